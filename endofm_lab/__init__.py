@@ -1,0 +1,44 @@
+"""endofm_lab: a workbench for Endo-FM, a foundation model for endoscopy video. For research, not for diagnosis."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> module. Imported at first use, so that `import endofm_lab` and `endofm-lab --help` stay quick.
+_PUBLIC = {
+    "UserError": "errors",
+    "VideoError": "errors",
+    "CheckpointError": "errors",
+    "ManifestError": "errors",
+    "open_video": "video.reader",
+    "write_video": "video.reader",
+    "ClipSpec": "video.clips",
+    "read_clip": "video.clips",
+    "InputSpec": "video.transforms",
+    "to_input": "video.transforms",
+    "PhantomSpec": "video.phantom",
+    "render": "video.phantom",
+    "write_phantom": "video.phantom_set",
+    "read_manifest": "data.manifest",
+    "write_manifest": "data.manifest",
+    "audit": "data.audit",
+    "build_backbone": "model.transformer",
+    "load_model": "model.checkpoints",
+    "save_model": "model.checkpoints",
+    "inspect_checkpoint": "model.checkpoints",
+    "predict_video": "predict",
+    "VideoPrediction": "predict",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"endofm_lab has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"endofm_lab.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
