@@ -1,0 +1,338 @@
+"""The whole video transformer: clip in, one CLS token and one token per patch and frame out.
+
+Written from TimeSformer (arXiv 2102.05095, section 3), ViT (2010.11929) and the shapes of Endo-FM (2306.16741).
+Letters: B clips, T frames, H W pixels, h w patches, N = h w patches of a frame, D width.
+
+Tokens travel as ``(B, T, 1 + N, D)``: every frame carries its own copy of CLS in front. Attention in space then needs
+no rearrangement. In the divided model the copies are equal at all times, because what a block adds to them is averaged
+over the frames; the price is one extra row in 197.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers import DropPath
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from endofm_lab.errors import UserError
+
+AttentionKind = Literal["divided", "space_only", "joint"]
+ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Everything that fixes the shapes of a ``VideoTransformer``.
+
+    ``image_px`` and ``frames`` are the size of the position and time embeddings; clips of any other size that is
+    divisible by ``patch_px`` and of any other length are accepted as well.
+
+    Raises:
+        UserError: a value is outside its range; the sentence names the range.
+    """
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    patch_px: int = 16
+    image_px: int = 224
+    frames: int = 8
+    mlp_ratio: float = 4.0
+    drop_path: float = 0.1  # of the last block; grows linearly from 0 at the first
+    attention: AttentionKind = "divided"
+    checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
+    mask_token: bool = False  # a learned token for masked modelling; the released models have none
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "patch_px", "image_px", "frames", "mlp_ratio"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}; give a number above 0.")
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f"drop_path is {self.drop_path}; give a probability from 0 to below 1.")
+        if self.width % self.heads:
+            raise UserError(f"width {self.width} cannot be shared by {self.heads} heads; give a multiple of the heads.")
+        if self.image_px % self.patch_px:
+            raise UserError(f"image_px {self.image_px} is not a multiple of patch_px {self.patch_px}; give one.")
+        if self.attention not in ATTENTION_KINDS:
+            raise UserError(f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_KINDS)}.")
+
+
+PRESETS = {
+    # tests: 0.06 M parameters
+    "micro": BackboneConfig(width=32, depth=2, heads=2, image_px=64, frames=4, drop_path=0.0),
+    # lessons and demo weights: 3.3 M parameters, 13 MB in float32
+    "tiny": BackboneConfig(width=192, depth=5, heads=3, image_px=128, drop_path=0.0),
+    # ViT-S/16 with time: 30.5 M parameters
+    "small": BackboneConfig(width=384, depth=12, heads=6),
+    # Endo-FM as released, ViT-B/16 with time: 121.3 M parameters
+    "base": BackboneConfig(),
+}
+
+
+def build_backbone(name: str, **overrides: Any) -> "VideoTransformer":
+    """A freshly initialised backbone of a preset, with any field of ``BackboneConfig`` overridden.
+
+    Args:
+        name: ``micro``, ``tiny``, ``small`` or ``base`` (the released Endo-FM).
+        overrides: fields of ``BackboneConfig``, for example ``frames=16`` or ``attention="joint"``.
+
+    Raises:
+        UserError: unknown preset, unknown field or a value outside its range.
+    """
+    if name not in PRESETS:
+        raise UserError(f"There is no backbone preset {name!r}; choose one of {', '.join(PRESETS)}.")
+    possible = [field.name for field in fields(BackboneConfig)]
+    for unknown in overrides.keys() - set(possible):
+        raise UserError(f"A backbone has no setting {unknown!r}; choose among {', '.join(possible)}.")
+    return VideoTransformer(replace(PRESETS[name], **overrides))
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """What the backbone returns, after its final norm.
+
+    Attributes:
+        cls: ``(B, D)``, the feature of the clip.
+        patches: ``(B, T, h, w, D)``.
+        spatial: attention within frames, per block ``(B, T, heads, 1 + h*w, 1 + h*w)``; row = query, column = key,
+            entry 0 is CLS. None unless asked for, and in the joint model.
+        temporal: attention between frames at one patch, per block ``(B, h, w, heads, T, T)``. None unless asked for,
+            and in models without temporal attention.
+        joint: attention among all tokens of the joint model, per block ``(B, heads, 1 + T*h*w, 1 + T*h*w)``; entry 0
+            is CLS, then frame after frame. None unless asked for, and in the other models.
+    """
+
+    cls: Tensor
+    patches: Tensor
+    spatial: tuple[Tensor, ...] | None = None
+    temporal: tuple[Tensor, ...] | None = None
+    joint: tuple[Tensor, ...] | None = None
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention along one axis of ``(B, T, N, D)``: space (N) or time (T)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, axis: Literal["space", "time"], maps: bool) -> tuple[Tensor, Tensor | None]:
+        """Tokens ``(B, T, N, D)`` and, if ``maps``, weights ``(B, T or N, heads, N or T, N or T)`` whose rows sum to 1.
+
+        Space uses the fused kernel unless the maps are asked for. Time always multiplies out: sequences of a few
+        frames are where the fused kernel is slow on CPUs.
+        """
+        batch = "b t" if axis == "space" else "b n"
+        sequence = "n" if axis == "space" else "t"
+        q, k, v = rearrange(self.qkv(x), f"b t n (three k d) -> three ({batch}) k {sequence} d", three=3, k=self.heads)
+        weights = None
+        if axis == "time" or maps:
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+            weights = scores.softmax(dim=-1)
+            y = weights @ v
+        else:
+            y = F.scaled_dot_product_attention(q, k, v)
+        B = x.shape[0]
+        y = self.proj(rearrange(y, f"({batch}) k {sequence} d -> b t n (k d)", b=B))
+        if not maps or weights is None:
+            return y, None
+        return y, rearrange(weights, "(b s) k i j -> b s k i j", b=B)
+
+
+class MLP(nn.Module):
+    """Two linear maps with an exact GELU between."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., D)`` -> ``(..., D)``."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """One block, pre-norm with residuals: attention in time (divided model only), attention in space, MLP."""
+
+    def __init__(self, config: BackboneConfig, drop_path: float) -> None:
+        super().__init__()
+        D = config.width
+        self.divided = config.attention == "divided"
+        self.norm1 = nn.LayerNorm(D, eps=1e-6)
+        self.attn = Attention(D, config.heads)
+        if self.divided:
+            self.temporal_norm1 = nn.LayerNorm(D, eps=1e-6)
+            self.temporal_attn = Attention(D, config.heads)
+            self.temporal_fc = nn.Linear(D, D)
+        self.norm2 = nn.LayerNorm(D, eps=1e-6)
+        self.mlp = MLP(D, round(D * config.mlp_ratio))
+        self.drop_path = DropPath(drop_path)  # drops a residual of whole clips
+
+    def forward(self, x: Tensor, maps: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """``(B, T, 1 + N, D)`` -> the same shape, and the maps over space ``(B, T, heads, 1 + N, 1 + N)`` and time
+        ``(B, N, heads, T, T)`` if asked for.
+        """
+        temporal = None
+        if self.divided:
+            y, temporal = self.temporal_attn(self.temporal_norm1(x[:, :, 1:]), "time", maps)  # CLS takes no part
+            x = x + F.pad(self.drop_path(self.temporal_fc(y)), (0, 0, 1, 0))
+        y, spatial = self.attn(self.norm1(x), "space", maps)
+        if self.divided:  # one CLS per clip: every frame's copy receives the mean over the frames
+            y[:, :, 0] = y[:, :, 0].mean(dim=1, keepdim=True)
+        x = x + self.drop_path(y)
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x, spatial, temporal
+
+
+class PatchEmbed(nn.Module):
+    """A ``patch_px`` x ``patch_px`` convolution with the same stride: pixels of each frame -> patch tokens."""
+
+    def __init__(self, width: int, patch_px: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_px, stride=patch_px)
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """``(B, 3, T, H, W)`` -> ``(B, T, h, w, D)``."""
+        frames = rearrange(clip, "b c t y x -> (b t) c y x")
+        return rearrange(self.proj(frames), "(b t) d h w -> b t h w d", b=clip.shape[0])
+
+
+class VideoTransformer(nn.Module):
+    """A vision transformer over clips.
+
+    ``config.attention`` chooses how frames exchange information:
+
+    - ``divided``: time and space take turns in every block (TimeSformer, Endo-FM). One CLS for the clip.
+    - ``space_only``: they do not. CLS is the mean over frames of each frame's own.
+    - ``joint``: every token attends to every token of the clip.
+
+    The state-dict keys of ``divided`` are those of the released weights.
+    """
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        self.config = config
+        D, grid = config.width, config.image_px // config.patch_px
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, D))
+        if config.attention != "space_only":
+            self.time_embed = nn.Parameter(torch.zeros(1, config.frames, D))
+        if config.mask_token:
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, D))
+        self.patch_embed = PatchEmbed(D, config.patch_px)
+        drop_path = torch.linspace(0, config.drop_path, config.depth).tolist()
+        self.blocks = nn.ModuleList(Block(config, p) for p in drop_path)
+        self.norm = nn.LayerNorm(D, eps=1e-6)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Truncated normal of 0.02 for weights and embeddings, zero biases, and a ``temporal_fc`` of zeros in every
+        block: the divided model starts as an image model that ignores time.
+        """
+        for name, parameter in self.named_parameters():
+            if "norm" in name:
+                nn.init.constant_(parameter, 1.0 if name.endswith("weight") else 0.0)
+            elif name.endswith("bias") or "temporal_fc" in name:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+    def forward(self, clip: Tensor, attention: bool = False, mask: Tensor | None = None) -> VideoTokens:
+        """Tokens of a clip, and its attention maps if asked for.
+
+        Args:
+            clip: ``(B, 3, T, H, W)`` float, normalised as the model's card says; H and W multiples of the patch.
+            attention: also return the maps of every block, computed without the fused kernel.
+            mask: ``(B, T, h, w)`` bool; patches where it is True are replaced by the mask token before the position
+                and time embeddings are added (needs ``mask_token=True``).
+
+        Raises:
+            UserError: the clip or the mask has a wrong shape or type.
+        """
+        self._check(clip, mask)
+        x, h, w = self._embed(clip, mask)
+        spatial, temporal = [], []
+        for block in self.blocks:
+            if self.config.checkpointing and torch.is_grad_enabled():
+                x, in_space, in_time = checkpoint(block, x, attention, use_reentrant=False)
+            else:
+                x, in_space, in_time = block(x, attention)
+            spatial.append(in_space)
+            temporal.append(in_time)
+        x = self.norm(x)
+        kind = self.config.attention
+        cls = x[:, :, 0].mean(dim=1)  # over equal copies (divided), the frames (space_only) or the only one (joint)
+        patches = rearrange(x[:, :, 1:], "b s (t h w) d -> b (s t) h w d", h=h, w=w)
+        if not attention:
+            return VideoTokens(cls, patches)
+        if kind == "joint":
+            return VideoTokens(cls, patches, joint=tuple(m.squeeze(1) for m in spatial))
+        if kind == "space_only":
+            return VideoTokens(cls, patches, spatial=tuple(spatial))
+        over_time = tuple(rearrange(m, "b (h w) k i j -> b h w k i j", h=h) for m in temporal)
+        return VideoTokens(cls, patches, spatial=tuple(spatial), temporal=over_time)
+
+    def _embed(self, clip: Tensor, mask: Tensor | None) -> tuple[Tensor, int, int]:
+        """Clip -> tokens ``(B, T, 1 + N, D)`` with their position and time, and the grid's h and w."""
+        x = self.patch_embed(clip)
+        B, T, h, w, D = x.shape
+        if mask is not None:
+            x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
+        x = rearrange(x, "b t h w d -> b t (h w) d") + self._position(h, w)
+        if self.config.attention != "space_only":
+            x = x + self._time(T)
+        if self.config.attention == "joint":  # one long frame
+            x = rearrange(x, "b t n d -> b 1 (t n) d")
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(B, x.shape[1], 1, D)
+        return torch.cat([cls.to(x.dtype), x], dim=2), h, w
+
+    def _position(self, h: int, w: int) -> Tensor:
+        """Position embedding of the patches, ``(1, 1, h*w, D)``, resized by nearest neighbour.
+
+        The released weights were trained and used with *nearest*, and resized only if the number of patches differs:
+        a grid of another form but the same number keeps the embedding in its order. Both are kept.
+        """
+        position = self.pos_embed[:, 1:]
+        if position.shape[1] != h * w:
+            grid = rearrange(position, "b (g f) d -> b d g f", g=self.config.image_px // self.config.patch_px)
+            position = rearrange(F.interpolate(grid, size=(h, w), mode="nearest"), "b d h w -> b (h w) d")
+        return position[:, None]
+
+    def _time(self, T: int) -> Tensor:
+        """Time embedding, ``(1, T, 1, D)``, resized by nearest neighbour (3 of 8: entries 0, 2, 5)."""
+        time: Tensor = self.time_embed
+        if time.shape[1] != T:
+            time = rearrange(F.interpolate(rearrange(time, "b t d -> b d t"), size=T, mode="nearest"), "b d t -> b t d")
+        return time[:, :, None]
+
+    def _check(self, clip: Tensor, mask: Tensor | None) -> None:
+        patch = self.config.patch_px
+        if clip.ndim != 5 or clip.shape[1] != 3 or 0 in clip.shape:
+            raise UserError(
+                f"The clip has shape {tuple(clip.shape)}; the backbone takes (B, 3, T, H, W): make it with to_input."
+            )
+        if not clip.is_floating_point():
+            raise UserError(f"The clip holds {clip.dtype}; the backbone takes normalised floats: use to_input.")
+        H, W = clip.shape[3:]
+        if H % patch or W % patch:
+            near = [max(patch, round(side / patch) * patch) for side in (H, W)]
+            raise UserError(
+                f"Frames of {H} x {W} px do not divide into patches of {patch} px; "
+                f"resize them, for example to {near[0]} x {near[1]} px."
+            )
+        if mask is None:
+            return
+        if not self.config.mask_token:
+            raise UserError("This backbone has no mask token; build it with mask_token=True to use a mask.")
+        expected = (clip.shape[0], clip.shape[2], H // patch, W // patch)
+        if mask.dtype != torch.bool or tuple(mask.shape) != expected:
+            raise UserError(
+                f"The mask is {mask.dtype} of shape {tuple(mask.shape)}; give a bool mask of shape {expected}."
+            )
