@@ -1,0 +1,250 @@
+"""Patient-wise splits: groups stay whole, classes stay balanced, and the balance reached is reported.
+
+A group is what must never be on two sides: all rows that share a patient, a video or a sequence, directly or through
+other rows (connected components). Groups are dealt out greedily, largest first, then improved by moves and exchanges;
+the seed decides between equals, so the same table and seed always give the same split.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from endofm_lab.errors import UserError
+
+SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
+GROUP_COLUMNS = ("patient", "video", "sequence")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part for every row, and how well classes and sizes came out.
+
+    Attributes:
+        name: what the split is called in reports, such as `holdout-seed0` or `official`.
+        parts: (N,) str, the part of each row; empty where the row has none.
+        balance: one row per class and part: ``rows``, ``groups``, ``share`` (of the class's rows), ``wanted``.
+        n_groups: number of groups in the table.
+        torn: number of groups with rows in more than one part; 0 for every split made here.
+    """
+
+    name: str
+    parts: np.ndarray
+    balance: pd.DataFrame
+    n_groups: int
+    torn: int
+
+    @property
+    def deviation(self) -> float:
+        """Mean over classes and parts of abs(share - wanted), 0 for a perfect split."""
+        return float((self.balance["share"] - self.balance["wanted"]).abs().mean())
+
+    def text(self) -> str:
+        """The balance as plain text."""
+        head = f"{self.name}: {self.n_groups:,} groups, {self.torn:,} torn apart, mean deviation {self.deviation:.3f}"
+        table = self.balance.assign(share=self.balance["share"].round(3), wanted=self.balance["wanted"].round(3))
+        return head + "\n" + table.to_string(index=False)
+
+
+def group_ids(table: pd.DataFrame, links: np.ndarray | None = None) -> np.ndarray:
+    """Int64 (N,) group of every row: rows with a common patient, video or sequence are in one group.
+
+    Patients and sequences are compared within their data set, because `patient 1` of two data sets are two people.
+
+    Args:
+        table: a manifest's table; empty cells bind nothing.
+        links: (L, 2) pairs of row numbers that must stay together too, such as near-duplicates found by the audit.
+    """
+    n = len(table)
+    rows, keys, n_keys = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+    for column in GROUP_COLUMNS:
+        if column not in table:
+            continue
+        text = table[column].fillna("").astype(str)
+        scope = text if column == "video" else table["dataset"].fillna("").astype(str) + "\x00" + text
+        codes, unique = pd.factorize(scope)
+        known = (text != "").to_numpy()
+        rows.append(np.flatnonzero(known))
+        keys.append(codes[known] + n_keys)
+        n_keys += len(unique)
+    start, end = np.concatenate(rows), np.concatenate(keys) + n
+    if links is not None and len(links):
+        start, end = np.concatenate([start, links[:, 0]]), np.concatenate([end, links[:, 1]])
+    size = n + n_keys
+    graph = coo_array((np.ones(len(start), bool), (start, end)), shape=(size, size))
+    component = connected_components(graph, directed=False)[1][:n]
+    return pd.factorize(component)[0].astype(np.int64)  # numbered by first appearance
+
+
+def holdout(
+    table: pd.DataFrame,
+    shares: Mapping[str, float] = SHARES,
+    seed: int = 0,
+    links: np.ndarray | None = None,
+) -> Split:
+    """Whole groups dealt into named parts, classes balanced.
+
+    Args:
+        table: a manifest's table.
+        shares: wanted share of each part; they sum to 1.
+        seed: decides between equally good deals.
+        links: further pairs of rows to keep together, see :func:`group_ids`.
+
+    Raises:
+        UserError: when the shares are no shares, or there are fewer groups than parts.
+    """
+    if any(share <= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
+        raise UserError(f"The shares of a split are positive and sum to 1; got {dict(shares)}.")
+    groups = group_ids(table, links)
+    wanted = np.array(list(shares.values()))
+    parts = np.array(list(shares), dtype=object)[_deal(table, groups, wanted, seed)[groups]]
+    return _report(f"holdout-seed{seed}", table, groups, parts, dict(shares))
+
+
+def kfold(
+    table: pd.DataFrame, k: int = 5, seed: int = 0, validation: bool = True, links: np.ndarray | None = None
+) -> list[Split]:
+    """``k`` splits; fold i is the test part of split i and, with ``validation``, fold i + 1 its validation part."""
+    if k < 2 or (validation and k < 3):
+        raise UserError(f"k is at least 2, and at least 3 with a validation part; got {k}.")
+    groups = group_ids(table, links)
+    fold = _deal(table, groups, np.full(k, 1 / k), seed)[groups]
+    splits = []
+    for i in range(k):
+        parts = np.full(len(table), "train", dtype=object)
+        parts[fold == i] = "test"
+        shares = {"train": 1 - 1 / k, "test": 1 / k}
+        if validation:
+            parts[fold == (i + 1) % k] = "val"
+            shares = {"train": 1 - 2 / k, "val": 1 / k, "test": 1 / k}
+        splits.append(_report(f"{k}fold-seed{seed}-fold{i}", table, groups, parts, shares))
+    return splits
+
+
+def official(table: pd.DataFrame, name: str = "official") -> Split:
+    """The split that the manifest already carries, under its name, with the balance and the groups it tears apart."""
+    parts = table["split"].fillna("").astype(str).to_numpy(dtype=object)
+    named = parts[parts != ""]
+    if not len(named):
+        raise UserError("The manifest carries no split of its own: its 'split' column is empty. Use holdout or kfold.")
+    names, counts = np.unique(named.astype(str), return_counts=True)
+    shares = dict(zip(names.tolist(), (counts / counts.sum()).tolist(), strict=True))
+    return _report(name, table, group_ids(table), parts, shares)
+
+
+def class_matrix(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """Float64 (N, K) of 0 and 1 with the labels of every row (several labels by ``|``), and the K names, sorted."""
+    codes, unique = pd.factorize(table["label"].fillna("").astype(str))
+    dummies = pd.Series(unique).str.get_dummies("|").astype(float)
+    return dummies.to_numpy()[codes], list(dummies.columns)
+
+
+def _deal(table: pd.DataFrame, groups: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
+    """The part of each group, int64 (G,).
+
+    Minimises sum over parts p and classes c of (n_pc - w_p n_c)^2 / (w_p n_c), with the number of rows as one more
+    class: the chi-square distance of every part from the whole, so rare classes weigh as much as common ones.
+    """
+    n_groups = int(groups.max()) + 1 if len(groups) else 0
+    if n_groups < len(wanted):
+        raise UserError(
+            f"{n_groups} groups (patients, videos, sequences) cannot be dealt into {len(wanted)} parts; "
+            "use fewer parts or more data."
+        )
+    labels, _ = class_matrix(table)
+    labels = np.concatenate([labels, np.ones((len(table), 1))], axis=1)
+    counts = np.zeros((n_groups, labels.shape[1]))
+    np.add.at(counts, groups, labels)
+    total = counts.sum(axis=0)
+    scaled = counts / np.sqrt(total)  # then the objective is a plain squared distance
+    aim = wanted[:, None] * np.sqrt(total)  # (P, C)
+
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(n_groups)
+    order = order[np.argsort(-counts[order, -1], kind="stable")]
+    part = np.full(n_groups, -1)
+    have = np.zeros_like(aim)
+    weight = 1 / wanted
+    for group in order:
+        # Adding x to part p changes its term by w (2 x.(have - aim) + x.x).
+        x = scaled[group]
+        cost = weight * (2 * ((have - aim) @ x) + x @ x)
+        part[group] = best = int(np.argmin(cost))
+        have[best] += x
+    _fill_empty(part, order, have, scaled)
+    for _ in range(20):
+        if not _improve(part, order, have, aim, scaled, weight):
+            break
+    return part
+
+
+def _fill_empty(part: np.ndarray, order: np.ndarray, have: np.ndarray, scaled: np.ndarray) -> None:
+    """Every part gets a group, the smallest of the part with the most groups."""
+    n_parts = len(have)
+    for p in range(n_parts):
+        sizes = np.bincount(part, minlength=n_parts)
+        if sizes[p] == 0:
+            group = next(g for g in order[::-1] if part[g] == int(np.argmax(sizes)))
+            have[part[group]] -= scaled[group]
+            have[p] += scaled[group]
+            part[group] = p
+
+
+def _improve(
+    part: np.ndarray, order: np.ndarray, have: np.ndarray, aim: np.ndarray, scaled: np.ndarray, weight: np.ndarray
+) -> bool:
+    """One pass of moves and exchanges that lower the objective; False when there were none."""
+    n_parts, changed = len(have), False
+    sizes = np.bincount(part, minlength=n_parts)
+    # Exchanges are tried for the largest groups only: small ones are placed well by moves.
+    swappable = order[:200]
+    for rank, group in enumerate(order):
+        p, x = part[group], scaled[group]
+        over = have - aim
+        add = weight * (2 * (over @ x) + x @ x)
+        leave = weight[p] * (x @ x - 2 * (over[p] @ x))
+        gain = leave + add
+        gain[p] = 0.0
+        q = int(np.argmin(gain))
+        if gain[q] < -1e-9 and sizes[p] > 1:
+            part[group] = q
+            have[p] -= x
+            have[q] += x
+            sizes[p] -= 1
+            sizes[q] += 1
+            changed = True
+        elif rank < len(swappable):
+            others = swappable[part[swappable] != p]
+            if len(others):
+                y, q_of = scaled[others], part[others]
+                d = y - x  # part p gains d, part q loses d
+                dd = (d * d).sum(axis=1)
+                gain = weight[p] * (2 * (d @ over[p]) + dd) + weight[q_of] * (dd - 2 * (d * over[q_of]).sum(axis=1))
+                best = int(np.argmin(gain))
+                if gain[best] < -1e-9:
+                    other, q = int(others[best]), int(q_of[best])
+                    part[group], part[other] = q, p
+                    have[p] += d[best]
+                    have[q] -= d[best]
+                    changed = True
+    return changed
+
+
+def _report(name: str, table: pd.DataFrame, groups: np.ndarray, parts: np.ndarray, shares: dict[str, float]) -> Split:
+    labels, names = class_matrix(table)
+    rows = []
+    for k, label in enumerate([*names, "(all rows)"]):
+        inside = labels[:, k] > 0 if k < len(names) else np.ones(len(table), bool)
+        inside = inside & (parts != "")
+        for part, wanted in shares.items():
+            here = inside & (parts == part)
+            share = here.sum() / max(inside.sum(), 1)
+            rows.append((label, part, int(here.sum()), len(np.unique(groups[here])), float(share), float(wanted)))
+    balance = pd.DataFrame(rows, columns=["label", "part", "rows", "groups", "share", "wanted"])
+    placed = parts != ""
+    pairs = pd.DataFrame({"group": groups[placed], "part": parts[placed].astype(str)}).drop_duplicates()
+    torn = int((pairs["group"].value_counts() > 1).sum())
+    return Split(name, parts, balance, int(groups.max()) + 1, torn)
