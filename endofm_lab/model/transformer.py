@@ -227,7 +227,7 @@ class VideoTransformer(nn.Module):
         if config.mask_token:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, D))
         self.patch_embed = PatchEmbed(D, config.patch_px)
-        drop_path = torch.linspace(0, config.drop_path, config.depth).tolist()
+        drop_path = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, p) for p in drop_path)
         self.norm = nn.LayerNorm(D, eps=1e-6)
         self.reset_parameters()
