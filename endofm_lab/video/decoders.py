@@ -1,0 +1,351 @@
+"""From bytes on disk to RGB pictures: video files (PyAV, and decord for sparse access) and folders of images.
+
+PyAV's list of packets is the truth about a file: which frames are shown, in which order and when. Both decoders answer
+to it. decord is used only where its own time stamps agree with that list: in AVI files without presentation times it
+returns neighbouring frames, and a stream-copied cut makes it count frames that no player shows.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from PIL import Image, ImageOps
+
+from endofm_lab.errors import VideoError
+
+try:
+    import decord
+except ImportError:  # no wheel for this platform: PyAV reads everything
+    decord = None
+else:
+    decord.logging.set_level(decord.logging.QUIET)
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+
+# Demuxers of video files proper. Play lists, image patterns and text renderers stay out: they open other files.
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,mxf,gif,dv,rm,h264,hevc"
+
+# Codecs whose decoders report damaged data. MPEG-4 Part 2 drops a damaged frame without a word, and decord then returns
+# the next one in its place; PyAV shows the gap in the time stamps.
+_DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mjpeg"})
+
+
+class VideoFile:
+    """The frames of one video file in presentation order, decoded by PyAV.
+
+    Holds the index of the file and no open handle: every call of :meth:`frames` opens the file for itself, so that
+    threads never share a decoder.
+
+    Attributes:
+        path: The file.
+        codec: FFmpeg's name of the codec, such as ``h264``.
+        fps: Average frame rate.
+        times_s: Presentation times in seconds ``(n_frames,)`` float64, the first frame at 0.
+        first_s: Presentation time of the first frame on the file's own clock, in seconds.
+        duration_s: End of the last frame in seconds.
+        size_hw_px: Height and width after rotation.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if missing := missing_bytes(path):
+            raise VideoError(
+                path, f"the file is cut off, its header promises {missing:,} more bytes; copy it again from its source"
+            )
+        with self._open() as (container, stream):
+            self.codec = stream.codec_context.codec.canonical_name
+            self._read_index(container, stream)
+            _, first = next(self.frames([0]))
+            self.size_hw_px = (first.shape[0], first.shape[1])
+
+    @property
+    def n_frames(self) -> int:
+        """Number of frames that are shown."""
+        return len(self.times_s)
+
+    def _read_index(self, container: Any, stream: Any) -> None:
+        """List the packets of the stream (no decoding): which frames are shown, when, and where decoding can start."""
+        with self._readable("its packets cannot be listed"):
+            packets = [packet for packet in container.demux(stream) if packet.size]
+        if packets and packets[-1].is_corrupt:
+            raise VideoError(self.path, "the file is cut off inside its last frame; copy it again from its source")
+        ordered = container.format.name != "avi" or not stream.codec_context.has_b_frames
+        stamps = [packet.pts if packet.pts is not None or not ordered else packet.dts for packet in packets]
+        self._seekable = ordered and None not in stamps and len(set(stamps)) == len(stamps)
+        if not self._seekable:  # no presentation times: frames are counted from the start, evenly spaced in time
+            stamps = list(range(len(packets)))
+        keys = [stamp for stamp, packet in zip(stamps, packets, strict=True) if packet.is_keyframe]
+        if not keys:
+            raise VideoError(self.path, "the file holds no frame that can be decoded; check that it is a whole video")
+        # Pre-roll has negative stamps or the discard flag: needed for decoding, never shown.
+        # What comes before the first key frame cannot be decoded by any player.
+        shown = sorted(
+            (stamp, packet.duration or 0)
+            for stamp, packet in zip(stamps, packets, strict=True)
+            if stamp >= max(0, keys[0]) and not packet.is_discard
+        )
+        if not shown:
+            raise VideoError(self.path, "the file holds no frame that is shown; check that it is a whole video")
+        self._stamps = np.array([stamp for stamp, _ in shown], dtype=np.int64)
+        self._keys = np.array(sorted(keys), dtype=np.int64)
+        self._number = {stamp: number for number, (stamp, _) in enumerate(shown)}
+        rate = stream.average_rate or stream.guessed_rate
+        tick = Fraction(stream.time_base) if self._seekable or not rate else 1 / Fraction(rate)
+        self.times_s = (self._stamps - self._stamps[0]) * float(tick)
+        self.first_s = float(self._stamps[0] * tick)
+        self.fps = Fraction(rate) if rate else Fraction(len(shown) - 1 or 1, int(np.ptp(self._stamps)) or 1) / tick
+        last_s = float(shown[-1][1] * tick) if self._seekable else 0.0
+        self.duration_s = float(self.times_s[-1]) + (last_s or float(1 / self.fps))
+
+    def frames(self, wanted: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode the frames with the ascending numbers ``wanted``; yields ``(number, uint8 (H, W, 3) RGB)``.
+
+        Seeks only where a key frame lies between the last frame and the next; what is decoded on the way is let go.
+        """
+        with self._open() as (container, stream):
+            stream.thread_type = "AUTO"
+            to_rgb = VideoReformatter()
+            decoded: Iterator[tuple[int, av.VideoFrame]] = iter(())
+            at = -1  # number of the last frame that came out
+            for number in wanted:
+                key = self._key_before(number)
+                if at < 0 or at + 1 < key:
+                    decoded = self._decode_from(container, stream, number)
+                at, frame = next((item for item in decoded if item[0] >= number), (-1, None))
+                if frame is None or at != number or frame.is_corrupt:
+                    raise VideoError(self.path, self._damage(number))
+                with self._readable(self._damage(number)):
+                    yield number, self._upright(number, frame, to_rgb)
+
+    def _upright(self, number: int, frame: av.VideoFrame, to_rgb: VideoReformatter) -> np.ndarray:
+        quarter_turns, rest = divmod(round(frame.rotation), 90)
+        if rest:
+            raise VideoError(
+                self.path, f"it asks to be turned by {frame.rotation} degrees; 90, 180 and 270 work: convert it upright"
+            )
+        rgb = to_rgb.reformat(frame, format="rgb24").to_ndarray()
+        picture: np.ndarray = np.ascontiguousarray(np.rot90(rgb, quarter_turns))
+        size = getattr(self, "size_hw_px", picture.shape[:2])
+        if picture.shape[:2] != size:
+            raise VideoError(
+                self.path,
+                f"frame {number} has {picture.shape[1]}x{picture.shape[0]} px, the first one {size[1]}x{size[0]} px; "
+                "split the file where the size changes",
+            )
+        return picture
+
+    def _key_before(self, number: int) -> int:
+        """Number of the last frame at or before ``number`` where decoding can start; 0 where seeking is impossible."""
+        if not self._seekable:
+            return 0
+        key = self._keys[np.searchsorted(self._keys, self._stamps[number], side="right") - 1]
+        return int(np.searchsorted(self._stamps, key))
+
+    def _decode_from(self, container: Any, stream: Any, number: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames in presentation order with their numbers, the first at or before ``number``."""
+        if not self._seekable:
+            container.seek(0)
+            return enumerate(self._decoded(container, stream))
+        last = int(np.searchsorted(self._keys, self._stamps[number], side="right")) - 1
+        # Some containers seek by decoding time and land on a later key frame: then start one key frame earlier.
+        for key in self._keys[last::-1]:
+            with self._readable(self._damage(number)):
+                container.seek(int(key), stream=stream)
+            decoded = (
+                (self._number[frame.pts], frame)
+                for frame in self._decoded(container, stream)
+                if frame.pts in self._number
+            )
+            first = next(decoded, None)
+            if first is not None and first[0] <= number:
+                return chain([first], decoded)
+        raise VideoError(self.path, self._damage(number))
+
+    @staticmethod
+    def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
+        """Decoded frames up to the end or to the first damaged packet: what depends on that one cannot be trusted."""
+        try:
+            yield from container.decode(stream)
+        except av.FFmpegError:
+            return
+
+    def _damage(self, number: int) -> str:
+        return (
+            f"frame {number} of {self.n_frames} (at {self.times_s[number]:.2f} s) cannot be decoded; "
+            "the file is damaged there, copy it again from its source"
+        )
+
+    @contextmanager
+    def _open(self) -> Iterator[tuple[Any, Any]]:
+        options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
+        with self._readable("it is not a video, or its index is missing because it was cut off"):
+            container = av.open(f"file:{self.path.absolute()}", options=options)
+        with container:
+            pictures = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
+            if not pictures or pictures[0].codec_context is None:
+                raise VideoError(self.path, "it holds no video stream that can be decoded; choose a video file")
+            yield container, pictures[0]
+
+    @contextmanager
+    def _readable(self, reason: str) -> Iterator[None]:
+        """Turn the decoder's complaints into a :class:`VideoError` with ``reason``."""
+        try:
+            yield
+        except (av.FFmpegError, OSError) as error:
+            raise VideoError(self.path, f"{reason} ({error.strerror})") from error
+
+
+class SparseReader:
+    """decord's random access to a file whose index PyAV has read. Not safe under threads: hold a lock."""
+
+    def __init__(self, reader: Any, first: int) -> None:
+        self._reader = reader
+        self._first = first  # decord also counts the pre-roll frames before the first one that is shown
+
+    @classmethod
+    def of(cls, file: VideoFile) -> "SparseReader | None":
+        """A reader, or None where decord is absent, cannot open the file, or disagrees with its index."""
+        if decord is None or file.codec not in _DECORD_CODECS:
+            return None
+        try:
+            # decord repeats a neighbour for a damaged frame unless told that not a single one may fail.
+            reader = decord.VideoReader(str(file.path.absolute()), fault_tol=1e-9)
+            stamps_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]  # float32
+        except (decord.DECORDError, RuntimeError):
+            return None
+        first = len(reader) - file.n_frames
+        if first < 0 or not np.allclose(stamps_s[first:], file.times_s + file.first_s, rtol=1e-6, atol=1e-3):
+            return None
+        return cls(reader, first)
+
+    def read(self, numbers: np.ndarray) -> np.ndarray | None:
+        """Frames with the ascending ``numbers`` as uint8 ``(T, H, W, 3)`` RGB; None where decord gives up."""
+        try:
+            return self._reader.get_batch((numbers + self._first).tolist()).asnumpy()
+        except (decord.DECORDError, RuntimeError):
+            return None
+
+
+class ImageSequence:
+    """Pictures of one size as a video: a folder in natural order (``9.png`` before ``10.png``), or a single image.
+
+    Hidden files, sub-folders and files of other kinds are ignored. The attributes are those of :class:`VideoFile`.
+    """
+
+    def __init__(self, path: Path, fps: Fraction) -> None:
+        self.path = path
+        candidates = [path] if path.is_file() else sorted(path.iterdir(), key=_natural)
+        self._files = [
+            file
+            for file in candidates
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+        ]
+        if not self._files:
+            raise VideoError(path, f"the folder holds no image; supported are {', '.join(sorted(IMAGE_SUFFIXES))}")
+        self.codec = self._files[0].suffix.lower().lstrip(".")
+        self.fps = fps
+        self.times_s = np.arange(len(self._files)) / float(fps)
+        self.duration_s = len(self._files) / float(fps)
+        first = self._open(0)
+        self.size_hw_px = (first.height, first.width)
+        for number in range(1, len(self._files)):
+            self._open(number)
+
+    @property
+    def n_frames(self) -> int:
+        """Number of images."""
+        return len(self._files)
+
+    def frames(self, wanted: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode the images with the numbers ``wanted``; yields ``(number, uint8 (H, W, 3) RGB)``."""
+        for number in wanted:
+            with _image_errors(self._files[number]):
+                yield number, np.array(self._open(number).convert("RGB"))
+
+    def _open(self, number: int) -> Image.Image:
+        """The image behind its header, upright; pixels are decoded later, unless it has to be turned."""
+        file = self._files[number]
+        with _image_errors(file):
+            image: Image.Image = Image.open(file)
+            if image.getexif().get(0x0112, 1) != 1:
+                image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):
+            raise VideoError(file, f"its pixels are of kind {image.mode}, not 8 bit; convert it to 8-bit RGB or grey")
+        size = getattr(self, "size_hw_px", (image.height, image.width))
+        if (image.height, image.width) != size:
+            raise VideoError(
+                file,
+                f"it has {image.width}x{image.height} px, the first image {size[1]}x{size[0]} px; "
+                "all frames of a folder need one size",
+            )
+        return image
+
+
+@contextmanager
+def _image_errors(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except VideoError:
+        raise
+    # Pillow's plug-ins raise SyntaxError, ValueError, struct.error and others on broken bytes.
+    except Exception as error:
+        raise VideoError(file, f"the image cannot be decoded ({error}); replace it or remove it") from error
+
+
+def _natural(path: Path) -> list[tuple[int, int | str]]:
+    """Sorting key that compares runs of digits as numbers: ``frame9`` < ``frame10``; ties broken by the name."""
+    parts = re.split(r"(\d+)", path.name)
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part] + [(2, path.name)]
+
+
+def missing_bytes(path: Path) -> int:
+    """How many bytes a file lacks by its own structure; 0 when it is whole or of a kind that does not tell.
+
+    Knows the boxes of MP4 and MOV (ISO/IEC 14496-12), the chunks of AVI (RIFF) and the segment of Matroska and WebM
+    (RFC 9559). Decoders themselves read a file cut off between two frames as a shorter one, without a word.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(4096)
+        if head[:4] == b"RIFF" or head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+            riff = head[:4] == b"RIFF"
+            at = 0
+            while at + 8 <= size:
+                file.seek(at)
+                box = file.read(16)
+                name, length = (box[:4], 8 + int.from_bytes(box[4:8], "little")) if riff else _mp4_box(box)
+                if not name.isalnum() or length < 8:  # padding, or a length that says "to the end of the file"
+                    return 0
+                at += length + (length % 2 if riff else 0)
+            # Writers disagree on whether a RIFF length counts its own header and its padding.
+            return max(0, at - size - (9 if riff else 0))
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        length, at = _ebml_length(head, 4)
+        at += length
+        if head[at : at + 4] == b"\x18\x53\x80\x67":
+            length, at = _ebml_length(head, at + 4)
+            return max(0, at + length - size)
+    return 0
+
+
+def _mp4_box(head: bytes) -> tuple[bytes, int]:
+    """Name and whole length of the box that begins with ``head``; a length of 1 says that 64 bits follow."""
+    length = int.from_bytes(head[:4], "big")
+    return head[4:8], int.from_bytes(head[8:16], "big") if length == 1 else length
+
+
+def _ebml_length(data: bytes, at: int) -> tuple[int, int]:
+    """An EBML length at ``at``, its leading zeros give its size, and the place behind it; 0 for "unknown" (live)."""
+    if at >= len(data) or not data[at]:
+        return 0, at
+    n_bytes = 9 - data[at].bit_length()
+    mask = (1 << 7 * n_bytes) - 1
+    value = int.from_bytes(data[at : at + n_bytes], "big") & mask
+    return (0 if value == mask else value), at + n_bytes
