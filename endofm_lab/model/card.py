@@ -1,0 +1,247 @@
+"""The card that travels with weights: what the model is, what it wants to see, and where its numbers come from."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict, get_args
+
+from endofm_lab import __version__
+from endofm_lab.errors import CheckpointError
+from endofm_lab.files import read_json
+from endofm_lab.video.clips import ClipSpec
+from endofm_lab.video.transforms import InputSpec
+
+RESEARCH_USE = "For research and teaching only. Not a medical device; not for diagnosis."
+
+WEIGHTS_FILE = "model.safetensors"  # the two files of a model folder
+CARD_FILE = "card.json"
+
+HeadKind = Literal["multiclass", "multilabel", "mask", "box"]
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What one head answers: classes in the order of its outputs; ``temperature`` divides logits of class heads."""
+
+    kind: HeadKind
+    classes: tuple[str, ...]
+    temperature: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(HeadKind):
+            raise CheckpointError(f"A head's kind is {self.kind!r}; it must be one of {', '.join(get_args(HeadKind))}.")
+        object.__setattr__(self, "classes", tuple(self.classes))
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise CheckpointError(f"A head has the classes {list(self.classes)}; give at least one, all different.")
+        if self.temperature is not None and not (self.temperature > 0 and self.kind in ("multiclass", "multilabel")):
+            raise CheckpointError(
+                f"A {self.kind} head has temperature {self.temperature}; it must be above 0 and belong to a class head."
+            )
+
+
+class Resized(TypedDict):
+    """One tensor that was brought to another size on its way into the model."""
+
+    key: str
+    before: list[int]
+    after: list[int]
+    how: str
+
+
+class InitialisationRecord(TypedDict):
+    """What a model's weights were before its training: ``summary`` for readers, the rest for programs.
+
+    Lists of tensors are shortened over blocks: ``blocks.0-11.norm1.weight`` stands for twelve.
+    """
+
+    summary: str
+    source: NotRequired[str]  # file name or hub id, never a local path
+    sha256: NotRequired[str]
+    layout: NotRequired[str]  # which layout the file had, see layouts.py
+    network: NotRequired[str]  # teacher, student or model
+    taken: NotRequired[list[str]]  # tensors of the backbone that come from the file
+    new: NotRequired[list[str]]  # tensors of the backbone that stayed as they were built
+    resized: NotRequired[list[Resized]]  # those of `taken` that changed size
+    folded: NotRequired[list[str]]  # tensors of the file that were multiplied into others (LayerScale)
+    not_taken: NotRequired[list[str]]  # tensors of the file that went nowhere
+
+
+class DataRecord(TypedDict, total=False):
+    """The data a model was trained on."""
+
+    description: str
+    fingerprint: str  # SHA-256 of the manifest's content
+    generated: bool  # True: phantom; False: real video
+    split: str  # how patients were divided
+
+
+class Metric(TypedDict):
+    """One measured number, with what is needed to measure it again."""
+
+    name: str
+    value: float
+    interval: NotRequired[list[float]]  # 95 %, by patient-level bootstrap
+    data: NotRequired[str]
+    split: NotRequired[str]
+    seed: NotRequired[int]
+    command: NotRequired[str]
+
+
+SCRATCH: InitialisationRecord = {"summary": "Random: every tensor as it was built, nothing was read from a file."}
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Everything about a model that its tensors do not say. `to_json` and `from_json` are exact inverses.
+
+    Attributes:
+        name: what to call the model in figures and reports.
+        backbone: ``kind`` ("video_transformer") and the fields of its configuration.
+        input: size in pixels, mean and standard deviation its frames were normalised with.
+        clip: frames per clip and their spacing in training.
+        heads: name -> what that head answers.
+        initialisation: the true start of its weights, before training.
+        data: what it was trained on; empty if it was not trained here.
+        audit: the verdict of the leakage audit on that data.
+        metrics: measured numbers.
+        licence: of the weights, with the research-use notice.
+        version: of this library, when the card was made.
+        weights_sha256: of the file the weights lie in; None for a model that was never saved.
+    """
+
+    name: str
+    backbone: dict[str, Any]
+    input: InputSpec
+    clip: ClipSpec
+    heads: dict[str, HeadSpec] = field(default_factory=dict)
+    initialisation: InitialisationRecord = field(default_factory=lambda: SCRATCH.copy())
+    data: DataRecord = field(default_factory=DataRecord)
+    audit: str | None = None
+    metrics: tuple[Metric, ...] = ()
+    licence: str = RESEARCH_USE
+    version: str = __version__
+    weights_sha256: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the card, and so of its weights once they were saved or read from a file."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as plain JSON values."""
+        value = asdict(self)
+        value["input"] |= {"mean": list(self.input.mean), "std": list(self.input.std)}
+        clip = {key: item for key, item in asdict(self.clip).items() if item is not None}
+        value["clip"] = {key: str(item) if isinstance(item, Fraction) else item for key, item in clip.items()}
+        value["heads"] = {
+            name: {k: list(v) if k == "classes" else v for k, v in asdict(head).items() if v is not None}
+            for name, head in self.heads.items()
+        }
+        value["metrics"] = list(self.metrics)
+        return value
+
+    @classmethod
+    def from_json(cls, value: Any, source: str = "card.json") -> "ModelCard":
+        """The card written by `to_json`.
+
+        Raises:
+            CheckpointError: a key is unknown, missing or of the wrong form; the message names it and ``source``.
+        """
+        value = dict(_checked(value, *_keys(cls), source))
+        if not isinstance(value["backbone"], dict) or "kind" not in value["backbone"]:
+            raise CheckpointError(f"{source}: backbone must be an object with a 'kind', not {value['backbone']!r}.")
+        input_ = _checked(value["input"], *_keys(InputSpec), f"{source}: input")
+        clip = dict(_checked(value["clip"], *_keys(ClipSpec), f"{source}: clip"))
+        heads = _checked(value.get("heads", {}), None, [], f"{source}: heads")
+        _checked(value.get("initialisation", SCRATCH), *_typed(InitialisationRecord), f"{source}: initialisation")
+        _checked(value.get("data", {}), *_typed(DataRecord), f"{source}: data")
+        for metric in value.get("metrics", []):
+            _checked(metric, *_typed(Metric), f"{source}: metrics")
+        try:
+            if "fps" in clip:
+                clip["fps"] = Fraction(clip["fps"])
+            value["input"] = InputSpec(**input_ | {"mean": tuple(input_["mean"]), "std": tuple(input_["std"])})
+            value["clip"] = ClipSpec(**clip)
+            value["heads"] = {
+                name: HeadSpec(**_checked(head, *_keys(HeadSpec), f"{source}: heads.{name}"))
+                for name, head in heads.items()
+            }
+            value["metrics"] = tuple(value.get("metrics", ()))
+        except CheckpointError:
+            raise
+        except (TypeError, ValueError, ZeroDivisionError) as error:
+            raise CheckpointError(f"{source}: a value has the wrong form ({error}).") from error
+        return cls(**value)
+
+
+def read_card(folder: str | Path) -> ModelCard:
+    """The card of a model folder.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    path = Path(folder) / CARD_FILE
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} is a folder without {CARD_FILE}; a model folder holds {WEIGHTS_FILE} and {CARD_FILE}, as "
+            "save_model writes them."
+        )
+    try:
+        value = read_json(path)
+    except ValueError as error:  # malformed JSON, or bytes that are no text
+        raise CheckpointError(f"{path} is not JSON ({error}); save the model again.") from error
+    return ModelCard.from_json(value, str(path))
+
+
+def _keys(cls: Any) -> tuple[list[str], list[str]]:
+    """All fields of a dataclass, and those without a default."""
+    every = fields(cls)
+    return [f.name for f in every], [f.name for f in every if f.default is MISSING and f.default_factory is MISSING]
+
+
+def _typed(cls: Any) -> tuple[list[str], list[str]]:
+    """All keys of a typed dictionary, and the required ones."""
+    return list(cls.__annotations__), sorted(cls.__required_keys__)
+
+
+def _checked(value: Any, known: Iterable[str] | None, required: Iterable[str], where: str) -> dict[str, Any]:
+    """``value`` if it is an object whose keys are all known and hold every required one (``known`` None: any key)."""
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{where} must be an object, not {value!r}.")
+    unknown = [] if known is None else [key for key in value if key not in known]
+    if unknown:
+        raise CheckpointError(
+            f"{where} has the unknown key {', '.join(map(repr, unknown))}; known are {', '.join(known or [])}. "
+            "The card may come from a newer version of endofm_lab: update it, or take the key out."
+        )
+    missing = [key for key in required if key not in value]
+    if missing:
+        raise CheckpointError(f"{where} lacks {', '.join(map(repr, missing))}.")
+    return value
+
+
+def collapse(names: Iterable[str]) -> list[str]:
+    """Tensor names with runs of block numbers drawn together: ``blocks.0-11.norm1.weight``, in first-seen order."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        head, _, rest = name.partition("blocks.")
+        number, _, tail = rest.partition(".")
+        if number.isdigit():
+            groups.setdefault((f"{head}blocks.", f".{tail}"), []).append(int(number))
+        else:
+            groups.setdefault((name, ""), [])
+    return [f"{head}{_runs(numbers)}{tail}" for (head, tail), numbers in groups.items()]
+
+
+def _runs(numbers: list[int]) -> str:
+    """'0-3,7' for 0, 1, 2, 3, 7."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

@@ -1,0 +1,312 @@
+"""Which of the known layouts a weights file has, and where in it the backbone lies.
+
+| layout         | file                                          | top level                                      |
+|----------------|-----------------------------------------------|------------------------------------------------|
+| video-training | `endo_fm.pth`, SVT `kinetics400_vitb_ssl.pth` | `student`, `teacher`, `optimizer`, `args`      |
+| timesformer    | TimeSformer K400                              | `model_state`, prefix `model.`, 400-class head |
+| polypdiag      | Endo-FM fine-tuned on PolypDiag               | `backbone_state_dict`, `state_dict` (linear)   |
+| segmenter      | Endo-FM fine-tuned on CVC-12k                 | the segmenter's tensors                        |
+| detector       | Endo-FM fine-tuned on KUMC                    | `model`                                        |
+| video          | any other file with this transformer          | tensors, also in `model` or `state_dict`       |
+| image-training | DINO's full checkpoints                       | as video-training, without time                |
+| image          | DINO, DINOv2, MAE, timm's ViTs                | tensors, also in `model` or `state_dict`       |
+| own            | a model folder of ours                        | `model.safetensors` beside `card.json`         |
+
+The backbone is found by the tensor ``patch_embed.proj.weight`` (in the segmenter: ``transformer.encoder.cls_token``):
+what stands before that name is its prefix.
+"""
+
+import math
+import re
+from argparse import Namespace
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from endofm_lab.errors import CheckpointError
+from endofm_lab.files import sha256_of
+from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard, read_card
+from endofm_lab.model.transformer import BackboneConfig
+from endofm_lab.model.video_model import backbone_config
+from endofm_lab.model.weight_files import read_weights
+
+LAYOUTS = {
+    "video-training": "training checkpoint of a video transformer (Endo-FM, SVT)",
+    "timesformer": "TimeSformer, trained on Kinetics-400",
+    "polypdiag": "Endo-FM fine-tuned on PolypDiag: backbone and linear head",
+    "segmenter": "Endo-FM fine-tuned on CVC-12k: TransUNet-style segmenter",
+    "detector": "Endo-FM fine-tuned on KUMC: FCOS detector with STFT",
+    "video": "video transformer without further information",
+    "image-training": "training checkpoint of an image transformer (DINO)",
+    "image": "image transformer (DINO, DINOv2, MAE, timm)",
+    "own": "model folder of endofm_lab",
+}
+
+_WRAPPERS = ("module", "_orig_mod", "model")  # DataParallel, torch.compile, TimeSformer
+_CONTAINERS = ("model_state", "state_dict", "model")  # where other trainers keep the tensors
+_BACKBONE = re.compile(r"(cls_token|pos_embed|time_embed|mask_token|patch_embed\.proj\.\w+|blocks\.\d+\..+|norm\.\w+)$")
+_SETTINGS = ("arch", "data_path", "epochs", "epoch", "n_frames", "local_crops_number")  # of `args`, worth showing
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A weights file, taken apart.
+
+    Attributes:
+        path: the file.
+        layout: a key of `LAYOUTS`.
+        network: which network was taken: "teacher", "student" or "model" where the file has only one.
+        networks: those the file has.
+        backbone: the backbone's tensors under the names `VideoTransformer` gives them; from image models unchanged.
+        rest: the network's other tensors (heads, decoder), named as in the file without wrapper prefixes.
+        tensors: every tensor of the network, named as in the file without wrapper prefixes.
+        ignored: top-level entries that are no part of the network, such as the optimiser.
+        settings: what the file says about its training.
+        card: of our own models.
+    """
+
+    path: Path
+    layout: str
+    network: str
+    networks: tuple[str, ...]
+    backbone: dict[str, Tensor]
+    rest: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    ignored: tuple[str, ...]
+    settings: dict[str, Any]
+    card: ModelCard | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file's bytes."""
+        return sha256_of(self.path)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the backbone knows nothing of time."""
+        return not any(is_temporal(name) for name in self.backbone)
+
+
+def is_temporal(name: str) -> bool:
+    """Whether a backbone's tensor of this name is about time: an image model has none."""
+    return name == "time_embed" or ".temporal_" in name
+
+
+def load_state(path: str | Path) -> Checkpoint:
+    """Read a weights file (or a model folder) of any layout in `LAYOUTS`; of student and teacher, the teacher.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, holds no transformer of these layouts, or a model folder's
+            weights are not those its card was written for.
+    """
+    path = Path(path)
+    card = None
+    if path.is_dir() or (path.name == WEIGHTS_FILE and (path.parent / CARD_FILE).exists()):
+        path = path / WEIGHTS_FILE if path.is_dir() else path
+        card = read_card(path.parent)
+    content = read_weights(path)
+    network, networks, tensors, used = _choose_network(content, path)
+    layout = "own" if card else _layout(content, tensors)
+    names = _backbone_names(tensors, layout, path)
+    checkpoint = Checkpoint(
+        path=path,
+        layout=layout,
+        network=network,
+        networks=networks,
+        backbone={new: tensors[old] for old, new in names.items()},
+        rest={name: tensor for name, tensor in tensors.items() if name not in names},
+        tensors=tensors,
+        ignored=tuple(str(key) for key in content if key not in used),
+        settings=_settings(content),
+        card=card,
+    )
+    if card and card.weights_sha256 not in (None, checkpoint.sha256):
+        raise CheckpointError(
+            f"{path} is not the file its {CARD_FILE} was written for (SHA-256 {checkpoint.sha256[:12]}..., the card says "
+            f"{str(card.weights_sha256)[:12]}...); copy both files again, from one place."
+        )
+    return checkpoint
+
+
+def _choose_network(
+    content: dict[str, Any], path: Path
+) -> tuple[str, tuple[str, ...], dict[str, Tensor], tuple[str, ...]]:
+    """Name of the chosen network, all names, its tensors without wrappers, and the top-level keys they came from."""
+    networks = tuple(name for name in ("teacher", "student") if _is_state(content.get(name)))
+    if networks:
+        return networks[0], networks, _unwrapped(content[networks[0]]), networks
+    if _is_state(content.get("backbone_state_dict")):
+        head = content.get("state_dict")
+        tensors = _unwrapped(content["backbone_state_dict"]) | (_unwrapped(head) if isinstance(head, dict) else {})
+        return "model", ("model",), tensors, ("backbone_state_dict", "state_dict")
+    for container in _CONTAINERS:
+        if _is_state(content.get(container)):
+            return "model", ("model",), _unwrapped(content[container]), (container,)
+    tensors = _unwrapped(content)
+    if not tensors:
+        raise CheckpointError(
+            f"{path} holds no tensors of a network (its top level: {_some(content)}); "
+            "expected a state dict, or one under teacher, model_state, backbone_state_dict, model or state_dict."
+        )
+    return "model", ("model",), tensors, tuple(key for key in content if isinstance(content[key], Tensor))
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and any(isinstance(entry, Tensor) for entry in value.values())
+
+
+def _unwrapped(state: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict; a wrapper's prefix that all their names share is taken off."""
+    tensors = {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    while any(tensors and all(name.startswith(f"{wrapper}.") for name in tensors) for wrapper in _WRAPPERS):
+        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _layout(content: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    if any(name.startswith("rpn.head.") for name in tensors):
+        return "detector"
+    if any(".hybrid_model." in name for name in tensors):
+        return "segmenter"
+    if not any(name.endswith("time_embed") or ".temporal_" in name for name in tensors):
+        return "image-training" if "teacher" in content or "student" in content else "image"
+    if "teacher" in content or "student" in content:
+        return "video-training"
+    if "backbone_state_dict" in content:
+        return "polypdiag"
+    if "model_state" in content and "head.weight" in tensors:
+        return "timesformer"
+    return "video"
+
+
+def _backbone_names(tensors: dict[str, Tensor], layout: str, path: Path) -> dict[str, str]:
+    """Name in the file -> name in `VideoTransformer`, for the tensors of the backbone."""
+    if layout == "own":
+        return {name: name.removeprefix("backbone.") for name in tensors if name.startswith("backbone.")}
+    if layout == "segmenter":  # its patches come from a ResNet: no patch_embed, no pos_embed, no time_embed
+        prefix = "transformer.encoder."
+        renamed = {"layer.": "blocks.", "encoder_norm.": "norm."}
+    else:
+        anchors = [name for name in tensors if name.endswith("patch_embed.proj.weight")]
+        if len(anchors) != 1:
+            found = f"{len(anchors)} of them ({', '.join(anchors)})" if anchors else f"these: {_some(tensors)}"
+            raise CheckpointError(
+                f"{path} must hold one vision transformer with a tensor patch_embed.proj.weight, but has {found}. "
+                "Known layouts: " + "; ".join(LAYOUTS.values()) + "."
+            )
+        prefix = anchors[0].removesuffix("patch_embed.proj.weight")
+        renamed = {}
+    names = {}
+    for name in tensors:
+        if name.startswith(prefix):
+            new = name.removeprefix(prefix)
+            for old_start, new_start in renamed.items():
+                if new.startswith(old_start):
+                    new = new_start + new.removeprefix(old_start)
+            if _BACKBONE.match(new):
+                names[name] = new
+    return names
+
+
+def config_of(checkpoint: Checkpoint) -> BackboneConfig:
+    """The configuration that the card says, or else that the shapes of a backbone's tensors imply.
+
+    The number of heads leaves no trace in the shapes: as in every released model, one head per 64 channels.
+
+    Raises:
+        CheckpointError: a tensor that fixes the configuration is missing or has an impossible shape.
+    """
+    if checkpoint.card:
+        return backbone_config(checkpoint.card)
+    sizes, path = sizes_of(checkpoint), checkpoint.path
+    fixes = {
+        "width": "cls_token",
+        "depth": "blocks.0",
+        "patch_px": "patch_embed.proj.weight",
+        "image_px": "pos_embed",
+        "frames": "time_embed",
+        "mlp_ratio": "blocks.0.mlp.fc1.weight",
+    }
+    for size, tensor in fixes.items():
+        if size not in sizes:
+            raise CheckpointError(
+                f"{path} ({LAYOUTS[checkpoint.layout]}) has no {tensor}, so it is not a whole backbone; "
+                "start a backbone from the part that it has: initialise(backbone, path)."
+            )
+    if "heads" not in sizes:
+        raise CheckpointError(
+            f"{path}: the number of heads is not in the file, and its width {sizes['width']} is not a multiple of 64 from "
+            "which it would follow; build the backbone yourself and use initialise(backbone, path)."
+        )
+    return BackboneConfig(**sizes)
+
+
+def sizes_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Those settings of `BackboneConfig` that the shapes of a backbone's tensors imply.
+
+    Raises:
+        CheckpointError: a tensor has an impossible shape.
+    """
+    tensors, path = checkpoint.backbone, checkpoint.path
+    axes = {"cls_token": 3, "pos_embed": 3, "time_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
+    for name, n in axes.items():
+        if name in tensors and tensors[name].ndim != n:
+            raise CheckpointError(f"{path}: {name} has shape {tuple(tensors[name].shape)}, but must have {n} axes.")
+    divided = any(".temporal_" in name for name in tensors)
+    sizes: dict[str, Any] = {
+        "attention": "divided" if divided else "joint" if "time_embed" in tensors else "space_only",
+        "mask_token": "mask_token" in tensors and not checkpoint.is_image,
+    }
+    if "cls_token" in tensors:
+        sizes["width"] = width = tensors["cls_token"].shape[-1]
+        if width % 64 == 0:
+            sizes["heads"] = width // 64
+        if "blocks.0.mlp.fc1.weight" in tensors:
+            sizes["mlp_ratio"] = tensors["blocks.0.mlp.fc1.weight"].shape[0] / width
+    if blocks := [int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")]:
+        sizes["depth"] = 1 + max(blocks)
+    if "patch_embed.proj.weight" in tensors:
+        sizes["patch_px"] = tensors["patch_embed.proj.weight"].shape[-1]
+        if "pos_embed" in tensors:
+            sizes["image_px"] = sizes["patch_px"] * grid_of(tensors["pos_embed"], path)[0]
+    if "time_embed" in tensors:
+        sizes["frames"] = tensors["time_embed"].shape[1]
+    elif not divided:
+        sizes["frames"] = 1
+    return sizes
+
+
+def grid_of(pos_embed: Tensor, source: str | Path) -> tuple[int, bool]:
+    """Side of the patch grid that a position embedding (1, N, D) is for, and whether CLS has a place in it.
+
+    Raises:
+        CheckpointError: neither N nor N - 1 is a square.
+    """
+    tokens = pos_embed.shape[1]
+    for has_cls in (True, False):
+        side = math.isqrt(max(tokens - has_cls, 0))
+        if side and side * side == tokens - has_cls:
+            return side, has_cls
+    raise CheckpointError(
+        f"{source}: pos_embed has {tokens} places; a square grid has a square number of them, one more with CLS. "
+        "Models with a distillation token or oblong grids are not supported."
+    )
+
+
+def _settings(content: dict[str, Any]) -> dict[str, Any]:
+    """Epoch and the telling ones among the stored arguments."""
+    args = content.get("args")
+    values = vars(args) if isinstance(args, Namespace) else args if isinstance(args, dict) else {}
+    found = {key: values[key] for key in _SETTINGS if isinstance(values.get(key), str | int | float)}
+    if isinstance(content.get("epoch"), int):
+        found["epoch"] = content["epoch"]
+    return found
+
+
+def _some(names: Any) -> str:
+    """The first names of many."""
+    listed = [str(name) for name in names]
+    return ", ".join(listed[:6]) + (f", ... ({len(listed)} in all)" if len(listed) > 6 else "")

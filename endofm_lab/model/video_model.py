@@ -1,0 +1,110 @@
+"""A backbone with its heads and its card: the thing that is trained, saved, loaded and asked for predictions."""
+
+from dataclasses import asdict, dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from endofm_lab.errors import CheckpointError
+from endofm_lab.model.card import HeadSpec, ModelCard
+from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
+from endofm_lab.model.transformer import BackboneConfig, VideoTokens, VideoTransformer
+
+KIND = "video_transformer"  # of backbone, in the card
+
+
+@dataclass(frozen=True)
+class VideoOutput:
+    """Tokens of the backbone, and what each head made of them: ``logits`` by head name, shapes as in heads.py."""
+
+    tokens: VideoTokens
+    logits: dict[str, Tensor]
+
+
+class VideoModel(nn.Module):
+    """One backbone and any number of heads on its tokens.
+
+    ``card`` says what each head means; its description of the backbone is taken from the backbone itself.
+
+    Raises:
+        CheckpointError: heads and card name different heads.
+    """
+
+    def __init__(self, backbone: VideoTransformer, heads: nn.ModuleDict, card: ModelCard) -> None:
+        super().__init__()
+        if set(heads) != set(card.heads):
+            raise CheckpointError(
+                f"The model has the heads {sorted(heads)}, its card {sorted(card.heads)}; they must be the same."
+            )
+        self.backbone = backbone
+        self.heads = heads
+        self.card = replace(card, backbone={"kind": KIND, **asdict(backbone.config)})
+
+    def forward(self, clip: Tensor, attention: bool = False) -> VideoOutput:
+        """Tokens and logits of clips (B, 3, T, H, W) float, normalised by ``card.input``; attention maps on request."""
+        tokens = self.backbone(clip, attention=attention)
+        return VideoOutput(tokens, {name: head(tokens) for name, head in self.heads.items()})
+
+    @torch.inference_mode()
+    def predict(self, clip: Tensor) -> dict[str, Tensor]:
+        """Scores by head name for clips (B, 3, T, H, W), float32 on the CPU; the clip is moved to the model's device.
+
+        Class heads: (B, K) in 0..1, softmax or sigmoid of logits over the card's temperature. Mask heads: probabilities
+        (B, K, T, 4h, 4w). Box heads: raw outputs (B, K + 4, T, h, w), for `BoxHead.decode`.
+        """
+        output = self(clip.to(next(self.parameters()).device))
+        return {name: _scores(logits.float(), self.card.heads[name]).cpu() for name, logits in output.logits.items()}
+
+
+def _scores(logits: Tensor, head: HeadSpec) -> Tensor:
+    if head.kind == "multiclass":
+        return (logits / (head.temperature or 1.0)).softmax(dim=-1)
+    if head.kind == "multilabel":
+        return (logits / (head.temperature or 1.0)).sigmoid()
+    return logits.sigmoid() if head.kind == "mask" else logits
+
+
+def build_model(card: ModelCard) -> VideoModel:
+    """The freshly initialised model that a card describes.
+
+    Raises:
+        CheckpointError: as `backbone_config`, or a head's name cannot be used.
+    """
+    config = backbone_config(card)
+    heads = nn.ModuleDict()
+    for name, spec in card.heads.items():
+        if not name.isidentifier() or hasattr(heads, name):
+            raise CheckpointError(f"{card.name}: a head cannot be called {name!r}; use another name, without signs.")
+        heads[name] = build_head(spec, config.width)
+    return VideoModel(VideoTransformer(config), heads, card)
+
+
+def build_head(spec: HeadSpec, width: int) -> nn.Module:
+    """The freshly initialised head that answers ``spec`` from tokens of that width."""
+    if spec.kind == "mask":
+        return MaskHead(width, len(spec.classes))
+    if spec.kind == "box":
+        return BoxHead(width, len(spec.classes))
+    return ClipClassifier(width, len(spec.classes))
+
+
+def backbone_config(card: ModelCard) -> BackboneConfig:
+    """The configuration of the video transformer that a card describes.
+
+    Raises:
+        CheckpointError: the backbone is of another kind, or has unknown or impossible settings.
+    """
+    settings = dict(card.backbone)
+    kind = settings.pop("kind", None)
+    if kind != KIND:
+        raise CheckpointError(f"{card.name}: the backbone is of kind {kind!r}; this version knows {KIND!r}.")
+    known = [field.name for field in fields(BackboneConfig)]
+    if unknown := [name for name in settings if name not in known]:
+        raise CheckpointError(
+            f"{card.name}: the backbone has the unknown setting {', '.join(unknown)}; known are {', '.join(known)}. "
+            "The card may come from a newer version of endofm_lab: update it."
+        )
+    try:
+        return BackboneConfig(**settings)
+    except TypeError as error:
+        raise CheckpointError(f"{card.name}: a setting of the backbone has the wrong type ({error}).") from error

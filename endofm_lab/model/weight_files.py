@@ -1,0 +1,116 @@
+"""Reading weights files without running anything that is in them, and putting tensors into a module strictly."""
+
+import argparse
+import json
+import pickle
+import re
+import threading
+import zipfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from torch import Tensor, nn
+
+from endofm_lab.errors import CheckpointError
+
+_ONE_AT_A_TIME = threading.Lock()  # torch's allow-list is global to the process
+
+
+def read_weights(path: str | Path) -> dict[str, Any]:
+    """The content of a safetensors, ``.pth`` or ``.pt`` file, tensors on the CPU; which it is, is read from its bytes.
+
+    Tensors stay in the file until they are used (memory map), where its format allows it. Pickles are read by torch's
+    restricted unpickler; beside its tensors and plain containers exactly one more name is let through,
+    ``argparse.Namespace`` (the settings inside DINO-style training checkpoints).
+
+    Raises:
+        CheckpointError: missing, empty, truncated, not weights, or a pickle that asks for anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file; give the path of a weights file or a model folder.")
+    with path.open("rb") as file:
+        start = file.read(9)
+    if not start:
+        raise CheckpointError(f"{path} is empty; fetch it again.")
+    if start[8:9] == b"{":  # 8 bytes of header length, then JSON
+        return _read_safetensors(path)
+    if start[:4] == b"PK\x03\x04" and not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is truncated ({path.stat().st_size:,} bytes, without index); fetch it again.")
+    return _read_pickle(path, mmap=start[:2] == b"PK")
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
+    except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is truncated or damaged ({error}); fetch it again.") from error
+
+
+def _read_pickle(path: Path, mmap: bool) -> dict[str, Any]:
+    try:
+        with _ONE_AT_A_TIME, torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # a foreign file can break the reader anywhere
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if refused:
+            raise CheckpointError(
+                f"{path} is an unsafe pickle: it asks for {refused[1].rstrip('.')}, and reading it could run code. "
+                "Nothing of it was run. If you trust its source, save its tensors alone as safetensors, and read that."
+            ) from error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} is not a weights file that can be read, or it is damaged ({reason[:200]}); "
+            "expected safetensors or a file of torch.save."
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
+    return content
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """Copy ``tensors`` into every parameter and buffer of ``module``; the module is untouched if they do not fit.
+
+    Raises:
+        CheckpointError: as `check_fit`.
+    """
+    check_fit(module, tensors, source)
+    module.load_state_dict(dict(tensors))
+
+
+def check_fit(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, may_miss: Collection[str] = ()
+) -> None:
+    """Make sure that ``tensors`` are exactly those of ``module``, except those in ``may_miss``.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, of another shape, or holds NaN or infinity; it is named.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wrong = [n for n, t in tensors.items() if n in wanted and tuple(t.shape) != wanted[n]]
+    if wrong:
+        name, more = wrong[0], len(wrong) - 1
+        raise CheckpointError(
+            f"{source}: {name} has shape {tuple(tensors[name].shape)}, but the model wants {wanted[name]}"
+            f"{f' ({more} more tensors differ too)' if more else ''}. The file is of a network of other "
+            "sizes, or damaged: `endofm-lab inspect` shows its sizes, and a backbone can be built with them."
+        )
+    missing = [name for name in wanted if name not in tensors and name not in may_miss]
+    unexpected = [name for name in tensors if name not in wanted]
+    if missing or unexpected:
+        parts = [f"{what} {first_of(names)}" for what, names in (("lacks", missing), ("also has", unexpected)) if names]
+        raise CheckpointError(
+            f"{source} {' and '.join(parts)}, so it does not fit the model; `endofm-lab inspect` shows what it holds."
+        )
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"{source}: {name} holds NaN or infinity; the file is damaged, or training diverged.")
+
+
+def first_of(names: list[str]) -> str:
+    """The first three of some names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")
