@@ -114,7 +114,7 @@ def fit_temperature(target: ArrayLike, logits: ArrayLike) -> Scaling:
     Source: Guo et al. 2017 (arXiv 1706.04599), section 4.2.
     """
     target, logits = _checked(target, logits, sums_to_one=False)
-    truth = one_against_rest(target, logits.shape[1])
+    truth = _some_truth(target, logits.shape[1])
 
     def loss(inverse: NDArray) -> tuple[float, NDArray]:
         value, residual = _loss_and_residual(logits * inverse, truth)
@@ -135,7 +135,7 @@ def fit_vector_scaling(target: ArrayLike, logits: ArrayLike) -> Scaling:
     Source: Guo et al. 2017 (arXiv 1706.04599), section 4.2.
     """
     target, logits = _checked(target, logits, sums_to_one=False)
-    truth = one_against_rest(target, logits.shape[1])
+    truth = _some_truth(target, logits.shape[1])
     if missing := np.flatnonzero(~truth.any(0)).tolist():
         raise MetricError(
             f"classes {missing} have no validation row, vector scaling would scale them away; "
@@ -193,6 +193,12 @@ def _bins(confidence: NDArray, n_bins: int) -> NDArray[np.int64]:
     """Bin of each confidence; bins are closed on the right, and 0 belongs to the first."""
     inner = np.linspace(0, 1, n_bins + 1)[1:-1]
     return np.searchsorted(inner, confidence, side="left")
+
+
+def _some_truth(target: NDArray, n_classes: int) -> NDArray[np.bool_]:
+    if len(target) == 0:
+        raise MetricError("there are no rows to fit a scaling on; the validation set is empty.")
+    return one_against_rest(target, n_classes)
 
 
 def _loss_and_residual(logits: NDArray, truth: NDArray) -> tuple[float, NDArray]:
