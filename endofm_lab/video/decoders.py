@@ -37,6 +37,10 @@ _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,a
 _DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mjpeg"})
 
 
+_NO_STAMP = np.iinfo(np.int64).min  # a packet without a time stamp
+_PACKET = [("pts", "i8"), ("dts", "i8"), ("duration", "i8"), ("key", "?"), ("discard", "?"), ("corrupt", "?")]
+
+
 class VideoFile:
     """The frames of one video file in presentation order, decoded by PyAV.
 
@@ -72,37 +76,42 @@ class VideoFile:
 
     def _read_index(self, container: Any, stream: Any) -> None:
         """List the packets of the stream (no decoding): which frames are shown, when, and where decoding can start."""
+        fields = (
+            (_stamp(p.pts), _stamp(p.dts), p.duration or 0, p.is_keyframe, p.is_discard, p.is_corrupt)
+            for p in container.demux(stream)
+            if p.size
+        )
         with self._readable("its packets cannot be listed"):
-            packets = [packet for packet in container.demux(stream) if packet.size]
-        if packets and packets[-1].is_corrupt:
+            packets = np.fromiter(fields, dtype=_PACKET)  # 27 bytes a frame: 3 MB for an hour
+        if packets.size and packets["corrupt"][-1]:
             raise VideoError(self.path, "the file is cut off inside its last frame; copy it again from its source")
-        ordered = container.format.name != "avi" or not stream.codec_context.has_b_frames
-        stamps = [packet.pts if packet.pts is not None or not ordered else packet.dts for packet in packets]
-        self._seekable = ordered and None not in stamps and len(set(stamps)) == len(stamps)
+        stamps, avi = packets["pts"], container.format.name == "avi"
+        if avi:  # knows decoding times only, which are presentation times where no frame is moved
+            stamps = np.where(stamps == _NO_STAMP, packets["dts"], stamps)
+        self._seekable = (
+            not (avi and stream.codec_context.has_b_frames)
+            and _NO_STAMP not in stamps
+            and len(np.unique(stamps)) == len(stamps)
+        )
         if not self._seekable:  # no presentation times: frames are counted from the start, evenly spaced in time
-            stamps = list(range(len(packets)))
-        keys = [stamp for stamp, packet in zip(stamps, packets, strict=True) if packet.is_keyframe]
-        if not keys:
-            raise VideoError(self.path, "the file holds no frame that can be decoded; check that it is a whole video")
+            stamps = np.arange(len(packets))
+        keys = stamps[packets["key"]]
         # Pre-roll has negative stamps or the discard flag: needed for decoding, never shown.
         # What comes before the first key frame cannot be decoded by any player.
-        shown = sorted(
-            (stamp, packet.duration or 0)
-            for stamp, packet in zip(stamps, packets, strict=True)
-            if stamp >= max(0, keys[0]) and not packet.is_discard
-        )
-        if not shown:
-            raise VideoError(self.path, "the file holds no frame that is shown; check that it is a whole video")
-        self._stamps = np.array([stamp for stamp, _ in shown], dtype=np.int64)
-        self._keys = np.array(sorted(keys), dtype=np.int64)
-        self._number = {stamp: number for number, (stamp, _) in enumerate(shown)}
+        shown = (stamps >= max(0, keys[0])) & ~packets["discard"] if keys.size else packets["key"]
+        if not shown.any():
+            raise VideoError(self.path, "it holds no frame that can be decoded; check that it is a whole video")
+        order = np.argsort(stamps[shown])
+        self._stamps = stamps[shown][order]
+        self._keys = np.sort(keys)
         rate = stream.average_rate or stream.guessed_rate
         tick = Fraction(stream.time_base) if self._seekable or not rate else 1 / Fraction(rate)
-        self.times_s = (self._stamps - self._stamps[0]) * float(tick)
+        # Numerator first: float64 then rounds once, so that frame 30 of 30000/1001 per second lies at exactly 1.001 s.
+        self.times_s = (self._stamps - self._stamps[0]) * tick.numerator / tick.denominator
         self.first_s = float(self._stamps[0] * tick)
-        self.fps = Fraction(rate) if rate else Fraction(len(shown) - 1 or 1, int(np.ptp(self._stamps)) or 1) / tick
-        last_s = float(shown[-1][1] * tick) if self._seekable else 0.0
-        self.duration_s = float(self.times_s[-1]) + (last_s or float(1 / self.fps))
+        self.fps = Fraction(rate) if rate else Fraction(len(order) - 1 or 1, int(np.ptp(self._stamps)) or 1) / tick
+        last = int(packets["duration"][shown][order][-1]) if self._seekable else 0
+        self.duration_s = float(self.times_s[-1]) + float(last * tick or 1 / self.fps)
 
     def frames(self, wanted: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Decode the frames with the ascending numbers ``wanted``; yields ``(number, uint8 (H, W, 3) RGB)``.
@@ -122,7 +131,8 @@ class VideoFile:
                 if frame is None or at != number or frame.is_corrupt:
                     raise VideoError(self.path, self._damage(number))
                 with self._readable(self._damage(number)):
-                    yield number, self._upright(number, frame, to_rgb)
+                    picture = self._upright(number, frame, to_rgb)
+                yield number, picture
 
     def _upright(self, number: int, frame: av.VideoFrame, to_rgb: VideoReformatter) -> np.ndarray:
         quarter_turns, rest = divmod(round(frame.rotation), 90)
@@ -150,23 +160,25 @@ class VideoFile:
 
     def _decode_from(self, container: Any, stream: Any, number: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames in presentation order with their numbers, the first at or before ``number``."""
-        if not self._seekable:
-            container.seek(0)
+        if not self._seekable:  # just opened, so at the start
             return enumerate(self._decoded(container, stream))
         last = int(np.searchsorted(self._keys, self._stamps[number], side="right")) - 1
         # Some containers seek by decoding time and land on a later key frame: then start one key frame earlier.
         for key in self._keys[last::-1]:
             with self._readable(self._damage(number)):
                 container.seek(int(key), stream=stream)
-            decoded = (
-                (self._number[frame.pts], frame)
-                for frame in self._decoded(container, stream)
-                if frame.pts in self._number
-            )
+            decoded = self._numbered(self._decoded(container, stream))
             first = next(decoded, None)
             if first is not None and first[0] <= number:
                 return chain([first], decoded)
         raise VideoError(self.path, self._damage(number))
+
+    def _numbered(self, frames: Iterator[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Pair each frame with its number by its presentation time; frames that are not shown fall out."""
+        for frame in frames:
+            number = int(np.searchsorted(self._stamps, _stamp(frame.pts)))
+            if number < self.n_frames and self._stamps[number] == frame.pts:
+                yield number, frame
 
     @staticmethod
     def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
@@ -200,6 +212,10 @@ class VideoFile:
             yield
         except (av.FFmpegError, OSError) as error:
             raise VideoError(self.path, f"{reason} ({error.strerror})") from error
+
+
+def _stamp(time: int | None) -> int:
+    return _NO_STAMP if time is None else time
 
 
 class SparseReader:
