@@ -28,7 +28,8 @@ _PUBLIC = {
     "save_model": "model.checkpoints",
     "inspect_checkpoint": "model.checkpoints",
     "predict_video": "predict",
-    "VideoPrediction": "predict",
+    "VideoPrediction": "prediction",
+    "load_prediction": "prediction",
 }
 
 __all__ = ["__version__", *_PUBLIC]

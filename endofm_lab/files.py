@@ -55,3 +55,14 @@ def sha256_of(path: str | Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def cache_folder(*names: str) -> Path:
+    """A folder for things that can be made again (samples, predictions of the app), created if absent.
+
+    It lies in ``ENDOFM_LAB_CACHE`` if that is set, else in ``.cache/endofm_lab`` of the user's home.
+    """
+    root = Path(os.environ.get("ENDOFM_LAB_CACHE") or Path.home() / ".cache" / "endofm_lab")
+    folder = root.joinpath(*names)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,13 @@
+"""The app: navigation and the notice that stands on every page. Pages are in views/."""
+
+import streamlit as st
+
+st.set_page_config(page_title="endofm_lab", page_icon=":material/stethoscope:", layout="wide")
+
+page = st.navigation(
+    [
+        st.Page("views/prediction.py", title="Prediction", icon=":material/play_circle:", default=True),
+    ]
+)
+st.sidebar.caption("**For research only.** Not a medical device; not for diagnosis. Nothing leaves this machine.")
+page.run()

@@ -1,0 +1,135 @@
+"""Page: a video, its time line of scores, and a frame-accurate viewer with mask and boxes."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import state
+import streamlit as st
+
+import endofm_lab as lab
+from endofm_lab.figures.prediction import frame_figure, timeline
+from endofm_lab.prediction import VideoPrediction
+from endofm_lab.samples import SAMPLES
+
+
+def choose_video() -> tuple[str | None, bool]:
+    """The path of the chosen video, and whether it is generated."""
+    source = st.sidebar.radio("Video", ["Generated sample", "File or folder on this machine", "Upload"])
+    if source == "Generated sample":
+        return state.sample(st.sidebar.selectbox("Sample", list(SAMPLES))), True
+    if source == "Upload":
+        upload = st.sidebar.file_uploader("Video or image", type=state.VIDEO_ENDINGS)
+        return (state.keep_upload(upload.name, upload.getvalue()), False) if upload else (None, False)
+    typed = st.sidebar.text_input("Path", placeholder="a video file, or a folder of frames").strip()
+    return (str(Path(typed).expanduser()), False) if typed else (None, False)
+
+
+def move_to(frame: int) -> None:
+    """Show a frame from the next rerun on."""
+    st.session_state["frame"] = frame
+
+
+def follow_click(prediction: VideoPrediction) -> None:
+    """Move the viewer to the clip that was clicked in the time line."""
+    points = st.session_state["timeline"]["selection"]["points"]
+    if points:
+        start, end = prediction.times_s[int(points[0]["customdata"][0])]
+        nearest = int(np.abs(prediction.frame_times_s - (start + end) / 2).argmin())
+        move_to(int(prediction.frames[nearest]))
+
+
+def show_viewer(path: str, prediction: VideoPrediction, generated: bool) -> int:
+    """The frame with its overlays and the controls to move; returns the frame shown."""
+    last = prediction.video.n_frames - 1
+    times = state.frame_times(path, state.stamp(path))
+    if st.session_state.get("video") != path:
+        st.session_state["video"] = path
+        move_to(prediction.seen_frame(last // 2))
+    index = min(st.session_state["frame"], last)
+    seen = prediction.seen_frame(index)
+    exact = "" if seen == index else f" · mask and boxes of frame {seen}, the nearest that the model saw"
+    overlays = st.pills("Show", ["Mask", "Boxes"], selection_mode="multi", default=["Mask", "Boxes"], key="overlays")
+    picture = state.frame(path, state.stamp(path), index)
+    figure = frame_figure(
+        picture,
+        mask=prediction.mask(seen).any(axis=0) if "Mask" in overlays and prediction.masks is not None else None,
+        boxes=prediction.boxes(seen) if "Boxes" in overlays else None,
+    )
+    st.plotly_chart(figure, width="stretch", key="viewer", config={"displayModeBar": False})
+    label = "Generated picture · " if generated else ""
+    st.caption(f"{label}frame {index} of {last} · {times[index]:.3f} s{exact}")
+    if last > 0:
+        back, slider, forward = st.columns([1, 10, 1], vertical_alignment="bottom")
+        back.button("◀", on_click=move_to, args=(max(index - 1, 0),), help="One frame back", width="stretch")
+        forward.button("▶", on_click=move_to, args=(min(index + 1, last),), help="One frame on", width="stretch")
+        slider.slider("Frame", 0, last, key="frame")
+    return index
+
+
+def show_scores(prediction: VideoPrediction, time_s: float) -> None:
+    """The scores of the clip around a moment."""
+    clip = prediction.clip_at(time_s)
+    start, end = prediction.times_s[clip]
+    st.subheader(f"Clip {clip}: {start:.2f} s to {end:.2f} s")
+    for head, values in prediction.scores.items():
+        table = pd.DataFrame({"class": prediction.classes[head], "score": values[clip]})
+        st.dataframe(
+            table.sort_values("score", ascending=False),
+            hide_index=True,
+            column_config={
+                "class": head,
+                "score": st.column_config.ProgressColumn("score", min_value=0.0, max_value=1.0, format="%.3f"),
+            },
+        )
+    if not prediction.scores:
+        st.info("This model has no classification head, so there are no clip scores: only its backbone was loaded.")
+
+
+def show_provenance(prediction: VideoPrediction) -> None:
+    """Where video, model and numbers come from."""
+    about = prediction.provenance
+    with st.expander("Model and provenance"):
+        st.markdown(f"**{about['model_name']}** · {about['initialisation']['words']}")
+        video = prediction.video
+        st.markdown(
+            f"Video: {video.width_px} x {video.height_px} px, {video.n_frames} frames, {float(video.fps):.3f} per second, "
+            f"{video.codec}, read with {video.decoder}."
+        )
+        st.json({k: v for k, v in about.items() if k != "initialisation"}, expanded=False)
+        st.download_button(
+            "Scores as CSV", prediction.table().to_csv(index=False), file_name="clips.csv", mime="text/csv"
+        )
+
+
+st.title("Prediction")
+path, generated = choose_video()
+model_name = st.sidebar.text_input("Model", "demo", help='"demo", the folder of a model, or a released checkpoint')
+every_frame = st.sidebar.toggle("Masks for every frame", help="Slower: otherwise every clip's own frames get one")
+if path is None:
+    st.info("Choose a video in the side bar: a generated sample, a file or folder on this machine, or an upload.")
+    st.stop()
+try:
+    prediction = state.prediction(path, model_name, every_frame)
+    if generated:
+        st.caption("The video below is **generated**. It shows no patient.")
+    elif prediction.provenance["training_data"].get("generated"):
+        st.warning("This model was trained on generated video only: on a real one its scores mean nothing yet.")
+    left, right = st.columns([3, 2], gap="large")
+    with left:
+        shown = show_viewer(path, prediction, generated)
+    time_s = float(state.frame_times(path, state.stamp(path))[shown])
+    with right:
+        show_scores(prediction, time_s)
+    if prediction.scores:
+        st.plotly_chart(
+            timeline(prediction, time_s),
+            width="stretch",
+            key="timeline",
+            on_select=lambda: follow_click(prediction),
+            selection_mode="points",
+        )
+        st.caption("Click a marker to move the viewer to that clip.")
+    show_provenance(prediction)
+except lab.UserError as error:
+    st.error(str(error))

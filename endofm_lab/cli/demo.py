@@ -1,0 +1,124 @@
+"""`endofm-lab demo show` and `endofm-lab demo train`."""
+
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from pathlib import Path
+
+from endofm_lab.errors import UserError
+
+
+def show(headless: bool = False, port: int = 8501, out: Path = Path("outputs/demo")) -> None:
+    """Predict a generated video, write the result as a report, and open the app.
+
+    Args:
+        headless: check that the app answers, then stop it instead of opening a browser.
+        port: where the app listens on 127.0.0.1; the next free one is taken if it is in use.
+        out: folder for the prediction and its report.
+    """
+    from endofm_lab.predict import predict_video
+    from endofm_lab.samples import SAMPLES, sample_video
+
+    name = next(iter(SAMPLES))
+    print(f"Drawing the generated sample '{name}' ...", flush=True)
+    prediction = predict_video(sample_video(name), "demo", out=out / "prediction")
+    report = _write_demo_report(prediction, out / "report.html", f"Demo: {name} (generated)")
+    print(prediction.table().to_string(index=False, float_format=lambda value: f"{value:.2f}", max_rows=12))
+    print(f"\nThe demo prediction is drawn in {report}", flush=True)
+    _serve(_free_port(port), headless)
+
+
+def _write_demo_report(prediction, path: Path, title: str) -> Path:
+    from endofm_lab.figures.prediction import frame_figure, timeline
+    from endofm_lab.report import write_report
+    from endofm_lab.video.reader import open_video
+
+    shown = prediction.frames[:: max(1, len(prediction.frames) // 4)][1:4].tolist()
+    with open_video(prediction.video.path) as reader:
+        pictures = reader.read(shown)
+    figures = [
+        frame_figure(picture, prediction.mask(frame).any(axis=0), prediction.boxes(frame), f"Generated frame {frame}")
+        for picture, frame in zip(pictures, shown, strict=True)
+    ]
+    about = f"Model: {prediction.provenance['model_name']}. {prediction.provenance['initialisation']['words']}"
+    return write_report(path, title, [("Scores over time", [about, timeline(prediction)]), ("Frames", figures)])
+
+
+def _free_port(port: int) -> int:
+    import socket
+
+    for candidate in range(port, port + 50):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", candidate)) != 0:
+                return candidate
+    raise UserError(f"Ports {port} to {port + 49} are all in use: choose another with --port.")
+
+
+def _serve(port: int, headless: bool) -> None:
+    from endofm_lab.cli.app import APP, command
+
+    url = f"http://127.0.0.1:{port}"
+    server = subprocess.Popen(command(port, headless=True), cwd=APP.parent.parent, stdout=subprocess.DEVNULL)
+    try:
+        _wait_until_it_answers(url, server)
+        print(f"The app answers at {url}", flush=True)
+        if headless:
+            return
+        webbrowser.open(url)
+        print("Press Ctrl-C to stop it.", flush=True)
+        server.wait()
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def _wait_until_it_answers(url: str, server: subprocess.Popen, limit_s: float = 90) -> None:
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise UserError(f"The app stopped with exit code {server.returncode}: run `endofm-lab app` to see why.")
+        try:
+            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.3)
+    raise UserError(f"The app did not answer at {url} within {limit_s:.0f} s: run `endofm-lab app` to see why.")
+
+
+def train(
+    out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/phantom"), steps: int = 2500, seed: int = 0
+) -> None:
+    """Train the demo model on the phantom and print its numbers on unseen patients.
+
+    Args:
+        out: folder for the weights and their card.
+        data: folder of the phantom data set; it is written first if it is not there.
+        steps: optimiser steps of 16 clips.
+        seed: of initialisation, draws and the phantom.
+    """
+    from tqdm import tqdm
+
+    from endofm_lab.data.manifest import read_manifest
+    from endofm_lab.demo import DemoConfig, build_demo_model, carded, evaluate_demo, train_demo
+    from endofm_lab.model.checkpoints import save_model
+    from endofm_lab.video.phantom_set import write_phantom
+
+    manifest = read_manifest(write_phantom(data, preset="tutorial", seed=seed))
+    model = build_demo_model(seed=seed)
+    config = DemoConfig(steps=steps, seed=seed)
+    bar = tqdm(train_demo(model, manifest, config), total=steps, unit="step")
+    for log in bar:
+        if log["step"] % 20 == 0:
+            bar.set_postfix({k: f"{v:.3f}" for k, v in log.items() if k not in ("step", "lr")})
+    metrics = {split: evaluate_demo(model, manifest, split) for split in ("val", "test")}
+    for split, values in metrics.items():
+        for name, interval in values.items():
+            print(f"{split:<5} {name:<40} {interval}")
+    save_model(carded(model, manifest, config, metrics["test"]), out)
+    print(f"Written to {out}")
+
+
+DEMO = {"show": show, "train": train}

@@ -1,0 +1,127 @@
+"""`endofm-lab doctor`: what this machine has, line by line, and what to do about what it lacks."""
+
+import importlib.metadata
+import importlib.util
+import json as json_format
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+Check = tuple[str, bool, str]  # what was looked at, whether it is well, what was found or what to do
+
+
+def doctor(json: bool = False) -> None:
+    """Check Python, torch, precision, decoders, disk and the demo model; exit code 1 if something is missing.
+
+    Args:
+        json: print the checks as JSON.
+    """
+    checks = [check() for check in (_python, _packages, _torch, _precision, _decoders, _disk, _demo_model, _optional)]
+    if json:
+        print(json_format.dumps([{"check": name, "ok": ok, "found": found} for name, ok, found in checks], indent=2))
+    else:
+        for name, ok, found in checks:
+            print(f"{'ok ' if ok else 'NO '} {name:<12} {found}")
+    if not all(ok for _, ok, _ in checks):
+        raise SystemExit(1)
+
+
+def _python() -> Check:
+    ok = sys.version_info >= (3, 11)
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return "Python", ok, found if ok else f"{found}: 3.11 or newer is needed"
+
+
+def _packages() -> Check:
+    names = ["torch", "torchvision", "timm", "einops", "av", "captum", "plotly", "accelerate"]
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        return "packages", False, f"missing: {', '.join(missing)}; run `pip install -e .[app,notebooks]`"
+    return "packages", True, ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+def _torch() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        device = f"CUDA, {torch.cuda.get_device_name()}"
+    elif torch.backends.mps.is_available():
+        device = "Apple GPU"
+    else:
+        device = "CPU"
+    start = time.perf_counter()
+    product = torch.ones(256, 256) @ torch.ones(256, 256)
+    ok = bool((product == 256).all())
+    return (
+        "torch",
+        ok,
+        f"{device}, {torch.get_num_threads()} threads, test product in {1e3 * (time.perf_counter() - start):.0f} ms",
+    )
+
+
+def _precision() -> Check:
+    import torch
+
+    capability = torch.backends.cpu.get_cpu_capability()
+    amx = bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+    half = amx or bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    if torch.cuda.is_available():
+        half = torch.cuda.is_bf16_supported()
+    fast = "bfloat16 in hardware" if half else "no fast bfloat16: float32 is used"
+    return "precision", True, f"{fast} (CPU: {capability}{', AMX' if amx else ''})"
+
+
+def _decoders() -> Check:
+    import numpy as np
+
+    from endofm_lab.video.reader import open_video, write_video
+
+    found = [f"{n} {importlib.metadata.version(n)}" for n in ("decord", "decord2", "av") if _installed(n)]
+    ramp = np.tile(np.arange(64, dtype=np.uint8)[:, None, None] * 3, (1, 64, 3))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "check.mp4"
+        write_video(path, [np.roll(ramp, 8 * i, axis=0) for i in range(6)], Fraction(25))
+        with open_video(path) as reader:
+            ok = reader.info.n_frames == 6 and reader.read([0, 5]).shape == (2, 64, 64, 3)
+            used = reader.info.decoder
+    return "video", ok, f"wrote and read H.264 with {used} ({', '.join(found)})"
+
+
+def _disk() -> Check:
+    free_gb = shutil.disk_usage(Path.cwd()).free / 1e9
+    return "disk", free_gb > 1, f"{free_gb:.0f} GB free here" + ("" if free_gb > 1 else ": at least 1 GB is needed")
+
+
+def _demo_model() -> Check:
+    from endofm_lab.errors import UserError
+    from endofm_lab.model.checkpoints import load_model
+
+    try:
+        card = load_model("demo").card
+    except UserError as error:
+        return "demo model", False, f"{error}"
+    return "demo model", True, f"{card.name}: {card.initialisation['words']}"
+
+
+def _optional() -> Check:
+    wanted: dict[str, Callable[[], bool]] = {
+        "streamlit (app)": lambda: _installed("streamlit"),
+        "jupyterlab (notebooks)": lambda: _installed("jupyterlab"),
+        "umap-learn (UMAP maps)": lambda: _installed("umap-learn"),
+        "kaleido (PNG export)": lambda: _installed("kaleido"),
+    }
+    return "optional", True, ", ".join(f"{name}: {'yes' if there() else 'no'}" for name, there in wanted.items())
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -1,0 +1,84 @@
+"""The command `endofm-lab`: finds the sub-command, turns user errors into one sentence and exit code 2."""
+
+import importlib
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+import tyro
+
+from endofm_lab import __version__
+from endofm_lab.errors import UserError
+
+# Command -> (module in endofm_lab.cli, what it holds: a function or a dict of functions, one line of help).
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "doctor": ("doctor", "doctor", "what this machine has: Python, torch, precision, decoders, disk, model"),
+    "phantom": ("phantom", "phantom", "write a data set of generated endoscopy clips"),
+    "inspect": ("inspect", "inspect", "say what a checkpoint file holds"),
+    "demo": ("demo", "DEMO", "show the demo; train its model"),
+    "predict": ("predict", "predict", "scores, masks and boxes for a video"),
+    "notebooks": ("notebooks", "notebooks", "open the lessons in JupyterLab"),
+    "app": ("app", "app", "open the app in the browser"),
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a sub-command; the exit code is 0, 2 for something the user can put right, 1 for a defect of ours."""
+    args = list(sys.argv[1:] if args is None else args)
+    if not args or args[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if args[0] == "--version":
+        print(f"endofm-lab {__version__}")
+        return 0
+    name, *rest = args
+    if name not in COMMANDS:
+        print(f"Error: there is no command {name!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    try:
+        _call(name, rest)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    except SystemExit as exit_request:  # tyro: 0 after --help, 2 after a wrong argument
+        return int(exit_request.code or 0)
+    except Exception:
+        traceback.print_exc()
+        print(
+            "This is a defect of endofm-lab, not of your input: please report it with the lines above.", file=sys.stderr
+        )
+        return 1
+    return 0
+
+
+def _call(name: str, args: list[str]) -> None:
+    module, attribute, _ = COMMANDS[name]
+    action: Callable | dict[str, Callable] = getattr(importlib.import_module(f"endofm_lab.cli.{module}"), attribute)
+    prog = f"endofm-lab {name}"
+    if isinstance(action, dict):
+        tyro.extras.subcommand_cli_from_dict(action, prog=prog, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    else:
+        tyro.cli(action, prog=prog, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: endofm-lab COMMAND [options]   (endofm-lab COMMAND --help says more)",
+            "",
+            "A workbench for Endo-FM. For research only: not a medical device, not for diagnosis.",
+            "",
+            *lines,
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""`endofm-lab predict`."""
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def predict(
+    video: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    model: str = "demo",
+    step_s: float | None = None,
+    every_frame: bool = False,
+    batch_clips: int = 4,
+    json: bool = False,
+) -> None:
+    """Scores for sliding clips over a whole video, masks and boxes for the frames in them.
+
+    A run that was stopped goes on where it was when the same command is given again.
+
+    Args:
+        video: a video file, a folder of frames, or one image.
+        out: folder for clips.parquet, boxes.parquet, masks/ and prediction.json.
+        model: "demo", a model's folder, or a released checkpoint.
+        step_s: seconds from one clip's start to the next; by default half a clip.
+        every_frame: give every frame a mask and boxes, not only those that the sliding clips show (slower).
+        batch_clips: clips that go through the model together.
+        json: print the scores as JSON instead of a table.
+    """
+    from endofm_lab.predict import predict_video
+
+    prediction = predict_video(
+        video, model, step_s=step_s, every_frame=every_frame, batch_clips=batch_clips, out=out, progress=not json
+    )
+    table = prediction.table()
+    if json:
+        print(json_format.dumps({"out": str(out), "clips": table.to_dict("records")}, default=float))
+        return
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}", max_rows=24))
+    print(f"\n{len(table)} clips, {len(prediction.frames)} frames with masks, {len(prediction.boxes_xyxy)} boxes.")
+    print(f"Model: {prediction.provenance['model_name']}. {prediction.provenance['initialisation']['words']}")
+    print(f"Written to {out}. For research only: not a medical device, not for diagnosis.")

@@ -1,0 +1,295 @@
+"""The demo model: one `tiny` video transformer with four heads, fitted on the phantom, evaluated on unseen patients.
+
+Finding (normal, polyp, ulcer, bleeding), motion (advancing, withdrawing), mask and box of the finding.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from endofm_lab.data.manifest import Manifest
+from endofm_lab.model.card import HeadSpec, Metric, ModelCard
+from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
+from endofm_lab.model.transformer import build_backbone
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.predict import predict_video
+from endofm_lab.tasks.intervals import Interval, bootstrap_interval
+from endofm_lab.tasks.metrics import accuracy, auc, weighted_mean
+from endofm_lab.video.clips import ClipSpec
+from endofm_lab.video.phantom import FINDINGS, MOTIONS
+from endofm_lab.video.reader import open_video
+from endofm_lab.video.transforms import IMAGENET
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """How the demo model is fitted. The defaults give the weights in the package."""
+
+    steps: int = 2500
+    batch: int = 16
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    stride: int = 2  # frames apart: 8 frames of a 12 fps phantom span 1.3 s
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ClipSource:
+    """A manifest's videos in memory, at the model's size.
+
+    Attributes:
+        frames: per video (T, S, S, 3) uint8.
+        masks: per video (T, S, S) bool.
+        finding: (n,) index into FINDINGS.
+        motion: (n,) index into MOTIONS.
+        patient: n names.
+    """
+
+    frames: list[Tensor]
+    masks: list[Tensor]
+    finding: Tensor
+    motion: Tensor
+    patient: list[str]
+
+
+def load_clips(manifest: Manifest, split: str, size_px: int) -> ClipSource:
+    """Decode a split of a phantom data set once and keep it in memory at ``size_px``."""
+    rows = manifest.rows(split)
+    frames, masks = [], []
+    for row in rows.itertuples():
+        with open_video(manifest.resolve(row.video)) as reader:
+            frames.append(_resized(torch.from_numpy(reader.read(range(reader.info.n_frames))), size_px))
+        with open_video(manifest.resolve(row.masks)) as reader:
+            mask = torch.from_numpy(reader.read(range(reader.info.n_frames)))
+        masks.append(_resized(mask, size_px)[..., 0] > 127)
+    return ClipSource(
+        frames=frames,
+        masks=masks,
+        finding=torch.tensor([FINDINGS.index(label) for label in rows["label"]]),
+        motion=torch.tensor([MOTIONS.index(motion) for motion in rows["motion"]]),
+        patient=list(rows["patient"]),
+    )
+
+
+def _resized(frames: Tensor, size_px: int) -> Tensor:
+    """(T, H, W, 3) uint8 to (T, S, S, 3) uint8, antialiased."""
+    small = F.interpolate(frames.permute(0, 3, 1, 2).float(), size=(size_px, size_px), mode="bilinear", antialias=True)
+    return small.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
+
+
+def draw_batch(
+    source: ClipSource, config: DemoConfig, n_frames: int, random: torch.Generator
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A batch of augmented clips (B, 3, T, S, S), normalised, with targets for the four heads.
+
+    A clip may be mirrored, turned, zoomed, change its colours, and run backwards: its motion label then turns too.
+    """
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=random)
+
+    clips, masks, findings, motions = [], [], [], []
+    span = (n_frames - 1) * config.stride + 1
+    for video in torch.randint(len(source.frames), (config.batch,), generator=random).tolist():
+        length = len(source.frames[video])
+        start = int(torch.randint(length - span + 1, (1,), generator=random))
+        index = slice(start, start + span, config.stride)
+        clip = source.frames[video][index].permute(0, 3, 1, 2).float() / 255
+        mask = source.masks[video][index, None].float()
+        motion = int(source.motion[video])
+        if torch.rand((), generator=random) < 0.5:
+            clip, mask, motion = clip.flip(0), mask.flip(0), 1 - motion
+        if torch.rand((), generator=random) < 0.5:
+            clip, mask = clip.flip(-1), mask.flip(-1)
+        turns = int(torch.randint(4, (1,), generator=random))
+        clip, mask = clip.rot90(turns, (-2, -1)), mask.rot90(turns, (-2, -1))
+        size = clip.shape[-1]
+        side = int(uniform(0.75, 1.0, 1) * size)
+        top, left = (int(v) for v in torch.randint(size - side + 1, (2,), generator=random))
+        window = (..., slice(top, top + side), slice(left, left + side))
+        clip = F.interpolate(clip[window], size=(size, size), mode="bilinear")
+        mask = F.interpolate(mask[window], size=(size, size), mode="bilinear")
+        gain, bias = uniform(0.75, 1.25, 1, 3, 1, 1), uniform(-0.06, 0.06, 1, 1, 1, 1)
+        clips.append((clip * gain + bias).clamp(0, 1))
+        masks.append(mask[:, 0] > 0.5)
+        findings.append(int(source.finding[video]))
+        motions.append(motion)
+    batch_masks = torch.stack(masks)
+    return normalise(torch.stack(clips).transpose(1, 2)), {
+        "finding": torch.tensor(findings),
+        "motion": torch.tensor(motions),
+        "mask": batch_masks[:, None].float(),
+        "box": boxes_of(batch_masks),
+    }
+
+
+def boxes_of(masks: Tensor) -> Tensor:
+    """The box (B, T, 1, 4) around each mask (B, T, H, W), in fractions of the frame; NaN where a mask is empty."""
+    rows, columns = masks.any(-1), masks.any(-2)
+    h, w = masks.shape[-2:]
+    y1, y2 = rows.float().argmax(-1), h - rows.flip(-1).float().argmax(-1)
+    x1, x2 = columns.float().argmax(-1), w - columns.flip(-1).float().argmax(-1)
+    boxes = torch.stack([x1 / w, y1 / h, x2 / w, y2 / h], dim=-1)
+    boxes[~rows.any(-1)] = torch.nan
+    return boxes[:, :, None]
+
+
+def normalise(clips: Tensor) -> Tensor:
+    """(B, 3, T, S, S) in 0..1 to the demo model's input."""
+    mean, std = (torch.tensor(v)[:, None, None, None] for v in (IMAGENET.mean, IMAGENET.std))
+    return (clips - mean) / std
+
+
+def build_demo_model(n_frames: int = 8, seed: int = 0) -> VideoModel:
+    """The demo model before training."""
+    torch.manual_seed(seed)
+    backbone = build_backbone("tiny", frames=n_frames)
+    width = backbone.config.width
+    heads: dict[str, nn.Module] = {
+        "finding": ClipClassifier(width, len(FINDINGS)),
+        "motion": ClipClassifier(width, len(MOTIONS)),
+        "mask": MaskHead(width),
+        "box": BoxHead(width),
+    }
+    card = ModelCard(
+        name="demo (tiny, trained on generated video)",
+        backbone={},
+        input=replace(IMAGENET, size_px=backbone.config.image_px),
+        clip=ClipSpec(n_frames=n_frames, fps=6.0),
+        heads={
+            "finding": HeadSpec("multiclass", FINDINGS),
+            "motion": HeadSpec("multiclass", MOTIONS),
+            "mask": HeadSpec("mask", ("finding",)),
+            "box": HeadSpec("box", ("finding",)),
+        },
+    )
+    return VideoModel(backbone, nn.ModuleDict(heads), card)
+
+
+def losses_of(model: VideoModel, clip: Tensor, target: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The four losses of a batch; their sum is what is minimised."""
+    logits = model(clip).logits
+    box_head = model.heads["box"]
+    assert isinstance(box_head, BoxHead)
+    return {
+        "finding": ClipClassifier.loss(logits["finding"], target["finding"]),
+        "motion": ClipClassifier.loss(logits["motion"], target["motion"]),
+        "mask": MaskHead.loss(logits["mask"], target["mask"]),
+        "box": box_head.loss(logits["box"], target["box"], torch.zeros(target["box"].shape[:3], dtype=torch.long)),
+    }
+
+
+def train_demo(model: VideoModel, manifest: Manifest, config: DemoConfig) -> Iterator[dict[str, float]]:
+    """Fit the demo model on the training patients; yields step, learning rate and losses. The model changes in place."""
+    torch.manual_seed(config.seed)
+    random = torch.Generator().manual_seed(config.seed)
+    source = load_clips(manifest, "train", model.card.input.size_px)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}], lr=config.lr
+    )
+    warm_up = max(1, config.steps // 20)
+    model.train()
+    for step in range(config.steps):
+        rate = min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / config.steps))
+        for group in optimiser.param_groups:
+            group["lr"] = config.lr * rate
+        clip, target = draw_batch(source, config, model.card.clip.n_frames, random)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            losses = losses_of(model, clip, target)
+        loss = torch.stack(list(losses.values())).sum()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        yield {
+            "step": step + 1,
+            "lr": config.lr * rate,
+            "loss": loss.item(),
+            **{k: v.item() for k, v in losses.items()},
+        }
+    model.eval()
+
+
+def evaluate_demo(model: VideoModel, manifest: Manifest, split: str) -> dict[str, Interval]:
+    """The demo's numbers on the patients of a split, with 95 % intervals over patients.
+
+    Polyp AUC: every clip that `predict_video` cuts, polyp against all other findings. Dice: per frame that the model
+    saw and in which a polyp is visible, in the video's own size. Motion: accuracy over the same clips; and over
+    "clips" that repeat one frame eight times, which must be at chance.
+    """
+    polyp = FINDINGS.index("polyp")
+    clips: list[
+        tuple[str, int, float, int, int, int]
+    ] = []  # patient, is polyp, score, motion, predicted, from one frame
+    dice: list[tuple[str, float]] = []
+    for row in manifest.rows(split).itertuples():
+        prediction = predict_video(manifest.resolve(row.video), model, progress=False)
+        with open_video(manifest.resolve(row.video)) as reader:
+            frames = torch.from_numpy(reader.read(range(reader.info.n_frames)))
+        still = _resized(frames, model.card.input.size_px)
+        for n, (finding, motion) in enumerate(
+            zip(prediction.scores["finding"], prediction.scores["motion"], strict=True)
+        ):
+            frame = still[prediction.frames[min(n * 4, len(prediction.frames) - 1)]]
+            repeated = frame.permute(2, 0, 1).float()[None, :, None] / 255
+            with torch.inference_mode():
+                logits = model(normalise(repeated.repeat(1, 1, model.card.clip.n_frames, 1, 1))).logits["motion"]
+            clips.append(
+                (
+                    row.patient,
+                    int(row.label == "polyp"),
+                    float(finding[polyp]),
+                    MOTIONS.index(row.motion),
+                    int(motion.argmax()),
+                    int(logits.argmax()),
+                )
+            )
+        if row.label == "polyp":
+            with open_video(manifest.resolve(row.masks)) as reader:
+                truth = reader.read(range(reader.info.n_frames))[..., 0] > 127
+            for frame_index in prediction.frames.tolist():
+                if truth[frame_index].any():
+                    found = prediction.mask(frame_index)[0]
+                    overlap = 2 * (found & truth[frame_index]).sum() / (found.sum() + truth[frame_index].sum())
+                    dice.append((row.patient, float(overlap)))
+    patients, is_polyp, score, motion, predicted, from_one = map(np.array, zip(*clips, strict=True))
+    return {
+        "polyp AUC": bootstrap_interval(auc, patients, is_polyp, score),
+        "polyp mask Dice": bootstrap_interval(weighted_mean, [p for p, _ in dice], np.array([d for _, d in dice])),
+        "motion accuracy": bootstrap_interval(accuracy, patients, motion, predicted),
+        "motion accuracy, one frame repeated": bootstrap_interval(accuracy, patients, motion, from_one),
+    }
+
+
+def carded(model: VideoModel, manifest: Manifest, config: DemoConfig, metrics: dict[str, Interval]) -> VideoModel:
+    """The model with a card that says what it was trained on and what it reached."""
+    command = f"endofm-lab demo train --steps {config.steps} --seed {config.seed}"
+    card = replace(
+        model.card,
+        data={
+            "description": "Phantom, preset tutorial: generated endoscopy-like video",
+            "fingerprint": manifest.fingerprint,
+            "generated": True,
+            "split": "by patient: train, val, test; trained on train, measured once on test",
+        },
+        metrics=tuple(
+            Metric(
+                name=name,
+                value=interval.value,
+                interval=[interval.low, interval.high],
+                data="phantom, preset tutorial (generated)",
+                split="test",
+                seed=config.seed,
+                command=command,
+            )
+            for name, interval in metrics.items()
+        ),
+    )
+    return VideoModel(model.backbone, model.heads, card)

@@ -1,0 +1,1 @@
+"""Plotly figures, the same in notebooks, the app and reports."""

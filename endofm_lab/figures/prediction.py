@@ -1,0 +1,102 @@
+"""Figures of a prediction: the time line of scores, and a frame with its mask and boxes."""
+
+import base64
+import io
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from PIL import Image
+from plotly.subplots import make_subplots
+
+from endofm_lab.figures.style import MASK_RGB, color_of, tidy
+from endofm_lab.prediction import VideoPrediction
+
+
+def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Figure:
+    """One row per classification head: a marker per clip and class at the clip's middle, and a line at ``time_s``.
+
+    Markers can be clicked: their ``customdata`` is the clip's number and its start and end in seconds.
+    """
+    heads = list(prediction.scores)
+    figure = make_subplots(
+        rows=max(len(heads), 1), cols=1, shared_xaxes=True, vertical_spacing=0.12, subplot_titles=[h for h in heads]
+    )
+    middle = prediction.times_s.mean(axis=1)
+    clips = np.column_stack([np.arange(len(middle)), prediction.times_s])
+    for row, head in enumerate(heads, start=1):
+        for k, name in enumerate(prediction.classes[head]):
+            figure.add_trace(
+                go.Scatter(
+                    x=middle,
+                    y=prediction.scores[head][:, k],
+                    name=name,
+                    mode="lines+markers",
+                    legendgroup=head,
+                    legendgrouptitle_text=head,
+                    line={"color": color_of(name, k), "width": 2},
+                    marker={"size": 8},
+                    customdata=clips,
+                    hovertemplate=f"{name}: %{{y:.3f}}<br>clip %{{customdata[0]}}: "
+                    "%{customdata[1]:.2f} s to %{customdata[2]:.2f} s<extra></extra>",
+                ),
+                row=row,
+                col=1,
+            )
+        figure.update_yaxes(range=[-0.04, 1.04], title_text="score", row=row, col=1)
+    if time_s is not None:
+        figure.add_vline(x=time_s, line={"color": "#444444", "dash": "dot", "width": 2})
+    figure.update_xaxes(title_text="time in the video (s)", row=max(len(heads), 1), col=1)
+    figure.update_layout(height=120 + 190 * max(len(heads), 1), hovermode="closest")
+    return tidy(figure)
+
+
+def frame_figure(
+    frame: np.ndarray, mask: np.ndarray | None = None, boxes: pd.DataFrame | None = None, title: str = ""
+) -> go.Figure:
+    """A frame (H, W, 3) uint8 with its mask (H, W) bool tinted and outlined, and its boxes (x1, y1, x2, y2 in pixels).
+
+    ``boxes`` has the columns of `VideoPrediction.boxes_xyxy`.
+    """
+    height, width = frame.shape[:2]
+    picture = frame if mask is None else tint(frame, mask)
+    figure = go.Figure(go.Image(source=data_uri(picture), hovertemplate="x %{x}, y %{y}<extra></extra>"))
+    for _, box in (boxes if boxes is not None else pd.DataFrame()).iterrows():
+        colour = color_of(str(box["label"]), 1)
+        figure.add_shape(
+            type="rect", x0=box["x1"], y0=box["y1"], x1=box["x2"], y1=box["y2"], line={"color": colour, "width": 3}
+        )
+        figure.add_annotation(
+            x=box["x1"],
+            y=box["y1"],
+            text=f"{box['label']} {box['score']:.2f}",
+            showarrow=False,
+            xanchor="left",
+            yanchor="bottom",
+            font={"color": "white", "size": 13},
+            bgcolor=colour,
+        )
+    figure.update_xaxes(visible=False, range=[0, width], constrain="domain")
+    figure.update_yaxes(visible=False, range=[height, 0], scaleanchor="x")
+    figure.update_layout(title=title, margin={"l": 0, "r": 0, "t": 36 if title else 0, "b": 0}, height=460)
+    return tidy(figure)
+
+
+def tint(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A copy of a frame (H, W, 3) uint8 with a mask (H, W) bool tinted lightly and outlined."""
+    inner = mask.copy()
+    width = max(1, frame.shape[0] // 240)  # outline in pixels
+    for _ in range(width):
+        inner[1:-1, 1:-1] &= inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+    out = frame.astype(np.float32)
+    colour = np.array(MASK_RGB, dtype=np.float32)
+    out[mask] = 0.8 * out[mask] + 0.2 * colour
+    out[mask & ~inner] = colour
+    return out.astype(np.uint8)
+
+
+def data_uri(picture: np.ndarray, quality: int = 90) -> str:
+    """A uint8 picture (H, W, 3) as a JPEG data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,158 @@
+"""Light heads on the tokens of a backbone: clip classes from CLS, masks and boxes from patches.
+
+Each head is layers, loss and decoding side by side. They read any backbone that gives `VideoTokens`.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torchvision.ops import batched_nms, generalized_box_iou_loss, sigmoid_focal_loss
+
+from endofm_lab.model.transformer import VideoTokens
+
+
+class ClipClassifier(nn.Module):
+    """Logits (B, K) of a clip from its CLS token, a single linear layer as in Endo-FM's PolypDiag model.
+
+    The same layer serves multi-class (softmax) and multi-label (sigmoid) targets: the card says which.
+    """
+
+    def __init__(self, width: int, n_classes: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, n_classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, tokens: VideoTokens) -> Tensor:
+        return self.linear(tokens.cls)
+
+    @staticmethod
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        """Cross-entropy for class indices (B,), binary cross-entropy for indicators (B, K) in 0..1."""
+        if target.ndim == 1:
+            return F.cross_entropy(logits.float(), target)
+        return F.binary_cross_entropy_with_logits(logits.float(), target.float())
+
+
+class MaskHead(nn.Module):
+    """Mask logits (B, K, T, 4h, 4w) from patch tokens: two steps of convolution and pixel shuffle, frame by frame.
+
+    Time was mixed in the backbone; a frame's mask depends on the other frames through its tokens only.
+    """
+
+    def __init__(self, width: int, n_classes: int = 1) -> None:
+        super().__init__()
+        half = max(width // 2, 16)
+        self.up1 = nn.Conv2d(width, 4 * half, 3, padding=1)  # -> pixel shuffle -> (half, 2h, 2w)
+        self.up2 = nn.Conv2d(half, 4 * (half // 2), 3, padding=1)  # -> pixel shuffle -> (half / 2, 4h, 4w)
+        self.out = nn.Conv2d(half // 2, n_classes, 3, padding=1)
+        nn.init.constant_(self.out.bias, -2.0)  # most pixels belong to no finding
+
+    def forward(self, tokens: VideoTokens) -> Tensor:
+        frames = tokens.patches.shape[1]
+        x = rearrange(tokens.patches, "b t h w d -> (b t) d h w")
+        x = F.gelu(F.pixel_shuffle(self.up1(x), 2))
+        x = F.gelu(F.pixel_shuffle(self.up2(x), 2))
+        return rearrange(self.out(x), "(b t) k h w -> b k t h w", t=frames)
+
+    @staticmethod
+    def loss(logits: Tensor, target: Tensor) -> Tensor:
+        """Half binary cross-entropy, half soft Dice over each clip (0 where prediction and truth are both empty).
+
+        ``target``: (B, K, T, H, W) in 0..1, any size; it is averaged down to the logits' grid.
+        """
+        logits = logits.float()
+        target = F.adaptive_avg_pool3d(target.float(), logits.shape[2:])
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
+        p = logits.sigmoid()
+        overlap = (p * target).sum(dim=(2, 3, 4))
+        dice = 1 - (2 * overlap + 1) / (p.sum(dim=(2, 3, 4)) + target.sum(dim=(2, 3, 4)) + 1)
+        return 0.5 * cross_entropy + 0.5 * dice.mean()
+
+
+class BoxHead(nn.Module):
+    """Dense boxes from patch tokens, one prediction per patch: FCOS (arXiv 1904.01355) on a single level.
+
+    Output (B, K + 4, T, h, w): K class logits, then the logarithms of the distances left, top, right, bottom from the
+    patch's centre to the box's sides, in patches.
+    """
+
+    def __init__(self, width: int, n_classes: int = 1) -> None:
+        super().__init__()
+        self.n_classes = n_classes
+        self.tower = nn.Conv2d(width, width, 3, padding=1)
+        self.out = nn.Conv2d(width, n_classes + 4, 3, padding=1)
+        nn.init.normal_(self.out.weight, std=0.01)
+        nn.init.zeros_(self.out.bias)
+        nn.init.constant_(self.out.bias[:n_classes], -4.6)  # prior probability 0.01, as in the focal-loss paper
+
+    def forward(self, tokens: VideoTokens) -> Tensor:
+        frames = tokens.patches.shape[1]
+        x = rearrange(tokens.patches, "b t h w d -> (b t) d h w")
+        x = self.out(F.gelu(self.tower(x)))
+        return rearrange(x, "(b t) k h w -> b k t h w", t=frames)
+
+    def boxes(self, raw: Tensor) -> Tensor:
+        """Boxes (B, T, h, w, 4) as x1, y1, x2, y2 in fractions of the frame, one per patch; may leave 0..1."""
+        h, w = raw.shape[-2:]
+        distances = raw[:, self.n_classes :].float().clamp(max=6.0).exp()  # e^6 patches is beyond any frame
+        left, top, right, bottom = distances.unbind(1)
+        y = (torch.arange(h, device=raw.device) + 0.5)[:, None]
+        x = (torch.arange(w, device=raw.device) + 0.5)[None, :]
+        return torch.stack([(x - left) / w, (y - top) / h, (x + right) / w, (y + bottom) / h], dim=-1)
+
+    def loss(self, raw: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+        """Focal loss of the classes plus GIoU loss of the boxes, both per patch that belongs to a box.
+
+        A patch belongs to a box if its centre is in the middle half of the box, or if it holds the box's centre;
+        where boxes overlap, to the smaller one (FCOS).
+
+        Args:
+            raw: what ``forward`` returned.
+            boxes: (B, T, M, 4) in fractions of the frame, rows of NaN where a frame has fewer than M boxes.
+            labels: (B, T, M) class indices; ignored where the box is NaN.
+        """
+        h, w = raw.shape[-2:]
+        y = (torch.arange(h, device=raw.device) + 0.5) / h
+        x = (torch.arange(w, device=raw.device) + 0.5) / w
+        x1, y1, x2, y2 = (side[..., None, None] for side in boxes.float().unbind(-1))  # (B, T, M, 1, 1)
+        cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+        reach_x = torch.maximum((x2 - x1) / 4, torch.tensor(0.5 / w))  # half of the middle half, at least half a patch
+        reach_y = torch.maximum((y2 - y1) / 4, torch.tensor(0.5 / h))
+        inside = ((x - cx).abs() <= reach_x) & ((y[:, None] - cy).abs() <= reach_y)  # (B, T, M, h, w); NaN: False
+        area = torch.where(inside, (x2 - x1) * (y2 - y1), torch.inf)
+        smallest, owner = area.min(dim=2)  # (B, T, h, w)
+        positive = smallest.isfinite()
+
+        target = torch.zeros_like(raw[:, : self.n_classes], dtype=torch.float32)  # (B, K, T, h, w)
+        class_of = labels.clamp(min=0).gather(2, owner.flatten(2)).unflatten(2, (h, w))  # (B, T, h, w)
+        target.scatter_(1, class_of[:, None], positive[:, None].float())
+        count = positive.sum().clamp(min=1)
+        classification = sigmoid_focal_loss(raw[:, : self.n_classes].float(), target, reduction="sum") / count
+        if not positive.any():
+            return classification
+        b, t, *_ = positive.nonzero(as_tuple=True)
+        truth = boxes.float()[b, t, owner[positive]]
+        regression = generalized_box_iou_loss(self.boxes(raw)[positive], truth, reduction="sum") / count
+        return classification + regression
+
+    def decode(
+        self, raw: Tensor, min_score: float = 0.3, max_boxes: int = 10
+    ) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
+        """Per clip and frame: boxes (n, 4) in fractions within 0..1, scores (n,) in 0..1, class indices (n,).
+
+        Sorted by score after non-maximum suppression at IoU 0.5 per class; at most ``max_boxes`` of at least
+        ``min_score``.
+        """
+        scores = rearrange(raw[:, : self.n_classes].float().sigmoid(), "b k t h w -> b t (h w) k")
+        boxes = self.boxes(raw).clamp(0, 1).flatten(2, 3)  # (B, T, h*w, 4)
+        found = []
+        for clip_scores, clip_boxes in zip(scores, boxes, strict=True):
+            frames = []
+            for s, xyxy in zip(clip_scores, clip_boxes, strict=True):
+                patch, label = (s >= min_score).nonzero(as_tuple=True)
+                keep = batched_nms(xyxy[patch], s[patch, label], label, 0.5)[:max_boxes]
+                frames.append((xyxy[patch][keep], s[patch, label][keep], label[keep]))
+            found.append(frames)
+        return found

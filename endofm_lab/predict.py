@@ -1,0 +1,278 @@
+"""From a video file to a `VideoPrediction`: the one call that app, notebooks and command line share.
+
+polyp.mp4 -> sliding clips -> model -> scores per clip, masks and boxes per frame that the model saw
+"""
+
+import hashlib
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from endofm_lab import __version__
+from endofm_lab.errors import UserError
+from endofm_lab.files import read_json, sha256_of, write_json
+from endofm_lab.model.checkpoints import load_model
+from endofm_lab.model.heads import BoxHead
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.prediction import Part, VideoPrediction, assemble, load_prediction
+from endofm_lab.video.clips import sliding_clips
+from endofm_lab.video.reader import VideoReader, open_video
+from endofm_lab.video.transforms import to_input
+
+PART_BATCHES = 16  # batches per part on disk: a kill loses at most this many
+
+PlannedClip = tuple[float, float, np.ndarray]  # start_s, end_s, frame indices (T,)
+
+
+def predict_video(
+    path: str | Path,
+    model: VideoModel | str | Path = "demo",
+    *,
+    step_s: float | None = None,
+    every_frame: bool = False,
+    batch_clips: int = 4,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> VideoPrediction:
+    """Scores for sliding clips over a whole video, and masks and boxes for the frames in them.
+
+    Each frame is decoded once, and the memory for decoding and inference does not grow with the video. A frame that
+    several clips show gets the mean of their mask probabilities and of their raw box outputs. Clip length and frame
+    spacing are those the model was trained with (its card).
+
+    Args:
+        path: a video file, a folder of frames, or one image.
+        model: a model, its folder, a released checkpoint, or the name ``"demo"``.
+        step_s: seconds from one clip's start to the next; by default half a clip, so that every instant is in two.
+        every_frame: also run the clips that start between, so that every frame of the video gets a mask and boxes
+            (as many times slower as the clip's frames are apart).
+        batch_clips: clips that go through the model together.
+        out: a folder for the result. Work is kept there in parts: a run that was stopped goes on where it was when
+            called again with the same video, model and options. A finished one is read back.
+        progress: show a progress bar.
+
+    Raises:
+        VideoError: the video cannot be read.
+        UserError: an option out of range, or ``out`` holds something else.
+    """
+    steps = prediction_steps(path, model, step_s, every_frame, batch_clips, out)
+    with tqdm(unit="clip", desc=Path(path).name, disable=not progress) as bar:
+        while True:
+            try:
+                done, bar.total = next(steps)
+            except StopIteration as finished:
+                return finished.value
+            bar.update(done - bar.n)
+
+
+def prediction_steps(
+    path: str | Path,
+    model: VideoModel | str | Path = "demo",
+    step_s: float | None = None,
+    every_frame: bool = False,
+    batch_clips: int = 4,
+    out: str | Path | None = None,
+) -> Generator[tuple[int, int], None, VideoPrediction]:
+    """`predict_video` in steps, for callers that draw their own progress: yields (clips done, clips in all).
+
+    The prediction is the generator's return value. Closing the generator early loses at most one part.
+    """
+    if batch_clips < 1:
+        raise UserError(f"batch_clips is {batch_clips}, but at least 1 clip must go through the model at a time.")
+    if step_s is not None and not step_s > 0:
+        raise UserError(f"step_s is {step_s}, but clips must start more than 0 s apart.")
+    if not isinstance(model, VideoModel):
+        model = load_model(model)
+    model.eval()
+    with open_video(path) as reader:
+        request = {
+            "video": _fingerprint(Path(path)),
+            "model": model.card.fingerprint,
+            "step_s": step_s,
+            "every_frame": every_frame,
+            "batch_clips": batch_clips,
+            "version": __version__,
+        }
+        folder = _open_job(Path(out), request) if out is not None else None
+        if folder is not None and (folder / "prediction.json").exists():
+            return load_prediction(folder)
+        clips = _plan(model, reader, step_s, every_frame)
+        parts: list[Part | Path] = sorted((folder / "parts").glob("part_*.npz")) if folder else []
+        last = Part.read(parts[-1]) if parts else None  # type: ignore[arg-type]
+        yield (last.stop_clip if last else 0), len(clips)
+        for part in _run(model, reader, clips, last, batch_clips):
+            parts.append(part.save(folder / "parts") if folder else part)
+            yield part.stop_clip, len(clips)
+        heads = model.card.heads
+        provenance = {
+            **request,
+            "model_name": model.card.name,
+            "initialisation": model.card.initialisation,
+            "training_data": model.card.data,
+            "decoder": reader.info.decoder,
+            "torch": torch.__version__,
+        }
+        return assemble(
+            parts,
+            times_s=np.array([[start, end] for start, end, _ in clips], dtype=np.float64),
+            frame_times_s=reader.times_s,
+            video=reader.info,
+            classes={name: list(head.classes) for name, head in heads.items()},
+            box_head=next((name for name, head in heads.items() if head.kind == "box"), None),
+            provenance=provenance,
+            folder=folder,
+        )
+
+
+def _plan(model: VideoModel, reader: VideoReader, step_s: float | None, every_frame: bool) -> list[PlannedClip]:
+    """The clips of a video, sorted by their first frame."""
+    half_s = model.card.clip.span_s(reader.info) / 2
+    clips = sliding_clips(model.card.clip, reader.info, half_s if step_s is None else step_s, reader.times_s)
+    if every_frame:
+        seen = np.unique(np.concatenate([indices for *_, indices in clips]))
+        apart = int(np.diff(seen).max()) if len(seen) > 1 else 1
+        times, last = reader.times_s, reader.info.n_frames - 1
+        for start, end, indices in list(clips):
+            for shift in range(1, apart):
+                moved = np.minimum(indices + shift, last)
+                later_s = float(times[moved[0]] - times[indices[0]])
+                clips.append((start + later_s, end + later_s, moved))
+    return sorted(clips, key=lambda clip: (int(clip[2][0]), clip[0]))
+
+
+def _run(
+    model: VideoModel, reader: VideoReader, clips: list[PlannedClip], last: Part | None, batch_clips: int
+) -> Iterator[Part]:
+    """Run the clips that come after the part ``last``, in parts of `PART_BATCHES` batches."""
+    first, dense = (last.stop_clip, _DenseSums.carried_by(last)) if last else (0, _DenseSums())
+    if first == len(clips):
+        return
+    stream = _needed_frames(model, reader, clips[first:])
+    # The first frame that clip i or any later one shows: frames before it are finished.
+    oldest = np.minimum.accumulate([int(i.min()) for *_, i in reversed(clips)])[::-1].tolist() + [reader.info.n_frames]
+    buffer: dict[int, Tensor] = {}  # index -> (3, S, S)
+    for start in range(first, len(clips), PART_BATCHES * batch_clips):
+        stop = min(start + PART_BATCHES * batch_clips, len(clips))
+        scores: dict[str, list[np.ndarray]] = {}
+        finished: list[tuple[int, dict[str, np.ndarray]]] = []
+        for at in range(start, stop, batch_clips):
+            batch = [indices for *_, indices in clips[at : min(at + batch_clips, stop)]]
+            while any(int(i) not in buffer for indices in batch for i in indices):
+                index, frame = next(stream)
+                buffer[index] = frame
+            clip = torch.stack([torch.stack([buffer[int(i)] for i in indices], dim=1) for indices in batch])
+            outputs = {name: values.numpy() for name, values in model.predict(clip).items()}
+            per_frame = [name for name, values in outputs.items() if values.ndim == 5]
+            for name in outputs.keys() - set(per_frame):
+                scores.setdefault(name, []).append(outputs[name])
+            dense.add(batch, {name: outputs[name] for name in per_frame})
+            horizon = oldest[min(at + batch_clips, len(clips))]
+            buffer = {index: frame for index, frame in buffer.items() if index >= horizon}
+            finished += dense.release(horizon)
+        yield _part(model, start, stop, {k: np.concatenate(v) for k, v in scores.items()}, finished, dense)
+
+
+def _needed_frames(model: VideoModel, reader: VideoReader, clips: list[PlannedClip]) -> Iterator[tuple[int, Tensor]]:
+    """(index, float32 (3, S, S)) of every frame that some clip shows, each decoded once, in order."""
+    needed = set(np.concatenate([indices for *_, indices in clips]).tolist())
+    for index, frame in reader.stream(start=min(needed), stop=max(needed) + 1):
+        if index in needed:
+            yield index, to_input(frame[None], model.card.input)[0, :, 0]
+
+
+class _DenseSums:
+    """Sums of the dense outputs of frames over the clips that showed them."""
+
+    def __init__(self) -> None:
+        self.sums: dict[int, dict[str, np.ndarray]] = {}
+        self.counts: dict[int, int] = {}
+
+    @classmethod
+    def carried_by(cls, part: Part) -> "_DenseSums":
+        dense = cls()
+        for at, frame in enumerate(part.carry_frames.tolist()):
+            dense.sums[frame] = {name: values[at].copy() for name, values in part.carry.items()}
+            dense.counts[frame] = int(part.carry_counts[at])
+        return dense
+
+    def add(self, batch: list[np.ndarray], outputs: dict[str, np.ndarray]) -> None:
+        """``outputs``: head -> (B, K, T, h, w) for clips with the frame indices ``batch``, B x (T,)."""
+        for b, indices in enumerate(batch):
+            for t, frame in enumerate(indices.tolist()):
+                sums = self.sums.setdefault(frame, {})
+                for name, values in outputs.items():
+                    sums[name] = sums[name] + values[b, :, t] if name in sums else values[b, :, t].copy()
+                self.counts[frame] = self.counts.get(frame, 0) + 1
+
+    def release(self, before: int) -> list[tuple[int, dict[str, np.ndarray]]]:
+        """The means of the frames below ``before``, in order; they are forgotten here."""
+        ready = sorted(frame for frame in self.sums if frame < before)
+        means = []
+        for frame in ready:
+            count = self.counts.pop(frame)
+            means.append((frame, {name: total / count for name, total in self.sums.pop(frame).items()}))
+        return means
+
+
+def _part(
+    model: VideoModel,
+    start: int,
+    stop: int,
+    scores: dict[str, np.ndarray],
+    finished: list[tuple[int, dict[str, np.ndarray]]],
+    dense: _DenseSums,
+) -> Part:
+    """Pack finished frames (masks as uint8, boxes decoded) and what later clips still need."""
+    masks, boxes = [], []
+    for frame, outputs in finished:
+        for name, values in outputs.items():
+            if model.card.heads[name].kind == "mask":
+                masks.append((values * 255).round().astype(np.uint8))
+                continue
+            head = model.heads[name]
+            assert isinstance(head, BoxHead)
+            ((xyxy, score, label),) = head.decode(torch.from_numpy(values)[None, :, None])[0]
+            rows = torch.cat([torch.full_like(score, frame)[:, None], label[:, None], score[:, None], xyxy], dim=1)
+            boxes.append(rows.numpy())
+    waiting = sorted(dense.sums)
+    names = list(dense.sums[waiting[0]]) if waiting else []
+    return Part(
+        start_clip=start,
+        stop_clip=stop,
+        scores=scores,
+        frames=np.array([frame for frame, _ in finished], dtype=np.int64),
+        masks=np.stack(masks) if masks else np.zeros((0, 0, 0, 0), np.uint8),
+        boxes=np.concatenate(boxes) if boxes else np.zeros((0, 7), np.float32),
+        carry={name: np.stack([dense.sums[frame][name] for frame in waiting]) for name in names},
+        carry_frames=np.array(waiting, dtype=np.int64),
+        carry_counts=np.array([dense.counts[frame] for frame in waiting], dtype=np.int64),
+    )
+
+
+def _fingerprint(path: Path) -> str:
+    """The SHA-256 of a video file, or of the names, sizes and times of a folder's files."""
+    if not path.is_dir():
+        return sha256_of(path)
+    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.iterdir())
+    return hashlib.sha256(repr(files).encode()).hexdigest()
+
+
+def _open_job(out: Path, request: dict) -> Path:
+    """The folder for this prediction; it may hold an unfinished or finished one of the same request."""
+    job = out / "job.json"
+    if job.exists():
+        before = read_json(job)
+        changed = [name for name, value in request.items() if before.get(name) != value]
+        if changed:
+            raise UserError(
+                f"{out} holds a prediction with another {', '.join(changed)}: choose another folder or delete this one."
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something else than a prediction: choose a new or an empty folder.")
+    (out / "parts").mkdir(parents=True, exist_ok=True)
+    write_json(job, request)
+    return out

@@ -1,0 +1,74 @@
+"""The prediction page without a browser: what a person chooses and what the page then shows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
+    return AppTest.from_file(str(APP), default_timeout=120)
+
+
+def captions(app):
+    return " ".join(caption.value for caption in app.caption)
+
+
+def test_the_first_page_shows_a_generated_sample_with_its_scores(app):
+    app.run()
+    assert not app.exception
+    assert "Generated picture" in captions(app)
+    assert [table.value.columns.tolist() for table in app.dataframe] == [["class", "score"]] * 2
+    assert "For research only" in captions(app)
+
+
+def test_the_slider_moves_the_viewer_to_exactly_that_frame(app):
+    app.run()
+    app.slider(key="frame").set_value(7).run()
+    assert "frame 7 of" in captions(app)
+    forward = next(button for button in app.button if button.label == "▶")
+    forward.click().run()
+    assert "frame 8 of" in captions(app)
+
+
+def test_a_missing_file_is_a_red_box_that_names_it(app):
+    app.run()
+    app.sidebar.radio[0].set_value("File or folder on this machine").run()
+    assert "Choose a video" in app.info[0].value
+    app.sidebar.text_input[0].set_value("/nowhere/absent.mp4").run()
+    assert not app.exception
+    assert "absent.mp4" in app.error[0].value
+
+
+def test_a_file_that_is_no_video_is_a_red_box_that_says_why(app, tmp_path):
+    (tmp_path / "notes.mp4").write_text("these are notes")
+    app.run()
+    app.sidebar.radio[0].set_value("File or folder on this machine").run()
+    app.sidebar.text_input[0].set_value(str(tmp_path / "notes.mp4")).run()
+    assert not app.exception
+    assert "notes.mp4" in app.error[0].value
+
+
+def test_a_model_that_is_not_there_is_a_red_box(app):
+    app.run()
+    next(field for field in app.sidebar.text_input if field.label == "Model").set_value("/nowhere/weights.pth").run()
+    assert not app.exception
+    assert "weights.pth" in app.error[0].value
+
+
+def test_a_folder_of_frames_warns_that_the_model_knows_generated_video_only(app, tmp_path):
+    from PIL import Image
+
+    for n in range(12):
+        Image.fromarray(np.full((64, 80, 3), 20 * n, np.uint8)).save(tmp_path / f"{n:03d}.png")
+    app.run()
+    app.sidebar.radio[0].set_value("File or folder on this machine").run()
+    app.sidebar.text_input[0].set_value(str(tmp_path)).run()
+    assert not app.exception
+    assert "generated video only" in app.warning[0].value
+    assert "of 11" in captions(app)

@@ -1,0 +1,70 @@
+"""A served app and a real Chromium."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium on this machine: install it (Debian: apt-get install chromium) to run browser tests")
+    return path
+
+
+@pytest.fixture
+def page(chromium, tmp_path):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            str(tmp_path / "profile"),
+            executable_path=chromium,
+            args=FLAGS,
+            headless=True,
+            viewport={"width": 1400, "height": 1500},
+        )
+        yield context.pages[0] if context.pages else context.new_page()
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def app_url(tmp_path_factory):
+    from endofm_lab.cli.app import command
+    from endofm_lab.cli.demo import _free_port
+
+    port = _free_port(8600)
+    environment = {**os.environ, "ENDOFM_LAB_CACHE": str(tmp_path_factory.mktemp("cache")), "PYTHONUNBUFFERED": "1"}
+    server = subprocess.Popen(command(port, headless=True), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        assert server.poll() is None, f"the app stopped with {server.returncode}; {sys.executable}"
+        try:
+            if urllib.request.urlopen(f"{url}/_stcore/health", timeout=2).status == 200:
+                break
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.3)
+    yield url
+    server.terminate()
+    server.wait(timeout=20)

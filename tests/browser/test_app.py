@@ -1,0 +1,42 @@
+import re
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
+
+
+def settled(page):
+    """Wait until Streamlit has nothing left to do."""
+    page.wait_for_selector("[data-testid=stApp]")
+    page.wait_for_function(
+        "() => !document.querySelector('[data-testid=stStatusWidget]')"
+        " && document.querySelector('[data-testid=stApp]').dataset.testScriptState !== 'running'",
+        timeout=120_000,
+    )
+
+
+def shown_frame(page) -> int:
+    return int(re.search(r"frame (\d+) of", page.locator("text=/frame \\d+ of/").first.inner_text()).group(1))
+
+
+def test_a_click_in_the_time_line_moves_the_viewer_to_that_clip(page, app_url):
+    page.goto(app_url)
+    page.wait_for_selector("text=Click a marker", timeout=120_000)
+    settled(page)
+    before = shown_frame(page)
+    markers = page.locator(".scatterlayer .trace .points path")
+    assert markers.count() > 10
+    markers.nth(1).click(force=True)
+    page.wait_for_function(f"() => !document.body.innerText.includes('frame {before} of')", timeout=30_000)
+    settled(page)
+    after = shown_frame(page)
+    assert after < before, "the second clip lies before the middle, where the viewer starts"
+
+
+def test_the_viewer_shows_the_frame_with_its_generated_label(page, app_url):
+    page.goto(app_url)
+    page.wait_for_selector("text=Generated picture", timeout=120_000)
+    settled(page)
+    assert page.locator(".imagelayer image, .imagelayer-above image, .im image").count() >= 1
+    assert page.locator("text=For research only").count() >= 1
+    assert page.locator("[data-testid=stException]").count() == 0

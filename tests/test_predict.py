@@ -1,0 +1,181 @@
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from endofm_lab.errors import UserError, VideoError
+from endofm_lab.model.card import HeadSpec, ModelCard
+from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
+from endofm_lab.model.transformer import build_backbone
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.predict import predict_video, prediction_steps
+from endofm_lab.prediction import load_prediction
+from endofm_lab.video.clips import ClipSpec
+from endofm_lab.video.reader import VideoReader, open_video, write_video
+from endofm_lab.video.transforms import IMAGENET, to_input
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    backbone = build_backbone("micro")
+    for parameter in backbone.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    heads = {"kind": ClipClassifier(32, 3), "signs": ClipClassifier(32, 2), "mask": MaskHead(32), "box": BoxHead(32, 2)}
+    for parameter in nn.ModuleDict(heads).parameters():
+        nn.init.normal_(parameter, std=0.2)
+    card = ModelCard(
+        name="random micro",
+        backbone={},
+        input=replace(IMAGENET, size_px=64),
+        clip=ClipSpec(n_frames=4, stride=2),
+        heads={
+            "kind": HeadSpec("multiclass", ("a", "b", "c"), temperature=2.0),
+            "signs": HeadSpec("multilabel", ("x", "y")),
+            "mask": HeadSpec("mask", ("m",)),
+            "box": HeadSpec("box", ("p", "q")),
+        },
+    )
+    return VideoModel(backbone, nn.ModuleDict(heads), card).eval()
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    """30 frames of 96 x 80 px, smooth noise that drifts."""
+    random = np.random.default_rng(0)
+    noise = random.integers(0, 255, (10, 12, 3)).astype(np.uint8).repeat(8, 0).repeat(8, 1)
+    path = tmp_path_factory.mktemp("video") / "drift.mp4"
+    write_video(path, [np.roll(noise, 3 * i, axis=1) for i in range(30)], Fraction(10))
+    return path
+
+
+def naive(video, model, clips):
+    """Each clip read on its own, outputs gathered per frame in a dictionary."""
+    scores, masks, boxes = [], {}, {}
+    for indices in clips:
+        with open_video(video) as reader:
+            frames = reader.read(indices)
+        with torch.inference_mode():
+            logits = model(to_input(frames, model.card.input)).logits
+        scores.append(((logits["kind"][0] / 2).softmax(0).numpy(), logits["signs"][0].sigmoid().numpy()))
+        for t, index in enumerate(indices):
+            masks.setdefault(int(index), []).append(logits["mask"][0, :, t].sigmoid().numpy())
+            boxes.setdefault(int(index), []).append(logits["box"][0, :, t])
+    return scores, masks, boxes
+
+
+def test_a_prediction_equals_every_clip_read_and_run_on_its_own(video, model):
+    prediction = predict_video(video, model, batch_clips=3, progress=False)
+    clips = [np.arange(start, start + 8, 2) for start in np.rint(prediction.times_s[:, 0] * 10).astype(int)]
+    clips = [np.minimum(indices, 29) for indices in clips]
+    scores, masks, boxes = naive(video, model, clips)
+    np.testing.assert_allclose(prediction.scores["kind"], [kind for kind, _ in scores], atol=1e-5)
+    np.testing.assert_allclose(prediction.scores["signs"], [signs for _, signs in scores], atol=1e-5)
+    assert prediction.frames.tolist() == sorted(masks)
+    for at, frame in enumerate(prediction.frames.tolist()):
+        mean = np.mean(masks[frame], axis=0)
+        np.testing.assert_allclose(prediction.masks[at] / 255, mean, atol=0.51 / 255 + 1e-5)
+        raw = torch.stack(boxes[frame]).mean(0)[None, :, None]
+        ((xyxy, score, _),) = model.heads["box"].decode(raw)[0]
+        found = prediction.boxes(frame)
+        assert len(found) == len(score)
+        np.testing.assert_allclose(found["score"], score, atol=1e-5)
+        scale = np.array([96, 80, 96, 80])
+        np.testing.assert_allclose(found[["x1", "y1", "x2", "y2"]], xyxy * scale, atol=1e-2)
+
+
+def test_every_instant_of_the_video_is_in_a_clip(video, model):
+    prediction = predict_video(video, model, progress=False)
+    assert prediction.times_s[0, 0] == 0
+    assert prediction.times_s[-1, 1] >= 2.9
+    assert (prediction.times_s[1:, 0] <= prediction.times_s[:-1, 1]).all()
+
+
+def test_each_frame_is_decoded_once(video, model, monkeypatch):
+    decoded = []
+    stream = VideoReader.stream
+
+    def counted(self, start=0, stop=None):
+        for index, frame in stream(self, start, stop):
+            decoded.append(index)
+            yield index, frame
+
+    monkeypatch.setattr(VideoReader, "stream", counted)
+    predict_video(video, model, step_s=0.1, progress=False)
+    assert len(decoded) == len(set(decoded)) <= 30
+
+
+def test_every_frame_gives_every_frame_a_mask_and_leaves_the_others_sound(video, model):
+    dense = predict_video(video, model, every_frame=True, progress=False)
+    assert dense.frames.tolist() == list(range(30))
+    assert dense.mask(17).shape == (1, 80, 96)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_stopped_prediction_goes_on_and_equals_an_uninterrupted_one(video, model, tmp_path, monkeypatch, stop_after):
+    monkeypatch.setattr("endofm_lab.predict.PART_BATCHES", 2)
+    whole = predict_video(video, model, step_s=0.2, batch_clips=2, progress=False)
+    steps = prediction_steps(video, model, step_s=0.2, batch_clips=2, out=tmp_path)
+    for _ in range(stop_after + 1):
+        next(steps)
+    steps.close()
+    assert not (tmp_path / "prediction.json").exists()
+    assert len(list((tmp_path / "parts").glob("*.npz"))) == stop_after
+    resumed = predict_video(video, model, step_s=0.2, batch_clips=2, out=tmp_path, progress=False)
+    np.testing.assert_array_equal(resumed.masks, whole.masks)
+    pd.testing.assert_frame_equal(resumed.table(), whole.table())
+    pd.testing.assert_frame_equal(resumed.boxes_xyxy, whole.boxes_xyxy)
+
+
+def test_a_saved_prediction_reads_back_the_same(video, model, tmp_path):
+    kept = predict_video(video, model, out=tmp_path / "p", progress=False)
+    back = load_prediction(tmp_path / "p")
+    pd.testing.assert_frame_equal(back.table(), kept.table())
+    pd.testing.assert_frame_equal(back.boxes_xyxy, kept.boxes_xyxy)
+    np.testing.assert_array_equal(back.masks, kept.masks)
+    assert back.video == kept.video
+    assert back.provenance == kept.provenance
+    names = sorted(path.name for path in (tmp_path / "p").iterdir())
+    assert names == ["boxes.parquet", "clips.parquet", "job.json", "masks", "masks.npy", "prediction.json"]
+    with open_video(tmp_path / "p" / "masks") as reader:
+        assert reader.info.n_frames == len(kept.frames)
+
+
+def test_a_folder_with_another_prediction_or_anything_else_is_refused(video, model, tmp_path):
+    predict_video(video, model, out=tmp_path / "p", progress=False)
+    with pytest.raises(UserError, match="step_s"):
+        predict_video(video, model, step_s=0.3, out=tmp_path / "p", progress=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="something else"):
+        predict_video(video, model, out=tmp_path / "mine", progress=False)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_single_image_is_a_video_of_one_clip(model, tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "still.png")
+    prediction = predict_video(tmp_path / "still.png", model, progress=False)
+    assert prediction.frames.tolist() == [0]
+    assert len(prediction.times_s) == 1
+
+
+def test_bad_options_name_value_and_limit(video, model, tmp_path):
+    with pytest.raises(UserError, match="step_s is 0"):
+        predict_video(video, model, step_s=0, progress=False)
+    with pytest.raises(UserError, match="batch_clips is 0"):
+        predict_video(video, model, batch_clips=0, progress=False)
+    with pytest.raises(VideoError, match="absent"):
+        predict_video(tmp_path / "absent.mp4", model, out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_asking_for_the_mask_of_an_unseen_frame_says_which_frame_has_one(video, model):
+    prediction = predict_video(video, model, step_s=0.8, progress=False)
+    with pytest.raises(UserError, match="nearest that was is"):
+        prediction.mask(1)
