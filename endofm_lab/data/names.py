@@ -1,0 +1,76 @@
+"""Patterns of file names that a researcher can read: ``labelled_images/{label}/{sequence}_{frame}.jpg``.
+
+``{name}`` stands for a piece of the path and names what it means, ``*`` for anything within one folder, ``**/`` for any
+folders or none, ``(jpg|png)`` for either. Behind it stands a regular expression with named groups.
+"""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from endofm_lab.errors import UserError
+
+ANYTHING = "[^/]+"  # what a placeholder stands for when the recipe says nothing more precise
+_TOKEN = re.compile(r"\{(?P<name>[a-z][a-z0-9_]*)\}|(?P<folders>\*\*/)|(?P<any>\*)|\((?P<either>[^()]*\|[^()]*)\)")
+
+
+@dataclass(frozen=True)
+class NamePattern:
+    """A pattern of relative POSIX paths with named pieces.
+
+    Args:
+        template: The pattern as the recipe writes it.
+        pieces: Placeholder -> the regular expression of what it stands for; ``[^/]+`` for those not listed.
+    """
+
+    template: str
+    pieces: Mapping[str, str]
+
+    @cached_property
+    def regex(self) -> re.Pattern[str]:
+        """The regular expression with one named group per placeholder; a repeated one must repeat its text."""
+        out, at, seen = [], 0, set()
+        for token in _TOKEN.finditer(self.template):
+            out.append(re.escape(self.template[at : token.start()]))
+            at = token.end()
+            if name := token["name"]:
+                out.append(f"(?P={name})" if name in seen else f"(?P<{name}>{self.pieces.get(name, ANYTHING)})")
+                seen.add(name)
+            elif token["folders"]:
+                out.append("(?:.+/)?")
+            elif token["any"]:
+                out.append("[^/]*?")
+            else:
+                out.append("(?:" + "|".join(map(re.escape, token["either"].split("|"))) + ")")
+        out.append(re.escape(self.template[at:]))
+        try:
+            return re.compile("".join(out))
+        except re.error as error:
+            raise UserError(f"the pattern {self.template!r} is not a valid regular expression: {error}") from error
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The names in the pattern, in order, without repetition."""
+        return tuple(dict.fromkeys(token["name"] for token in _TOKEN.finditer(self.template) if token["name"]))
+
+    def read(self, path: str) -> dict[str, str] | None:
+        """The named pieces of ``path``, or None where the pattern does not fit the whole of it."""
+        found = self.regex.fullmatch(normal(path))
+        return found.groupdict() if found else None
+
+    def write(self, pieces: Mapping[str, object]) -> str:
+        """The path with these pieces: the first of several alternatives, nothing for the wild cards."""
+
+        def fill(token: re.Match[str]) -> str:
+            if token["name"]:
+                return str(pieces[token["name"]])
+            return token["either"].split("|")[0] if token["either"] else ""
+
+        return _TOKEN.sub(fill, self.template)
+
+
+def normal(path: str) -> str:
+    """A path in Unicode's composed form (NFC): macOS unpacks the same archive into decomposed names."""
+    return unicodedata.normalize("NFC", path)
