@@ -34,3 +34,6 @@ def _as_text(result: dict) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+SCORE = {"capsule-vision": capsule_vision}

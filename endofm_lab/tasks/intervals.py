@@ -46,6 +46,77 @@ class Difference(Interval):
     p_value: float
 
 
+@dataclass(frozen=True)
+class Samples:
+    """Metrics on all rows and on every resample of the patients, by name; ``samples`` are (n,), NaN where undefined.
+
+    Two of them from the same patients and seed hold the same draws, in the same order: their difference is paired.
+    """
+
+    values: dict[str, float]
+    samples: dict[str, NDArray[np.float64]]
+    patients: tuple[Any, ...]
+    seed: int
+
+    def interval(self, name: str, level: float = 0.95) -> Interval:
+        """The value of one metric with its percentile interval."""
+        samples, defined = self.samples[name], _defined(self.samples[name])
+        low, high = self._percentiles(defined, level)
+        undefined = len(samples) - len(defined)
+        return Interval(self.values[name], low, high, level, len(samples), len(self.patients), undefined)
+
+    def minus(self, other: "Samples", name: str, level: float = 0.95) -> Difference:
+        """This metric less that of ``other``, with the interval and the p-value of the paired difference.
+
+        The p-value is two-sided: twice the smaller share of resamples on either side of zero (ties on both), with one
+        added to numerator and denominator so that it is never 0 (Davison and Hinkley 1997, section 4.2).
+        """
+        draws, other_draws = ((s.patients, s.seed, len(s.samples[name])) for s in (self, other))
+        if draws != other_draws:
+            raise MetricError("the two hold different patients or draws; there is no paired difference.")
+        samples = self.samples[name] - other.samples[name]
+        defined = _defined(samples)
+        low, high = self._percentiles(defined, level)
+        p_value = float("nan")
+        if not np.isnan(low):
+            side = min((defined <= 0).sum(), (defined >= 0).sum())
+            p_value = float(min(1.0, 2 * (side + 1) / (len(defined) + 1)))
+        value = self.values[name] - other.values[name]
+        undefined = len(samples) - len(defined)
+        return Difference(value, low, high, level, len(samples), len(self.patients), undefined, p_value)
+
+    def _percentiles(self, defined: NDArray[np.float64], level: float) -> tuple[float, float]:
+        if not 0 < level < 1:
+            raise MetricError(f"level is {level}; it must lie between 0 and 1, for instance 0.95.")
+        if len(defined) == 0 or len(self.patients) < 2:
+            return float("nan"), float("nan")
+        low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+
+def bootstrap_samples(metrics: MetricSet, groups: ArrayLike, n: int = 1000, seed: int = 0) -> Samples:
+    """Several metrics on the same ``n`` resamples of the patients.
+
+    Args:
+        metrics: takes weights (R, N) and gives (R,) values by name.
+        groups: (N,) patient of every row.
+        n: number of resamples.
+        seed: of the draw; the same seed and patients draw the same resamples, whatever the metrics.
+    """
+    groups = np.asarray(groups)
+    if len(groups) == 0:
+        raise MetricError("there are no rows to resample; the test set is empty.")
+    if n < 1:
+        raise MetricError(f"{n} resamples were asked for; at least 1 is needed, 1000 is usual.")
+    whole = {name: float(np.ravel(value)[0]) for name, value in metrics(np.ones((1, len(groups)))).items()}
+    blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in whole}
+    for weights in patient_weights(groups, n, seed):
+        for name, values in metrics(weights).items():
+            blocks[name].append(np.asarray(values))
+    samples = {name: np.concatenate(parts) for name, parts in blocks.items()}
+    return Samples(whole, samples, tuple(np.unique(groups).tolist()), seed)
+
+
 def bootstrap_interval(
     metric: Metric, groups: ArrayLike, *arrays: Any, n: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
@@ -57,22 +128,10 @@ def bootstrap_interval(
         groups: (N,) patient of every row.
         arrays: what the metric takes, usually targets and scores, N rows each.
         n: number of resamples.
-        seed: of the draw; the same seed and groups draw the same patients, whatever the metric.
+        seed: of the draw.
         level: of confidence, in (0, 1).
     """
-
-    def named(weights: NDArray[np.float64]) -> dict[str, Values]:
-        return {"value": metric(*arrays, weights=weights)}
-
-    return bootstrap_intervals(named, groups, n, seed, level)["value"]
-
-
-def bootstrap_intervals(
-    metrics: MetricSet, groups: ArrayLike, n: int = 1000, seed: int = 0, level: float = 0.95
-) -> dict[str, Interval]:
-    """Intervals of several metrics from the same resamples; ``metrics`` takes (R, N) weights and gives (R,) by name."""
-    values, samples, patients = _resample(metrics, groups, n, seed, level)
-    return {name: Interval(values[name], *_percentiles(samples[name], patients, level)) for name in values}
+    return _of_one(metric, groups, arrays, n, seed).interval("value", level)
 
 
 def bootstrap_difference(
@@ -84,35 +143,9 @@ def bootstrap_difference(
     seed: int = 0,
     level: float = 0.95,
 ) -> Difference:
-    """``metric(*second) - metric(*first)`` with interval and p-value; both models are measured on the same resamples.
-
-    The p-value is twice the smaller share of resamples on either side of zero (ties on both), with one added to
-    numerator and denominator, so that it is never 0 (Davison and Hinkley 1997, section 4.2).
-    """
-    return bootstrap_differences(
-        lambda weights: {"value": metric(*first, weights=weights)},
-        lambda weights: {"value": metric(*second, weights=weights)},
-        groups,
-        n,
-        seed,
-        level,
-    )["value"]
-
-
-def bootstrap_differences(
-    first: MetricSet, second: MetricSet, groups: ArrayLike, n: int = 1000, seed: int = 0, level: float = 0.95
-) -> dict[str, Difference]:
-    """:func:`bootstrap_difference` for several metrics at once; names that only one side has are left out."""
-
-    def difference(weights: NDArray[np.float64]) -> dict[str, Values]:
-        before, after = first(weights), second(weights)
-        return {name: after[name] - before[name] for name in before if name in after}
-
-    values, samples, patients = _resample(difference, groups, n, seed, level)
-    return {
-        name: Difference(values[name], *_percentiles(samples[name], patients, level), _p_value(samples[name], patients))
-        for name in values
-    }
+    """``metric(*second) - metric(*first)`` on the same resamples, with interval and p-value (see ``Samples.minus``)."""
+    samples = _of_one(metric, groups, second, n, seed)
+    return samples.minus(_of_one(metric, groups, first, n, seed), "value", level)
 
 
 def on_repeated_rows(metric: Callable[..., float]) -> Metric:
@@ -141,37 +174,9 @@ def patient_weights(groups: ArrayLike, n: int, seed: int) -> Iterator[NDArray[np
         yield counts[:, rows].astype(np.float64)
 
 
-def _resample(
-    metrics: MetricSet, groups: ArrayLike, n: int, seed: int, level: float
-) -> tuple[dict[str, float], dict[str, NDArray[np.float64]], int]:
-    """Values on all rows, (n,) samples by name, and the number of patients."""
-    groups = np.asarray(groups)
-    if not 0 < level < 1:
-        raise MetricError(f"level is {level}; it must lie between 0 and 1, for instance 0.95.")
-    if len(groups) == 0:
-        raise MetricError("there are no rows to resample; the test set is empty.")
-    if n < 1:
-        raise MetricError(f"{n} resamples were asked for; at least 1 is needed, 1000 is usual.")
-    whole = {name: float(np.ravel(value)[0]) for name, value in metrics(np.ones((1, len(groups)))).items()}
-    blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in whole}
-    for weights in patient_weights(groups, n, seed):
-        for name, values in metrics(weights).items():
-            blocks[name].append(np.asarray(values))
-    return whole, {name: np.concatenate(parts) for name, parts in blocks.items()}, len(np.unique(groups))
+def _of_one(metric: Metric, groups: ArrayLike, arrays: tuple[Any, ...], n: int, seed: int) -> Samples:
+    return bootstrap_samples(lambda weights: {"value": metric(*arrays, weights=weights)}, groups, n, seed)
 
 
-def _percentiles(samples: NDArray, patients: int, level: float) -> tuple[float, float, float, int, int, int]:
-    """The fields of an Interval after its value."""
-    defined = samples[~np.isnan(samples)]
-    low, high = (np.nan, np.nan)
-    if len(defined) and patients > 1:
-        low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high), level, len(samples), patients, len(samples) - len(defined)
-
-
-def _p_value(samples: NDArray[np.float64], patients: int) -> float:
-    defined = samples[~np.isnan(samples)]
-    if len(defined) == 0 or patients < 2:
-        return float("nan")
-    side = min((defined <= 0).sum(), (defined >= 0).sum())
-    return float(min(1.0, 2 * (side + 1) / (len(defined) + 1)))
+def _defined(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    return samples[~np.isnan(samples)]

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
 from endofm_lab.tasks import intervals, metrics
-from endofm_lab.tasks.intervals import bootstrap_difference, bootstrap_interval, bootstrap_intervals, on_repeated_rows
+from endofm_lab.tasks.intervals import bootstrap_difference, bootstrap_interval, bootstrap_samples, on_repeated_rows
 from endofm_lab.tasks.metrics import MetricError
 
 
@@ -84,11 +84,11 @@ def test_the_interval_covers_the_true_value_about_as_often_as_it_says():
 
 def test_several_metrics_share_one_draw(cohort):
     groups, target, score = cohort
-    found = bootstrap_intervals(
+    found = bootstrap_samples(
         lambda w: {"auc": metrics.auc(target, score, w), "f1": metrics.f1(target, score > 0.5, w)}, groups, n=40
     )
-    assert found["auc"] == bootstrap_interval(metrics.auc, groups, target, score, n=40)
-    assert found["f1"] == bootstrap_interval(metrics.f1, groups, target, score > 0.5, n=40)
+    assert found.interval("auc") == bootstrap_interval(metrics.auc, groups, target, score, n=40)
+    assert found.interval("f1") == bootstrap_interval(metrics.f1, groups, target, score > 0.5, n=40)
 
 
 def test_a_model_does_not_differ_from_itself(cohort):
@@ -117,6 +117,14 @@ def test_the_p_value_is_uniform_when_there_is_no_difference():
         found = bootstrap_difference(metrics.weighted_mean, np.arange(40), (first,), (second,), n=200, seed=trial)
         p.append(found.p_value)
     assert 0.02 <= np.mean(np.array(p) < 0.1) <= 0.2
+
+
+def test_runs_on_different_patients_have_no_paired_difference():
+    first, second = (
+        bootstrap_samples(lambda w: {"mean": w.mean(1)}, groups, n=5) for groups in (list("abc"), list("abd"))
+    )
+    with pytest.raises(MetricError, match="different patients or draws"):
+        first.minus(second, "mean")
 
 
 def test_bad_input_is_named():

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from endofm_lab.tasks import metrics_boxes
-from endofm_lab.tasks.intervals import bootstrap_intervals
+from endofm_lab.tasks.intervals import bootstrap_samples
 from endofm_lab.tasks.metrics import MetricError
 from endofm_lab.tasks.metrics_boxes import (
     average_precision_50,
@@ -164,10 +164,10 @@ def test_presence_does_not_look_at_where():
 
 def test_intervals_of_all_detection_metrics_come_from_one_call():
     frames = made_frames(1, n=20)
-    found = bootstrap_intervals(detection_metrics(frames), np.repeat(np.arange(5), 4), n=50)
-    assert set(found) >= {"ap50", "ap50_95", "centre_f1", "centre_f2", "frame_presence_f1"}
-    assert all(interval.low <= interval.high for interval in found.values())
-    assert found["ap50"].value == average_precision_50(match_boxes(frames))
+    found = bootstrap_samples(detection_metrics(frames), np.repeat(np.arange(5), 4), n=50)
+    assert set(found.values) >= {"ap50", "ap50_95", "centre_f1", "centre_f2", "frame_presence_f1"}
+    assert all(found.interval(name).low < found.interval(name).high for name in found.values)
+    assert found.values["ap50"] == average_precision_50(match_boxes(frames))
 
 
 def test_bad_boxes_are_named():

@@ -1,0 +1,42 @@
+"""``endofm-lab compare`` and ``endofm-lab paper-table``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def compare(
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional], out: Path | None = None, by: str | None = None
+) -> None:
+    """One table of finished runs with patient-level intervals and a paired test; ranked only if that is fair.
+
+    Runs whose test sets or protocols differ are shown in the given order without ranks, and the reasons are printed.
+
+    Args:
+        runs: folders with report.json and predictions.parquet.
+        out: folder for comparison.md, comparison.csv and comparison.html; by default nothing is written.
+        by: metric to rank by; by default f1, dice, ap50 or jaccard, by task.
+    """
+    from endofm_lab.tasks.compare import compare as compare_runs
+    from endofm_lab.tasks.runs import read_run
+
+    comparison = compare_runs([read_run(folder) for folder in runs], by)
+    print(comparison.to_markdown())
+    if out is not None:
+        print("Written: " + ", ".join(str(path) for path in comparison.write(out)))
+
+
+def paper_table(runs: Path = Path("runs")) -> None:
+    """The published results beside the runs at hand, with differences of protocol marked.
+
+    Args:
+        runs: folder below which finished runs are looked for.
+    """
+    from endofm_lab.tasks.paper_table import paper_table as table_of
+    from endofm_lab.tasks.runs import find_runs
+
+    found, problems = find_runs(runs)
+    print(table_of(found))
+    for problem in problems:
+        print(f"Left out: {problem}")
