@@ -18,6 +18,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("demo", "DEMO", "show the demo; train its model"),
     "predict": ("predict", "predict", "scores, masks and boxes for a video"),
     "notebooks": ("notebooks", "notebooks", "open the lessons in JupyterLab"),
+    "compare": ("compare", "compare", "finished runs in one table, with intervals and a paired test"),
+    "paper-table": ("compare", "paper_table", "the published results beside the runs at hand"),
+    "score": ("score", "SCORE", "score a submission by the rules of a challenge: capsule-vision"),
     "app": ("app", "app", "open the app in the browser"),
 }
 

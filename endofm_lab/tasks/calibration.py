@@ -35,6 +35,7 @@ def ece(target: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None =
 
     Rows fall in bins (0, 1/n], (1/n, 2/n], ... by confidence; each bin's gap counts by its share of rows, empty bins
     not at all. No rows: NaN. ``target`` (N,), ``probabilities`` (N, K), ``weights`` as in ``tasks.metrics``.
+    Few rows per bin make it too large, in resamples still more: its bootstrap interval leans upwards.
 
     Source: Naeini et al. 2015; Guo et al. 2017 (arXiv 1706.04599), equation 3.
     """

@@ -102,6 +102,10 @@ class Comparison:
                 f"Differences and p-values (two-sided) compare {self.by} on the same resamples with the first rank; "
                 f"they are not corrected for {len(self.lines) - 1} comparisons. An interval with 0 shows no difference."
             )
+        if any(len(line.run.seeds) > 1 for line in self.lines):
+            notes.append("Values are means over training seeds; ±: standard deviation over them.")
+        if "ece" in self.lines[0].metrics:
+            notes.append("Resampling adds noise to the bins of ece: its intervals lean upwards and can miss the value.")
         if lower := sorted(LOWER_IS_BETTER & set(self.lines[0].metrics)):
             notes.append(f"Lower is better: {', '.join(lower)}.")
         for line in self.lines:
@@ -255,7 +259,7 @@ def _flat(protocol: dict[str, Any], above: str = "") -> dict[str, Any]:
 def _cell(interval: Interval, seed_std: float) -> str:
     if math.isnan(interval.value):
         return "not defined"
-    spread = "" if math.isnan(seed_std) else f" (seeds ±{seed_std:.3f})"
+    spread = "" if math.isnan(seed_std) else f" ±{seed_std:.3f}"
     return (f"{interval.value:.3f}" if math.isnan(interval.low) else str(interval)) + spread
 
 

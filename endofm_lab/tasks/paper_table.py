@@ -88,7 +88,10 @@ def paper_table(runs: Sequence[Run]) -> str:
         cells[column] = " ".join([value, *marks])
         rows.append([title, *cells])
     parts = [markdown_table(head, rows)]
-    caveats = [f"- {b.dataset}, published: {b.caveat}; epoch chosen on the {b.chosen_on} set." for b in BENCHMARKS]
+    caveats = [f"- {b.dataset}, published: {b.caveat}." for b in BENCHMARKS]
+    caveats.append(
+        "- Endo-FM's released code chooses the epoch on the test set; published numbers are without intervals."
+    )
     caveats.append("- scratch, published: started from Kinetics weights.")
     parts.append("\n".join(caveats + [f"- ({k}) {note}" for k, note in enumerate(notes, start=1)]))
     if other_rows:

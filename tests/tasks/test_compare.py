@@ -116,7 +116,7 @@ def test_seeds_are_averaged_and_their_deviation_is_given():
     line = compare([run], n=20).lines[0]
     assert line.metrics["f1"].value == pytest.approx(np.mean(values))
     assert line.seed_std["f1"] == pytest.approx(np.std(values, ddof=1))
-    assert f"(seeds ±{np.std(values, ddof=1):.3f})" in compare([run], n=20).to_markdown()
+    assert f"] ±{np.std(values, ddof=1):.3f} |" in compare([run], n=20).to_markdown()
 
 
 def test_the_order_of_rows_in_a_file_changes_nothing():
