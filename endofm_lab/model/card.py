@@ -161,7 +161,7 @@ class ModelCard:
         for metric in value.get("metrics", []):
             _checked(metric, *_typed(Metric), f"{source}: metrics")
         try:
-            if "fps" in clip:
+            if isinstance(clip.get("fps"), str):
                 clip["fps"] = Fraction(clip["fps"])
             value["input"] = InputSpec(**input_ | {"mean": tuple(input_["mean"]), "std": tuple(input_["std"])})
             value["clip"] = ClipSpec(**clip)

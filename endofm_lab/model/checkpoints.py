@@ -74,8 +74,8 @@ def load_model(path_or_name: str | Path) -> VideoModel:
     keys = list(checkpoint.backbone)
     record = record_of(checkpoint, public_name(path_or_name, checkpoint), keys, keys, resized=[], folded=[])
     model = _built_empty(card_of(checkpoint, record))
-    backbone = {f"backbone.{name}": tensor for name, tensor in checkpoint.backbone.items()}
-    load_strictly(model, backbone | head_tensors(checkpoint), checkpoint.path)
+    load_strictly(model.backbone, checkpoint.backbone, checkpoint.path)
+    load_strictly(model.heads, head_tensors(checkpoint), checkpoint.path)
     return model.eval()
 
 

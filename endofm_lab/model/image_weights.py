@@ -1,7 +1,7 @@
 """Image transformers as the spatial part of a video transformer.
 
-What an image model computes is kept exactly where the patch size and grid agree: an untrained temporal part adds
-nothing (``temporal_fc`` is zero), so the video transformer starts as the image model applied to every frame.
+What an image model computes is kept exactly where patch size and grid agree: a new temporal part adds nothing
+(``temporal_fc`` and the time embedding are zero), so the video transformer starts as the image model of every frame.
 """
 
 import re

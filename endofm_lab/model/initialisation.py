@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from endofm_lab.errors import UserError
 from endofm_lab.model.card import SCRATCH, InitialisationRecord, Resized, collapse
@@ -25,10 +25,10 @@ Part = Literal["all", "spatial"]
 def initialise(backbone: VideoTransformer, source: str | Path, part: Part = "all") -> InitialisationRecord:
     """Fill a backbone from weights, in place, and say what was taken, left new and resized.
 
-    Everything that is not taken is drawn anew, so a new temporal part adds nothing (``temporal_fc`` is zero). Image
-    models give the spatial part. Video models whose embeddings are of another size have them resized by nearest
-    neighbour: the backbone then computes what the source computes on clips of that size. Sizes that no resizing can
-    reconcile (width, depth, MLP) are errors.
+    Everything that is not taken is drawn anew; a new temporal part adds nothing (``temporal_fc`` and the time embedding
+    are zero). Image models give the spatial part. Video models whose embeddings are of another size have them resized
+    by nearest neighbour: the backbone then computes what the source computes on clips of that size. Sizes that no
+    resizing can reconcile (width, depth, MLP) are errors.
 
     Args:
         backbone: takes the weights.
@@ -56,6 +56,8 @@ def initialise(backbone: VideoTransformer, source: str | Path, part: Part = "all
     check_fit(backbone, tensors, checkpoint.path, may_be_new)
     if tensors.keys() != target.keys():
         backbone.reset_parameters()
+        if "time_embed" in target and "time_embed" not in tensors:
+            nn.init.zeros_(backbone.time_embed)
     backbone.load_state_dict(tensors, strict=False)
     return record_of(checkpoint, public_name(source, checkpoint), list(tensors), list(target), resized, folded)
 
@@ -92,7 +94,7 @@ def record_of(
         "sha256": checkpoint.sha256,
         "layout": checkpoint.layout,
         "network": checkpoint.network,
-        "taken": collapse(taken),
+        "taken": collapse(key for key in backbone_keys if key in taken),
         "new": collapse(new),
         "resized": resized,
         "folded": collapse(folded),

@@ -125,8 +125,8 @@ def load_state(path: str | Path) -> Checkpoint:
     )
     if card and card.weights_sha256 not in (None, checkpoint.sha256):
         raise CheckpointError(
-            f"{path} is not the file its {CARD_FILE} was written for (SHA-256 {checkpoint.sha256[:12]}..., the card says "
-            f"{str(card.weights_sha256)[:12]}...); copy both files again, from one place."
+            f"{path} is not the file its {CARD_FILE} was written for (SHA-256 {checkpoint.sha256[:12]}..., the card "
+            f"says {str(card.weights_sha256)[:12]}...); copy both files again, from one place."
         )
     return checkpoint
 
@@ -238,8 +238,8 @@ def config_of(checkpoint: Checkpoint) -> BackboneConfig:
             )
     if "heads" not in sizes:
         raise CheckpointError(
-            f"{path}: the number of heads is not in the file, and its width {sizes['width']} is not a multiple of 64 from "
-            "which it would follow; build the backbone yourself and use initialise(backbone, path)."
+            f"{path}: the number of heads is not in the file, and its width {sizes['width']} is not a multiple of 64 "
+            "from which it would follow; build the backbone yourself and use initialise(backbone, path)."
         )
     return BackboneConfig(**sizes)
 

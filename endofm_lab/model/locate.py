@@ -7,7 +7,7 @@ from endofm_lab.errors import CheckpointError
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE
 
 PACKAGE_WEIGHTS = Path(__file__).parent.parent / "weights"  # endofm_lab/weights/<name>/
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _FILE_ENDINGS = (".pth", ".pt", ".pyth", ".bin", ".safetensors", ".ckpt", ".tar")
 
 

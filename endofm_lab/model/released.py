@@ -9,6 +9,7 @@ from torch import Tensor
 
 from endofm_lab.model.card import HeadSpec, InitialisationRecord, ModelCard
 from endofm_lab.model.layouts import LAYOUTS, Checkpoint, config_of
+from endofm_lab.model.video_model import describe
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, TIMESFORMER, InputSpec
 
@@ -57,7 +58,7 @@ def card_of(checkpoint: Checkpoint, initialisation: InitialisationRecord) -> Mod
         heads[known.head[0]] = HeadSpec("multiclass", tuple(f"class {k}" for k in range(n_classes)))
     return ModelCard(
         name=checkpoint.path.stem,
-        backbone={},
+        backbone=describe(config),
         input=replace(known.input, size_px=config.image_px),
         clip=known.clip,
         heads=heads,
@@ -68,13 +69,13 @@ def card_of(checkpoint: Checkpoint, initialisation: InitialisationRecord) -> Mod
 
 
 def head_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Tensors of the linear head by their names in `VideoModel`; empty if the layout has none."""
+    """Tensors of the linear head by their names in `VideoModel.heads`; empty if the layout has none."""
     known = KNOWN[checkpoint.layout]
     if known.head is None:
         return {}
     name, prefix = known.head
     return {
-        f"heads.{name}.linear.{key.removeprefix(prefix)}": tensor
+        f"{name}.linear.{key.removeprefix(prefix)}": tensor
         for key, tensor in checkpoint.rest.items()
         if key.startswith(prefix)
     }

@@ -1,6 +1,7 @@
 """A backbone with its heads and its card: the thing that is trained, saved, loaded and asked for predictions."""
 
 from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class VideoModel(nn.Module):
             )
         self.backbone = backbone
         self.heads = heads
-        self.card = replace(card, backbone={"kind": KIND, **asdict(backbone.config)})
+        self.card = replace(card, backbone=describe(backbone.config))
 
     def forward(self, clip: Tensor, attention: bool = False) -> VideoOutput:
         """Tokens and logits of clips (B, 3, T, H, W) float, normalised by ``card.input``; attention maps on request."""
@@ -86,6 +87,11 @@ def build_head(spec: HeadSpec, width: int) -> nn.Module:
     if spec.kind == "box":
         return BoxHead(width, len(spec.classes))
     return ClipClassifier(width, len(spec.classes))
+
+
+def describe(config: BackboneConfig) -> dict[str, Any]:
+    """What a card says about a backbone; `backbone_config` reads it back."""
+    return {"kind": KIND, **asdict(config)}
 
 
 def backbone_config(card: ModelCard) -> BackboneConfig:

@@ -62,7 +62,14 @@ def _read_pickle(path: Path, mmap: bool) -> dict[str, Any]:
                 f"{path} is an unsafe pickle: it asks for {refused[1].rstrip('.')}, and reading it could run code. "
                 "Nothing of it was run. If you trust its source, save its tensors alone as safetensors, and read that."
             ) from error
+        if "Unsupported operand" in str(error):
+            raise CheckpointError(
+                f"{path} is no pickle that can be read safely: torch's restricted reader knows protocols 2 and 3 only. "
+                "Nothing of it was run. If you trust its source, save its tensors alone as safetensors, and read that."
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if reason.startswith("Weights only load failed"):  # followed by advice that would be wrong here
+            reason = "torch's restricted reader refuses it"
         raise CheckpointError(
             f"{path} is not a weights file that can be read, or it is damaged ({reason[:200]}); "
             "expected safetensors or a file of torch.save."

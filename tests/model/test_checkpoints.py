@@ -1,0 +1,444 @@
+"""Weights in and out: every layout, strictness, safety, model folders, the hub, inspection."""
+
+import argparse
+import json
+import os
+import pathlib
+import pickle
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from endofm_lab.cli.main import main
+from endofm_lab.errors import CheckpointError
+from endofm_lab.model import checkpoints, locate
+from endofm_lab.model.card import HeadSpec, ModelCard
+from endofm_lab.model.checkpoints import inspect_checkpoint, load_model, load_state, load_strictly, save_model
+from endofm_lab.model.layouts import config_of
+from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
+from endofm_lab.model.video_model import build_model, describe
+from endofm_lab.video.clips import ClipSpec
+from endofm_lab.video.transforms import IMAGENET
+from tests.goldens.weights_from_names import input_for, state_dict_for, tensor_for
+from tests.model import weight_layouts as made
+
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
+CLIP = torch.randn(1, 3, 4, 32, 32, generator=torch.Generator().manual_seed(7))
+
+
+def write(name, folder):
+    writer, filename, layout = made.WRITERS[name]
+    return writer(folder / filename), layout
+
+
+def card(**changes):
+    heads = {"finding": HeadSpec("multiclass", ("normal", "polyp"), 1.5), "area": HeadSpec("mask", ("polyp",))}
+    settings = describe(made.CONFIG)
+    return replace(ModelCard("tested", settings, IMAGENET, ClipSpec(n_frames=4, stride=2), heads), **changes)
+
+
+def saved(folder):
+    torch.manual_seed(0)
+    model = build_model(card()).eval()
+    save_model(model, folder)
+    return model
+
+
+# --- layouts
+
+
+@pytest.mark.parametrize("name", made.WRITERS)
+def test_every_layout_is_recognised_and_gives_the_backbone_under_our_names(name, tmp_path):
+    path, layout = write(name, tmp_path)
+    checkpoint = load_state(path)
+    assert checkpoint.layout == layout
+    config = made.IMAGE_CONFIG if "image" in layout else made.CONFIG
+    expected = made.backbone_state(0, config)
+    if layout == "segmenter":
+        expected = {k: v for k, v in expected.items() if k.startswith(("cls_token", "blocks.", "norm."))}
+    else:
+        assert config_of(checkpoint) == replace(config, drop_path=0.1)
+    assert checkpoint.backbone.keys() == expected.keys()
+    for key, tensor in expected.items():
+        assert torch.equal(checkpoint.backbone[key], tensor), key
+    assert len(checkpoint.backbone) + len(checkpoint.rest) == len(checkpoint.tensors)
+
+
+@pytest.mark.parametrize("name", ["Endo-FM", "TimeSformer", "PolypDiag", "plain video"])
+def test_load_model_computes_what_the_file_was_written_from(name, tmp_path):
+    path, layout = write(name, tmp_path)
+    rng = torch.random.get_rng_state()
+    model = load_model(path)
+    assert torch.equal(torch.random.get_rng_state(), rng), "loading must not disturb the caller's random numbers"
+    reference = VideoTransformer(made.CONFIG).eval()
+    reference.load_state_dict(made.backbone_state())
+    with torch.no_grad():
+        output, tokens = model(CLIP), reference(CLIP)
+    assert not model.training and torch.equal(output.tokens.cls, tokens.cls)
+    assert model.card.weights_sha256 == load_state(path).sha256 == model.card.initialisation["sha256"]
+    content = torch.load(path, weights_only=False) if path.suffix != ".safetensors" else {}
+    if layout == "timesformer":
+        weights = content["model_state"]["model.head.weight"], content["model_state"]["model.head.bias"]
+        assert torch.allclose(output.logits["kinetics400"], tokens.cls @ weights[0].T + weights[1], atol=1e-5)
+        assert model.card.input.mean == (0.45, 0.45, 0.45) and model.card.clip == ClipSpec(n_frames=8, stride=32)
+    elif layout == "polypdiag":
+        weights = content["state_dict"]["module.linear.weight"], content["state_dict"]["module.linear.bias"]
+        assert torch.allclose(output.logits["polypdiag"], tokens.cls @ weights[0].T + weights[1], atol=1e-5)
+        assert len(model.card.heads["polypdiag"].classes) == 2
+    else:
+        assert output.logits == {} and model.card.input.mean == IMAGENET.mean
+
+
+def test_the_teacher_is_taken_and_the_rest_is_named_not_used(tmp_path):
+    checkpoint = load_state(made.training_checkpoint(tmp_path / "endo_fm.pth"))
+    assert (checkpoint.network, checkpoint.networks) == ("teacher", ("teacher", "student"))
+    student = made.backbone_state(1)
+    assert not any(torch.equal(checkpoint.backbone[k], student[k]) for k in student)
+    assert set(checkpoint.ignored) == {"optimizer", "epoch", "args", "dino_loss", "fp16_scaler"}
+    assert checkpoint.settings == {"arch": "vit_base", "data_path": "corpus", "epoch": 29}
+    assert "student" in str(inspect_checkpoint(checkpoint.path))
+
+
+def test_a_file_with_a_student_only_says_so(tmp_path):
+    path = made.training_checkpoint(tmp_path / "student.pth", teacher=None)
+    assert load_state(path).network == "student"
+    assert torch.equal(load_state(path).backbone["cls_token"], made.backbone_state(1)["cls_token"])
+    assert "student" in load_model(path).card.initialisation["summary"]
+
+
+def test_the_old_format_of_torch_save_is_read_too(tmp_path):
+    path = made.training_checkpoint(tmp_path / "new.pth")
+    torch.save(torch.load(path, weights_only=False), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(load_state(tmp_path / "old.pth").backbone["pos_embed"], made.backbone_state()["pos_embed"])
+
+
+@pytest.mark.parametrize("name", ["segmenter", "detector", "DINO", "DINO full", "timm"])
+def test_what_is_no_clip_model_is_refused_with_the_way_to_use_it(name, tmp_path):
+    with pytest.raises(CheckpointError, match=r"Start a video transformer from its backbone: initialise"):
+        load_model(write(name, tmp_path)[0])
+
+
+def released_shapes():
+    return json.loads((GOLDENS / "backbone_shapes.json").read_text())
+
+
+def test_a_file_of_the_released_shapes_is_the_base_model(tmp_path):
+    one_number_each = {key: torch.zeros(1).expand(shape) for key, shape in released_shapes().items()}
+    drawn = tensor_for("blocks.11.temporal_fc.weight", (768, 768))
+    teacher = made.prefixed(one_number_each | {"blocks.11.temporal_fc.weight": drawn}, "backbone.")
+    torch.save({"student": made.prefixed(one_number_each, "module.backbone."), "teacher": teacher}, tmp_path / "x.pth")
+    model = load_model(tmp_path / "x.pth")
+    assert model.backbone.config == BackboneConfig()
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 121.3
+    assert torch.equal(model.backbone.blocks[11].temporal_fc.weight, drawn)
+
+
+@pytest.mark.slow
+def test_a_training_checkpoint_of_the_base_model_reproduces_the_released_feature(tmp_path):
+    path = tmp_path / "endo_fm.pth"
+    teacher = made.prefixed(state_dict_for(released_shapes()), "backbone.")
+    torch.save({"teacher": teacher, "args": argparse.Namespace(arch="vit_base")}, path)
+    del teacher
+    model = load_model(path)
+    path.unlink()
+    with torch.inference_mode():
+        cls = model(input_for("clip_8x224", (1, 3, 8, 224, 224))).tokens.cls
+    golden = load_file(GOLDENS / "backbone_clip_8x224.safetensors")["cls"]
+    assert (cls - golden).abs().max() < 1e-4
+
+
+# --- strictness
+
+
+def tampered(tmp_path, change):
+    state = made.backbone_state()
+    change(state)
+    torch.save(state, tmp_path / "tampered.pth")
+    return tmp_path / "tampered.pth"
+
+
+def test_a_wrong_shape_is_named_with_both_shapes(tmp_path):
+    path = tampered(tmp_path, lambda s: s.update({"blocks.1.attn.qkv.weight": torch.zeros(380, 128)}))
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.attn\.qkv\.weight has shape \(380, 128\).*\(384, 128\)"):
+        load_model(path)
+    assert "blocks.1.attn.qkv.weight" in inspect_checkpoint(path).problems[0]
+
+
+def test_missing_and_unexpected_tensors_are_named(tmp_path):
+    path = tampered(tmp_path, lambda s: (s.pop("norm.bias"), s.update({"blocks.0.extra": torch.zeros(3)})))
+    with pytest.raises(CheckpointError, match=r"lacks norm\.bias and also has blocks\.0\.extra"):
+        load_model(path)
+    report = inspect_checkpoint(path)
+    assert report.missing == ("norm.bias",) and report.unexpected == ("blocks.0.extra",)
+
+
+def test_nan_is_named(tmp_path):
+    path = tampered(tmp_path, lambda s: s["blocks.0.mlp.fc1.bias"].__setitem__(5, torch.nan))
+    with pytest.raises(CheckpointError, match=r"blocks\.0\.mlp\.fc1\.bias holds NaN"):
+        load_model(path)
+
+
+def test_a_position_embedding_that_is_no_square_grid_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="pos_embed has 7 places"):
+        load_model(tampered(tmp_path, lambda s: s.update({"pos_embed": torch.zeros(1, 7, 128)})))
+
+
+def test_heads_are_not_guessed_for_odd_widths(tmp_path):
+    save_file(made.backbone_state(config=replace(made.CONFIG, width=96)), tmp_path / "odd.safetensors")
+    with pytest.raises(CheckpointError, match="width 96 is not a multiple of 64"):
+        load_model(tmp_path / "odd.safetensors")
+
+
+def test_a_module_is_untouched_if_its_weights_do_not_fit():
+    backbone = VideoTransformer(made.CONFIG)
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    state = made.backbone_state()
+    state.pop("norm.weight")
+    with pytest.raises(CheckpointError, match=r"norm\.weight"):
+        load_strictly(backbone, state, "somewhere")
+    assert all(torch.equal(before[k], v) for k, v in backbone.state_dict().items())
+
+
+# --- safety
+
+
+class Harmful:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+class HarmfulBuiltin(Harmful):
+    def __reduce__(self):
+        return exec, (f"import os; os.mkdir({str(self.marker)!r})",)
+
+
+@pytest.mark.parametrize("harmful", [Harmful, HarmfulBuiltin])
+@pytest.mark.parametrize("form", ["zip", "old", "pickle 2", "pickle 5"])
+def test_an_unsafe_pickle_is_refused_by_name_and_not_executed(form, harmful, tmp_path):
+    marker, path = tmp_path / "executed", tmp_path / "unsafe.pth"
+    content = {"teacher": {"cls_token": torch.zeros(1)}, "args": harmful(marker)}
+    if form.startswith("pickle"):
+        content.pop("teacher")
+        path.write_bytes(pickle.dumps(content, protocol=int(form[-1])))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
+    named = r"asks for (posix|nt)\.mkdir" if harmful is Harmful else r"asks for (\w+\.)?exec"
+    for read in (load_state, load_model, inspect_checkpoint):
+        with pytest.raises(CheckpointError, match="protocols 2 and 3 only" if form == "pickle 5" else named):
+            read(path)
+    assert not marker.exists()
+    if form.startswith("pickle"):
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert marker.exists(), "the file must be harmful, or this test shows nothing"
+
+
+def test_nothing_but_namespace_is_let_through(tmp_path):
+    allowed = torch.serialization.get_safe_globals()
+    path = made.training_checkpoint(tmp_path / "a.pth", args=argparse.Namespace(data=pathlib.PurePosixPath("corpus")))
+    with pytest.raises(CheckpointError, match=r"asks for pathlib[\w.]*PurePosixPath"):
+        load_state(path)
+    load_state(made.training_checkpoint(path))
+    assert set(torch.serialization.get_safe_globals()) == set(allowed), "the process's allow-list must not grow"
+
+
+@pytest.mark.parametrize("name", ["Endo-FM", "plain video"])
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
+def test_a_truncated_file_is_an_error_that_names_it(name, kept, tmp_path):
+    path, _ = write(name, tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(CheckpointError, match=path.name):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"hello, I am text", b"\x89PNG\r\n\x1a\n" + bytes(100), bytes(1000), b"PK\x03\x04", b"\x80\x04."]
+)
+def test_other_files_are_errors_that_name_them(content, tmp_path):
+    (tmp_path / "other.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"other\.pth"):
+        load_model(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"weight": torch.zeros(3)}, r"patch_embed\.proj\.weight, but has these: weight"),
+        ([torch.zeros(3)], "holds a list"),
+        ({"epoch": 3, "best": 0.5}, "holds no tensors of a network"),
+        ({"a.patch_embed.proj.weight": torch.zeros(3), "b.patch_embed.proj.weight": torch.zeros(3)}, "2 of them"),
+    ],
+)
+def test_weights_of_something_else_are_refused(content, said, tmp_path):
+    torch.save(content, tmp_path / "else.pth")
+    with pytest.raises(CheckpointError, match=said):
+        load_model(tmp_path / "else.pth")
+
+
+def test_safetensors_with_other_content_are_refused(tmp_path):
+    save_file({"embedding": torch.zeros(10, 4)}, tmp_path / "features.safetensors")
+    with pytest.raises(CheckpointError, match="embedding"):
+        inspect_checkpoint(tmp_path / "features.safetensors")
+
+
+# --- model folders
+
+
+def test_a_model_folder_gives_back_the_same_model(tmp_path):
+    model = saved(tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    assert again.card == model.card and again.card.fingerprint == model.card.fingerprint
+    with torch.inference_mode():
+        ours, theirs = model(CLIP).logits, again(CLIP).logits
+    assert all(torch.equal(ours[name], theirs[name]) for name in ("finding", "area"))
+    by_file = load_model(tmp_path / "model" / "model.safetensors")
+    assert by_file.card == model.card
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["card.json", "model.safetensors"]
+
+
+def test_saving_again_replaces_the_model_and_leaves_other_files(tmp_path):
+    saved(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    model = build_model(card(name="second"))
+    save_model(model, tmp_path)
+    assert load_model(tmp_path).card.name == "second" and (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_save_that_fails_leaves_the_model_before(tmp_path, monkeypatch):
+    before = saved(tmp_path).card
+
+    def full_disk(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoints, "save_file", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_model(build_model(card(name="second")), tmp_path)
+    assert load_model(tmp_path).card == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["card.json", "model.safetensors"]
+
+
+def test_weights_that_are_not_those_of_the_card_are_refused(tmp_path):
+    saved(tmp_path / "a")
+    torch.manual_seed(1)
+    save_model(build_model(card()), tmp_path / "b")
+    shutil.copy(tmp_path / "b" / "model.safetensors", tmp_path / "a" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"not the file its card\.json was written for"):
+        load_model(tmp_path / "a")
+
+
+def test_a_folder_without_card_and_a_broken_card_are_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"folder without card\.json"):
+        load_model(tmp_path)
+    saved(tmp_path)
+    (tmp_path / "card.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"card\.json is not JSON"):
+        load_model(tmp_path)
+
+
+def test_a_model_is_not_saved_over_a_file(tmp_path):
+    (tmp_path / "model").write_text("")
+    with pytest.raises(CheckpointError, match="is a file"):
+        save_model(build_model(card()), tmp_path / "model")
+
+
+# --- names and the hub
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    def fetch(*_, **__):
+        raise AssertionError("the network must not be asked")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "runs/best/model", "weights/endo_fm.pth", "./a/b", "{}/missing"])
+def test_a_missing_local_path_is_no_question_to_the_network(name, no_hub, tmp_path):
+    with pytest.raises(CheckpointError, match="there is no such file or folder"):
+        load_model(name.format(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["hf:somebody/endo-fm", "somebody/endo-fm"])
+def test_without_a_network_a_hub_id_says_what_to_do(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"(?s)could not be fetched.*download model\.safetensors.*folder's path"):
+        load_model(name)
+
+
+def test_a_hub_model_is_loaded_like_a_folder(tmp_path, monkeypatch):
+    model = saved(tmp_path / "hub")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: str(tmp_path / repo.split("/")[1]))
+    assert load_model("hf:somebody/hub").card == model.card
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+        load_model("hf:somebody/bare")
+    made.plain_video(tmp_path / "bare" / "model.safetensors")
+    assert load_model("hf:somebody/bare").card.initialisation["source"] == "hf:somebody/bare"
+
+
+@pytest.mark.parametrize("name", ["hf:", "hf:only", "hf:a/b/c", "hf:../x"])
+def test_a_malformed_hub_id_is_refused(name, no_hub):
+    with pytest.raises(CheckpointError, match="the form is hf:owner/name"):
+        load_model(name)
+
+
+def test_a_packaged_model_that_is_not_there_says_how_to_make_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(locate, "PACKAGE_WEIGHTS", tmp_path)
+    with pytest.raises(CheckpointError, match="endofm-lab demo train"):
+        load_model("demo")
+    saved(tmp_path / "demo")
+    assert load_model("demo").card.name == "tested"
+
+
+# --- inspection
+
+
+@pytest.mark.parametrize("name", made.WRITERS)
+def test_inspection_describes_every_layout(name, tmp_path):
+    path, layout = write(name, tmp_path)
+    report = inspect_checkpoint(path)
+    assert report.layout == layout and report.size_bytes == path.stat().st_size and len(report.sha256) == 64
+    assert report.architecture["width"] == 128 and report.architecture["depth"] == 2
+    assert report.backbone_parameters == sum(t.numel() for t in load_state(path).backbone.values())
+    assert json.loads(json.dumps(report.to_json()))["layout"] == layout
+    assert bool(report.problems) == (layout == "segmenter")
+    assert report.missing == () and report.unexpected == ()
+
+
+def test_inspection_of_a_model_folder_shows_its_card(tmp_path):
+    saved(tmp_path)
+    report = inspect_checkpoint(tmp_path)
+    assert report.layout == "own" and not report.problems and "0.485" in report.normalisation
+    assert report.initialisation.startswith("Random")
+
+
+def test_the_command_prints_the_report_or_one_sentence(tmp_path, capsys):
+    path, _ = write("Endo-FM", tmp_path)
+    assert main(["inspect", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "teacher (the file also has: student)" in text and "width 128" in text and load_state(path).sha256 in text
+    assert main(["inspect", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["network"] == "teacher"
+    assert main(["inspect", str(tmp_path / "missing.pth")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("Error: ") and error.count("\n") == 1
+
+
+def test_reading_leaves_the_file_as_it_was(tmp_path):
+    path, _ = write("Endo-FM", tmp_path)
+    before = path.read_bytes()
+    model = load_model(path)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(3.0)
+    assert path.read_bytes() == before
