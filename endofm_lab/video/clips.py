@@ -85,16 +85,15 @@ def clip_indices(
         UserError: A start outside the video.
     """
     times_s = _times(info, times_s)
-    if start_s == "centre":
-        start_s = max(0.0, (info.duration_s - spec.span_s(info)) / 2)
-    if not 0 <= start_s < info.duration_s:
+    first_s = max(0.0, (info.duration_s - spec.span_s(info)) / 2) if start_s == "centre" else float(start_s)
+    if not 0 <= first_s < info.duration_s:
         raise UserError(
-            f"{info.path}: a clip cannot start at {start_s} s; the video lasts from 0 to {info.duration_s:.3f} s"
+            f"{info.path}: a clip cannot start at {first_s} s; the video lasts from 0 to {info.duration_s:.3f} s"
         )
     steps = np.arange(spec.n_frames)
     if spec.stride is not None:
-        return np.minimum(_nearest(times_s, np.array([start_s])) + steps * spec.stride, info.n_frames - 1)
-    return _nearest(times_s, start_s + steps * (spec.span_s(info) / spec.n_frames))
+        return np.minimum(_nearest(times_s, np.array([first_s])) + steps * spec.stride, info.n_frames - 1)
+    return _nearest(times_s, first_s + steps * (spec.span_s(info) / spec.n_frames))
 
 
 def sliding_clips(

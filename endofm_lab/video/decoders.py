@@ -1,8 +1,9 @@
 """From bytes on disk to RGB pictures: video files (PyAV, and decord for sparse access) and folders of images.
 
 PyAV's list of packets is the truth about a file: which frames are shown, in which order and when. Both decoders answer
-to it. decord is used only where its own time stamps agree with that list: in AVI files without presentation times it
-returns neighbouring frames, and a stream-copied cut makes it count frames that no player shows.
+to it. decord is used only where it can be held to that list: in AVI files without presentation times, around open
+groups of pictures and with intra refresh it returns wrong frames, and in a stream-copied cut it counts frames that no
+player shows.
 """
 
 import re
@@ -19,6 +20,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps
 
 from endofm_lab.errors import VideoError
+from endofm_lab.video.bitstream import CLEAN_START, NO_START, missing_bytes, start_at
 
 try:
     import decord
@@ -32,13 +34,13 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".
 # Demuxers of video files proper. Play lists, image patterns and text renderers stay out: they open other files.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,mxf,gif,dv,rm,h264,hevc"
 
-# Codecs whose decoders report damaged data. MPEG-4 Part 2 drops a damaged frame without a word, and decord then returns
-# the next one in its place; PyAV shows the gap in the time stamps.
-_DECORD_CODECS = frozenset({"h264", "hevc", "vp8", "vp9", "mjpeg"})
-
+# decord returns the next frame for one that its decoder drops without an error, as those of HEVC, VP9 and MPEG-4 do
+# with damaged data. The decoders of these two report every damaged frame.
+_DECORD_CODECS = ("h264", "mjpeg")
 
 _NO_STAMP = np.iinfo(np.int64).min  # a packet without a time stamp
-_PACKET = [("pts", "i8"), ("dts", "i8"), ("duration", "i8"), ("key", "?"), ("discard", "?"), ("corrupt", "?")]
+_PACKET = [(name, "i8") for name in ("pts", "dts", "duration")]
+_PACKET += [("key", "?"), ("start", "u1"), ("discard", "?"), ("corrupt", "?")]
 
 
 class VideoFile:
@@ -54,6 +56,7 @@ class VideoFile:
         times_s: Presentation times in seconds ``(n_frames,)`` float64, the first frame at 0.
         first_s: Presentation time of the first frame on the file's own clock, in seconds.
         duration_s: End of the last frame in seconds.
+        clean_starts: Every key frame is one where decoding can start without a look further back.
         size_hw_px: Height and width after rotation.
     """
 
@@ -76,34 +79,45 @@ class VideoFile:
 
     def _read_index(self, container: Any, stream: Any) -> None:
         """List the packets of the stream (no decoding): which frames are shown, when, and where decoding can start."""
+        extradata = stream.codec_context.extradata or b""
         fields = (
-            (_stamp(p.pts), _stamp(p.dts), p.duration or 0, p.is_keyframe, p.is_discard, p.is_corrupt)
-            for p in container.demux(stream)
-            if p.size
+            (
+                _stamp(packet.pts),
+                _stamp(packet.dts),
+                packet.duration or 0,
+                packet.is_keyframe,
+                start_at(packet, self.codec, extradata) if packet.is_keyframe else NO_START,
+                packet.is_discard,
+                packet.is_corrupt,
+            )
+            for packet in container.demux(stream)
+            if packet.size
         )
         with self._readable("its packets cannot be listed"):
-            packets = np.fromiter(fields, dtype=_PACKET)  # 27 bytes a frame: 3 MB for an hour
+            packets = np.fromiter(fields, dtype=_PACKET)  # 28 bytes a frame: 3 MB for an hour
         if packets.size and packets["corrupt"][-1]:
             raise VideoError(self.path, "the file is cut off inside its last frame; copy it again from its source")
         stamps, avi = packets["pts"], container.format.name == "avi"
         if avi:  # knows decoding times only, which are presentation times where no frame is moved
             stamps = np.where(stamps == _NO_STAMP, packets["dts"], stamps)
         self._seekable = (
-            not (avi and stream.codec_context.has_b_frames)
+            not (avi and self.codec in ("h264", "hevc") and stream.codec_context.has_b_frames)
             and _NO_STAMP not in stamps
             and len(np.unique(stamps)) == len(stamps)
         )
         if not self._seekable:  # no presentation times: frames are counted from the start, evenly spaced in time
             stamps = np.arange(len(packets))
-        keys = stamps[packets["key"]]
+        starts = packets["start"] != NO_START
+        keys = stamps[starts]
         # Pre-roll has negative stamps or the discard flag: needed for decoding, never shown.
         # What comes before the first key frame cannot be decoded by any player.
-        shown = (stamps >= max(0, keys[0])) & ~packets["discard"] if keys.size else packets["key"]
+        shown = (stamps >= max(0, keys[0])) & ~packets["discard"] if keys.size else starts
         if not shown.any():
             raise VideoError(self.path, "it holds no frame that can be decoded; check that it is a whole video")
         order = np.argsort(stamps[shown])
         self._stamps = stamps[shown][order]
         self._keys = np.sort(keys)
+        self.clean_starts = bool((packets["start"][packets["key"]] == CLEAN_START).all())
         rate = stream.average_rate or stream.guessed_rate
         tick = Fraction(stream.time_base) if self._seekable or not rate else 1 / Fraction(rate)
         # Numerator first: float64 then rounds once, so that frame 30 of 30000/1001 per second lies at exactly 1.001 s.
@@ -167,18 +181,26 @@ class VideoFile:
         for key in self._keys[last::-1]:
             with self._readable(self._damage(number)):
                 container.seek(int(key), stream=stream)
-            decoded = self._numbered(self._decoded(container, stream))
+            decoded = self._numbered(self._decoded(container, stream), int(np.searchsorted(self._stamps, key)))
             first = next(decoded, None)
-            if first is not None and first[0] <= number:
+            if first is not None:
                 return chain([first], decoded)
         raise VideoError(self.path, self._damage(number))
 
-    def _numbered(self, frames: Iterator[av.VideoFrame]) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Pair each frame with its number by its presentation time; frames that are not shown fall out."""
+    def _numbered(self, frames: Iterator[av.VideoFrame], number: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Pair frames with their numbers by their presentation times, from ``number`` on without a gap.
+
+        Frames that come before are not shown, or were predicted from others that a start here has left out. A gap means
+        that a frame was lost; the frames behind it were predicted from it, so it ends there.
+        """
         for frame in frames:
-            number = int(np.searchsorted(self._stamps, _stamp(frame.pts)))
-            if number < self.n_frames and self._stamps[number] == frame.pts:
+            if _stamp(frame.pts) >= self._stamps[number]:
+                if frame.pts != self._stamps[number]:
+                    return
                 yield number, frame
+                number += 1
+                if number == self.n_frames:
+                    return
 
     @staticmethod
     def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
@@ -228,13 +250,13 @@ class SparseReader:
     @classmethod
     def of(cls, file: VideoFile) -> "SparseReader | None":
         """A reader, or None where decord is absent, cannot open the file, or disagrees with its index."""
-        if decord is None or file.codec not in _DECORD_CODECS:
+        if decord is None or file.codec not in _DECORD_CODECS or not file.clean_starts:
             return None
         try:
             # decord repeats a neighbour for a damaged frame unless told that not a single one may fail.
             reader = decord.VideoReader(str(file.path.absolute()), fault_tol=1e-9)
             stamps_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]  # float32
-        except (decord.DECORDError, RuntimeError):
+        except (decord.DECORDError, decord.DECORDLimitReachedError):
             return None
         first = len(reader) - file.n_frames
         if first < 0 or not np.allclose(stamps_s[first:], file.times_s + file.first_s, rtol=1e-6, atol=1e-3):
@@ -245,7 +267,7 @@ class SparseReader:
         """Frames with the ascending ``numbers`` as uint8 ``(T, H, W, 3)`` RGB; None where decord gives up."""
         try:
             return self._reader.get_batch((numbers + self._first).tolist()).asnumpy()
-        except (decord.DECORDError, RuntimeError):
+        except (decord.DECORDError, decord.DECORDLimitReachedError):
             return None
 
 
@@ -283,7 +305,8 @@ class ImageSequence:
         """Decode the images with the numbers ``wanted``; yields ``(number, uint8 (H, W, 3) RGB)``."""
         for number in wanted:
             with _image_errors(self._files[number]):
-                yield number, np.array(self._open(number).convert("RGB"))
+                picture = np.array(self._open(number).convert("RGB"))
+            yield number, picture
 
     def _open(self, number: int) -> Image.Image:
         """The image behind its header, upright; pixels are decoded later, unless it has to be turned."""
@@ -319,49 +342,3 @@ def _natural(path: Path) -> list[tuple[int, int | str]]:
     """Sorting key that compares runs of digits as numbers: ``frame9`` < ``frame10``; ties broken by the name."""
     parts = re.split(r"(\d+)", path.name)
     return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part] + [(2, path.name)]
-
-
-def missing_bytes(path: Path) -> int:
-    """How many bytes a file lacks by its own structure; 0 when it is whole or of a kind that does not tell.
-
-    Knows the boxes of MP4 and MOV (ISO/IEC 14496-12), the chunks of AVI (RIFF) and the segment of Matroska and WebM
-    (RFC 9559). Decoders themselves read a file cut off between two frames as a shorter one, without a word.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(4096)
-        if head[:4] == b"RIFF" or head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
-            riff = head[:4] == b"RIFF"
-            at = 0
-            while at + 8 <= size:
-                file.seek(at)
-                box = file.read(16)
-                name, length = (box[:4], 8 + int.from_bytes(box[4:8], "little")) if riff else _mp4_box(box)
-                if not name.isalnum() or length < 8:  # padding, or a length that says "to the end of the file"
-                    return 0
-                at += length + (length % 2 if riff else 0)
-            # Writers disagree on whether a RIFF length counts its own header and its padding.
-            return max(0, at - size - (9 if riff else 0))
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-        length, at = _ebml_length(head, 4)
-        at += length
-        if head[at : at + 4] == b"\x18\x53\x80\x67":
-            length, at = _ebml_length(head, at + 4)
-            return max(0, at + length - size)
-    return 0
-
-
-def _mp4_box(head: bytes) -> tuple[bytes, int]:
-    """Name and whole length of the box that begins with ``head``; a length of 1 says that 64 bits follow."""
-    length = int.from_bytes(head[:4], "big")
-    return head[4:8], int.from_bytes(head[8:16], "big") if length == 1 else length
-
-
-def _ebml_length(data: bytes, at: int) -> tuple[int, int]:
-    """An EBML length at ``at``, its leading zeros give its size, and the place behind it; 0 for "unknown" (live)."""
-    if at >= len(data) or not data[at]:
-        return 0, at
-    n_bytes = 9 - data[at].bit_length()
-    mask = (1 << 7 * n_bytes) - 1
-    value = int.from_bytes(data[at : at + n_bytes], "big") & mask
-    return (0 if value == mask else value), at + n_bytes

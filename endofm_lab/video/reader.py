@@ -192,27 +192,33 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: Fraction | 
         raise UserError(f"{path}: the ending chooses the container; use one of {', '.join(_CONTAINERS)}")
     if fps <= 0:
         raise UserError(f"the frame rate is {fps}, it has to be above 0")
-    encoder, pixel_format, options = _ENCODERS[codec]
     path = Path(path)
-    first: np.ndarray | None = None
+    stream: Any = None
     with atomic_path(path) as temporary, _writable(path, codec):
         # The index goes to the front, so that browsers can start before the end has arrived.
         front = {"movflags": "+faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
         with av.open(f"file:{temporary.absolute()}", "w", options=front) as container:
             for frame in frames:
-                if first is None:
-                    first = frame
-                    _check_frame(frame, first)
-                    stream: Any = container.add_stream(encoder, rate=Fraction(fps), options=options)
-                    stream.height, stream.width = frame.shape[:2]
-                    odd = frame.shape[0] % 2 or frame.shape[1] % 2
-                    stream.pix_fmt = "yuv444p" if odd and codec in ("h264", "hevc") else pixel_format
-                _check_frame(frame, first)
+                _check_frame(frame, (stream.height, stream.width, 3) if stream else frame.shape)
+                if stream is None:
+                    stream = _add_stream(container, codec, Fraction(fps), frame.shape[0], frame.shape[1])
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                 container.mux(stream.encode(picture))
-            if first is None:
+            if stream is None:
                 raise UserError(f"{path}: there is no frame to write; give at least one")
             container.mux(stream.encode())
+
+
+def _add_stream(container: Any, codec: str, fps: Fraction, height_px: int, width_px: int) -> Any:
+    encoder, pixel_format, options = _ENCODERS[codec]
+    try:
+        stream = container.add_stream(encoder, rate=fps, options=options)
+    except ValueError as error:  # no such encoder here, or not for this container
+        raise av.ArgumentError(0, str(error)) from error
+    stream.height, stream.width = height_px, width_px
+    odd = height_px % 2 or width_px % 2
+    stream.pix_fmt = "yuv444p" if odd and codec in ("h264", "hevc") else pixel_format
+    return stream
 
 
 @contextmanager
@@ -220,14 +226,13 @@ def _writable(path: Path, codec: str) -> Iterator[None]:
     """Turn the encoder's complaints into a :class:`UserError`."""
     try:
         yield
-    except (av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
-        reason = getattr(error, "strerror", "this installation has no such encoder")
-        raise UserError(f"{path}: it cannot be written with codec {codec} ({reason}); try .mp4 with h264") from error
+    except av.FFmpegError as error:
+        message = f"it cannot be written with codec {codec} ({error.strerror}); try .mp4 with h264"
+        raise UserError(f"{path}: {message}") from error
 
 
-def _check_frame(frame: np.ndarray, first: np.ndarray) -> None:
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != first.shape:
+def _check_frame(frame: np.ndarray, shape: tuple[int, ...]) -> None:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != shape:
         raise UserError(
-            f"a frame is {frame.dtype} {frame.shape}; frames are uint8 (H, W, 3), all of the size of the first, "
-            f"{first.shape}"
+            f"a frame is {frame.dtype} {frame.shape}; frames are uint8 (H, W, 3), all of the size of the first, {shape}"
         )

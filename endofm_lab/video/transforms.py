@@ -25,9 +25,11 @@ class InputSpec:
             raise UserError(f"size_px is {self.size_px} and std {self.std}; both have to be above 0")
 
 
-IMAGENET = InputSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # DINO, timm ViT, Endo-FM
-HALF = InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # ViT of Dosovitskiy et al. 2021
-TIMESFORMER = InputSpec(mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225))  # Bertasius et al. 2021
+IMAGENET = InputSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # Endo-FM's pretraining, DINO, timm
+HALF = InputSpec(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # ViT, Dosovitskiy et al. 2021
+TIMESFORMER = InputSpec(
+    mean=(0.45, 0.45, 0.45), std=(0.225, 0.225, 0.225)
+)  # Endo-FM's classifier, Bertasius et al. 2021
 
 
 def to_input(frames: np.ndarray | torch.Tensor, spec: InputSpec, fit: Fit = "stretch") -> torch.Tensor:
@@ -45,13 +47,13 @@ def to_input(frames: np.ndarray | torch.Tensor, spec: InputSpec, fit: Fit = "str
         UserError: Another dtype or shape.
     """
     pixels = torch.as_tensor(frames)
+    if pixels.dtype != torch.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-1] != 3 or not pixels.numel():
+        raise UserError(
+            f"frames are {pixels.dtype} of shape {tuple(pixels.shape)}; a model's input is made from uint8 RGB frames "
+            "(T, H, W, 3) or (B, T, H, W, 3)"
+        )
     if pixels.ndim == 4:
         pixels = pixels[None]
-    if pixels.dtype != torch.uint8 or pixels.ndim != 5 or pixels.shape[-1] != 3 or not pixels.numel():
-        raise UserError(
-            f"frames are {pixels.dtype} of shape {tuple(torch.as_tensor(frames).shape)}; the model's input is made from "
-            "uint8 RGB frames (T, H, W, 3) or (B, T, H, W, 3)"
-        )
     B, T, H, W, _ = pixels.shape
     top, left, height, width = _window((H, W), fit)
     pixels = pixels[:, :, top : top + height, left : left + width].flatten(0, 1).permute(0, 3, 1, 2)  # (B T, 3, h, w)
