@@ -1,5 +1,8 @@
 """Detection metrics against hand cases and a restatement of COCO's rule in plain Python."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score
@@ -178,3 +181,16 @@ def test_bad_boxes_are_named():
     with pytest.raises(MetricError, match="NaN"):
         frame_boxes([A], [A], [np.nan])
     assert metrics_boxes.IOU_THRESHOLDS.tolist() == pytest.approx([0.5 + 0.05 * k for k in range(10)])
+
+
+def test_the_released_toy_frames_show_where_the_rules_part():
+    golden = json.loads((Path(__file__).parents[1] / "goldens" / "metrics_toy.json").read_text())
+    frames = [frame_boxes(truth, boxes, scores) for truth, _, boxes, scores in golden["frames"]]
+    assert 100 * detection_metrics(frames)(None)["frame_presence_f1"] == pytest.approx(
+        golden["detection"]["f1"], abs=1e-5
+    )
+    ours = centre_counts(frames).tolist()
+    released = [list(counts) for counts in golden["localization_per_frame_tp_fp_fn"]]
+    differ = {k: (a, b) for k, (a, b) in enumerate(zip(ours, released, strict=True)) if a != b}
+    # Frame 4 has no lesion and two detections; in frame 6 one detection lies in two overlapping true boxes.
+    assert differ == {4: ([0, 2, 0], [0, 0, 0]), 6: ([1, 0, 1], [2, 0, 0])}
