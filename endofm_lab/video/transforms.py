@@ -46,7 +46,7 @@ def to_input(frames: np.ndarray | torch.Tensor, spec: InputSpec, fit: Fit = "str
     Raises:
         UserError: Another dtype or shape.
     """
-    pixels = torch.as_tensor(frames)
+    pixels = _tensor(frames)
     if pixels.dtype != torch.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-1] != 3 or not pixels.numel():
         raise UserError(
             f"frames are {pixels.dtype} of shape {tuple(pixels.shape)}; a model's input is made from uint8 RGB frames "
@@ -84,7 +84,7 @@ def boxes_to_frame(
         float32 ``(..., 4)`` corners in frame pixels, cut at the frame's edges; NaN stays NaN.
     """
     top, left, height, width = _window(frame_hw, fit)
-    boxes = np.asarray(torch.as_tensor(boxes_xyxy).detach().cpu(), dtype=np.float64) / spec.size_px
+    boxes = np.asarray(_tensor(boxes_xyxy).detach().cpu(), dtype=np.float64) / spec.size_px
     boxes = boxes * [width, height, width, height] + [left, top, left, top]
     frame_h, frame_w = frame_hw
     return np.clip(boxes, 0, [frame_w, frame_h, frame_w, frame_h]).astype(np.float32)
@@ -107,7 +107,7 @@ def masks_to_frame(
     Raises:
         UserError: Masks of another size than the model's picture.
     """
-    source = torch.as_tensor(masks).detach().cpu()
+    source = _tensor(masks).detach().cpu()
     if source.ndim < 2 or source.shape[-2:] != (spec.size_px, spec.size_px):
         raise UserError(f"masks have shape {tuple(source.shape)}; they have to end in {spec.size_px} x {spec.size_px}")
     top, left, height, width = _window(frame_hw, fit)
@@ -132,3 +132,8 @@ def _window(frame_hw: tuple[int, int], fit: Fit) -> tuple[int, int, int, int]:
 def _channels(values: tuple[float, float, float], device: torch.device) -> torch.Tensor:
     """Three numbers that broadcast over ``(B, 3, T, H, W)``."""
     return torch.tensor(values, dtype=torch.float32, device=device).view(3, 1, 1, 1)
+
+
+def _tensor(values: np.ndarray | torch.Tensor) -> torch.Tensor:
+    """As a tensor; copied only where torch cannot share the array (mirrored or read-only)."""
+    return values if isinstance(values, torch.Tensor) else torch.from_numpy(np.require(values, requirements=("C", "W")))
