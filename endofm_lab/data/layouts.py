@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from endofm_lab.data.names import NamePattern
 from endofm_lab.data.recipes import Boxes, Layout, Recipe, Table
 from endofm_lab.data.scan import ARCHIVES, Problem, is_media
 from endofm_lab.errors import UserError
@@ -94,7 +95,7 @@ def read_name(layout: Layout, path: str) -> dict[str, str] | None:
     """What the name of a picture or video says: the pieces of its path and the constants of its pattern."""
     for media in layout.media:
         if (pieces := media.path.read(path)) is not None:
-            return pieces | dict(media.says)
+            return pieces | {name: NamePattern(text, {}).write(pieces) for name, text in media.says.items()}
     return None
 
 
@@ -131,7 +132,8 @@ def _count(layout: Layout, files: Iterable[str]) -> int:
 
 def _others(layout: Layout, files: Sequence[str]) -> int:
     """How many files answer the patterns of masks, boxes and tables: decides between layouts with the same pictures."""
-    patterns = [item.path for item in (*layout.masks, *layout.boxes)] + [table.file for table in layout.tables]
+    patterns = [masks.path for masks in layout.masks] + [boxes.path for boxes in layout.boxes]
+    patterns += [table.file for table in layout.tables]
     return sum(any(pattern.read(path) is not None for pattern in patterns) for path in files)
 
 

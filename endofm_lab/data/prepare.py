@@ -104,25 +104,26 @@ def _merged(
     run: _Run, recipe: Recipe, root: Path, folders: Mapping[str, str | Path], recipes: str | Path | None
 ) -> Collected:
     """All parts that are there, one after the other; parts that are not there are named."""
-    if strange := sorted(set(folders) - {part.recipe for part in recipe.parts}):
-        known = ", ".join(part.recipe for part in recipe.parts)
+    if strange := sorted(set(folders) - {part.name for part in recipe.parts}):
+        known = ", ".join(part.name for part in recipe.parts)
         raise UserError(f"{strange[0]} is no part of {recipe.name}; its parts are {known}")
     problems, collected = [], []
     for part in recipe.parts:
-        folder = Path(folders.get(part.recipe, root / part.folder))
-        if part.recipe not in folders and not folder.resolve().is_relative_to(root.resolve()):
-            message = f"is a symbolic link out of the root: name the folder with --part {part.recipe}=DIR"
+        folder = Path(folders.get(part.name, root / part.folder))
+        if part.name not in folders and not folder.resolve().is_relative_to(root.resolve()):
+            message = f"is a symbolic link out of the root: name the folder with --part {part.name}=DIR"
             problems.append(Problem("link out of the root", part.folder, message, True))
-        elif not folder.is_dir():
-            problems.append(Problem("part is missing", part.recipe, f"there is no folder {folder}", True))
-        else:
-            inner = load_recipe(part.recipe, recipes or recipe.path.parent)
-            one = _one(run, inner, folder, None, None, inner.name)
-            wanted = differences(part.expected, one.table, one.boxes)
-            one.counts = pd.concat([one.counts, wanted.assign(what="published: " + wanted["what"])])
-            one.counts.insert(0, "part", part.recipe)
-            one.problems = [Problem(p.kind, f"{part.folder}/{p.path}", p.message, p.left_out) for p in one.problems]
-            collected.append(one)
+            continue
+        if not folder.is_dir():
+            problems.append(Problem("part is missing", part.name, f"there is no folder {folder}", True))
+            continue
+        inner = load_recipe(part.recipe, recipes or recipe.path.parent)
+        one = _one(run, inner, folder, part.layout, None, inner.name)
+        published = differences(part.expected, one.table, one.boxes)
+        one.counts = pd.concat([one.counts, published.assign(what="in the corpus: " + published["what"])])
+        one.counts.insert(0, "part", part.name)
+        one.problems = [Problem(p.kind, f"{part.folder}/{p.path}", p.message, p.left_out) for p in one.problems]
+        collected.append(one)
     if not collected:
         names = ", ".join(part.folder for part in recipe.parts)
         raise LayoutError(f"none of the parts of {recipe.name} is in {root}; their folders are called {names}")

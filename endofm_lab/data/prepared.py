@@ -64,7 +64,9 @@ class Collected:
 def differences(expected: Mapping[str, Any], table: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
     """Published counts beside those on disk."""
     found: dict[str, int] = {
-        "files": table["video"].nunique(),
+        "files": table["source"].nunique(),
+        "clips": len(table),
+        "frames": int(pd.to_numeric(table.get("n_frames", pd.Series(dtype=float))).sum()),
         "masks": int((table["masks"] != "").sum()),
         "boxes": len(boxes),
         "patients": table.loc[table["patient"] != "", "patient"].nunique(),

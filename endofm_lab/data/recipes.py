@@ -17,7 +17,7 @@ from endofm_lab.errors import UserError
 ACCESS = ("open", "on request", "dead link", "yours")
 UNITS = ("image", "frame", "sequence", "video")
 BOX_FORMATS = ("csv", "voc", "coco", "yolo", "polyp-json", "cholect50-json", "counted-lines", "named-lines")
-TABLE_FORMATS = ("csv", "cholect50-json", "names", "frame-labels")
+TABLE_FORMATS = ("csv", "cholect50-json", "names", "frame-labels", "ranges")
 STATUS = ("verified", "unverified")
 
 
@@ -52,6 +52,7 @@ class Boxes:
     format: str
     path: NamePattern
     unit: str
+    separator: str
     columns: Mapping[str, str]
     picture: Mapping[str, str]
     labels: Mapping[str, str]
@@ -64,6 +65,7 @@ class Table:
 
     ``one_hot`` names columns of which those that hold 1 become labels. Format ``names`` reads no file: the names of the
     files that answer the pattern are the list. Format ``frame-labels`` gives a video a label per frame, at ``fps``.
+    Format ``ranges`` stands in the recipe itself: name -> first and last number.
     """
 
     file: NamePattern
@@ -74,6 +76,7 @@ class Table:
     gives: Mapping[str, str]
     says: Mapping[str, str]
     one_hot: Sequence[str]
+    ranges: Mapping[str, Sequence[int]]
     fps: float
     required: bool
 
@@ -96,12 +99,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class Part:
-    """A member of a merged corpus: a recipe, the folder it is expected in, and the published count."""
+    """A member of a merged corpus: a recipe, which of its layouts, the folder it lies in, and the published counts."""
 
+    name: str
     recipe: str
+    layout: str | None
     folder: str
     expected: Mapping[str, Any]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -185,8 +189,8 @@ _TOP |= {
 _NEEDED = {"recipe", "version", "name", "citation", "licence", "access", "modality", "defects", "evidence"}
 _LAYOUT = {"note", "unit", "fps", "media", "masks", "boxes", "tables", "ignore", "expected"}
 _EXPECTED = {"files", "masks", "boxes", "patients", "sequences", "labels", "splits", "labels_by_split"}
-_BOXES = {"format", "path", "unit", "columns", "picture", "labels", "clamp"}
-_TABLE = {"file", "format", "separator", "header", "match", "gives", "says", "one_hot", "fps", "required"}
+_BOXES = {"format", "path", "unit", "separator", "columns", "picture", "labels", "clamp"}
+_TABLE = {"file", "format", "separator", "header", "match", "gives", "says", "one_hot", "ranges", "fps", "required"}
 
 
 class _Reader:
@@ -294,6 +298,7 @@ class _Reader:
             format=form,
             path=self.pattern(value["path"], where),
             unit=self.choice(value.get("unit", "pixel"), f"{where}.unit", ("pixel", "fraction")),
+            separator=str(value.get("separator", ",")),
             columns=columns,
             picture=self.texts(value.get("picture"), f"{where}.picture"),
             labels=self.texts(value.get("labels"), f"{where}.labels"),
@@ -301,9 +306,11 @@ class _Reader:
         )
 
     def table(self, value: Any, where: str) -> Table:
-        value = self.mapping(value, where, _TABLE, {"file"})
+        value = self.mapping(value, where, _TABLE)
+        if ("file" in value) == ("ranges" in value):
+            raise self.fail(where, "a list has either `file` or `ranges`")
         return Table(
-            file=self.pattern(value["file"], where),
+            file=self.pattern(value.get("file", ""), where),
             format=self.choice(value.get("format", "csv"), f"{where}.format", TABLE_FORMATS),
             separator=str(value.get("separator", ",")),
             header=bool(value.get("header", True)),
@@ -311,6 +318,7 @@ class _Reader:
             gives=self.texts(value.get("gives"), f"{where}.gives"),
             says=self.texts(value.get("says"), f"{where}.says"),
             one_hot=tuple(map(str, _list(value.get("one_hot")))),
+            ranges={str(k): tuple(v) for k, v in self.mapping(value.get("ranges"), f"{where}.ranges").items()},
             fps=float(value.get("fps", 25)),
             required=bool(value.get("required", True)),
         )
@@ -322,9 +330,9 @@ class _Reader:
         return value
 
     def part(self, name: str, value: Any) -> Part:
-        value = self.mapping(value, f"parts.{name}", {"recipe", "folder", "expected", "note"}, {"recipe"})
+        value = self.mapping(value, f"parts.{name}", {"recipe", "layout", "folder", "expected", "note"}, {"recipe"})
         expected = self.mapping(value.get("expected"), f"parts.{name}.expected", _EXPECTED | {"clips", "frames"})
-        return Part(str(value["recipe"]), str(value.get("folder", name)), expected, str(value.get("note", "")))
+        return Part(name, str(value["recipe"]), value.get("layout"), str(value.get("folder", name)), expected)
 
 
 def _list(value: Any) -> list[Any]:

@@ -1,7 +1,7 @@
 """From the files of a layout to rows: what names, lists, boxes and masks say about each picture or video."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def build_rows(recipe: Recipe, found: FoundLayout, base: Path) -> tuple[list[Row
         base: The folder that the paths are relative to.
     """
     problems: list[Problem] = []
-    rows = [Row(path, dict(says)) for path, says in found.media.items()]
+    rows = [Row(path, says | {"file": Path(path).name}) for path, says in found.media.items()]
     _add_tables(found, base, rows, problems)
     _add_boxes(found, base, rows, problems)
     _add_masks(found, rows, problems)
@@ -54,7 +54,8 @@ def build_rows(recipe: Recipe, found: FoundLayout, base: Path) -> tuple[list[Row
                 row.says[name] = values.get(row.says[name], row.says[name])
         if "label" not in row.says and found.layout.boxes:
             row.says["label"] = "|".join(sorted({box.label for box in row.boxes})) or row.says.get("no_box_label", "")
-        row.says.pop("no_box_label", None)
+        for helper in ("no_box_label", "file"):
+            row.says.pop(helper, None)
     return rows, problems
 
 
@@ -68,36 +69,54 @@ def _key(spec: Table | Boxes | Masks, pieces: Mapping[str, str]) -> Key | None:
         return None  # a picture of another pattern, of which the file does not speak
 
 
+def _asked(specs: Sequence[Table | Boxes | Masks], pieces: Mapping[str, str]) -> list[tuple[int, Key]]:
+    """Which of several patterns speak of a picture, and the key to ask with.
+
+    Of one format only the most specific count: a picture ``val2019/Image/1/7.jpg`` asks ``val2019/Annotation/1/7.xml``
+    and never ``train2019/Annotation/7.xml``.
+    """
+    found = [(i, key) for i, spec in enumerate(specs) if (key := _key(spec, pieces)) is not None]
+    finest: dict[str, int] = {}
+    for i, _ in found:
+        form = getattr(specs[i], "format", "")
+        finest[form] = max(finest.get(form, 0), len(_own(specs[i])))
+    return [(i, key) for i, key in found if len(_own(specs[i])) == finest[getattr(specs[i], "format", "")]]
+
+
 def _add_tables(found: FoundLayout, base: Path, rows: list[Row], problems: list[Problem]) -> None:
-    for table in found.layout.tables:
+    tables = found.layout.tables
+    lines: list[dict[Key, dict[str, str]]] = [{} for _ in tables]
+    stretches: dict[Key, list[tuple[float, float, str]]] = {}
+    for i, table in enumerate(tables):
         files = {path: pieces for path, (other, pieces) in found.tables.items() if other is table}
-        if not files and table.required:
+        if not files and table.required and not table.ranges:
             problems.append(Problem("list is missing", table.file.template, "the recipe needs it", False))
-            continue
-        lines: dict[Key, dict[str, str]] = {}
-        stretches: dict[Key, list[tuple[float, float, str]]] = {}
+        for name, (first, last) in table.ranges.items():
+            lines[i] |= {(str(number),): dict.fromkeys(table.gives, name) for number in range(first, last + 1)}
         for path, pieces in files.items():
             try:
                 if table.format == "frame-labels":
-                    key = tuple(same(pieces[name]) for name in table.file.placeholders)
-                    lines[key] = {}
-                    stretches[key] = annotations.read_frame_labels(base / path, table.fps, table.separator)
+                    video = tuple(same(pieces[name]) for name in table.file.placeholders)
+                    stretches[video] = annotations.read_frame_labels(base / path, table.fps, table.separator)
+                    lines[i][video] = {}
                     continue
                 for key, says in _read_table(table, base / path, pieces):
-                    lines[key] = _joined(lines.get(key, {}), says)
+                    lines[i][key] = _joined(lines[i].get(key, {}), says)
             except (AnnotationError, OSError) as error:
                 problems.append(Problem("list cannot be read", path, _short(error, base), False))
-        used = set()
-        for row in rows:
-            key = _key(table, row.says)
-            if key is not None and key in lines:
-                row.says |= {name: value for name, value in lines[key].items() if value}
-                row.stretches += stretches.get(key, [])
-                used.add(key)
-            elif key is not None and lines and table.required:
-                message = f"no line of {table.file.template} names it"
+    used: set[tuple[int, Key]] = set()
+    for row in rows:
+        for i, key in _asked(tables, row.says):
+            if key in lines[i]:
+                row.says |= {name: value for name, value in lines[i][key].items() if value}
+                if tables[i].format == "frame-labels":
+                    row.stretches = stretches[key]
+                used.add((i, key))
+            elif lines[i] and tables[i].required:
+                message = f"no line of {tables[i].file.template or 'the recipe'} names it"
                 problems.append(Problem("not in the list", row.path, message, False))
-        for key in lines.keys() - used:
+    for i, table in enumerate(tables):
+        for key in [key for key in lines[i] if (i, key) not in used and not table.ranges]:
             message = f"is named in {table.file.template} and not on disk"
             problems.append(Problem("listed but not on disk", " ".join(key), message, True))
 
@@ -141,27 +160,27 @@ def _own(spec: Table | Boxes | Masks) -> tuple[str, ...]:
 
 
 def _add_boxes(found: FoundLayout, base: Path, rows: list[Row], problems: list[Problem]) -> None:
-    for spec in found.layout.boxes:
-        boxes: dict[Key, list[Box]] = defaultdict(list)
-        files: dict[Key, str] = {}
-        for path, (other, pieces) in found.boxes.items():
-            if other is not spec:
-                continue
-            try:
-                for key, found_boxes in _read_boxes(spec, base / path, pieces):
-                    boxes[key] += found_boxes
-                    files[key] = path
-            except (AnnotationError, OSError) as error:
-                problems.append(Problem("boxes cannot be read", path, _short(error, base), False))
-        used = set()
-        for row in rows:
-            key = _key(spec, row.says)
-            if key is not None and key in boxes:
-                row.boxes, row.boxes_unit, row.clamp = row.boxes + boxes[key], spec.unit, spec.clamp
-                used.add(key)
-        for key in boxes.keys() - used:
-            message = f"{len(boxes[key])} boxes of {' '.join(key)}, which is not on disk"
-            problems.append(Problem("boxes without a picture", files[key], message, True))
+    specs = found.layout.boxes
+    boxes: list[dict[Key, list[Box]]] = [defaultdict(list) for _ in specs]
+    files: dict[tuple[int, Key], str] = {}
+    for path, (spec, pieces) in found.boxes.items():
+        i = specs.index(spec)
+        try:
+            for key, several in _read_boxes(spec, base / path, pieces):
+                boxes[i][key] += several
+                files[i, key] = path
+        except (AnnotationError, OSError) as error:
+            problems.append(Problem("boxes cannot be read", path, _short(error, base), False))
+    used: set[tuple[int, Key]] = set()
+    for row in rows:
+        for i, key in _asked(specs, row.says):
+            if key in boxes[i]:
+                row.boxes = row.boxes + boxes[i][key]
+                row.boxes_unit, row.clamp = specs[i].unit, specs[i].clamp
+                used.add((i, key))
+    for i, key in files.keys() - used:
+        message = f"{len(boxes[i][key])} boxes of {' '.join(key)}, which is not on disk"
+        problems.append(Problem("boxes without a picture", files[i, key], message, True))
 
 
 def _read_boxes(spec: Boxes, full: Path, pieces: dict[str, str]) -> Iterator[tuple[Key, list[Box]]]:
@@ -174,7 +193,7 @@ def _read_boxes(spec: Boxes, full: Path, pieces: dict[str, str]) -> Iterator[tup
         case "counted-lines":
             yield tuple(own), [_named(box, spec) for box in annotations.read_counted_lines(full)]
         case "csv":
-            for line, box in annotations.read_csv_boxes(full, spec.columns):
+            for line, box in annotations.read_csv_boxes(full, spec.columns, spec.separator):
                 if missing := [column for column in spec.picture if column not in line]:
                     raise AnnotationError(f"{full}: there is no column {missing[0]!r}; there are {', '.join(line)}")
                 yield (*own, *(same(line[column]) for column in spec.picture)), [_named(box, spec)]
@@ -193,20 +212,17 @@ def _named(box: Box, spec: Boxes) -> Box:
 
 
 def _add_masks(found: FoundLayout, rows: list[Row], problems: list[Problem]) -> None:
+    specs = found.layout.masks
     by_key = {
-        (number, *(same(pieces[name]) for name in found.layout.masks[number].path.placeholders)): path
-        for path, (number, pieces) in found.masks.items()
+        (i, *(same(pieces[name]) for name in specs[i].path.placeholders)): path
+        for path, (i, pieces) in found.masks.items()
     }
     used = set()
     for row in rows:
-        asked = False
-        for number, spec in enumerate(found.layout.masks):
-            key = _key(spec, row.says)
-            if key is None:
-                continue
-            asked = True
-            if path := by_key.get((number, *key)):
-                row.mask, row.binary_above = path, spec.binary_above
+        asked = _asked(specs, row.says)
+        for i, key in asked:
+            if path := by_key.get((i, *key)):
+                row.mask, row.binary_above = path, specs[i].binary_above
                 used.add(path)
                 break
         if asked and not row.mask:

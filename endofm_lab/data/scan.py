@@ -41,7 +41,7 @@ VIDEO_FORMATS = {
 }
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".part", ".crdownload")
 _RUBBISH = ("__MACOSX/", ".DS_Store", "Thumbs.db", "desktop.ini", "._")
-_SIGNATURES = ((b"\x1aE\xdf\xa3", 0, "Matroska"), (b"ftyp", 4, "MP4"), (b"moov", 4, "MP4"), (b"mdat", 4, "MP4"))
+_SIGNATURES = [(b"\x1aE\xdf\xa3", 0, "Matroska"), (b"ftyp", 4, "MP4"), (b"moov", 4, "MP4"), (b"mdat", 4, "MP4")]
 _SIGNATURES += ((b"AVI ", 8, "AVI"), (b"\0\0\1\xba", 0, "MPEG"), (b"\0\0\1\xb3", 0, "MPEG"), (b"0&\xb2u", 0, "ASF"))
 
 

@@ -33,7 +33,8 @@ def sequence_rows(
         The rows, the boxes with ``frame`` counting the pictures of the folder from 0, and what was left out.
     """
     rate = _needed(fps, table)
-    records, problems, places = [], [], {}
+    records, problems = [], []
+    places: dict[str, tuple[str, int]] = {}  # frame file -> its folder and its place there
     for folder, rows in table.groupby(table["video"].map(lambda path: str(Path(path).parent)), sort=True):
         place = {path: i for i, path in enumerate(_pictures(Path(folder)))}
         places |= {path: (folder, place[path]) for path in rows["video"]}
@@ -126,7 +127,8 @@ def encoded_rows(
 
 
 def _video_jobs(table: pd.DataFrame, kind: ClipKind, out: Path) -> Iterator[_Job]:
-    for row in table.to_dict("records"):
+    for record in table.to_dict("records"):
+        row = {str(column): value for column, value in record.items()}
         for start, end in windows(row["start_s"], row["end_s"], kind):
             target = clip_file(out, row["source"], start)
             origin = {"source_start_s": start, "sequence": row["sequence"] or row["source"]}
@@ -136,8 +138,8 @@ def _video_jobs(table: pd.DataFrame, kind: ClipKind, out: Path) -> Iterator[_Job
 def _frame_jobs(table: pd.DataFrame, fps: float, kind: ClipKind, out: Path) -> Iterator[_Job]:
     folders = table["source"].map(lambda source: Path(source).parent.as_posix())
     for name, rows in table.groupby(table["sequence"].where(table["sequence"] != "", folders), sort=True):
-        names = (rows["frame"] + "/" + rows["source"]).tolist()
-        rows = rows.iloc[sorted(range(len(rows)), key=lambda i, names=names: natural(names[i]))]
+        names = [natural(f"{frame}/{source}") for frame, source in zip(rows["frame"], rows["source"], strict=True)]
+        rows = rows.iloc[[place for _, place in sorted(zip(names, range(len(rows)), strict=True))]]
         for piece in _pieces(rows, range(len(rows)), fps, kind):
             first = piece.iloc[0]
             target = clip_file(out, f"{name}/{first['frame'] or Path(first['source']).stem}", 0.0)
@@ -166,7 +168,7 @@ def _common(piece: pd.DataFrame) -> dict[str, Any]:
         "sha256": hashlib.sha256("".join(piece["sha256"]).encode()).hexdigest(),
         "boxes": "boxes.csv" if (piece["boxes"] != "").any() else "",
     }
-    return dict(piece.drop(columns="place", errors="ignore").iloc[0]) | facts
+    return {str(key): value for key, value in piece.iloc[0].items() if key != "place"} | facts
 
 
 def _pictures(folder: Path) -> list[str]:
