@@ -26,7 +26,9 @@ try:
     import decord
 except ImportError:  # no wheel for this platform: PyAV reads everything
     decord = None
+    _DECORD_ERRORS: tuple[type[Exception], ...] = ()
 else:
+    _DECORD_ERRORS = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError)
     decord.logging.set_level(decord.logging.QUIET)
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
@@ -220,7 +222,7 @@ class VideoFile:
     def _open(self) -> Iterator[tuple[Any, Any]]:
         options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
         with self._readable("it is not a video, or its index is missing because it was cut off"):
-            container = av.open(f"file:{self.path.absolute()}", options=options)
+            container = av.open(f"file:{self.path.absolute()}", options=options, metadata_errors="replace")
         with container:
             pictures = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
             if not pictures or pictures[0].codec_context is None:
@@ -256,7 +258,7 @@ class SparseReader:
             # decord repeats a neighbour for a damaged frame unless told that not a single one may fail.
             reader = decord.VideoReader(str(file.path.absolute()), fault_tol=1e-9)
             stamps_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]  # float32
-        except (decord.DECORDError, decord.DECORDLimitReachedError):
+        except _DECORD_ERRORS:
             return None
         first = len(reader) - file.n_frames
         if first < 0 or not np.allclose(stamps_s[first:], file.times_s + file.first_s, rtol=1e-6, atol=1e-3):
@@ -267,7 +269,7 @@ class SparseReader:
         """Frames with the ascending ``numbers`` as uint8 ``(T, H, W, 3)`` RGB; None where decord gives up."""
         try:
             return self._reader.get_batch((numbers + self._first).tolist()).asnumpy()
-        except (decord.DECORDError, decord.DECORDLimitReachedError):
+        except _DECORD_ERRORS:
             return None
 
 

@@ -8,6 +8,9 @@ import av
 import numpy as np
 import pytest
 
+from endofm_lab.errors import VideoError
+from endofm_lab.video.reader import open_video
+
 HEIGHT_PX, WIDTH_PX, BITS = 96, 128, 12
 
 
@@ -131,3 +134,29 @@ def spoil_packet(source: Path, target: Path, number: int) -> Path:
     data[place[0] + 4 : place[0] + place[1]] = bytes(place[1] - 4)  # keeps the length in front
     target.write_bytes(data)
     return target
+
+
+def sequential(path: Path) -> np.ndarray:
+    """All frames by plain decoding from start to end: what every other way of reading is held against."""
+    with av.open(str(path)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def add_sound(container: av.container.OutputContainer, codec: str, seconds: int) -> None:
+    """Add a track with a tone of 16 kHz."""
+    stream = container.add_stream(codec, rate=16000)
+    for start in range(0, 16000 * seconds, 1024):
+        tone = np.sin(np.arange(start, start + 1024) / 20).astype(np.float32)[None]
+        frame = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16000, start
+        container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+
+
+def refused(path: Path) -> VideoError:
+    """Opening fails with one sentence that names the path, or a file below it."""
+    with pytest.raises(VideoError) as caught:
+        open_video(path)
+    assert caught.value.path.startswith(str(path)) and caught.value.reason
+    assert str(caught.value).startswith(caught.value.path) and "\n" not in str(caught.value)
+    return caught.value

@@ -1,0 +1,174 @@
+"""Every way a video can be broken ends in a VideoError, never in a crash, a hang or another frame."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from endofm_lab.errors import UserError, VideoError
+from endofm_lab.video.reader import open_video
+from tests.video.conftest import ENCODINGS, add_sound, numbers_in, refused, sequential, spoil_packet
+
+VideoOf = Callable[[str], Path]
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODINGS if name != "h264_fragments.mp4"])
+@pytest.mark.parametrize("part", [0.95, 0.6, 0.1])
+def test_a_truncated_file_is_a_video_error_that_names_it(
+    video_of: VideoOf, tmp_path: Path, name: str, part: float
+) -> None:
+    whole = video_of(name).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(whole[: int(len(whole) * part)])
+    refused(path)
+
+
+@pytest.mark.parametrize("between_frames", [True, False])
+def test_a_truncated_file_with_its_index_first_isrefused(
+    video_of: VideoOf, tmp_path: Path, between_frames: bool
+) -> None:
+    path = tmp_path / "front.mp4"
+    with av.open(str(video_of("h264_short_gop.mp4"))) as source:
+        stream = source.streams.video[0]
+        with av.open(str(path), "w", options={"movflags": "+faststart"}) as target:
+            copy = target.add_stream_from_template(stream)
+            for packet in source.demux(stream):
+                if packet.size:
+                    packet.stream = copy
+                    target.mux(packet)
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    assert path.read_bytes().index(b"moov") < path.read_bytes().index(b"mdat")
+    assert open_video(path).info.n_frames == 60
+    path.write_bytes(path.read_bytes()[: places[40] + (0 if between_frames else 9)])
+    assert "cut off" in refused(path).reason
+
+
+def test_fragments_cut_inside_one_arerefused(video_of: VideoOf, tmp_path: Path) -> None:
+    whole = video_of("h264_fragments.mp4").read_bytes()
+    path = tmp_path / "fragments.mp4"
+    path.write_bytes(whole[: whole.rindex(b"mdat") + 40])
+    assert "cut off" in refused(path).reason
+
+
+# Not here: FFV1 conceals damaged slices, AV1 packets of still parts are 3 bytes long, and AVI holds no presentation
+# times, so that the order of reordered MPEG-4 frames next to a damaged one is a guess.
+@pytest.mark.parametrize(
+    "name", [name for name in ENCODINGS if name not in ("ffv1.mkv", "av1.mp4", "mpeg4_reordered.avi")]
+)
+def test_damage_inside_a_file_is_an_error_at_the_frame_and_never_another_frame(
+    video_of: VideoOf, tmp_path: Path, name: str
+) -> None:
+    path = spoil_packet(video_of(name), tmp_path / name, 30)
+    truth = sequential(video_of(name))
+    seen = []
+    with pytest.raises(VideoError, match="cannot be decoded") as caught, open_video(path) as video:
+        for number, frame in video.stream():
+            np.testing.assert_array_equal(frame, truth[number])
+            seen.append(number)
+    assert seen == list(range(len(seen))) and 20 <= len(seen) <= 36
+    assert f"frame {len(seen)} of 60" in str(caught.value)
+    refused = []
+    for number in range(20, 60):
+        with open_video(path) as video:
+            try:
+                np.testing.assert_array_equal(video.read([number])[0], truth[number])
+            except VideoError:
+                refused.append(number)
+    assert 30 in refused and len(seen) in refused
+    with open_video(path) as video:
+        with pytest.raises(VideoError, match="cannot be decoded"):
+            video.read(range(60))
+        np.testing.assert_array_equal(video.read([9, 2]), truth[[9, 2]])  # the reader is still alive
+
+
+def test_what_is_not_a_video_isrefused(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("This is not a video.\n" * 100)
+    (tmp_path / "notes.txt").write_text("FFmpeg can draw text files as video.\n" * 100)
+    for seed in range(5):
+        (tmp_path / f"random{seed}.mp4").write_bytes(np.random.default_rng(seed).bytes(50_000))
+    for path in sorted(tmp_path.iterdir()):
+        refused(path)
+    assert "empty" in refused(tmp_path / "empty.mp4").reason
+    assert "no such" in refused(tmp_path / "missing.mp4").reason
+
+
+@pytest.mark.parametrize("name", ["sound.mp4", "sound.mkv", "sound.wav"])
+def test_sound_alone_isrefused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with av.open(str(path), "w") as container:
+        add_sound(container, "pcm_s16le" if "wav" in name else "aac", seconds=1)
+    assert "no video" in refused(path).reason or "not a video" in refused(path).reason
+
+
+def test_lists_that_point_to_other_files_are_not_followed(video_of: VideoOf, tmp_path: Path) -> None:
+    target = video_of("h264_short_gop.mp4")
+    (tmp_path / "list.mp4").write_text(f"ffconcat version 1.0\nfile '{target}'\n")
+    (tmp_path / "list.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{target}\n#EXT-X-ENDLIST\n")
+    for path in tmp_path.iterdir():
+        refused(path)
+
+
+def test_a_device_isrefused() -> None:
+    if not Path("/dev/zero").exists():
+        pytest.skip("there is no /dev/zero here")
+    refused(Path("/dev/zero"))
+
+
+def test_odd_names_are_files_and_not_protocols(
+    video_of: VideoOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("http:clip.mp4", "50% ünï çode, %03d.mp4", "-i.mp4"):
+        Path(name).write_bytes(video_of("h264_short_gop.mp4").read_bytes())
+        assert numbers_in(open_video(name).read([3, 33])) == [3, 33]
+
+
+@pytest.mark.parametrize("indices", [[60], [-1], [0, 5, 1000]])
+def test_frames_outside_the_video_arerefused(video_of: VideoOf, indices: list[int]) -> None:
+    with open_video(video_of("h264_short_gop.mp4")) as video:
+        with pytest.raises(VideoError, match="0 to 59"):
+            video.read(indices)
+        assert video.read([]).shape == (0, 96, 128, 3)
+        with pytest.raises(VideoError, match="it has 60"):
+            video.stream(0, 61)
+        assert list(video.stream(60)) == []
+
+
+def test_a_frame_rate_for_a_file_isrefused(video_of: VideoOf) -> None:
+    with pytest.raises(UserError, match="own frame rate"):
+        open_video(video_of("h264_short_gop.mp4"), fps=Fraction(12))
+
+
+def test_names_and_notes_in_another_alphabet_do_no_harm(video_of: VideoOf, tmp_path: Path) -> None:
+    """Recorders write Latin-1 into fields that should hold UTF-8."""
+    data = video_of("h264.mkv").read_bytes()
+    assert data.count(b"Lavf") >= 1
+    (tmp_path / "latin1.mkv").write_bytes(data.replace(b"Lavf", b"\xe4\xf6\xfc\xdf"))
+    assert numbers_in(open_video(tmp_path / "latin1.mkv").read([8, 55])) == [8, 55]
+
+
+def test_random_damage_gives_frames_or_a_video_error(video_of: VideoOf, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    outcomes = {"read": 0, "refused": 0}
+    for name in sorted(ENCODINGS) * 4:
+        data = bytearray(video_of(name).read_bytes())
+        first, length = int(rng.integers(len(data))), int(rng.integers(1, 300))
+        if rng.integers(2):
+            data[first : first + length] = rng.bytes(length)
+        else:
+            del data[first : first + length]
+        (tmp_path / name).write_bytes(data)
+        try:
+            with open_video(tmp_path / name) as video:
+                n_frames = video.info.n_frames
+                assert len(video.read(rng.integers(0, n_frames, 3))) == 3
+                assert sum(1 for _ in video.stream()) == n_frames
+            outcomes["read"] += 1
+        except VideoError:
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 5, outcomes

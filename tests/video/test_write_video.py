@@ -1,0 +1,85 @@
+"""What is written comes back, and nothing half-written is left."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from endofm_lab.errors import UserError
+from endofm_lab.video.reader import open_video, write_video
+from tests.video.conftest import numbered, numbers_in
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "h264"),
+        ("a.mkv", "h264"),
+        ("a.mov", "hevc"),
+        ("a.webm", "vp9"),
+        ("a.mp4", "av1"),
+        ("a.avi", "mpeg4"),
+        ("a.avi", "mjpeg"),
+        ("a.mkv", "ffv1"),
+    ],
+)
+def test_what_is_written_comes_back(tmp_path: Path, name: str, codec: str) -> None:
+    frames = [numbered(number) for number in range(20)]
+    write_video(tmp_path / name, iter(frames), Fraction(30000, 1001), codec)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    with open_video(tmp_path / name) as video:
+        assert (video.info.codec, video.info.fps, video.info.n_frames) == (codec, Fraction(30000, 1001), 20)
+        back = video.read(range(20))
+    assert numbers_in(back) == list(range(20))
+    error = np.abs(back.astype(int) - np.stack(frames)).mean()
+    assert error == 0 if codec == "ffv1" else error < 8
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "mpeg4", "ffv1"])
+def test_odd_sizes_keep_every_pixel_row(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "odd.mkv"
+    write_video(path, [numbered(number)[:95, :127] for number in range(5)], 10, codec)
+    with open_video(path) as video:
+        assert (video.info.height_px, video.info.width_px) == (95, 127)
+        assert numbers_in(video.read(range(5))) == list(range(5))
+
+
+def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, (numbered(number) for number in range(30)), 25)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"old")
+
+    def interrupted():
+        yield numbered(0)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_video(path, interrupted(), 25)
+    with pytest.raises(UserError, match="uint8"):
+        write_video(path, [numbered(0), numbered(1).astype(np.float32)], 25)
+    with pytest.raises(UserError, match="size of the first"):
+        write_video(path, [numbered(0), numbered(1)[:-2]], 25)
+    with pytest.raises(UserError, match="at least one"):
+        write_video(path, [], 25)
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "fps", "codec", "message"),
+    [
+        ("a.mp4", 25, "divx", "h264, hevc"),
+        ("a.mp4", 0, "h264", "above 0"),
+        ("a.xyz", 25, "h264", r"\.mp4"),
+        ("a.webm", 25, "h264", "cannot be written"),
+    ],
+)
+def test_what_cannot_be_written_is_said(tmp_path: Path, name: str, fps: int, codec: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        write_video(tmp_path / name, [numbered(0)], fps, codec)
+    assert list(tmp_path.iterdir()) == []
