@@ -35,7 +35,7 @@ from endofm_lab.model.weight_files import read_weights
 
 LAYOUTS = {
     "video-training": "training checkpoint of a video transformer (Endo-FM, SVT)",
-    "timesformer": "TimeSformer, trained on Kinetics-400",
+    "timesformer": "TimeSformer, trained to name actions (Kinetics)",
     "polypdiag": "Endo-FM fine-tuned on PolypDiag: backbone and linear head",
     "segmenter": "Endo-FM fine-tuned on CVC-12k: TransUNet-style segmenter",
     "detector": "Endo-FM fine-tuned on KUMC: FCOS detector with STFT",

@@ -39,7 +39,7 @@ _EIGHT_BY_32 = ClipSpec(n_frames=8, stride=32)
 KNOWN = {
     "video-training": Known("ImageNet mean and std, as in the pre-training views", IMAGENET, _ENDO_FM_CLIP),
     "video": Known("not recorded; ImageNet mean and std are assumed, as for Endo-FM", IMAGENET, _ENDO_FM_CLIP),
-    "timesformer": Known("mean 0.45, std 0.225", TIMESFORMER, _EIGHT_BY_32, ("kinetics400", "head.")),
+    "timesformer": Known("mean 0.45, std 0.225", TIMESFORMER, _EIGHT_BY_32, ("action", "head.")),
     "polypdiag": Known("mean 0.45, std 0.225", TIMESFORMER, _EIGHT_BY_32, ("polypdiag", "linear.")),
     "segmenter": Known("each image scaled from its minimum and maximum to 0..1, then mean 0.5, std 0.5"),
     "detector": Known("BGR in 0..255 minus 102.9801, 115.9465, 122.7717, not divided"),
@@ -60,7 +60,7 @@ def card_of(checkpoint: Checkpoint, initialisation: InitialisationRecord) -> Mod
         name=checkpoint.path.stem,
         backbone=describe(config),
         input=replace(known.input, size_px=config.image_px),
-        clip=known.clip,
+        clip=replace(known.clip, n_frames=config.frames),
         heads=heads,
         initialisation=initialisation,
         data={"description": f"{LAYOUTS[checkpoint.layout]}; the file does not say on which data."},

@@ -5,6 +5,7 @@ import json
 import pickle
 import re
 import threading
+import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -53,7 +54,11 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_pickle(path: Path, mmap: bool) -> dict[str, Any]:
     try:
-        with _ONE_AT_A_TIME, torch.serialization.safe_globals([argparse.Namespace]):
+        with (
+            _ONE_AT_A_TIME,
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(action="ignore"),  # about pickle protocols; what cannot be read is an error below
+        ):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # a foreign file can break the reader anywhere
         refused = re.search(r"GLOBAL ([\w.]+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None

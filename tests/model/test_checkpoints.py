@@ -82,8 +82,8 @@ def test_load_model_computes_what_the_file_was_written_from(name, tmp_path):
     content = torch.load(path, weights_only=False) if path.suffix != ".safetensors" else {}
     if layout == "timesformer":
         weights = content["model_state"]["model.head.weight"], content["model_state"]["model.head.bias"]
-        assert torch.allclose(output.logits["kinetics400"], tokens.cls @ weights[0].T + weights[1], atol=1e-5)
-        assert model.card.input.mean == (0.45, 0.45, 0.45) and model.card.clip == ClipSpec(n_frames=8, stride=32)
+        assert torch.allclose(output.logits["action"], tokens.cls @ weights[0].T + weights[1], atol=1e-5)
+        assert model.card.input.mean == (0.45, 0.45, 0.45) and model.card.clip == ClipSpec(n_frames=4, stride=32)
     elif layout == "polypdiag":
         weights = content["state_dict"]["module.linear.weight"], content["state_dict"]["module.linear.bias"]
         assert torch.allclose(output.logits["polypdiag"], tokens.cls @ weights[0].T + weights[1], atol=1e-5)
@@ -134,6 +134,18 @@ def test_a_file_of_the_released_shapes_is_the_base_model(tmp_path):
     assert model.backbone.config == BackboneConfig()
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 121.3
     assert torch.equal(model.backbone.blocks[11].temporal_fc.weight, drawn)
+
+
+@pytest.mark.parametrize(("name", "n_backbone"), [("segmenter", 243), ("detector", 247)])
+def test_files_of_the_released_task_models_are_recognised(name, n_backbone, tmp_path):
+    shapes = json.loads((GOLDENS / f"{name}_shapes.json").read_text())
+    state = {key: torch.zeros(()).expand(shape) for key, shape in shapes.items()}
+    torch.save({"model": state} if name == "detector" else state, tmp_path / "released.pth")
+    report = inspect_checkpoint(tmp_path / "released.pth")
+    assert report.layout == name and (report.architecture["width"], report.architecture["depth"]) == (768, 12)
+    checkpoint = load_state(tmp_path / "released.pth")
+    assert len(checkpoint.backbone) == n_backbone and checkpoint.tensors.keys() == shapes.keys()
+    assert checkpoint.backbone.keys() <= released_shapes().keys()
 
 
 @pytest.mark.slow
