@@ -35,7 +35,7 @@ class VideoDetector(nn.Module):
     Args:
         backbone: any ``VideoTransformer``.
         n_classes: classes without background.
-        width: channels of pyramid and head, a multiple of 32. The paper's detector has 256.
+        width: channels of pyramid and head, a multiple of 8. The paper's detector has 256.
         n_convs: convolutions per tower, 4 in the paper's detector.
 
     A light detector for a laptop is ``VideoDetector(build_backbone("tiny"), n_classes=1, width=64, n_convs=2)``.

@@ -6,6 +6,7 @@ Both normalise in a way of their own. Models of this project use ``endofm_lab.vi
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +24,8 @@ KUMC_PX = 640
 KUMC_MEAN_BGR = (102.9801, 115.9465, 122.7717)  # of pixel values 0..255; no division by a deviation
 KUMC_CLASSES = ("adenomatous", "hyperplastic")
 
-_Renames = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
-_SEGMENTER_NAMES: _Renames = (
+Renames = tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]
+SEGMENTER_NAMES: Renames = (
     (r"^transformer\.embeddings\.hybrid_model\.", "stem."),
     (r"^stem\.root\.conv", "stem.conv"),
     (r"^stem\.root\.gn", "stem.norm"),
@@ -40,7 +41,7 @@ _SEGMENTER_NAMES: _Renames = (
     (r"^decoder\.blocks\.(\d)\.conv(\d)\.", lambda m: f"decoder.steps.{m[1]}.{int(m[2]) - 1}."),
     (r"^segmentation_head\.0\.", "head."),
 )
-_DETECTOR_NAMES: _Renames = (
+DETECTOR_NAMES: Renames = (
     (r"^backbone\.body\.fpn2\.0\.", "pyramid.upsample."),
     (r"^backbone\.body\.", "pyramid.backbone."),
     (r"^backbone\.fpn\.fpn_inner(\d)\.", lambda m: f"pyramid.lateral.{int(m[1]) - 2}."),
@@ -81,7 +82,7 @@ def released_segmenter(state: dict[str, Tensor], source: str) -> VideoSegmenter:
     n_classes = _rows(state, "segmentation_head.0.bias", source)
     with torch.device("meta"):
         model = VideoSegmenter(build_backbone("base"), n_classes)
-    _fill(model, _renamed(state, _SEGMENTER_NAMES), source)
+    _fill(model, renamed(state, SEGMENTER_NAMES), source)
     return model
 
 
@@ -91,7 +92,7 @@ def released_detector(state: dict[str, Tensor], source: str) -> VideoDetector:
     with torch.device("meta"):
         model = VideoDetector(build_backbone("base"), n_classes)
     used = {name: tensor for name, tensor in state.items() if not name.startswith(_DETECTOR_UNUSED)}
-    _fill(model, _renamed(used, _DETECTOR_NAMES), source)
+    _fill(model, renamed(used, DETECTOR_NAMES), source)
     return model
 
 
@@ -132,13 +133,14 @@ def _rows(state: dict[str, Tensor], name: str, source: str) -> int:
     return len(state[name])
 
 
-def _renamed(state: dict[str, Tensor], renames: _Renames) -> dict[str, Tensor]:
-    renamed = {}
-    for name, tensor in state.items():
+def renamed(state: dict[str, Any], renames: Renames) -> dict[str, Any]:
+    """``state`` under this project's names: every pattern of ``SEGMENTER_NAMES`` or ``DETECTOR_NAMES`` in turn."""
+    ours = {}
+    for name, value in state.items():
         for pattern, replacement in renames:
             name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    return renamed
+        ours[name] = value
+    return ours
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
