@@ -66,8 +66,8 @@ def test_hand_cases_of_ece():
 
 
 def test_a_confidence_on_a_border_belongs_to_the_lower_bin():
-    table = reliability_curve([0, 0, 0], [[0.6, 0.4], [0.6001, 0.3999], [1.0, 0.0]], n_bins=5)
-    assert table["n"].tolist() == [0, 0, 1, 1, 1]
+    table = reliability_curve([0, 0, 0], [[0.75, 0.25], [0.7501, 0.2499], [1.0, 0.0]], n_bins=4)
+    assert table["n"].tolist() == [0, 0, 1, 2]
 
 
 def test_the_reliability_curve_holds_what_ece_sums():

@@ -328,3 +328,12 @@ def test_the_paper_table_finds_runs_in_a_folder_and_says_what_it_left_out(tmp_pa
     assert "Left out: " in text
     command.paper_table(tmp_path / "nowhere")
     assert "There are no local runs yet." in capsys.readouterr().out
+
+
+def test_a_run_whose_metric_is_not_defined_comes_last():
+    silent = made_run("silent", "detection")
+    silent = changed(silent, scores=[[0.0]] * len(silent.predictions))
+    found = compare([silent, made_run("b", "detection")], by="centre_precision", n=5)
+    assert [line.run.run for line in found.lines] == ["b", "silent"]
+    assert "| 2    | silent" in found.to_markdown()
+    assert "silent: centre_precision is not defined on this test set." in found.to_markdown()

@@ -145,6 +145,9 @@ def test_hand_cases_of_localisation_by_centres():
     assert centre_counts([frame_boxes([A], [inside], [0.9], [1], [2])]).tolist() == [[0, 1, 1]]
     # One detection inside two overlapping truths finds one of them, the nearer.
     assert centre_counts([frame_boxes([A, [15, 15, 45, 45]], [inside], [0.9])]).tolist() == [[1, 0, 1]]
+    # It leaves the farther one to a detection that lies in that one only.
+    both = frame_boxes([[15, 15, 45, 45], A], [inside, [40, 40, 44, 44]], [0.9, 0.8])
+    assert centre_counts([both]).tolist() == [[2, 0, 0]]
     counts = np.array([[3, 1, 0], [0, 1, 2]])  # TP 3, FP 2, FN 2
     found = centre_metrics(counts)
     assert (found["centre_precision"], found["centre_recall"], found["centre_f1"]) == pytest.approx((0.6, 0.6, 0.6))

@@ -27,8 +27,8 @@ def test_a_shifted_border_is_forgiven_and_a_torn_segment_is_not():
 def test_a_true_segment_is_found_once():
     truth = [0] * 4 + [1] * 2 + [0] * 4
     assert segment_f1(truth, [0] * 4 + [1] * 2 + [0] * 4) == 1
-    # Both pieces of class 0 lie on one true segment of ten; each overlaps one half, the second finds it taken.
-    assert segment_f1([0] * 10 + [1], [0] * 5 + [2] * 0 + [1] * 1 + [0] * 4 + [1]) == pytest.approx(2 * 2 / (2 + 4))
+    # Two pieces overlap the one true segment by 4/10 and 5/10; at a demand of 1/4 the second finds it taken.
+    assert segment_f1([0] * 10, [0] * 4 + [1] + [0] * 5, overlap=0.25) == pytest.approx(2 * 1 / (1 + 3))
 
 
 def test_jaccard_equals_scikit_learn_over_the_classes_that_occur():
