@@ -45,7 +45,7 @@ def assign(boxes_xyxy: Tensor, labels: Tensor, outputs: list[LevelOutput], strid
     """Targets of one image: true boxes (G, 4) px, labels (G,) from 0; G = 0 makes all of it background.
 
     For FCOS a location answers for the smallest box in whose centre region it lies and whose longest side from there
-    fits the level (at most 8 strides, and more than 4). For STFT it answers for the box that its predicted prior box,
+    fits the level (4 to 8 strides; the ends are open). For STFT it answers for the box that its predicted prior box,
     read from the raw ``outputs`` of that image, overlaps most, from an IoU of 0.1.
 
     Source: FCOS (arXiv 1904.01355) with centre sampling; STFT (MICCAI 2021). IoU and area count pixels inclusively
@@ -58,7 +58,7 @@ def assign(boxes_xyxy: Tensor, labels: Tensor, outputs: list[LevelOutput], strid
         nothing = torch.zeros_like(priors)
         return Targets(background, nothing, nothing[:, 0], background, nothing)
 
-    boxes_xyxy = boxes_xyxy.to(priors)
+    boxes_xyxy, labels = boxes_xyxy.to(priors), labels.to(priors.device)
     per_level = [
         _fcos_cost(boxes_xyxy, locations_px(x.logits, stride), stride, level, len(strides_px))
         for level, (x, stride) in enumerate(zip(outputs, strides_px, strict=True))
