@@ -58,7 +58,8 @@ class VideoFile:
         times_s: Presentation times in seconds ``(n_frames,)`` float64, the first frame at 0.
         first_s: Presentation time of the first frame on the file's own clock, in seconds.
         duration_s: End of the last frame in seconds.
-        clean_starts: Every key frame is one where decoding can start without a look further back.
+        suits_decord: decord can be trusted with it: its decoder reports damage, every key frame is a clean start, and
+            the header promises about as many frames as there are.
         size_hw_px: Height and width after rotation.
     """
 
@@ -119,7 +120,6 @@ class VideoFile:
         order = np.argsort(stamps[shown])
         self._stamps = stamps[shown][order]
         self._keys = np.sort(keys)
-        self.clean_starts = bool((packets["start"][packets["key"]] == CLEAN_START).all())
         rate = stream.average_rate or stream.guessed_rate
         tick = Fraction(stream.time_base) if self._seekable or not rate else 1 / Fraction(rate)
         # Numerator first: float64 then rounds once, so that frame 30 of 30000/1001 per second lies at exactly 1.001 s.
@@ -128,6 +128,10 @@ class VideoFile:
         self.fps = Fraction(rate) if rate else Fraction(len(order) - 1 or 1, int(np.ptp(self._stamps)) or 1) / tick
         last = int(packets["duration"][shown][order][-1]) if self._seekable else 0
         self.duration_s = float(self.times_s[-1]) + float(last * tick or 1 / self.fps)
+        clean = (packets["start"][packets["key"]] == CLEAN_START).all()
+        # decord reserves memory for what the header promises; a damaged header lets it abort the whole process.
+        promised = max(stream.frames, (container.duration or 0) / av.time_base * float(self.fps))
+        self.suits_decord = bool(self.codec in _DECORD_CODECS and clean and promised < 2 * len(packets) + 1000)
 
     def frames(self, wanted: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Decode the frames with the ascending numbers ``wanted``; yields ``(number, uint8 (H, W, 3) RGB)``.
@@ -252,7 +256,7 @@ class SparseReader:
     @classmethod
     def of(cls, file: VideoFile) -> "SparseReader | None":
         """A reader, or None where decord is absent, cannot open the file, or disagrees with its index."""
-        if decord is None or file.codec not in _DECORD_CODECS or not file.clean_starts:
+        if decord is None or not file.suits_decord:
             return None
         try:
             # decord repeats a neighbour for a damaged frame unless told that not a single one may fail.

@@ -172,3 +172,15 @@ def test_random_damage_gives_frames_or_a_video_error(video_of: VideoOf, tmp_path
         except VideoError:
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 5, outcomes
+
+
+@pytest.mark.parametrize("name", ["h264_short_gop.mp4", "h264_fragments.mp4", "mjpeg.mov"])
+def test_a_header_that_promises_years_does_not_end_the_process(video_of: VideoOf, tmp_path: Path, name: str) -> None:
+    """decord reserves memory by the header's duration and aborts when there is not enough."""
+    data = bytearray(video_of(name).read_bytes())
+    for box, place in ((b"mvhd", 20), (b"tkhd", 24), (b"mdhd", 20)):  # duration, ISO/IEC 14496-12, 8.2.2, 8.3.2, 8.4.2
+        at = data.index(box) + place
+        data[at : at + 4] = b"\x7f\xff\xff\xff"
+    (tmp_path / name).write_bytes(data)
+    with open_video(tmp_path / name) as video:
+        assert numbers_in(video.read([4, 50])) == [4, 50]
