@@ -138,7 +138,9 @@ def _compared(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, list[str],
         if checkpoint.is_image and not checkpoint.card:
             tensors, _, _ = spatial_part(checkpoint, config)
     except UserError as error:  # incomplete, or no network of ours
-        return sizes, [], [], [str(error)]
+        outside_blocks = ["cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"]
+        outside_blocks += [] if checkpoint.is_image else ["time_embed"]
+        return sizes, [name for name in outside_blocks if name not in checkpoint.backbone], [], [str(error)]
     wanted = module.state_dict()
     missing = [name for name in wanted if name not in tensors]
     unexpected = [name for name in tensors if name not in wanted]
