@@ -16,7 +16,7 @@ from endofm_lab.model.checkpoints import initialise, save_model
 from endofm_lab.model.transformer import VideoTransformer, build_backbone
 from endofm_lab.model.video_model import build_model
 from tests.model import weight_layouts as made
-from tests.model.test_checkpoints import card
+from tests.model.weight_layouts import card
 
 TEMPORAL = [k for k in made.backbone_state() if ".temporal_" in k or k == "time_embed"]
 

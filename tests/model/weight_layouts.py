@@ -1,11 +1,17 @@
-"""Small files in every layout that weights come in, each with its own seeded numbers."""
+"""Small files in every layout that weights come in, each with its own seeded numbers, and a small model of ours."""
 
 import argparse
+from dataclasses import replace
 
 import torch
 from safetensors.torch import save_file
 
+from endofm_lab.model.card import HeadSpec, ModelCard
+from endofm_lab.model.checkpoints import save_model
 from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
+from endofm_lab.model.video_model import build_model, describe
+from endofm_lab.video.clips import ClipSpec
+from endofm_lab.video.transforms import IMAGENET
 
 CONFIG = BackboneConfig(width=128, depth=2, heads=2, image_px=32, frames=4)
 IMAGE_CONFIG = BackboneConfig(width=128, depth=2, heads=2, image_px=32, frames=1, attention="space_only")
@@ -118,3 +124,21 @@ WRITERS = {
     "DINO": (dino_image, "dino_vitbase16_pretrain.pth", "image"),
     "timm": (timm_image, "timm.pth.tar", "image"),
 }
+
+
+def write(name, folder):
+    writer, filename, layout = WRITERS[name]
+    return writer(folder / filename), layout
+
+
+def card(**changes):
+    heads = {"finding": HeadSpec("multiclass", ("normal", "polyp"), 1.5), "area": HeadSpec("mask", ("polyp",))}
+    settings = describe(CONFIG)
+    return replace(ModelCard("tested", settings, IMAGENET, ClipSpec(n_frames=4, stride=2), heads), **changes)
+
+
+def saved(folder):
+    torch.manual_seed(0)
+    model = build_model(card()).eval()
+    save_model(model, folder)
+    return model
