@@ -52,12 +52,12 @@ class Resized(TypedDict):
 
 
 class InitialisationRecord(TypedDict):
-    """What a model's weights were before its training: ``summary`` for readers, the rest for programs.
+    """What a model's weights were before its training: ``words`` for readers, the rest for programs.
 
     Lists of tensors are shortened over blocks: ``blocks.0-11.norm1.weight`` stands for twelve.
     """
 
-    summary: str
+    words: str
     source: NotRequired[str]  # file name or hub id, never a local path
     sha256: NotRequired[str]
     layout: NotRequired[str]  # which layout the file had, see layouts.py
@@ -90,7 +90,7 @@ class Metric(TypedDict):
     command: NotRequired[str]
 
 
-SCRATCH: InitialisationRecord = {"summary": "Random: every tensor as it was built, nothing was read from a file."}
+SCRATCH: InitialisationRecord = {"words": "Random: every tensor as it was built, nothing was read from a file."}
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def record_of(
     if not_taken:
         said.append(f"{len(not_taken)} tensors of the file's network were not taken: {', '.join(collapse(not_taken))}")
     return {
-        "summary": "; ".join(said) + ".",
+        "words": "; ".join(said) + ".",
         "source": source,
         "sha256": checkpoint.sha256,
         "layout": checkpoint.layout,

@@ -121,7 +121,7 @@ def inspect_checkpoint(path_or_name: str | Path) -> CheckpointReport:
         ignored=checkpoint.ignored,
         settings=checkpoint.settings,
         normalisation=_normalisation(checkpoint),
-        initialisation=checkpoint.card.initialisation["summary"] if checkpoint.card else None,
+        initialisation=checkpoint.card.initialisation["words"] if checkpoint.card else None,
         problems=tuple(problems),
     )
 

@@ -86,7 +86,7 @@ def test_a_file_with_a_student_only_says_so(tmp_path):
     path = made.training_checkpoint(tmp_path / "student.pth", teacher=None)
     assert load_state(path).network == "student"
     assert torch.equal(load_state(path).backbone["cls_token"], made.backbone_state(1)["cls_token"])
-    assert "student" in load_model(path).card.initialisation["summary"]
+    assert "student" in load_model(path).card.initialisation["words"]
 
 
 def test_the_old_format_of_torch_save_is_read_too(tmp_path):

@@ -93,7 +93,7 @@ def test_a_resized_patch_embedding_sees_enlarged_patches_as_before(tmp_path):
         before, after = vit.patch_embed.proj(patches), backbone.patch_embed.proj(larger)
     assert (before - after).abs().max() < 1e-4 * before.abs().max()
     assert [r["key"] for r in record["resized"]] == ["patch_embed.proj.weight"]
-    assert "pseudo-inverse" in record["summary"] and "128 x 3 x 14 x 14 to 128 x 3 x 16 x 16" in record["summary"]
+    assert "pseudo-inverse" in record["words"] and "128 x 3 x 14 x 14 to 128 x 3 x 16 x 16" in record["words"]
 
 
 def test_a_resized_position_grid_keeps_cls_and_linear_slopes(tmp_path):
@@ -140,7 +140,7 @@ def test_an_image_model_that_does_not_fit_is_refused_and_nothing_changes(setting
 
 def test_heads_of_image_models_are_named_as_not_taken(tmp_path):
     record = initialise(fresh(), made.timm_image(tmp_path / "timm.pth.tar"))
-    assert record["not_taken"] == ["head.weight", "head.bias"] and "head.bias" in record["summary"]
+    assert record["not_taken"] == ["head.weight", "head.bias"] and "head.bias" in record["words"]
     record = initialise(fresh(), made.image_training(tmp_path / "dino.pth"))
     assert record["network"] == "teacher" and record["not_taken"] == ["head.mlp.0.weight", "head.last_layer.weight_v"]
 
@@ -187,7 +187,7 @@ def test_from_the_segmenter_the_blocks_are_taken_and_the_record_says_what_is_new
     backbone = fresh()
     record = initialise(backbone, made.segmenter(tmp_path / "cvc.pth"))
     new = ["pos_embed", "time_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"]
-    assert record["new"] == new and all(name in record["summary"] for name in new)
+    assert record["new"] == new and all(name in record["words"] for name in new)
     source = made.backbone_state()
     assert all(torch.equal(v, source[k]) for k, v in backbone.state_dict().items() if k not in new)
     assert "transformer.embeddings.position_embeddings" in record["not_taken"]
@@ -214,7 +214,7 @@ def test_from_scratch_is_drawn_anew_and_repeatable():
         backbone.blocks[0].temporal_fc.weight.fill_(1.0)
     torch.manual_seed(3)
     record = initialise(backbone, "scratch")
-    assert record["summary"].startswith("Random") and "source" not in record
+    assert record["words"].startswith("Random") and "source" not in record
     assert not backbone.blocks[0].temporal_fc.weight.any()
     other = fresh(4)
     torch.manual_seed(3)

@@ -28,7 +28,7 @@ CARD = ModelCard(
     input=replace(IMAGENET, size_px=64),
     clip=ClipSpec(n_frames=4, fps=Fraction(30000, 1001)),
     heads=HEADS,
-    initialisation={"summary": "Random.", "new": ["cls_token"]},
+    initialisation={"words": "Random.", "new": ["cls_token"]},
     data={"description": "phantom", "fingerprint": "ab", "generated": True, "split": "by patient"},
     audit="no patient on two sides",
     metrics=({"name": "AUC", "value": 0.97, "interval": [0.95, 0.99], "split": "test", "seed": 0},),
@@ -177,7 +177,7 @@ def test_unknown_keys_are_refused_by_name(where, key):
         ("heads", {"a": {"kind": "multiclass", "classes": ["x", "x"]}}, "all different"),
         ("heads", {"a": {"kind": "mask", "classes": ["x"], "temperature": 2}}, "temperature 2"),
         ("heads", {"a": {"kind": "multiclass", "classes": ["x"], "temperature": 0}}, "temperature 0"),
-        ("initialisation", {}, "lacks 'summary'"),
+        ("initialisation", {}, "lacks 'words'"),
     ],
 )
 def test_malformed_cards_are_refused(key, value, said):
