@@ -113,40 +113,47 @@ class VideoTokens:
     joint: tuple[Tensor, ...] | None = None
 
 
+def add_linear(x: Tensor, y: Tensor, linear: nn.Linear, drop_path: DropPath) -> Tensor:
+    """``x + drop_path(linear(y))``, where possible as a product that accumulates onto ``x + bias``.
+
+    That saves two passes over the tokens. It needs one type throughout (autocast mixes them) and no drop path.
+    """
+    dropping = drop_path.training and drop_path.drop_prob > 0
+    if dropping or not x.dtype == y.dtype == linear.weight.dtype:
+        return x + drop_path(linear(y))
+    return (x.flatten(0, -2) + linear.bias).addmm_(y.flatten(0, -2), linear.weight.t()).view_as(x)
+
+
 class Attention(nn.Module):
-    """Multi-head self-attention along one axis of ``(B, T, N, D)``: space (N) or time (T)."""
+    """Multi-head self-attention along one axis of tokens ``(B, T, N, D)``: space (N) or time (T)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)  # applied by the block, which merges it with what follows
 
     def forward(self, x: Tensor, axis: Literal["space", "time"], maps: bool) -> tuple[Tensor, Tensor | None]:
-        """Tokens ``(B, T, N, D)`` and, if ``maps``, weights ``(B, T or N, heads, N or T, N or T)`` whose rows sum to 1.
-
-        Space uses the fused kernel unless the maps are asked for. Time always multiplies out: sequences of a few
-        frames are where the fused kernel is slow on CPUs.
+        """The heads' values side by side, ``(B, T, N, D)``, before ``proj``; and the softmax, if ``maps`` asks for it:
+        float32 ``(B, T, heads, N, N)`` over space, ``(B, N, heads, T, T)`` over time, rows summing to 1.
         """
-        batch = "b t" if axis == "space" else "b n"
-        sequence = "n" if axis == "space" else "t"
+        B = x.shape[0]
+        batch, sequence = ("b t", "n") if axis == "space" else ("b n", "t")
         q, k, v = rearrange(self.qkv(x), f"b t n (three k d) -> three ({batch}) k {sequence} d", three=3, k=self.heads)
-        weights = None
-        if axis == "time" or maps:
-            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
-            weights = scores.softmax(dim=-1)
-            y = weights @ v
+        # Reading q, k, v where they lie, the fused kernel is the faster one on CPUs too, but for bfloat16 over time.
+        if maps or (axis == "time" and q.dtype == torch.bfloat16 and q.device.type == "cpu"):
+            softmax = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(
+                dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)
+            )
+            y = softmax.to(v.dtype) @ v
         else:
             y = F.scaled_dot_product_attention(q, k, v)
-        B = x.shape[0]
-        y = self.proj(rearrange(y, f"({batch}) k {sequence} d -> b t n (k d)", b=B))
-        if not maps or weights is None:
-            return y, None
-        return y, rearrange(weights, "(b s) k i j -> b s k i j", b=B)
+        y = rearrange(y, f"({batch}) k {sequence} d -> b t n (k d)", b=B)
+        return y, rearrange(softmax, "(b s) k i j -> b s k i j", b=B) if maps else None
 
 
 class MLP(nn.Module):
-    """Two linear maps with an exact GELU between."""
+    """Two linear maps with an exact GELU between; the block applies the second one."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -154,8 +161,8 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., D)`` -> ``(..., D)``."""
-        return self.fc2(F.gelu(self.fc1(x)))
+        """``(..., D)`` -> the hidden layer ``(..., mlp_ratio * D)``, before ``fc2``."""
+        return F.gelu(self.fc1(x))
 
 
 class Block(nn.Module):
@@ -181,13 +188,17 @@ class Block(nn.Module):
         """
         temporal = None
         if self.divided:
-            y, temporal = self.temporal_attn(self.temporal_norm1(x[:, :, 1:]), "time", maps)  # CLS takes no part
-            x = x + F.pad(self.drop_path(self.temporal_fc(y)), (0, 0, 1, 0))
+            cls, patches = x[:, :, :1], x[:, :, 1:]  # CLS takes no part in time
+            y, temporal = self.temporal_attn(self.temporal_norm1(patches), "time", maps)
+            # temporal_fc(proj(y)): two linear maps in a row are one, and D^3 multiplications are fewer than B T N D^2
+            proj, fc = self.temporal_attn.proj, self.temporal_fc
+            y = F.linear(y, fc.weight @ proj.weight, F.linear(proj.bias, fc.weight, fc.bias))
+            x = torch.cat([cls, patches + self.drop_path(y)], dim=2)
         y, spatial = self.attn(self.norm1(x), "space", maps)
-        if self.divided:  # one CLS per clip: every frame's copy receives the mean over the frames
-            y[:, :, 0] = y[:, :, 0].mean(dim=1, keepdim=True)
-        x = x + self.drop_path(y)
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        x = add_linear(x, y, self.attn.proj, self.drop_path)
+        if self.divided:  # one CLS per clip: its copies, equal before, move to the mean over the frames
+            x[:, :, 0] = x[:, :, 0].mean(dim=1, keepdim=True)
+        x = add_linear(x, self.mlp(self.norm2(x)), self.mlp.fc2, self.drop_path)
         return x, spatial, temporal
 
 
@@ -200,7 +211,7 @@ class PatchEmbed(nn.Module):
 
     def forward(self, clip: Tensor) -> Tensor:
         """``(B, 3, T, H, W)`` -> ``(B, T, h, w, D)``."""
-        frames = rearrange(clip, "b c t y x -> (b t) c y x")
+        frames = rearrange(clip.to(self.proj.weight.dtype), "b c t y x -> (b t) c y x")
         return rearrange(self.proj(frames), "(b t) d h w -> b t h w d", b=clip.shape[0])
 
 
@@ -248,7 +259,8 @@ class VideoTransformer(nn.Module):
         """Tokens of a clip, and its attention maps if asked for.
 
         Args:
-            clip: ``(B, 3, T, H, W)`` float, normalised as the model's card says; H and W multiples of the patch.
+            clip: ``(B, 3, T, H, W)`` of any float type, normalised as the model's card says; H and W are multiples
+                of the patch.
             attention: also return the maps of every block, computed without the fused kernel.
             mask: ``(B, T, h, w)`` bool; patches where it is True are replaced by the mask token before the position
                 and time embeddings are added (needs ``mask_token=True``).
