@@ -67,8 +67,6 @@ def classify(layout: Layout, base: str, files: Iterable[str]) -> FoundLayout:
     found = FoundLayout(layout, base)
     own = {media.path.template for media in layout.media}  # a layout of masks without pictures: both are one file
     for path in files:
-        if any(pattern.read(path) is not None for pattern in layout.ignore):
-            continue
         if (says := read_name(layout, path)) is not None:
             found.media[path] = says
             for number, masks in enumerate(layout.masks):
@@ -86,7 +84,8 @@ def classify(layout: Layout, base: str, files: Iterable[str]) -> FoundLayout:
             for table in layout.tables:
                 if (pieces := table.file.read(path)) is not None:
                     found.tables[path] = (table, pieces)
-            if path not in found.boxes and path not in found.tables:
+            known = path in found.boxes or path in found.tables
+            if not known and all(pattern.read(path) is None for pattern in layout.ignore):
                 found.other.append(path)
     return found
 

@@ -6,7 +6,7 @@ was stopped goes on where it was.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ from endofm_lab.files import atomic_path
 
 Cut = Literal["no", "windows", "encode"]
 COLUMNS = ("video", "start_s", "end_s", "label", "patient", "dataset", "split", "sequence", "frame", "device")
+MADE_COLUMNS = ("masks", "boxes", "width_px", "height_px", "source", "recipe", "sha256")
 BOX_COLUMNS = ("video", "frame", "label", "x1_px", "y1_px", "x2_px", "y2_px")
 
 
@@ -93,11 +94,28 @@ def prepare(
 
 @dataclass
 class _Run:
+    """What holds for the whole preparation."""
+
     out: Path
     journal: Journal
     workers: int
     cut: Cut
     fps: float | None
+
+    def each(
+        self, what: str, rows: Sequence[Row], base: Path, work: Callable[[Row], dict[str, Any]]
+    ) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """(row, result of ``work``) from the journal, or done now, for the picture or mask of each row as it is now."""
+        by_key = {}
+        for row in rows:
+            path = base.absolute() / (row.mask if what.startswith("mask") else row.path)
+            by_key[f"{what}:{path}:{stamp(path)}:{row.binary_above}"] = row
+        for key in by_key:  # what was made must still be there
+            made = self.journal.done.get(key, {}).get("made")
+            if made and not (self.out / made).is_file():
+                del self.journal.done[key]
+        for key, result in in_parallel(work, by_key.items(), self.journal, self.workers, f"reading: {what}"):
+            yield by_key[key], result
 
 
 def _merged(
@@ -149,7 +167,7 @@ def _one(run: _Run, recipe: Recipe, root: Path, layout: str | None, lists: Path 
     rows = [row for row in rows if row.path in facts]
     for row in rows:
         problems += fit_row_boxes(row, facts[row.path])
-    masks = _masks(run, base, rows, facts, problems)
+    masks = _masks(run, base, rows, facts, problems, f"{recipe.name}-{found.layout.name}")
     table = _table(recipe, found, base, rows, facts, masks, name)
     boxes = _box_table(base, rows)
     counts = differences(found.layout.expected, table, boxes)
@@ -188,11 +206,7 @@ def _add_lists(found: FoundLayout, folder: Path) -> list[Problem]:
 def _read_all(run: _Run, base: Path, rows: Sequence[Row], problems: list[Problem]) -> dict[str, FileFacts]:
     """Facts of every file that can be read, by path; the others are problems."""
     facts = {}
-    keys = {f"file:{base.absolute()}/{row.path}:{stamp(base / row.path)}": row.path for row in rows}
-    work = in_parallel(
-        lambda path: asdict(read_facts(base, path)), keys.items(), run.journal, run.workers, "reading files"
-    )
-    for _, result in work:
+    for _, result in run.each("file", rows, base, lambda row: asdict(read_facts(base, row.path))):
         fact = FileFacts(**result)
         if fact.error:
             problems.append(Problem("cannot be read", fact.path, fact.error, True))
@@ -204,30 +218,26 @@ def _read_all(run: _Run, base: Path, rows: Sequence[Row], problems: list[Problem
 
 
 def _masks(
-    run: _Run, base: Path, rows: Sequence[Row], facts: Mapping[str, FileFacts], problems: list[Problem]
+    run: _Run, base: Path, rows: Sequence[Row], facts: Mapping[str, FileFacts], problems: list[Problem], name: str
 ) -> dict[str, Path]:
-    """The usable mask of each picture. Masks with more than two values become 1-bit files where the recipe says how."""
-    with_mask = [row for row in rows if row.mask]
-    todo = {f"mask:{base.absolute()}/{row.mask}:{stamp(base / row.mask)}:{row.binary_above}": row for row in with_mask}
+    """The usable mask of each picture.
 
-    def read(row: Row) -> dict[str, Any]:
-        try:
-            mask = annotations.read_mask(base / row.mask, row.binary_above)
-        except annotations.AnnotationError as error:
-            return {"error": str(error).replace(f"{base}/", "")}
-        made = ""
-        if not mask.plain and (mask.levels <= 2 or row.binary_above is not None):
-            target = run.out / "masks" / base.name / Path(row.mask).with_suffix(".png")
-            with atomic_path(target) as temporary:
-                Image.fromarray(mask.mask).save(temporary)
-            made = target.relative_to(run.out).as_posix()
-        height, width = mask.mask.shape
-        return {"error": "", "levels": mask.levels, "width_px": width, "height_px": height, "made": made}
-
+    Masks with more than two values become 1-bit files where the recipe says how, and then so do the others of their
+    folder, because a sequence needs its masks in one folder.
+    """
+    masked = [row for row in rows if row.mask]
+    folder = Path("masks") / name
+    found = {
+        row.path: result
+        for row, result in run.each("mask", masked, base, lambda row: _read_mask(run.out, folder, base, row, False))
+    }
+    made = {str(Path(row.mask).parent) for row in masked if found[row.path]["made"]}
+    rest = [row for row in masked if str(Path(row.mask).parent) in made and not found[row.path]["made"]]
+    for row, result in run.each("mask as PNG", rest, base, lambda row: _read_mask(run.out, folder, base, row, True)):
+        found[row.path] = result
     masks = {}
-    for key, result in in_parallel(read, todo.items(), run.journal, run.workers, "reading masks"):
-        row = todo[key]
-        fact = facts[row.path]
+    for row in masked:
+        result, fact = found[row.path], facts[row.path]
         size = f"{result.get('width_px')}x{result.get('height_px')}"
         if result["error"]:
             problems.append(Problem("mask cannot be read", row.mask, result["error"], True))
@@ -238,11 +248,27 @@ def _masks(
             message = f"has {result['levels']} grey values and the recipe does not say which are the finding"
             problems.append(Problem("mask is not binary", row.mask, message, True))
         else:
-            if result["made"]:
+            if not result["plain"]:
                 message = f"had {result['levels']} grey values; those above {row.binary_above or 0} are the finding"
                 problems.append(Problem("mask made binary", row.mask, message, False))
             masks[row.path] = (run.out / result["made"] if result["made"] else base / row.mask).absolute()
     return masks
+
+
+def _read_mask(out: Path, folder: Path, base: Path, row: Row, copy: bool) -> dict[str, Any]:
+    """What the journal keeps of a mask; written as a 1-bit PNG where it is not black and white, or with ``copy``."""
+    try:
+        mask = annotations.read_mask(base / row.mask, row.binary_above)
+    except annotations.AnnotationError as error:
+        return {"error": str(error).replace(f"{base}/", ""), "made": ""}
+    made = ""
+    if copy or (not mask.plain and (mask.levels <= 2 or row.binary_above is not None)):
+        made = (folder / Path(row.mask).with_suffix(".png")).as_posix()
+        with atomic_path(out / made) as temporary:
+            Image.fromarray(mask.mask).save(temporary)
+    height, width = mask.mask.shape
+    size = {"width_px": width, "height_px": height}
+    return size | {"error": "", "levels": mask.levels, "plain": mask.plain, "made": made}
 
 
 def _table(
@@ -273,7 +299,7 @@ def _table(
         end = fact.duration_s if is_video(row.path) else 0.0
         for start_s, end_s, label in row.stretches or [(0.0, end, record["label"])]:
             records.append(record | {"start_s": start_s, "end_s": min(end_s, end), "label": label})
-    return pd.DataFrame(records).fillna("")
+    return pd.DataFrame(records).fillna("") if records else pd.DataFrame(columns=[*COLUMNS, *MADE_COLUMNS])
 
 
 def _box_table(base: Path, rows: Sequence[Row]) -> pd.DataFrame:

@@ -130,7 +130,7 @@ def _video_jobs(table: pd.DataFrame, kind: ClipKind, out: Path) -> Iterator[_Job
     for record in table.to_dict("records"):
         row = {str(column): value for column, value in record.items()}
         for start, end in windows(row["start_s"], row["end_s"], kind):
-            target = clip_file(out, row["source"], start)
+            target = clip_file(out, f"{row['dataset']}/{row['source']}", start)
             origin = {"source_start_s": start, "sequence": row["sequence"] or row["source"]}
             yield _Job(row | origin, (Path(row["video"]),), target, start, end, 0.0, kind)
 
@@ -142,7 +142,7 @@ def _frame_jobs(table: pd.DataFrame, fps: float, kind: ClipKind, out: Path) -> I
         rows = rows.iloc[[place for _, place in sorted(zip(names, range(len(rows)), strict=True))]]
         for piece in _pieces(rows, range(len(rows)), fps, kind):
             first = piece.iloc[0]
-            target = clip_file(out, f"{name}/{first['frame'] or Path(first['source']).stem}", 0.0)
+            target = clip_file(out, f"{first['dataset']}/{name}/{first['frame'] or Path(first['source']).stem}", 0.0)
             files = tuple(Path(path) for path in piece["video"])
             yield _Job(_common(piece) | {"sequence": name}, files, target, 0.0, len(piece) / fps, fps, kind)
 

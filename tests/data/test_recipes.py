@@ -1,0 +1,195 @@
+import csv
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from endofm_lab.data.layouts import read_name
+from endofm_lab.data.names import NamePattern
+from endofm_lab.data.recipes import RecipeError, list_recipes, load_recipe, read_recipe, recipes_folder
+
+RECIPES = list_recipes()
+WANTED = {
+    "colonoscopic", "sun", "sun-seg", "ldpolypvideo", "hyper-kvasir", "hyper-kvasir-videos", "kvasir-capsule",
+    "cholect50", "cholec80", "private-folder", "polypdiag", "cvc-12k", "cvc-clinicdb", "kumc", "kvasir-seg",
+    "see-ai", "kid", "ers", "limuc", "medfmc", "crohnipi", "gastrovision", "capsule-vision-2024",
+    "endo-fm-pretrain", "endoextend24",
+}  # fmt: skip
+
+
+def test_every_data_set_of_the_two_papers_has_a_recipe():
+    assert {recipe.name for recipe in RECIPES} == WANTED
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_a_recipe_says_for_citation_licence_and_layouts_whether_they_are_verified(recipe):
+    evidence = " ".join(recipe.facts["evidence"])
+    if recipe.name == "private-folder":
+        return
+    assert "citation" in evidence
+    if recipe.layouts:
+        assert "licence" in evidence
+        whole = "layouts" in recipe.facts["evidence"]
+        assert whole or all(f"layouts.{layout.name}" in evidence for layout in recipe.layouts)
+    else:
+        assert "parts" in evidence
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+def test_evidence_names_facts_that_the_recipe_holds(recipe):
+    for fact in recipe.facts["evidence"]:
+        value = recipe.facts
+        for step in fact.split("."):
+            assert step in value, f"{recipe.name}: {fact}"
+            value = value[step]
+
+
+@pytest.mark.parametrize("recipe", [one for one in RECIPES if one.layouts], ids=lambda recipe: recipe.name)
+def test_expected_counts_of_a_recipe_add_up(recipe):
+    for layout in recipe.layouts:
+        expected = layout.expected
+        labels, splits = expected.get("labels"), expected.get("splits")
+        if labels and "files" in expected and layout.name != "challenge-validation":
+            assert sum(labels.values()) == expected["files"], layout.name
+        if splits and "files" in expected:
+            assert sum(splits.values()) == expected["files"], layout.name
+        for split, counts in (expected.get("labels_by_split") or {}).items():
+            assert sum(counts.values()) == splits[split]
+
+
+@pytest.mark.parametrize("recipe", [one for one in RECIPES if one.layouts], ids=lambda recipe: recipe.name)
+def test_names_made_from_a_recipe_are_read_back(recipe):
+    """Write a path from the examples, read it, and get the examples again."""
+    examples = {name: piece["example"] for name, piece in recipe.facts.get("names", {}).items()}
+    pieces = {name: str(example[0] if isinstance(example, list) else example) for name, example in examples.items()}
+    for layout in recipe.layouts:
+        for media in layout.media:
+            path = media.path.write(pieces)
+            assert media.path.read(path) == {name: pieces[name] for name in media.path.placeholders}
+            assert read_name(layout, path) is not None
+
+
+@pytest.mark.parametrize("recipe", [one for one in RECIPES if one.parts], ids=lambda recipe: recipe.name)
+def test_parts_of_a_merged_corpus_are_recipes_with_that_layout(recipe):
+    for part in recipe.parts:
+        inner = load_recipe(part.recipe)
+        assert part.layout is None or part.layout in {layout.name for layout in inner.layouts}
+
+
+def test_published_sums_of_the_corpora():
+    endo_fm = load_recipe("endo-fm-pretrain")
+    assert sum(part.expected["clips"] for part in endo_fm.parts) == 32_896
+    assert sum(part.expected["files"] for part in load_recipe("endoextend24").parts) == 226_867
+
+
+@pytest.mark.parametrize(
+    ("template", "path", "pieces"),
+    [
+        ("a/{x}.jpg", "a/b.jpg", {"x": "b"}),
+        ("a/{x}.jpg", "a/b/c.jpg", None),
+        ("a/{x}.jpg", "z/a/b.jpg", None),
+        ("**/{x}.jpg", "z/a/b.jpg", {"x": "b"}),
+        ("**/{x}.jpg", "b.jpg", {"x": "b"}),
+        ("{x}/{x}_1.jpg", "u/u_1.jpg", {"x": "u"}),
+        ("{x}/{x}_1.jpg", "u/v_1.jpg", None),
+        ("{x}.(png|jpg)", "a.jpg", {"x": "a"}),
+        ("{x}.(png|jpg)", "a.jpgx", None),
+        ("a.b/{n}.jpg", "aXb/1.jpg", None),
+        ("*{n}.jpg", "frame_0012.jpg", {"n": "0012"}),
+        ("{x}.jpg", "e\u0301.jpg", {"x": "é"}),
+    ],
+)
+def test_name_patterns(template, path, pieces):
+    assert NamePattern(template, {"n": "[0-9]+"}).read(path) == pieces
+
+
+def broken(tmp_path: Path, **changes) -> Path:
+    facts = yaml.safe_load((recipes_folder() / "see-ai.yaml").read_text())
+    for key, value in changes.items():
+        target, *rest = key.split("__")[::-1]
+        inner = facts
+        for step in rest[::-1]:
+            inner = inner[step]
+        if value is None:
+            del inner[target]
+        else:
+            inner[target] = value
+    path = tmp_path / "see-ai.yaml"
+    path.write_text(yaml.safe_dump(facts))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"licence": None}, "see-ai.yaml, the file: 'licence' is missing"),
+        ({"lisence": "x"}, "see-ai.yaml, the file: unknown key 'lisence'"),
+        ({"access": "maybe"}, "see-ai.yaml, access: 'maybe' is none of open"),
+        ({"recipe": "other"}, "recipe: 'other' is not the file's name 'see-ai'"),
+        ({"layouts__official__unit": "pictures"}, "layouts.official.unit: 'pictures' is none of image"),
+        ({"layouts__official__boxes__format": "xyz"}, "layouts.official.boxes.format: 'xyz' is none of csv"),
+        ({"layouts__official__expected": {"images": 3}}, "layouts.official.expected: unknown key 'images'"),
+        ({"names__image__is": "[0-9"}, "is not a valid regular expression"),
+        ({"evidence__licence": "probably"}, "evidence.licence: 'probably' begins with neither"),
+        ({"parts": {}}, "a recipe has either `layouts` .* or `parts`"),
+    ],
+)
+def test_a_malformed_recipe_is_told_with_file_and_fact(changes, message, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(broken(tmp_path, **changes))
+
+
+def test_yaml_that_cannot_be_parsed_is_told_with_its_line(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("recipe: x\nname: [unclosed\n")
+    with pytest.raises(RecipeError, match=r"x\.yaml is not readable YAML(.|\n)*line"):
+        read_recipe(path)
+
+
+def test_an_unknown_recipe_names_the_known_ones():
+    with pytest.raises(RecipeError, match=r"there is no recipe 'kvasirseg'.*kvasir-seg"):
+        load_recipe("kvasirseg")
+
+
+DATA = os.environ.get("ENDOFM_LAB_DATA")
+needs_data = pytest.mark.skipif(not DATA, reason="set ENDOFM_LAB_DATA to the folder of real data")
+
+
+def lines(*parts: str, delimiter: str = ",") -> list[dict[str, str]]:
+    with Path(DATA, "label-lists", *parts).open(encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter=delimiter))
+
+
+@pytest.mark.real_data
+@needs_data
+def test_expected_counts_are_those_of_the_official_lists():
+    images = Counter(row["class-name"] for row in lines("hyper-kvasir", "5_fold_split.csv", delimiter=";"))
+    assert dict(images) == dict(load_recipe("hyper-kvasir").layouts[0].expected["labels"])
+    videos = lines("hyper-kvasir", "hyper-kvasir-video-metadata.csv", delimiter=";")
+    assert len(videos) == load_recipe("hyper-kvasir-videos").layouts[0].expected["files"]
+    vision = Counter(row["Class"] for row in lines("gastrovision", "GastroVision_metadata.csv"))
+    assert dict(vision) == dict(load_recipe("gastrovision").layouts[0].expected["labels"])
+    sun = [int(row["Frames"]) for row in lines("sun-seg", "positive_cases.csv")]
+    assert (len(sun), sum(sun)) == (285, 49136)
+
+
+@pytest.mark.real_data
+@needs_data
+def test_every_name_of_capsule_vision_is_read_and_gives_the_published_counts_and_41_shared_videos():
+    layout = load_recipe("capsule-vision-2024").layouts[0]
+    said = []
+    for name in ("train", "val"):
+        said += [read_name(layout, row["image_path"]) for row in lines("capsule-vision-2024", f"{name}_image_list.csv")]
+    assert None not in said and len(said) == layout.expected["files"]
+    assert dict(Counter(one["label"] for one in said)) == dict(layout.expected["labels"])
+    assert Counter(one["split"] for one in said) == {"training": 37607, "validation": 16132}
+    capsule = [one for one in said if one["origin"] == "kvasir-capsule"]
+    sides = [{one["sequence"] for one in capsule if one["split"] == side} for side in ("training", "validation")]
+    assert len(sides[0] & sides[1]) == len(sides[0] | sides[1]) == 41
+    official = load_recipe("kvasir-capsule").layouts[0].expected["labels"]
+    spelt = {"Angioectasia": "Angiectasia", "Bleeding": "Blood - fresh", "Foreign Body": "Foreign body",
+             "Normal": "Normal clean mucosa"}  # fmt: skip
+    for label, count in Counter(one["label"] for one in capsule).items():
+        assert official[spelt.get(label, label)] == count
