@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from endofm_lab.data.labels import list_mappings, read_mapping
 from endofm_lab.data.layouts import read_name
 from endofm_lab.data.names import NamePattern
 from endofm_lab.data.recipes import RecipeError, list_recipes, load_recipe, read_recipe, recipes_folder
@@ -82,6 +83,21 @@ def test_published_sums_of_the_corpora():
     endo_fm = load_recipe("endo-fm-pretrain")
     assert sum(part.expected["clips"] for part in endo_fm.parts) == 32_896
     assert sum(part.expected["files"] for part in load_recipe("endoextend24").parts) == 226_867
+
+
+@pytest.mark.parametrize("name", list_mappings())
+def test_every_label_that_a_recipe_names_is_known_to_the_mappings_of_its_data_set(name):
+    mapping = read_mapping(name)
+    for recipe in [one for one in RECIPES if one.name in mapping.rules]:
+        labels = set(recipe.translate.get("label", {}).values())
+        for layout in recipe.layouts:
+            labels |= set(layout.expected.get("labels") or {})
+            labels |= {label for boxes in layout.boxes for label in boxes.labels.values()}
+            labels |= {label for table in layout.tables for label in table.one_hot}
+            labels |= {
+                media.says[key] for media in layout.media for key in ("label", "no_box_label") if key in media.says
+            }
+        assert [label for label in labels - {""} if mapping.targets_of(recipe.name, label) is None] == [], recipe.name
 
 
 @pytest.mark.parametrize(
