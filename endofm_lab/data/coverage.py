@@ -84,11 +84,10 @@ def coverage(table: pd.DataFrame, mapping: LabelMapping) -> Coverage:
     ).sort_values(["dataset", "label"], ignore_index=True)
 
     sure = mapped.usable if mapping.multi_label else mapped.exact
-    counts = pd.DataFrame(mapped.allowed[sure], columns=list(mapped.leaves)).groupby(
-        table["dataset"].fillna("").astype(str).to_numpy()[sure]
-    )
-    classes = counts.sum().astype(int).rename_axis("dataset")
-    empty = tuple(leaf for leaf in mapped.leaves if not mapped.allowed[sure][:, mapped.leaves.index(leaf)].any())
+    datasets = table["dataset"].fillna("").astype(str).to_numpy()[sure]
+    named = pd.DataFrame(mapped.allowed[sure], columns=list(mapped.leaves))
+    classes = named.groupby(datasets).sum().astype(int).rename_axis("dataset")
+    empty = tuple(leaf for leaf in mapped.leaves if not classes[leaf].any())
     doubtful = {same_name(name) for name in mapping.unverified}
     unverified = tuple(sorted({dataset for dataset, _ in pairs if same_name(dataset) in doubtful}))
     conflicts = _conflicts(table, mapped, mapping)
@@ -105,7 +104,8 @@ def _conflicts(table: pd.DataFrame, mapped: MappedLabels, mapping: LabelMapping)
         return pd.DataFrame(columns=columns)
     common = np.ones((item.max() + 1, len(mapped.leaves)), bool)
     np.logical_and.at(common, item[usable], mapped.allowed[usable])
-    bad = usable[~common.any(axis=1)[item[usable]]]
+    agreed = np.flatnonzero(common.any(axis=1))
+    bad = usable[~np.isin(item[usable], agreed)]
     found = pd.DataFrame(
         {
             "item": item[bad],

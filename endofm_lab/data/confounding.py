@@ -1,0 +1,85 @@
+"""Can the class be guessed from the device or the source alone? Then a model may learn those instead of the finding."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Confounding:
+    """How strongly a column (device, dataset) goes with the label.
+
+    Attributes:
+        column: the column that was tested.
+        cramers_v: bias-corrected Cramér's V in [0, 1] (Bergsma, J. Korean Stat. Soc. 2013).
+        guess: balanced accuracy of the best guess of the class from the column alone, in [chance, 1].
+        chance: 1 / number of classes.
+        p_value: share of 200 permutations of the column over groups that reach this V, at least 1/201.
+        counts: rows per value of the column and class.
+    """
+
+    column: str
+    cramers_v: float
+    guess: float
+    chance: float
+    p_value: float
+    counts: pd.DataFrame
+
+
+def confounding(column: str, values: pd.Series, labels: pd.Series, groups: np.ndarray) -> Confounding | None:
+    """Association between ``values`` and ``labels``, tested by permuting whole groups.
+
+    Args:
+        column: name for messages.
+        values: (N,) text; empty rows are left out.
+        labels: (N,) text; empty rows are left out.
+        groups: int64 (N,), patients or videos: rows of one group are not independent, so they are permuted together.
+
+    Returns:
+        None when there are fewer than two values or two classes.
+    """
+    known = ((values != "") & (labels != "")).to_numpy()
+    value, value_names = pd.factorize(values[known], sort=True)
+    label, label_names = pd.factorize(labels[known], sort=True)
+    if len(value_names) < 2 or len(label_names) < 2:
+        return None
+    group = pd.factorize(groups[known])[0]
+    pairs = np.zeros((len(value_names), len(label_names)))
+    np.add.at(pairs, (value, label), 1.0)
+
+    # Group x class counts, and the value of each group (its first row's; devices rarely change within a video).
+    per_group = np.zeros((group.max() + 1, len(label_names)))
+    np.add.at(per_group, (group, label), 1.0)
+    of_group = value[np.unique(group, return_index=True)[1]]
+    rng = np.random.default_rng(0)
+    reached, n_permutations = 1, 200
+    for _ in range(n_permutations):
+        shuffled = np.zeros_like(pairs)
+        np.add.at(shuffled, rng.permutation(of_group), per_group)
+        reached += cramers_v(shuffled) >= cramers_v(pairs) - 1e-12
+    recalls = pairs / pairs.sum(axis=0)
+    return Confounding(
+        column,
+        cramers_v(pairs),
+        # The best balanced guess takes, for each value, the class that it is the largest share of.
+        float(recalls.max(axis=1).sum() / len(label_names)),
+        1 / len(label_names),
+        reached / (n_permutations + 1),
+        pd.DataFrame(pairs.astype(int), index=pd.Index(value_names, name=column), columns=label_names),
+    )
+
+
+def cramers_v(counts: np.ndarray) -> float:
+    """Bias-corrected Cramér's V of a contingency table; rows and columns without counts are ignored."""
+    counts = counts[counts.sum(axis=1) > 0][:, counts.sum(axis=0) > 0]
+    rows, columns = counts.shape
+    n = counts.sum()
+    if min(rows, columns) < 2 or n < 2:
+        return 0.0
+    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0, keepdims=True) / n
+    phi2 = ((counts - expected) ** 2 / expected).sum() / n
+    phi2 = max(0.0, phi2 - (rows - 1) * (columns - 1) / (n - 1))
+    rows = rows - (rows - 1) ** 2 / (n - 1)
+    columns = columns - (columns - 1) ** 2 / (n - 1)
+    return float(np.sqrt(phi2 / max(min(rows, columns) - 1, 1e-12)))

@@ -1,0 +1,220 @@
+"""What two parts of a manifest have in common: patients, videos, sequences, neighbouring frames and moments.
+
+Works on the table alone, no picture is opened. Ids that the table lacks are read from file names where they follow a
+pattern that leaves no doubt (`<video id>_<frame>.jpg`, `case12/frame_0007.png`), and reported as such.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from endofm_lab.data.manifest import Manifest
+
+# `04a78ef00c5245e0_11602.jpg`: an id with at least one digit, a separator, the number of the frame.
+_ID_AND_FRAME = re.compile(r"^(?P<id>.*\d.*?)[ _.-]+(?:frame|img|image|f)?[ _-]*(?P<frame>\d{1,9})$", re.IGNORECASE)
+# `case12/frame_0007.png`: a numbered folder of numbered frames.
+_NUMBERED_FOLDER = r"(?:case|vid|video|seq|sequence|patient|clip|exam|procedure)[ _.-]*\d+|\d+"
+_LAST_NUMBER = re.compile(r"(\d{1,9})$")
+_RANKS = {"pretrain": 0, "train": 1, "training": 1, "val": 2, "valid": 2, "validate": 2, "validation": 2, "dev": 2}
+_RANKS |= {"test": 3, "testing": 3}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one or several manifests, ready for comparison.
+
+    Attributes:
+        table: the tables one below the other, with ``path`` (absolute) and, as text without NaN, ``dataset``,
+            ``label``, ``split``.
+        parts: names of the splits that occur, from the most learned from (pretrain) to the most held out (test).
+        part: int8 (N,) index into ``parts``, -1 where the row has none.
+        keys: check -> int64 (N,) id of what must stay on one side, -1 where unknown.
+        names: check -> list of the ids' names, for messages.
+        frame: float64 (N,), number of the frame in its sequence, NaN where unknown.
+        inferred: bool (N,), sequence and frame were read from the file name.
+    """
+
+    table: pd.DataFrame
+    parts: tuple[str, ...]
+    part: np.ndarray
+    keys: dict[str, np.ndarray]
+    names: dict[str, list[str]]
+    frame: np.ndarray
+    inferred: np.ndarray
+
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """(learned, evaluated) parts to compare: all but pre-training with training, which may overlap."""
+        numbers = range(len(self.parts))
+        ranks = [_RANKS.get(part.lower(), 4) for part in self.parts]
+        return [(a, b) for a in numbers for b in numbers[a + 1 :] if (ranks[a], ranks[b]) != (0, 1)]
+
+
+def gather(manifests: Sequence[Manifest], pretrain: Sequence[Manifest] = ()) -> Rows:
+    """The rows of all manifests; those of ``pretrain`` get the split `pretrain`, whatever their table says."""
+    tables: list[pd.DataFrame] = []
+    for manifest in [*manifests, *pretrain]:
+        table = manifest.table.reset_index(drop=True)
+        # Joined by text, not resolved one by one: a million file-system calls would take minutes.
+        root = str(manifest.root)
+        videos, unique = pd.factorize(table["video"].astype(str))
+        paths = np.array([os.path.normpath(os.path.join(root, name)) for name in unique], dtype=object)  # noqa: PTH118
+        table = table.assign(path=paths[videos] if len(table) else [])
+        if len(tables) >= len(manifests):
+            table = table.assign(split="pretrain")
+        tables.append(table)
+    table = pd.concat(tables, ignore_index=True)
+    for column in ("dataset", "label", "split"):
+        table[column] = table[column].fillna("").astype(str)
+    named = sorted(set(table["split"]) - {""}, key=lambda part: (_RANKS.get(part.lower(), 4), part))
+    part = pd.Categorical(table["split"], categories=named).codes.astype(np.int8)
+
+    scope = table["dataset"] + "\x00"
+    ids = {column: _text(table, column) for column in ("patient", "sequence")}
+    guessed, guessed_frame = _from_names(table["video"].astype(str))
+    inferred = ((ids["sequence"] == "") & (guessed != "")).to_numpy()
+    sequence = ids["sequence"].where(~inferred, guessed)
+    frame = np.full(len(table), np.nan)
+    if "frame" in table:
+        frame = pd.to_numeric(table["frame"], errors="coerce").to_numpy(float)
+    frame = np.where(np.isnan(frame) & (sequence != "").to_numpy(), guessed_frame, frame)
+
+    keys, names = {}, {}
+    texts = {"patient": ids["patient"], "video": table["path"].astype(str), "sequence": sequence}
+    for check, text in texts.items():
+        scoped = text if check == "video" else scope + text
+        codes, unique = pd.factorize(scoped)
+        keys[check] = np.where((text == "").to_numpy(), -1, codes)
+        names[check] = [str(name).split("\x00")[-1] for name in unique]
+    return Rows(table, tuple(named), part, keys, names, frame, inferred)
+
+
+def _text(table: pd.DataFrame, column: str) -> pd.Series:
+    if column not in table:
+        return pd.Series("", index=table.index)
+    return table[column].fillna("").astype(str)
+
+
+def _from_names(videos: pd.Series) -> tuple[pd.Series, np.ndarray]:
+    """Sequence ids (text, empty when there is no clear one) and frame numbers (NaN) read from file names."""
+    stem = videos.str.replace(r"\.[A-Za-z0-9]{1,5}$", "", regex=True)
+    parts = stem.str.rsplit("/", n=1)
+    name, folder = parts.str[-1], parts.str[0].where(stem.str.contains("/"), "")
+    found = name.str.extract(_ID_AND_FRAME)
+    number = pd.to_numeric(name.str.extract(_LAST_NUMBER)[0], errors="coerce").to_numpy(float)
+    in_folder = folder.str.rsplit("/", n=1).str[-1].str.fullmatch(_NUMBERED_FOLDER, case=False)
+    in_folder &= ~np.isnan(number)
+    ids = found["id"].fillna("").where(~in_folder, folder)
+    return ids, np.where(ids != "", number, np.nan)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What an evaluated part shares with a learned one: ids in both, ids evaluated, bool (N,) of the rows touched."""
+
+    common: np.ndarray
+    n_evaluated: int
+    touched: np.ndarray
+
+
+def shared(keys: np.ndarray, learned: np.ndarray, evaluated: np.ndarray) -> Shared:
+    """Ids that stand on both sides.
+
+    Args:
+        keys: int64 (N,), -1 where unknown.
+        learned: bool (N,), rows of one side.
+        evaluated: bool (N,), rows of the other.
+    """
+    known = keys >= 0
+    theirs = np.unique(keys[evaluated & known])
+    common = np.intersect1d(np.unique(keys[learned & known]), theirs, assume_unique=True)
+    return Shared(common, len(theirs), evaluated & known & np.isin(keys, common))
+
+
+def frame_gaps(
+    sequence: np.ndarray, frame: np.ndarray, learned: np.ndarray, evaluated: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distance in frames to the nearest learned frame of the same sequence, for every evaluated row.
+
+    Args:
+        sequence: int64 (N,), -1 where unknown.
+        frame: float64 (N,), NaN where unknown.
+        learned: bool (N,).
+        evaluated: bool (N,).
+
+    Returns:
+        Float64 (N,) gaps (infinite where there is no such frame, or the row is not evaluated) and int64 (N,) the row
+        of the nearest learned frame (-1 where there is none).
+    """
+    usable = (sequence >= 0) & np.isfinite(frame)
+    left, right = np.flatnonzero(learned & usable), np.flatnonzero(evaluated & usable)
+    gaps, nearest = np.full(len(frame), np.inf), np.full(len(frame), -1)
+    if not len(left) or not len(right):
+        return gaps, nearest
+    # One number line: every sequence gets a stretch of its own, longer than any gap within a sequence.
+    low = frame[usable].min()
+    stretch = 2 * (frame[usable].max() - low) + 2
+    place = np.where(usable, sequence * stretch + frame - low, 0.0)
+    left = left[np.argsort(place[left], kind="stable")]
+    at = np.searchsorted(place[left], place[right])
+    for step in (at - 1, at):
+        other = left[np.clip(step, 0, len(left) - 1)]
+        gap = np.where(sequence[other] == sequence[right], np.abs(frame[other] - frame[right]), np.inf)
+        better = gap < gaps[right]
+        gaps[right] = np.where(better, gap, gaps[right])
+        nearest[right] = np.where(better, other, nearest[right])
+    return gaps, nearest
+
+
+def time_gaps(
+    video: np.ndarray, start_s: np.ndarray, end_s: np.ndarray, learned: np.ndarray, evaluated: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds between every evaluated clip and the nearest learned clip of the same video; 0 where they overlap.
+
+    Args:
+        video: int64 (N,), -1 where unknown.
+        start_s: float64 (N,) seconds; NaN means the start of the video.
+        end_s: float64 (N,) seconds; NaN means its end.
+        learned: bool (N,).
+        evaluated: bool (N,).
+
+    Returns:
+        As :func:`frame_gaps`, in seconds.
+    """
+    start = np.nan_to_num(start_s, nan=0.0)
+    end = np.where(np.isnan(end_s), np.inf, end_s)
+    left, right = np.flatnonzero(learned & (video >= 0)), np.flatnonzero(evaluated & (video >= 0))
+    gaps, nearest = np.full(len(start), np.inf), np.full(len(start), -1)
+    if not len(left) or not len(right):
+        return gaps, nearest
+    left = left[np.lexsort((start[left], video[left]))]
+    # Latest end among the learned clips of a video that start no later than this one: a running maximum per video.
+    finite = np.isfinite(end)
+    limit = max(start.max(), end[finite].max(initial=0.0)) + 1.0
+    stretch = 2 * limit
+    place = video * stretch
+    ends = place + np.minimum(end, limit)
+    running = np.maximum.accumulate(ends[left])
+    # The row that set the running maximum.
+    is_new = np.concatenate([[True], running[1:] > running[:-1]])
+    holder = left[np.maximum.accumulate(np.where(is_new, np.arange(len(left)), 0))]
+    at = np.searchsorted((place + start)[left], (place + start)[right], side="right")
+
+    before = np.clip(at - 1, 0, None)
+    other = holder[before]
+    same = (at > 0) & (video[left[before]] == video[right])
+    gap = np.where(same, np.maximum(0.0, (place + start)[right] - running[before]), np.inf)
+    gaps[right], nearest[right] = gap, np.where(same, other, -1)
+
+    after = np.clip(at, 0, len(left) - 1)
+    other = left[after]
+    same = (at < len(left)) & (video[other] == video[right])
+    gap = np.where(same, np.maximum(0.0, start[other] - end[right]), np.inf)
+    better = gap < gaps[right]
+    gaps[right] = np.where(better, gap, gaps[right])
+    nearest[right] = np.where(better, other, nearest[right])
+    return gaps, nearest
