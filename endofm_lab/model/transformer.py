@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import StochasticDepth
 
 from endofm_lab.errors import UserError
 
@@ -113,12 +113,12 @@ class VideoTokens:
     joint: tuple[Tensor, ...] | None = None
 
 
-def add_linear(x: Tensor, y: Tensor, linear: nn.Linear, drop_path: DropPath) -> Tensor:
+def add_linear(x: Tensor, y: Tensor, linear: nn.Linear, drop_path: StochasticDepth) -> Tensor:
     """``x + drop_path(linear(y))``, where possible as a product that accumulates onto ``x + bias``.
 
     That saves two passes over the tokens. It needs one type throughout (autocast mixes them) and no drop path.
     """
-    dropping = drop_path.training and drop_path.drop_prob > 0
+    dropping = drop_path.training and drop_path.p > 0
     if dropping or not x.dtype == y.dtype == linear.weight.dtype:
         return x + drop_path(linear(y))
     return (x.flatten(0, -2) + linear.bias).addmm_(y.flatten(0, -2), linear.weight.t()).view_as(x)
@@ -180,7 +180,7 @@ class Block(nn.Module):
             self.temporal_fc = nn.Linear(D, D)
         self.norm2 = nn.LayerNorm(D, eps=1e-6)
         self.mlp = MLP(D, round(D * config.mlp_ratio))
-        self.drop_path = DropPath(drop_path)  # drops a residual of whole clips
+        self.drop_path = StochasticDepth(drop_path, mode="row")  # drops a residual of whole clips
 
     def forward(self, x: Tensor, maps: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """``(B, T, 1 + N, D)`` -> the same shape, and the maps over space ``(B, T, heads, 1 + N, 1 + N)`` and time

@@ -267,7 +267,7 @@ def test_checkpointing_gives_the_same_tokens_and_gradients(drop_path):
 
 def test_drop_path_grows_over_the_depth_and_drops_residuals_of_whole_clips():
     backbone = lively(depth=3, drop_path=0.6)
-    assert [round(block.drop_path.drop_prob, 6) for block in backbone.blocks] == [0.0, 0.3, 0.6]
+    assert [round(block.drop_path.p, 6) for block in backbone.blocks] == [0.0, 0.3, 0.6]
     block = backbone.blocks[2]
     x = clip_of(64, 2, 5, 32)
     torch.manual_seed(0)
