@@ -1,0 +1,170 @@
+"""The one table of a data set: a row per clip or image, what it shows, whose it is, and which split it belongs to."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from endofm_lab.errors import ManifestError
+from endofm_lab.files import atomic_path
+
+REQUIRED = ("video", "start_s", "end_s", "label", "patient", "dataset", "split")
+OPTIONAL_TEXT = ("masks", "boxes", "device", "motion", "sequence", "source")
+PATHS = ("video", "masks", "boxes")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table of clips, and the folder that its relative paths start from.
+
+    Columns: ``video`` (a file, a folder of frames or an image), ``start_s`` and ``end_s`` (seconds; both 0 for an
+    image, and an ``end_s`` of NaN means the video's end), ``label``, ``patient``, ``dataset``, ``split``; optional
+    ``masks`` (a folder of frames or an image), ``boxes`` (a CSV file), ``device``, ``motion``, ``sequence``, ``frame``,
+    ``source``, and whatever else a recipe adds. Text that is not known is the empty string.
+    """
+
+    table: pd.DataFrame
+    root: Path
+    path: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content: the same for another order of rows or columns, and for CSV and Parquet."""
+        columns = sorted(self.table.columns)
+        rows = sorted("\x1f".join(_canonical(v) for v in row) for row in self.table[columns].itertuples(index=False))
+        return hashlib.sha256("\x1e".join(["\x1f".join(columns), *rows]).encode()).hexdigest()
+
+    @property
+    def classes(self) -> list[str]:
+        """The labels that occur, sorted; rows without a label do not count."""
+        return sorted(set(self.table["label"]) - {""})
+
+    def rows(self, split: str | None = None) -> pd.DataFrame:
+        """The rows of one split, or all of them, in their order.
+
+        Raises:
+            ManifestError: the split does not occur.
+        """
+        if split is None:
+            return self.table
+        found = self.table[self.table["split"] == split]
+        if found.empty:
+            there = sorted(set(self.table["split"]))
+            raise ManifestError(
+                f"{self._name}: no row has the split {split!r}; there are {', '.join(map(repr, there))}."
+            )
+        return found.reset_index(drop=True)
+
+    def resolve(self, relative: str) -> Path:
+        """The path that a cell of ``video``, ``masks`` or ``boxes`` means.
+
+        Raises:
+            ManifestError: a relative path climbs out of the manifest's folder.
+        """
+        if Path(relative).is_absolute():
+            return Path(relative)
+        if ".." in PurePosixPath(relative.replace("\\", "/")).parts:
+            raise ManifestError(
+                f"{self._name}: the path {relative!r} climbs out of the manifest's folder; write it from there without '..'."
+            )
+        return self.root / relative
+
+    @property
+    def _name(self) -> str:
+        return str(self.path or "manifest")
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """The manifest in a CSV or Parquet file, checked.
+
+    Raises:
+        ManifestError: the file is absent, of another kind, or malformed; the message names row and column. Rows are
+            counted from 1, without the header.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ManifestError(f"{path}: there is no such manifest.")
+    if path.suffix.lower() not in (".csv", ".parquet"):
+        raise ManifestError(
+            f"{path}: a manifest is a .csv or .parquet file, not {path.suffix or 'one without an ending'}."
+        )
+    try:
+        if path.suffix.lower() == ".parquet":
+            table = pd.read_parquet(path)
+        else:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    except (ValueError, OSError) as error:
+        raise ManifestError(f"{path}: cannot be read as a table ({error}).") from error
+    return Manifest(checked(table, str(path)), path.parent, path)
+
+
+def write_manifest(table: pd.DataFrame, path: str | Path) -> Manifest:
+    """Check a table and write it as CSV or Parquet, by the path's ending; atomic.
+
+    Raises:
+        ManifestError: as `read_manifest`.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".csv", ".parquet"):
+        raise ManifestError(
+            f"{path}: a manifest is a .csv or .parquet file, not {path.suffix or 'one without an ending'}."
+        )
+    manifest = Manifest(checked(table, str(path)), path.parent, path)
+    for cell in {cell for column in PATHS if column in manifest.table for cell in manifest.table[column]}:
+        manifest.resolve(cell)
+    with atomic_path(path) as temporary:
+        if path.suffix.lower() == ".parquet":
+            manifest.table.to_parquet(temporary, index=False)
+        else:
+            manifest.table.to_csv(temporary, index=False, encoding="utf-8")
+    return manifest
+
+
+def checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """A copy of a table with the manifest's types: text without NaN, seconds as float64, a fresh index.
+
+    Raises:
+        ManifestError: a column is missing, or a cell cannot be what its column says.
+    """
+    missing = [column for column in REQUIRED if column not in table]
+    if missing:
+        raise ManifestError(
+            f"{name}: the column {', '.join(missing)} is missing; a manifest has {', '.join(REQUIRED)}, and may have more."
+        )
+    if table.empty:
+        raise ManifestError(f"{name}: the manifest has no rows.")
+    table = table.reset_index(drop=True).copy()
+    for column in ("start_s", "end_s"):
+        numbers = pd.to_numeric(table[column].replace("", np.nan), errors="coerce").astype(np.float64)
+        wrong = numbers.isna() & ~table[column].isin(["", "nan", "NaN"]) & table[column].notna()
+        _refuse(wrong, table, column, name, "is not a number of seconds")
+        table[column] = numbers
+    _refuse(table["start_s"].isna() | (table["start_s"] < 0), table, "start_s", name, "must be 0 or more")
+    _refuse(table["end_s"] < table["start_s"], table, "end_s", name, "lies before start_s")
+    for column in [c for c in (*REQUIRED, *OPTIONAL_TEXT) if c in table and c not in ("start_s", "end_s")]:
+        table[column] = table[column].astype(object).where(table[column].notna(), "").astype(str).astype(object)
+    _refuse(table["video"] == "", table, "video", name, "is empty")
+    return table
+
+
+def _refuse(wrong: pd.Series, table: pd.DataFrame, column: str, name: str, why: str) -> None:
+    if wrong.any():
+        first = int(np.flatnonzero(wrong.to_numpy())[0])
+        more = f" (and {int(wrong.sum()) - 1} more rows)" if wrong.sum() > 1 else ""
+        raise ManifestError(f"{name}: row {first + 1}, column {column}: {table[column].iloc[first]!r} {why}{more}.")
+
+
+def _canonical(value: Any) -> str:
+    """The same text for 3, 3.0 and '3', and for NaN, None and ''."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    try:
+        return repr(float(value))
+    except (TypeError, ValueError):
+        return str(value)

@@ -1,0 +1,395 @@
+"""The phantom: generated video that looks like endoscopy, drawn from a seed, with masks, boxes and labels.
+
+A camera moves along a soft, bent tube with folds. Each pixel's ray meets the wall at one depth and angle; colour comes
+from a texture on the wall, shading from the distance to the light at the camera and the slope of the folds.
+
+Units: the tube's radius is 1; ``s`` runs along the tube, ``phi`` around it, ``z`` is the depth in front of the camera.
+It never pretends to be real: whoever shows a picture of it must label it as generated.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from endofm_lab.errors import UserError
+
+FINDINGS = ("normal", "polyp", "ulcer", "bleeding")
+MOTIONS = ("advancing", "withdrawing")
+DEVICES = 3
+
+_TEXTURE_PX = (512, 256)  # along the tube (one period is _PERIOD units), around it
+_PERIOD = 6.0
+_ADVANCE = 0.85  # units along the tube per unit of depth: the view is a little oblique
+_SPEED = 0.26  # tube radii per second
+_CHUNK = 4  # frames drawn together: small enough for the processor's cache
+
+
+@dataclass(frozen=True)
+class PhantomSpec:
+    """One clip of the phantom; equal specifications give equal frames.
+
+    Attributes:
+        seed: of everything that is neither the patient's nor the device's.
+        patient: number that fixes colour, vessels and fold rhythm of the mucosa.
+        device: 0, 1 or 2: shape of the picture, colour balance, sharpness, lens.
+        finding: one of FINDINGS.
+        motion: one of MOTIONS.
+        n_frames: frames of the clip.
+        size_px: height and width of a frame.
+        fps: frames per second.
+
+    Raises:
+        UserError: a value outside what is listed.
+    """
+
+    seed: int
+    patient: int = 0
+    device: int = 0
+    finding: str = "normal"
+    motion: str = "advancing"
+    n_frames: int = 48
+    size_px: int = 256
+    fps: Fraction = Fraction(12)
+
+    def __post_init__(self) -> None:
+        for name, value, possible in (
+            ("finding", self.finding, FINDINGS),
+            ("motion", self.motion, MOTIONS),
+            ("device", self.device, tuple(range(DEVICES))),
+        ):
+            if value not in possible:
+                raise UserError(f"{name} is {value!r}; choose one of {', '.join(map(str, possible))}.")
+        if self.n_frames < 1 or self.size_px < 32:
+            raise UserError(f"{self.n_frames} frames of {self.size_px} px: at least 1 frame of 32 px is needed.")
+
+
+@dataclass(frozen=True)
+class PhantomClip:
+    """What `render` draws.
+
+    Attributes:
+        frames: (T, H, W, 3) uint8 RGB.
+        masks: (T, H, W) bool, where the finding is seen.
+        boxes_xyxy: (T, 4) float32 in pixels around the mask, NaN where nothing is seen.
+        spec: what was asked for.
+    """
+
+    frames: np.ndarray
+    masks: np.ndarray
+    boxes_xyxy: np.ndarray
+    spec: PhantomSpec
+
+
+@dataclass(frozen=True)
+class _Bubble:
+    """A bubble that drifts on the lens: centre (T, 1, 1) and radius in half frame widths."""
+
+    x: Tensor
+    y: Tensor
+    radius: float
+
+    def draw_on(self, picture: Tensor, axis: Tensor, at: slice) -> None:
+        """Draw a thin bright ring, a spark and a little light inside, in place, in the window that the bubble needs."""
+        near_x = (axis > self.x[at].min() - 2 * self.radius) & (axis < self.x[at].max() + 2 * self.radius)
+        near_y = (axis > self.y[at].min() - 2 * self.radius) & (axis < self.y[at].max() + 2 * self.radius)
+        if not (near_x.any() and near_y.any()):
+            return
+        columns, rows = (slice(int(n.nonzero()[0]), int(n.nonzero()[-1]) + 1) for n in (near_x, near_y))
+        x, y = axis[None, None, columns] - self.x[at], axis[None, rows, None] - self.y[at]
+        d = (x * x + y * y).sqrt() / self.radius
+        ring = 0.30 * _bell((d - 1) / 0.16)
+        spark = 0.8 * _bell(((x + 0.012) ** 2 + (y + 0.012) ** 2).sqrt() / 0.011)
+        window = picture[..., rows, columns]
+        window.mul_((1 + 0.10 * (d < 1))[:, None]).add_((ring + spark)[:, None])
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """What belongs to the clip; paths are (T, 1, 1)."""
+
+    camera: Tensor  # place along the tube
+    roll: Tensor  # radians
+    look: tuple[Tensor, Tensor]  # where the tube's centre appears, in half frame widths
+    bend: tuple[Tensor, Tensor]  # how far it moves aside per unit of depth
+    bubbles: list[_Bubble]
+    finding_s: float
+    finding_phi: float
+    finding_shape: list[float]  # numbers in 0..1
+    ripple: Tensor  # (1, 2, 64, 64) noise for outlines and surfaces
+    blur_px: float  # at 256 px
+    noise: Tensor  # (3, size + 32, size + 32); each frame takes another window of it
+    noise_at: list[list[int]]
+
+
+@dataclass(frozen=True)
+class _Mucosa:
+    """What belongs to the patient."""
+
+    texture: Tensor  # (1, 4, S + 2, P + 2): red, green, blue and relief, periodic, padded by one pixel
+    base: Tensor  # (3,) mean colour
+    fold_phase: Tensor  # (3,) of the sum of sines that places the folds
+    fold_rate: float  # folds per tube radius
+    fold_depth: float
+    fold_lobes: float  # 3 in the transverse colon, fewer where it is round
+    twist: float
+
+
+def render(spec: PhantomSpec) -> PhantomClip:
+    """Draw a clip. A withdrawing clip is an advancing one run backwards: no single frame tells them apart.
+
+    The same specification gives the same bits on the same machine and version of PyTorch; elsewhere the last bit of a
+    pixel may differ.
+    """
+    scene = _scene(spec)
+    mucosa = _mucosa(spec.patient)
+    drawn = [_draw(spec, mucosa, scene, slice(at, at + _CHUNK)) for at in range(0, spec.n_frames, _CHUNK)]
+    frames, masks = (torch.cat(parts).numpy() for parts in zip(*drawn, strict=True))
+    if spec.motion == "withdrawing":
+        frames, masks = frames[::-1].copy(), masks[::-1].copy()
+    return PhantomClip(frames, masks, boxes_of(masks), spec)
+
+
+def boxes_of(masks: np.ndarray) -> np.ndarray:
+    """(T, 4) float32: x1, y1, x2, y2 in pixels around each bool mask (T, H, W); NaN where a mask is empty."""
+    boxes = np.full((len(masks), 4), np.nan, dtype=np.float32)
+    for t, mask in enumerate(masks):
+        if mask.any():
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            boxes[t] = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+    return boxes
+
+
+def _bell(x: Tensor) -> Tensor:
+    """exp(-x^2), without the denormal numbers of its tails, which processors are slow with."""
+    return torch.exp(-(x * x).clamp(max=40))
+
+
+def _generator(*names: object) -> torch.Generator:
+    return torch.Generator().manual_seed(zlib.crc32(repr(names).encode()))
+
+
+def _noise(shape: tuple[int, int], cells: tuple[int, int], random: torch.Generator) -> Tensor:
+    """Smooth noise (S, P) of about unit variance that is periodic in both directions, with that many bumps."""
+    grid = torch.randn((1, 1, *cells), generator=random)
+    padded = F.pad(grid, (2, 2, 2, 2), mode="circular")
+    scale = (shape[0] // cells[0], shape[1] // cells[1])
+    big = F.interpolate(padded, scale_factor=scale, mode="bicubic", align_corners=False)[0, 0]
+    return big[2 * scale[0] : 2 * scale[0] + shape[0], 2 * scale[1] : 2 * scale[1] + shape[1]]
+
+
+@lru_cache(maxsize=4)
+def _mucosa(patient: int) -> _Mucosa:
+    random = _generator("patient", patient)
+    u = torch.rand(12, generator=random).tolist()
+    patches = _noise(_TEXTURE_PX, (16, 8), random)
+    fine = _noise(_TEXTURE_PX, (128, 64), random)
+    grain = _noise(_TEXTURE_PX, (256, 128), random)
+    # Vessels are the zero lines of smooth noise: thin, branching, closed.
+    broad = _bell(_noise(_TEXTURE_PX, (32, 16), random) / 0.09)
+    thin = _bell(_noise(_TEXTURE_PX, (64, 32), random) / 0.12)
+    presence = torch.sigmoid(3 * _noise(_TEXTURE_PX, (16, 8), random))
+    vessels = (0.55 + 0.45 * u[0]) * presence * (0.8 * broad + 0.55 * thin)
+    base = torch.tensor([0.84 + 0.10 * u[1], 0.39 + 0.14 * u[2], 0.29 + 0.15 * u[3]])
+    mottled = 1 + 0.07 * patches + 0.04 * fine + 0.03 * grain
+    drop = torch.tensor([0.24, 0.55, 0.46])[:, None, None] * vessels
+    colour = base[:, None, None] * mottled * (1 - drop)
+    relief = 0.5 * patches + 0.35 * fine
+    padded = F.pad(torch.cat([colour, relief[None]])[None], (1, 1, 1, 1), mode="circular")
+    return _Mucosa(
+        texture=padded,
+        base=base,
+        fold_phase=2 * math.pi * torch.rand(3, generator=random),
+        fold_rate=0.95 + 0.5 * u[4],
+        fold_depth=0.24 + 0.14 * u[5],
+        fold_lobes=3.0 if u[6] < 0.6 else 2.0,
+        twist=0.6 * (u[7] - 0.5),
+    )
+
+
+def _scene(spec: PhantomSpec) -> _Scene:
+    """Draw everything that is random in a clip, before its frames are drawn in chunks."""
+    random = _generator("clip", spec.seed, spec.patient)
+    time = torch.arange(spec.n_frames) / float(spec.fps)
+    middle = time - time.mean()
+
+    def path(scale: float, rate: float) -> Tensor:
+        """A smooth path (T, 1, 1) around 0, alike forwards and backwards in time."""
+        phase, amount = 2 * math.pi * torch.rand(3, generator=random), torch.randn(3, generator=random)
+        rates = rate * torch.tensor([0.5, 1.0, 1.9])
+        waves = amount[:, None] * torch.sin(rates[:, None] * middle + phase[:, None])
+        return (scale / 1.7 * waves.sum(0))[:, None, None]
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=random))
+
+    speed = _SPEED * uniform(0.8, 1.3)
+    camera = uniform(0, _PERIOD) + speed * middle[:, None, None] + path(0.03, 1.5)
+    bubbles = [
+        _Bubble(uniform(-0.8, 0.8) + path(0.10, 0.7), uniform(-0.8, 0.8) + path(0.10, 0.7), uniform(0.02, 0.055))
+        for _ in range(int(uniform(0, 6)))
+    ]
+    return _Scene(
+        camera=camera,
+        roll=path(0.16, 0.8) + uniform(0, 2 * math.pi),
+        look=(path(0.14, 0.9), path(0.14, 0.9)),
+        bend=(path(0.06, 0.35) + uniform(-0.10, 0.10), path(0.06, 0.35) + uniform(-0.08, 0.08)),
+        bubbles=bubbles,
+        finding_s=float(camera.mean()) + _ADVANCE * uniform(1.15, 1.6),
+        finding_phi=uniform(0, 2 * math.pi),
+        finding_shape=[uniform(0, 1) for _ in range(6)],
+        ripple=torch.stack([_noise((64, 64), (8, 8), random), _noise((64, 64), (16, 16), random)])[None],
+        blur_px=uniform(0, 0.5),
+        noise=0.012 * torch.randn((3, spec.size_px + 32, spec.size_px + 32), generator=random),
+        noise_at=torch.randint(33, (spec.n_frames, 2), generator=random).tolist(),
+    )
+
+
+def _folds(s: Tensor, phi: Tensor, mucosa: _Mucosa) -> Tensor:
+    """Height of the folds in 0..1: sharp crests around the tube, uneven in spacing, broken into lobes."""
+    p = mucosa.fold_phase.tolist()
+    warp = 0.35 * torch.sin(1.3 * s + p[0]) + 0.25 * torch.sin(phi + 0.4 * s + p[1])
+    wave = 0.5 + 0.5 * torch.cos(2 * math.pi * mucosa.fold_rate * (s + 0.25 * warp))
+    lobes = 0.62 + 0.38 * torch.cos(mucosa.fold_lobes * (phi + mucosa.twist * s) + p[2])
+    square = wave * wave
+    return square * square * lobes
+
+
+def _draw(spec: PhantomSpec, mucosa: _Mucosa, scene: _Scene, at: slice) -> tuple[Tensor, Tensor]:
+    """Some frames (t, H, W, 3) uint8 and masks (t, H, W) bool of the advancing clip."""
+    n = spec.size_px
+    camera, roll = scene.camera[at], scene.roll[at]
+    lens = (1.0, 1.10, 0.93)[spec.device]
+    dx, dy, z, crest = _geometry(n // 2, lens, mucosa, scene, at)
+    slope = (_folds(camera + _ADVANCE * z + 0.07, torch.atan2(dy, dx) + roll, mucosa) - crest) / 0.07
+    # Geometry is smooth: it is computed on every second pixel and drawn out; texture, finding and light are not.
+    fields = torch.stack([dx, dy, z, slope], dim=1)
+    dx, dy, z, slope = F.interpolate(fields, size=(n, n), mode="bilinear", align_corners=False).unbind(1)
+    phi = torch.atan2(dy, dx) + roll
+    s = camera + _ADVANCE * z
+
+    wall = F.grid_sample(mucosa.texture.expand(len(s), -1, -1, -1), _grid(s, phi), align_corners=False)
+    colour, relief = wall[:, :3], wall[:, 3]
+    bump = gloss = torch.zeros(())
+    seen = torch.zeros_like(s, dtype=torch.bool)
+    if spec.finding != "normal":
+        seen, colour, bump, gloss = _finding(spec.finding, mucosa, scene, colour, s, phi, z)
+
+    # Light sits on the camera: it falls off with depth, and walls that face it are brighter. The slope of the folds
+    # along the tube turns them towards it or away.
+    turned = torch.tanh(0.55 * slope)
+    fall = 1.35 / (0.60 + 0.36 * z * z)
+    facing = (0.82 + 0.34 * turned + 0.09 * relief + bump).clamp(0.04, 1.7)
+    picture = colour * (fall * facing)[:, None]
+
+    # Wet highlights, where the relief happens to point back at the camera: they slide over the wall as it moves.
+    film = F.grid_sample(
+        mucosa.texture[:, 3:].expand(len(s), -1, -1, -1), _grid(1.9 * s, phi + 0.5 * z), align_corners=False
+    )[:, 0]
+    spark = torch.sigmoid(26 * (film + 0.30 * turned - 0.98)) * fall.clamp(max=1) + gloss
+    picture = picture + (0.75 * spark.clamp(max=1))[:, None]
+    axis = (torch.arange(n) + 0.5) / n * 2 - 1
+    for bubble in scene.bubbles:
+        bubble.draw_on(picture, axis, at)
+    picture = _device(picture, spec, scene, axis, at)
+    edge = _aperture(spec.device, axis)
+    picture = torch.where(edge, picture, 0.015).clamp(0, 1)
+    return (picture * 255).round().byte().permute(0, 2, 3, 1).contiguous(), seen & edge
+
+
+def _geometry(n: int, lens: float, mucosa: _Mucosa, scene: _Scene, at: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Offset from the tube's centre as seen (dx, dy), depth z, and fold height there; each (t, n, n)."""
+    axis = (torch.arange(n) + 0.5) / n * 2 - 1
+    y, x = axis[:, None], axis[None, :]
+    swell = lens * (1 + 0.12 * (x * x + y * y))
+    x, y = (x * swell)[None] - scene.look[0][at], (y * swell)[None] - scene.look[1][at]
+    z = torch.ones(())
+    for _ in range(3):  # fixed point: the centre's place depends on the depth at which the ray meets the wall
+        reach = z.clamp(max=4.0)
+        dx, dy = x - scene.bend[0][at] * reach, y - scene.bend[1][at] * reach
+        phi = torch.atan2(dy, dx) + scene.roll[at]
+        crest = _folds(scene.camera[at] + _ADVANCE * z, phi, mucosa)
+        z = 0.62 * (1 - mucosa.fold_depth * crest) / (dx * dx + dy * dy).sqrt().clamp(min=0.04)
+    return dx, dy, z, crest
+
+
+def _grid(s: Tensor, phi: Tensor) -> Tensor:
+    """Places on the wall as coordinates (t, H, W, 2) of the texture padded by one pixel on every side."""
+    S, P = _TEXTURE_PX
+    down = torch.remainder(s * (S / _PERIOD), S) * (2 / (S + 2)) + (2 / (S + 2) - 1)
+    across = torch.remainder(phi * (P / (2 * math.pi)), P) * (2 / (P + 2)) + (2 / (P + 2) - 1)
+    return torch.stack([across, down], dim=-1)
+
+
+def _finding(
+    finding: str, mucosa: _Mucosa, scene: _Scene, colour: Tensor, s: Tensor, phi: Tensor, z: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The mask (t, H, W), and colour, extra shading and extra gloss of the wall with the finding on it.
+
+    What is drawn is a function of the distance from the finding's middle along the wall, in units of its size.
+    """
+    u = scene.finding_shape
+    size = {"polyp": 0.34, "ulcer": 0.34, "bleeding": 0.38}[finding] + 0.16 * u[0]
+    stretch = 0.85 + 0.35 * u[1]
+    around = torch.remainder(phi - scene.finding_phi + math.pi, 2 * math.pi) - math.pi
+    a, b = around * (0.62 * stretch / size), (s - scene.finding_s) / (size * stretch)
+    grid = torch.stack([a, b], dim=-1) / 4
+    rim = F.grid_sample(scene.ripple.expand(len(s), -1, -1, -1), grid, padding_mode="reflection", align_corners=False)
+    uneven = {"polyp": 0.07, "ulcer": 0.16, "bleeding": 0.30}[finding]
+    d = (a * a + b * b).sqrt() * (1 + uneven * rim[:, 0])
+    inside = d < 1
+    soft = torch.sigmoid((1 - d) * 14)
+    gloss = torch.zeros(())
+    if finding == "polyp":
+        # A dome: bright on the side towards the camera (smaller s), dark behind; a dark rim, a shadow on the wall.
+        height = (1 - d.clamp(max=1) ** 2).clamp(min=0).sqrt()
+        shadow = torch.sigmoid((1.4 - d) * 9) * torch.sigmoid((b - 0.45) * 6) * (1 - soft)
+        bump = soft * (0.34 * height - 0.62 * b * (1.25 - 0.6 * height) - 0.16) - 0.5 * shadow
+        bump = bump - 0.22 * _bell((d - 1) / 0.10)
+        tint = torch.tensor([0.98 - 0.10 * u[2], 0.52 + 0.24 * u[3], 0.56 + 0.28 * u[4]])
+        painted = (mucosa.base * tint)[None, :, None, None] * (1 + 0.10 * rim[:, 1])[:, None]
+        gloss = 0.7 * _bell(((a - 0.2) ** 2 + (b + 0.42) ** 2) / 0.022) * inside
+    elif finding == "ulcer":
+        fibrin = torch.tensor([0.95, 0.78, 0.55])[None, :, None, None] * (1 + 0.07 * rim[:, 1])[:, None]
+        edge = torch.tensor([0.70, 0.18, 0.15])[None, :, None, None]
+        core = torch.sigmoid((0.74 - d) * 14)[:, None]
+        painted = core * fibrin + (1 - core) * edge
+        bump = soft * (-0.10 + 0.22 * _bell((d - 0.85) / 0.16))
+    else:
+        painted = torch.tensor([0.42, 0.022, 0.018])[None, :, None, None] * (1 + 0.16 * rim[:, 1])[:, None]
+        bump = torch.zeros(())
+        gloss = 0.45 * torch.sigmoid(9 * (rim[:, 1] - 1.5)) * inside
+    colour = soft[:, None] * painted + (1 - soft[:, None]) * colour
+    return inside & (z < 3.4), colour, bump, gloss
+
+
+def _aperture(device: int, axis: Tensor) -> Tensor:
+    """Where the device shows a picture, (H, W) bool: a circle, an octagon, a square with cut corners."""
+    x, y = axis.abs()[None, :], axis.abs()[:, None]
+    if device == 0:
+        return x * x + y * y < 1.02
+    side, cut = ((0.985, 1.55), (0.97, 1.75))[device - 1]
+    return (torch.maximum(x, y) < side) & (x + y < cut)
+
+
+def _device(picture: Tensor, spec: PhantomSpec, scene: _Scene, axis: Tensor, at: slice) -> Tensor:
+    """White balance, vignette, exposure, sharpness and noise of a device; (t, 3, H, W) in about 0..1."""
+    balance = torch.tensor([[1.00, 1.00, 1.00], [1.05, 0.97, 0.88], [0.94, 1.03, 1.10]][spec.device])
+    vignette = 1 - (0.22, 0.14, 0.28)[spec.device] * (axis[None, :] ** 2 + axis[:, None] ** 2)
+    picture = picture * (1.25 * balance[:, None, None] * vignette)
+    picture = picture / (1 + 0.34 * picture.clamp(min=0))  # highlights saturate softly
+    blur_px = ((0.4, 0.75, 0.55)[spec.device] + scene.blur_px) * spec.size_px / 256
+    reach = max(1, math.ceil(2 * blur_px))
+    kernel = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * blur_px**2))
+    padded = F.pad(picture, (reach, reach, reach, reach), mode="replicate")
+    rows = sum(w * padded[:, :, :, k : k + spec.size_px] for k, w in enumerate((kernel / kernel.sum()).tolist()))
+    picture = sum(w * rows[:, :, k : k + spec.size_px] for k, w in enumerate((kernel / kernel.sum()).tolist()))
+    for frame, (top, left) in zip(picture, scene.noise_at[at], strict=True):
+        frame += scene.noise[:, top : top + spec.size_px, left : left + spec.size_px]
+    return picture

@@ -1,0 +1,81 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from endofm_lab.data.manifest import Manifest, read_manifest, write_manifest
+from endofm_lab.errors import ManifestError
+
+
+def table(**changes):
+    rows = pd.DataFrame(
+        {
+            "video": ["a.mp4", "stück/b.mp4", "c.png"],
+            "start_s": [0.0, 1.5, 0.0],
+            "end_s": [2.0, 2.5, 0.0],
+            "label": ["polyp", "", "normal"],
+            "patient": ["1", "2", "2"],
+            "dataset": ["x", "x", "y"],
+            "split": ["train", "test", "test"],
+        }
+    )
+    for column, values in changes.items():
+        rows[column] = values
+    return rows
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_what_is_written_is_read_back(tmp_path, kind):
+    written = write_manifest(table(device=["s1", "s2", None]), tmp_path / f"m.{kind}")
+    back = read_manifest(tmp_path / f"m.{kind}")
+    pd.testing.assert_frame_equal(back.table, written.table)
+    assert back.classes == ["normal", "polyp"]
+    assert back.rows("test")["video"].tolist() == ["stück/b.mp4", "c.png"]
+    assert back.table["device"].tolist() == ["s1", "s2", ""]
+
+
+def test_the_fingerprint_is_that_of_the_content(tmp_path):
+    first = write_manifest(table(), tmp_path / "a.csv")
+    other_order = write_manifest(table().iloc[[2, 0, 1]][sorted(table())], tmp_path / "b.parquet")
+    assert first.fingerprint == other_order.fingerprint == read_manifest(tmp_path / "a.csv").fingerprint
+    assert write_manifest(table(label=["polyp", "", "ulcer"]), tmp_path / "c.csv").fingerprint != first.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"end_s": [2.0, 1.0, 0.0]}, "row 2, column end_s: 1.0 lies before start_s"),
+        ({"start_s": [0.0, -1.0, 0.0]}, "row 2, column start_s: -1.0 must be 0 or more"),
+        ({"start_s": ["0", "soon", "0"]}, "row 2, column start_s: 'soon' is not a number"),
+        ({"video": ["a.mp4", "b.mp4", ""]}, "row 3, column video: '' is empty"),
+    ],
+)
+def test_a_wrong_cell_is_named_by_row_and_column(tmp_path, changes, words):
+    with pytest.raises(ManifestError, match=words):
+        write_manifest(table(**changes), tmp_path / "m.csv")
+    assert not (tmp_path / "m.csv").exists()
+
+
+def test_a_missing_column_an_empty_table_and_a_missing_file_are_named(tmp_path):
+    with pytest.raises(ManifestError, match="column patient is missing"):
+        write_manifest(table().drop(columns="patient"), tmp_path / "m.csv")
+    with pytest.raises(ManifestError, match="no rows"):
+        write_manifest(table().iloc[:0], tmp_path / "m.csv")
+    with pytest.raises(ManifestError, match=r"absent\.csv"):
+        read_manifest(tmp_path / "absent.csv")
+    with pytest.raises(ManifestError, match="no row has the split 'val'"):
+        Manifest(table(), tmp_path).rows("val")
+
+
+def test_a_path_cannot_climb_out_of_the_folder(tmp_path):
+    with pytest.raises(ManifestError, match="climbs out"):
+        write_manifest(table(video=["../secret.mp4", "b.mp4", "c.png"]), tmp_path / "m.csv")
+    manifest = write_manifest(table(), tmp_path / "m.csv")
+    assert manifest.resolve("a.mp4") == tmp_path / "a.mp4"
+    with pytest.raises(ManifestError, match="climbs out"):
+        manifest.resolve("x/../../secret.mp4")
+
+
+def test_an_unknown_end_stays_unknown(tmp_path):
+    manifest = write_manifest(table(end_s=[np.nan, 2.5, 0.0]), tmp_path / "m.csv")
+    assert np.isnan(read_manifest(tmp_path / "m.csv").table["end_s"][0])
+    assert manifest.fingerprint == read_manifest(tmp_path / "m.csv").fingerprint

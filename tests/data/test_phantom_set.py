@@ -1,0 +1,81 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from endofm_lab.data.manifest import read_manifest
+from endofm_lab.data.phantom_set import PRESETS, clips_of, write_phantom
+from endofm_lab.errors import UserError
+from endofm_lab.video.phantom import render
+from endofm_lab.video.reader import open_video
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    return write_phantom(tmp_path_factory.mktemp("phantom"), "tiny", seed=1, progress=False)
+
+
+def test_every_row_leads_to_a_video_with_as_many_masks(phantom):
+    manifest = read_manifest(phantom)
+    size = PRESETS["tiny"]
+    assert len(manifest) == 4 * (size.train + size.val + size.test)
+    for row in manifest.rows("val").itertuples():
+        with open_video(manifest.resolve(row.video)) as video, open_video(manifest.resolve(row.masks)) as masks:
+            assert video.info.n_frames == masks.info.n_frames == size.n_frames
+            assert float(video.info.fps) == 12
+
+
+def test_what_is_written_is_what_was_drawn(phantom):
+    manifest = read_manifest(phantom)
+    name, _, spec = next(clip for clip in clips_of(PRESETS["tiny"], 1) if clip[2].finding == "polyp")
+    drawn = render(spec)
+    with open_video(manifest.root / "masks" / name) as masks:
+        np.testing.assert_array_equal(masks.read(range(spec.n_frames))[..., 0] > 127, drawn.masks)
+    with open_video(manifest.root / "videos" / f"{name}.mp4") as video:
+        error = np.abs(video.read(range(spec.n_frames)).astype(int) - drawn.frames).mean()
+    assert error < 6, "H.264 changes pixels a little"
+    boxes = pd.read_csv(manifest.root / "boxes.csv")
+    boxes = boxes[boxes["video"] == f"videos/{name}.mp4"]
+    seen = ~np.isnan(drawn.boxes_xyxy).any(1)
+    np.testing.assert_allclose(boxes[["x1_px", "y1_px", "x2_px", "y2_px"]], drawn.boxes_xyxy[seen])
+
+
+def test_no_patient_is_in_two_splits_and_labels_motions_and_devices_are_balanced():
+    for preset in ("tutorial", "demo"):
+        plan = clips_of(PRESETS[preset], seed=0)
+        table = pd.DataFrame([(split, s.patient, s.finding, s.motion, s.device) for _, split, s in plan])
+        table.columns = ["split", "patient", "finding", "motion", "device"]
+        assert (table.groupby("patient")["split"].nunique() == 1).all()
+        assert (table.groupby("patient")["device"].nunique() == 1).all()
+        counts = table.groupby(["split", "finding", "motion"]).size().unstack(["finding", "motion"])
+        assert (counts.nunique(axis=1) == 1).all()
+        assert table.groupby(["split", "device"])["patient"].nunique().min() >= 2
+
+
+def test_the_same_seed_writes_the_same_data_and_another_seed_other_patients(phantom, tmp_path):
+    again = write_phantom(tmp_path / "again", "tiny", seed=1, progress=False)
+    assert read_manifest(again).fingerprint == read_manifest(phantom).fingerprint
+    assert (again.parent / "boxes.csv").read_text() == (phantom.parent / "boxes.csv").read_text()
+    assert not {s.patient for *_, s in clips_of(PRESETS["demo"], 0)} & {
+        s.patient for *_, s in clips_of(PRESETS["demo"], 1)
+    }
+
+
+def test_a_stopped_run_goes_on_and_keeps_what_was_written(phantom, tmp_path):
+    kept = write_phantom(tmp_path / "p", "tiny", seed=1, progress=False)
+    video = sorted((tmp_path / "p" / "videos").iterdir())[0]
+    stamp = video.stat().st_mtime_ns
+    kept.unlink()
+    last = sorted((tmp_path / "p" / "clips").iterdir())[-1]
+    last.unlink()
+    write_phantom(tmp_path / "p", "tiny", seed=1, progress=False)
+    assert video.stat().st_mtime_ns == stamp
+    assert last.exists()
+    assert read_manifest(kept).fingerprint == read_manifest(phantom).fingerprint
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="something else"):
+        write_phantom(tmp_path, "tiny", progress=False)
+    with pytest.raises(UserError, match="tiny, tutorial, demo"):
+        write_phantom(tmp_path / "x", "huge", progress=False)
