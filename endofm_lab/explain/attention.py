@@ -1,0 +1,245 @@
+"""Attention of a clip: in space, in time, per head, and rolled out over all blocks.
+
+Maps are plain float32 tensors of one clip. Letters: T frames, h w patches, N = h w, K heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from endofm_lab.errors import UserError
+from endofm_lab.model.transformer import VideoTokens, VideoTransformer
+from endofm_lab.model.video_model import VideoModel
+
+Head = int | Literal["mean", "max"]
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """All attention of one clip, and the questions one asks of it.
+
+    Attributes:
+        space: per block (T, K, 1 + N, 1 + N), row = query, column = key, entry 0 is CLS; rows sum to one. For a joint
+            model T is 1 and N counts the patches of all frames, frame after frame.
+        time: per block (h, w, K, T, T), between frames at one patch; rows sum to one. Empty without temporal attention.
+        grid: T, h and w.
+        kind: ``divided``, ``space_only`` or ``joint``.
+    """
+
+    space: tuple[Tensor, ...]
+    time: tuple[Tensor, ...]
+    grid: tuple[int, int, int]
+    kind: str
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return len(self.space)
+
+    @property
+    def heads(self) -> int:
+        """How many heads each block has."""
+        return self.space[0].shape[1]
+
+    def in_space(self, block: int, head: Head = "mean", patch: tuple[int, int] | None = None) -> Tensor:
+        """(T, h, w): where CLS looks in every frame, or where the patch (row, column) of each frame looks in its frame.
+
+        A row of attention sums to one over CLS and patches, so these sum to one less what CLS gets. In a joint model
+        the row runs over all frames: CLS's map sums to one over (T, h, w), and a patch's map in frame t shows only
+        what it gives to frame t.
+
+        Args:
+            block: counted from 0, negative from the end.
+            head: a number, or the mean or the maximum over the heads (made to sum to one again).
+            patch: row and column of the query; None for CLS.
+
+        Raises:
+            UserError: block, head or patch out of range.
+        """
+        T, h, w = self.grid
+        rows = self._fused(self.space, block, head)  # (T, 1 + N, 1 + N), or (1, 1 + TN, 1 + TN)
+        if self.kind != "joint":
+            return rows[:, self._token(patch), 1:].reshape(T, h, w)
+        if patch is None:
+            return rows[0, 0, 1:].reshape(T, h, w)
+        queries = self._token(patch) + torch.arange(T) * h * w
+        return rows[0, queries, 1:].reshape(T, T, h, w)[torch.arange(T), torch.arange(T)]
+
+    def in_time(self, block: int, head: Head = "mean", patch: tuple[int, int] | None = None) -> Tensor:
+        """(T, T): from which frame (column) each frame (row) reads, at a patch or on average over all patches.
+
+        Rows sum to one. In a joint model: what the patch gives to all patches of a frame, over what it gives to all.
+
+        Raises:
+            UserError: block, head or patch out of range, or a model without temporal attention.
+        """
+        T, h, w = self.grid
+        self._number(block)
+        if self.kind == "joint":
+            rows = self._fused(self.space, block, head)[0, 1:, 1:].reshape(T, h * w, T, h * w).sum(dim=3)
+            rows = (rows / rows.sum(dim=2, keepdim=True)).permute(1, 0, 2)  # (N, T, T)
+        elif not self.time:
+            raise UserError(
+                f"This model ({self.kind}) has no attention in time; it has maps in space for the blocks 0 to "
+                f"{self.blocks - 1}. Temporal maps need a model with divided or joint attention."
+            )
+        else:
+            rows = self._fused(self.time, block, head).flatten(0, 1)
+        return rows.mean(dim=0) if patch is None else rows[self._token(patch) - 1]
+
+    def rollout(self, query: tuple[int, int, int] | None = None, head: Head = "mean") -> Tensor:
+        """(T, h, w): how much of each input patch reaches CLS, or the patch (frame, row, column), through all blocks.
+
+        Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928) for space and time in turns. A residual step
+        ``x + A x`` passes on ``M = (I + A) / 2`` of its input; a network passes on the product of its steps. Let the
+        tokens be the patches x[t, n] and a copy c[t] of CLS per frame. A block of the divided model makes three steps:
+
+        1. time, at each patch n:    x[t, n] <- (x[t, n] + sum_s A_n[t, s] x[s, n]) / 2,   c[t] <- c[t]
+        2. space, in each frame t:   z[t, i] <- (z[t, i] + sum_j B_t[i, j] z[t, j]) / 2,   z[t] = (c[t], x[t, 1..N])
+        3. one CLS per clip:         c[t] <- mean over s of c[s]
+
+        (3 averages what space added; the copies were equal, so averaging all of c is the same.) What reaches one token
+        is that token's row of the product, and a row r times M costs a matrix-vector product. So start with r = 1 at
+        the query (1/T at each copy of CLS) and walk from the last block to the first: 3, 2, 1, each as r <- r M. Every
+        M is row-stochastic, so r always sums to one; the result leaves out what stays at CLS. Space-only models have
+        step 2 alone, joint models too, over one long frame.
+
+        Raises:
+            UserError: head or query out of range.
+        """
+        T, h, w = self.grid
+        row = torch.zeros(T, 1 + h * w)
+        if query is None:
+            row[:, 0] = 1 / T
+        else:
+            self._frame(query[0])
+            row[query[0], self._token(query[1:])] = 1.0
+        return self._walk(row, head)[:, 1:].reshape(T, h, w)
+
+    def rollout_in_time(self, head: Head = "mean") -> Tensor:
+        """(T, T): from which input frames (columns) the patches of each output frame (rows) come, through all blocks.
+
+        The mean rollout of a frame's patches, summed over the patches of each input frame; each row is divided by what
+        came from patches at all, so that rows sum to one.
+        """
+        T, h, w = self.grid
+        rows = []
+        for t in range(T):
+            row = torch.zeros(T, 1 + h * w)
+            row[t, 1:] = 1 / (h * w)
+            frames = self._walk(row, head)[:, 1:].sum(dim=1)
+            rows.append(frames / frames.sum())
+        return torch.stack(rows)
+
+    def statistics(self) -> pd.DataFrame:
+        """One row per axis, block and head: ``axis`` ("space" or "time"), ``block``, ``head``, ``distance``, ``entropy``.
+
+        Distance: mean over query patches of the attention-weighted distance to the key patches, in patches (space) or
+        frames (time), CLS left out (Dosovitskiy et al. 2021, arXiv 2010.11929, figure 7). Entropy: of the rows, over
+        its maximum, so 0 = one key, 1 = uniform. In a joint model both run over all frames, distance in patches.
+        """
+        T, h, w = self.grid
+        y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+        place = torch.stack([y, x], dim=-1).reshape(-1, 2).float()
+        if self.kind == "joint":
+            place = place.repeat(T, 1)
+        apart, moments = torch.cdist(place, place), torch.arange(T).float()
+        found = []
+        for axis, maps, distance in (
+            ("space", [m[:, :, 1:, 1:] for m in self.space], apart),
+            ("time", [m.flatten(0, 1) for m in self.time], (moments[:, None] - moments).abs()),
+        ):
+            for block, rows in enumerate(maps):  # (positions, K, n, n)
+                rows = rows / rows.sum(dim=-1, keepdim=True).clamp(min=1e-12)
+                length = (rows * distance).sum(dim=-1).mean(dim=(0, 2))
+                entropy = torch.special.entr(rows).sum(dim=-1).mean(dim=(0, 2))
+                entropy = entropy / max(float(torch.tensor(float(rows.shape[-1])).log()), 1e-12)
+                for head in range(self.heads):
+                    found.append((axis, block, head, float(length[head]), float(entropy[head])))
+        return pd.DataFrame(found, columns=["axis", "block", "head", "distance", "entropy"])
+
+    def _walk(self, row: Tensor, head: Head) -> Tensor:
+        """A row (T, 1 + N) over output tokens to one over input tokens; see `rollout`."""
+        T, h, w = self.grid
+        if self.kind == "joint":  # one CLS, one long frame
+            row = torch.cat([row[:, 0].sum()[None], row[:, 1:].flatten()])[None]
+        for block in reversed(range(self.blocks)):
+            if self.kind == "divided":
+                row = torch.cat([row[:, :1].mean(dim=0).expand(T, 1), row[:, 1:]], dim=1)
+            row = (row + torch.einsum("ti,tij->tj", row, self._fused(self.space, block, head))) / 2
+            if self.kind == "divided":
+                time = self._fused(self.time, block, head).flatten(0, 1)  # (N, T, T)
+                patches = (row[:, 1:] + torch.einsum("tn,nts->sn", row[:, 1:], time)) / 2
+                row = torch.cat([row[:, :1], patches], dim=1)
+        if self.kind == "joint":
+            cls, patches = row[0, :1], row[0, 1:].reshape(T, h * w)
+            row = torch.cat([(cls / T).expand(T, 1), patches], dim=1)
+        return row
+
+    def _fused(self, maps: Sequence[Tensor], block: int, head: Head) -> Tensor:
+        """A block's maps with the heads, third axis from the end, made one."""
+        rows = maps[self._number(block)]
+        if head == "mean":
+            return rows.mean(dim=-3)
+        if head == "max":
+            top = rows.amax(dim=-3)
+            return top / top.sum(dim=-1, keepdim=True)
+        if isinstance(head, bool) or not isinstance(head, int) or not 0 <= head < self.heads:
+            raise UserError(f"There is no head {head!r}; choose 0 to {self.heads - 1}, 'mean' or 'max'.")
+        return rows[..., head, :, :]
+
+    def _number(self, block: int) -> int:
+        if not -self.blocks <= block < self.blocks:
+            raise UserError(f"There is no block {block}; this model has the blocks 0 to {self.blocks - 1}.")
+        return block % self.blocks
+
+    def _frame(self, frame: int) -> None:
+        if not 0 <= frame < self.grid[0]:
+            raise UserError(f"There is no frame {frame} in the clip; it has the frames 0 to {self.grid[0] - 1}.")
+
+    def _token(self, patch: Sequence[int] | None) -> int:
+        """Index of a patch among the tokens of its frame; 0 for CLS."""
+        _, h, w = self.grid
+        if patch is None:
+            return 0
+        row, column = patch
+        if not (0 <= row < h and 0 <= column < w):
+            raise UserError(
+                f"There is no patch in row {row}, column {column}; the grid has the rows 0 to {h - 1} and the columns "
+                f"0 to {w - 1}."
+            )
+        return 1 + row * w + column
+
+
+@torch.inference_mode()
+def look(model: VideoModel | VideoTransformer, clip: Tensor) -> AttentionMaps:
+    """The attention of one clip (1, 3, T, H, W), normalised as the model's card says.
+
+    Raises:
+        UserError: the clip has another shape, or is not one clip.
+    """
+    backbone = model.backbone if isinstance(model, VideoModel) else model
+    if clip.ndim != 5 or len(clip) != 1:
+        raise UserError(
+            f"The clip has shape {tuple(clip.shape)}; attention is looked at one clip at a time, (1, 3, T, H, W)."
+        )
+    return maps_of(backbone(clip.to(next(backbone.parameters()).device), attention=True), backbone.config.attention)
+
+
+def maps_of(tokens: VideoTokens, kind: str) -> AttentionMaps:
+    """The maps that one clip's tokens carry, after ``backbone(clip, attention=True)``."""
+    _, T, h, w, _ = tokens.patches.shape
+    space = tokens.joint if kind == "joint" else tokens.spatial
+    if space is None:
+        raise UserError("These tokens carry no attention; ask for it with backbone(clip, attention=True).")
+    rows = [m if kind == "joint" else m[0] for m in space]  # a joint model's one clip is its one long frame
+    return AttentionMaps(
+        space=tuple(m.detach().float().cpu() for m in rows),
+        time=tuple(m[0].detach().float().cpu() for m in tokens.temporal or ()),
+        grid=(T, h, w),
+        kind=kind,
+    )
