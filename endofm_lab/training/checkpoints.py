@@ -1,0 +1,77 @@
+"""Checkpoints of a running training: whole or absent, the newest few, read without unpickling objects."""
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from endofm_lab.errors import CheckpointError
+from endofm_lab.files import atomic_path, read_json, write_json
+
+WEIGHTS, OPTIMISER, STATE = "model.safetensors", "optimiser.pt", "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The folder ``step-00000120, ...`` of a run; the newest ``keep`` stay.
+
+    The number is that of the steps done. Everything random comes from the run's seed and the number of the step, so
+    there is no state of generators or of the data's order to store.
+    """
+
+    folder: Path
+    keep: int = 2
+
+    def all(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        return sorted(p for p in self.folder.glob("step-*") if re.fullmatch(r"step-\d{8}", p.name))
+
+    def save(
+        self, step: int, weights: dict[str, torch.Tensor], optimiser: dict[str, Any], state: dict[str, Any]
+    ) -> Path:
+        """Write a checkpoint after ``step`` steps, then take away the oldest.
+
+        Raises:
+            CheckpointError: it cannot be written, for example because the disk is full; earlier ones are untouched.
+        """
+        target = self.folder / f"step-{step:08d}"
+        try:
+            with atomic_path(target) as part:
+                part.mkdir()
+                save_file({name: t.detach().cpu().contiguous() for name, t in weights.items()}, part / WEIGHTS)
+                torch.save(optimiser, part / OPTIMISER)
+                write_json(part / STATE, {"step": step, **state})
+        except (OSError, SafetensorError, RuntimeError) as error:
+            there = self.all()
+            last = f"the last good one is {there[-1].name}" if there else "there is none before it"
+            raise CheckpointError(
+                f"The checkpoint after step {step} cannot be written to {self.folder} ({error}); {last}. "
+                "Make room, then resume."
+            ) from error
+        for old in self.all()[: -self.keep]:
+            shutil.rmtree(old)
+        return target
+
+    def load(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Fill model and optimiser from the newest checkpoint; returns its state, or None without a checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be read or does not fit.
+        """
+        there = self.all()
+        if not there:
+            return None
+        try:
+            model.load_state_dict(load_file(there[-1] / WEIGHTS))
+            optimiser.load_state_dict(torch.load(there[-1] / OPTIMISER, map_location="cpu", weights_only=True))
+            return read_json(there[-1] / STATE)
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{there[-1]} cannot be loaded ({error}); remove that folder to go on from the one before it."
+            ) from error

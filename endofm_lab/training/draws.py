@@ -1,0 +1,143 @@
+"""Which sample a training run sees when: a function of the seed and the number of the draw, and of nothing else."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from endofm_lab.errors import UserError, VideoError
+
+_RETRIES = 20
+
+
+class Data(Protocol):
+    """What can be trained on.
+
+    ``len(data)`` samples; ``data.sample(index, seed)`` is one of them, equal for equal arguments, in any process; it
+    raises `VideoError` if its video cannot be read. ``data.name(index)`` is the file that it comes from, and
+    ``data.n_files`` the number of different ones. ``data.collate(samples)`` makes a batch of them.
+    """
+
+    n_files: int
+
+    def __len__(self) -> int: ...
+    def sample(self, index: int, seed: int) -> Any: ...
+    def name(self, index: int) -> str: ...
+    def collate(self, samples: list[Any]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The endless sequence of draws of a run: epoch after epoch, each a permutation of the ``n`` samples."""
+
+    n: int
+    seed: int
+
+    def __getitem__(self, number: int) -> tuple[int, int]:
+        """Sample's index and seed of a draw."""
+        epoch, place = divmod(number, self.n)
+        return int(self._permutation(epoch)[place]), _mix(self.seed, 1, number)
+
+    def instead(self, number: int, attempt: int) -> int:
+        """The index that takes the place of an unreadable sample."""
+        return _mix(self.seed, 2, number, attempt) % self.n
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if _LAST.get("key") != (self.n, self.seed, epoch):
+            _LAST["key"] = (self.n, self.seed, epoch)
+            _LAST["order"] = np.random.default_rng([self.seed, 0, epoch]).permutation(self.n)
+        return _LAST["order"]
+
+
+_LAST: dict[str, Any] = {}  # the permutation of the current epoch; a run walks through it in order
+
+
+def _mix(*numbers: int) -> int:
+    """A seed below 2^63 from numbers; different for different ones, as far as 63 bits allow."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of what is random inside a step (drop path, masks) in one process."""
+    return _mix(seed, 3, step, rank)
+
+
+class _ByNumber(Dataset):
+    """Draw number -> (sample, names of the videos that could not be read on the way to it)."""
+
+    def __init__(self, data: Data, draws: Draws) -> None:
+        self.data, self.draws = data, draws
+        self.unreadable: dict[str, str] = {}  # of this process: left out for good
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, number: int) -> tuple[Any, dict[str, str]]:
+        index, seed = self.draws[number]
+        met: dict[str, str] = {}
+        for attempt in range(_RETRIES):
+            name = self.data.name(index)
+            if name not in self.unreadable:
+                try:
+                    return self.data.sample(index, seed), met
+                except VideoError as error:
+                    self.unreadable[name] = error.reason
+            met[name] = self.unreadable[name]
+            index = self.draws.instead(number, attempt)
+        raise UserError(f"{_RETRIES} draws in a row gave no readable video: {_listed(met)}. Check the manifest's files.")
+
+
+def _listed(names: dict[str, str]) -> str:
+    return "; ".join(f"{name} ({reason})" for name, reason in names.items())
+
+
+class LeftOut:
+    """The videos that could not be read, by name with the reason; more than 1 % of the files end the run."""
+
+    def __init__(self, n_files: int, known: dict[str, str]) -> None:
+        self.n_files, self.names = n_files, dict(known)
+
+    def add(self, met: dict[str, str]) -> dict[str, str]:
+        """Note what was met; returns what is new.
+
+        Raises:
+            UserError: more than 1 % of the files are unreadable; the message lists them.
+        """
+        new = {name: reason for name, reason in met.items() if name not in self.names}
+        self.names |= new
+        if new and len(self.names) > 0.01 * self.n_files:
+            raise UserError(
+                f"{len(self.names)} of {self.n_files} videos cannot be read, which is more than 1 %: "
+                f"{_listed(self.names)}. Repair them or take them out of the manifest."
+            )
+        return new
+
+
+def batches(
+    data: Data, draws: Draws, numbers: Iterator[list[int]], workers: int, known: dict[str, str]
+) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Batches of the draws with the given numbers, and the unreadable videos that were met on the way to each."""
+    dataset = _ByNumber(data, draws)
+    dataset.unreadable |= known
+    loader = DataLoader(
+        dataset,
+        batch_sampler=numbers,  # type: ignore[arg-type]  # lists of draw numbers, made as they are needed
+        num_workers=workers,
+        collate_fn=_Collate(data.collate),
+        pin_memory=torch.cuda.is_available(),
+    )
+    yield from loader
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """Make a batch of samples, and one record of what was met."""
+
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, drawn: list[tuple[Any, dict[str, str]]]) -> tuple[Any, dict[str, str]]:
+        met = {name: reason for _, names in drawn for name, reason in names.items()}
+        return self.collate([sample for sample, _ in drawn]), met

@@ -1,0 +1,350 @@
+"""The one training loop: a generator that yields a record per step, resumes exactly, and runs alone or in many processes.
+
+`accelerate launch`, `notebook_launcher` or nothing at all: Hugging Face Accelerate decides on device, processes and
+precision, the code here is the same.
+"""
+
+import contextlib
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather_object, send_to_device
+from torch import Tensor, nn
+
+from endofm_lab.errors import CheckpointError, UserError
+from endofm_lab.training.checkpoints import Checkpoints
+from endofm_lab.training.draws import Data, Draws, LeftOut, batches, step_seed
+
+LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
+Record = dict[str, Any]
+
+
+class Trainable(nn.Module):
+    """What the loop trains: a module whose forward returns losses; everything that a checkpoint needs is in its state.
+
+    ``forward(batch, part, step)`` returns a dict of scalars. "loss" is minimised, the others are logged. A batch can be
+    computed in parts: their losses add up, and the activations of one are freed before the next.
+    """
+
+    def parts(self, batch: Any) -> list[Any]:
+        """What `forward` computes one after the other; one entry per part."""
+        return [None]
+
+    def before_step(self, step: int) -> None:
+        """Called before the first batch of a step."""
+
+    def after_backward(self, step: int) -> None:
+        """Called when the gradients of a step are complete, before clipping and update."""
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """Called after the update; what it returns is logged."""
+        return {}
+
+
+class TrainingDiverged(UserError):
+    """The loss is not a number any more."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a training runs.
+
+    Attributes:
+        steps: updates in all.
+        batch: samples per update, of all processes together.
+        accumulation: pieces that each process computes its share of a batch in: less memory, the same gradient.
+        precision: "float32"; "bfloat16" or "float16" compute under autocast, weights stay float32.
+        clip: largest norm of each parameter tensor's gradient; None does not clip.
+        seed: of data order, samples and everything random in a step.
+        save_every: steps between checkpoints.
+        keep: checkpoints that stay.
+        workers: processes that load data, for each training process; 0 loads in the training process.
+        trackers: Accelerate's names of trackers besides the log, for example "tensorboard".
+    """
+
+    steps: int
+    batch: int
+    accumulation: int = 1
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    clip: float | None = None
+    seed: int = 0
+    save_every: int = 500
+    keep: int = 2
+    workers: int = 0
+    trackers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "accumulation", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; give a whole number above 0.")
+        if self.workers < 0 or self.seed < 0:
+            raise UserError(f"workers is {self.workers} and seed {self.seed}; neither can be below 0.")
+        if self.precision not in _PRECISIONS:
+            raise UserError(f"precision is {self.precision!r}; choose one of {', '.join(_PRECISIONS)}.")
+
+
+_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def train(
+    model: Trainable,
+    optimiser: torch.optim.Optimizer,
+    schedule: Callable[[int], dict[str, float]],
+    data: Data,
+    config: LoopConfig,
+    out: str | Path,
+    measure: Callable[[int], Record] | None = None,
+) -> Iterator[Record]:
+    """Train, from the newest checkpoint in ``out`` if there is one, and yield the record of every step.
+
+    The same seed gives the same losses whether the run was interrupted or not: bit for bit on CPU in float32. Closing
+    the generator, Ctrl-C and errors save a checkpoint before they end the run.
+
+    Args:
+        model: moved to the device, trained in place.
+        optimiser: its groups may hold ``lr_scale`` (factor on the learning rate) and ``decays`` (False: no weight
+            decay), see `parameter_groups`.
+        schedule: step -> "lr" and "weight_decay"; logged.
+        data: samples.
+        config: how to run.
+        out: folder of ``log.jsonl`` and ``checkpoints/``.
+        measure: step -> more numbers for the record, called in the main process after every step.
+
+    Yields:
+        "step" (from 0), "loss" and the model's other numbers (means over batch and processes), "lr", "weight_decay",
+        "grad_norm" (of all gradients, before clipping), "left_out" (unreadable videos so far), "data_s", "step_s".
+
+    Raises:
+        UserError: batch that processes and pieces cannot share, too many unreadable videos, disk full.
+        TrainingDiverged: the loss is not finite; weights and checkpoints are those before it.
+    """
+    run = _Run(model, optimiser, schedule, data, config, Path(out))
+    step = run.first
+    try:
+        waiting = time.perf_counter()
+        for step, micro_batches in run.steps():
+            begun = time.perf_counter()
+            record = run.step(step, micro_batches)
+            record |= {"left_out": len(run.left_out.names), "data_s": begun - waiting}
+            record["step_s"] = time.perf_counter() - begun
+            if measure and run.accelerator.is_main_process:
+                record |= measure(step)
+            run.log(record)
+            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                run.save()
+            yield record
+            waiting = time.perf_counter()
+    except (CheckpointError, TrainingDiverged):
+        raise
+    except BaseException:
+        run.save()
+        raise
+    finally:
+        run.close()
+
+
+class _Run:
+    """A training under way; ``done`` is the number of completed steps, which the weights always agree with."""
+
+    def __init__(
+        self,
+        model: Trainable,
+        optimiser: torch.optim.Optimizer,
+        schedule: Callable[[int], dict[str, float]],
+        data: Data,
+        config: LoopConfig,
+        out: Path,
+    ) -> None:
+        AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
+        self.accelerator = Accelerator(
+            mixed_precision=_PRECISIONS[config.precision],
+            log_with=list(config.trackers) or None,
+            project_dir=out,
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        self.config, self.schedule, self.data = config, schedule, data
+        shares = self.accelerator.num_processes * config.accumulation
+        if config.batch % shares:
+            raise UserError(
+                f"A batch of {config.batch} cannot be shared by {self.accelerator.num_processes} processes in "
+                f"{config.accumulation} pieces; give a multiple of {shares}."
+            )
+        self.piece = config.batch // shares
+        self.checkpoints = Checkpoints(out / CHECKPOINTS, config.keep)
+        state = self.checkpoints.load(model, optimiser) or {"step": 0, "left_out": {}, "scaler": None}
+        self.first = self.done = self.saved = int(state["step"])
+        self.left_out = LeftOut(data.n_files, state["left_out"])
+        self.inner = model.train()
+        self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
+        if state["scaler"] and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self._log = out / LOG
+        if self.accelerator.is_main_process:
+            cut_log(self._log, self.first)
+        if config.trackers:
+            purge = {"tensorboard": {"purge_step": self.first}} if "tensorboard" in config.trackers else {}
+            self.accelerator.init_trackers("tracking", init_kwargs=purge)
+
+    def steps(self) -> Iterator[tuple[int, list[Any]]]:
+        """The steps that are still to do, each with this process's pieces of its batch."""
+        rank, pieces = self.accelerator.process_index, self.config.accumulation
+        first_of_rank = rank * self.piece * pieces
+
+        def numbers() -> Iterator[list[int]]:
+            for step in range(self.first, self.config.steps):
+                for piece in range(pieces):
+                    start = step * self.config.batch + first_of_rank + piece * self.piece
+                    yield list(range(start, start + self.piece))
+
+        draws = Draws(len(self.data), self.config.seed)
+        stream = batches(self.data, draws, numbers(), self.config.workers, self.left_out.names)
+        for step in range(self.first, self.config.steps):
+            drawn = [next(stream) for _ in range(pieces)]
+            self._note({name: reason for _, met in drawn for name, reason in met.items()})
+            yield step, [batch for batch, _ in drawn]
+
+    def step(self, step: int, pieces: list[Any]) -> Record:
+        """Compute gradients and update; the weights change only here."""
+        accelerator, values = self.accelerator, self.schedule(step)
+        numbers: dict[str, Tensor] = {}
+        devices = [accelerator.device] if accelerator.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(step_seed(self.config.seed, step, accelerator.process_index))
+            self.inner.before_step(step)
+            self.optimiser.zero_grad(set_to_none=True)
+            for p, piece in enumerate(pieces):
+                batch = send_to_device(piece, accelerator.device, non_blocking=True)
+                n_parts = len(self.inner.parts(batch))
+                for part in range(n_parts):
+                    last = p == len(pieces) - 1 and part == n_parts - 1
+                    # Gradients travel between processes once per step, with its last part.
+                    with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
+                        losses = self.model(batch, part, step)
+                        accelerator.backward(losses["loss"] / len(pieces))
+                    for name, value in losses.items():
+                        share = value.detach().float() / len(pieces)
+                        numbers[name] = numbers[name] + share if name in numbers else share
+        record = self._averaged(numbers)
+        if not math.isfinite(record["loss"]):
+            self.log({"step": step, **record})
+            raise TrainingDiverged(
+                f"The loss is {record['loss']} at step {step}. Lower the learning rate, lengthen its warm-up or clip "
+                "gradients more; float16 overflows where bfloat16 and float32 do not."
+            )
+        with _uninterrupted():
+            if accelerator.scaler is not None:
+                accelerator.unscale_gradients(self.optimiser)
+            self.inner.after_backward(step)
+            norm = clip_each(self.inner, self.config.clip)
+            for group in self.optimiser.param_groups:
+                group["lr"] = values["lr"] * group.get("lr_scale", 1.0)
+                group["weight_decay"] = values["weight_decay"] if group.get("decays", True) else 0.0
+            self.optimiser.step()
+            more = self.inner.after_step(step)
+            self.done = step + 1
+        return {"step": step, **record, **values, **more, "grad_norm": norm}
+
+    def _averaged(self, numbers: dict[str, Tensor]) -> dict[str, float]:
+        stacked = torch.stack([value.reshape(()) for value in numbers.values()])
+        return dict(zip(numbers, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
+
+    def _note(self, met: dict[str, str]) -> None:
+        """Every process learns which videos the others could not read."""
+        count = torch.tensor(float(len(met)), device=self.accelerator.device)
+        if self.accelerator.num_processes > 1 and self.accelerator.reduce(count, "sum") > 0:
+            met = {name: reason for names in gather_object([met]) for name, reason in names.items()}
+        for name, reason in self.left_out.add(met).items():
+            self.accelerator.print(f"left out for good: {name}: {reason}")
+
+    def log(self, record: Record) -> None:
+        """Append to the log, and to the trackers."""
+        if self.accelerator.is_main_process:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(_plain(record)) + "\n")
+        if self.config.trackers:
+            numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
+            self.accelerator.log(numbers, step=record["step"])
+
+    def save(self) -> None:
+        """Write a checkpoint of the completed steps, unless it is there."""
+        if self.done == self.saved:
+            return
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {"left_out": self.left_out.names, "scaler": scaler.state_dict() if scaler else None}
+            self.checkpoints.save(self.done, self.inner.state_dict(), self.optimiser.state_dict(), state)
+        self.saved = self.done
+
+    def close(self) -> None:
+        """Let trackers write what they hold."""
+        if self.config.trackers:
+            self.accelerator.end_training()
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """What learns, in two groups for the optimiser: tensors that decay, and biases, norms and embeddings of one row,
+    which do not (all tensors with one dimension).
+    """
+    learning = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in learning if p.ndim > 1], "decays": True},
+        {"params": [p for p in learning if p.ndim <= 1], "decays": False},
+    ]
+
+
+@torch.no_grad()
+def clip_each(model: nn.Module, limit: float | None) -> float:
+    """Scale the gradient of every parameter tensor to at most ``limit``; returns the norm of all before that.
+
+    Per tensor, as in Endo-FM and DINO, not over all together.
+    """
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))
+    if limit is not None:
+        torch._foreach_mul_(gradients, list((limit / (norms + 1e-6)).clamp(max=1.0).unbind()))
+    return float(norms.norm())
+
+
+def read_log(path: str | Path) -> list[Record]:
+    """The records of a run's ``log.jsonl``; a last line that was cut off is left out."""
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def cut_log(path: Path, steps: int) -> None:
+    """Keep the records of the first ``steps`` steps: what came after the checkpoint is computed again."""
+    kept = [record for record in read_log(path) if record["step"] < steps]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+
+def _plain(record: Record) -> Record:
+    """JSON has no NaN and no infinity."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the block has ended, so that weights, teacher and optimiser stay of one step."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[Any] = []
+    before = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
