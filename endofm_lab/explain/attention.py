@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from endofm_lab.errors import UserError
+from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.transformer import VideoTokens, VideoTransformer
 from endofm_lab.model.video_model import VideoModel
 
@@ -136,7 +137,7 @@ class AttentionMaps:
         return torch.stack(rows)
 
     def statistics(self) -> pd.DataFrame:
-        """One row per axis, block and head: ``axis`` ("space" or "time"), ``block``, ``head``, ``distance``, ``entropy``.
+        """One row per axis ("space" or "time"), block and head, with its attention ``distance`` and ``entropy``.
 
         Distance: mean over query patches of the attention-weighted distance to the key patches, in patches (space) or
         frames (time), CLS left out (Dosovitskiy et al. 2021, arXiv 2010.11929, figure 7). Entropy: of the rows, over
@@ -216,18 +217,21 @@ class AttentionMaps:
 
 
 @torch.inference_mode()
-def look(model: VideoModel | VideoTransformer, clip: Tensor) -> AttentionMaps:
+def look(model: VideoModel | VideoTransformer | FrameBackbone, clip: Tensor) -> AttentionMaps:
     """The attention of one clip (1, 3, T, H, W), normalised as the model's card says.
 
+    Image models (ViT, DINOv2, EVA-02 with its rotary positions) attend in space only.
+
     Raises:
-        UserError: the clip has another shape, or is not one clip.
+        UserError: the clip has another shape, is not one clip, or the model has no attention from a CLS token.
     """
     backbone = model.backbone if isinstance(model, VideoModel) else model
     if clip.ndim != 5 or len(clip) != 1:
         raise UserError(
             f"The clip has shape {tuple(clip.shape)}; attention is looked at one clip at a time, (1, 3, T, H, W)."
         )
-    return maps_of(backbone(clip.to(next(backbone.parameters()).device), attention=True), backbone.config.attention)
+    tokens = backbone(clip.to(next(backbone.parameters()).device), attention=True)
+    return maps_of(tokens, "space_only" if isinstance(backbone, FrameBackbone) else backbone.config.attention)
 
 
 def maps_of(tokens: VideoTokens, kind: str) -> AttentionMaps:

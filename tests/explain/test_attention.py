@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from endofm_lab.errors import UserError
 from endofm_lab.explain.attention import AttentionMaps, look, maps_of
+from endofm_lab.model.frame import build_frame_backbone
 from endofm_lab.model.transformer import build_backbone
 from tests.goldens.weights_from_names import input_for, state_dict_for
 from tests.model.test_transformer import clip_of, lively
@@ -152,6 +153,17 @@ def test_permuting_the_frames_permutes_the_maps():
     torch.testing.assert_close(permuted.in_time(1, 0, (1, 1)), there.in_time(1, 0, (1, 1))[order][:, order], **close)
     torch.testing.assert_close(permuted.rollout(), there.rollout()[order], **close)
     torch.testing.assert_close(permuted.rollout_in_time(), there.rollout_in_time()[order][:, order], **close)
+
+
+def test_an_image_model_with_rotary_positions_attends_in_space_only():
+    backbone, _ = build_frame_backbone("eva02_micro")
+    clip = clip_of(1, 3, 2, 56, 56)
+    maps, alone = look(backbone.eval(), clip), look(backbone, clip[:, :, 1:])
+    assert maps.grid == (2, 4, 4) and maps.kind == "space_only" and not maps.time
+    torch.testing.assert_close(maps.in_space(1, 0, (2, 3))[1:], alone.in_space(1, 0, (2, 3)))
+    torch.testing.assert_close(maps.rollout()[1:] * 2, alone.rollout())
+    with pytest.raises(UserError, match="divided or joint"):
+        maps.in_time(0)
 
 
 @torch.inference_mode()
