@@ -68,7 +68,7 @@ def natural(name: str) -> list[tuple[int, int | str]]:
 
 def clip_file(out: Path, source: str, start_s: float) -> Path:
     """Where the clip of ``source`` that begins at ``start_s`` is written: a folder per source, milliseconds as name."""
-    folder = Path(source.replace(".", "_"))  # a.avi and a.mp4 are two sources
+    folder = Path(source.replace(".", "_").lstrip("/"))  # a.avi and a.mp4 are two sources, and .. leads nowhere
     return out / "clips" / folder / f"{folder.name}_{round(start_s * 1000):08d}.mp4"
 
 

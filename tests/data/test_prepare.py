@@ -38,10 +38,11 @@ def kinds(done) -> dict[str, list[str]]:
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 def test_a_tree_in_the_layout_of_a_recipe_gives_its_counts(name, layout, tmp_path):
     tree = made(name, layout, tmp_path / "disk")
-    done = prepare(name, tmp_path / "disk", tmp_path / "out", fps=25, workers=1)
+    wanted = layout if layout == "stills" else None  # all others are found
+    done = prepare(name, tmp_path / "disk", tmp_path / "out", fps=25, workers=1, layout=wanted)
     assert done.layout.split(" in ")[0] == layout
     table = read_manifest(done.manifest).table
-    if load_recipe(name).layouts[0].unit != "sequence" and layout != "frames":
+    if layout != "frames":  # a row per folder
         assert sorted(set(table["source"])) == sorted(tree.files)
     assert int((table["masks"] != "").sum()) == tree.masks
     boxes = pd.read_csv(tmp_path / "out" / "boxes.csv") if tree.boxes else pd.DataFrame()
@@ -473,6 +474,7 @@ needs_data = pytest.mark.skipif(not DATA, reason="set ENDOFM_LAB_DATA to the fol
         ("private-folder", "sinus", {"fps": 30}, 1, 0, 0),
         ("private-folder", "sinus", {"fps": 30, "cut": "windows"}, 1, 0, 0),
         ("private-folder", "laparoscopy", {"cut": "encode"}, 2, 0, 0),
+        ("private-folder", "laparoscopy-stills", {}, 197, 0, 0),
     ],
 )
 def test_real_data_is_prepared_by_its_recipe_and_passes_the_check(name, folder, options, rows, masks, boxes, tmp_path):
