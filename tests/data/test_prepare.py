@@ -424,6 +424,24 @@ def test_check_finds_what_changed_since(tmp_path):
     assert result.rows == 4 and "4 problems" in result.text()
 
 
+def test_check_finds_rows_that_outlast_their_video_and_boxes_that_fit_no_picture(tmp_path):
+    clock_video(tmp_path / "disk" / "a.mp4", 2.0, 10, size=(64, 64))
+    done = prepare("private-folder", tmp_path / "disk", tmp_path / "out", kind="csv")
+    text = done.manifest.read_text()
+    assert text.count(",2.0,") == 1
+    done.manifest.write_text(text.replace(",2.0,", ",2.5,"))
+    assert [problem.kind for problem in check_manifest(done.manifest).problems] == ["row ends after its video"]
+
+    made("cholect50", "challenge-validation", tmp_path / "disk2")
+    done = prepare("cholect50", tmp_path / "disk2", tmp_path / "out2")
+    path = tmp_path / "out2" / "boxes.csv"
+    boxes = pd.read_csv(path)
+    boxes.loc[0, "x2_px"] = WIDTH + 1
+    pd.concat([boxes, boxes.iloc[:1].assign(video="other.jpg")]).to_csv(path, index=False)
+    found = [problem.kind for problem in check_manifest(done.manifest).problems]
+    assert sorted(found) == ["box of an unknown video", "box outside"]
+
+
 def test_nothing_is_written_into_the_root_and_nothing_half_written_stays(tmp_path):
     kvasir(tmp_path / "disk")
     before = sorted(path.name for path in (tmp_path / "disk").rglob("*"))
