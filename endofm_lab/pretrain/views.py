@@ -1,0 +1,349 @@
+"""The views of a clip: what student and teacher see of it, in time, space and colour.
+
+The recipe is Endo-FM's (arXiv 2306.16741, section 2 and released code): two global views that span the clip, and eight
+local ones of short windows and small crops. One decode serves all views; each view has one random draw for all its
+frames; a seed gives the same views again.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
+
+from endofm_lab.errors import UserError, VideoError
+from endofm_lab.video.clips import ClipSpec, clip_indices
+from endofm_lab.video.reader import open_video
+from endofm_lab.video.transforms import IMAGENET, InputSpec
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of grey and contrast
+_MIN_WINDOW = 2  # frames; a view of fewer would be an image
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """How views are drawn; the defaults are the published recipe.
+
+    Attributes:
+        clip_s: seconds of the clip that all views come from, a random stretch of the manifest's row; shorter rows are
+            taken whole.
+        clip_fps: frames per second that the clip is read at; None: all frames of the video.
+        short_side_px: larger frames are brought to this short side before cropping.
+        global_frames: frames of the two global views.
+        local_frames: frames of each local view; empty for none.
+        global_shift: frames that global view 1 leaves out at the end of the clip and global view 2 at its start.
+        local_window: length of a local view's time window as a share of the clip.
+        global_px: side of a global view.
+        local_px: side of a local view.
+        global_scale: smallest and largest share of the frame's area that a global view shows.
+        local_scale: the same for local views.
+        flip: probability of mirroring left to right.
+        jitter: probability of the colour jitter.
+        brightness: largest relative change.
+        contrast: largest relative change.
+        saturation: largest relative change.
+        grey: probability of grey.
+        blur: probability of a Gaussian blur in global view 1, global view 2, local views. DINO: 1.0, 0.1, 0.5.
+        blur_sigma: its smallest and largest standard deviation in pixels of the view.
+        solarise: probability of inverting bright pixels, in the same order. DINO: 0, 0.2, 0.
+        input: mean and standard deviation of the normalisation (its size is not used).
+    """
+
+    clip_s: float = 5.0
+    clip_fps: float | None = None
+    short_side_px: int = 256
+    global_frames: tuple[int, int] = (8, 16)
+    local_frames: tuple[int, ...] = (2, 2, 4, 4, 8, 8, 16, 16)
+    global_shift: int = 5
+    local_window: float = 1 / 8
+    global_px: int = 224
+    local_px: int = 96
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    grey: float = 0.2
+    blur: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarise: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    input: InputSpec = IMAGENET
+
+    def __post_init__(self) -> None:
+        if len(self.global_frames) != 2:
+            raise UserError(f"global_frames is {self.global_frames}; there are two global views, give two numbers.")
+        positive = {"clip_s": self.clip_s, "short_side_px": self.short_side_px, "local_window": self.local_window}
+        positive |= {"global_px": self.global_px, "local_px": self.local_px, "blur_sigma": min(self.blur_sigma)}
+        positive |= {"global_frames": min(self.global_frames), "local_frames": min(self.local_frames, default=1)}
+        for name, value in positive.items():
+            if not value > 0:
+                raise UserError(f"{name} is {value}; give a number above 0.")
+        for name in ("flip", "jitter", "grey", "brightness", "contrast", "saturation", "local_window"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; give a number from 0 to 1.")
+        for name in ("blur", "solarise"):
+            if len(getattr(self, name)) != 3 or not all(0 <= p <= 1 for p in getattr(self, name)):
+                raise UserError(f"{name} is {getattr(self, name)}; give three probabilities from 0 to 1.")
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= 1:
+                raise UserError(f"{name} is {low} to {high}; give two shares of the area, 0 < low <= high <= 1.")
+        if self.global_shift < 0:
+            raise UserError(f"global_shift is {self.global_shift}; give a number of frames, 0 or more.")
+
+    @property
+    def min_frames(self) -> int:
+        """Frames that a clip must have, so that every window holds at least two."""
+        local = math.ceil(_MIN_WINDOW / self.local_window) if self.local_frames else 0
+        return max(self.global_shift + _MIN_WINDOW, local)
+
+
+@dataclass(frozen=True)
+class ViewDraw:
+    """What chance decided for one view.
+
+    Attributes:
+        name: "global 1", ..., "local 1", ...
+        kind: the teacher sees global views only; the student sees all.
+        window: first frame of its time window in the clip, and the frame after its last.
+        frames: numbers in the clip of the frames it shows; a window shorter than that repeats some.
+        crop_xyxy: corners in pixels of the clip's frames.
+        size_px: side that the crop is resized to.
+        flip: mirrored left to right.
+        brightness: factor, 1 for none.
+        contrast: factor, 1 for none.
+        saturation: factor, 1 for none.
+        grey: without colour.
+        blur_sigma_px: standard deviation of the blur, 0 for none.
+        solarise: bright pixels inverted.
+    """
+
+    name: str
+    kind: Literal["global", "local"]
+    window: tuple[int, int]
+    frames: tuple[int, ...]
+    crop_xyxy: tuple[int, int, int, int]
+    size_px: int
+    flip: bool
+    brightness: float
+    contrast: float
+    saturation: float
+    grey: bool
+    blur_sigma_px: float
+    solarise: bool
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of a clip, and where they come from.
+
+    Attributes:
+        tensors: float32 (3, T, px, px) per view, normalised; global views first.
+        draws: what chance decided, per view.
+        frames: uint8 (n, H, W, 3) RGB, the frames that were decoded.
+        frame_numbers: their numbers in the clip (n,).
+        times_s: time in the video of every frame of the clip (L,), whether decoded or not.
+    """
+
+    tensors: list[Tensor]
+    draws: tuple[ViewDraw, ...]
+    frames: np.ndarray
+    frame_numbers: np.ndarray
+    times_s: np.ndarray
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Per view what `ViewDraw` holds, with its time window ``window_s`` and the times of its frames ``times_s``."""
+        step_s = float(np.diff(self.times_s).mean()) if len(self.times_s) > 1 else 0.0
+        return [
+            asdict(draw)
+            | {
+                "window_s": (float(self.times_s[draw.window[0]]), float(self.times_s[draw.window[1] - 1]) + step_s),
+                "times_s": [float(self.times_s[frame]) for frame in draw.frames],
+            }
+            for draw in self.draws
+        ]
+
+
+@dataclass(frozen=True)
+class MultiView:
+    """Draws the views that a specification describes, and shows them.
+
+    >>> views = MultiView(ViewSpec()).of_video("clip.mp4", seed=7)
+    >>> [tuple(v.shape) for v in views.tensors][:2]
+    [(3, 8, 224, 224), (3, 16, 224, 224)]
+    """
+
+    spec: ViewSpec
+
+    def draw(self, n_frames: int, size_hw: tuple[int, int], seed: int) -> tuple[ViewDraw, ...]:
+        """The views of a clip of ``n_frames`` frames of that size; the same for the same seed.
+
+        Raises:
+            UserError: the clip is shorter than the windows.
+        """
+        spec = self.spec
+        if n_frames < spec.min_frames:
+            raise UserError(
+                f"the clip has {n_frames} frames, but its windows need {spec.min_frames}: take longer clips, "
+                "a larger local_window or a smaller global_shift"
+            )
+        views = [("global", T) for T in spec.global_frames] + [("local", T) for T in spec.local_frames]
+        return tuple(
+            self._draw_one(place, kind, T, n_frames, size_hw, np.random.default_rng([seed, place]))
+            for place, (kind, T) in enumerate(views)
+        )
+
+    def _draw_one(
+        self, place: int, kind: Any, T: int, n_frames: int, size_hw: tuple[int, int], random: np.random.Generator
+    ) -> ViewDraw:
+        spec = self.spec
+        if kind == "global":
+            window = (0, n_frames - spec.global_shift) if place == 0 else (spec.global_shift, n_frames)
+        else:
+            length = int(n_frames * spec.local_window)
+            first = int(random.integers(0, n_frames - length + 1))
+            window = (first, first + length)
+        frames = np.linspace(window[0], window[1] - 1, T).round().astype(int)
+        crop = _random_crop(size_hw, spec.global_scale if kind == "global" else spec.local_scale, random)
+        flip = bool(random.random() < spec.flip)
+        jittered = random.random() < spec.jitter
+        limits = np.array([spec.brightness, spec.contrast, spec.saturation])
+        factors = 1 + limits * random.uniform(-1, 1, size=3) * jittered
+        grey = bool(random.random() < spec.grey)
+        of_place = min(place, 2)
+        blurred = random.random() < spec.blur[of_place]
+        sigma = random.uniform(*spec.blur_sigma) * blurred
+        return ViewDraw(
+            name=f"{kind} {place + 1 if kind == 'global' else place - 1}",
+            kind=kind,
+            window=window,
+            frames=tuple(frames.tolist()),
+            crop_xyxy=crop,
+            size_px=spec.global_px if kind == "global" else spec.local_px,
+            flip=flip,
+            brightness=float(factors[0]),
+            contrast=float(factors[1]),
+            saturation=float(factors[2]),
+            grey=grey,
+            blur_sigma_px=float(sigma),
+            solarise=bool(random.random() < spec.solarise[of_place]),
+        )
+
+    def show(self, frames: Tensor, frame_numbers: np.ndarray, draw: ViewDraw) -> Tensor:
+        """One view, float32 (3, T, px, px), from frames uint8 (n, H, W, 3) with these numbers in the clip."""
+        left, top, right, bottom = draw.crop_xyxy
+        rows = torch.from_numpy(np.searchsorted(frame_numbers, draw.frames))
+        x = frames[:, top:bottom, left:right][rows].permute(0, 3, 1, 2)  # (T, 3, h, w), channels last in memory
+        x = tv.resize(x, [draw.size_px, draw.size_px], InterpolationMode.BICUBIC, antialias=True)
+        x = colour(x, draw)
+        if draw.flip:
+            x = x.flip(-1)
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.spec.input.mean, self.spec.input.std))
+        return x.sub_(mean).div_(std).transpose(0, 1).contiguous()
+
+    def of_frames(self, frames: np.ndarray, times_s: np.ndarray, seed: int) -> Views:
+        """The views of a clip that is there already: uint8 (L, H, W, 3) RGB, at times (L,)."""
+        pixels = self._sized(frames)
+        draws = self.draw(len(pixels), (pixels.shape[1], pixels.shape[2]), seed)
+        numbers = np.arange(len(pixels))
+        return Views([self.show(pixels, numbers, d) for d in draws], draws, pixels.numpy(), numbers, times_s)
+
+    def of_video(self, path: str | Path, seed: int, start_s: float = 0.0, end_s: float = math.nan) -> Views:
+        """The views of a random clip between two times of a video (NaN: its end); its frames are decoded once.
+
+        Raises:
+            VideoError: the video cannot be read, or is shorter than the windows.
+        """
+        spec = self.spec
+        with open_video(path) as video:
+            times_s = video.times_s
+            indices = self._clip(video.info, times_s, start_s, end_s, seed)
+            height, width = _sized_hw((video.info.height_px, video.info.width_px), spec.short_side_px)
+            try:
+                draws = self.draw(len(indices), (height, width), seed)
+            except UserError as error:
+                raise VideoError(path, str(error)) from error
+            numbers = np.unique(np.concatenate([draw.frames for draw in draws]))
+            pixels = self._sized(video.read(indices[numbers]))
+        return Views([self.show(pixels, numbers, d) for d in draws], draws, pixels.numpy(), numbers, times_s[indices])
+
+    def _clip(self, info: Any, times_s: np.ndarray, start_s: float, end_s: float, seed: int) -> np.ndarray:
+        """Frames of the clip in the video (L,)."""
+        end_s = info.duration_s if math.isnan(end_s) else min(end_s, info.duration_s)
+        length_s = min(self.spec.clip_s, end_s - start_s)
+        free_s = max(0.0, end_s - start_s - length_s)
+        first_s = start_s + np.random.default_rng([seed, 1 << 16]).random() * free_s
+        if length_s <= 0 or first_s >= info.duration_s:
+            raise VideoError(info.path, f"there is nothing between {start_s} s and {end_s} s; check the manifest's row")
+        if self.spec.clip_fps is not None:
+            n = max(1, round(length_s * self.spec.clip_fps))
+            return clip_indices(ClipSpec(n_frames=n, fps=self.spec.clip_fps), info, first_s, times_s)
+        first, stop = np.searchsorted(times_s, [first_s - 1e-6, first_s + length_s - 1e-6])
+        return np.arange(first, stop)
+
+    def _sized(self, frames: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(np.require(frames, requirements=("C", "W")))
+        size_hw = _sized_hw((pixels.shape[1], pixels.shape[2]), self.spec.short_side_px)
+        if size_hw == tuple(pixels.shape[1:3]):
+            return pixels
+        resized = tv.resize(pixels.permute(0, 3, 1, 2), list(size_hw), InterpolationMode.BILINEAR, antialias=True)
+        return resized.permute(0, 2, 3, 1).contiguous()
+
+
+def colour(x: Tensor, draw: ViewDraw) -> Tensor:
+    """Colours of a view, float32 (T, 3, h, w) in 0..1, from uint8.
+
+    Brightness, contrast and saturation are affine maps of RGB that commute (grey keeps the luma that contrast turns
+    around), so they are one 3 x 3 matrix and an offset, and values are cut to 0..1 once, at the end. Contrast turns
+    around the mean luma of the whole view, so that all frames of a view are changed alike.
+    """
+    x = x.float().mul_(1 / 255)
+    luma = torch.tensor(_LUMA)
+    saturation = 0.0 if draw.grey else draw.saturation
+    if (draw.brightness, draw.contrast, saturation) != (1.0, 1.0, 1.0):
+        mean = draw.brightness * float(x.mean(dim=(0, 2, 3)) @ luma)
+        matrix = draw.brightness * draw.contrast * (saturation * torch.eye(3) + (1 - saturation) * luma.expand(3, 3))
+        T, _, h, w = x.shape
+        offset = torch.full((T, 3, 1), (1 - draw.contrast) * mean)
+        x = torch.baddbmm(offset, matrix.expand(T, 3, 3), x.reshape(T, 3, h * w)).clamp_(0, 1).view(T, 3, h, w)
+    if draw.blur_sigma_px:
+        reach = 2 * math.ceil(3 * draw.blur_sigma_px) + 1
+        reach = min(reach, 2 * ((min(x.shape[-2:]) - 1) // 2) + 1)
+        x = tv.gaussian_blur(x, [reach, reach], [draw.blur_sigma_px, draw.blur_sigma_px])
+    return torch.where(x >= 0.5, 1 - x, x) if draw.solarise else x
+
+
+def _random_crop(
+    size_hw: tuple[int, int], scale: Sequence[float], random: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Corners of a box with a uniform share of the area and a log-uniform ratio of sides from 3:4 to 4:3.
+
+    As torchvision's RandomResizedCrop (Szegedy et al. 2015): ten tries, then the largest centred box of such a ratio.
+    """
+    H, W = size_hw
+    for _ in range(10):
+        area = H * W * random.uniform(*scale)
+        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= W and 0 < h <= H:
+            top, left = int(random.integers(0, H - h + 1)), int(random.integers(0, W - w + 1))
+            return left, top, left + w, top + h
+    w, h = min(W, round(H * 4 / 3)), min(H, round(W * 4 / 3))
+    left, top = (W - w) // 2, (H - h) // 2
+    return left, top, left + w, top + h
+
+
+def _sized_hw(size_hw: tuple[int, int], short_side_px: int) -> tuple[int, int]:
+    short = min(size_hw)
+    if short <= short_side_px:
+        return size_hw
+    height, width = (round(side * short_side_px / short) for side in size_hw)
+    return height, width
