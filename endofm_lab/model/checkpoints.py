@@ -8,13 +8,14 @@ from safetensors.torch import save_file
 
 from endofm_lab.errors import CheckpointError
 from endofm_lab.files import atomic_path, sha256_of, write_json
+from endofm_lab.model import frame
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard
 from endofm_lab.model.initialisation import initialise, public_name, record_of
 from endofm_lab.model.inspection import CheckpointReport, inspect_checkpoint
 from endofm_lab.model.layouts import LAYOUTS, Checkpoint, load_state
 from endofm_lab.model.locate import locate
 from endofm_lab.model.released import KNOWN, card_of, head_tensors
-from endofm_lab.model.video_model import VideoModel, build_model
+from endofm_lab.model.video_model import VideoModel, build_frame_model, build_model
 from endofm_lab.model.weight_files import load_strictly
 
 __all__ = [
@@ -55,12 +56,15 @@ def load_model(path_or_name: str | Path) -> VideoModel:
 
     Args:
         path_or_name: "demo" (the weights in the package), a model folder as `save_model` writes it, a released
-            checkpoint with a video transformer, or a Hugging Face Hub id (``hf:owner/name``). Released checkpoints have
-            no head, or their linear head; its classes are numbered, as their names are not in the file.
+            checkpoint with a video transformer, a Hugging Face Hub id (``hf:owner/name``), or an image model of timm
+            with its weights from the Hub (``timm:eva02_base_patch14_224.mim_in22k``). Released checkpoints have no
+            head, or their linear head; its classes are numbered, as their names are not in the file.
 
     Raises:
         CheckpointError: it cannot be read, is unsafe, is not a video transformer, or its tensors do not fit.
     """
+    if str(path_or_name).startswith("timm:"):
+        return build_frame_model(str(path_or_name).removeprefix("timm:"), weights=frame.HUB).eval()
     checkpoint = load_state(locate(path_or_name))
     if checkpoint.card is not None:
         model = _built_empty(replace(checkpoint.card, weights_sha256=checkpoint.sha256))
@@ -84,6 +88,8 @@ def _built_empty(card: ModelCard) -> VideoModel:
 
     Strict loading fills every parameter; buffers that are not saved would stay undefined, so there must be none.
     """
+    if card.backbone["kind"] == frame.KIND:  # timm's rotary positions are such buffers: build those models in full
+        return build_model(card)
     with torch.device("meta"):
         model = build_model(card)
     assert not list(model.buffers())

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from endofm_lab.errors import UserError
 from endofm_lab.model.card import collapse
@@ -18,7 +19,7 @@ from endofm_lab.model.video_model import build_model
 _AS_IMAGE = "strictly, as the spatial part of a video transformer: initialise(backbone, path)"
 _AS_BACKBONE = "strictly, its backbone: initialise(backbone, path)"
 _USES = {"image": _AS_IMAGE, "image-training": _AS_IMAGE, "detector": _AS_BACKBONE}
-_SHOWN = ("attention", "width", "depth", "heads", "patch_px", "image_px", "frames", "mlp_ratio")
+_SHOWN = ("architecture", "attention", "width", "depth", "heads", "patch_px", "image_px", "frames", "mlp_ratio")
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,17 @@ def _compared(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, list[str],
     sizes = None
     try:
         sizes = sizes_of(checkpoint)
-        config = config_of(checkpoint)
         with torch.device("meta"):  # shapes alone
-            module = build_model(checkpoint.card) if checkpoint.card else VideoTransformer(config)
-        tensors = checkpoint.tensors if checkpoint.card else checkpoint.backbone
-        if checkpoint.is_image and not checkpoint.card:
-            tensors, _, _ = spatial_part(checkpoint, config)
+            module: nn.Module
+            if checkpoint.card:
+                module, tensors = build_model(checkpoint.card), checkpoint.tensors
+                sizes = {name: value for name, value in checkpoint.card.backbone.items() if name != "kind"}
+            else:
+                config = config_of(checkpoint)
+                sizes = asdict(config)
+                module, tensors = VideoTransformer(config), checkpoint.backbone
+                if checkpoint.is_image:
+                    tensors, _, _ = spatial_part(checkpoint, config)
     except UserError as error:  # incomplete, or no network of ours
         outside_blocks = ["cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"]
         outside_blocks += [] if checkpoint.is_image else ["time_embed"]
@@ -151,7 +157,7 @@ def _compared(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, list[str],
     ]
     if missing or unexpected:
         problems.append(f"{len(missing)} tensors are missing and {len(unexpected)} unexpected.")
-    return asdict(config), missing, unexpected, problems
+    return sizes, missing, unexpected, problems
 
 
 def _normalisation(checkpoint: Checkpoint) -> str:

@@ -30,7 +30,6 @@ from endofm_lab.errors import CheckpointError
 from endofm_lab.files import sha256_of
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard, read_card
 from endofm_lab.model.transformer import BackboneConfig
-from endofm_lab.model.video_model import backbone_config
 from endofm_lab.model.weight_files import read_weights
 
 LAYOUTS = {
@@ -212,15 +211,13 @@ def _backbone_names(tensors: dict[str, Tensor], layout: str, path: Path) -> dict
 
 
 def config_of(checkpoint: Checkpoint) -> BackboneConfig:
-    """The configuration that the card says, or else that the shapes of a backbone's tensors imply.
+    """The configuration that the shapes of a backbone's tensors imply.
 
     The number of heads leaves no trace in the shapes: as in every released model, one head per 64 channels.
 
     Raises:
         CheckpointError: a tensor that fixes the configuration is missing or has an impossible shape.
     """
-    if checkpoint.card:
-        return backbone_config(checkpoint.card)
     sizes, path = sizes_of(checkpoint), checkpoint.path
     fixes = {
         "width": "cls_token",

@@ -1,15 +1,19 @@
 """A backbone with its heads and its card: the thing that is trained, saved, loaded and asked for predictions."""
 
 from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from endofm_lab.errors import CheckpointError
+from endofm_lab.model import frame
 from endofm_lab.model.card import HeadSpec, ModelCard
+from endofm_lab.model.frame import FrameBackbone, FrameConfig
 from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
 from endofm_lab.model.transformer import BackboneConfig, VideoTokens, VideoTransformer
+from endofm_lab.video.clips import ClipSpec
 
 KIND = "video_transformer"  # of backbone, in the card
 
@@ -31,7 +35,7 @@ class VideoModel(nn.Module):
         CheckpointError: heads and card name different heads.
     """
 
-    def __init__(self, backbone: VideoTransformer, heads: nn.ModuleDict, card: ModelCard) -> None:
+    def __init__(self, backbone: VideoTransformer | FrameBackbone, heads: nn.ModuleDict, card: ModelCard) -> None:
         super().__init__()
         if set(heads) != set(card.heads):
             raise CheckpointError(
@@ -72,12 +76,47 @@ def build_model(card: ModelCard) -> VideoModel:
         CheckpointError: as `backbone_config`, or a head's name cannot be used.
     """
     config = backbone_config(card)
+    backbone = FrameBackbone(config) if isinstance(config, FrameConfig) else VideoTransformer(config)
     heads = nn.ModuleDict()
     for name, spec in card.heads.items():
         if not name.isidentifier() or hasattr(heads, name):
             raise CheckpointError(f"{card.name}: a head cannot be called {name!r}; use another name, without signs.")
         heads[name] = build_head(spec, config.width)
-    return VideoModel(VideoTransformer(config), heads, card)
+    return VideoModel(backbone, heads, card)
+
+
+def build_frame_model(
+    name: str,
+    heads: dict[str, HeadSpec] | None = None,
+    weights: str | Path | None = None,
+    image_px: int | None = None,
+    **settings: Any,
+) -> VideoModel:
+    """An image model of timm with fresh heads; its clips are single frames, normalised as timm says.
+
+    Args:
+        name: architecture in timm, or a name in `frame.TINY`.
+        heads: name -> what it answers.
+        weights: a local file, "hub", or None for a random start, as in `frame.load_frame_weights`.
+        image_px: side of the pictures; by default the one it was trained with.
+        settings: sizes among `frame.SETTINGS`.
+
+    Raises:
+        UserError: unknown name or setting.
+        CheckpointError: the weights cannot be read or do not fit.
+    """
+    backbone, record = frame.build_frame_backbone(name, weights, image_px, **settings)
+    config, heads = backbone.config, heads or {}
+    card = ModelCard(
+        name=config.architecture,
+        backbone=describe(config),
+        input=frame.frame_input(config),
+        clip=ClipSpec(n_frames=1, stride=1),
+        heads=heads,
+        initialisation=record,
+    )
+    built = nn.ModuleDict({name: build_head(spec, config.width) for name, spec in heads.items()})
+    return VideoModel(backbone, built, card)
 
 
 def build_head(spec: HeadSpec, width: int) -> nn.Module:
@@ -89,28 +128,31 @@ def build_head(spec: HeadSpec, width: int) -> nn.Module:
     return ClipClassifier(width, len(spec.classes))
 
 
-def describe(config: BackboneConfig) -> dict[str, Any]:
+def describe(config: BackboneConfig | FrameConfig) -> dict[str, Any]:
     """What a card says about a backbone; `backbone_config` reads it back."""
-    return {"kind": KIND, **asdict(config)}
+    return {"kind": frame.KIND if isinstance(config, FrameConfig) else KIND, **asdict(config)}
 
 
-def backbone_config(card: ModelCard) -> BackboneConfig:
-    """The configuration of the video transformer that a card describes.
+def backbone_config(card: ModelCard) -> BackboneConfig | FrameConfig:
+    """The configuration of the backbone that a card describes: a video transformer, or an image model of timm.
 
     Raises:
         CheckpointError: the backbone is of another kind, or has unknown or impossible settings.
     """
     settings = dict(card.backbone)
     kind = settings.pop("kind", None)
-    if kind != KIND:
-        raise CheckpointError(f"{card.name}: the backbone is of kind {kind!r}; this version knows {KIND!r}.")
-    known = [field.name for field in fields(BackboneConfig)]
+    config = {KIND: BackboneConfig, frame.KIND: FrameConfig}.get(str(kind))
+    if config is None:
+        raise CheckpointError(
+            f"{card.name}: the backbone is of kind {kind!r}; this version knows {KIND!r} and {frame.KIND!r}."
+        )
+    known = [field.name for field in fields(config)]
     if unknown := [name for name in settings if name not in known]:
         raise CheckpointError(
             f"{card.name}: the backbone has the unknown setting {', '.join(unknown)}; known are {', '.join(known)}. "
             "The card may come from a newer version of endofm_lab: update it."
         )
     try:
-        return BackboneConfig(**settings)
+        return config(**settings)
     except TypeError as error:
         raise CheckpointError(f"{card.name}: a setting of the backbone has the wrong type ({error}).") from error
