@@ -33,7 +33,9 @@ def setup() -> Path:
     if python.exists() and stamp.exists() and stamp.read_text() == wanted:
         return python
     if sys.version_info < (3, 11):
-        sys.exit(f"Python {sys.version.split()[0]} is too old: endofm_lab needs 3.11 or newer. Run this with python3.11.")
+        sys.exit(
+            f"Python {sys.version.split()[0]} is too old: endofm_lab needs 3.11 or newer. Run this with python3.11."
+        )
     VENV.parent.mkdir(parents=True, exist_ok=True)
     free_gb = shutil.disk_usage(VENV.parent).free / 1e9
     if free_gb < NEEDED_GB and not python.exists():

@@ -19,7 +19,7 @@ _PUBLIC = {
     "to_input": "video.transforms",
     "PhantomSpec": "video.phantom",
     "render": "video.phantom",
-    "write_phantom": "video.phantom_set",
+    "write_phantom": "data.phantom_set",
     "read_manifest": "data.manifest",
     "write_manifest": "data.manifest",
     "audit": "data.audit",

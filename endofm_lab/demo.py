@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,14 +23,14 @@ from endofm_lab.tasks.metrics import accuracy, auc, weighted_mean
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.phantom import FINDINGS, MOTIONS
 from endofm_lab.video.reader import open_video
-from endofm_lab.video.transforms import IMAGENET
+from endofm_lab.video.transforms import IMAGENET, to_input
 
 
 @dataclass(frozen=True)
 class DemoConfig:
     """How the demo model is fitted. The defaults give the weights in the package."""
 
-    steps: int = 2500
+    steps: int = 1000
     batch: int = 16
     lr: float = 1e-3
     weight_decay: float = 0.05
@@ -47,33 +47,29 @@ class ClipSource:
         masks: per video (T, S, S) bool.
         finding: (n,) index into FINDINGS.
         motion: (n,) index into MOTIONS.
-        patient: n names.
     """
 
     frames: list[Tensor]
     masks: list[Tensor]
     finding: Tensor
     motion: Tensor
-    patient: list[str]
 
 
 def load_clips(manifest: Manifest, split: str, size_px: int) -> ClipSource:
     """Decode a split of a phantom data set once and keep it in memory at ``size_px``."""
     rows = manifest.rows(split)
-    frames, masks = [], []
-    for row in rows.itertuples():
-        with open_video(manifest.resolve(row.video)) as reader:
-            frames.append(_resized(torch.from_numpy(reader.read(range(reader.info.n_frames))), size_px))
-        with open_video(manifest.resolve(row.masks)) as reader:
-            mask = torch.from_numpy(reader.read(range(reader.info.n_frames)))
-        masks.append(_resized(mask, size_px)[..., 0] > 127)
     return ClipSource(
-        frames=frames,
-        masks=masks,
+        frames=[_resized(read_whole(manifest, video), size_px) for video in rows["video"]],
+        masks=[_resized(read_whole(manifest, masks), size_px)[..., 0] > 127 for masks in rows["masks"]],
         finding=torch.tensor([FINDINGS.index(label) for label in rows["label"]]),
         motion=torch.tensor([MOTIONS.index(motion) for motion in rows["motion"]]),
-        patient=list(rows["patient"]),
     )
+
+
+def read_whole(manifest: Manifest, cell: str) -> Tensor:
+    """All frames (T, H, W, 3) uint8 of a video or folder of masks that a manifest names."""
+    with open_video(manifest.resolve(cell)) as reader:
+        return torch.from_numpy(reader.read(range(reader.info.n_frames)))
 
 
 def _resized(frames: Tensor, size_px: int) -> Tensor:
@@ -149,6 +145,10 @@ def build_demo_model(n_frames: int = 8, seed: int = 0) -> VideoModel:
     """The demo model before training."""
     torch.manual_seed(seed)
     backbone = build_backbone("tiny", frames=n_frames)
+    # Patch tokens start with a standard deviation near 0.5. Embeddings of 0.02 would drown in them, and a network that
+    # starts from nothing would take long to find out that frames have an order, which is all that motion is.
+    nn.init.normal_(backbone.time_embed, std=0.5)
+    nn.init.normal_(backbone.pos_embed, std=0.3)
     width = backbone.config.width
     heads: dict[str, nn.Module] = {
         "finding": ClipClassifier(width, len(FINDINGS)),
@@ -185,7 +185,7 @@ def losses_of(model: VideoModel, clip: Tensor, target: dict[str, Tensor]) -> dic
 
 
 def train_demo(model: VideoModel, manifest: Manifest, config: DemoConfig) -> Iterator[dict[str, float]]:
-    """Fit the demo model on the training patients; yields step, learning rate and losses. The model changes in place."""
+    """Fit the demo model in place on the training patients; yields step, learning rate and losses."""
     torch.manual_seed(config.seed)
     random = torch.Generator().manual_seed(config.seed)
     source = load_clips(manifest, "train", model.card.input.size_px)
@@ -224,48 +224,44 @@ def evaluate_demo(model: VideoModel, manifest: Manifest, split: str) -> dict[str
     saw and in which a polyp is visible, in the video's own size. Motion: accuracy over the same clips; and over
     "clips" that repeat one frame eight times, which must be at chance.
     """
-    polyp = FINDINGS.index("polyp")
-    clips: list[
-        tuple[str, int, float, int, int, int]
-    ] = []  # patient, is polyp, score, motion, predicted, from one frame
-    dice: list[tuple[str, float]] = []
-    for row in manifest.rows(split).itertuples():
-        prediction = predict_video(manifest.resolve(row.video), model, progress=False)
-        with open_video(manifest.resolve(row.video)) as reader:
-            frames = torch.from_numpy(reader.read(range(reader.info.n_frames)))
-        still = _resized(frames, model.card.input.size_px)
-        for n, (finding, motion) in enumerate(
-            zip(prediction.scores["finding"], prediction.scores["motion"], strict=True)
-        ):
-            frame = still[prediction.frames[min(n * 4, len(prediction.frames) - 1)]]
-            repeated = frame.permute(2, 0, 1).float()[None, :, None] / 255
-            with torch.inference_mode():
-                logits = model(normalise(repeated.repeat(1, 1, model.card.clip.n_frames, 1, 1))).logits["motion"]
+    clips, dice = [], []
+    for row in manifest.rows(split).to_dict("records"):
+        prediction = predict_video(manifest.resolve(row["video"]), model, progress=False)
+        scores, motions = prediction.scores["finding"], prediction.scores["motion"]
+        still = _resized(read_whole(manifest, row["video"]), model.card.input.size_px)
+        for clip, (start_s, end_s) in enumerate(prediction.times_s):
+            middle = int((start_s + end_s) / 2 * float(prediction.video.fps))
             clips.append(
-                (
-                    row.patient,
-                    int(row.label == "polyp"),
-                    float(finding[polyp]),
-                    MOTIONS.index(row.motion),
-                    int(motion.argmax()),
-                    int(logits.argmax()),
-                )
+                {
+                    "patient": row["patient"],
+                    "is polyp": row["label"] == "polyp",
+                    "polyp score": scores[clip, FINDINGS.index("polyp")],
+                    "motion": MOTIONS.index(row["motion"]),
+                    "found": motions[clip].argmax(),
+                    "found in one frame": _motion_of_one_frame(model, still[middle]),
+                }
             )
-        if row.label == "polyp":
-            with open_video(manifest.resolve(row.masks)) as reader:
-                truth = reader.read(range(reader.info.n_frames))[..., 0] > 127
-            for frame_index in prediction.frames.tolist():
-                if truth[frame_index].any():
-                    found = prediction.mask(frame_index)[0]
-                    overlap = 2 * (found & truth[frame_index]).sum() / (found.sum() + truth[frame_index].sum())
-                    dice.append((row.patient, float(overlap)))
-    patients, is_polyp, score, motion, predicted, from_one = map(np.array, zip(*clips, strict=True))
+        if row["label"] == "polyp":
+            truth = read_whole(manifest, row["masks"])[..., 0].numpy() > 127
+            for frame in [f for f in prediction.frames.tolist() if truth[f].any()]:
+                found = prediction.mask(frame)[0]
+                overlap = 2 * (found & truth[frame]).sum() / (found.sum() + truth[frame].sum())
+                dice.append({"patient": row["patient"], "dice": overlap})
+    table, masks = pd.DataFrame(clips), pd.DataFrame(dice)
+    one_frame = (accuracy, table["patient"], table["motion"], table["found in one frame"])
     return {
-        "polyp AUC": bootstrap_interval(auc, patients, is_polyp, score),
-        "polyp mask Dice": bootstrap_interval(weighted_mean, [p for p, _ in dice], np.array([d for _, d in dice])),
-        "motion accuracy": bootstrap_interval(accuracy, patients, motion, predicted),
-        "motion accuracy, one frame repeated": bootstrap_interval(accuracy, patients, motion, from_one),
+        "polyp AUC": bootstrap_interval(auc, table["patient"], table["is polyp"], table["polyp score"]),
+        "polyp mask Dice": bootstrap_interval(weighted_mean, masks["patient"], masks["dice"]),
+        "motion accuracy": bootstrap_interval(accuracy, table["patient"], table["motion"], table["found"]),
+        "motion accuracy, one frame repeated": bootstrap_interval(*one_frame),
     }
+
+
+@torch.inference_mode()
+def _motion_of_one_frame(model: VideoModel, frame: Tensor) -> int:
+    """The motion that the model sees in a clip that repeats one frame (S, S, 3) uint8."""
+    repeated = frame[None].expand(model.card.clip.n_frames, -1, -1, -1).numpy()
+    return int(model.predict(to_input(repeated, model.card.input))["motion"].argmax())
 
 
 def carded(model: VideoModel, manifest: Manifest, config: DemoConfig, metrics: dict[str, Interval]) -> VideoModel:

@@ -25,7 +25,7 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir() and target.is_dir():
             shutil.rmtree(target)
-        os.replace(temporary, target)
+        temporary.replace(target)
     finally:
         _remove(temporary)
 

@@ -101,7 +101,9 @@ def prediction_steps(
         if folder is not None and (folder / "prediction.json").exists():
             return load_prediction(folder)
         clips = _plan(model, reader, step_s, every_frame)
-        parts: list[Part | Path] = sorted((folder / "parts").glob("part_*.npz")) if folder else []
+        parts: list[Part | Path] = []
+        if folder is not None:
+            parts += sorted((folder / "parts").glob("part_*.npz"))
         last = Part.read(parts[-1]) if parts else None  # type: ignore[arg-type]
         yield (last.stop_clip if last else 0), len(clips)
         for part in _run(model, reader, clips, last, batch_clips):
@@ -153,7 +155,7 @@ def _run(
         return
     stream = _needed_frames(model, reader, clips[first:])
     # The first frame that clip i or any later one shows: frames before it are finished.
-    oldest = np.minimum.accumulate([int(i.min()) for *_, i in reversed(clips)])[::-1].tolist() + [reader.info.n_frames]
+    oldest = [*np.minimum.accumulate([int(i.min()) for *_, i in reversed(clips)])[::-1].tolist(), reader.info.n_frames]
     buffer: dict[int, Tensor] = {}  # index -> (3, S, S)
     for start in range(first, len(clips), PART_BATCHES * batch_clips):
         stop = min(start + PART_BATCHES * batch_clips, len(clips))

@@ -185,7 +185,7 @@ class Part:
         arrays |= {f"carry/{head}": value for head, value in self.carry.items()}
         path = folder / f"part_{self.start_clip:08d}.npz"
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, span=np.array([self.start_clip, self.stop_clip]), **arrays)
+            np.savez(file, span=np.array([self.start_clip, self.stop_clip]), **arrays)  # type: ignore[arg-type]
         return path
 
     @classmethod

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -12,8 +13,7 @@ from endofm_lab import __version__
 from endofm_lab.files import atomic_path
 from endofm_lab.prediction import NOTICE
 
-# A paragraph, a table, or a figure.
-Item = str | pd.DataFrame | go.Figure
+Item: TypeAlias = str | pd.DataFrame | go.Figure  # a paragraph, a table, or a figure
 
 _STYLE = """
 body { font: 16px/1.5 'Source Sans 3', 'Segoe UI', Helvetica, Arial, sans-serif; color: #1c1c1c;

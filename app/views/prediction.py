@@ -93,8 +93,8 @@ def show_provenance(prediction: VideoPrediction) -> None:
         st.markdown(f"**{about['model_name']}** · {about['initialisation']['words']}")
         video = prediction.video
         st.markdown(
-            f"Video: {video.width_px} x {video.height_px} px, {video.n_frames} frames, {float(video.fps):.3f} per second, "
-            f"{video.codec}, read with {video.decoder}."
+            f"Video: {video.width_px} x {video.height_px} px, {video.n_frames} frames, "
+            f"{float(video.fps):.3f} per second, {video.codec}, read with {video.decoder}."
         )
         st.json({k: v for k, v in about.items() if k != "initialisation"}, expanded=False)
         st.download_button(

@@ -6,8 +6,12 @@ import urllib.error
 import urllib.request
 import webbrowser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from endofm_lab.errors import UserError
+
+if TYPE_CHECKING:
+    from endofm_lab.prediction import VideoPrediction
 
 
 def show(headless: bool = False, port: int = 8501, out: Path = Path("outputs/demo")) -> None:
@@ -30,7 +34,7 @@ def show(headless: bool = False, port: int = 8501, out: Path = Path("outputs/dem
     _serve(_free_port(port), headless)
 
 
-def _write_demo_report(prediction, path: Path, title: str) -> Path:
+def _write_demo_report(prediction: "VideoPrediction", path: Path, title: str) -> Path:
     from endofm_lab.figures.prediction import frame_figure, timeline
     from endofm_lab.report import write_report
     from endofm_lab.video.reader import open_video
@@ -89,7 +93,7 @@ def _wait_until_it_answers(url: str, server: subprocess.Popen, limit_s: float = 
 
 
 def train(
-    out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/phantom"), steps: int = 2500, seed: int = 0
+    out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/phantom"), steps: int = 1000, seed: int = 0
 ) -> None:
     """Train the demo model on the phantom and print its numbers on unseen patients.
 
@@ -102,11 +106,11 @@ def train(
     from tqdm import tqdm
 
     from endofm_lab.data.manifest import read_manifest
+    from endofm_lab.data.phantom_set import write_phantom
     from endofm_lab.demo import DemoConfig, build_demo_model, carded, evaluate_demo, train_demo
     from endofm_lab.model.checkpoints import save_model
-    from endofm_lab.video.phantom_set import write_phantom
 
-    manifest = read_manifest(write_phantom(data, preset="tutorial", seed=seed))
+    manifest = read_manifest(write_phantom(data, preset="demo", seed=seed))
     model = build_demo_model(seed=seed)
     config = DemoConfig(steps=steps, seed=seed)
     bar = tqdm(train_demo(model, manifest, config), total=steps, unit="step")

@@ -71,7 +71,7 @@ class Manifest:
             return Path(relative)
         if ".." in PurePosixPath(relative.replace("\\", "/")).parts:
             raise ManifestError(
-                f"{self._name}: the path {relative!r} climbs out of the manifest's folder; write it from there without '..'."
+                f"{self._name}: the path {relative!r} climbs out of the manifest's folder; write it without '..'."
             )
         return self.root / relative
 
@@ -135,7 +135,7 @@ def checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     missing = [column for column in REQUIRED if column not in table]
     if missing:
         raise ManifestError(
-            f"{name}: the column {', '.join(missing)} is missing; a manifest has {', '.join(REQUIRED)}, and may have more."
+            f"{name}: the column {', '.join(missing)} is missing; a manifest has at least {', '.join(REQUIRED)}."
         )
     if table.empty:
         raise ManifestError(f"{name}: the manifest has no rows.")
@@ -157,7 +157,7 @@ def _refuse(wrong: pd.Series, table: pd.DataFrame, column: str, name: str, why: 
     if wrong.any():
         first = int(np.flatnonzero(wrong.to_numpy())[0])
         more = f" (and {int(wrong.sum()) - 1} more rows)" if wrong.sum() > 1 else ""
-        raise ManifestError(f"{name}: row {first + 1}, column {column}: {table[column].iloc[first]!r} {why}{more}.")
+        raise ManifestError(f"{name}: row {first + 1}, column {column}: {table[column].tolist()[first]!r} {why}{more}.")
 
 
 def _canonical(value: Any) -> str:

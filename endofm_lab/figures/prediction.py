@@ -20,7 +20,7 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Fig
     """
     heads = list(prediction.scores)
     figure = make_subplots(
-        rows=max(len(heads), 1), cols=1, shared_xaxes=True, vertical_spacing=0.12, subplot_titles=[h for h in heads]
+        rows=max(len(heads), 1), cols=1, shared_xaxes=True, vertical_spacing=0.12, subplot_titles=heads
     )
     middle = prediction.times_s.mean(axis=1)
     clips = np.column_stack([np.arange(len(middle)), prediction.times_s])

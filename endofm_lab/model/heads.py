@@ -25,6 +25,7 @@ class ClipClassifier(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, tokens: VideoTokens) -> Tensor:
+        """Logits (B, K)."""
         return self.linear(tokens.cls)
 
     @staticmethod
@@ -47,9 +48,10 @@ class MaskHead(nn.Module):
         self.up1 = nn.Conv2d(width, 4 * half, 3, padding=1)  # -> pixel shuffle -> (half, 2h, 2w)
         self.up2 = nn.Conv2d(half, 4 * (half // 2), 3, padding=1)  # -> pixel shuffle -> (half / 2, 4h, 4w)
         self.out = nn.Conv2d(half // 2, n_classes, 3, padding=1)
-        nn.init.constant_(self.out.bias, -2.0)  # most pixels belong to no finding
+        self.out.bias = nn.Parameter(torch.full((n_classes,), -2.0))  # most pixels belong to no finding
 
     def forward(self, tokens: VideoTokens) -> Tensor:
+        """Mask logits (B, K, T, 4h, 4w)."""
         frames = tokens.patches.shape[1]
         x = rearrange(tokens.patches, "b t h w d -> (b t) d h w")
         x = F.gelu(F.pixel_shuffle(self.up1(x), 2))
@@ -63,7 +65,8 @@ class MaskHead(nn.Module):
         ``target``: (B, K, T, H, W) in 0..1, any size; it is averaged down to the logits' grid.
         """
         logits = logits.float()
-        target = F.adaptive_avg_pool3d(target.float(), logits.shape[2:])
+        t, h, w = logits.shape[2:]
+        target = F.adaptive_avg_pool3d(target.float(), (t, h, w))
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
         p = logits.sigmoid()
         overlap = (p * target).sum(dim=(2, 3, 4))
@@ -84,10 +87,11 @@ class BoxHead(nn.Module):
         self.tower = nn.Conv2d(width, width, 3, padding=1)
         self.out = nn.Conv2d(width, n_classes + 4, 3, padding=1)
         nn.init.normal_(self.out.weight, std=0.01)
-        nn.init.zeros_(self.out.bias)
-        nn.init.constant_(self.out.bias[:n_classes], -4.6)  # prior probability 0.01, as in the focal-loss paper
+        prior = torch.tensor([-4.6] * n_classes + [0.0] * 4)  # probability 0.01, as in the focal-loss paper
+        self.out.bias = nn.Parameter(prior)
 
     def forward(self, tokens: VideoTokens) -> Tensor:
+        """Raw outputs (B, K + 4, T, h, w)."""
         frames = tokens.patches.shape[1]
         x = rearrange(tokens.patches, "b t h w d -> (b t) d h w")
         x = self.out(F.gelu(self.tower(x)))

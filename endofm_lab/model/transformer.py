@@ -140,8 +140,10 @@ class Attention(nn.Module):
         B = x.shape[0]
         batch, sequence = ("b t", "n") if axis == "space" else ("b n", "t")
         q, k, v = rearrange(self.qkv(x), f"b t n (three k d) -> three ({batch}) k {sequence} d", three=3, k=self.heads)
-        # Reading q, k, v where they lie, the fused kernel is the faster one on CPUs too, but for bfloat16 over time.
-        if maps or (axis == "time" and q.dtype == torch.bfloat16 and q.device.type == "cpu"):
+        # Reading q, k, v where they lie, the fused kernel is the faster one on CPUs too, but for bfloat16 over time and
+        # in training: its backward pass takes several times as long as that of the products.
+        slow = q.device.type == "cpu" and (q.requires_grad or (axis == "time" and q.dtype == torch.bfloat16))
+        if maps or slow:
             softmax = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(
                 dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)
             )

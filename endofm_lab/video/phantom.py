@@ -142,7 +142,10 @@ class _Mucosa:
 
 
 def render(spec: PhantomSpec) -> PhantomClip:
-    """Draw a clip. A withdrawing clip is an advancing one run backwards: no single frame tells them apart.
+    """Draw a clip. A withdrawing clip is an advancing one run backwards, so the frames of both are the same pictures.
+
+    What one frame cannot tell is the motion, as long as its place in the clip is not known: the finding comes nearer
+    when the camera advances, so it is small in the first frames of an advancing clip and large in those of the other.
 
     The same specification gives the same bits on the same machine and version of PyTorch; elsewhere the last bit of a
     pixel may differ.

@@ -31,8 +31,8 @@ def test_what_is_written_is_what_was_drawn(phantom):
     with open_video(manifest.root / "masks" / name) as masks:
         np.testing.assert_array_equal(masks.read(range(spec.n_frames))[..., 0] > 127, drawn.masks)
     with open_video(manifest.root / "videos" / f"{name}.mp4") as video:
-        error = np.abs(video.read(range(spec.n_frames)).astype(int) - drawn.frames).mean()
-    assert error < 6, "H.264 changes pixels a little"
+        error = (video.read(range(spec.n_frames)).astype(int) - drawn.frames) @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(error).mean() < 5, "H.264 keeps brightness better than colour and grain"
     boxes = pd.read_csv(manifest.root / "boxes.csv")
     boxes = boxes[boxes["video"] == f"videos/{name}.mp4"]
     seen = ~np.isnan(drawn.boxes_xyxy).any(1)

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ def test_the_same_specification_gives_the_same_bits():
 
 
 @pytest.mark.parametrize("finding", FINDINGS)
-def test_a_withdrawing_clip_is_an_advancing_one_backwards_so_no_frame_tells_them_apart(finding):
+def test_a_withdrawing_clip_is_an_advancing_one_backwards(finding):
     advancing = render(replace(SMALL, finding=finding, motion="advancing"))
     withdrawing = render(replace(SMALL, finding=finding, motion="withdrawing"))
     np.testing.assert_array_equal(advancing.frames[::-1], withdrawing.frames)
@@ -75,7 +76,7 @@ def test_folds_grow_outwards_when_the_camera_advances():
     rows, columns = np.mgrid[:96, :96] - 47.5
     radius = np.hypot(rows, columns) + 1e-6
     outward = []
-    for before, after in zip(grey[:-1], grey[1:], strict=True):
+    for before, after in pairwise(grey):
         by_row, by_column = np.gradient(before)
         slope = (by_row * rows + by_column * columns) / radius  # brightness per pixel outwards
         ring = (radius > 12) & (radius < 40) & (np.abs(slope) > 2)

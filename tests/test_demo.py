@@ -1,0 +1,90 @@
+"""The demo weights in the package, and the way they were made."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import endofm_lab
+from endofm_lab.data.manifest import read_manifest
+from endofm_lab.data.phantom_set import write_phantom
+from endofm_lab.demo import DemoConfig, boxes_of, build_demo_model, draw_batch, load_clips, train_demo
+from endofm_lab.model.checkpoints import load_model
+from endofm_lab.video.phantom import FINDINGS, MOTIONS, PhantomSpec, render
+from endofm_lab.video.transforms import to_input
+
+WEIGHTS = Path(endofm_lab.__file__).parent / "weights" / "demo"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_model("demo").eval()
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return read_manifest(write_phantom(tmp_path_factory.mktemp("phantom"), "tiny", seed=3, progress=False))
+
+
+def test_the_weights_are_small_enough_for_a_package():
+    assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 15e6
+
+
+def test_the_card_reports_the_bounds_that_the_demo_must_reach(demo):
+    reached = {metric["name"]: metric for metric in demo.card.metrics}
+    assert reached["polyp AUC"]["value"] >= 0.95
+    assert reached["polyp mask Dice"]["value"] >= 0.75
+    assert reached["motion accuracy"]["value"] >= 0.95
+    low, high = reached["motion accuracy, one frame repeated"]["interval"]
+    assert low <= 0.5 <= high, "one frame carries no motion"
+    assert all(metric["split"] == "test" and metric["command"] for metric in reached.values())
+    assert demo.card.data["generated"] is True
+
+
+def test_the_weights_do_what_the_card_says_on_patients_drawn_now(demo):
+    """Sixteen clips of patients that no data set holds: a smaller sample than the card's, so wider bounds."""
+    score, motion = {}, []
+    for number in range(16):
+        finding, moving = FINDINGS[number % 4], MOTIONS[(number // 4 + number) % 2]
+        spec = PhantomSpec(seed=number, patient=7000 + number, device=number % 3, finding=finding, motion=moving)
+        clip = render(spec)
+        x = torch.cat([to_input(clip.frames[start : start + 16 : 2], demo.card.input) for start in (4, 16, 28)])
+        found = demo.predict(x)
+        score.setdefault(finding, []).append(found["finding"][:, 1].mean().item())
+        motion += (found["motion"].argmax(1) == MOTIONS.index(moving)).tolist()
+    others = np.concatenate([score["normal"], score["ulcer"], score["bleeding"]])
+    assert np.mean(np.array(score["polyp"])[:, None] > others) >= 0.85
+    assert np.mean(motion) >= 0.85
+
+
+def test_training_is_reproducible_and_another_seed_is_another_training(manifest):
+    def losses(seed):
+        model = build_demo_model(n_frames=4, seed=seed)
+        return [log["loss"] for log in train_demo(model, manifest, DemoConfig(steps=3, batch=4, seed=seed))]
+
+    assert losses(0) == losses(0)
+    assert losses(0) != losses(1)
+
+
+def test_a_batch_moves_masks_and_motion_with_the_pictures(manifest):
+    source = load_clips(manifest, "train", 64)
+    config = DemoConfig(batch=64)
+    clip, target = draw_batch(source, config, 4, torch.Generator().manual_seed(0))
+    assert clip.shape == (64, 3, 4, 64, 64)
+    normal = target["finding"] == FINDINGS.index("normal")
+    assert not target["mask"][normal].any()
+    assert target["box"][normal].isnan().all()
+    assert target["mask"][~normal].flatten(1).any(1).all()
+    shown = target["mask"][:, 0].bool()
+    assert torch.equal(torch.nan_to_num(boxes_of(shown)), torch.nan_to_num(target["box"]))
+    assert 0.3 < target["motion"].float().mean() < 0.7
+
+
+def test_boxes_of_a_hand_drawn_mask():
+    mask = torch.zeros(1, 2, 8, 10, dtype=torch.bool)
+    mask[0, 0, 2:5, 4:9] = True
+    boxes = boxes_of(mask)
+    assert boxes.shape == (1, 2, 1, 4)
+    assert torch.allclose(boxes[0, 0, 0], torch.tensor([0.4, 0.25, 0.9, 0.625]))
+    assert boxes[0, 1].isnan().all()
