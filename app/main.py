@@ -7,6 +7,8 @@ st.set_page_config(page_title="endofm_lab", page_icon=":material/stethoscope:", 
 page = st.navigation(
     [
         st.Page("views/prediction.py", title="Prediction", icon=":material/play_circle:", default=True),
+        st.Page("views/attention.py", title="Attention", icon=":material/visibility:"),
+        st.Page("views/embeddings.py", title="Embeddings", icon=":material/scatter_plot:"),
     ]
 )
 st.sidebar.caption("**For research only.** Not a medical device; not for diagnosis. Nothing leaves this machine.")

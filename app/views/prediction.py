@@ -1,28 +1,14 @@
 """Page: a video, its time line of scores, and a frame-accurate viewer with mask and boxes."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import state
 import streamlit as st
+from choose import choose_video
 
 import endofm_lab as lab
 from endofm_lab.figures.prediction import frame_figure, timeline
 from endofm_lab.prediction import VideoPrediction
-from endofm_lab.samples import SAMPLES
-
-
-def choose_video() -> tuple[str | None, bool]:
-    """The path of the chosen video, and whether it is generated."""
-    source = st.sidebar.radio("Video", ["Generated sample", "File or folder on this machine", "Upload"])
-    if source == "Generated sample":
-        return state.sample(st.sidebar.selectbox("Sample", list(SAMPLES))), True
-    if source == "Upload":
-        upload = st.sidebar.file_uploader("Video or image", type=state.VIDEO_ENDINGS)
-        return (state.keep_upload(upload.name, upload.getvalue()), False) if upload else (None, False)
-    typed = st.sidebar.text_input("Path", placeholder="a video file, or a folder of frames").strip()
-    return (str(Path(typed).expanduser()), False) if typed else (None, False)
 
 
 def move_to(frame: int) -> None:
@@ -121,6 +107,10 @@ try:
     time_s = float(state.frame_times(path, state.stamp(path))[shown])
     with right:
         show_scores(prediction, time_s)
+        if st.button("What did the model look at in this clip?", icon=":material/visibility:"):
+            start_s = float(prediction.times_s[prediction.clip_at(time_s), 0])
+            st.session_state["look"] = {"path": path, "generated": generated, "model": model_name, "start_s": start_s}
+            st.switch_page("views/attention.py")
     if prediction.scores:
         st.plotly_chart(
             timeline(prediction, time_s),

@@ -119,7 +119,7 @@ class AttentionMaps:
         else:
             self._frame(query[0])
             row[query[0], self._token(query[1:])] = 1.0
-        return self._walk(row, head)[:, 1:].reshape(T, h, w)
+        return self.walk(row, head)[:, 1:].reshape(T, h, w)
 
     def rollout_in_time(self, head: Head = "mean") -> Tensor:
         """(T, T): from which input frames (columns) the patches of each output frame (rows) come, through all blocks.
@@ -132,7 +132,7 @@ class AttentionMaps:
         for t in range(T):
             row = torch.zeros(T, 1 + h * w)
             row[t, 1:] = 1 / (h * w)
-            frames = self._walk(row, head)[:, 1:].sum(dim=1)
+            frames = self.walk(row, head)[:, 1:].sum(dim=1)
             rows.append(frames / frames.sum())
         return torch.stack(rows)
 
@@ -163,18 +163,21 @@ class AttentionMaps:
                     found.append((axis, block, head, float(length[head]), float(entropy[head])))
         return pd.DataFrame(found, columns=["axis", "block", "head", "distance", "entropy"])
 
-    def _walk(self, row: Tensor, head: Head) -> Tensor:
-        """A row (T, 1 + N) over output tokens to one over input tokens; see `rollout`."""
+    def walk(self, row: Tensor, head: Head = "mean", share: float = 0.5) -> Tensor:
+        """A row (T, 1 + N) over output tokens to one over input tokens, through every step backwards; see `rollout`.
+
+        Each residual step is ``M = share (I + A)``: 0.5 keeps rows of attention stochastic.
+        """
         T, h, w = self.grid
         if self.kind == "joint":  # one CLS, one long frame
             row = torch.cat([row[:, 0].sum()[None], row[:, 1:].flatten()])[None]
         for block in reversed(range(self.blocks)):
             if self.kind == "divided":
                 row = torch.cat([row[:, :1].mean(dim=0).expand(T, 1), row[:, 1:]], dim=1)
-            row = (row + torch.einsum("ti,tij->tj", row, self._fused(self.space, block, head))) / 2
+            row = share * (row + torch.einsum("ti,tij->tj", row, self._fused(self.space, block, head)))
             if self.kind == "divided":
                 time = self._fused(self.time, block, head).flatten(0, 1)  # (N, T, T)
-                patches = (row[:, 1:] + torch.einsum("tn,nts->sn", row[:, 1:], time)) / 2
+                patches = share * (row[:, 1:] + torch.einsum("tn,nts->sn", row[:, 1:], time))
                 row = torch.cat([row[:, :1], patches], dim=1)
         if self.kind == "joint":
             cls, patches = row[0, :1], row[0, 1:].reshape(T, h * w)

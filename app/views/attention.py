@@ -1,0 +1,181 @@
+"""Page: where a model looks in a clip, in space and in time, and what its answer rests on."""
+
+import pandas as pd
+import state
+import streamlit as st
+from choose import choose_video
+
+import endofm_lab as lab
+from endofm_lab.explain.attention import AttentionMaps, Head
+from endofm_lab.explain.attribution import METHODS
+from endofm_lab.figures.attention import (
+    curves,
+    film_strip,
+    head_grid,
+    head_statistics,
+    overlay,
+    patch_picker,
+    temporal_matrices,
+)
+
+VIEWS = ["Space", "Time", "Rollout", "Heads", "Attribution", "Two models"]
+Key = tuple[str, str, str, str, float]  # path, its stamp, model, its stamp, start in seconds
+
+
+def choose_clip() -> tuple[str | None, bool, str, float]:
+    """Path, whether it is generated, model, and start of the clip in seconds."""
+    look = st.session_state.get("look")
+    if look is not None:
+        st.sidebar.info(f"The clip at {look['start_s']:.2f} s of the Prediction page.")
+        if not st.sidebar.button("Choose another clip"):
+            return look["path"], look["generated"], look["model"], look["start_s"]
+        del st.session_state["look"]
+        st.rerun()
+    path, generated = choose_video()
+    model = st.sidebar.text_input("Model", "demo", help='"demo", the folder of a model, or a released checkpoint')
+    start_s = st.sidebar.number_input("Start of the clip (s)", 0.0, value=0.0, step=0.5)
+    return path, generated, model, float(start_s)
+
+
+def choose_map(maps: AttentionMaps) -> tuple[int, Head]:
+    """Block and head."""
+    left, right = st.columns(2)
+    block = left.slider("Block", 0, maps.blocks - 1, maps.blocks - 1, key="block") if maps.blocks > 1 else 0
+    head = right.selectbox("Head", ["mean", "max", *range(maps.heads)], key="head")
+    return block, head
+
+
+def take_patch() -> None:
+    """Make the clicked patch the query."""
+    points = st.session_state["picker"]["selection"]["points"]
+    if points:
+        row, column = points[0]["customdata"][:2]
+        st.session_state["patch"] = (int(row), int(column))
+
+
+def show_space(seen, maps: AttentionMaps) -> None:
+    """One frame under the map of CLS or of a picked patch."""
+    block, head = choose_map(maps)
+    T, h, w = maps.grid
+    t = st.slider("Frame of the clip", 0, T - 1, 0, key="clip_frame") if T > 1 else 0
+    patch = st.session_state.get("patch")
+    if patch is not None and not (patch[0] < h and patch[1] < w):
+        patch = None
+    asked = "CLS" if patch is None else f"the patch in row {patch[0]}, column {patch[1]}"
+    figure = patch_picker(seen.frames[t], maps.in_space(block, head, patch)[t], patch)
+    st.plotly_chart(figure, width="stretch", key="picker", on_select=take_patch, selection_mode="points")
+    st.caption(f"Where **{asked}** looks in the frame at {seen.times_s[t]:.2f} s. Click a dot to ask another patch.")
+    if patch is not None:
+        st.button("Back to CLS", on_click=lambda: st.session_state.pop("patch"))
+
+
+def show_time(seen, maps: AttentionMaps) -> None:
+    """Frame-to-frame matrices."""
+    block, head = choose_map(maps)
+    patch = st.session_state.get("patch")
+    where = "mean over all patches" if patch is None else f"patch in row {patch[0]}, column {patch[1]}"
+    matrices = {
+        f"block {block}, {where}": maps.in_time(block, head, patch),
+        "through all blocks": maps.rollout_in_time(head),
+    }
+    st.plotly_chart(temporal_matrices(matrices, seen.times_s), width="content")
+    st.caption("Row: the frame that reads. Column: the frame it reads from. Each row sums to one.")
+
+
+def show_rollout(seen, maps: AttentionMaps) -> None:
+    """How much of each patch reaches CLS through all blocks."""
+    rollout = maps.rollout()
+    st.plotly_chart(overlay(seen.frames, rollout, seen.times_s), width="stretch")
+    st.plotly_chart(film_strip(seen.frames, rollout, seen.times_s), width="stretch")
+    st.caption(
+        "Rollout follows attention and residuals through all blocks back to the input. It is the same for every class."
+    )
+
+
+def show_heads(seen, maps: AttentionMaps) -> None:
+    """All heads of a block, and numbers of all heads."""
+    block, _ = choose_map(maps)
+    grids = {f"head {k}": maps.in_space(block, k)[0] for k in range(maps.heads)}
+    st.plotly_chart(head_grid(seen.frames[0], grids, f"CLS in the first frame, block {block}"), width="stretch")
+    st.plotly_chart(head_statistics(maps.statistics()), width="stretch")
+
+
+def show_attribution(seen, key: Key, heads: dict) -> None:
+    """A map for one class by one method, with its trust figures."""
+    if not heads:
+        st.info("This model has no head, so there is no answer to explain: only its backbone was loaded.")
+        return
+    first, second, third = st.columns(3)
+    head = first.selectbox("Head", list(heads), key="target_head")
+    label = second.selectbox("Class", heads[head].classes, index=min(1, len(heads[head].classes) - 1))
+    method = third.selectbox("Method", list(METHODS))
+    found = state.attribution(*key, head, label, method)
+    st.plotly_chart(overlay(seen.frames, found.values, seen.times_s, found.target), width="stretch")
+    if st.toggle("Test this map", help="Deletion and insertion, and maps of the same model with shuffled weights"):
+        tested, correlation = state.trust(*key, head, label, method)
+        left, middle, right = st.columns(3)
+        error = "no promise" if found.completeness is None else f"{found.completeness:.1%}"
+        left.metric("Completeness error", error, help="How far the map's sum is from the score it shares out")
+        middle.metric(
+            "Insertion less deletion", f"{tested.gap:.2f}", help="Area between the curves; 0: no better than chance"
+        )
+        right.metric(
+            "Same with shuffled weights",
+            f"{correlation:.2f}",
+            help="Rank correlation; near 1: the map ignores the model",
+        )
+        lines = {
+            "deletion": (tested.share, tested.deletion),
+            "insertion": (tested.share, tested.insertion),
+            "deletion, random order": (tested.share, tested.random_deletion),
+        }
+        st.plotly_chart(curves(lines, "share of patches", "score"), width="stretch")
+
+
+def show_two(path: str, name: str, start_s: float, maps: AttentionMaps, seen) -> None:
+    """Rollouts of two models over the same moment."""
+    other = st.text_input("Second model", placeholder="the folder of a model, or a released checkpoint").strip()
+    if not other:
+        st.info("Give a second model to see both side by side.")
+        return
+    second_key = (path, state.stamp(path), other, state.stamp(other), start_s)
+    second, second_seen = state.attention(*second_key), state.clip(*second_key)
+    for column, title, frames, times, found in (
+        (st.columns(2)[0], name, seen.frames, seen.times_s, maps),
+        (st.columns(2)[1], other, second_seen.frames, second_seen.times_s, second),
+    ):
+        column.plotly_chart(overlay(frames, found.rollout(), times, title), width="stretch", key=f"two {title}")
+    tables = [m.statistics().groupby("axis")[["distance", "entropy"]].mean() for m in (maps, second)]
+    st.dataframe(pd.concat(tables, axis=1, keys=["first", "second"]))
+
+
+st.title("Attention")
+path, generated, model_name, start_s = choose_clip()
+if path is None:
+    st.info("Choose a video in the side bar, or come here from a clip of the Prediction page.")
+    st.stop()
+try:
+    key: Key = (path, state.stamp(path), model_name, state.stamp(model_name), start_s)
+    network = state.model(model_name, state.stamp(model_name))
+    seen, maps = state.clip(*key), state.attention(*key)
+    T, h, w = maps.grid
+    what = "**Generated** video: it shows no patient. " if generated else ""
+    st.caption(
+        f"{what}{network.card.name} · {T} frames from {seen.times_s[0]:.2f} s to {seen.times_s[-1]:.2f} s · "
+        f"{h} x {w} patches · {maps.blocks} blocks of {maps.heads} heads"
+    )
+    view = st.segmented_control("View", VIEWS, default="Space", key="view", label_visibility="collapsed") or "Space"
+    if view == "Space":
+        show_space(seen, maps)
+    elif view == "Time":
+        show_time(seen, maps)
+    elif view == "Rollout":
+        show_rollout(seen, maps)
+    elif view == "Heads":
+        show_heads(seen, maps)
+    elif view == "Attribution":
+        show_attribution(seen, key, network.card.heads)
+    else:
+        show_two(path, network.card.name, start_s, maps, seen)
+except lab.UserError as error:
+    st.error(str(error))

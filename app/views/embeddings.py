@@ -1,0 +1,96 @@
+"""Page: a map of embedded clips; a lasso fills a sheet of pictures, a click shows neighbours."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import state
+import streamlit as st
+
+import endofm_lab as lab
+from endofm_lab.explain.atlas import Neighbours, linear_cka, outlier_scores, procrustes, shortcut_test
+from endofm_lab.explain.embeddings import EmbeddingStore
+from endofm_lab.figures.embeddings import picture_sheet, scatter
+
+SHOWN = 18  # pictures on a sheet
+
+
+def picture(store: EmbeddingStore, row: pd.Series) -> np.ndarray:
+    """The first frame of a row's clip."""
+    path = Path(row["video"]) if Path(row["video"]).is_absolute() else Path(store.about["root"]) / row["video"]
+    times = state.frame_times(str(path), state.stamp(str(path)))
+    return state.frame(str(path), state.stamp(str(path)), int(np.abs(times - row["time_s"]).argmin()))
+
+
+def sheet(store: EmbeddingStore, rows: pd.DataFrame, extra: list[str] | None = None, key: str = "") -> None:
+    """Pictures of rows with their labels."""
+    rows = rows.head(SHOWN)
+    titles = [
+        f"{row['label'] or 'no label'}{' ' + extra[n] if extra else ''}" for n, (_, row) in enumerate(rows.iterrows())
+    ]
+    figure = picture_sheet([picture(store, row) for _, row in rows.iterrows()], titles)
+    st.plotly_chart(figure, width="stretch", key=key, config={"displayModeBar": False})
+
+
+st.title("Embeddings")
+folder = st.sidebar.text_input("Embedding store", placeholder="a folder made by endofm-lab embed").strip()
+if not folder:
+    st.info(
+        "Embed a manifest first: `endofm-lab embed MANIFEST --model demo --out STORE`. Then give the folder in the side bar."
+    )
+    st.stop()
+try:
+    folder = str(Path(folder).expanduser())
+    stamp = state.stamp(str(Path(folder) / "store.json"))
+    store = state.store(folder, stamp)
+    usable = store.usable()
+    rows = store.rows[usable].reset_index(drop=True)
+    method = st.sidebar.selectbox("Map", ["PCA", "t-SNE", "UMAP"])
+    columns = [c for c in rows.columns if c not in ("video", "masks", "boxes", "error", "start_s", "end_s", "source")]
+    color = st.sidebar.selectbox("Colour", columns, index=columns.index("label"))
+    left_out = f" · {int((~usable).sum())} could not be read" if not usable.all() else ""
+    generated = " · the model was trained on generated video only" if store.about["generated"] else ""
+    st.caption(f"{len(rows)} clips · {store.about['model_name']}{generated}{left_out}")
+    figure = scatter(state.projection(folder, stamp, method), rows, color)
+    chosen = st.plotly_chart(
+        figure, width="stretch", key="map", on_select="rerun", selection_mode=("points", "lasso", "box")
+    )
+    st.caption("Draw round some markers to see their pictures; click one to see its neighbours.")
+    points = [
+        int(p["customdata"][0] if isinstance(p["customdata"], list) else p["customdata"])
+        for p in chosen["selection"]["points"]
+    ]
+    if len(points) == 1:
+        not_same = st.radio(
+            "Leave out neighbours from", ["the same video", "the same patient", "nowhere"], horizontal=True
+        )
+        kind = {"the same video": "video", "the same patient": "patient", "nowhere": None}[not_same]
+        near = Neighbours(store.vectors[usable], rows).of(points[0], 11, kind)
+        st.subheader("The clicked clip and its neighbours")
+        both = pd.concat([rows.iloc[points], rows.iloc[near["row"]]])
+        sheet(store, both, ["(chosen)", *(f"{s:.2f}" for s in near["similarity"])], key="neighbours")
+    elif points:
+        st.subheader(f"{len(points)} clips" + (f", the first {SHOWN} shown" if len(points) > SHOWN else ""))
+        sheet(store, rows.iloc[points], key="lasso")
+    with st.expander("What else do the embeddings tell?"):
+        st.dataframe(shortcut_test(store.vectors[usable], rows), hide_index=True)
+        st.caption(
+            "Balanced accuracy of a linear probe. Device, data set or patient told as well as the label: beware of shortcuts."
+        )
+    with st.expander("Outliers"):
+        score = outlier_scores(store.vectors[usable])
+        order = np.argsort(-score)[:6]
+        sheet(store, rows.iloc[order], [f"{score[n]:.2f}" for n in order], key="outliers")
+    second = st.text_input("Compare with a second store of the same manifest").strip()
+    if second:
+        other = state.store(second, state.stamp(str(Path(second) / "store.json")))
+        if other.about["manifest_fingerprint"] != store.about["manifest_fingerprint"]:
+            st.error("The second store is of another manifest: embed the same manifest with both models.")
+        else:
+            both = usable & other.usable()
+            pair = (np.asarray(store.vectors[both]), np.asarray(other.vectors[both]))
+            left, right = st.columns(2)
+            left.metric("Linear CKA (1 = alike)", f"{linear_cka(*pair):.3f}")
+            right.metric("Procrustes distance (0 = alike)", f"{procrustes(*pair):.3f}")
+except lab.UserError as error:
+    st.error(str(error))

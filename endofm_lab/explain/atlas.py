@@ -1,0 +1,276 @@
+"""Questions to embeddings: maps of them, neighbours, clusters, outliers, two models compared, and shortcuts.
+
+Vectors are (N, D) float arrays; nothing here knows where they come from.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+from sklearn.cluster import KMeans
+from sklearn.linear_model import LogisticRegression
+from sklearn.manifold import TSNE
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from endofm_lab.errors import UserError
+from endofm_lab.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Pca:
+    """Principal axes, fitted once and kept: ``mean`` (D,), ``axes`` (n, D), ``explained`` (n,) shares of the variance.
+
+    The sign of an axis is a matter of chance, so it is fixed: its largest entry by size is positive.
+    """
+
+    mean: np.ndarray
+    axes: np.ndarray
+    explained: np.ndarray
+
+    def project(self, vectors: ArrayLike) -> np.ndarray:
+        """(..., D) to (..., n)."""
+        return (np.asarray(vectors) - self.mean) @ self.axes.T
+
+    def save(self, path: str | Path) -> Path:
+        """Write the axes as ``.npz``; atomic."""
+        path = Path(path)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, mean=self.mean, axes=self.axes, explained=self.explained)
+        return path
+
+
+def load_pca(path: str | Path) -> Pca:
+    """The axes that `Pca.save` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        return Pca(stored["mean"], stored["axes"], stored["explained"])
+
+
+def fit_pca(vectors: ArrayLike, n: int = 2) -> Pca:
+    """The first ``n`` principal axes of (N, D) vectors, exactly, from their (D, D) covariance.
+
+    Raises:
+        UserError: fewer than two vectors, or more axes than dimensions.
+    """
+    X = _finite(vectors)
+    if not 1 <= n <= X.shape[1]:
+        raise UserError(f"{n} principal axes were asked for; vectors of {X.shape[1]} numbers have 1 to {X.shape[1]}.")
+    mean = X.mean(axis=0, dtype=np.float64)
+    centred = X - mean.astype(X.dtype)
+    values, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64))
+    values, axes = values[::-1].clip(min=0), axes.T[::-1][:n]
+    largest = np.abs(axes).argmax(axis=1)
+    axes = axes * np.sign(axes[np.arange(n), largest])[:, None]
+    return Pca(mean.astype(np.float32), axes.astype(np.float32), (values[:n] / max(values.sum(), 1e-30)))
+
+
+def patch_colours(patches: ArrayLike, pca: Pca | None = None) -> np.ndarray:
+    """Colours (T, h, w, 3) uint8 of patch tokens (T, h, w, D): three principal components, on one basis for all frames.
+
+    Red, green and blue run from the 1st to the 99th percentile over the whole clip, so equal tokens have equal colours
+    in every frame (as in DINOv2, arXiv 2304.07193, figure 1).
+    """
+    tokens = np.asarray(patches, dtype=np.float32)
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    three = (pca or fit_pca(flat, 3)).project(flat)[:, :3]
+    low, high = np.percentile(three, [1, 99], axis=0)
+    colours = ((three - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+    return (colours * 255).round().astype(np.uint8).reshape(*tokens.shape[:-1], 3)
+
+
+def tsne(vectors: ArrayLike, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
+    """t-SNE (N, 2) of the first 50 principal components, started from the first two, so that it is reproducible.
+
+    Neighbourhoods mean something in it, distances and sizes of clusters do not.
+    """
+    X = _finite(vectors)
+    if len(X) < 4:
+        raise UserError(f"t-SNE needs at least 4 vectors, not {len(X)}; use PCA.")
+    X = fit_pca(X, min(50, X.shape[1])).project(X)
+    return TSNE(init="pca", perplexity=min(perplexity, (len(X) - 1) / 3), random_state=seed).fit_transform(X)
+
+
+def umap(vectors: ArrayLike, seed: int = 0, neighbours: int = 15) -> np.ndarray:
+    """UMAP (N, 2), if umap-learn is installed (``pip install 'endofm-lab[umap]'``); the import takes some seconds.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        from umap import UMAP
+    except ImportError as error:
+        raise UserError(
+            "UMAP is not installed: pip install 'endofm-lab[umap]', or use PCA or t-SNE, which are always there."
+        ) from error
+    X = _finite(vectors)
+    return np.asarray(UMAP(n_neighbors=min(neighbours, len(X) - 1), random_state=seed, n_jobs=1).fit_transform(X))
+
+
+class Neighbours:
+    """Nearest neighbours by cosine, exact: one product of a vector with all others.
+
+    Rows of NaN (clips that could not be read) are nobody's neighbour.
+    """
+
+    def __init__(self, vectors: ArrayLike, rows: pd.DataFrame | None = None) -> None:
+        X = np.array(vectors, dtype=np.float32)
+        X /= np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+        self._readable = np.isfinite(X).all(axis=1)
+        self._unit = np.nan_to_num(X)
+        self._codes = {} if rows is None else {c: pd.factorize(rows[c])[0] for c in ("video", "patient") if c in rows}
+
+    def of(self, index: int, k: int = 10, not_same: str | None = "video") -> pd.DataFrame:
+        """The ``k`` nearest to a row, as ``row`` and ``similarity`` in -1..1, nearest first.
+
+        Args:
+            index: the row.
+            k: how many; fewer if there are not so many.
+            not_same: leave out rows of the same "video" or "patient", which are near for a trivial reason; None keeps
+                them. An unknown patient (empty) counts as one patient.
+
+        Raises:
+            UserError: no such row, or it has no vector; or another ``not_same``.
+        """
+        if not 0 <= index < len(self._unit):
+            raise UserError(f"There is no row {index}; the store has the rows 0 to {len(self._unit) - 1}.")
+        if not self._readable[index]:
+            raise UserError(f"Row {index} has no vector: its video could not be read.")
+        if not_same is not None and not_same not in self._codes:
+            raise UserError(f"not_same is {not_same!r}; choose None, {' or '.join(self._codes) or 'nothing else'}.")
+        similarity = self._unit @ self._unit[index]
+        out = ~self._readable
+        out[index] = True
+        if not_same is not None:
+            codes = self._codes[not_same]
+            out = out | (codes == codes[index])
+        similarity[out] = -np.inf
+        k = min(k, int((~out).sum()))
+        top = np.argpartition(-similarity, k - 1)[:k] if k else np.zeros(0, int)
+        top = top[np.argsort(-similarity[top], kind="stable")]
+        return pd.DataFrame({"row": top, "similarity": similarity[top]})
+
+
+def neighbour_purity(
+    vectors: ArrayLike, rows: pd.DataFrame, column: str, k: int = 5, not_same: str | None = "video"
+) -> float:
+    """Mean share of a row's ``k`` neighbours with its own value of ``column``; rows without a value do not count."""
+    finder, values = Neighbours(vectors, rows), rows[column].to_numpy()
+    shares = []
+    for at in np.flatnonzero((values != "") & np.isfinite(np.asarray(vectors)).all(axis=1)):
+        near = finder.of(int(at), k, not_same)["row"].to_numpy()
+        if len(near):
+            shares.append(float((values[near] == values[at]).mean()))
+    return float(np.mean(shares)) if shares else float("nan")
+
+
+def linear_cka(first: ArrayLike, second: ArrayLike) -> float:
+    """Linear centred kernel alignment of (N, D1) and (N, D2), 0..1 (Kornblith et al. 2019, arXiv 1905.00414, eq. 3).
+
+    Turning, mirroring or scaling either leaves it as it is. With few rows and many dimensions it is too high.
+    """
+    X, Y = _paired(first, second)
+    cross, own_x, own_y = (np.linalg.norm(a.T @ b) for a, b in ((X, Y), (X, X), (Y, Y)))
+    return float(cross**2 / max(own_x * own_y, 1e-30))
+
+
+def procrustes(first: ArrayLike, second: ArrayLike) -> float:
+    """Procrustes distance of (N, D1) and (N, D2) in 0..1: what the best turn, mirror and scale cannot bring together.
+
+    ``1 - (sum of singular values of X'Y)^2`` for centred X, Y of norm one (Schoenemann 1966).
+    """
+    X, Y = _paired(first, second)
+    X, Y = X / max(np.linalg.norm(X), 1e-30), Y / max(np.linalg.norm(Y), 1e-30)
+    return float(np.clip(1 - np.linalg.svd(X.T @ Y, compute_uv=False).sum() ** 2, 0, 1))
+
+
+def clusters(vectors: ArrayLike, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """k-means on unit vectors: each row's cluster (N,), and each cluster's medoid, the row nearest its middle (k,).
+
+    Raises:
+        UserError: more clusters than vectors.
+    """
+    X = _unit(_finite(vectors))
+    if not 1 <= k <= len(X):
+        raise UserError(f"{k} clusters were asked for; {len(X)} vectors allow 1 to {len(X)}.")
+    fitted = KMeans(k, n_init=4, random_state=seed).fit(X)
+    apart = fitted.transform(X)  # (N, k)
+    medoids = [int(np.flatnonzero(fitted.labels_ == c)[apart[fitted.labels_ == c, c].argmin()]) for c in range(k)]
+    return fitted.labels_, np.array(medoids)
+
+
+def outlier_scores(vectors: ArrayLike, k: int = 5) -> np.ndarray:
+    """(N,) mean cosine distance to the ``k`` nearest others: large for a row that is like no other."""
+    X = _unit(_finite(vectors))
+    k = min(k, len(X) - 1)
+    scores = []
+    for start in range(0, len(X), 1024):
+        similarity = X[start : start + 1024] @ X.T
+        similarity[np.arange(len(similarity)), start + np.arange(len(similarity))] = -np.inf
+        scores.append(1 - np.partition(similarity, -k, axis=1)[:, -k:].mean(axis=1))
+    return np.concatenate(scores)
+
+
+def shortcut_test(vectors: ArrayLike, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """How well a linear probe tells label, device, data set and patient: balanced accuracy beside its chance.
+
+    ``label`` and ``device`` are predicted for patients the probe has not seen (grouped folds) where every patient is
+    known; ``dataset`` and ``patient`` over stratified folds. If patient or device are told as well as the label, what
+    looks like the label may be a shortcut.
+
+    Columns: ``told``, ``classes``, ``rows``, ``accuracy``, ``chance``, ``folds``.
+    """
+    X = np.asarray(vectors, dtype=np.float64)
+    readable = np.isfinite(X).all(axis=1)
+    found = []
+    for column in [c for c in ("label", "device", "dataset", "patient") if c in rows]:
+        values = rows[column].astype(str).to_numpy()
+        counts = pd.Series(values[readable & (values != "")]).value_counts()
+        kept = readable & np.isin(values, counts.index[counts >= 3].to_numpy())
+        if len(set(values[kept])) < 2:
+            continue
+        patients = rows["patient"].astype(str).to_numpy()[kept]
+        by_patient = column in ("label", "device") and (patients != "").all() and len(set(patients)) >= 3
+        folds = (
+            GroupKFold(min(5, len(set(patients))))
+            if by_patient
+            else StratifiedKFold(3, shuffle=True, random_state=seed)
+        )
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
+        told = cross_val_predict(probe, X[kept], values[kept], cv=folds, groups=patients if by_patient else None)
+        found.append(
+            {
+                "told": column,
+                "classes": len(set(values[kept])),
+                "rows": int(kept.sum()),
+                "accuracy": float(balanced_accuracy_score(values[kept], told)),
+                "chance": 1 / len(set(values[kept])),
+                "folds": "by patient" if by_patient else "by row",
+            }
+        )
+    return pd.DataFrame(found, columns=["told", "classes", "rows", "accuracy", "chance", "folds"])
+
+
+def _finite(vectors: ArrayLike) -> np.ndarray:
+    X = np.asarray(vectors, dtype=np.float32)
+    if X.ndim != 2 or len(X) < 2 or not np.isfinite(X).all():
+        raise UserError(
+            f"The vectors have shape {X.shape}"
+            + ("" if np.isfinite(X).all() else " and some are not finite")
+            + "; give (N, D) finite ones, at least 2 (store.vectors[store.usable()])."
+        )
+    return X
+
+
+def _unit(X: np.ndarray) -> np.ndarray:
+    return X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
+
+
+def _paired(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    X, Y = _finite(first).astype(np.float64), _finite(second).astype(np.float64)
+    if len(X) != len(Y):
+        raise UserError(f"{len(X)} and {len(Y)} vectors cannot be compared row by row; embed the same manifest twice.")
+    return X - X.mean(axis=0), Y - Y.mean(axis=0)

@@ -1,0 +1,224 @@
+"""Attribution: which patches of a clip a score comes from, on the patch grid.
+
+A score that the model gave is shared out over patches, positive where a patch speaks for it, negative where against.
+Pixels are summed over each patch: the model sees patches as wholes, and pixel maps of transformers are mostly noise.
+
+Most methods compare with a *baseline*, a clip that says nothing. No picture is neutral, so the choice shapes the map:
+
+- ``blur``: the clip, smoothed until no finding is left. Keeps colour and light, asks for structure. The default.
+- ``mean``: the clip's mean colour. Asks for everything that is not flat colour; blind to a finding of that colour.
+- ``black``: asks for light above all; dark findings (blood, the lumen) cannot be found with it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from captum.attr import InputXGradient, IntegratedGradients, Occlusion, ShapleyValueSampling
+from torch import Tensor
+
+from endofm_lab.errors import UserError
+from endofm_lab.explain.targets import Target
+from endofm_lab.model.frame import FrameBackbone
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.video.transforms import InputSpec
+
+Baseline = Literal["blur", "mean", "black"]
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A map (T, h, w) float32 with its sign, and where it comes from.
+
+    ``completeness`` is |sum of the map - (score - score of the baseline)| over |score - score of the baseline|, for the
+    methods that promise it to be 0 (integrated gradients, Shapley values); None for the others.
+    """
+
+    values: Tensor
+    method: str
+    target: str
+    completeness: float | None = None
+
+
+def baseline_of(clip: Tensor, spec: InputSpec, kind: Baseline = "blur") -> Tensor:
+    """A clip like ``clip`` (B, 3, T, H, W) that says nothing; see the head of this module.
+
+    Raises:
+        UserError: there is no such baseline.
+    """
+    if kind == "blur":
+        B, _, T, H, W = clip.shape
+        frames = clip.transpose(1, 2).flatten(0, 1)
+        small = F.interpolate(frames, size=(max(H // 32, 2), max(W // 32, 2)), mode="area")
+        blurred = F.interpolate(small, size=(H, W), mode="bicubic", align_corners=False)
+        return blurred.unflatten(0, (B, T)).transpose(1, 2).contiguous()
+    if kind == "mean":
+        return clip.mean(dim=(2, 3, 4), keepdim=True).expand_as(clip).contiguous()
+    if kind == "black":
+        black = torch.tensor([-m / s for m, s in zip(spec.mean, spec.std, strict=True)], dtype=clip.dtype)
+        return black.to(clip.device).view(1, 3, 1, 1, 1).expand_as(clip).contiguous()
+    raise UserError(f"There is no baseline {kind!r}; choose one of {', '.join(get_args(Baseline))}.")
+
+
+def integrated_gradients(
+    model: VideoModel,
+    clip: Tensor,
+    target: Target,
+    baseline: Baseline = "blur",
+    steps: int = 32,
+    batch_clips: int = 4,
+) -> Attribution:
+    """Gradients along the straight way from the baseline, times that way (Sundararajan et al. 2017, arXiv 1703.01365).
+
+    The map sums to score less baseline score, but for the error of ``steps`` Gauss-Legendre points, which is reported.
+    Memory is that of ``batch_clips`` clips at a time.
+    """
+    start = baseline_of(_one(clip), model.card.input, baseline)
+    pixels, delta = IntegratedGradients(target.score).attribute(
+        clip, start, n_steps=steps, internal_batch_size=batch_clips, return_convergence_delta=True
+    )
+    with torch.no_grad():
+        change = float(target.score(clip) - target.score(start))
+    error = abs(float(delta)) / max(abs(change), 1e-12)
+    return Attribution(_on_patches(pixels, model), "integrated gradients", target.name, error)
+
+
+def gradient_x_input(model: VideoModel, clip: Tensor, target: Target) -> Attribution:
+    """The gradient times the normalised input: one backward pass, first order only (Shrikumar et al. 2016)."""
+    pixels = InputXGradient(target.score).attribute(_one(clip).clone().requires_grad_())
+    return Attribution(_on_patches(pixels, model), "gradient x input", target.name)
+
+
+def grad_cam(model: VideoModel, clip: Tensor, target: Target, block: int = -1) -> Attribution:
+    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the token grid at the entrance of a block's attention.
+
+    Channels are tokens' D values, weighted by their mean gradient over all patches and frames; negative sums are cut,
+    as in the paper. After the last attention the patches no longer reach CLS, so the map is taken before it.
+
+    Raises:
+        UserError: the model has no transformer blocks, or not this one.
+    """
+    network = model.backbone.net if isinstance(model.backbone, FrameBackbone) else model.backbone
+    blocks = getattr(network, "blocks", None)
+    if blocks is None or not hasattr(blocks[0], "norm1"):
+        raise UserError("Grad-CAM reads the tokens of transformer blocks, and this model has none; use occlusion.")
+    if not -len(blocks) <= block < len(blocks):
+        raise UserError(f"There is no block {block}; this model has the blocks 0 to {len(blocks) - 1}.")
+    kept: list[Tensor] = []
+    hook = blocks[block].norm1.register_forward_hook(lambda _, __, output: kept.append(output))
+    try:
+        score = target.score(_one(clip).clone().requires_grad_())
+    finally:
+        hook.remove()
+    (gradient,) = torch.autograd.grad(score.sum(), kept[0])
+    T, h, w = _grid(clip, model)
+
+    def patches(tokens: Tensor) -> Tensor:
+        """(1, T, 1 + N, D), (1, 1, 1 + T N, D) or (T, P + N, D) to (T, h, w, D)."""
+        D, frames = tokens.shape[-1], tokens.shape[1] if tokens.ndim == 4 else len(tokens)
+        return tokens.reshape(frames, -1, D)[:, -(T * h * w // frames) :].reshape(T, h, w, D)
+
+    weights = patches(gradient).mean(dim=(0, 1, 2))
+    values = (patches(kept[0]) @ weights).clamp(min=0)
+    return Attribution(values.detach().float().cpu(), "Grad-CAM", target.name)
+
+
+def occlusion(
+    model: VideoModel,
+    clip: Tensor,
+    target: Target,
+    baseline: Baseline = "blur",
+    tube: tuple[int, int] = (4, 2),
+    batch_clips: int = 8,
+    progress: bool = False,
+) -> Attribution:
+    """How far the score falls when a tube of ``tube`` = (frames, patches a side) is covered by the baseline.
+
+    Tubes overlap by half; each patch gets the mean fall of the tubes over it (Zeiler and Fergus 2014).
+    """
+    T, h, w = _grid(_one(clip), model)
+    frames, side = min(tube[0], T), min(tube[1], h, w)
+    if min(frames, side) < 1:
+        raise UserError(f"The tube is {tube}; it covers at least 1 frame and 1 patch.")
+    patch = clip.shape[-1] // w
+    with torch.no_grad():
+        pixels = Occlusion(target.score).attribute(
+            clip,
+            sliding_window_shapes=(3, frames, side * patch, side * patch),
+            strides=(3, max(1, frames // 2), max(1, side // 2) * patch, max(1, side // 2) * patch),
+            baselines=baseline_of(clip, model.card.input, baseline),
+            perturbations_per_eval=batch_clips,
+            show_progress=progress,
+        )
+    values = F.avg_pool2d(pixels[0].mean(dim=0), patch).float().cpu()  # (T, h, w)
+    return Attribution(values, "occlusion", target.name)
+
+
+def shapley(
+    model: VideoModel,
+    clip: Tensor,
+    target: Target,
+    baseline: Baseline = "blur",
+    tube: tuple[int, int] = (8, 2),
+    samples: int = 8,
+    batch_clips: int = 8,
+    seed: int = 0,
+    progress: bool = False,
+) -> Attribution:
+    """Shapley values of tubes, from random orders of uncovering (Castro et al. 2009, as in SHAP): always complete.
+
+    ``samples`` orders cost that many forward passes per tube; each tube's value is spread evenly over its patches.
+    """
+    T, h, w = _grid(_one(clip), model)
+    frames, side = min(tube[0], T), min(tube[1], h, w)
+    t, y, x = torch.meshgrid(torch.arange(T) // frames, torch.arange(h) // side, torch.arange(w) // side, indexing="ij")
+    number = (t * h + y) * w + x
+    number = torch.unique(number, return_inverse=True)[1]  # 0, 1, 2, ... (T, h, w)
+    patch = clip.shape[-1] // w
+    pixel_number = number.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[None, None].to(clip.device)
+    start = baseline_of(clip, model.card.input, baseline)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        pixels = ShapleyValueSampling(target.score).attribute(
+            clip,
+            start,
+            feature_mask=pixel_number,
+            n_samples=samples,
+            perturbations_per_eval=batch_clips,
+            show_progress=progress,
+        )
+        change = float(target.score(clip) - target.score(start))
+    share = pixels[0, 0, :, ::patch, ::patch].float().cpu()  # each patch carries its tube's value
+    values = share / torch.bincount(number.flatten())[number]
+    error = abs(float(values.sum()) - change) / max(abs(change), 1e-12)
+    return Attribution(values, "Shapley values", target.name, error)
+
+
+Method = Callable[[VideoModel, Tensor, Target], Attribution]
+METHODS: dict[str, Method] = {
+    "Grad-CAM": grad_cam,
+    "integrated gradients": integrated_gradients,
+    "gradient x input": gradient_x_input,
+    "occlusion": occlusion,
+    "Shapley values": shapley,
+}
+
+
+def _one(clip: Tensor) -> Tensor:
+    if clip.ndim != 5 or len(clip) != 1:
+        raise UserError(f"The clip has shape {tuple(clip.shape)}; one clip is explained at a time, (1, 3, T, H, W).")
+    return clip
+
+
+def _grid(clip: Tensor, model: VideoModel) -> tuple[int, int, int]:
+    """T, h and w."""
+    patch = model.backbone.config.patch_px
+    return clip.shape[2], clip.shape[3] // patch, clip.shape[4] // patch
+
+
+def _on_patches(pixels: Tensor, model: VideoModel) -> Tensor:
+    """(1, 3, T, H, W) summed over colours and each patch: (T, h, w)."""
+    patch = model.backbone.config.patch_px
+    return F.avg_pool2d(pixels.detach()[0].sum(dim=0), patch).float().cpu() * patch**2

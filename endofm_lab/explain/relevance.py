@@ -1,0 +1,107 @@
+"""Attention that knows its question: gradient-weighted attention for one target, and what the order of frames adds."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from endofm_lab.errors import UserError
+from endofm_lab.explain.attention import AttentionMaps
+from endofm_lab.explain.targets import Target
+from endofm_lab.model.frame import FrameBackbone
+from endofm_lab.model.transformer import VideoTokens
+from endofm_lab.model.video_model import VideoModel
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Of one target: ``values`` (T, h, w), each patch's relevance; ``time`` (T, T), which frame reads which for it.
+
+    ``time`` is the gradient-weighted temporal attention, summed over blocks, averaged over patches; None without
+    temporal attention.
+    """
+
+    values: Tensor
+    time: Tensor | None
+    target: str
+
+
+def attention_relevance(model: VideoModel, clip: Tensor, head: str, label: str) -> Relevance:
+    """Attention relevance (Chefer et al. 2021, arXiv 2103.15679), in space and time, for one class of one class head.
+
+    Plain attention is the same whatever one asks. Here every map is weighted by the gradient of the class's logit:
+    ``A' = mean over heads of max(0, dy/dA * A)``, and the row of CLS walks backwards as in rollout with ``M = I + A'``.
+
+    Raises:
+        UserError: no such class head or class, or an image model.
+    """
+    if isinstance(model.backbone, FrameBackbone):
+        raise UserError("Gradient-weighted attention needs a video transformer; for image models use Grad-CAM.")
+    spec = model.card.heads.get(head)
+    if spec is None or spec.kind not in ("multiclass", "multilabel") or label not in spec.classes:
+        possible = [f"{n}: {', '.join(s.classes)}" for n, s in model.card.heads.items() if s.kind.startswith("multi")]
+        raise UserError(
+            f"There is no class {label!r} of a class head {head!r}; there are {'; '.join(possible) or 'none'}."
+        )
+    output = model(clip.clone().requires_grad_(), attention=True)
+    logits = output.logits[head][0].float()
+    k = spec.classes.index(label)
+    others = [i for i in range(len(logits)) if i != k]
+    score = logits[k] - logits[others].logsumexp(0) if spec.kind == "multiclass" and others else logits[k]
+    maps = _weighted(output.tokens, score, model.backbone.config.attention)
+    T, h, w = maps.grid
+    row = torch.zeros(T, 1 + h * w)
+    row[:, 0] = 1 / T
+    values = maps.walk(row, share=1.0)[:, 1:].reshape(T, h, w)
+    time = torch.stack([m.mean(dim=(0, 1, 2)) for m in maps.time]).sum(dim=0) if maps.time else None
+    return Relevance(values, time, f"{head}: {label}")
+
+
+@torch.inference_mode()
+def exchange_matrix(clip: Tensor, target: Target, batch_clips: int = 8) -> Tensor:
+    """(T, T): how far the score moves when two frames of the clip (1, 3, T, H, W) change places; symmetric, 0 diagonal.
+
+    A score that does not depend on the order of frames gives zeros everywhere, whatever its attention looks like.
+    """
+    T = clip.shape[2]
+    pairs = [(s, t) for s in range(T) for t in range(s + 1, T)]
+    orders = [[t if i == s else s if i == t else i for i in range(T)] for s, t in pairs]
+    here = target.score(clip)[0]
+    moved = [
+        (target.score(torch.cat([clip[:, :, order] for order in orders[at : at + batch_clips]])) - here).abs()
+        for at in range(0, len(orders), batch_clips)
+    ]
+    matrix = torch.zeros(T, T)
+    for (s, t), change in zip(pairs, torch.cat(moved).tolist() if moved else [], strict=True):
+        matrix[s, t] = matrix[t, s] = change
+    return matrix
+
+
+def _weighted(tokens: VideoTokens, score: Tensor, kind: str) -> AttentionMaps:
+    """Every map times its gradient, positive part, mean over the heads (kept as one head)."""
+    returned = [*(tokens.spatial or tokens.joint or ()), *(tokens.temporal or ())]
+    # The maps returned are views beside the way to the score; the softmax they show is on it.
+    edges = [_softmax(m) for m in returned]
+    gradients = torch.autograd.grad(score, edges)
+    weighted = [
+        (m * gradient.reshape(m.shape)).clamp(min=0).detach().float().cpu()
+        for m, gradient in zip(returned, gradients, strict=True)
+    ]
+    n = len(tokens.spatial or tokens.joint or ())
+    _, T, h, w, _ = tokens.patches.shape
+    return AttentionMaps(
+        space=tuple((m if kind == "joint" else m[0]).mean(dim=-3, keepdim=True) for m in weighted[:n]),
+        time=tuple(m[0].mean(dim=-3, keepdim=True) for m in weighted[n:]),
+        grid=(T, h, w),
+        kind=kind,
+    )
+
+
+def _softmax(view: Tensor) -> GradientEdge:
+    """The softmax that a returned map is a view of; their numbers lie in the same order."""
+    node = view.grad_fn
+    while node is not None and "Softmax" not in node.name():
+        node = node.next_functions[0][0]
+    assert node is not None, "maps come from a softmax"
+    return GradientEdge(node, 0)

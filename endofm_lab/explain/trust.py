@@ -1,0 +1,166 @@
+"""Can a map be believed? Sanity checks that give each map a number."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import ArrayLike
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from endofm_lab.errors import UserError
+from endofm_lab.explain.attribution import Baseline, Method, baseline_of
+from endofm_lab.explain.targets import Target, target_of
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.tasks.intervals import Interval, bootstrap_interval
+from endofm_lab.tasks.metrics import weighted_mean
+
+
+def randomised(model: VideoModel, seed: int = 0) -> VideoModel:
+    """A copy of a model in which the numbers of every tensor are shuffled: same sizes and scales, nothing learned."""
+    copy, draw = deepcopy(model).eval(), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in copy.parameters():
+            order = torch.randperm(parameter.numel(), generator=draw).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    return copy
+
+
+def randomisation_test(model: VideoModel, clip: Tensor, head: str, label: str, method: Method, seeds: int = 3) -> float:
+    """Mean rank correlation of a method's map with its maps for models of shuffled weights (Adebayo et al. 2018).
+
+    Near 0: the map depends on what was learned. Near 1: it would look the same whatever the model knows.
+    """
+    trained = method(model, clip, target_of(model, head, label)).values.flatten()
+    found = []
+    for seed in range(seeds):
+        shuffled = randomised(model, seed)
+        other = method(shuffled, clip, target_of(shuffled, head, label)).values.flatten()
+        flat = trained.std() == 0 or other.std() == 0  # a map without differences ranks nothing
+        found.append(0.0 if flat else float(spearmanr(trained, other).statistic))
+    return float(np.mean(found))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Scores while patches go over to or come from the baseline, most important first (Petsiuk et al. 2018).
+
+    Attributes:
+        share: (S,) of patches changed, 0 to 1.
+        deletion: (S,) score with that share covered; falls early if the map is right.
+        insertion: (S,) score with only that share uncovered; rises early.
+        random_deletion: (S,) for patches in random order (mean of three).
+    """
+
+    share: np.ndarray
+    deletion: np.ndarray
+    insertion: np.ndarray
+    random_deletion: np.ndarray
+
+    @property
+    def gap(self) -> float:
+        """Area between insertion and deletion, over the score's distance from the baseline: 0 for no better than chance
+        at best, larger is better.
+        """
+        span = abs(self.deletion[0] - self.deletion[-1])
+        return float(np.trapezoid(self.insertion - self.deletion, self.share) / max(span, 1e-12))
+
+
+@torch.inference_mode()
+def deletion_insertion(
+    model: VideoModel,
+    clip: Tensor,
+    target: Target,
+    values: Tensor,
+    baseline: Baseline = "blur",
+    steps: int = 12,
+    batch_clips: int = 8,
+    seed: int = 0,
+) -> Curves:
+    """Deletion and insertion curves of a map (T, h, w) over a clip (1, 3, T, H, W)."""
+    start = baseline_of(clip, model.card.input, baseline)
+    share = np.linspace(0, 1, steps + 1)
+    draw = np.random.default_rng(seed)
+    order = np.argsort(-values.numpy().ravel(), kind="stable")
+    patch = clip.shape[-1] // values.shape[-1]
+
+    def scores(order: np.ndarray, keep: bool) -> np.ndarray:
+        """Scores with the first patches covered (``keep`` False) or alone uncovered (True)."""
+        found = []
+        for at in range(0, len(share), batch_clips):
+            clips = []
+            for part in share[at : at + batch_clips]:
+                chosen = torch.zeros(values.numel(), dtype=torch.bool)
+                chosen[torch.from_numpy(order[: round(part * len(order))].copy())] = True
+                pixels = chosen.view(values.shape).repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+                clips.append(torch.where(pixels[None, None].to(clip.device) == keep, clip, start))
+            found.append(target.score(torch.cat(clips)).cpu().numpy())
+        return np.concatenate(found)
+
+    chance = np.mean([scores(draw.permutation(len(order)), False) for _ in range(3)], axis=0)
+    return Curves(share, scores(order, False), scores(order, True), chance)
+
+
+def patches_of(masks: ArrayLike, grid: tuple[int, int], share: float = 0.25) -> Tensor:
+    """(T, h, w) bool: patches of which a mask (T, H, W) covers at least ``share``."""
+    pixels = torch.as_tensor(np.asarray(masks)).float()[:, None]
+    return F.interpolate(pixels, size=grid, mode="area")[:, 0] >= share
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """Of each frame with a visible finding: does the map's highest patch lie on it? (n,) in 0..1 each.
+
+    ``centre`` is what pointing at the middle of the frame would score, ``random`` any patch: both in expectation.
+    """
+
+    hits: np.ndarray
+    centre: np.ndarray
+    random: np.ndarray
+
+
+def pointing_game(values: Tensor, masks: ArrayLike) -> Pointing:
+    """The pointing game (Zhang et al. 2016, arXiv 1608.00507) of a map (T, h, w) against masks (T, H, W).
+
+    A patch lies on the finding if the mask covers a quarter of it. Frames without such a patch do not count. A flat map
+    points everywhere: ties share the hit.
+
+    Raises:
+        UserError: map and masks have different numbers of frames.
+    """
+    if len(values) != len(np.asarray(masks)):
+        raise UserError(
+            f"The map has {len(values)} frames, the masks {len(np.asarray(masks))}; give one mask per frame."
+        )
+    _, h, w = values.shape
+    on = patches_of(masks, (h, w))
+    seen = on.flatten(1).any(dim=1)
+    top = (values == values.flatten(1).amax(dim=1)[:, None, None]).float()
+    middle = torch.zeros(h, w)
+    middle[(h - 1) // 2 : h // 2 + 1, (w - 1) // 2 : w // 2 + 1] = 1.0
+    truth = on.float()
+
+    def shared(points: Tensor) -> np.ndarray:
+        return ((points * truth).sum(dim=(1, 2)) / points.sum(dim=(-2, -1)))[seen].numpy()
+
+    return Pointing(shared(top), shared(middle.expand_as(truth)), truth.mean(dim=(1, 2))[seen].numpy())
+
+
+def pointing_intervals(games: list[tuple[str, Pointing]], seed: int = 0) -> dict[str, Interval]:
+    """``map``, ``centre`` and ``random`` over all frames of (patient, game) pairs, with 95 % intervals over patients.
+
+    Raises:
+        UserError: no frame shows a finding.
+    """
+    patients = [patient for patient, game in games for _ in game.hits]
+    if not patients:
+        raise UserError("No frame shows a finding large enough for a patch, so there is nothing to point at.")
+    columns = {"map": "hits", "centre": "centre", "random": "random"}
+    return {
+        name: bootstrap_interval(
+            weighted_mean, patients, np.concatenate([getattr(game, column) for _, game in games]), seed=seed
+        )
+        for name, column in columns.items()
+    }

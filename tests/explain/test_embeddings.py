@@ -1,0 +1,103 @@
+"""The embedding store: what is in it, stopping and going on, and what it refuses."""
+
+import json
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from endofm_lab.data.manifest import write_manifest
+from endofm_lab.errors import UserError
+from endofm_lab.explain.embeddings import embed, embedding_steps, load_store
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.video.clips import read_clip
+from endofm_lab.video.reader import write_video
+from endofm_lab.video.transforms import to_input
+from tests.explain.models import small_model
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    draw = np.random.default_rng(0)
+    rows = []
+    for n in range(5):
+        name = f"{n}.mp4"
+        if n == 3:
+            (tmp_path / name).write_text("no video")
+        else:
+            write_video(tmp_path / name, draw.integers(0, 255, (12, 32, 32, 3), dtype=np.uint8), Fraction(6))
+        rows.append(
+            {
+                "video": name,
+                "start_s": 0.0,
+                "end_s": 2.0,
+                "label": "ab"[n % 2],
+                "patient": f"p{n // 2}",
+                "dataset": "d",
+                "split": "train",
+            }
+        )
+    return write_manifest(pd.DataFrame(rows), tmp_path / "manifest.csv")
+
+
+def test_each_row_has_the_vector_of_the_clip_in_its_middle(manifest, model, tmp_path):
+    store = embed(manifest, model, tmp_path / "store", batch_clips=2, progress=False)
+    assert store.vectors.shape == (5, 32) and isinstance(store.vectors, np.memmap)
+    clip = read_clip(tmp_path / "2.mp4", model.card.clip, start_s=(2.0 - 4 / 6) / 2)
+    with torch.no_grad():
+        expected = model.backbone(to_input(clip.frames, model.card.input)).cls[0].numpy()
+    np.testing.assert_allclose(store.vectors[2], expected, atol=1e-4)
+    assert store.rows["time_s"][2] == pytest.approx(clip.times_s[0])
+    assert store.usable().tolist() == [True, True, True, False, True]
+    assert np.isnan(store.vectors[3]).all() and store.rows["error"][3]
+    store.must_be_of(model)
+
+
+def test_a_stopped_run_goes_on_where_it_was(manifest, model, tmp_path):
+    whole = embed(manifest, model, tmp_path / "whole", batch_clips=2, progress=False)
+    steps = embedding_steps(manifest, model, tmp_path / "store", batch_clips=2)
+    assert next(steps) == 2
+    steps.close()
+    with pytest.raises(UserError, match="no finished embeddings"):
+        load_store(tmp_path / "store")
+    with (tmp_path / "store" / "done.jsonl").open("a") as torn:
+        torn.write('[{"time_s": 0.')
+    assert next(embedding_steps(manifest, model, tmp_path / "store", batch_clips=2)) == 4
+    store = embed(manifest, model, tmp_path / "store", batch_clips=2, progress=False)
+    np.testing.assert_array_equal(store.vectors, whole.vectors)
+    pd.testing.assert_frame_equal(store.rows, whole.rows)
+    assert sorted(p.name for p in (tmp_path / "store").iterdir()) == [
+        "job.json",
+        "rows.parquet",
+        "store.json",
+        "vectors.npy",
+    ]
+
+
+def test_a_store_of_another_model_version_is_refused(manifest, model, tmp_path):
+    store = embed(manifest, model, tmp_path / "store", progress=False)
+    newer = VideoModel(model.backbone, model.heads, replace(model.card, weights_sha256="1" * 64))
+    with pytest.raises(UserError, match=r"made by small .* not by small"):
+        store.must_be_of(newer)
+    with pytest.raises(UserError, match="another model version"):
+        embed(manifest, newer, tmp_path / "store", progress=False)
+
+
+def test_foreign_and_damaged_folders_are_refused(manifest, model, tmp_path):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "a.txt").write_text("a")
+    with pytest.raises(UserError, match="something else than embeddings"):
+        embed(manifest, model, tmp_path / "letters", progress=False)
+    store = embed(manifest, model, tmp_path / "store", progress=False)
+    about = json.loads((store.path / "store.json").read_text())
+    (store.path / "store.json").write_text(json.dumps(about | {"width": 7}))
+    with pytest.raises(UserError, match="damaged"):
+        load_store(store.path)
