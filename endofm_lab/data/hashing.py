@@ -75,34 +75,49 @@ def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, np
     if radius > 15 or len(hashes) < 2000:
         yield from _all_pairs(hashes, radius)
         return
-    # Two hashes within 15 bits agree up to one bit in at least one of eight 16-bit words; within 7 they agree in one.
-    words = np.ascontiguousarray(hashes).view(np.uint16).reshape(len(hashes), 8)
-    slack = radius // 8
-    masks = [0] + ([1 << bit for bit in range(16)] if slack else [])
-    for band in range(8):
-        key = words[:, band]
-        order = np.argsort(key, kind="stable")
-        start = np.searchsorted(key[order], np.arange(65537))
-        for mask in masks:
-            partner = key[order] ^ np.uint16(mask)
-            low, high = start[partner], start[partner.astype(np.int64) + 1]
-            if mask:  # each unordered pair of buckets once
-                high = np.where(key[order] < partner, high, low)
-            else:  # each unordered pair within a bucket once
-                low = np.arange(len(order)) + 1
+    # Cut the bits into seven (eight) bands. Two hashes within the radius differ in some band by at most
+    # radius // bands bits, because otherwise they would differ by more in all.
+    n_bands = 7 if radius < 14 else 8
+    slack = radius // n_bands
+    keys, width = _bands(hashes, n_bands)
+    for band, key in enumerate(keys):
+        order = np.argsort(key, kind="stable").astype(np.int32)
+        key, sorted_hashes = key[order], hashes[order]
+        start = np.searchsorted(key, np.arange((1 << width) + 1))
+        for mask in [0] + [1 << bit for bit in range(width)] * slack:
+            if mask:  # the bucket whose key differs in this bit, each pair of buckets once
+                partner = key ^ mask
+                low, high = start[partner], np.where(key < partner, start[partner + 1], 0)
+            else:  # the rest of the same bucket
+                low, high = np.arange(1, len(key) + 1), start[key + 1]
             for one, other in _ranges(low, high):
-                i, j = order[one], order[other]
-                distance = hamming(hashes[i], hashes[j])
-                keep = distance <= radius
-                i, j, distance = i[keep], j[keep], distance[keep]
-                # An earlier band has already found it?
-                early = (np.bitwise_count(words[i, :band] ^ words[j, :band]) <= slack).any(axis=1)
-                i, j, distance = i[~early], j[~early], distance[~early]
-                if len(i):
-                    yield np.minimum(i, j), np.maximum(i, j), distance
+                distance = np.bitwise_count(sorted_hashes[one, 0] ^ sorted_hashes[other, 0])
+                near = np.flatnonzero(distance <= radius)
+                i, j = one[near], other[near]
+                distance = distance[near] + np.bitwise_count(sorted_hashes[i, 1] ^ sorted_hashes[j, 1])
+                near = distance <= radius
+                i, j, distance = order[i[near]], order[j[near]], distance[near]
+                # A band before this one has already found the pair?
+                new = (np.bitwise_count(keys[:band, i] ^ keys[:band, j]) > slack).all(axis=0)
+                if new.any():
+                    i, j = i[new].astype(np.int64), j[new].astype(np.int64)
+                    yield np.minimum(i, j), np.maximum(i, j), distance[new].astype(np.int16)
 
 
-def _ranges(low: np.ndarray, high: np.ndarray, block: int = 1 << 21) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _bands(hashes: np.ndarray, n_bands: int) -> tuple[np.ndarray, int]:
+    """Int32 (bands, N) keys and their width in bits. Neighbouring bits are alike, so each band takes every n-th bit."""
+    width = -(-128 // n_bands)
+    keys = np.zeros((n_bands, len(hashes)), np.int32)
+    for begin in range(0, len(hashes), 1 << 16):
+        rows = np.ascontiguousarray(hashes[begin : begin + (1 << 16)])
+        bits = np.unpackbits(rows.view(np.uint8).reshape(len(rows), 16), axis=1)
+        for band in range(n_bands):
+            mine = bits[:, band::n_bands]
+            keys[band, begin : begin + len(bits)] = mine @ (1 << np.arange(mine.shape[1], dtype=np.int32))
+    return keys, width
+
+
+def _ranges(low: np.ndarray, high: np.ndarray, block: int = 1 << 18) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs (n, m) with low[n] <= m < high[n], in blocks of about ``block`` pairs."""
     lengths = np.maximum(high - low, 0)
     busy = np.flatnonzero(lengths)
@@ -113,9 +128,9 @@ def _ranges(low: np.ndarray, high: np.ndarray, block: int = 1 << 21) -> Iterator
         end = max(begin + 1, int(np.searchsorted(total, done + block, side="right")))
         rows = busy[begin:end]
         count = lengths[rows]
-        one = np.repeat(rows, count)
-        offset = np.arange(len(one)) - np.repeat(np.cumsum(count) - count, count)
-        yield one, low[one] + offset
+        # Within a row, m counts up from low; the first of row k stands at total[k - 1] - done.
+        first = low[rows] - (total[begin:end] - count - done)
+        yield np.repeat(rows, count), np.repeat(first, count) + np.arange(int(count.sum()))
         begin = end
 
 
