@@ -30,6 +30,9 @@ _PUBLIC = {
     "predict_video": "predict",
     "VideoPrediction": "prediction",
     "load_prediction": "prediction",
+    "look": "explain.attention",
+    "embed": "explain.embeddings",
+    "load_store": "explain.embeddings",
 }
 
 __all__ = ["__version__", *_PUBLIC]
