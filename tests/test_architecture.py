@@ -24,9 +24,11 @@ RANK = {
     "prediction": 6,
     "predict": 7,
     "samples": 7,
+    "study": 7,
     "demo": 8,
     "figures": 8,
     "report": 9,
+    "study_report": 10,
     "widgets": 10,
     "cli": 11,
 }

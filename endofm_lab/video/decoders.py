@@ -154,6 +154,13 @@ class VideoFile:
                     picture = self._upright(number, frame, to_rgb)
                 yield number, picture
 
+    def next_start(self, number: int) -> int:
+        """The first frame from ``number`` on that can be decoded without those before it; ``n_frames`` if none can."""
+        if number >= self.n_frames or not self._seekable:
+            return self.n_frames
+        later = self._keys[np.searchsorted(self._keys, self._stamps[number], side="left") :]
+        return int(np.searchsorted(self._stamps, later[0])) if later.size else self.n_frames
+
     def _upright(self, number: int, frame: av.VideoFrame, to_rgb: VideoReformatter) -> np.ndarray:
         quarter_turns, rest = divmod(round(frame.rotation), 90)
         if rest:
@@ -283,7 +290,7 @@ class ImageSequence:
     Hidden files, sub-folders and files of other kinds are ignored. The attributes are those of :class:`VideoFile`.
     """
 
-    def __init__(self, path: Path, fps: Fraction) -> None:
+    def __init__(self, path: Path, fps: Fraction, check: bool = True) -> None:
         self.path = path
         candidates = [path] if path.is_file() else sorted(path.iterdir(), key=_natural)
         self._files = [
@@ -297,15 +304,25 @@ class ImageSequence:
         self.fps = fps
         self.times_s = np.arange(len(self._files)) / float(fps)
         self.duration_s = len(self._files) / float(fps)
-        first = self._open(0)
-        self.size_hw_px = (first.height, first.width)
-        for number in range(1, len(self._files)):
-            self._open(number)
+        for number in range(len(self._files)):
+            try:
+                image = self._open(number)
+            except VideoError:
+                if check or number == len(self._files) - 1:
+                    raise
+                continue
+            self.size_hw_px = (image.height, image.width)
+            if not check:  # the first one that can be read gives the size; the others answer when they are asked for
+                break
 
     @property
     def n_frames(self) -> int:
         """Number of images."""
         return len(self._files)
+
+    def next_start(self, number: int) -> int:
+        """Every image stands for itself: ``number``."""
+        return number
 
     def frames(self, wanted: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Decode the images with the numbers ``wanted``; yields ``(number, uint8 (H, W, 3) RGB)``."""

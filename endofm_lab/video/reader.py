@@ -138,14 +138,23 @@ class VideoReader:
             raise VideoError(self.info.path, f"frames {start} to {stop} were asked for, it has {self.info.n_frames}")
         return self._source.frames(range(start, stop))
 
+    def next_start(self, number: int) -> int:
+        """Where reading can go on behind damage: the first frame from ``number`` on that needs none before it.
 
-def open_video(path: str | Path, fps: Fraction | int | None = None) -> VideoReader:
+        That is the next key frame of a video file, and ``number`` itself in a folder; ``n_frames`` if there is none.
+        """
+        return self._source.next_start(number)
+
+
+def open_video(path: str | Path, fps: Fraction | int | None = None, check: bool = True) -> VideoReader:
     """Open a video file, a folder of frames, or a single image (a video of one frame).
 
     Args:
         path: MP4, MOV, AVI, MKV or WebM with H.264, HEVC, MPEG-4, VP9, AV1 or MJPEG; or a folder of JPEG, PNG, BMP,
             TIFF or WebP images of one size, shown in natural order of their names.
         fps: Frame rate of a folder or image, 25 if not given. A video file brings its own.
+        check: Look at every image of a folder now. Without it, a damaged image or one of another size than the first
+            is an error only when it is read: for long studies, which go on behind it.
 
     Returns:
         A reader; use it in a ``with`` block. Frames are upright (rotation applied) and RGB; pixels are as stored, a
@@ -162,7 +171,7 @@ def open_video(path: str | Path, fps: Fraction | int | None = None) -> VideoRead
     if not path.exists():
         raise VideoError(path, "there is no such file or folder; check the path")
     if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        return VideoReader(ImageSequence(path, Fraction(25 if fps is None else fps)))
+        return VideoReader(ImageSequence(path, Fraction(25 if fps is None else fps), check))
     if fps is not None:
         raise UserError(f"{path}: a video file brings its own frame rate; leave out fps={fps}")
     if not path.is_file():

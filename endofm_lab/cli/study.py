@@ -1,0 +1,46 @@
+"""`endofm-lab study`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+def study(
+    video: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    model: str,
+    skip_near_duplicates: bool = False,
+    resume: bool = False,
+    batch: int = 64,
+    fps: float | None = None,
+    smooth: int = 9,
+    labels: Path | None = None,
+) -> None:
+    """Scores for every frame of a whole study, and a report to confirm or reject what was found.
+
+    Memory does not grow with the study. A study that was stopped, however, goes on with --resume.
+
+    Args:
+        video: a video file or a folder of frames.
+        out: folder for frames.parquet, study.json, report.html and review.csv.
+        model: folder of a frame model, or timm:NAME.
+        skip_near_duplicates: frames that hardly differ from the last scored one take its scores.
+        resume: go on with the unfinished study in the folder.
+        batch: frames that go through the model together.
+        fps: frames per second of a folder of frames; 25 if not given.
+        smooth: frames of the running median that findings are cut from (odd; 1 does not smooth).
+        labels: table of true labels (columns frame, label), to measure what smoothing does.
+    """
+    from endofm_lab.study import DUPLICATE, UNREADABLE, run_study
+    from endofm_lab.study_report import review_table, write_study_report
+
+    result = run_study(
+        video, model, out, skip_near_duplicates=skip_near_duplicates, resume=resume, batch=batch, fps=fps
+    )
+    report = write_study_report(result, out, smooth, labels)
+    review = review_table(result, smooth)
+    print(review.drop(columns=["decision", "remark"]).to_string(index=False, max_rows=24))
+    skipped, lost = int((result.state == DUPLICATE).sum()), int((result.state == UNREADABLE).sum())
+    print(f"\n{len(result.state):,} frames, {skipped:,} near-duplicates not scored, {lost:,} unreadable.")
+    print(f"Report: {report}. For research only: not a medical device, not for diagnosis.")

@@ -1,0 +1,451 @@
+"""Whole studies, frame by frame: hours of video or a million images through a frame model, in flat memory.
+
+decode and resize (one thread) -> batches in a bounded queue -> model -> parts on disk -> `Study`
+
+A part holds the scores of `PART_FRAMES` frames. A kill at any moment loses the part under way; since batches never
+cross a part's border, a resumed study equals one that was never stopped.
+"""
+
+import hashlib
+import queue
+import shutil
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from endofm_lab import __version__
+from endofm_lab.data.hashing import fingerprint, hamming
+from endofm_lab.errors import UserError, VideoError
+from endofm_lab.files import atomic_path, read_json, write_json
+from endofm_lab.model.checkpoints import load_model
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.video.reader import VideoInfo, VideoReader, open_video
+from endofm_lab.video.transforms import to_input
+
+PART_FRAMES = 4096
+QUEUE_BATCHES = 3  # decoded ahead of the model
+SCORED, DUPLICATE, UNREADABLE = 0, 1, 2  # states of a frame
+STATES = ("scored", "near-duplicate", "unreadable")
+
+# A near-duplicate: what a camera that stands still sees. At most these differences from the last frame that was scored.
+DUPLICATE_BITS = 6  # of the 128 of the perceptual hash
+DUPLICATE_GREY = 3.0  # mean absolute difference of the 32 x 32 thumbnails, of 255
+
+_DECODED_BYTES = 32 << 20  # frames in their own size that are held at once
+
+
+@dataclass(frozen=True)
+class Study:
+    """Scores of every frame of a study.
+
+    Attributes:
+        video: what was read.
+        times_s: (N,) float64 presentation times.
+        scores: class head -> (N, K) float32 in 0..1, after the card's temperature; NaN for unreadable frames; a
+            near-duplicate has those of the frame that stands for it.
+        classes: head -> its K names.
+        kinds: head -> "multiclass" or "multilabel".
+        state: (N,) uint8: `SCORED`, `DUPLICATE` or `UNREADABLE`.
+        stands_for: (N,) int64, the frame whose scores these are; -1 for unreadable ones.
+        unreadable: columns frame, time_s, reason; one row per frame.
+        provenance: model, options, versions.
+    """
+
+    video: VideoInfo
+    times_s: np.ndarray
+    scores: dict[str, np.ndarray]
+    classes: dict[str, list[str]]
+    kinds: dict[str, str]
+    state: np.ndarray
+    stands_for: np.ndarray
+    unreadable: pd.DataFrame
+    provenance: dict[str, Any]
+
+    def table(self) -> pd.DataFrame:
+        """One row per frame: frame, time_s, state, stands_for, and one column ``head.class`` per score."""
+        columns: dict[str, Any] = {
+            "frame": np.arange(len(self.times_s)),
+            "time_s": self.times_s,
+            "state": np.array(STATES)[self.state],
+            "stands_for": self.stands_for,
+        }
+        for head, values in self.scores.items():
+            columns |= {f"{head}.{name}": values[:, k] for k, name in enumerate(self.classes[head])}
+        return pd.DataFrame(columns)
+
+
+def run_study(
+    path: str | Path,
+    model: VideoModel | str | Path,
+    out: str | Path,
+    *,
+    skip_near_duplicates: bool = False,
+    resume: bool = False,
+    batch: int = 64,
+    fps: float | None = None,
+    progress: bool = True,
+) -> Study:
+    """Score every frame of a video or a folder of images; the result is also in ``out`` (`load_study`).
+
+    Args:
+        path: a video file or a folder of frames.
+        model: a frame model (its clips have one frame) with class heads, its folder, or a name for `load_model`.
+        out: folder for ``frames.parquet`` and ``study.json``, and for the parts while it runs.
+        skip_near_duplicates: frames that hardly differ from the last scored one take its scores.
+        resume: go on with the unfinished study in ``out``; a finished one is read back.
+        batch: frames that go through the model together.
+        fps: frames per second of a folder, 25 if not given.
+        progress: show a progress bar.
+
+    Raises:
+        VideoError: the video cannot be opened, or no frame of it can be read.
+        UserError: the model looks at clips or has no class head, or ``out`` holds something else.
+    """
+    steps = study_steps(path, model, out, skip_near_duplicates, resume, batch, fps)
+    with tqdm(unit="frame", desc=Path(path).name, disable=not progress) as bar:
+        while True:
+            try:
+                done, bar.total = next(steps)
+            except StopIteration as finished:
+                return finished.value
+            bar.update(done - bar.n)
+
+
+def study_steps(
+    path: str | Path,
+    model: VideoModel | str | Path,
+    out: str | Path,
+    skip_near_duplicates: bool = False,
+    resume: bool = False,
+    batch: int = 64,
+    fps: float | None = None,
+) -> Generator[tuple[int, int], None, Study]:
+    """`run_study` in steps: yields (frames done, frames in all) after every part; returns the study."""
+    if batch < 1:
+        raise UserError(f"batch is {batch}, but at least 1 frame must go through the model at a time.")
+    if not isinstance(model, VideoModel):
+        model = load_model(model)
+    model.eval()
+    _check_model(model)
+    with open_video(path, None if fps is None else Fraction(fps).limit_denominator(100_000), check=False) as reader:
+        request = {
+            "video": _identity(Path(path)),
+            "model": model.card.fingerprint,
+            "skip_near_duplicates": skip_near_duplicates,
+            "batch": batch,
+            "fps": str(reader.info.fps),
+            "part_frames": PART_FRAMES,
+            "version": __version__,
+        }
+        folder = _open_job(Path(out), request, resume)
+        if (folder / "study.json").exists():
+            return load_study(folder)
+        parts = sorted((folder / "parts").glob("part_*.npz"))
+        n_frames = reader.info.n_frames
+        first = min(len(parts) * PART_FRAMES, n_frames)
+        yield first, n_frames
+        kept = _Kept.of_part(parts[-1]) if parts and skip_near_duplicates else _Kept()
+        stream = _Batches(reader, model, first, batch, kept if skip_near_duplicates else None)
+        try:
+            for start in range(first, n_frames, PART_FRAMES):
+                _run_part(stream, model, start, min(start + PART_FRAMES, n_frames), folder / "parts")
+                yield min(start + PART_FRAMES, n_frames), n_frames
+        finally:
+            stream.close()
+        provenance = {
+            **request,
+            "model_name": model.card.name,
+            "initialisation": model.card.initialisation,
+            "training_data": model.card.data,
+            "temperature": {name: head.temperature for name, head in _class_heads(model).items()},
+            "torch": torch.__version__,
+        }
+        return _assemble(folder, reader, model, provenance)
+
+
+def load_study(folder: str | Path) -> Study:
+    """The finished study that lies in a folder.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    folder = Path(folder)
+    if not (folder / "study.json").exists():
+        raise UserError(f"{folder} holds no finished study: run `endofm-lab study ... --out {folder} --resume`.")
+    about = read_json(folder / "study.json")
+    table = pd.read_parquet(folder / "frames.parquet")
+    video = about["video"]
+    return Study(
+        video=VideoInfo(**{**video, "fps": Fraction(video["fps"]), "path": Path(video["path"])}),
+        times_s=table["time_s"].to_numpy(),
+        scores={
+            head: table[[f"{head}.{name}" for name in names]].to_numpy(np.float32)
+            for head, names in about["classes"].items()
+        },
+        classes=about["classes"],
+        kinds=about["kinds"],
+        state=table["state"].map({name: n for n, name in enumerate(STATES)}).to_numpy(np.uint8),
+        stands_for=table["stands_for"].to_numpy(),
+        unreadable=pd.DataFrame(about["unreadable"], columns=["frame", "time_s", "reason"]),
+        provenance=about["provenance"],
+    )
+
+
+def _class_heads(model: VideoModel) -> dict[str, Any]:
+    return {name: head for name, head in model.card.heads.items() if head.kind in ("multiclass", "multilabel")}
+
+
+def _check_model(model: VideoModel) -> None:
+    if model.card.clip.n_frames != 1:
+        raise UserError(
+            f"{model.card.name} looks at clips of {model.card.clip.n_frames} frames, a study at single frames: use "
+            "`endofm-lab predict`, which streams whole videos too, or a frame model."
+        )
+    if not _class_heads(model):
+        raise UserError(f"{model.card.name} has no class head, so it gives no scores; train one on it first.")
+
+
+def _identity(path: Path) -> str:
+    """SHA-256 of the names, sizes and times of a file or a folder's files: reading hours of video takes too long."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
+def _open_job(out: Path, request: dict[str, Any], resume: bool) -> Path:
+    """The folder for this study, with its ``parts``."""
+    job = out / "job.json"
+    if job.exists():
+        before = read_json(job)
+        changed = [name for name, value in request.items() if before.get(name) != value]
+        if changed:
+            raise UserError(
+                f"{out} holds a study with another {', '.join(changed)}: choose another folder or delete this one."
+            )
+        if not resume:
+            raise UserError(f"{out} holds this study already, finished or not: add --resume, or choose another folder.")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something else than a study: choose a new or an empty folder.")
+    (out / "parts").mkdir(parents=True, exist_ok=True)
+    write_json(job, request)
+    return out
+
+
+@dataclass
+class _Kept:
+    """The last frame that was scored: its number, hash and thumbnail; -1 before there is one."""
+
+    frame: int = -1
+    bits: np.ndarray | None = None
+    thumb: np.ndarray | None = None
+
+    @classmethod
+    def of_part(cls, path: Path) -> "_Kept":
+        with np.load(path, allow_pickle=False) as part:
+            frame = int(part["kept_frame"])
+            return cls() if frame < 0 else cls(frame, part["kept_bits"], part["kept_thumb"])
+
+    def same(self, picture: np.ndarray, frame: int) -> bool:
+        """Whether a frame nearly equals the kept one; if not, it is the kept one from now on."""
+        bits, thumb = fingerprint(Image.fromarray(picture))
+        if (
+            self.bits is not None
+            and self.thumb is not None
+            and hamming(bits, self.bits) <= DUPLICATE_BITS
+            and np.abs(thumb.astype(np.int16) - self.thumb).mean() <= DUPLICATE_GREY
+        ):
+            return True
+        self.frame, self.bits, self.thumb = frame, bits, thumb
+        return False
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Frames of one part in their order, ready for the model.
+
+    ``frames`` (n,) and ``clips`` (n, 3, 1, S, S) are those to score; ``duplicates`` pairs (frame, frame it equals);
+    ``unreadable`` pairs (frame, reason); ``kept`` is what near-duplicates are compared with behind this batch.
+    """
+
+    frames: list[int]
+    clips: Tensor | None
+    duplicates: list[tuple[int, int]]
+    unreadable: list[tuple[int, str]]
+    kept: _Kept
+    next_frame: int
+
+
+class _Batches:
+    """The decoding thread and its bounded queue of batches."""
+
+    def __init__(self, reader: VideoReader, model: VideoModel, first: int, batch: int, kept: _Kept | None) -> None:
+        self._reader, self._spec, self._batch, self._kept = reader, model.card.input, batch, kept
+        self._queue: queue.Queue[_Batch | BaseException] = queue.Queue(QUEUE_BATCHES)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._decode, args=(first,), name="study-decoder", daemon=True)
+        self._thread.start()
+
+    def __next__(self) -> _Batch:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Stop the thread and wait for it."""
+        self._stop.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.05)
+            except queue.Empty:
+                continue
+
+    def _put(self, item: _Batch | BaseException) -> None:
+        while not self._stop.is_set():
+            try:
+                return self._queue.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def _decode(self, first: int) -> None:
+        try:
+            n_frames = self._reader.info.n_frames
+            pictures = _readable_frames(self._reader, first)
+            for start in range(first, n_frames, PART_FRAMES):
+                stop = min(start + PART_FRAMES, n_frames)
+                at = start
+                while at < stop and not self._stop.is_set():
+                    made = self._next_batch(pictures, at, stop)
+                    self._put(made)
+                    at = made.next_frame
+        except BaseException as error:  # the caller's thread raises it
+            self._put(error)
+
+    def _next_batch(self, pictures: Iterator[tuple[int, np.ndarray | str]], at: int, stop: int) -> _Batch:
+        """The next frames from ``at`` on: until ``batch`` of them are to be scored, or the part ends."""
+        frames: list[int] = []
+        waiting: list[np.ndarray] = []
+        clips: list[Tensor] = []
+        duplicates, unreadable = [], []
+        while at < stop and len(frames) < self._batch:
+            at, picture = next(pictures)
+            if isinstance(picture, str):
+                unreadable.append((at, picture))
+            elif self._kept is not None and self._kept.same(picture, at):
+                duplicates.append((at, self._kept.frame))
+            else:
+                frames.append(at)
+                waiting.append(picture)
+            at += 1
+            if waiting and (
+                len(waiting) * waiting[0].nbytes >= _DECODED_BYTES or at == stop or len(frames) == self._batch
+            ):
+                clips.append(to_input(np.stack(waiting)[:, None], self._spec))
+                waiting = []
+        if waiting:
+            clips.append(to_input(np.stack(waiting)[:, None], self._spec))
+        kept = _Kept() if self._kept is None else _Kept(self._kept.frame, self._kept.bits, self._kept.thumb)
+        return _Batch(frames, torch.cat(clips) if clips else None, duplicates, unreadable, kept, at)
+
+
+def _readable_frames(reader: VideoReader, first: int) -> Iterator[tuple[int, np.ndarray | str]]:
+    """Every frame from ``first`` on as (number, uint8 (H, W, 3)), or (number, reason) where it cannot be read.
+
+    Behind damage a video goes on at its next key frame, since the frames up to there are predicted from what is lost.
+    """
+    at, n_frames = first, reader.info.n_frames
+    while at < n_frames:
+        try:
+            for number, picture in reader.stream(start=at):
+                yield number, picture
+                at = number + 1
+        except VideoError as error:
+            yield at, error.reason
+            goes_on = reader.next_start(at + 1)
+            for lost in range(at + 1, goes_on):
+                yield lost, f"frame {lost} is predicted from frame {at}, which cannot be decoded"
+            at = goes_on
+
+
+def _run_part(stream: _Batches, model: VideoModel, start: int, stop: int, folder: Path) -> None:
+    """Score the frames ``start`` to ``stop`` and write them as one part."""
+    n = stop - start
+    heads = _class_heads(model)
+    scores = {name: np.full((n, len(head.classes)), np.nan, np.float32) for name, head in heads.items()}
+    state = np.full(n, SCORED, np.uint8)
+    stands_for = np.arange(start, stop)
+    unreadable: list[tuple[int, str]] = []
+    at, kept = start, _Kept()
+    while at < stop:
+        made = next(stream)
+        if made.clips is not None:
+            rows = np.array(made.frames) - start
+            for name, values in model.predict(made.clips).items():
+                if name in scores:
+                    scores[name][rows] = values.numpy()
+        for frame, original in made.duplicates:
+            state[frame - start], stands_for[frame - start] = DUPLICATE, original
+        for frame, _ in made.unreadable:
+            state[frame - start], stands_for[frame - start] = UNREADABLE, -1
+        unreadable += made.unreadable
+        at, kept = made.next_frame, made.kept
+    arrays: dict[str, Any] = {f"scores/{name}": values for name, values in scores.items()}
+    with atomic_path(folder / f"part_{start:09d}.npz") as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            state=state,
+            stands_for=stands_for,
+            unreadable=np.array([frame for frame, _ in unreadable], dtype=np.int64),
+            reasons=np.array([reason for _, reason in unreadable], dtype=np.str_),
+            kept_frame=np.int64(kept.frame),
+            kept_bits=np.zeros(2, np.uint64) if kept.bits is None else kept.bits,
+            kept_thumb=np.zeros((32, 32), np.uint8) if kept.thumb is None else kept.thumb,
+            **arrays,
+        )
+
+
+def _assemble(folder: Path, reader: VideoReader, model: VideoModel, provenance: dict[str, Any]) -> Study:
+    """Join the parts, write the result, and take the parts away."""
+    heads = _class_heads(model)
+    collected: dict[str, list[np.ndarray]] = {}
+    for path in sorted((folder / "parts").glob("part_*.npz")):
+        with np.load(path, allow_pickle=False) as part:
+            for name in part.files:
+                collected.setdefault(name, []).append(part[name])
+    joined = {name: np.concatenate(values) for name, values in collected.items() if not name.startswith("kept")}
+    state, stands_for, times_s = joined["state"], joined["stands_for"], reader.times_s
+    scores = {name: joined[f"scores/{name}"] for name in heads}
+    copies = state == DUPLICATE
+    for values in scores.values():
+        values[copies] = values[stands_for[copies]]
+    if (state == UNREADABLE).all():
+        raise VideoError(reader.info.path, f"none of its {len(state)} frames can be read; copy it again")
+    lost = joined["unreadable"]
+    study = Study(
+        video=reader.info,
+        times_s=times_s,
+        scores=scores,
+        classes={name: list(head.classes) for name, head in heads.items()},
+        kinds={name: head.kind for name, head in heads.items()},
+        state=state,
+        stands_for=stands_for,
+        unreadable=pd.DataFrame({"frame": lost, "time_s": times_s[lost], "reason": joined["reasons"].astype(object)}),
+        provenance=provenance,
+    )
+    with atomic_path(folder / "frames.parquet") as temporary:
+        study.table().to_parquet(temporary, index=False)
+    video = asdict(reader.info) | {"fps": str(reader.info.fps), "path": str(reader.info.path)}
+    about = {"classes": study.classes, "kinds": study.kinds, "unreadable": study.unreadable.to_dict("records")}
+    write_json(folder / "study.json", {"video": video, **about, "provenance": provenance})
+    shutil.rmtree(folder / "parts")
+    return study
