@@ -1,0 +1,309 @@
+"""Explorers for JupyterLab: attention, embeddings, views and predictions, on the same figures as the app.
+
+Everything a mouse can do, a slider or a number field can do too. Where widgets do not render (a page on the web, an
+export), each explorer leaves a still picture and a sentence.
+"""
+
+import html
+import io
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as w
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from endofm_lab.explain.atlas import Neighbours, fit_pca
+from endofm_lab.explain.attention import look
+from endofm_lab.explain.embeddings import EmbeddingStore
+from endofm_lab.figures.attention import blend, patch_picker, temporal_matrices
+from endofm_lab.figures.embeddings import scatter
+from endofm_lab.figures.prediction import data_uri, frame_figure, timeline
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.prediction import VideoPrediction
+from endofm_lab.pretrain.views import Views
+from endofm_lab.video.reader import open_video
+from endofm_lab.video.transforms import InputSpec, from_input, to_input
+
+_WIDE = w.Layout(width="100%")
+
+
+class Explorer(w.VBox):
+    """Widgets with a still picture (H, W, 3) and a sentence for where widgets do not render."""
+
+    def __init__(self, children: list[w.Widget], still: np.ndarray, sentence: str) -> None:
+        super().__init__(children)
+        self._still, self._sentence = still, sentence
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        bundle = super()._repr_mimebundle_(**options)
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        note = html.escape(f"{self._sentence} Open the notebook in JupyterLab and run it to explore.")
+        data["text/html"] = (
+            f'<figure><img alt="{note}" src="{data_uri(self._still)}"><figcaption>{note}</figcaption></figure>'
+        )
+        data["text/plain"] = f"{type(self).__name__}: {self._sentence}"
+        return bundle
+
+
+class AttentionExplorer(Explorer):
+    """Where a model looks in a clip: choose frame, block and head, click a patch to ask it instead of CLS.
+
+    Args:
+        model: a video or image model.
+        frames: (T, H, W, 3) uint8, the clip.
+        times_s: (T,) their times, for the labels.
+    """
+
+    def __init__(self, model: VideoModel, frames: np.ndarray, times_s: ArrayLike | None = None) -> None:
+        self.frames, self.times_s = frames, times_s
+        self.maps = look(model, to_input(frames, model.card.input))
+        T, h, wide = self.maps.grid
+        self.frame = w.IntSlider(0, 0, T - 1, description="Frame", layout=_WIDE)
+        self.block = w.IntSlider(self.maps.blocks - 1, 0, self.maps.blocks - 1, description="Block", layout=_WIDE)
+        self.head = w.Dropdown(options=["mean", "max", *range(self.maps.heads)], description="Head")
+        self.query = w.ToggleButtons(options=["CLS", "patch"], description="Query")
+        self.row = w.BoundedIntText(h // 2, 0, h - 1, description="Row")
+        self.column = w.BoundedIntText(wide // 2, 0, wide - 1, description="Column")
+        self.sentence = w.HTML()
+        self.picture = go.FigureWidget(patch_picker(frames[0], self._map()[0], (0, 0)))
+        self.picture.data[1].on_click(self._clicked)
+        parts: list[w.Widget] = [self.frame, self.block, w.HBox([self.head, self.query, self.row, self.column])]
+        figures: list[w.Widget] = [self.picture]
+        self.matrix = None
+        if self.maps.kind != "space_only":
+            self.matrix = go.FigureWidget(temporal_matrices({"which frame reads which": self._matrix()}, times_s))
+            figures.append(self.matrix)
+        still = np.concatenate(list(blend(frames, self.maps.rollout())), axis=1)
+        super().__init__([*parts, self.sentence, w.HBox(figures)], still, f"Attention rollout of a clip of {T} frames.")
+        for control in (self.frame, self.block, self.head, self.query, self.row, self.column):
+            control.observe(self._draw, names="value")
+        self._draw()
+
+    @property
+    def patch(self) -> tuple[int, int] | None:
+        """The patch that is asked; None for CLS."""
+        return (self.row.value, self.column.value) if self.query.value == "patch" else None
+
+    def _map(self) -> np.ndarray:
+        return self.maps.in_space(self.block.value, self.head.value, self.patch).numpy()
+
+    def _matrix(self) -> np.ndarray:
+        return self.maps.in_time(self.block.value, self.head.value, self.patch).numpy()
+
+    def _clicked(self, _: Any, points: Any, __: Any) -> None:
+        if points.point_inds:
+            row, column = divmod(points.point_inds[0], self.maps.grid[2])
+            with self.hold_trait_notifications():
+                self.row.value, self.column.value, self.query.value = row, column, "patch"
+
+    def _draw(self, _: Any = None) -> None:
+        t, values = self.frame.value, self._map()
+        fresh = patch_picker(self.frames[t], values[t], self.patch)
+        with self.picture.batch_update():
+            self.picture.data[0].source = data_uri(blend(self.frames, values)[t])
+            self.picture.data[1].text = fresh.data[1].text
+            self.picture.layout.shapes = fresh.layout.shapes
+        if self.matrix is not None:
+            self.matrix.data[0].z = self._matrix()
+        asked = "CLS" if self.patch is None else f"the patch in row {self.patch[0]}, column {self.patch[1]}"
+        when = "" if self.times_s is None else f" ({np.asarray(self.times_s)[t]:.2f} s)"
+        self.sentence.value = (
+            f"Frame {t}{when}: where <b>{asked}</b> looks, block {self.block.value}, head {self.head.value}."
+        )
+
+
+class EmbeddingExplorer(Explorer):
+    """A map of embedded clips: a lasso fills a sheet of pictures, a click (or a row number) shows neighbours.
+
+    Args:
+        store: from `embed` or `load_store`.
+        color: column that colours the markers.
+        points: (N, 2) places of the usable rows; by default their first two principal components.
+        shown: most pictures on the sheet.
+    """
+
+    def __init__(
+        self, store: EmbeddingStore, color: str = "label", points: ArrayLike | None = None, shown: int = 12
+    ) -> None:
+        usable = store.usable()
+        vectors = np.asarray(store.vectors[usable])
+        self.rows = store.rows[usable].reset_index(drop=True)
+        self.root, self.shown = Path(store.about["root"]), shown
+        self.finder = Neighbours(vectors, self.rows)
+        places = fit_pca(vectors, 2).project(vectors) if points is None else np.asarray(points)
+        columns = [c for c in self.rows.columns if c not in ("video", "masks", "boxes", "error")]
+        self.color = w.Dropdown(options=columns, value=color, description="Colour")
+        self.not_same = w.Dropdown(options=[("same video", "video"), ("same patient", "patient"), ("nothing", None)])
+        self.not_same.description = "Leave out"
+        self.row = w.BoundedIntText(0, 0, len(self.rows) - 1, description="Row")
+        self.ask = w.Button(description="Neighbours of row")
+        self.sheet = w.HTML("Draw round some markers, click one, or give a row number.")
+        self.chosen: list[int] = []
+        self._places = places
+        self.map = go.FigureWidget()
+        self.color.observe(self._recolour, names="value")
+        self.ask.on_click(lambda _: self.show_neighbours(self.row.value))
+        self._recolour()
+        first = [self._thumbnail(n) for n in range(min(6, len(self.rows)))]
+        super().__init__(
+            [w.HBox([self.color, self.not_same, self.row, self.ask]), self.map, self.sheet],
+            np.concatenate(first, axis=1),
+            f"A map of {len(self.rows)} clips embedded by {store.about['model_name']}; here the first six.",
+        )
+
+    def show(self, rows: list[int], captions: list[str] | None = None) -> None:
+        """Fill the sheet with the pictures of rows."""
+        self.chosen = rows
+        said = captions or [str(self.rows["label"][n]) or "no label" for n in rows]
+        cells = [
+            f'<figure style="display:inline-block;margin:4px"><img alt="{html.escape(text)}" '
+            f'src="{data_uri(self._thumbnail(n))}"><figcaption>{n}: {html.escape(text)}</figcaption></figure>'
+            for n, text in list(zip(rows, said, strict=True))[: self.shown]
+        ]
+        more = f", the first {self.shown} shown" if len(rows) > self.shown else ""
+        self.sheet.value = f'<p class="endofm-count">{len(rows)} clips{more}</p>{"".join(cells)}'
+
+    def show_neighbours(self, row: int) -> None:
+        """Fill the sheet with a row and its nearest neighbours."""
+        near = self.finder.of(row, self.shown - 1, self.not_same.value)
+        captions = ["chosen", *(f"{s:.2f} {self.rows['label'][n]}" for n, s in near.itertuples(index=False))]
+        self.show([row, *near["row"].tolist()], captions)
+
+    def _recolour(self, _: Any = None) -> None:
+        fresh = scatter(self._places, self.rows, self.color.value)
+        with self.map.batch_update():
+            self.map.data = []
+            self.map.add_traces(fresh.data)
+            self.map.update_layout(fresh.layout)
+        for trace in self.map.data:
+            trace.on_selection(self._selected)
+            trace.on_click(self._clicked)
+
+    def _selected(self, trace: Any, points: Any, __: Any) -> None:
+        # Each trace reports on its own: take its rows out and put those inside in.
+        own = {int(n) for n in trace.customdata}
+        inside = [int(trace.customdata[i]) for i in points.point_inds]
+        rows = sorted([n for n in self.chosen if n not in own] + inside)
+        if rows:
+            self.show(rows)
+
+    def _clicked(self, trace: Any, points: Any, __: Any) -> None:
+        if points.point_inds:
+            self.row.value = int(trace.customdata[points.point_inds[0]])
+            self.show_neighbours(self.row.value)
+
+    def _thumbnail(self, row: int, side_px: int = 112) -> np.ndarray:
+        about: pd.Series = self.rows.iloc[row]
+        path = Path(about["video"])
+        with open_video(path if path.is_absolute() else self.root / path) as reader:
+            frame = reader.read([int(np.abs(reader.times_s - about["time_s"]).argmin())])[0]
+        return np.asarray(Image.fromarray(frame).resize((side_px, side_px)))
+
+
+class ViewsExplorer(Explorer):
+    """What student and teacher see of a clip: choose a view and a frame of it; the crop is marked in the source.
+
+    Args:
+        views: from `MultiView.of_video`.
+        spec: the normalisation of the views (`ViewSpec.input`).
+    """
+
+    def __init__(self, views: Views, spec: InputSpec) -> None:
+        self.views = views
+        self.pictures = [from_input(v[None], spec)[0] for v in views.tensors]
+        self.view = w.Dropdown(options=[(d.name, n) for n, d in enumerate(views.draws)], description="View")
+        self.frame = w.IntSlider(0, 0, len(self.pictures[0]) - 1, description="Frame", layout=_WIDE)
+        self.seen, self.source, self.sentence = w.Image(format="png"), w.Image(format="png"), w.HTML()
+        row = np.concatenate([np.asarray(Image.fromarray(p[0]).resize((112, 112))) for p in self.pictures], axis=1)
+        children = [self.view, self.frame, self.sentence, w.HBox([self.source, self.seen])]
+        super().__init__(children, row, f"The {len(self.pictures)} views of a clip, first frames.")
+        self.view.observe(self._draw, names="value")
+        self.frame.observe(self._draw, names="value")
+        self._draw()
+
+    def _draw(self, _: Any = None) -> None:
+        draw, pictures = self.views.draws[self.view.value], self.pictures[self.view.value]
+        self.frame.max = len(pictures) - 1
+        t = min(self.frame.value, len(pictures) - 1)
+        at = int(np.abs(self.views.frame_numbers - draw.frames[t]).argmin())
+        source = self.views.frames[at].copy()
+        x1, y1, x2, y2 = draw.crop_xyxy
+        line = max(2, source.shape[0] // 120)
+        frame = np.zeros(source.shape[:2], bool)
+        frame[y1:y2, x1:x2] = True
+        frame[y1 + line : y2 - line, x1 + line : x2 - line] = False
+        source[frame] = (0, 229, 255)
+        self.source.value, self.seen.value = _png(source), _png(pictures[t])
+        when = float(self.views.times_s[draw.frames[t]])
+        self.sentence.value = (
+            f"<b>{draw.name}</b>: frame {t} of {len(pictures)}, {when:.2f} s, {draw.size_px} px"
+            f"{', mirrored' if draw.flip else ''}{', grey' if draw.grey else ''}. "
+            f"{'Teacher and student see it.' if draw.kind == 'global' else 'Only the student sees it.'}"
+        )
+
+
+class PredictionExplorer(Explorer):
+    """The time line of a prediction beside its video: move the slider, or click a marker.
+
+    Args:
+        prediction: from `predict_video`.
+        path: the video, if it is not where it was.
+    """
+
+    def __init__(self, prediction: VideoPrediction, path: str | Path | None = None) -> None:
+        self.prediction = prediction
+        self.path = Path(path) if path is not None else Path(prediction.video.path)
+        last = prediction.video.n_frames - 1
+        self.frame = w.IntSlider(prediction.seen_frame(last // 2), 0, last, description="Frame", layout=_WIDE)
+        self.sentence = w.HTML()
+        with open_video(self.path) as reader:
+            self.times_s, first = reader.times_s, reader.read([self.frame.value])[0]
+        self.picture = go.FigureWidget(self._figure())
+        self.line = go.FigureWidget(timeline(prediction))
+        for trace in self.line.data:
+            trace.on_click(self._clicked)
+        children = [self.frame, self.sentence, self.picture, self.line]
+        super().__init__(
+            children,
+            first,
+            f"Prediction of {len(prediction.times_s)} clips by {prediction.provenance.get('model_name', 'a model')}.",
+        )
+        self.frame.observe(self._draw, names="value")
+        self._draw()
+
+    def _figure(self) -> go.Figure:
+        index = self.frame.value
+        seen = self.prediction.seen_frame(index)
+        with open_video(self.path) as reader:
+            picture = reader.read([index])[0]
+        mask = None if self.prediction.masks is None else self.prediction.mask(seen).any(axis=0)
+        return frame_figure(picture, mask, self.prediction.boxes(seen))
+
+    def _clicked(self, _: Any, points: Any, __: Any) -> None:
+        if points.point_inds:
+            middle = float(self.prediction.times_s[points.point_inds[0]].mean())
+            self.frame.value = int(np.abs(self.times_s - middle).argmin())
+
+    def _draw(self, _: Any = None) -> None:
+        fresh = self._figure()
+        with self.picture.batch_update():
+            self.picture.data[0].source = fresh.data[0].source
+            self.picture.layout.shapes = fresh.layout.shapes
+            self.picture.layout.annotations = fresh.layout.annotations
+        time_s = float(self.times_s[self.frame.value])
+        clip = self.prediction.clip_at(time_s)
+        scores = "; ".join(
+            f"{head}: {self.prediction.classes[head][int(values[clip].argmax())]} {values[clip].max():.2f}"
+            for head, values in self.prediction.scores.items()
+        )
+        self.sentence.value = html.escape(f"Frame {self.frame.value}, {time_s:.3f} s, clip {clip}. {scores}")
+
+
+def _png(picture: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return buffer.getvalue()

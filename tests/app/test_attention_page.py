@@ -1,0 +1,108 @@
+"""The pages Attention and Embeddings without a browser."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from endofm_lab.data.manifest import write_manifest
+from endofm_lab.explain.embeddings import embed
+from endofm_lab.model.checkpoints import save_model
+from endofm_lab.video.reader import write_video
+from tests.explain.models import small_model
+
+APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "small"
+    save_model(small_model(), folder)
+    return folder
+
+
+@pytest.fixture
+def video(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (12, 48, 64, 3), dtype=np.uint8)
+    write_video(tmp_path / "noise.mp4", frames, Fraction(6))
+    return tmp_path / "noise.mp4"
+
+
+@pytest.fixture
+def page(tmp_path, monkeypatch, model_folder, video):
+    """The attention page as the prediction page opens it."""
+    monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
+    app = AppTest.from_file(str(APP), default_timeout=120)
+    app.session_state["look"] = {"path": str(video), "generated": True, "model": str(model_folder), "start_s": 0.5}
+    return app.switch_page("views/attention.py")
+
+
+def captions(app):
+    return " ".join(caption.value for caption in app.caption)
+
+
+def test_the_clip_of_the_prediction_page_is_looked_into(page):
+    page.run()
+    assert not page.exception and not page.error
+    assert "0.50 s" in page.sidebar.info[0].value
+    assert "4 frames from 0.50 s" in captions(page) and "2 blocks of 2 heads" in captions(page)
+    assert "Generated" in captions(page)
+    assert "Where **CLS** looks" in captions(page)
+    page.slider(key="clip_frame").set_value(2).run()
+    assert "0.83 s" in captions(page)
+
+
+def test_a_picked_patch_is_asked_instead_of_cls(page):
+    page.session_state["patch"] = (1, 0)
+    page.run()
+    assert "the patch in row 1, column 0" in captions(page)
+    next(button for button in page.button if button.label == "Back to CLS").click().run()
+    assert "Where **CLS** looks" in captions(page)
+
+
+@pytest.mark.parametrize("view", ["Time", "Rollout", "Heads", "Attribution", "Two models"])
+def test_every_view_draws(page, view):
+    page.session_state["view"] = view
+    page.run()
+    assert not page.exception and not page.error
+    if view == "Two models":
+        assert "Give a second model" in page.info[0].value
+    if view == "Attribution":
+        page.toggle[0].set_value(True).run()
+        assert not page.exception
+        assert [metric.label for metric in page.metric] == [
+            "Completeness error",
+            "Insertion less deletion",
+            "Same with shuffled weights",
+        ]
+
+
+def test_a_model_without_time_asked_for_time_is_a_red_box(page, tmp_path):
+    save_model(small_model(attention="space_only"), tmp_path / "still")
+    page.session_state["look"] = {**page.session_state["look"], "model": str(tmp_path / "still")}
+    page.session_state["view"] = "Time"
+    page.run()
+    assert not page.exception
+    assert "no attention in time" in page.error[0].value
+
+
+def test_the_embeddings_page_draws_a_store_and_refuses_what_is_none(tmp_path, monkeypatch, model_folder, video):
+    monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
+    rows = [
+        {"video": video.name, "start_s": 0.1 * n, "end_s": 1.0 + 0.1 * n, "label": "ab"[n % 2], "patient": f"p{n}"}
+        for n in range(6)
+    ]
+    table = pd.DataFrame(rows).assign(dataset="noise", split="train")
+    embed(write_manifest(table, tmp_path / "manifest.csv"), small_model(), tmp_path / "store", progress=False)
+    app = AppTest.from_file(str(APP), default_timeout=120).switch_page("views/embeddings.py").run()
+    assert "Embed a manifest first" in app.info[0].value
+    field = next(f for f in app.sidebar.text_input if f.label == "Embedding store")
+    field.set_value(str(tmp_path / "store")).run()
+    assert not app.exception and not app.error
+    assert "6 clips · small" in captions(app)
+    field = next(f for f in app.sidebar.text_input if f.label == "Embedding store")
+    field.set_value(str(tmp_path)).run()
+    assert "no finished embeddings" in app.error[0].value
