@@ -1,0 +1,148 @@
+"""Single frames of a manifest as samples of the training loop: classes by mapping, balanced draws, augmentation."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import v2
+
+from endofm_lab.data.labels import LabelMapping, map_labels
+from endofm_lab.data.manifest import Manifest
+from endofm_lab.errors import ManifestError
+from endofm_lab.video.reader import VideoReader, open_video
+from endofm_lab.video.transforms import InputSpec, to_input
+
+
+@dataclass
+class FrameCorpus:
+    """Rows of one split, each shown as one frame of its stretch of video.
+
+    Attributes:
+        manifest: the table.
+        split: whose rows.
+        input: size and normalisation.
+        mapping: original labels to common classes; rows that do not stand for exactly one class are left out. None
+            takes the labels as they are.
+        classes: the order of the classes; by default the mapping's leaves that occur, or the manifest's labels.
+        augment: turn, crop, distort, blur and recolour the frames, and choose them at random in their stretch; without
+            it, the middle frame as it is.
+        balanced: repeat rows so that every class is drawn equally often: inverse-frequency sampling without chance.
+
+    Raises:
+        ManifestError: no row is left, or a label is not among ``classes``.
+    """
+
+    manifest: Manifest
+    split: str
+    input: InputSpec
+    mapping: LabelMapping | None = None
+    classes: tuple[str, ...] = ()
+    augment: bool = False
+    balanced: bool = False
+
+    def __post_init__(self) -> None:
+        table = self.manifest.rows(self.split)
+        if self.mapping is None:
+            labels = table["label"].to_numpy(str)
+            usable = labels != ""
+            names = self.classes or tuple(self.manifest.classes)
+        else:
+            mapped = map_labels(table, self.mapping)
+            usable = mapped.exact
+            labels = np.array(mapped.leaves)[mapped.allowed.argmax(1)]
+            names = self.classes or tuple(name for name in mapped.leaves if name in set(labels[usable]))
+        self.left_out = int((~usable).sum())
+        table, labels = table[usable].reset_index(drop=True), labels[usable]
+        if table.empty:
+            raise ManifestError(
+                f"The split {self.split!r} has no row with exactly one class; check labels and mapping."
+            )
+        if unknown := sorted(set(labels) - set(names)):
+            raise ManifestError(f"The split {self.split!r} has the class {unknown[0]!r}; known are {', '.join(names)}.")
+        self.classes = names
+        self.table = table
+        self.rows = [(str(r.video), float(r.start_s), float(r.end_s)) for r in table.itertuples()]
+        self.targets = np.array([names.index(label) for label in labels])
+        self.counts = np.bincount(self.targets, minlength=len(names))
+        self.n_files = len({video for video, *_ in self.rows})
+        self.order = balanced_order(self.targets) if self.balanced else np.arange(len(self.rows))
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def name(self, index: int) -> str:
+        """The manifest's name of the row's file."""
+        return self.rows[self.order[index]][0]
+
+    def sample(self, index: int, seed: int) -> tuple[Tensor, int]:
+        """Frame (3, 1, S, S) and class of a draw."""
+        row = int(self.order[index])
+        return self.frame(row, seed), int(self.targets[row])
+
+    def frame(self, row: int, seed: int) -> Tensor:
+        """The frame of a row as model input (3, 1, S, S)."""
+        video, start_s, end_s = self.rows[row]
+        reader = _opened(self.manifest.resolve(video))
+        times_s = reader.times_s
+        inside = np.flatnonzero((times_s >= start_s) & (times_s <= (np.inf if np.isnan(end_s) else end_s)))
+        at = len(inside) // 2
+        if self.augment:
+            at = int(torch.randint(len(inside), (), generator=torch.Generator().manual_seed(seed)))
+        picture = reader.read([inside[at]])[0]
+        if self.augment:
+            picture = augmented(picture, self.input.size_px, seed)
+        return to_input(picture[None], self.input)[0]
+
+    def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        """Frames (B, 3, 1, S, S) and classes (B,) int64."""
+        return torch.stack([frame for frame, _ in samples]), torch.tensor([target for _, target in samples])
+
+
+@lru_cache(maxsize=32)
+def _opened(path: Path) -> VideoReader:
+    """Readers of the files drawn last: indexing a video takes longer than reading one frame of it."""
+    return open_video(path)
+
+
+def balanced_order(targets: np.ndarray) -> np.ndarray:
+    """Row numbers in which every class that occurs is as frequent as the most frequent one; rows repeat in turn."""
+    counts = np.bincount(targets)
+    rows = [np.resize(np.flatnonzero(targets == k), counts.max()) for k in np.flatnonzero(counts)]
+    return np.concatenate(rows)
+
+
+def augmented(picture: np.ndarray, size_px: int, seed: int) -> np.ndarray:
+    """The paper's augmentation: uint8 (H, W, 3) to uint8 (size, size, 3), a function of the seed.
+
+    Random resized crop (0.5 to 1 of the area), flips, quarter turns, blur (kernel 3 to 7), grid distortion (0.09),
+    colour jitter (0.2, hue 0.05).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        x = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+        x = v2.RandomResizedCrop(size_px, scale=(0.5, 1.0), antialias=True)(x)
+        x = v2.RandomVerticalFlip()(v2.RandomHorizontalFlip()(x))
+        x = x.rot90(int(torch.randint(4, ())), (1, 2))
+        if torch.rand(()) < 0.5:
+            x = v2.GaussianBlur(3 + 2 * int(torch.randint(3, ())))(x)
+        if torch.rand(()) < 0.5:
+            x = grid_distorted(x, 0.09)
+        x = v2.ColorJitter(0.2, 0.2, 0.2, 0.05)(x)
+        return x.permute(1, 2, 0).contiguous().numpy()
+
+
+def grid_distorted(x: Tensor, limit: float, cells: int = 5) -> Tensor:
+    """A picture (3, S, S) uint8 with its ``cells`` x ``cells`` grid stretched by up to ``limit`` of a cell's side."""
+    edges = []
+    for _ in range(2):
+        steps = 1 + limit * (2 * torch.rand(cells) - 1)
+        nodes = torch.cat([torch.zeros(1), steps.cumsum(0) / steps.sum()]) * 2 - 1  # (cells + 1,) in -1..1
+        edges.append(F.interpolate(nodes[None, None], size=x.shape[-1], mode="linear", align_corners=True)[0, 0])
+    y, x_at = torch.meshgrid(edges[0], edges[1], indexing="ij")
+    grid = torch.stack([x_at, y], dim=-1)[None]
+    moved = F.grid_sample(x[None].float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return moved[0].round().clamp(0, 255).byte()
