@@ -69,7 +69,7 @@ class AttentionExplorer(Explorer):
         self.row = w.BoundedIntText(h // 2, 0, h - 1, description="Row")
         self.column = w.BoundedIntText(wide // 2, 0, wide - 1, description="Column")
         self.sentence = w.HTML()
-        self.picture = go.FigureWidget(patch_picker(frames[0], self._map()[0], (0, 0)))
+        self.picture = go.FigureWidget(patch_picker(frames[0], self._map()[0]))
         self.picture.data[1].on_click(self._clicked)
         parts: list[w.Widget] = [self.frame, self.block, w.HBox([self.head, self.query, self.row, self.column])]
         figures: list[w.Widget] = [self.picture]
@@ -97,8 +97,7 @@ class AttentionExplorer(Explorer):
     def _clicked(self, _: Any, points: Any, __: Any) -> None:
         if points.point_inds:
             row, column = divmod(points.point_inds[0], self.maps.grid[2])
-            with self.hold_trait_notifications():
-                self.row.value, self.column.value, self.query.value = row, column, "patch"
+            self.row.value, self.column.value, self.query.value = row, column, "patch"
 
     def _draw(self, _: Any = None) -> None:
         t, values = self.frame.value, self._map()
@@ -175,10 +174,9 @@ class EmbeddingExplorer(Explorer):
 
     def _recolour(self, _: Any = None) -> None:
         fresh = scatter(self._places, self.rows, self.color.value)
-        with self.map.batch_update():
-            self.map.data = []
-            self.map.add_traces(fresh.data)
-            self.map.update_layout(fresh.layout)
+        self.map.data = []
+        self.map.add_traces(fresh.data)
+        self.map.update_layout(fresh.layout)
         for trace in self.map.data:
             trace.on_selection(self._selected)
             trace.on_click(self._clicked)

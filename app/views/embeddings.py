@@ -36,7 +36,8 @@ st.title("Embeddings")
 folder = st.sidebar.text_input("Embedding store", placeholder="a folder made by endofm-lab embed").strip()
 if not folder:
     st.info(
-        "Embed a manifest first: `endofm-lab embed MANIFEST --model demo --out STORE`. Then give the folder in the side bar."
+        "Embed a manifest first: `endofm-lab embed MANIFEST --model demo --out STORE`. "
+        "Then give the folder in the side bar."
     )
     st.stop()
 try:
@@ -75,7 +76,8 @@ try:
     with st.expander("What else do the embeddings tell?"):
         st.dataframe(shortcut_test(store.vectors[usable], rows), hide_index=True)
         st.caption(
-            "Balanced accuracy of a linear probe. Device, data set or patient told as well as the label: beware of shortcuts."
+            "Balanced accuracy of a linear probe. "
+            "If device, data set or patient are told as well as the label, beware of shortcuts."
         )
     with st.expander("Outliers"):
         score = outlier_scores(store.vectors[usable])

@@ -80,8 +80,8 @@ def explain(
                     f"{target.name}, by {found.method}",
                     [
                         figures.film_strip(clip.frames, found.values, clip.times_s),
-                        f"Insertion less deletion {tested.gap:.2f} (0: no better than chance). Rank correlation with maps "
-                        f"of shuffled weights {same:.2f} (near 1: the map ignores the model).{complete}",
+                        f"Insertion less deletion {tested.gap:.2f} (0: no better than chance). Rank correlation with "
+                        f"maps of shuffled weights {same:.2f} (near 1: the map ignores the model).{complete}",
                         figures.curves(lines, "share of patches", "score"),
                     ],
                 )

@@ -14,7 +14,7 @@ from endofm_lab.model.checkpoints import save_model
 from endofm_lab.video.reader import write_video
 from tests.explain.models import small_model
 
-APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
+APP = Path(__file__).resolve().parents[2] / "app"
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +35,10 @@ def video(tmp_path):
 def page(tmp_path, monkeypatch, model_folder, video):
     """The attention page as the prediction page opens it."""
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
-    app = AppTest.from_file(str(APP), default_timeout=120)
+    monkeypatch.syspath_prepend(str(APP))
+    app = AppTest.from_file(str(APP / "views" / "attention.py"), default_timeout=120)
     app.session_state["look"] = {"path": str(video), "generated": True, "model": str(model_folder), "start_s": 0.5}
-    return app.switch_page("views/attention.py")
+    return app
 
 
 def captions(app):
@@ -97,7 +98,8 @@ def test_the_embeddings_page_draws_a_store_and_refuses_what_is_none(tmp_path, mo
     ]
     table = pd.DataFrame(rows).assign(dataset="noise", split="train")
     embed(write_manifest(table, tmp_path / "manifest.csv"), small_model(), tmp_path / "store", progress=False)
-    app = AppTest.from_file(str(APP), default_timeout=120).switch_page("views/embeddings.py").run()
+    monkeypatch.syspath_prepend(str(APP))
+    app = AppTest.from_file(str(APP / "views" / "embeddings.py"), default_timeout=120).run()
     assert "Embed a manifest first" in app.info[0].value
     field = next(f for f in app.sidebar.text_input if f.label == "Embedding store")
     field.set_value(str(tmp_path / "store")).run()

@@ -31,9 +31,11 @@ import endofm_lab as lab
 from tests.explain.models import small_model
 from endofm_lab.widgets import EmbeddingExplorer
 folder = tempfile.mkdtemp()
-lab.write_video(folder + "/v.mp4", np.random.default_rng(0).integers(0, 255, (40, 32, 32, 3), dtype=np.uint8), Fraction(10))
-rows = [{"video": "v.mp4", "start_s": n / 10, "end_s": 1 + n / 10, "label": "ab"[n % 2], "patient": f"p{n}"} for n in range(20)]
-manifest = lab.write_manifest(pd.DataFrame(rows).assign(dataset="noise", split="train"), folder + "/m.csv")
+frames = np.random.default_rng(0).integers(0, 255, (40, 32, 32, 3), dtype=np.uint8)
+lab.write_video(folder + "/v.mp4", frames, Fraction(10))
+rows = [{"start_s": n / 10, "end_s": 1 + n / 10, "label": "ab"[n % 2], "patient": f"p{n}"} for n in range(20)]
+table = pd.DataFrame(rows).assign(video="v.mp4", dataset="noise", split="train")
+manifest = lab.write_manifest(table, folder + "/m.csv")
 EmbeddingExplorer(lab.embed(manifest, small_model(), folder + "/store", progress=False))
 """
 
