@@ -140,13 +140,13 @@ def block_mask(batch: int, side: int, share: float) -> Tensor:
     """Masks (B, side, side) bool of rectangles that together cover exactly ``share`` of the patches, rounded.
 
     Rectangles have 1/16 to 1/4 of the patches and sides in the ratio 0.3 to 3.3 (BEiT, arXiv 2106.08254, algorithm 1);
-    the last one is cut to the exact number. Draws come from torch's generator.
+    the last one is as small as it must be for the exact number. Draws come from torch's generator.
     """
     wanted = max(1, round(share * side * side))
     masks = torch.zeros(batch, side, side, dtype=torch.bool)
     for mask in masks:
         while (missing := wanted - int(mask.sum())) > 0:
-            area = side * side * float(torch.empty(()).uniform_(1 / 16, 1 / 4))
+            area = min(missing, side * side * float(torch.empty(()).uniform_(1 / 16, 1 / 4)))
             ratio = math.exp(float(torch.empty(()).uniform_(math.log(0.3), -math.log(0.3))))
             h, w = (min(side, max(1, round(math.sqrt(area * r)))) for r in (ratio, 1 / ratio))
             top, left = (int(torch.randint(side - n + 1, ())) for n in (h, w))
