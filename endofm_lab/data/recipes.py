@@ -21,6 +21,9 @@ TABLE_FORMATS = ("csv", "cholect50-json", "names", "frame-labels", "ranges")
 STATUS = ("verified", "unverified")
 
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML was built with libyaml
+
+
 class RecipeError(UserError):
     """A recipe that cannot be read; the message names the file and the fact."""
 
@@ -166,7 +169,7 @@ def read_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))
+        facts = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # a safe loader, plain data only
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path.name} is not readable YAML: {error}") from error
     return _Reader(path).recipe(facts)

@@ -273,7 +273,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_like_one_that_was_no
     assert resumed.manifest.read_bytes() == whole.manifest.read_bytes()
 
 
-def clock_video(path: Path, seconds: float, fps: int, size=(96, 320)) -> None:
+def clock_video(path: Path, seconds: float, fps: int, size=(288, 320)) -> None:
     """A video in which a white bar moves by a column per frame."""
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = []
@@ -294,7 +294,7 @@ def test_clips_have_the_published_kind_and_show_what_the_video_shows_at_that_mom
     assert table["source_start_s"].tolist() == [0.0, 5.0]
     for row in table.itertuples():
         with open_video(manifest.resolve(row.video)) as clip:
-            assert clip.info.fps == 30 and clip.info.height_px == 256 and clip.info.width_px == 854
+            assert clip.info.fps == 30 and (clip.info.height_px, clip.info.width_px) == (256, 284)
             assert clip.info.n_frames == round(row.end_s * 30)
             light = clip.read([0, 29, 100, clip.info.n_frames - 1]).mean(axis=(1, 3))  # per column
         bar = (light * np.arange(light.shape[1])).sum(axis=1) / light.sum(axis=1) / light.shape[1] * 320
