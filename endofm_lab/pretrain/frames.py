@@ -62,7 +62,9 @@ class FrameCorpus:
                 f"The split {self.split!r} has no row with exactly one class; check labels and mapping."
             )
         if unknown := sorted(set(labels) - set(names)):
-            raise ManifestError(f"The split {self.split!r} has the class {unknown[0]!r}; known are {', '.join(names)}.")
+            raise ManifestError(
+                f"The split {self.split!r} has the class {str(unknown[0])!r}; known are {', '.join(names)}."
+            )
         self.classes = names
         self.table = table
         self.rows = [(str(r.video), float(r.start_s), float(r.end_s)) for r in table.itertuples()]
