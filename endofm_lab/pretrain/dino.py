@@ -139,7 +139,11 @@ def matching_losses(
     terms = torch.where(other, terms, 0.0)
     dm, cv = terms[place < G].sum(), terms[place >= G].sum()
     n_dm, n_cv = G * (G - 1), (n_views - G) * G
-    return {"loss": (dm + cv) / (n_dm + n_cv), "L_dm": (dm / max(n_dm, 1)).detach(), "L_cv": (cv / max(n_cv, 1)).detach()}
+    return {
+        "loss": (dm + cv) / (n_dm + n_cv),
+        "L_dm": (dm / max(n_dm, 1)).detach(),
+        "L_cv": (cv / max(n_cv, 1)).detach(),
+    }
 
 
 class Centre(nn.Module):

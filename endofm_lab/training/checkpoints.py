@@ -58,6 +58,11 @@ class Checkpoints:
             shutil.rmtree(old)
         return target
 
+    def clear_leftovers(self) -> None:
+        """Take away what a killed write left."""
+        for part in self.folder.glob(".step-*"):
+            shutil.rmtree(part)
+
     def load(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any] | None:
         """Fill model and optimiser from the newest checkpoint; returns its state, or None without a checkpoint.
 

@@ -87,7 +87,9 @@ class _ByNumber(Dataset):
                     self.unreadable[name] = error.reason
             met[name] = self.unreadable[name]
             index = self.draws.instead(number, attempt)
-        raise UserError(f"{_RETRIES} draws in a row gave no readable video: {_listed(met)}. Check the manifest's files.")
+        raise UserError(
+            f"{_RETRIES} draws in a row gave no readable video: {_listed(met)}. Check the manifest's files."
+        )
 
 
 def _listed(names: dict[str, str]) -> str:
@@ -128,6 +130,7 @@ def batches(
         num_workers=workers,
         collate_fn=_Collate(data.collate),
         pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(draws.seed),  # else it draws from the global one
     )
     yield from loader
 

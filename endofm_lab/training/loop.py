@@ -190,6 +190,7 @@ class _Run:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self._log = out / LOG
         if self.accelerator.is_main_process:
+            self.checkpoints.clear_leftovers()
             cut_log(self._log, self.first)
         if config.trackers:
             purge = {"tensorboard": {"purge_step": self.first}} if "tensorboard" in config.trackers else {}

@@ -1,0 +1,239 @@
+"""Is a self-supervised run healthy? Numbers that show collapse, a verdict in words, and a probe with labels."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from endofm_lab.data.manifest import Manifest
+from endofm_lab.errors import ManifestError
+from endofm_lab.video.clips import ClipSpec, read_clip
+from endofm_lab.video.transforms import InputSpec, to_input
+
+Record = dict[str, Any]
+State = Literal["too early to say", "healthy", "collapsing to one prototype", "collapsed to uniform", "diverging"]
+
+_EARLY = 20  # records; before them the verdict waits
+_RECENT = 20  # records that the verdict looks at
+
+
+def feature_std(features: Tensor) -> float:
+    """Spread of features (N, D): mean over dimensions of the standard deviation of the L2-normalised features, times
+    sqrt(D). 1 for features that point everywhere alike, 0 for constant ones (SimSiam, arXiv 2011.10566, section 4.1).
+    """
+    unit = nn.functional.normalize(features.float(), dim=-1)
+    return float(unit.std(dim=0).mean() * math.sqrt(features.shape[1]))
+
+
+def rankme(features: Tensor) -> float:
+    """Effective rank of features (N, D), from 1 to min(N, D): exp of the entropy of the normalised singular values.
+
+    Source:
+        RankMe, arXiv 2210.02885, equation 2.
+    """
+    values = torch.linalg.svdvals(features.float())
+    p = values / values.sum() + 1e-7
+    return float((-(p * p.log()).sum()).exp())
+
+
+def feature_measures(features: Tensor) -> dict[str, float]:
+    """``feature_std`` and ``rankme`` of the last clips' features (N, D); nothing for fewer than two."""
+    if len(features) < 2:
+        return {}
+    return {"feature_std": feature_std(features), "rankme": rankme(features)}
+
+
+@dataclass(frozen=True)
+class Health:
+    """A verdict: ``state``, the numbers it rests on in ``words``, and what to try in ``advice`` (empty if healthy)."""
+
+    state: State
+    words: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.state}: {self.words}" + (f" Try: {self.advice}" if self.advice else "")
+
+
+def verdict(records: Sequence[Record], prototypes: int | None) -> Health:
+    """What a run's records say about it.
+
+    Args:
+        records: of the log, oldest first.
+        prototypes: outputs K of the head; None for objectives without prototypes (contrast), which cannot collapse onto
+            one and are judged by their features alone.
+    """
+    losses = [record["loss"] for record in records]
+    if any(loss is None or not math.isfinite(loss) for loss in losses[-_RECENT:]):
+        return Health("diverging", "the loss is not a number.", _LESS)
+    if len(records) < _EARLY:
+        return Health("too early to say", f"{len(records)} steps; the verdict needs {_EARLY}.")
+    loss, first, recent = _mean(losses[-_RECENT:]), _mean(losses[:5]), records[-_RECENT:]
+    spread = _last(records, "feature_std")
+    if prototypes is not None:
+        uniform = math.log(prototypes)
+        entropy = _mean([record["teacher_entropy"] for record in recent]) / uniform
+        used = _mean([record["prototypes_used"] for record in recent])
+        if loss > max(1.3 * first, 1.5 * uniform):
+            return Health("diverging", f"the loss went from {first:.2f} to {loss:.2f}; ln K is {uniform:.2f}.", _LESS)
+        # Both collapses give every clip the same answer. Certain: one prototype. Undecided: all of them.
+        if used < 1.5 and entropy < 0.2:
+            words = f"every clip gets the same prototype (used: {used:.2f} of {prototypes}), with a loss of {loss:.3f}."
+            return Health("collapsing to one prototype", words, _ONE)
+        if entropy > 0.98 and loss > 0.98 * uniform:
+            words = f"the teacher's answers stay uniform: entropy {entropy:.1%} of ln K, loss {loss:.2f} at ln K = {uniform:.2f}."
+            return Health("collapsed to uniform", words, _UNIFORM)
+        words = f"the teacher is {'decided' if entropy < 0.9 else 'still undecided'} (entropy {entropy:.0%} of ln K), "
+        words += f"uses {used:.1f} prototypes in a batch, loss {first:.2f} -> {loss:.2f}"
+    else:
+        if loss > 1.3 * first:
+            return Health("diverging", f"the loss went from {first:.2f} to {loss:.2f}.", _LESS)
+        words = f"loss {first:.2f} -> {loss:.2f}"
+    if spread is not None and spread < 0.03:
+        return Health("collapsed to uniform", f"all clips have nearly the same feature (std {spread:.3f}).", _UNIFORM)
+    rank = _last(records, "rankme")
+    return Health("healthy", words + (f", features of rank {rank:.1f}." if rank is not None else "."))
+
+
+_LESS = "a lower learning rate, a longer warm-up, gradient clipping, bfloat16 or float32 in place of float16."
+_ONE = (
+    "centring switched on, a higher teacher temperature (0.04 -> 0.07), a larger batch, fewer prototypes, prototypes "
+    "frozen for longer."
+)
+_UNIFORM = (
+    "a lower teacher temperature (0.04), a teacher momentum nearer to 1 (0.996), a lower learning rate with a longer "
+    "warm-up, fewer prototypes for little data; in the first epochs this can also be just the start."
+)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values))
+
+
+def _last(records: Sequence[Record], name: str) -> float | None:
+    return next((record[name] for record in reversed(records) if record.get(name) is not None), None)
+
+
+@dataclass(frozen=True)
+class ProbeData:
+    """Clips with labels: uint8 frames (N, T, px, px, 3), label numbers (N,), patients (N,) and who is asked (N,) bool."""
+
+    frames: np.ndarray
+    labels: np.ndarray
+    patients: np.ndarray
+    asked: np.ndarray
+    classes: tuple[str, ...]
+
+
+def load_probe(manifest: Manifest, n_frames: int, size_px: int, label: str = "label") -> ProbeData:
+    """The labelled rows of a manifest, one clip over the whole of each; "val" rows are asked, or else "test" rows, and
+    "train" rows answer.
+
+    Raises:
+        ManifestError: no labelled rows of "train", or none to ask.
+        VideoError: a video cannot be read.
+    """
+    if label not in manifest.table:
+        raise ManifestError(f"{manifest.path}: there is no column {label!r} to probe; it has {', '.join(manifest.table)}.")
+    table = manifest.table[manifest.table[label].fillna("") != ""]
+    held_out = "val" if (table["split"] == "val").any() else "test"
+    table = table[table["split"].isin(["train", held_out])]
+    if table["split"].nunique() != 2:
+        raise ManifestError(f"{manifest.path}: a probe needs labelled rows of 'train' and of 'val' or 'test'.")
+    spec = InputSpec(size_px, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    frames = []
+    for row in table.itertuples():
+        frames.append(_clip(manifest, row, n_frames, spec))
+    classes = tuple(sorted(set(table[label])))
+    return ProbeData(
+        np.stack(frames),
+        np.array([classes.index(name) for name in table[label]]),
+        table["patient"].to_numpy(dtype=str),
+        (table["split"] == held_out).to_numpy(),
+        classes,
+    )
+
+
+def _clip(manifest: Manifest, row: Any, n_frames: int, spec: InputSpec) -> np.ndarray:
+    from endofm_lab.video.reader import open_video
+
+    path = manifest.resolve(str(row.video))
+    with open_video(path) as video:
+        end_s = video.info.duration_s if math.isnan(row.end_s) else min(row.end_s, video.info.duration_s)
+    clip = read_clip(path, ClipSpec(n_frames, duration_s=max(end_s - row.start_s, 1e-3)), float(row.start_s))
+    pixels = to_input(clip.frames, spec)[0].permute(1, 2, 3, 0)  # (T, px, px, 3) in 0..1
+    return (pixels * 255).round().clamp(0, 255).byte().numpy()
+
+
+@torch.no_grad()
+def encode(backbone: nn.Module, frames: np.ndarray, spec: InputSpec, batch: int = 8) -> np.ndarray:
+    """CLS features (N, D) float32 of clips, uint8 (N, T, px, px, 3), by a backbone in evaluation mode."""
+    device, training = next(backbone.parameters()).device, backbone.training
+    backbone.eval()
+    found = [
+        backbone(to_input(frames[i : i + batch], spec).to(device)).cls.float().cpu() for i in range(0, len(frames), batch)
+    ]
+    backbone.train(training)
+    return torch.cat(found).numpy()
+
+
+def knn_predict(bank: np.ndarray, labels: np.ndarray, asked: np.ndarray, n_classes: int, k: int = 20) -> np.ndarray:
+    """Labels by the k nearest features in cosine, each voting with exp(similarity / 0.07), as in DINO (section 4.1)."""
+    bank, asked = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (bank, asked))
+    similarity = asked @ bank.T  # (M, N)
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    votes = np.zeros((len(asked), n_classes))
+    weight = np.exp((np.take_along_axis(similarity, nearest, axis=1) - 1) / 0.07)
+    for c in range(n_classes):
+        votes[:, c] = (weight * (labels[nearest] == c)).sum(axis=1)
+    return votes.argmax(axis=1)
+
+
+def linear_predict(bank: np.ndarray, labels: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Labels by a logistic regression on standardised features, classes weighted to be equal."""
+    scaler = StandardScaler().fit(bank)
+    probe = LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000).fit(scaler.transform(bank), labels)
+    return probe.predict(scaler.transform(asked))
+
+
+def probe(features: np.ndarray, data: ProbeData, n_resamples: int = 0, seed: int = 0) -> dict[str, Any]:
+    """Balanced accuracy of "knn" and "linear" on the asked rows, from features (N, D) of all rows, and "chance".
+
+    With ``n_resamples``, also "knn_low", "knn_high", ...: 95 % intervals over resampled patients.
+    """
+    bank, asked = features[~data.asked], features[data.asked]
+    known, truth, patients = data.labels[~data.asked], data.labels[data.asked], data.patients[data.asked]
+    answers = {
+        "knn": knn_predict(bank, known, asked, len(data.classes)),
+        "linear": linear_predict(bank, known, asked),
+    }
+    numbers: dict[str, Any] = {"chance": 1 / len(set(truth))}
+    for name, answer in answers.items():
+        numbers[name] = balanced_accuracy(truth, answer)
+        if n_resamples:
+            numbers[f"{name}_low"], numbers[f"{name}_high"] = _interval(truth, answer, patients, n_resamples, seed)
+    return numbers
+
+
+def balanced_accuracy(truth: np.ndarray, answer: np.ndarray) -> float:
+    """Mean over the classes that occur of the share of their rows that was answered rightly."""
+    return float(np.mean([(answer[truth == c] == c).mean() for c in np.unique(truth)]))
+
+
+def _interval(
+    truth: np.ndarray, answer: np.ndarray, patients: np.ndarray, n_resamples: int, seed: int
+) -> tuple[float, float]:
+    random, people = np.random.default_rng(seed), np.unique(patients)
+    rows_of = [np.flatnonzero(patients == person) for person in people]
+    values = []
+    for _ in range(n_resamples):
+        rows = np.concatenate([rows_of[i] for i in random.integers(0, len(people), len(people))])
+        values.append(balanced_accuracy(truth[rows], answer[rows]))
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)

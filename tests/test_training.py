@@ -1,0 +1,276 @@
+"""The training loop: resumes bit for bit, leaves out what cannot be read, saves before it ends."""
+
+import errno
+import json
+import random
+import shutil
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from endofm_lab.errors import CheckpointError, UserError, VideoError
+from endofm_lab.training import checkpoints as checkpoint_module
+from endofm_lab.training.checkpoints import Checkpoints
+from endofm_lab.training.draws import Draws
+from endofm_lab.training.loop import LoopConfig, Trainable, TrainingDiverged, clip_each, parameter_groups, read_log, train
+
+
+class Toy(Trainable):
+    """Regression with dropout, in two parts, with a state that moves after each step."""
+
+    def __init__(self, poison_at=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.register_buffer("moving", torch.zeros(1))
+        self.poison_at = poison_at
+
+    def parts(self, batch):
+        return [0, 1]
+
+    def forward(self, batch, part, step):
+        error = self.net(batch + self.moving).square().mean() * (0.25 if part else 0.75)
+        return {"loss": error * (float("nan") if step == self.poison_at else 1.0)}
+
+    def after_step(self, step):
+        self.moving += 0.01 * self.net[0].weight.detach().mean()
+        return {"moving": float(self.moving)}
+
+
+class Numbers:
+    """Random vectors; some files cannot be read."""
+
+    def __init__(self, n=12, bad=(), n_files=None):
+        self.n, self.bad, self.n_files, self.asked = n, set(bad), n_files or n, []
+
+    def __len__(self):
+        return self.n
+
+    def name(self, index):
+        return f"video{index}.mp4"
+
+    def sample(self, index, seed):
+        self.asked.append(index)
+        if index in self.bad:
+            raise VideoError(self.name(index), "it is broken")
+        return torch.randn(4, generator=torch.Generator().manual_seed(seed)) + index
+
+    def collate(self, samples):
+        return torch.stack(samples)
+
+
+CONFIG = LoopConfig(steps=20, batch=4, accumulation=2, clip=0.3, save_every=5)
+
+
+def start(out, config=CONFIG, data=None, model=None, **more):
+    model = model or Toy()
+    optimiser = torch.optim.AdamW(parameter_groups(model))
+    return train(model, optimiser, lambda s: {"lr": 1e-2, "weight_decay": 0.1}, data or Numbers(), config, out, **more)
+
+
+def losses(records):
+    return [record["loss"] for record in records]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return losses(start(tmp_path_factory.mktemp("whole")))
+
+
+def test_a_run_killed_at_any_step_goes_on_bit_for_bit(tmp_path, whole):
+    """Killed means: nothing is saved after the last checkpoint, the log may be ahead of it and end in half a line."""
+    assert len(set(whole)) == 20
+    for killed_after in random.Random(0).sample(range(1, 20), 10):
+        out = tmp_path / str(killed_after)
+        run = start(out)
+        for _ in range(killed_after):
+            next(run)
+        shutil.copytree(out, out.with_suffix(".killed"))  # what a killed process leaves
+        run.close()
+        out = out.with_suffix(".killed")
+        with (out / "log.jsonl").open("a") as log:
+            log.write('{"step": 99, "lo')
+        rest = losses(start(out))
+        assert rest == whole[killed_after // 5 * 5 :]
+        assert losses(read_log(out / "log.jsonl")) == whole
+        assert [record["step"] for record in read_log(out / "log.jsonl")] == list(range(20))
+
+
+def test_a_closed_run_goes_on_where_it_was(tmp_path, whole):
+    run = start(tmp_path)
+    first = [next(run)["loss"] for _ in range(7)]
+    run.close()
+    assert first + losses(start(tmp_path)) == whole
+
+
+def test_ctrl_c_during_an_update_saves_a_whole_step(tmp_path, whole, monkeypatch):
+    import os
+    import signal
+
+    model = Toy()
+    after = model.after_step
+
+    def interrupted(step):
+        if step == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return after(step)
+
+    model.after_step = interrupted
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        for record in start(tmp_path, model=model):
+            seen.append(record["loss"])
+    assert Checkpoints(tmp_path / "checkpoints").all()[-1].name == "step-00000007"
+    assert seen == whole[:6]
+    assert losses(start(tmp_path)) == whole[7:]
+
+
+def test_the_loop_leaves_the_callers_random_numbers_alone(tmp_path):
+    run = start(tmp_path, model=Toy())
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    next(run)
+    assert torch.equal(torch.get_rng_state(), before)
+    run.close()
+
+
+def test_workers_see_the_same_samples(tmp_path, whole):
+    assert losses(start(tmp_path, replace(CONFIG, workers=2, steps=6))) == whole[:6]
+
+
+def test_pieces_of_a_batch_give_the_gradient_of_the_whole(tmp_path):
+    def plain():
+        model = Toy()
+        model.net[1].p = 0.0
+        return model
+
+    runs = [losses(start(tmp_path / str(n), replace(CONFIG, accumulation=n), model=plain())) for n in (1, 2, 4)]
+    assert runs[1] == pytest.approx(runs[0], rel=1e-5) and runs[2] == pytest.approx(runs[0], rel=1e-5)
+
+
+def test_an_epoch_shows_every_sample_once_and_epochs_differ():
+    draws = Draws(7, seed=3)
+    epochs = [[draws[e * 7 + k][0] for k in range(7)] for e in range(3)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert len({draws[k][1] for k in range(1000)}) == 1000
+    assert draws[5] == Draws(7, seed=3)[5] and [Draws(7, 4)[k] for k in range(7)] != [draws[k] for k in range(7)]
+
+
+def test_an_unreadable_video_is_named_counted_and_left_out_for_good(tmp_path):
+    data = Numbers(n=12, bad=[3], n_files=200)
+    records = list(start(tmp_path, replace(CONFIG, steps=12), data))
+    assert records[-1]["left_out"] == 1
+    assert Counter(data.asked)[3] == 1
+    state = json.loads((Checkpoints(tmp_path / "checkpoints").all()[-1] / "state.json").read_text())
+    assert state["left_out"] == {"video3.mp4": "it is broken"}
+    again = Numbers(n=12, bad=[3], n_files=200)
+    assert list(start(tmp_path, replace(CONFIG, steps=20), again))[-1]["left_out"] == 1
+    assert 3 not in again.asked
+
+
+def test_a_run_with_an_unreadable_video_resumes_bit_for_bit(tmp_path):
+    data = {"n": 12, "bad": [3, 7], "n_files": 300}
+    whole = losses(start(tmp_path / "whole", data=Numbers(**data)))
+    run = start(tmp_path / "cut", data=Numbers(**data))
+    first = [next(run)["loss"] for _ in range(8)]
+    run.close()
+    assert first + losses(start(tmp_path / "cut", data=Numbers(**data))) == whole
+
+
+def test_more_than_one_per_cent_of_unreadable_videos_ends_the_run_with_the_list(tmp_path):
+    with pytest.raises(UserError, match=r"3 of 200 videos.*video2\.mp4 \(it is broken\).*manifest") as error:
+        list(start(tmp_path, data=Numbers(n=12, bad=[2, 5, 8], n_files=200)))
+    assert all(f"video{i}.mp4" in str(error.value) for i in (2, 5, 8))
+
+
+def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays_whole(tmp_path, whole, monkeypatch):
+    save, saves = checkpoint_module.save_file, []
+
+    def full(tensors, path):
+        saves.append(path)
+        if len(saves) == 3:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(tensors, path)
+
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    with pytest.raises(CheckpointError, match=r"step 15.*No space left.*last good one is step-00000010.*resume"):
+        list(start(tmp_path))
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000005", "step-00000010"]
+    assert losses(start(tmp_path)) == whole[10:]
+
+
+def test_the_newest_checkpoints_stay(tmp_path):
+    list(start(tmp_path, replace(CONFIG, keep=3)))
+    assert [p.name[-2:] for p in Checkpoints(tmp_path / "checkpoints").all()] == ["10", "15", "20"]
+
+
+def test_what_a_killed_write_left_is_cleared_away(tmp_path, whole):
+    list(start(tmp_path, replace(CONFIG, steps=5)))
+    (tmp_path / "checkpoints" / ".step-00000010.77.part").mkdir()
+    assert losses(start(tmp_path)) == whole[5:]
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+
+
+def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path):
+    list(start(tmp_path, replace(CONFIG, steps=5)))
+    (tmp_path / "checkpoints" / "step-00000005" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="step-00000005 cannot be loaded"):
+        next(start(tmp_path))
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_weights(tmp_path):
+    model = Toy(poison_at=7)
+    with pytest.raises(TrainingDiverged, match="nan at step 7"):
+        list(start(tmp_path, model=model))
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert Checkpoints(tmp_path / "checkpoints").all()[-1].name == "step-00000005"
+    assert read_log(tmp_path / "log.jsonl")[-1] == {"step": 7, "loss": None}
+
+
+def test_each_tensor_is_clipped_by_itself():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    model[0].weight.grad *= 1e-3
+    before = [p.grad.clone() for p in model.parameters()]
+    norm = clip_each(model, 0.5)
+    assert norm == pytest.approx(float(torch.cat([g.flatten() for g in before]).norm()))
+    for p, g in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(p.grad, g * min(1.0, 0.5 / (float(g.norm()) + 1e-6)))
+
+
+def test_biases_and_norms_do_not_decay():
+    model = nn.ModuleDict({"linear": nn.Linear(3, 2), "norm": nn.LayerNorm(2), "teacher": nn.Linear(3, 2)})
+    model["teacher"].requires_grad_(False)
+    decaying, rest = parameter_groups(model)
+    assert [p.shape for p in decaying["params"]] == [(2, 3)] and len(rest["params"]) == 3
+    assert decaying["decays"] and not rest["decays"]
+
+
+def test_measures_are_logged_with_their_step(tmp_path):
+    list(start(tmp_path, replace(CONFIG, steps=3), measure=lambda step: {"probe": step * 2.0}))
+    assert [record["probe"] for record in read_log(tmp_path / "log.jsonl")] == [0.0, 2.0, 4.0]
+
+
+def test_tensorboard_gets_the_numbers(tmp_path):
+    list(start(tmp_path, replace(CONFIG, steps=2, trackers=("tensorboard",))))
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [({"steps": 0}, "steps"), ({"precision": "half"}, "precision"), ({"workers": -1}, "workers"), ({"batch": 0}, "batch")],
+)
+def test_impossible_settings_are_refused(wrong, match):
+    with pytest.raises(UserError, match=match):
+        replace(CONFIG, **wrong)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    with pytest.raises(UserError, match="batch of 5.*multiple of 2"):
+        next(start(tmp_path, replace(CONFIG, batch=5)))
