@@ -316,7 +316,10 @@ def _split(recipe: Recipe, table: pd.DataFrame) -> None:
     for name, split in recipe.splits.items():
         column = "split_" + name.replace("-", "_")
         if "sides" in split:
-            sides = {str(item): side for side, items in split["sides"].items() for item in items}
+            sides: dict[str, str] = {}
+            for side, items in split["sides"].items():
+                for item in map(str, items):  # on several sides in a split that leaks: `train|test`
+                    sides[item] = f"{sides[item]}|{side}" if item in sides else side
             table[column] = table[split["by"]].map(sides).fillna("")
         if split.get("default") and column in table:
             table["split"] = table[column].fillna("")
