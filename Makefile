@@ -10,10 +10,10 @@ test:
 	$(PYTHON) bootstrap.py test
 
 slow:  ## the long proofs
-	$(PYTHON) bootstrap.py test -m slow -s
+	$(PYTHON) bootstrap.py test -m slow -n 0 -s
 
 bench:  ## speed ratios; run on a quiet machine
-	$(PYTHON) bootstrap.py test -m benchmark -s tests/benchmarks
+	$(PYTHON) bootstrap.py test -m benchmark -n 0 -s tests/benchmarks
 
 setup:
 	$(PYTHON) bootstrap.py setup

@@ -5,7 +5,9 @@ polyp.mp4 -> sliding clips -> model -> scores per clip, masks and boxes per fram
 
 import hashlib
 from collections.abc import Generator, Iterator
+from copy import deepcopy
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, sha256_of, write_json
 from endofm_lab.model.checkpoints import load_model
 from endofm_lab.model.heads import BoxHead
+from endofm_lab.model.precision import automatic_dtype
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.prediction import Part, VideoPrediction, assemble, load_prediction
 from endofm_lab.video.clips import sliding_clips
@@ -25,6 +28,7 @@ from endofm_lab.video.transforms import to_input
 
 PART_BATCHES = 16  # batches per part on disk: a kill loses at most this many
 
+Precision = Literal["float32", "auto"]
 PlannedClip = tuple[float, float, np.ndarray]  # start_s, end_s, frame indices (T,)
 
 
@@ -35,6 +39,7 @@ def predict_video(
     step_s: float | None = None,
     every_frame: bool = False,
     batch_clips: int = 4,
+    precision: Precision = "float32",
     out: str | Path | None = None,
     progress: bool = True,
 ) -> VideoPrediction:
@@ -51,6 +56,8 @@ def predict_video(
         every_frame: also run the clips that start between, so that every frame of the video gets a mask and boxes
             (as many times slower as the clip's frames are apart).
         batch_clips: clips that go through the model together.
+        precision: ``"auto"`` computes in bfloat16 where the processor has it in hardware: about three times as fast
+            for the base model, with scores that differ in the third decimal.
         out: a folder for the result. Work is kept there in parts: a run that was stopped goes on where it was when
             called again with the same video, model and options. A finished one is read back.
         progress: show a progress bar.
@@ -59,7 +66,7 @@ def predict_video(
         VideoError: the video cannot be read.
         UserError: an option out of range, or ``out`` holds something else.
     """
-    steps = prediction_steps(path, model, step_s, every_frame, batch_clips, out)
+    steps = prediction_steps(path, model, step_s, every_frame, batch_clips, precision, out)
     with tqdm(unit="clip", desc=Path(path).name, disable=not progress) as bar:
         while True:
             try:
@@ -75,6 +82,7 @@ def prediction_steps(
     step_s: float | None = None,
     every_frame: bool = False,
     batch_clips: int = 4,
+    precision: Precision = "float32",
     out: str | Path | None = None,
 ) -> Generator[tuple[int, int], None, VideoPrediction]:
     """`predict_video` in steps, for callers that draw their own progress: yields (clips done, clips in all).
@@ -88,6 +96,11 @@ def prediction_steps(
     if not isinstance(model, VideoModel):
         model = load_model(model)
     model.eval()
+    if precision not in get_args(Precision):
+        raise UserError(f"precision is {precision!r}; choose one of {', '.join(get_args(Precision))}.")
+    first = next(model.parameters())
+    dtype = automatic_dtype(first.device) if precision == "auto" else torch.float32
+    network = model if first.dtype == dtype else deepcopy(model).to(dtype)  # the caller's model stays as it is
     with open_video(path) as reader:
         request = {
             "video": _fingerprint(Path(path)),
@@ -95,6 +108,7 @@ def prediction_steps(
             "step_s": step_s,
             "every_frame": every_frame,
             "batch_clips": batch_clips,
+            "dtype": str(dtype).removeprefix("torch."),
             "version": __version__,
         }
         folder = _open_job(Path(out), request) if out is not None else None
@@ -106,7 +120,7 @@ def prediction_steps(
             parts += sorted((folder / "parts").glob("part_*.npz"))
         last = Part.read(parts[-1]) if parts else None  # type: ignore[arg-type]
         yield (last.stop_clip if last else 0), len(clips)
-        for part in _run(model, reader, clips, last, batch_clips):
+        for part in _run(network, reader, clips, last, batch_clips):
             parts.append(part.save(folder / "parts") if folder else part)
             yield part.stop_clip, len(clips)
         heads = model.card.heads

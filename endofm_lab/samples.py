@@ -1,6 +1,5 @@
 """Generated sample videos for the app, the demo and the lessons: drawn when first asked for, kept in the cache."""
 
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ SAMPLES: dict[str, tuple[int, list[tuple[str, str]]]] = {
 
 
 def sample_video(name: str) -> Path:
-    """The path of a generated sample (H.264, 256 px, 12 frames per second), drawn if it is not in the cache yet.
+    """The path of a generated sample (H.264, 256 px, 24 frames per second), drawn if it is not in the cache yet.
 
     Raises:
         UserError: there is no such sample.
@@ -43,5 +42,5 @@ def sample_video(name: str) -> Path:
             render(PhantomSpec(seed=patient + at, patient=patient, device=patient % 3, finding=finding, motion=motion))
             for at, (finding, motion) in enumerate(scenes)
         ]
-        write_video(path, np.concatenate([clip.frames for clip in clips]), Fraction(12))
+        write_video(path, np.concatenate([clip.frames for clip in clips]), clips[0].spec.fps)
     return path

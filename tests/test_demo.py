@@ -49,7 +49,7 @@ def test_the_weights_do_what_the_card_says_on_patients_drawn_now(demo):
         finding, moving = FINDINGS[number % 4], MOTIONS[(number // 4 + number) % 2]
         spec = PhantomSpec(seed=number, patient=7000 + number, device=number % 3, finding=finding, motion=moving)
         clip = render(spec)
-        x = torch.cat([to_input(clip.frames[start : start + 16 : 2], demo.card.input) for start in (4, 16, 28)])
+        x = torch.cat([to_input(clip.frames[start : start + 32 : 4], demo.card.input) for start in (0, 8, 16)])
         found = demo.predict(x)
         score.setdefault(finding, []).append(found["finding"][:, 1].mean().item())
         motion += (found["motion"].argmax(1) == MOTIONS.index(moving)).tolist()

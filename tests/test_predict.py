@@ -179,3 +179,13 @@ def test_asking_for_the_mask_of_an_unseen_frame_says_which_frame_has_one(video, 
     prediction = predict_video(video, model, step_s=0.8, progress=False)
     with pytest.raises(UserError, match="nearest that was is"):
         prediction.mask(1)
+
+
+def test_automatic_precision_leaves_the_model_as_it_is_and_the_scores_nearly(video, model):
+    exact = predict_video(video, model, progress=False)
+    fast = predict_video(video, model, precision="auto", progress=False)
+    assert next(model.parameters()).dtype == torch.float32
+    np.testing.assert_allclose(fast.scores["kind"], exact.scores["kind"], atol=0.05)
+    assert fast.provenance["dtype"] in ("float32", "bfloat16")
+    with pytest.raises(UserError, match="precision is 'half'"):
+        predict_video(video, model, precision="half", progress=False)

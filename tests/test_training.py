@@ -15,7 +15,15 @@ from endofm_lab.errors import CheckpointError, UserError, VideoError
 from endofm_lab.training import checkpoints as checkpoint_module
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.draws import Draws
-from endofm_lab.training.loop import LoopConfig, Trainable, TrainingDiverged, clip_each, parameter_groups, read_log, train
+from endofm_lab.training.loop import (
+    LoopConfig,
+    Trainable,
+    TrainingDiverged,
+    clip_each,
+    parameter_groups,
+    read_log,
+    train,
+)
 
 
 class Toy(Trainable):
@@ -264,7 +272,12 @@ def test_tensorboard_gets_the_numbers(tmp_path):
 
 @pytest.mark.parametrize(
     ("wrong", "match"),
-    [({"steps": 0}, "steps"), ({"precision": "half"}, "precision"), ({"workers": -1}, "workers"), ({"batch": 0}, "batch")],
+    [
+        ({"steps": 0}, "steps"),
+        ({"precision": "half"}, "precision"),
+        ({"workers": -1}, "workers"),
+        ({"batch": 0}, "batch"),
+    ],
 )
 def test_impossible_settings_are_refused(wrong, match):
     with pytest.raises(UserError, match=match):

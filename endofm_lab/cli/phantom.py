@@ -15,7 +15,7 @@ def phantom(
 
     Args:
         out: a new folder; a run that was stopped goes on when it is given again.
-        preset: tiny (10 patients of 16 frames at 64 px), tutorial (40 of 48 at 256 px), demo (96 of 48 at 256 px).
+        preset: tiny (10 patients of 32 frames at 64 px), tutorial (40 of 48 at 256 px), demo (68 of 48 at 160 px).
         seed: other seeds give other patients.
     """
     from endofm_lab.data.manifest import read_manifest

@@ -40,16 +40,16 @@ class PhantomSet:
 
 
 PRESETS = {
-    "tiny": PhantomSet(train=6, val=2, test=2, n_frames=16, size_px=64),  # tests: seconds
+    "tiny": PhantomSet(train=6, val=2, test=2, n_frames=32, size_px=64),  # tests: seconds
     "tutorial": PhantomSet(train=24, val=6, test=10, n_frames=48, size_px=256),  # lessons: about two minutes
-    "demo": PhantomSet(train=72, val=6, test=18, n_frames=48, size_px=256),  # the demo weights
+    "demo": PhantomSet(train=48, val=4, test=16, n_frames=48, size_px=160),  # the demo weights
 }
 
 
 def write_phantom(out: str | Path, preset: str = "tutorial", seed: int = 0, progress: bool = True) -> Path:
     """Write a phantom data set and return the path of its manifest.
 
-    ``out`` then holds ``videos/*.mp4`` (H.264, 12 frames per second), ``masks/<clip>/*.png`` (1-bit), ``boxes.csv``
+    ``out`` then holds ``videos/*.mp4`` (H.264, 24 frames per second), ``masks/<clip>/*.png`` (1-bit), ``boxes.csv``
     (pixels), ``manifest.csv`` and ``README.txt``. Clips are drawn side by side, each whole or absent; a run
     that was stopped goes on where it was, and the manifest comes last.
 

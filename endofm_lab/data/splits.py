@@ -135,6 +135,22 @@ def official(table: pd.DataFrame, name: str = "official") -> Split:
     return _report(name, table, group_ids(table), parts, shares)
 
 
+def named_split(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows as one of the manifest's further official splits (column ``split_NAME``) has them, under ``split``.
+
+    A row that a leaking split puts on several sides (`train|test`) comes once for each, so that training, testing and
+    the audit see what was published.
+
+    Raises:
+        UserError: when the manifest carries no split of that name.
+    """
+    column = "split_" + name.replace("-", "_")
+    if column not in table:
+        there = sorted(other.removeprefix("split_") for other in table.columns if other.startswith("split_"))
+        raise UserError(f"The manifest carries no split '{name}'; there are {', '.join(there) or 'none by name'}.")
+    return table.assign(split=table[column].fillna("").astype(str).str.split("|")).explode("split", ignore_index=True)
+
+
 def class_matrix(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     """Float64 (N, K) of 0 and 1 with the labels of every row (several labels by ``|``), and the K names, sorted."""
     codes, unique = pd.factorize(table["label"].fillna("").astype(str))

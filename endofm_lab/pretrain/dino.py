@@ -268,7 +268,7 @@ def make_teacher(student: nn.ModuleDict) -> nn.ModuleDict:
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, parameter by parameter."""
+    """Teacher <- momentum * teacher + (1 - momentum) * student, parameter by parameter."""
     torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)
 
 

@@ -140,7 +140,9 @@ def load_probe(manifest: Manifest, n_frames: int, size_px: int, label: str = "la
         VideoError: a video cannot be read.
     """
     if label not in manifest.table:
-        raise ManifestError(f"{manifest.path}: there is no column {label!r} to probe; it has {', '.join(manifest.table)}.")
+        raise ManifestError(
+            f"{manifest.path}: there is no column {label!r} to probe; it has {', '.join(manifest.table)}."
+        )
     table = manifest.table[manifest.table[label].fillna("") != ""]
     held_out = "val" if (table["split"] == "val").any() else "test"
     table = table[table["split"].isin(["train", held_out])]
@@ -177,7 +179,8 @@ def encode(backbone: nn.Module, frames: np.ndarray, spec: InputSpec, batch: int 
     device, training = next(backbone.parameters()).device, backbone.training
     backbone.eval()
     found = [
-        backbone(to_input(frames[i : i + batch], spec).to(device)).cls.float().cpu() for i in range(0, len(frames), batch)
+        backbone(to_input(frames[i : i + batch], spec).to(device)).cls.float().cpu()
+        for i in range(0, len(frames), batch)
     ]
     backbone.train(training)
     return torch.cat(found).numpy()

@@ -1,6 +1,6 @@
 """The phantom: generated video that looks like endoscopy, drawn from a seed, with masks, boxes and labels.
 
-A camera moves along a soft, bent tube with folds. Each pixel's ray meets the wall at one depth and angle; colour comes
+A camera moves along a soft, bent tube with folds towards a bend, whose wall closes the view. Each pixel's ray meets the wall at one depth and angle; colour comes
 from a texture on the wall, shading from the distance to the light at the camera and the slope of the folds.
 
 Units: the tube's radius is 1; ``s`` runs along the tube, ``phi`` around it, ``z`` is the depth in front of the camera.
@@ -27,7 +27,7 @@ DEVICES = 3
 _TEXTURE_PX = (512, 256)  # along the tube (one period is _PERIOD units), around it
 _PERIOD = 6.0
 _ADVANCE = 0.85  # units along the tube per unit of depth: the view is a little oblique
-_SPEED = 0.26  # tube radii per second
+_SPEED = 0.50  # tube radii per second
 _CHUNK = 4  # frames drawn together: small enough for the processor's cache
 
 
@@ -56,7 +56,7 @@ class PhantomSpec:
     motion: str = "advancing"
     n_frames: int = 48
     size_px: int = 256
-    fps: Fraction = Fraction(12)
+    fps: Fraction = Fraction(24)
 
     def __post_init__(self) -> None:
         for name, value, possible in (
@@ -118,6 +118,7 @@ class _Scene:
     roll: Tensor  # radians
     look: tuple[Tensor, Tensor]  # where the tube's centre appears, in half frame widths
     bend: tuple[Tensor, Tensor]  # how far it moves aside per unit of depth
+    wall: Tensor  # depth of the wall that closes the view at the next bend of the tube
     bubbles: list[_Bubble]
     finding_s: float
     finding_phi: float
@@ -240,9 +241,10 @@ def _scene(spec: PhantomSpec) -> _Scene:
     ]
     return _Scene(
         camera=camera,
-        roll=path(0.16, 0.8) + uniform(0, 2 * math.pi),
-        look=(path(0.14, 0.9), path(0.14, 0.9)),
-        bend=(path(0.06, 0.35) + uniform(-0.10, 0.10), path(0.06, 0.35) + uniform(-0.08, 0.08)),
+        roll=path(0.10, 0.8) + uniform(0, 2 * math.pi),
+        look=(uniform(-0.2, 0.2) + path(0.07, 0.9), uniform(-0.2, 0.2) + path(0.07, 0.9)),
+        bend=(path(0.03, 0.5) + uniform(-0.13, 0.13), path(0.03, 0.5) + uniform(-0.13, 0.13)),
+        wall=uniform(2.2, 3.2) - (camera - camera.mean()) / _ADVANCE,
         bubbles=bubbles,
         finding_s=float(camera.mean()) + _ADVANCE * uniform(1.15, 1.6),
         finding_phi=uniform(0, 2 * math.pi),
@@ -269,13 +271,16 @@ def _draw(spec: PhantomSpec, mucosa: _Mucosa, scene: _Scene, at: slice) -> tuple
     n = spec.size_px
     camera, roll = scene.camera[at], scene.roll[at]
     lens = (1.0, 1.10, 0.93)[spec.device]
-    dx, dy, z, crest = _geometry(n // 2, lens, mucosa, scene, at)
+    dx, dy, tube_z, crest = _geometry(n // 2, lens, mucosa, scene, at)
+    wall = scene.wall[at]
+    z = (tube_z**-4 + wall**-4) ** -0.25  # the nearer of tube and wall, without an edge between
     slope = (_folds(camera + _ADVANCE * z + 0.07, torch.atan2(dy, dx) + roll, mucosa) - crest) / 0.07
     # Geometry is smooth: it is computed on every second pixel and drawn out; texture, finding and light are not.
-    fields = torch.stack([dx, dy, z, slope], dim=1)
-    dx, dy, z, slope = F.interpolate(fields, size=(n, n), mode="bilinear", align_corners=False).unbind(1)
+    across = 0.6 * (1 - wall / tube_z).clamp(min=0)  # along the wall, towards where the tube's axis meets it
+    fields = torch.stack([dx, dy, z, slope, across], dim=1)
+    dx, dy, z, slope, across = F.interpolate(fields, size=(n, n), mode="bilinear", align_corners=False).unbind(1)
     phi = torch.atan2(dy, dx) + roll
-    s = camera + _ADVANCE * z
+    s = camera + _ADVANCE * z + across
 
     wall = F.grid_sample(mucosa.texture.expand(len(s), -1, -1, -1), _grid(s, phi), align_corners=False)
     colour, relief = wall[:, :3], wall[:, 3]

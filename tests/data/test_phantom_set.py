@@ -21,7 +21,7 @@ def test_every_row_leads_to_a_video_with_as_many_masks(phantom):
     for row in manifest.rows("val").itertuples():
         with open_video(manifest.resolve(row.video)) as video, open_video(manifest.resolve(row.masks)) as masks:
             assert video.info.n_frames == masks.info.n_frames == size.n_frames
-            assert float(video.info.fps) == 12
+            assert float(video.info.fps) == 24
 
 
 def test_what_is_written_is_what_was_drawn(phantom):

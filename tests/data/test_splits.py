@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
-from endofm_lab.data.splits import group_ids, holdout, kfold, official
+from endofm_lab.data.splits import group_ids, holdout, kfold, named_split, official
 from endofm_lab.errors import UserError
 
 
@@ -17,7 +17,11 @@ def patients(n_patients: int = 60, seed: int = 0) -> pd.DataFrame:
         mix = rng.dirichlet([0.3] * 4)
         for i in range(int(rng.integers(1, 80))):
             rows.append(
-                (f"p{patient}", f"p{patient}-{i // 10}.mp4", ["normal", "polyp", "ulcer", "blood"][rng.choice(4, p=mix)])
+                (
+                    f"p{patient}",
+                    f"p{patient}-{i // 10}.mp4",
+                    ["normal", "polyp", "ulcer", "blood"][rng.choice(4, p=mix)],
+                )
             )
     table = pd.DataFrame(rows, columns=["patient", "video", "label"])
     return table.assign(start_s=0.0, end_s=0.0, dataset="toy", split="")
@@ -161,6 +165,21 @@ def test_an_official_split_keeps_its_names_and_counts_the_groups_it_tears() -> N
     assert split.torn == 1
     with pytest.raises(UserError, match="no split of its own"):
         official(table.assign(split=""))
+
+
+def test_a_named_split_puts_a_row_on_every_side_that_was_published() -> None:
+    table = pd.DataFrame({"video": list("abc"), "dataset": "x", "label": "n", "split": "train"})
+    table["split_released_2023"] = ["train", "train|test", ""]
+    released = named_split(table, "released-2023")
+    assert released[["video", "split"]].to_numpy().tolist() == [
+        ["a", "train"],
+        ["b", "train"],
+        ["b", "test"],
+        ["c", ""],
+    ]
+    assert table["split"].tolist() == ["train"] * 3
+    with pytest.raises(UserError, match="there are released_2023"):
+        named_split(table, "official")
 
 
 def test_fifty_thousand_groups_are_dealt_in_seconds() -> None:

@@ -121,9 +121,7 @@ def test_all_frames_of_a_view_get_the_same_draw():
 
 @pytest.mark.parametrize("grey", [False, True])
 def test_colour_is_torchvisions_where_nothing_is_cut_off(grey):
-    draw = replace(
-        MultiView(SMALL).draw(24, (8, 8), 0)[0], brightness=1.2, contrast=0.7, saturation=0.9, grey=grey
-    )
+    draw = replace(MultiView(SMALL).draw(24, (8, 8), 0)[0], brightness=1.2, contrast=0.7, saturation=0.9, grey=grey)
     x = torch.randint(80, 140, (2, 3, 8, 8), dtype=torch.uint8)
     x[1] = x[0]  # torchvision turns contrast around each frame's mean, we around the view's
     y = tv.adjust_brightness(x / 255, 1.2)
