@@ -370,6 +370,15 @@ def test_phases_of_a_video_become_rows_with_their_times_and_the_split_of_the_rec
     assert table.groupby("sequence")["split"].first().to_dict() == {"video01": "train", "video41": "test"}
 
 
+def test_a_published_split_that_leaks_says_so_in_the_row(tmp_path):
+    facts = load_recipe("cholec80").path.read_text().replace("test: [video41,", "test: [video01, video41,")
+    (tmp_path / "cholec80.yaml").write_text(facts)
+    made("cholec80", "official", tmp_path / "disk")
+    table = read_manifest(prepare(str(tmp_path / "cholec80.yaml"), tmp_path / "disk", tmp_path / "out").manifest).table
+    sides = table.groupby("sequence")["split_forty_forty"].first().to_dict()
+    assert sides == {"video01": "train|test", "video41": "test"}
+
+
 def test_official_lists_may_lie_in_another_folder(tmp_path):
     names = kvasir(tmp_path / "disk")
     (tmp_path / "lists").mkdir()
