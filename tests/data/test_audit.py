@@ -4,6 +4,7 @@ import io
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,7 @@ def test_hamming_counts_differing_bits() -> None:
 # Pictures ------------------------------------------------------------------------------------------------------------
 
 
+@cache
 def mucosa(seed: int, size: int = 240) -> Image.Image:
     """A generated picture in the manner of a colonoscope: octagon, dark lumen, folds, fine texture."""
     rng = np.random.default_rng(seed)
@@ -134,7 +136,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_copy_is_the_same_scene(change: str) -> None:
-    for seed in range(4):
+    for seed in range(3):
         (hash_a, thumb_a), (hash_b, thumb_b) = fingerprint(mucosa(seed)), fingerprint(CHANGES[change](mucosa(seed)))
         assert hamming(hash_a, hash_b) <= MAX_RADIUS
         assert same_scene(thumb_a[None], thumb_b[None])[0] >= SAME_SCENE
