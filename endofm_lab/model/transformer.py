@@ -113,17 +113,6 @@ class VideoTokens:
     joint: tuple[Tensor, ...] | None = None
 
 
-def add_linear(x: Tensor, y: Tensor, linear: nn.Linear, drop_path: StochasticDepth) -> Tensor:
-    """``x + drop_path(linear(y))``, where possible as a product that accumulates onto ``x + bias``.
-
-    That saves two passes over the tokens. It needs one type throughout (autocast mixes them) and no drop path.
-    """
-    dropping = drop_path.training and drop_path.p > 0
-    if dropping or not x.dtype == y.dtype == linear.weight.dtype:
-        return x + drop_path(linear(y))
-    return (x.flatten(0, -2) + linear.bias).addmm_(y.flatten(0, -2), linear.weight.t()).view_as(x)
-
-
 class Attention(nn.Module):
     """Multi-head self-attention along one axis of tokens ``(B, T, N, D)``: space (N) or time (T)."""
 
@@ -131,31 +120,37 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)  # applied by the block, which merges it with what follows
+        self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, axis: Literal["space", "time"], maps: bool) -> tuple[Tensor, Tensor | None]:
-        """The heads' values side by side, ``(B, T, N, D)``, before ``proj``; and the softmax, if ``maps`` asks for it:
-        float32 ``(B, T, heads, N, N)`` over space, ``(B, N, heads, T, T)`` over time, rows summing to 1.
+    def forward(
+        self, x: Tensor, axis: Literal["space", "time"], maps: bool, then: nn.Linear | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens ``(B, T, N, D)``, and if ``maps`` the softmax, float32, rows summing to 1: ``(B, T, heads, N, N)``
+        over space, ``(B, N, heads, T, T)`` over time. ``then`` is a linear map that follows at once.
         """
         B = x.shape[0]
         batch, sequence = ("b t", "n") if axis == "space" else ("b n", "t")
         q, k, v = rearrange(self.qkv(x), f"b t n (three k d) -> three ({batch}) k {sequence} d", three=3, k=self.heads)
         # Reading q, k, v where they lie, the fused kernel is the faster one on CPUs too, but for bfloat16 over time and
-        # in training: its backward pass takes several times as long as that of the products.
+        # for its backward pass.
         slow = q.device.type == "cpu" and (q.requires_grad or (axis == "time" and q.dtype == torch.bfloat16))
         if maps or slow:
-            softmax = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(
-                dim=-1, dtype=torch.promote_types(q.dtype, torch.float32)
-            )
+            at_least_float32 = torch.promote_types(q.dtype, torch.float32)
+            softmax = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1, dtype=at_least_float32)
             y = softmax.to(v.dtype) @ v
         else:
             y = F.scaled_dot_product_attention(q, k, v)
         y = rearrange(y, f"({batch}) k {sequence} d -> b t n (k d)", b=B)
+        weight: Tensor = self.proj.weight
+        bias: Tensor = self.proj.bias
+        if then is not None:  # two linear maps in a row are one; D^3 products to merge them spare B T N D^2
+            weight, bias = then.weight @ weight, F.linear(bias, then.weight, then.bias)
+        y = F.linear(y, weight, bias)
         return y, rearrange(softmax, "(b s) k i j -> b s k i j", b=B) if maps else None
 
 
 class MLP(nn.Module):
-    """Two linear maps with an exact GELU between; the block applies the second one."""
+    """Two linear maps with an exact GELU between."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -163,8 +158,8 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(..., D)`` -> the hidden layer ``(..., mlp_ratio * D)``, before ``fc2``."""
-        return F.gelu(self.fc1(x))
+        """``(..., D)`` -> ``(..., D)``."""
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):
@@ -191,16 +186,13 @@ class Block(nn.Module):
         temporal = None
         if self.divided:
             cls, patches = x[:, :, :1], x[:, :, 1:]  # CLS takes no part in time
-            y, temporal = self.temporal_attn(self.temporal_norm1(patches), "time", maps)
-            # temporal_fc(proj(y)): two linear maps in a row are one, and D^3 multiplications are fewer than B T N D^2
-            proj, fc = self.temporal_attn.proj, self.temporal_fc
-            y = F.linear(y, fc.weight @ proj.weight, F.linear(proj.bias, fc.weight, fc.bias))
+            y, temporal = self.temporal_attn(self.temporal_norm1(patches), "time", maps, then=self.temporal_fc)
             x = torch.cat([cls, patches + self.drop_path(y)], dim=2)
         y, spatial = self.attn(self.norm1(x), "space", maps)
-        x = add_linear(x, y, self.attn.proj, self.drop_path)
-        if self.divided:  # one CLS per clip: its copies, equal before, move to the mean over the frames
-            x[:, :, 0] = x[:, :, 0].mean(dim=1, keepdim=True)
-        x = add_linear(x, self.mlp(self.norm2(x)), self.mlp.fc2, self.drop_path)
+        if self.divided:  # one CLS per clip: every frame's copy receives the mean over the frames
+            y[:, :, 0] = y[:, :, 0].mean(dim=1, keepdim=True)
+        x = x + self.drop_path(y)
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x, spatial, temporal
 
 
