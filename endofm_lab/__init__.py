@@ -27,6 +27,7 @@ _PUBLIC = {
     "load_model": "model.checkpoints",
     "save_model": "model.checkpoints",
     "inspect_checkpoint": "model.checkpoints",
+    "pretrain": "pretrain.trainer",
     "predict_video": "predict",
     "VideoPrediction": "prediction",
     "load_prediction": "prediction",

@@ -7,10 +7,8 @@ cross a part's border, a resumed study equals one that was never stopped.
 """
 
 import hashlib
-import queue
 import shutil
-import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,29 +17,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from endofm_lab import __version__
-from endofm_lab.data.hashing import fingerprint, hamming
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.model.checkpoints import load_model
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.study_stream import Batches, Kept
 from endofm_lab.video.reader import VideoInfo, VideoReader, open_video
-from endofm_lab.video.transforms import to_input
 
 PART_FRAMES = 4096
-QUEUE_BATCHES = 3  # decoded ahead of the model
 SCORED, DUPLICATE, UNREADABLE = 0, 1, 2  # states of a frame
 STATES = ("scored", "near-duplicate", "unreadable")
-
-# A near-duplicate: what a camera that stands still sees. At most these differences from the last frame that was scored.
-DUPLICATE_BITS = 6  # of the 128 of the perceptual hash
-DUPLICATE_GREY = 3.0  # mean absolute difference of the 32 x 32 thumbnails, of 255
-
-_DECODED_BYTES = 32 << 20  # frames in their own size that are held at once
 
 
 @dataclass(frozen=True)
@@ -154,8 +142,8 @@ def study_steps(
         n_frames = reader.info.n_frames
         first = min(len(parts) * PART_FRAMES, n_frames)
         yield first, n_frames
-        kept = _Kept.of_part(parts[-1]) if parts and skip_near_duplicates else _Kept()
-        stream = _Batches(reader, model, first, batch, kept if skip_near_duplicates else None)
+        kept = Kept.of_part(parts[-1]) if parts and skip_near_duplicates else Kept()
+        stream = Batches(reader, model, first, batch, PART_FRAMES, kept if skip_near_duplicates else None)
         try:
             for start in range(first, n_frames, PART_FRAMES):
                 _run_part(stream, model, start, min(start + PART_FRAMES, n_frames), folder / "parts")
@@ -241,143 +229,7 @@ def _open_job(out: Path, request: dict[str, Any], resume: bool) -> Path:
     return out
 
 
-@dataclass
-class _Kept:
-    """The last frame that was scored: its number, hash and thumbnail; -1 before there is one."""
-
-    frame: int = -1
-    bits: np.ndarray | None = None
-    thumb: np.ndarray | None = None
-
-    @classmethod
-    def of_part(cls, path: Path) -> "_Kept":
-        with np.load(path, allow_pickle=False) as part:
-            frame = int(part["kept_frame"])
-            return cls() if frame < 0 else cls(frame, part["kept_bits"], part["kept_thumb"])
-
-    def same(self, picture: np.ndarray, frame: int) -> bool:
-        """Whether a frame nearly equals the kept one; if not, it is the kept one from now on."""
-        bits, thumb = fingerprint(Image.fromarray(picture))
-        if (
-            self.bits is not None
-            and self.thumb is not None
-            and hamming(bits, self.bits) <= DUPLICATE_BITS
-            and np.abs(thumb.astype(np.int16) - self.thumb).mean() <= DUPLICATE_GREY
-        ):
-            return True
-        self.frame, self.bits, self.thumb = frame, bits, thumb
-        return False
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Frames of one part in their order, ready for the model.
-
-    ``frames`` (n,) and ``clips`` (n, 3, 1, S, S) are those to score; ``duplicates`` pairs (frame, frame it equals);
-    ``unreadable`` pairs (frame, reason); ``kept`` is what near-duplicates are compared with behind this batch.
-    """
-
-    frames: list[int]
-    clips: Tensor | None
-    duplicates: list[tuple[int, int]]
-    unreadable: list[tuple[int, str]]
-    kept: _Kept
-    next_frame: int
-
-
-class _Batches:
-    """The decoding thread and its bounded queue of batches."""
-
-    def __init__(self, reader: VideoReader, model: VideoModel, first: int, batch: int, kept: _Kept | None) -> None:
-        self._reader, self._spec, self._batch, self._kept = reader, model.card.input, batch, kept
-        self._queue: queue.Queue[_Batch | BaseException] = queue.Queue(QUEUE_BATCHES)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._decode, args=(first,), name="study-decoder", daemon=True)
-        self._thread.start()
-
-    def __next__(self) -> _Batch:
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    def close(self) -> None:
-        """Stop the thread and wait for it."""
-        self._stop.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get(timeout=0.05)
-            except queue.Empty:
-                continue
-
-    def _put(self, item: _Batch | BaseException) -> None:
-        while not self._stop.is_set():
-            try:
-                return self._queue.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def _decode(self, first: int) -> None:
-        try:
-            n_frames = self._reader.info.n_frames
-            pictures = _readable_frames(self._reader, first)
-            for start in range(first, n_frames, PART_FRAMES):
-                stop = min(start + PART_FRAMES, n_frames)
-                at = start
-                while at < stop and not self._stop.is_set():
-                    made = self._next_batch(pictures, at, stop)
-                    self._put(made)
-                    at = made.next_frame
-        except BaseException as error:  # the caller's thread raises it
-            self._put(error)
-
-    def _next_batch(self, pictures: Iterator[tuple[int, np.ndarray | str]], at: int, stop: int) -> _Batch:
-        """The next frames from ``at`` on: until ``batch`` of them are to be scored, or the part ends."""
-        frames: list[int] = []
-        waiting: list[np.ndarray] = []
-        clips: list[Tensor] = []
-        duplicates, unreadable = [], []
-        while at < stop and len(frames) < self._batch:
-            at, picture = next(pictures)
-            if isinstance(picture, str):
-                unreadable.append((at, picture))
-            elif self._kept is not None and self._kept.same(picture, at):
-                duplicates.append((at, self._kept.frame))
-            else:
-                frames.append(at)
-                waiting.append(picture)
-            at += 1
-            if waiting and (
-                len(waiting) * waiting[0].nbytes >= _DECODED_BYTES or at == stop or len(frames) == self._batch
-            ):
-                clips.append(to_input(np.stack(waiting)[:, None], self._spec))
-                waiting = []
-        if waiting:
-            clips.append(to_input(np.stack(waiting)[:, None], self._spec))
-        kept = _Kept() if self._kept is None else _Kept(self._kept.frame, self._kept.bits, self._kept.thumb)
-        return _Batch(frames, torch.cat(clips) if clips else None, duplicates, unreadable, kept, at)
-
-
-def _readable_frames(reader: VideoReader, first: int) -> Iterator[tuple[int, np.ndarray | str]]:
-    """Every frame from ``first`` on as (number, uint8 (H, W, 3)), or (number, reason) where it cannot be read.
-
-    Behind damage a video goes on at its next key frame, since the frames up to there are predicted from what is lost.
-    """
-    at, n_frames = first, reader.info.n_frames
-    while at < n_frames:
-        try:
-            for number, picture in reader.stream(start=at):
-                yield number, picture
-                at = number + 1
-        except VideoError as error:
-            yield at, error.reason
-            goes_on = reader.next_start(at + 1)
-            for lost in range(at + 1, goes_on):
-                yield lost, f"frame {lost} is predicted from frame {at}, which cannot be decoded"
-            at = goes_on
-
-
-def _run_part(stream: _Batches, model: VideoModel, start: int, stop: int, folder: Path) -> None:
+def _run_part(stream: Batches, model: VideoModel, start: int, stop: int, folder: Path) -> None:
     """Score the frames ``start`` to ``stop`` and write them as one part."""
     n = stop - start
     heads = _class_heads(model)
@@ -385,7 +237,7 @@ def _run_part(stream: _Batches, model: VideoModel, start: int, stop: int, folder
     state = np.full(n, SCORED, np.uint8)
     stands_for = np.arange(start, stop)
     unreadable: list[tuple[int, str]] = []
-    at, kept = start, _Kept()
+    at, kept = start, Kept()
     while at < stop:
         made = next(stream)
         if made.clips is not None:

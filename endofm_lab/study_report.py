@@ -123,15 +123,15 @@ def frames_figure(study: Study, frames: pd.DataFrame, step_s: float = 0.5) -> go
     sheet = np.full((len(frames) * (height + 24), len(shifts) * (_TILE_PX + 6), 3), 255, np.uint8)
     figure = go.Figure()
     with open_video(study.video.path, _folder_rate(study), check=False) as reader:
-        for row, found in enumerate(frames.itertuples()):
+        for row, (frame, score) in enumerate(zip(frames["frame"].tolist(), frames["score"].tolist(), strict=True)):
             top = row * (height + 24)
             for column, shift in enumerate(shifts):
-                at, left = found.frame + shift, column * (_TILE_PX + 6)
+                at, left = frame + shift, column * (_TILE_PX + 6)
                 picture = _tile(reader, at, height) if 0 <= at < len(study.times_s) else None
                 if picture is None:
                     continue
                 sheet[top : top + height, left : left + _TILE_PX] = picture
-                text = f"{study.times_s[at]:.2f} s" + (f", <b>{found.score:.3f}</b>" if shift == 0 else "")
+                text = f"{study.times_s[at]:.2f} s" + (f", <b>{score:.3f}</b>" if shift == 0 else "")
                 figure.add_annotation(
                     x=left, y=top + height, text=text, showarrow=False, xanchor="left", yanchor="top", font={"size": 12}
                 )

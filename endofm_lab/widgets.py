@@ -278,7 +278,7 @@ class PredictionExplorer(Explorer):
         seen = self.prediction.seen_frame(index)
         with open_video(self.path) as reader:
             picture = reader.read([index])[0]
-        mask = None if self.prediction.masks is None else self.prediction.mask(seen).any(axis=0)
+        mask = None if self.prediction.masks is None else self.prediction.mask(seen).max(axis=0)
         return frame_figure(picture, mask, self.prediction.boxes(seen))
 
     def _clicked(self, _: Any, points: Any, __: Any) -> None:

@@ -24,11 +24,13 @@ RANK = {
     "prediction": 6,
     "predict": 7,
     "samples": 7,
+    "study_stream": 6,
     "study": 7,
     "demo": 8,
     "figures": 8,
     "report": 9,
     "study_report": 10,
+    "run_report": 10,
     "widgets": 10,
     "cli": 11,
 }

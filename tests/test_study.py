@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 import endofm_lab.study as study_module
+from endofm_lab import study_stream
 from endofm_lab.cli.main import main
 from endofm_lab.errors import UserError
 from endofm_lab.model.card import HeadSpec
@@ -137,7 +138,7 @@ def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_num
     video, model, tmp_path, monkeypatch
 ):
     seen, ahead = [], []
-    convert = study_module.to_input
+    convert = study_stream.to_input
 
     def counted(frames, spec):
         seen.extend(range(len(frames)))
@@ -151,11 +152,11 @@ def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_num
         ahead.append(len(seen) - len(scored))
         return predict(clips)
 
-    monkeypatch.setattr(study_module, "to_input", counted)
+    monkeypatch.setattr(study_stream, "to_input", counted)
     monkeypatch.setattr(model, "predict", slow)
     run_study(video, model, tmp_path / "out", batch=4, progress=False)
     assert len(seen) == len(scored) == N
-    assert max(ahead) <= 4 * (study_module.QUEUE_BATCHES + 2)
+    assert max(ahead) <= 4 * (study_stream.QUEUE_BATCHES + 2)
 
 
 def test_frames_that_repeat_take_the_scores_of_the_first(model, tmp_path):

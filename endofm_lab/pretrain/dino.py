@@ -82,6 +82,7 @@ class ProjectionHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features (..., D) -> logits over the prototypes (..., K)."""
         prototypes = self.last_layer.weight
         # Dividing K products is cheaper than dividing the K x 256 weights.
         return F.linear(F.normalize(self.mlp(x), dim=-1), prototypes) / prototypes.norm(dim=-1)
@@ -93,7 +94,7 @@ def teacher_targets(logits: Tensor, centre: Tensor, temperature: float) -> Tenso
 
 
 def cross_entropies(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
-    """Mean over clips of H(targets_g, softmax(student_v / temperature)), for every pair: (V, B, K), (G, B, K) -> (V, G).
+    """Mean over clips of H(targets_g, softmax(student_v / temperature)), every pair: (V, B, K), (G, B, K) -> (V, G).
 
     H(p, q) = -sum_k p_k log q_k = logsumexp(s) - sum_k p_k s_k, with s the student's logits over their temperature: no
     tensor of log-probabilities is made, which at 65,536 prototypes is most of the head's memory.
@@ -188,7 +189,7 @@ class Centre(nn.Module):
 class Dino(Trainable):
     """Student and teacher with their heads, centre and EMA; the teacher learns nothing by gradient.
 
-    A batch is a list of views, each (B, 3, T, H, W): first the G = 2 global ones, then the local ones. The loss is a sum
+    A batch is a list of views, each (B, 3, T, H, W): first the G = 2 global ones, then the local. The loss is a sum
     over student views, so it is computed in parts, one for views of equal shape, and each part's activations are gone
     before the next is computed. Part 0 also asks the teacher.
     """
@@ -222,14 +223,21 @@ class Dino(Trainable):
         assert self._targets is not None
         places = self.parts(batch)[part]
         feature = self.student["backbone"](torch.cat([batch[v] for v in places])).cls  # (V' B, D)
-        logits = self.student["head"](feature).unflatten(0, (len(places), -1))  # (V', B, K)
-        losses = matching_losses(logits, self._targets, places, len(batch), self.config.student_temperature)
-        return losses | measured
+        return self._match(feature, places, len(batch)) | measured
+
+    def _match(self, features: Tensor, places: list[int], n_views: int) -> dict[str, Tensor]:
+        """Shares of the losses of the student's features (V' B, D) of the views at these places."""
+        assert self._targets is not None
+        logits = self.student["head"](features).unflatten(0, (len(places), -1))  # (V', B, K)
+        return matching_losses(logits, self._targets, places, n_views, self.config.student_temperature)
 
     @torch.no_grad()
     def _ask_teacher(self, batch: Any, step: int) -> dict[str, Tensor]:
-        features = torch.stack([self.teacher["backbone"](view).cls for view in batch[:2]])  # (G, B, D)
-        logits = self.teacher["head"](features)
+        """Set the targets of a batch; returns what is measured on them."""
+        return self._set_targets([self.teacher["backbone"](view).cls for view in batch[:2]], step)
+
+    def _set_targets(self, features: list[Tensor], step: int) -> dict[str, Tensor]:
+        logits = self.teacher["head"](torch.stack(features))  # (G, B, K)
         self._targets = teacher_targets(logits, self.centre.value, self.temperature(step))
         self.centre.collect(logits)
         self.recent.push(features[0].float())
@@ -248,7 +256,7 @@ class Dino(Trainable):
     def after_backward(self, step: int) -> None:
         """Keep the prototypes where they are during the first epoch."""
         if step < self.config.frozen_epochs * self.steps_per_epoch:
-            self.student["head"].last_layer.weight.grad = None
+            self.student["head"].last_layer.weight.grad = None  # type: ignore[union-attr]
 
     def after_step(self, step: int) -> dict[str, float]:
         """Move centre and teacher; returns the momentum, and the centre's norm."""
@@ -275,7 +283,7 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
 def teacher_measures(targets: Tensor) -> dict[str, Tensor]:
     """How the teacher answers a batch, from its probabilities (..., K), in nats.
 
-    ``teacher_entropy``: mean entropy of one answer; 0 means certain, ln K undecided. ``kl_to_uniform``: ln K minus that,
+    ``teacher_entropy``: mean entropy of one answer; 0 is certain, ln K undecided. ``kl_to_uniform``: ln K minus that,
     the mean divergence of an answer from the uniform one. ``prototypes_used``: exp of the entropy of the mean answer,
     as if so many prototypes were used equally; 1 means that all clips get the same.
     """

@@ -87,7 +87,9 @@ def verdict(records: Sequence[Record], prototypes: int | None) -> Health:
             words = f"every clip gets the same prototype (used: {used:.2f} of {prototypes}), with a loss of {loss:.3f}."
             return Health("collapsing to one prototype", words, _ONE)
         if entropy > 0.98 and loss > 0.98 * uniform:
-            words = f"the teacher's answers stay uniform: entropy {entropy:.1%} of ln K, loss {loss:.2f} at ln K = {uniform:.2f}."
+            words = (
+                f"the teacher's answers stay uniform: entropy {entropy:.1%} of ln K, loss {loss:.2f} of {uniform:.2f}."
+            )
             return Health("collapsed to uniform", words, _UNIFORM)
         words = f"the teacher is {'decided' if entropy < 0.9 else 'still undecided'} (entropy {entropy:.0%} of ln K), "
         words += f"uses {used:.1f} prototypes in a batch, loss {first:.2f} -> {loss:.2f}"
@@ -122,7 +124,7 @@ def _last(records: Sequence[Record], name: str) -> float | None:
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Clips with labels: uint8 frames (N, T, px, px, 3), label numbers (N,), patients (N,) and who is asked (N,) bool."""
+    """Clips with labels: uint8 frames (N, T, px, px, 3), label numbers (N,), patients (N,), who is asked (N,) bool."""
 
     frames: np.ndarray
     labels: np.ndarray
@@ -141,7 +143,7 @@ def load_probe(manifest: Manifest, n_frames: int, size_px: int, label: str = "la
     """
     if label not in manifest.table:
         raise ManifestError(
-            f"{manifest.path}: there is no column {label!r} to probe; it has {', '.join(manifest.table)}."
+            f"{manifest.path}: no column {label!r} to probe; it has {', '.join(map(str, manifest.table.columns))}."
         )
     table = manifest.table[manifest.table[label].fillna("") != ""]
     held_out = "val" if (table["split"] == "val").any() else "test"

@@ -330,7 +330,7 @@ def _random_crop(
     """
     H, W = size_hw
     for _ in range(10):
-        area = H * W * random.uniform(*scale)
+        area = H * W * random.uniform(scale[0], scale[1])
         ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= W and 0 < h <= H:

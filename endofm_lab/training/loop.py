@@ -1,4 +1,4 @@
-"""The one training loop: a generator that yields a record per step, resumes exactly, and runs alone or in many processes.
+"""The one training loop: a generator that yields a record per step, resumes exactly, runs alone or in many processes.
 
 `accelerate launch`, `notebook_launcher` or nothing at all: Hugging Face Accelerate decides on device, processes and
 precision, the code here is the same.
@@ -51,7 +51,7 @@ class Trainable(nn.Module):
         return {}
 
 
-class TrainingDiverged(UserError):
+class DivergenceError(UserError):
     """The loss is not a number any more."""
 
 
@@ -126,7 +126,7 @@ def train(
 
     Raises:
         UserError: batch that processes and pieces cannot share, too many unreadable videos, disk full.
-        TrainingDiverged: the loss is not finite; weights and checkpoints are those before it.
+        DivergenceError: the loss is not finite; weights and checkpoints are those before it.
     """
     run = _Run(model, optimiser, schedule, data, config, Path(out))
     step = run.first
@@ -144,7 +144,7 @@ def train(
                 run.save()
             yield record
             waiting = time.perf_counter()
-    except (CheckpointError, TrainingDiverged):
+    except (CheckpointError, DivergenceError):
         raise
     except BaseException:
         run.save()
@@ -238,7 +238,7 @@ class _Run:
         record = self._averaged(numbers)
         if not math.isfinite(record["loss"]):
             self.log({"step": step, **record})
-            raise TrainingDiverged(
+            raise DivergenceError(
                 f"The loss is {record['loss']} at step {step}. Lower the learning rate, lengthen its warm-up or clip "
                 "gradients more; float16 overflows where bfloat16 and float32 do not."
             )

@@ -1,7 +1,8 @@
 """The phantom: generated video that looks like endoscopy, drawn from a seed, with masks, boxes and labels.
 
-A camera moves along a soft, bent tube with folds towards a bend, whose wall closes the view. Each pixel's ray meets the wall at one depth and angle; colour comes
-from a texture on the wall, shading from the distance to the light at the camera and the slope of the folds.
+A camera moves along a soft, bent tube with folds towards a bend, whose wall closes the view. Each pixel's ray meets
+the wall at one depth and angle; colour comes from a texture on the wall, shading from the distance to the light at the
+camera and the slope of the folds.
 
 Units: the tube's radius is 1; ``s`` runs along the tube, ``phi`` around it, ``z`` is the depth in front of the camera.
 It never pretends to be real: whoever shows a picture of it must label it as generated.

@@ -13,7 +13,7 @@ from endofm_lab.errors import UserError, VideoError
 from endofm_lab.pretrain.views import MultiView, ViewSpec, colour
 from endofm_lab.video.reader import VideoReader, write_video
 
-PLAIN = dict(flip=0.0, jitter=0.0, grey=0.0)
+PLAIN = {"flip": 0.0, "jitter": 0.0, "grey": 0.0}
 SMALL = ViewSpec(
     clip_s=2.0, global_frames=(4, 8), local_frames=(2, 4), local_window=0.25, global_px=32, local_px=16
 )  # fmt: skip
@@ -164,7 +164,7 @@ def test_large_frames_are_brought_to_the_short_side():
 def test_a_clip_shorter_than_the_windows_is_an_error_that_says_what_is_needed(video):
     with pytest.raises(VideoError, match=r"clip\.mkv: the clip has 4 frames, but its windows need 8"):
         MultiView(SMALL).of_video(video, 0, 0.0, 0.4)
-    with pytest.raises(UserError, match="15 frames.*need 16"):
+    with pytest.raises(UserError, match=r"15 frames.*need 16"):
         MultiView(ViewSpec()).draw(15, (64, 64), 0)
     assert MultiView(ViewSpec()).draw(16, (64, 64), 0)
 
