@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +104,7 @@ def train(
     config: LoopConfig,
     out: str | Path,
     measure: Callable[[int], Record] | None = None,
-) -> Iterator[Record]:
+) -> Generator[Record, None, None]:
     """Train, from the newest checkpoint in ``out`` if there is one, and yield the record of every step.
 
     The same seed gives the same losses whether the run was interrupted or not: bit for bit on CPU in float32. Closing
