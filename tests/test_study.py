@@ -36,6 +36,8 @@ from endofm_lab.study_report import (
 from endofm_lab.video.reader import open_video, write_video
 from endofm_lab.video.transforms import to_input
 
+pytestmark = pytest.mark.slow  # whole studies: run with `pytest -m slow -n 0`
+
 N = 150
 
 

@@ -26,6 +26,8 @@ from endofm_lab.pretrain.adapt import (
 )
 from endofm_lab.pretrain.frames import FrameCorpus, augmented, balanced_order, grid_distorted
 
+pytestmark = pytest.mark.slow  # both training stages: run with `pytest -m slow -n 0`
+
 COLOURS = {"normal": (190, 120, 90), "polyp": (120, 190, 90), "ulcer": (90, 90, 200)}
 COUNTS = {"normal": 24, "polyp": 6, "ulcer": 3}
 MAPPING = """
