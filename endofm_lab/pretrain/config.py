@@ -176,6 +176,8 @@ PRESETS: dict[str, Callable[[Path, Path], PretrainConfig]] = {
 def with_settings(config: PretrainConfig, settings: dict[str, Any]) -> PretrainConfig:
     """A configuration with some settings changed; keys like "batch" or "views.global_px", values as in JSON.
 
+    "backbone" also takes the name of a preset ("small").
+
     Raises:
         UserError: an unknown key, or a value of the wrong kind; the message names it.
     """
@@ -189,7 +191,15 @@ def with_settings(config: PretrainConfig, settings: dict[str, Any]) -> PretrainC
             known = ", ".join(branch if isinstance(branch, dict) else tree)
             raise UserError(f"There is no setting {key!r}; there are {known}.")
         branch[last] = value
+    if isinstance(tree["backbone"], str):
+        tree["backbone"] = asdict(_backbone(tree["backbone"]))
     return from_json(tree)
+
+
+def _backbone(name: str) -> BackboneConfig:
+    if name not in BACKBONES:
+        raise UserError(f"There is no backbone preset {name!r}; choose one of {', '.join(BACKBONES)}.")
+    return BACKBONES[name]
 
 
 def to_json(config: PretrainConfig) -> dict[str, Any]:

@@ -129,7 +129,8 @@ def test_any_setting_can_be_changed_by_its_name(tmp_path):
     config = PRESETS["endo-fm"](tmp_path / "m.csv", tmp_path)
     changed = with_settings(config, {"views.global_px": 112, "batch": 4, "dino.momentum": 1, "steps": 7})
     assert (changed.views.global_px, changed.batch, changed.dino.momentum, changed.steps) == (112, 4, 1.0, 7)
-    for wrong in ({"views.globl_px": 1}, {"batches": 1}, {"batch": "many"}, {"views.flip": True}):
+    assert with_settings(config, {"backbone": "small"}).backbone.width == 384
+    for wrong in ({"backbone": "huge"}, {"views.globl_px": 1}, {"batches": 1}, {"batch": "many"}, {"views.flip": True}):
         with pytest.raises(UserError):
             with_settings(config, wrong)
 
@@ -143,7 +144,8 @@ def test_the_default_preset_is_the_published_recipe(tmp_path):
 
 
 SETTINGS = [
-    "--preset", "tiny", "--steps", "8", "--batch", "4", "--set", 'backbone={"width": 32, "depth": 2, "heads": 2}',
+    "--preset", "tiny", "--steps", "8", "--batch", "4",
+    "--set", "backbone=micro",
     "views.global_px=32", "views.local_px=16", "dino.prototypes=32", "save_every=2", "trackers=[]",
     "views.global_frames=[2, 4]", "views.local_frames=[2, 2]",
 ]  # fmt: skip
@@ -173,7 +175,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(manifest, tmp_path, capsys
 @pytest.mark.slow
 def test_two_processes_started_by_accelerate_are_one_process_with_the_same_batch(manifest, tmp_path):
     """Also killed without warning and resumed."""
-    settings = [*SETTINGS, "backbone.drop_path=0.0"]
+    settings = SETTINGS
     assert main(["pretrain", str(manifest), "--out", str(tmp_path / "one"), *settings]) == 0
     launch = [
         sys.executable,
