@@ -71,11 +71,13 @@ class AttentionExplorer(Explorer):
         self.sentence = w.HTML()
         self.picture = go.FigureWidget(patch_picker(frames[0], self._map()[0]))
         self.picture.data[1].on_click(self._clicked)
+        self.picture.layout.width = 540  # beside the matrix
         parts: list[w.Widget] = [self.frame, self.block, w.HBox([self.head, self.query, self.row, self.column])]
         figures: list[w.Widget] = [self.picture]
         self.matrix = None
         if self.maps.kind != "space_only":
             self.matrix = go.FigureWidget(temporal_matrices({"which frame reads which": self._matrix()}, times_s))
+            self.matrix.layout.width = 440
             figures.append(self.matrix)
         still = np.concatenate(list(blend(frames, self.maps.rollout())), axis=1)
         super().__init__([*parts, self.sentence, w.HBox(figures)], still, f"Attention rollout of a clip of {T} frames.")

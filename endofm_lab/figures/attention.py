@@ -71,7 +71,7 @@ def patch_picker(
             x=(column + 0.5) * W / w,
             y=(row + 0.5) * H / h,
             mode="markers",
-            marker={"size": 9, "color": "rgba(255,255,255,0.35)", "line": {"width": 0}},
+            marker={"size": 9, "color": "rgba(255,255,255,0.5)", "line": {"width": 1, "color": "rgba(0,0,0,0.5)"}},
             customdata=np.column_stack([row, column]),
             text=[f"{value:.4f}" for value in values.ravel()],
             hovertemplate="row %{customdata[0]}, column %{customdata[1]}: %{text}<extra></extra>",

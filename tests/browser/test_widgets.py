@@ -13,7 +13,7 @@ import pytest
 
 from tests.browser.conftest import ROOT
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 
 ATTENTION = """
 import numpy as np
@@ -75,9 +75,10 @@ def opened(page, url, name):
     """The notebook, run."""
     page.goto(f"{url}/lab/tree/{name}.ipynb", timeout=120_000)
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
+    page.wait_for_selector("text=/ipykernel.* Idle/", timeout=120_000)
     page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
     page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
-    page.wait_for_selector(".js-plotly-plot .scatterlayer .points path", timeout=200_000)
+    page.wait_for_selector(".js-plotly-plot .scatterlayer .points path", timeout=240_000)
     page.wait_for_timeout(1500)
 
 
