@@ -41,7 +41,12 @@ def curve(records: Sequence[Record], title: str, reference: Sequence[Record] = (
                 steps, values = zip(*points, strict=True)
                 line = {"color": colour, "dash": dash, "width": 1 if run else 2}
                 figure.add_scatter(
-                    x=steps, y=values, name=f"{name} {run}".strip(), line=line, mode="lines", opacity=0.5 if run else 1
+                    x=steps,
+                    y=values,
+                    name=f"{name} {run}".strip(),
+                    line=line,
+                    mode="lines+markers" if len(points) < 20 else "lines",
+                    opacity=0.5 if run else 1,
                 )
     if not figure.data:
         return None

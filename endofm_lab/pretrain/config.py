@@ -127,7 +127,7 @@ def tiny(manifest: Path, out: Path) -> PretrainConfig:
         local_frames=(2, 2, 4, 4),
         global_shift=4,
         local_window=0.25,
-        global_px=96,
+        global_px=80,
         local_px=48,
         local_scale=(0.1, 0.4),
     )
@@ -139,7 +139,7 @@ def tiny(manifest: Path, out: Path) -> PretrainConfig:
         views=views,
         dino=replace(dino, teacher_temperature_start=0.03),
         contrast=ContrastConfig(hidden=512, queue=512, momentum=0.99),
-        steps=400,
+        steps=300,
         batch=16,
         lr=8e-3,  # 5e-4 at a batch of 16
         warmup_epochs=8,

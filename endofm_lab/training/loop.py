@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import gather_object, send_to_device
+from accelerate.utils import DistributedType, gather_object, send_to_device
 from torch import Tensor, nn
 
 from endofm_lab.errors import CheckpointError, UserError
@@ -172,6 +172,11 @@ class _Run:
             project_dir=out,
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        if self.accelerator.distributed_type == DistributedType.FSDP:
+            raise UserError(
+                "Sharded training (FSDP) is not supported yet: its checkpoints would hold one shard. Launch with "
+                "--multi_gpu (DDP); a backbone with checkpointing=True needs less memory."
+            )
         self.config, self.schedule, self.data = config, schedule, data
         shares = self.accelerator.num_processes * config.accumulation
         if config.batch % shares:
