@@ -70,7 +70,9 @@ def verdict(records: Sequence[Record], prototypes: int | None) -> Health:
             one and are judged by their features alone.
     """
     # Between two global views where there are any: it compares with ln K, whatever else is in the whole loss.
-    losses = [math.nan if record["loss"] is None else record.get("L_dm", record["loss"]) for record in records]
+    losses: list[float] = [
+        math.nan if record["loss"] is None else record.get("L_dm", record["loss"]) for record in records
+    ]
     if not all(map(math.isfinite, losses[-_RECENT:])):
         return Health("diverging", "the loss is not a number.", _LESS)
     if len(records) < _EARLY:
