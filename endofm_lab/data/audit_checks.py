@@ -156,11 +156,12 @@ class Checks:
         self.compared.append(found.compared)
         self.unchecked += found.problems
         i, j = pairs["row"].to_numpy(), pairs["other"].to_numpy()
+        sure = pairs["score"].to_numpy() >= found.sure
         for a, b in rows.pairs:
             across = [(rows.part[i] == a) & (rows.part[j] == b), (rows.part[i] == b) & (rows.part[j] == a)]
             one, other = np.where(across[0], j, i), np.where(across[0], i, j)  # `one` is the evaluated row
             for dataset, inside in self._datasets:
-                hits = np.flatnonzero((across[0] | across[1]) & inside[one])
+                hits = np.flatnonzero((across[0] | across[1]) & inside[one] & sure)
                 touched = np.zeros(len(rows.table), bool)
                 touched[one[hits]] = True
                 n = int(((rows.part == b) & inside).sum())
@@ -175,11 +176,12 @@ class Checks:
                     {"pairs": len(hits)},
                 )
         labels = rows.table["label"].to_numpy()
-        differ = np.flatnonzero((labels[i] != labels[j]) & (labels[i] != "") & (labels[j] != ""))
-        within = np.flatnonzero(rows.part[i] == rows.part[j])
+        differ = np.flatnonzero((labels[i] != labels[j]) & (labels[i] != "") & (labels[j] != "") & sure)
+        within = np.flatnonzero((rows.part[i] == rows.part[j]) & sure)
         for name, severity, hits, words in (
             ("label conflict", "warning", differ, "carry different labels"),
             ("duplicates within a part", "note", within, "lie within one part and count double"),
+            ("possible", "warning", np.flatnonzero(~sure), "are less sure: look at them"),
         ):
             if len(hits):
                 touched_rows = len(np.unique(np.concatenate([i[hits], j[hits]])))

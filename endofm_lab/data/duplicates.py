@@ -15,7 +15,19 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
-from endofm_lab.data.hashing import MAX_RADIUS, SAME_SCENE, THUMB_PX, fingerprint, hamming, near_pairs, same_scene
+from endofm_lab.data.hashing import (
+    COLOUR_PX,
+    MAX_RADIUS,
+    SAME_SCENE,
+    SURE_SCENE,
+    THUMB_PX,
+    Fingerprint,
+    fingerprint,
+    hamming,
+    near_pairs,
+    same_colour,
+    same_scene,
+)
 from endofm_lab.data.overlap import Rows
 from endofm_lab.errors import UserError
 from endofm_lab.video.decoders import IMAGE_SUFFIXES
@@ -23,7 +35,7 @@ from endofm_lab.video.reader import open_video
 
 NEAR_COSINE = 0.98
 PICTURE_EVERY_S, MAX_PICTURES = 1.0, 8  # of a clip: one per second, at most eight
-_KEPT = 1 << 22  # candidate pairs held at once
+_KEPT = 1 << 20  # candidate pairs held at once
 
 
 @dataclass(frozen=True)
@@ -32,11 +44,13 @@ class Neighbours:
 
     Attributes:
         pairs: columns ``row`` < ``other`` (row numbers), ``score`` (1 is identical), best first.
+        sure: the score from which a pair needs no second look.
         compared: how it was compared, for the report.
         problems: sentences about what could not be compared.
     """
 
     pairs: pd.DataFrame
+    sure: float
     compared: str
     problems: tuple[str, ...] = ()
 
@@ -47,16 +61,17 @@ class Pictures:
 
     row: np.ndarray  # int64 (P,)
     hashes: np.ndarray  # uint64 (P, 2)
+    colours: np.ndarray  # float16 (P, 64, 2)
     thumbs: np.ndarray  # uint8 (P, 32, 32)
     unreadable: list[str]
     featureless: int
 
 
 def picture_neighbours(rows: Rows, progress: bool = True) -> Neighbours:
-    """Rows with near-duplicate pictures: hash within a radius, then the same scene by matched detail.
+    """Rows with near-duplicate pictures: hashes within a radius, the same colours, the same scene by matched detail.
 
-    The radius is the largest, up to ``MAX_RADIUS``, at which chance alone is expected to give no more candidate pairs
-    than can be checked (four per picture, at least 20,000, at most a million); it is part of ``compared``.
+    The radius is the largest, up to ``MAX_RADIUS``, at which chance alone is expected to give no more pairs than can be
+    compared by colour (a thousand per picture, at most fifty million); it is part of ``compared``.
     """
     pictures = read_pictures(rows, progress)
     problems = []
@@ -66,19 +81,20 @@ def picture_neighbours(rows: Rows, progress: bool = True) -> Neighbours:
     if pictures.featureless:
         problems.append(f"{pictures.featureless:,} pictures are nearly black or uniform and were not compared.")
     n = len(pictures.row)
-    budget = int(np.clip(4 * n, 20_000, 1_000_000))
-    radius = _radius(rows, pictures, budget)
+    radius = _radius(rows, pictures, budget=min(1000 * n, 50_000_000))
     found, dropped = _candidates(rows, pictures, radius)
     if dropped:
-        problems.append(f"{dropped:,} candidate pairs beyond the {_KEPT:,} nearest were not checked.")
+        problems.append(f"{dropped:,} candidate pairs beyond the {_KEPT:,} nearest were not compared in detail.")
     i, j = found
     scores = np.zeros(len(i))
     for n in tqdm(range(0, len(i), 1024), "checking pairs", disable=not progress):
         block = slice(n, n + 1024)
         scores[block] = same_scene(pictures.thumbs[i[block]], pictures.thumbs[j[block]])
     same = scores >= SAME_SCENE
-    compared = f"{n:,} pictures, hashes within {radius} of 128 bits, {len(i):,} pairs checked in detail"
-    return Neighbours(_row_pairs(pictures.row[i[same]], pictures.row[j[same]], scores[same]), compared, tuple(problems))
+    compared = f"{n:,} pictures, hashes within {radius} of 128 bits, {len(i):,} pairs compared in detail"
+    return Neighbours(
+        _row_pairs(pictures.row[i[same]], pictures.row[j[same]], scores[same]), SURE_SCENE, compared, tuple(problems)
+    )
 
 
 def embedding_neighbours(rows: Rows, embeddings: np.ndarray) -> Neighbours:
@@ -107,7 +123,7 @@ def embedding_neighbours(rows: Rows, embeddings: np.ndarray) -> Neighbours:
             found.append((i[keep], j[keep], score[keep]))
     i, j, score = (np.concatenate([block[k] for block in found]) for k in range(3))
     compared = f"{len(unit):,} embeddings, cosine of {NEAR_COSINE} and up"
-    return Neighbours(_row_pairs(i, j, np.minimum(score, 1.0)), compared)
+    return Neighbours(_row_pairs(i, j, np.minimum(score, 1.0)), NEAR_COSINE, compared)
 
 
 def read_pictures(rows: Rows, progress: bool = True) -> Pictures:
@@ -118,8 +134,8 @@ def read_pictures(rows: Rows, progress: bool = True) -> Pictures:
     times = rows.table[["start_s", "end_s"]].to_numpy(float)
     paths = rows.table["path"].to_numpy()
 
-    def read(batch: Sequence[np.ndarray]) -> tuple[list[tuple[int, np.ndarray, np.ndarray]], list[str]]:
-        out: list[tuple[int, np.ndarray, np.ndarray]] = []
+    def read(batch: Sequence[np.ndarray]) -> tuple[list[tuple[int, Fingerprint]], list[str]]:
+        out: list[tuple[int, Fingerprint]] = []
         failed = []
         for numbers in batch:
             try:
@@ -130,6 +146,7 @@ def read_pictures(rows: Rows, progress: bool = True) -> Pictures:
 
     row: list[int] = []
     hashes: list[np.ndarray] = []
+    colours: list[np.ndarray] = []
     unreadable: list[str] = []
     featureless = 0
     with tempfile.TemporaryFile() as file, ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -137,27 +154,29 @@ def read_pictures(rows: Rows, progress: bool = True) -> Pictures:
             pool.map(read, batches), "reading pictures", total=len(batches), unit_scale=32, disable=not progress
         ):
             unreadable += failed
-            for number, bits, thumb in prints:
-                if thumb.std() < 4 or (thumb > 20).mean() < 0.2:
+            for number, one in prints:
+                if one.thumb.std() < 4 or (one.thumb > 20).mean() < 0.2:
                     featureless += 1
                     continue
                 row.append(number)
-                hashes.append(bits)
-                file.write(thumb.tobytes())
+                hashes.append(one.hash)
+                colours.append(one.colour)
+                file.write(one.thumb.tobytes())
         file.flush()
         shape = (len(row), THUMB_PX, THUMB_PX)
         thumbs = np.memmap(file, np.uint8, "r", shape=shape) if row else np.zeros(shape, np.uint8)
     bits = np.array(hashes, np.uint64).reshape(-1, 2)
-    return Pictures(np.array(row, np.int64), bits, thumbs, unreadable, featureless)
+    shares = np.array(colours, np.float16).reshape(-1, COLOUR_PX**2, 2)
+    return Pictures(np.array(row, np.int64), bits, shares, thumbs, unreadable, featureless)
 
 
-def _fingerprints(path: Path, numbers: np.ndarray, times_s: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """(row, hash, thumbnail) of the rows ``numbers`` of one file, whose clips are ``times_s`` (n, 2)."""
+def _fingerprints(path: Path, numbers: np.ndarray, times_s: np.ndarray) -> list[tuple[int, Fingerprint]]:
+    """(row, fingerprint) of the rows ``numbers`` of one file, whose clips are ``times_s`` (n, 2)."""
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
         with Image.open(path) as picture:
-            picture.draft("L", (256, 256))  # JPEG: decodes at a fraction of the size
-            print_ = fingerprint(picture)
-        return [(int(number), *print_) for number in numbers]
+            picture.draft("RGB", (256, 256))  # JPEG: decodes at a fraction of the size
+            one = fingerprint(picture)
+        return [(int(number), one) for number in numbers]
     with open_video(path) as reader:
         known = reader.times_s
         wanted = []
@@ -171,7 +190,7 @@ def _fingerprints(path: Path, numbers: np.ndarray, times_s: np.ndarray) -> list[
             frame: fingerprint(Image.fromarray(picture))
             for frame, picture in zip(frames, reader.read(frames), strict=True)
         }
-    return [(number, *prints[frame]) for number, frame in wanted]
+    return [(number, prints[frame]) for number, frame in wanted]
 
 
 def _explained(rows: Rows, i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -198,13 +217,16 @@ def _radius(rows: Rows, pictures: Pictures, budget: int) -> int:
 
 
 def _candidates(rows: Rows, pictures: Pictures, radius: int) -> tuple[tuple[np.ndarray, np.ndarray], int]:
-    """Unexplained pairs of pictures within ``radius``, the nearest if there are too many, and how many were dropped."""
+    """Unexplained pairs of like colour within ``radius``, the nearest if there are too many; how many were dropped."""
     held: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     n_held, dropped = 0, 0
     for i, j, distance in near_pairs(pictures.hashes, radius):
-        keep = ~_explained(rows, pictures.row[i], pictures.row[j]) & (pictures.row[i] != pictures.row[j])
+        keep = np.flatnonzero(
+            ~_explained(rows, pictures.row[i], pictures.row[j]) & (pictures.row[i] != pictures.row[j])
+        )
+        keep = keep[same_colour(pictures.colours[i[keep]], pictures.colours[j[keep]])]
         held.append((i[keep], j[keep], distance[keep]))
-        n_held += int(keep.sum())
+        n_held += len(keep)
         if n_held > 2 * _KEPT:
             held = [_nearest(held)]
             dropped, n_held = dropped + n_held - _KEPT, _KEPT
