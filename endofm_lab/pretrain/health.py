@@ -70,9 +70,7 @@ def verdict(records: Sequence[Record], prototypes: int | None) -> Health:
             one and are judged by their features alone.
     """
     # Between two global views where there are any: it compares with ln K, whatever else is in the whole loss.
-    losses: list[float] = [
-        math.nan if record["loss"] is None else record.get("L_dm", record["loss"]) for record in records
-    ]
+    losses = [_number(record.get("L_dm", record["loss"])) for record in records]
     if not all(map(math.isfinite, losses[-_RECENT:])):
         return Health("diverging", "the loss is not a number.", _LESS)
     if len(records) < _EARLY:
@@ -119,6 +117,11 @@ _UNIFORM = (
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
+
+
+def _number(value: float | None) -> float:
+    """The log writes NaN and infinity as null."""
+    return math.nan if value is None else value
 
 
 def _last(records: Sequence[Record], name: str) -> float | None:
