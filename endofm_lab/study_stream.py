@@ -43,7 +43,7 @@ class Kept:
 
     def same(self, picture: np.ndarray, frame: int) -> bool:
         """Whether a frame nearly equals the kept one; if not, it is the kept one from now on."""
-        bits, thumb = fingerprint(Image.fromarray(picture))
+        bits, thumb, _ = fingerprint(Image.fromarray(picture))
         if (
             self.bits is not None
             and self.thumb is not None

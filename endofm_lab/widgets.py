@@ -141,7 +141,7 @@ class EmbeddingExplorer(Explorer):
         self.not_same = w.Dropdown(options=[("same video", "video"), ("same patient", "patient"), ("nothing", None)])
         self.not_same.description = "Leave out"
         self.row = w.BoundedIntText(0, 0, len(self.rows) - 1, description="Row")
-        self.ask = w.Button(description="Neighbours of row")
+        self.ask = w.Button(description="Neighbours of row", layout=w.Layout(width="auto"))
         self.sheet = w.HTML("Draw round some markers, click one, or give a row number.")
         self.chosen: list[int] = []
         self._places = places

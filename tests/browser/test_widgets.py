@@ -10,6 +10,7 @@ import urllib.request
 
 import nbformat
 import pytest
+from playwright.sync_api import TimeoutError as TimedOut
 
 from tests.browser.conftest import ROOT
 
@@ -73,11 +74,17 @@ def jupyter(tmp_path_factory):
 
 def opened(page, url, name):
     """The notebook, run."""
-    page.goto(f"{url}/lab/tree/{name}.ipynb", timeout=120_000)
+    page.goto(f"{url}/lab/workspaces/{name}/tree/{name}.ipynb", timeout=120_000)
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
     page.wait_for_selector("text=/ipykernel.* Idle/", timeout=120_000)
-    page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
-    page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+    for _ in range(6):  # the menu answers before the notebook does: run until the cell says that it runs or ran
+        page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
+        page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+        try:
+            page.wait_for_selector(r"text=/\[(\*|1)\]:/", timeout=20_000)
+            break
+        except TimedOut:
+            continue
     page.wait_for_selector(".js-plotly-plot .scatterlayer .points path", timeout=240_000)
     page.wait_for_timeout(1500)
 
