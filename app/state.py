@@ -18,6 +18,7 @@ from endofm_lab.files import cache_folder
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.predict import prediction_steps
 from endofm_lab.prediction import VideoPrediction, load_prediction
+from endofm_lab.pretrain.views import MultiView, Views, ViewSpec
 from endofm_lab.samples import sample_video
 from endofm_lab.video.clips import Clip
 
@@ -88,6 +89,12 @@ def clip(path: str, stamp: str, model_name: str, model_stamp: str, start_s: floa
     with lab.open_video(path) as reader:
         last_s = max(0.0, reader.info.duration_s - spec.span_s(reader.info))
     return lab.read_clip(path, spec, start_s=min(start_s, last_s))
+
+
+@st.cache_resource(max_entries=4, show_spinner="Drawing the views ...")
+def views(path: str, stamp: str, spec: ViewSpec, seed: int) -> Views:
+    """The views of a random clip of a video; the same for the same seed."""
+    return MultiView(spec).of_video(path, seed)
 
 
 @st.cache_resource(max_entries=4, show_spinner="Looking inside ...")

@@ -1,0 +1,131 @@
+"""Page: what self-supervised learning shows of a clip, in space and in time, with every parameter at hand."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import state
+import streamlit as st
+from choose import choose_video
+
+import endofm_lab as lab
+from endofm_lab.figures.views import in_space, in_time, seen
+from endofm_lab.pretrain.config import PRESETS
+from endofm_lab.pretrain.views import Views, ViewSpec
+
+RECIPES = {
+    "Endo-FM, as published": "endo-fm",
+    "For lessons (tiny)": "tiny",
+    "Minute-long clips": "long-video",
+}
+
+
+def whole_numbers(text: str, name: str) -> tuple[int, ...]:
+    """The numbers in "2, 4, 8"."""
+    try:
+        return tuple(int(part) for part in text.replace(",", " ").split())
+    except ValueError:
+        raise lab.UserError(f"{name} is {text!r}; give whole numbers, for example 2, 4, 8.") from None
+
+
+def choose_spec() -> ViewSpec:
+    """A recipe, and whatever is changed of it. Widgets are new for each recipe, so that they begin with its numbers."""
+    recipe = RECIPES[st.sidebar.selectbox("Recipe", list(RECIPES))]
+    spec = PRESETS[recipe](Path(), Path()).views
+
+    def text(numbers: tuple[int, ...]) -> str:
+        return ", ".join(map(str, numbers))
+
+    with st.sidebar.expander("Time", expanded=True):
+        clip_s = st.number_input("Clip (s)", 0.1, 300.0, spec.clip_s, 0.5, key=f"{recipe} clip_s")
+        global_frames = st.text_input("Frames of the global views", text(spec.global_frames), key=f"{recipe} global")
+        local_frames = st.text_input("Frames of the local views", text(spec.local_frames), key=f"{recipe} local")
+        shift = st.number_input("Frames between global windows", 0, 100, spec.global_shift, key=f"{recipe} shift")
+        window = st.slider("Window of a local view", 0.05, 1.0, spec.local_window, key=f"{recipe} window")
+    with st.sidebar.expander("Space"):
+        global_scale = st.slider("Area of a global view", 0.01, 1.0, spec.global_scale, key=f"{recipe} global area")
+        local_scale = st.slider("Area of a local view", 0.01, 1.0, spec.local_scale, key=f"{recipe} local area")
+        global_px = st.select_slider("Global view (px)", range(32, 321, 16), spec.global_px, key=f"{recipe} global px")
+        local_px = st.select_slider("Local view (px)", range(32, 321, 16), spec.local_px, key=f"{recipe} local px")
+        flip = st.slider("Mirrored", 0.0, 1.0, spec.flip, key=f"{recipe} flip")
+    with st.sidebar.expander("Colour"):
+        chosen = {
+            name: st.slider(name.capitalize(), 0.0, 1.0, getattr(spec, name), key=f"{recipe} {name}")
+            for name in ("jitter", "brightness", "contrast", "saturation", "grey")
+        }
+        blur = st.toggle("Blur, as in DINO", key=f"{recipe} blur", help="Named in the released code, without effect")
+        solarise = st.toggle("Invert bright parts, as in DINO", key=f"{recipe} solarise")
+    return replace(
+        spec,
+        clip_s=clip_s,
+        global_frames=whole_numbers(global_frames, "Frames of the global views"),
+        local_frames=whole_numbers(local_frames, "Frames of the local views"),
+        global_shift=int(shift),
+        local_window=window,
+        global_scale=global_scale,
+        local_scale=local_scale,
+        global_px=global_px,
+        local_px=local_px,
+        flip=flip,
+        blur=(1.0, 0.1, 0.5) if blur else spec.blur,
+        solarise=(0.0, 0.2, 0.0) if solarise else spec.solarise,
+        **chosen,
+    )
+
+
+def choose_seed() -> int:
+    """The seed, and a button for the next one."""
+    number, button, _ = st.columns([1, 1, 3], vertical_alignment="bottom")
+    button.button("Draw again", icon=":material/casino:", on_click=next_seed, help="The next seed")
+    return int(number.number_input("Seed", 0, 2**31 - 1, key="views_seed", help="The same seed gives the same views"))
+
+
+def next_seed() -> None:
+    """Draw anew."""
+    st.session_state["views_seed"] = st.session_state.get("views_seed", 0) + 1
+
+
+def show(views: Views, spec: ViewSpec, generated: bool) -> None:
+    """The views on the clip, and what is seen in them."""
+    first_s, last_s = float(views.times_s[0]), float(views.times_s[-1])
+    middle_s = round((first_s + last_s) / 2, 2)
+    at_s = st.slider("Time in the video (s)", first_s, last_s, middle_s, 0.01, key=f"time {first_s} {last_s}")
+    left, right = st.columns(2)
+    left.plotly_chart(in_space(views, at_s), width="stretch", config={"displayModeBar": False})
+    right.plotly_chart(in_time(views, at_s), width="stretch", config={"displayModeBar": False})
+    label = "Generated picture. " if generated else ""
+    st.caption(f"{label}Full lines: views whose window holds {at_s:.2f} s. Dots: the frames that a view shows.")
+    teacher = [n for n, draw in enumerate(views.draws) if draw.kind == "global"]
+    tabs = st.tabs(["The teacher sees", "The student sees", "In numbers"])
+    with tabs[0]:
+        st.plotly_chart(seen(views, spec.input, teacher), width="content", config={"displayModeBar": False})
+    with tabs[1]:
+        st.plotly_chart(seen(views, spec.input), width="content", config={"displayModeBar": False})
+        pairs = len(teacher) * (len(views.draws) - 1)
+        st.caption(
+            f"The student has to say of each view what the teacher says of the other: {pairs} pairs, {len(teacher)} of "
+            f"them between the global views (dynamic motion matching), the others cross-view matching."
+        )
+    with tabs[2]:
+        described = views.describe()
+        table = pd.DataFrame(described).drop(columns="kind").set_index("name")
+        st.dataframe(table.map(lambda cell: str(cell) if isinstance(cell, tuple | list) else cell))
+        st.download_button("As JSON", json.dumps(described, indent=2), "views.json", "application/json")
+
+
+st.title("Views")
+path, generated = choose_video()
+if path is None:
+    st.info("Choose a video in the side bar: a generated sample, a file or folder on this machine, or an upload.")
+    st.stop()
+st.markdown(
+    "Two networks look at different parts of one clip and have to agree. The **teacher** sees the two global views, "
+    "the **student** all of them. No label is needed: that is how Endo-FM learns."
+)
+seed = choose_seed()
+try:
+    spec = choose_spec()
+    show(state.views(path, state.stamp(path), spec, seed), spec, generated)
+except lab.UserError as error:
+    st.error(str(error))
