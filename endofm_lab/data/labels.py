@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from endofm_lab.data.recipes import recipes_folder
 from endofm_lab.errors import UserError
 
-MAPPINGS = Path(__file__).resolve().parents[2] / "data_recipes" / "mappings"
 MULTI = "|"  # between the labels of one row
 ANY_DATASET = "*"  # section for data sets that have none of their own
 
@@ -141,9 +141,9 @@ class MappedLabels:
         return np.asarray(self.allowed.sum(axis=1) == 1)
 
 
-def list_mappings(folder: Path = MAPPINGS) -> list[str]:
-    """The names of the mapping files in ``folder``."""
-    return sorted(path.stem for path in folder.glob("*.yaml"))
+def list_mappings() -> list[str]:
+    """The names of the mapping files that come with the project."""
+    return sorted(path.stem for path in (recipes_folder() / "mappings").glob("*.yaml"))
 
 
 def read_mapping(name_or_path: str | Path) -> LabelMapping:
@@ -155,9 +155,9 @@ def read_mapping(name_or_path: str | Path) -> LabelMapping:
     path = Path(name_or_path)
     if not path.suffix:
         if path.name not in list_mappings():
-            known = ", ".join(list_mappings()) or f"none found in {MAPPINGS}"
+            known = ", ".join(list_mappings())
             raise UserError(f"There is no mapping called '{name_or_path}'; known are: {known}. A path also works.")
-        path = MAPPINGS / f"{path.name}.yaml"
+        path = recipes_folder() / "mappings" / f"{path.name}.yaml"
     try:
         root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
