@@ -10,6 +10,7 @@ page = st.navigation(
         st.Page("views/attention.py", title="Attention", icon=":material/visibility:"),
         st.Page("views/embeddings.py", title="Embeddings", icon=":material/scatter_plot:"),
         st.Page("views/views.py", title="Views", icon=":material/crop:", url_path="views"),
+        st.Page("views/training.py", title="Training", icon=":material/model_training:"),
     ]
 )
 st.sidebar.caption("**For research only.** Not a medical device; not for diagnosis. Nothing leaves this machine.")

@@ -16,6 +16,8 @@ from endofm_lab.report import Item, write_report
 from endofm_lab.training.checkpoints import STATE, Checkpoints
 from endofm_lab.training.loop import CHECKPOINTS, LOG, Record, read_log
 
+REFERENCE = Path(__file__).parent / "weights" / "reference"
+
 # Figure -> the numbers of the log that it draws.
 CURVES = {
     "Loss": ("loss", "L_dm", "L_cv", "L_patch", "found"),
@@ -69,17 +71,32 @@ def prototypes_of(config: dict[str, Any]) -> int | None:
     return None if config["objective"] == "vcl" else int(config["dino"]["prototypes"])
 
 
-def report_run(run: str | Path, reference: Sequence[Record] = ()) -> Path:
+def reference_for(config: dict[str, Any]) -> list[Record]:
+    """The shipped log of a healthy run, to draw behind the curves of a run of the same kind; empty for another kind.
+
+    It is the run of `endofm-lab pretrain --preset tiny` on the phantom's preset "demo", seed 0. Only runs with the same
+    objective and head can be compared with it: the others have losses on another scale.
+    """
+    if not REFERENCE.exists():
+        return []
+    described = read_json(REFERENCE / "config.json")["config"]
+    same = config["objective"] == described["objective"] and prototypes_of(config) == prototypes_of(described)
+    return read_log(REFERENCE / LOG) if same else []
+
+
+def report_run(run: str | Path) -> Path:
     """Write ``report.html`` and ``report.json`` into a run's folder, finished or not; returns the HTML's path.
+
+    The curves of `reference_for` are drawn behind the run's own.
 
     Raises:
         UserError: the folder holds no run.
     """
     run = Path(run)
     described, records = _described(run), read_log(run / LOG)
-    health = verdict(records, prototypes_of(described["config"]))
+    health, reference = verdict(records, prototypes_of(described["config"])), reference_for(described["config"])
     left_out = _left_out(run)
-    probes = read_json(run / "probe.json") if (run / "probe.json").is_file() else {}
+    probes = _probes(run)
     summary = {
         **described,
         "steps_done": len(records),
@@ -100,7 +117,7 @@ def report_run(run: str | Path, reference: Sequence[Record] = ()) -> Path:
     if left_out:
         about.append(pd.DataFrame(left_out.items(), columns=["video", "reason"]))
     if probes:
-        about.append(_probe_table(probes))
+        about.append(probe_table(run))
     sections: list[tuple[str, Sequence[Item]]] = [
         ("Summary", about),
         ("Curves", figures),
@@ -121,9 +138,14 @@ def _left_out(run: Path) -> dict[str, str]:
     return read_json(there[-1] / STATE)["left_out"] if there else {}
 
 
-def _probe_table(probes: dict[str, Any]) -> pd.DataFrame:
+def _probes(run: Path) -> dict[str, Any]:
+    return read_json(run / "probe.json") if (run / "probe.json").is_file() else {}
+
+
+def probe_table(run: str | Path) -> pd.DataFrame:
+    """What kNN and linear probe said of the untrained and the trained network, with 95 % intervals; may be empty."""
     rows = []
-    for state, numbers in probes.items():
+    for state, numbers in _probes(Path(run)).items():
         row = {"network": state}
         for name in ("knn", "linear"):
             row[name] = f"{numbers[name]:.3f} [{numbers[f'{name}_low']:.3f}, {numbers[f'{name}_high']:.3f}]"

@@ -85,10 +85,12 @@ def _run(config: "PretrainConfig") -> None:
     from tqdm import tqdm
 
     from endofm_lab.pretrain.trainer import pretrain as start
-    from endofm_lab.run_report import health_of, report_run
+    from endofm_lab.run_report import health_of, probe_table, report_run
     from endofm_lab.training.loop import LOG, read_log
 
-    signal.signal(signal.SIGTERM, _interrupt)  # a stopped job saves as Ctrl-C does
+    # A stopped job saves as Ctrl-C does, also where Ctrl-C was switched off (a background job of a shell).
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     main = PartialState().is_main_process
     bar = tqdm(unit="step", disable=not main, mininterval=2)
     try:
@@ -105,12 +107,10 @@ def _run(config: "PretrainConfig") -> None:
         if main and read_log(config.out / LOG):
             print(f"Report: {report_run(config.out)}")
             print(f"Health: {health_of(config.out)}")
+            if len(probed := probe_table(config.out)):
+                print(f"Probe (balanced accuracy, 95 % interval over patients):\n{probed.to_string(index=False)}")
     if main:
         print(f"Model: {config.out / 'model'}. For research only: not a medical device, not for diagnosis.")
-
-
-def _interrupt(*arguments: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _dry_run(config: "PretrainConfig") -> None:

@@ -1,0 +1,143 @@
+"""Page: start a small pre-training run in a process of its own, watch its curves and health, stop it, resume it."""
+
+import re
+from pathlib import Path
+
+import streamlit as st
+
+import endofm_lab as lab
+from endofm_lab.data.phantom_set import write_phantom
+from endofm_lab.files import cache_folder, read_json
+from endofm_lab.pretrain.background import is_running, printed, resume_run, start_run, stop_run
+from endofm_lab.pretrain.health import verdict
+from endofm_lab.run_report import CURVES, curve, probe_table, prototypes_of, reference_for
+from endofm_lab.training.loop import LOG, read_log
+
+DATA = {"Generated, small (seconds to draw)": "tiny", "Generated, tutorial (minutes to draw)": "tutorial"}
+OWN = "A manifest on this machine"
+SHOWN_FIRST = ["Loss", "Teacher (nats)", "Prototypes used in a batch", "Probe, balanced accuracy"]
+VERDICT = {"healthy": st.success, "too early to say": st.info}
+
+
+def manifest_of(data: str, typed: str) -> Path:
+    """The chosen manifest; a generated one is drawn if it is not in the cache."""
+    if data == OWN:
+        return Path(typed.strip()).expanduser()
+    with st.spinner("Drawing the generated videos ..."):
+        return write_phantom(cache_folder("phantom") / DATA[data], DATA[data], progress=False)
+
+
+def new_run() -> None:
+    """The form that starts a run."""
+    with st.form("new run"):
+        left, middle, right = st.columns(3)
+        name = left.text_input("Name", "first run")
+        data = left.selectbox("Videos", [*DATA, OWN])
+        typed = left.text_input("Manifest", placeholder="only for your own: path of a CSV or Parquet table")
+        objective = middle.selectbox("Objective", ["dino", "masked", "vcl"], help="Endo-FM's, EndoFM-LV's, or VCL")
+        steps = middle.number_input("Steps", 1, 1_000_000, 300, help="About two seconds each on a laptop")
+        batch = middle.number_input("Clips per step", 2, 4096, 16)
+        seed = right.number_input("Seed", 0, 2**31 - 1, 0)
+        temperature = right.number_input("Teacher temperature", 0.001, 10.0, 0.03, format="%.3f")
+        centring = right.toggle("Centring", True, help="Switch it off to watch the collapse that it prevents")
+        probe = right.toggle("Measure with labels", True, help="kNN and linear probe; the labels are not learned from")
+        if not st.form_submit_button("Start", type="primary", icon=":material/play_arrow:"):
+            return
+    manifest = manifest_of(data, typed)
+    folder = cache_folder("runs") / (re.sub(r"[^\w-]+", "-", name.strip()).strip("-") or "run")
+    settings = [
+        f"dino.centring={str(centring).lower()}",
+        f"dino.teacher_temperature={temperature}",
+        f"dino.teacher_temperature_start={temperature}",
+        "save_every=20",
+    ]
+    options = ["--preset", "tiny", "--objective", str(objective), "--steps", str(steps), "--batch", str(batch)]
+    options += ["--seed", str(seed), *(["--probe", str(manifest)] if probe else []), "--set", *settings]
+    start_run(lab.read_manifest(manifest).path, folder, options)
+    st.session_state["run"] = str(folder)
+    st.rerun()
+
+
+def choose_run() -> Path | None:
+    """A run of this machine, the newest first, or a typed folder."""
+    found = [p.parent for p in cache_folder("runs").glob("*/process.json")]
+    folders = [str(p) for p in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
+    typed = st.sidebar.text_input("Folder of another run", help="Made by endofm-lab pretrain --out").strip()
+    if typed:
+        return Path(typed).expanduser()
+    if not folders:
+        return None
+    if st.session_state.get("run") not in folders:
+        st.session_state["run"] = folders[0]
+    return Path(st.sidebar.selectbox("Run", folders, key="run", format_func=lambda path: Path(path).name))
+
+
+def show_state(run: Path, running: bool, described: dict, n_records: int) -> None:
+    """How far the run is, and the button that fits."""
+    done, steps = n_records, int(described["steps"])
+    words = "running" if running else "finished" if done >= steps else "stopped"
+    text, button = st.columns([5, 1], vertical_alignment="center")
+    text.progress(min(done / steps, 1.0), text=f"**{run.name}** · {words} · {done} of {steps} steps")
+    if running and button.button("Stop", icon=":material/stop:", help="Saves a checkpoint, then ends"):
+        stop_run(run)
+        st.toast("The run saves a checkpoint and ends.")
+    elif words == "stopped" and button.button("Resume", icon=":material/play_arrow:"):
+        resume_run(run)
+        st.rerun()
+
+
+def show_run(run: Path) -> None:
+    """State, health and curves; drawn anew every few seconds while the run goes on."""
+    running = is_running(run)
+    if not (run / "config.json").is_file():
+        if running:
+            st.info("The run is starting: it reads the manifest and builds the network.")
+        else:
+            st.error(
+                f"{run} holds no run."
+                if not printed(run)
+                else f"The run ended before its first step: {printed(run, 3)}"
+            )
+        return
+    described, records = read_json(run / "config.json"), read_log(run / LOG)
+    show_state(run, running, described, len(records))
+    st.caption(
+        f"{described['n_clips']} clips of {described['n_files']} videos · {described['initialisation']['words']}"
+    )
+    if not records:
+        st.info("No step is done yet. With a probe, the untrained network is measured first.")
+        return
+    if not running and len(records) < described["steps"]:
+        st.caption(f"It last said: {printed(run, 2)}" if printed(run) else "")
+    health = verdict(records, prototypes_of(described["config"]))
+    VERDICT.get(health.state, st.warning)(str(health))
+    if left_out := records[-1].get("left_out"):
+        st.warning(f"{left_out} videos cannot be read and are left out; the run's report names them.")
+    reference = reference_for(described["config"]) if st.session_state.get("reference", True) else []
+    titles = [*SHOWN_FIRST, *(title for title in CURVES if title not in SHOWN_FIRST)]
+    figures = {title: figure for title in titles if (figure := curve(records, title, reference)) is not None}
+    for place, (title, figure) in enumerate(figures.items()):
+        if place % 2 == 0:
+            columns = st.columns(2)
+        columns[place % 2].plotly_chart(figure, width="stretch", key=f"curve {title}")
+    if len(probed := probe_table(run)):
+        st.dataframe(probed, width="content", hide_index=True)
+        st.caption("Balanced accuracy on held-out patients, with its 95 % interval over patients.")
+    if (run / "report.html").is_file():
+        st.download_button("Report", (run / "report.html").read_bytes(), f"{run.name}.html", "text/html")
+
+
+st.title("Training")
+st.markdown(
+    "A small network learns from video **without labels**, in a process of its own: close this page and it goes on. "
+    "For teaching; large runs belong on a command line (`endofm-lab pretrain --help`)."
+)
+try:
+    run = choose_run()
+    with st.expander("Start a new run", expanded=run is None, icon=":material/add:"):
+        new_run()
+    if run is not None:
+        st.sidebar.toggle("Reference run behind the curves", True, key="reference")
+        st.fragment(show_run, run_every=3.0 if is_running(run) else None)(run)
+except lab.UserError as error:
+    st.error(str(error))

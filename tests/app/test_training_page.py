@@ -1,0 +1,99 @@
+"""The page Training without a browser: the command it starts, the run it shows, the buttons it offers."""
+
+import re
+from pathlib import Path
+
+import pytest
+import tyro
+from streamlit.testing.v1 import AppTest
+
+from endofm_lab.cli.pretrain import pretrain as command
+from endofm_lab.files import write_json
+from endofm_lab.pretrain import background
+from endofm_lab.pretrain.trainer import pretrain
+from tests.pretrain.conftest import manifest, micro  # noqa: F401  (manifest is a fixture)
+
+APP = Path(__file__).resolve().parents[2] / "app"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(str(APP))
+    return tmp_path / "cache"
+
+
+def page():
+    app = AppTest.from_file(str(APP / "views" / "training.py"), default_timeout=280).run()
+    assert not app.exception, app.exception
+    return app
+
+
+def test_the_form_starts_the_command_that_it_describes(cache, manifest, monkeypatch):  # noqa: F811
+    started = []
+    monkeypatch.setattr(background, "start_run", lambda *arguments: started.append(arguments))
+    app = page()
+    assert "without labels" in app.markdown[0].value
+    next(f for f in app.text_input if f.label == "Name").set_value("../my run!")
+    next(f for f in app.selectbox if f.label == "Videos").set_value("A manifest on this machine")
+    next(f for f in app.text_input if f.label == "Manifest").set_value(str(manifest))
+    next(t for t in app.toggle if t.label == "Centring").set_value(False)
+    app.button[0].click().run()
+    assert not app.exception and not app.error
+    ((path, folder, options),) = started
+    assert folder == cache / "runs" / "my-run"  # a name leads nowhere else
+    given = {}
+    monkeypatch.setattr("endofm_lab.cli.pretrain._run", lambda config: given.update(config=config))
+    tyro.cli(command, args=[str(path), "--out", str(folder), *options])
+    config = given["config"]
+    assert (config.manifest, config.steps, config.batch, config.probe) == (manifest, 300, 16, manifest)
+    assert not config.dino.centring and config.dino.teacher_temperature == 0.03
+
+
+def test_a_manifest_that_is_not_there_is_an_error(cache):
+    app = page()
+    next(f for f in app.selectbox if f.label == "Videos").set_value("A manifest on this machine")
+    next(f for f in app.text_input if f.label == "Manifest").set_value("/nowhere/manifest.csv")
+    app.button[0].click().run()
+    assert not app.exception and "manifest.csv" in app.error[0].value
+
+
+def test_a_stopped_run_is_shown_and_resumed(cache, manifest, monkeypatch):  # noqa: F811
+    run = cache / "runs" / "first"
+    going = pretrain(micro(manifest, run, steps=30, save_every=5, probe=manifest))
+    for _ in range(12):
+        next(going)
+    going.close()
+    write_json(run / "process.json", {"pid": 2**22, "created": 0.0})
+    app = page()
+    assert "12 steps; the verdict needs 20" in app.info[0].value
+    assert [b.label for b in app.button if b.label in ("Stop", "Resume")] == ["Resume"]
+    assert "8 clips of 8 videos" in " ".join(c.value for c in app.caption)
+    assert app.dataframe[0].value["network"].tolist() == ["untrained"]
+    resumed = []
+    monkeypatch.setattr(background, "resume_run", resumed.append)
+    next(b for b in app.button if b.label == "Resume").click().run()
+    assert resumed == [run]
+
+
+def test_a_running_run_can_be_stopped(cache, manifest, monkeypatch):  # noqa: F811
+    run = cache / "runs" / "second"
+    going = pretrain(micro(manifest, run, steps=30))
+    next(going)
+    going.close()
+    write_json(run / "process.json", {"pid": 2**22, "created": 0.0})
+    stopped = []
+    monkeypatch.setattr(background, "is_running", lambda folder: True)
+    monkeypatch.setattr(background, "stop_run", stopped.append)
+    app = page()
+    next(b for b in app.button if b.label == "Stop").click().run()
+    assert stopped == [run]
+
+
+def test_a_run_that_failed_at_once_says_why(cache):
+    run = cache / "runs" / "broken"
+    run.mkdir(parents=True)
+    write_json(run / "process.json", {"pid": 2**22, "created": 0.0})
+    (run / "output.txt").write_text("Error: the manifest has no rows\n")
+    app = page()
+    assert re.search("ended before its first step.*no rows", app.error[0].value)
