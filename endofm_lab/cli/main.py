@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "explain": ("explain", "explain", "attention and attribution of a clip: a report and the numbers"),
     "embed": ("embed", "embed", "a vector per row of a manifest: neighbours, shortcuts, the app's map"),
     "notebooks": ("notebooks", "notebooks", "open the lessons in JupyterLab"),
+    "finetune": ("finetune", "finetune", "train a head or a whole model on a manifest, and test it once"),
+    "evaluate": ("evaluate", "evaluate", "test a model on a manifest's test rows"),
     "compare": ("compare", "compare", "finished runs in one table, with intervals and a paired test"),
     "paper-table": ("compare", "paper_table", "the published results beside the runs at hand"),
     "score": ("score", "SCORE", "score a submission by the rules of a challenge: capsule-vision"),

@@ -24,11 +24,19 @@ HeadKind = Literal["multiclass", "multilabel", "mask", "box"]
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What one head answers: classes in the order of its outputs; ``temperature`` divides logits of class heads."""
+    """What one head answers.
+
+    Attributes:
+        kind: of answer.
+        classes: in the order of its outputs.
+        temperature: divides logits of class heads.
+        pooling: of class heads: None reads CLS, "attention" all tokens by a learned query.
+    """
 
     kind: HeadKind
     classes: tuple[str, ...]
     temperature: float | None = None
+    pooling: Literal["attention"] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(HeadKind):
@@ -36,6 +44,10 @@ class HeadSpec:
         object.__setattr__(self, "classes", tuple(self.classes))
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise CheckpointError(f"A head has the classes {list(self.classes)}; give at least one, all different.")
+        if self.pooling not in (None, "attention") or (self.pooling and self.kind not in ("multiclass", "multilabel")):
+            raise CheckpointError(
+                f"A {self.kind} head has pooling {self.pooling!r}; a class head may have 'attention'."
+            )
         if self.temperature is not None and not (self.temperature > 0 and self.kind in ("multiclass", "multilabel")):
             raise CheckpointError(
                 f"A {self.kind} head has temperature {self.temperature}; it must be above 0 and belong to a class head."

@@ -36,6 +36,30 @@ class ClipClassifier(nn.Module):
         return F.binary_cross_entropy_with_logits(logits.float(), target.float())
 
 
+class AttentiveClassifier(nn.Module):
+    """Logits (B, K) of a clip from all its tokens: one learned query attends to CLS and patches, then a linear layer.
+
+    Attentive probing of frozen features, as in CAE (arXiv 2202.03026) and V-JEPA (2404.08471); one attention head per
+    64 channels. Its loss is that of `ClipClassifier`.
+    """
+
+    def __init__(self, width: int, n_classes: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(1, 1, width))
+        self.attention = nn.MultiheadAttention(width, 1 if width % 64 else width // 64, batch_first=True)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.linear = nn.Linear(width, n_classes)
+        nn.init.trunc_normal_(self.query, std=0.02)
+        nn.init.trunc_normal_(self.linear.weight, std=0.02)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, tokens: VideoTokens) -> Tensor:
+        """Logits (B, K)."""
+        every = torch.cat([tokens.cls[:, None], tokens.patches.flatten(1, 3)], dim=1)  # (B, 1 + T h w, D)
+        pooled, _ = self.attention(self.query.expand(len(every), -1, -1), every, every, need_weights=False)
+        return self.linear(self.norm(pooled[:, 0]))
+
+
 class MaskHead(nn.Module):
     """Mask logits (B, K, T, 4h, 4w) from patch tokens: two steps of convolution and pixel shuffle, frame by frame.
 

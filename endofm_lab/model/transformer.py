@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import StochasticDepth
 
 from endofm_lab.errors import UserError
+from endofm_lab.model.adapters import STAdapter
 
 AttentionKind = Literal["divided", "space_only", "joint"]
 ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
@@ -45,12 +46,18 @@ class BackboneConfig:
     drop_path: float = 0.1  # of the last block; grows linearly from 0 at the first
     attention: AttentionKind = "divided"
     checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
+    adapter: int = 0  # width of ST-Adapters' bottleneck before attention and MLP; 0: there are none
     mask_token: bool = False  # a learned token for masked modelling; the released models have none
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_px", "image_px", "frames", "mlp_ratio"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number above 0.")
+        if self.adapter < 0 or (self.adapter and self.attention != "space_only"):
+            raise UserError(
+                f"adapter is {self.adapter} with attention {self.attention!r}; it is the width of a bottleneck in "
+                "'space_only' models, or 0 for none."
+            )
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path is {self.drop_path}; give a probability from 0 to below 1.")
         if self.width % self.heads:
@@ -178,6 +185,10 @@ class Block(nn.Module):
             self.temporal_norm1 = nn.LayerNorm(D, eps=1e-6)
             self.temporal_attn = Attention(D, config.heads)
             self.temporal_fc = nn.Linear(D, D)
+        self.adapted = config.adapter > 0
+        if self.adapted:
+            self.temporal_adapter1 = STAdapter(D, config.adapter)
+            self.temporal_adapter2 = STAdapter(D, config.adapter)
         self.norm2 = nn.LayerNorm(D, eps=1e-6)
         self.mlp = MLP(D, round(D * config.mlp_ratio))
         self.drop_path = StochasticDepth(drop_path, mode="row")  # drops a residual of whole clips
@@ -191,10 +202,14 @@ class Block(nn.Module):
             cls, patches = x[:, :, :1], x[:, :, 1:]  # CLS takes no part in time
             y, temporal = self.temporal_attn(self.temporal_norm1(patches), "time", maps, then=self.temporal_fc)
             x = torch.cat([cls, patches + self.drop_path(y)], dim=2)
+        if self.adapted:
+            x = self.temporal_adapter1(x)
         y, spatial = self.attn(self.norm1(x), "space", maps)
         if self.divided:  # one CLS per clip: every frame's copy receives the mean over the frames
             y[:, :, 0] = y[:, :, 0].mean(dim=1, keepdim=True)
         x = x + self.drop_path(y)
+        if self.adapted:
+            x = self.temporal_adapter2(x)
         x = x + self.drop_path(self.mlp(self.norm2(x)))
         return x, spatial, temporal
 
@@ -251,6 +266,9 @@ class VideoTransformer(nn.Module):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.trunc_normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, STAdapter):
+                module.reset_parameters()
 
     def forward(self, clip: Tensor, attention: bool = False, mask: Tensor | None = None) -> VideoTokens:
         """Tokens of a clip, and its attention maps if asked for.

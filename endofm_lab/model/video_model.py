@@ -11,7 +11,7 @@ from endofm_lab.errors import CheckpointError
 from endofm_lab.model import frame
 from endofm_lab.model.card import HeadSpec, ModelCard
 from endofm_lab.model.frame import FrameBackbone, FrameConfig
-from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
+from endofm_lab.model.heads import AttentiveClassifier, BoxHead, ClipClassifier, MaskHead
 from endofm_lab.model.transformer import BackboneConfig, VideoTokens, VideoTransformer
 from endofm_lab.video.clips import ClipSpec
 
@@ -125,7 +125,7 @@ def build_head(spec: HeadSpec, width: int) -> nn.Module:
         return MaskHead(width, len(spec.classes))
     if spec.kind == "box":
         return BoxHead(width, len(spec.classes))
-    return ClipClassifier(width, len(spec.classes))
+    return (AttentiveClassifier if spec.pooling else ClipClassifier)(width, len(spec.classes))
 
 
 def describe(config: BackboneConfig | FrameConfig) -> dict[str, Any]:
