@@ -48,7 +48,8 @@ class PretrainConfig:
         workers: processes that load data.
         compile: compile the backbone with torch.compile.
         trackers: Accelerate's names of trackers besides the log.
-        probe: labelled manifest for the kNN and linear probe.
+        probe: labelled manifest for the kNN and linear probe: its "train" rows answer, "val" rows are asked during the
+            run, "test" rows before and after it (or those of the two that there are).
         probe_label: its column of labels.
         probe_every: steps between probes; there is one before the first step and one at the end in any case.
     """

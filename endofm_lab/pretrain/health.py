@@ -139,9 +139,15 @@ class ProbeData:
     classes: tuple[str, ...]
 
 
-def load_probe(manifest: Manifest, n_frames: int, size_px: int, label: str = "label") -> ProbeData:
-    """The labelled rows of a manifest, one clip over the whole of each; "val" rows are asked, or else "test" rows, and
-    "train" rows answer.
+def load_probe(
+    manifest: Manifest,
+    n_frames: int,
+    size_px: int,
+    label: str = "label",
+    held_out: tuple[str, str] = ("val", "test"),
+) -> ProbeData:
+    """The labelled rows of a manifest, one clip over the whole of each. Rows of the first split of ``held_out`` that
+    there is are asked, and "train" rows answer.
 
     Raises:
         ManifestError: no labelled rows of "train", or none to ask.
@@ -152,8 +158,8 @@ def load_probe(manifest: Manifest, n_frames: int, size_px: int, label: str = "la
             f"{manifest.path}: no column {label!r} to probe; it has {', '.join(map(str, manifest.table.columns))}."
         )
     table = manifest.table[manifest.table[label].fillna("") != ""]
-    held_out = "val" if (table["split"] == "val").any() else "test"
-    table = table[table["split"].isin(["train", held_out])]
+    asked = next((split for split in held_out if (table["split"] == split).any()), held_out[0])
+    table = table[table["split"].isin(["train", asked])]
     if table["split"].nunique() != 2:
         raise ManifestError(f"{manifest.path}: a probe needs labelled rows of 'train' and of 'val' or 'test'.")
     spec = InputSpec(size_px, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -165,7 +171,7 @@ def load_probe(manifest: Manifest, n_frames: int, size_px: int, label: str = "la
         np.stack(frames),
         np.array([classes.index(name) for name in table[label]]),
         table["patient"].to_numpy(dtype=str),
-        (table["split"] == held_out).to_numpy(),
+        (table["split"] == asked).to_numpy(),
         classes,
     )
 

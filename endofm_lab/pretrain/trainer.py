@@ -110,7 +110,7 @@ class _Pretraining:
         self.prototypes = None if config.objective == "vcl" else config.dino.prototypes
         if config.compile:
             self.model.student["backbone"].compile()  # type: ignore[union-attr,operator,index]
-        self.probe = self._load_probe()
+        self.probe, self.last_probe = self._load_probes()
         if PartialState().is_main_process:
             write_json(config.out / CONFIG, described)
 
@@ -143,13 +143,16 @@ class _Pretraining:
             )
         return there
 
-    def _load_probe(self) -> ProbeData | None:
-        config = self.config
-        if config.probe is None or not PartialState().is_main_process:
-            return None
-        return load_probe(
-            read_manifest(config.probe), config.views.global_frames[0], config.views.global_px, config.probe_label
-        )
+    def _load_probes(self) -> tuple[ProbeData | None, ProbeData | None]:
+        """Whom to ask during the run ("val" rows if there are any), and before and after it ("test" rows likewise)."""
+        c = self.config
+        if c.probe is None or not PartialState().is_main_process:
+            return None, None
+        manifest, frames, px = read_manifest(c.probe), c.views.global_frames[0], c.views.global_px
+        asked = load_probe(manifest, frames, px, c.probe_label)
+        if not {"val", "test"} <= set(manifest.table["split"]):
+            return asked, asked
+        return asked, load_probe(manifest, frames, px, c.probe_label, held_out=("test", "val"))
 
     def train(self) -> Iterator[Record]:
         """The loop's records."""
@@ -159,8 +162,8 @@ class _Pretraining:
             seed=c.seed, save_every=c.save_every, keep=c.keep, workers=c.workers, trackers=c.trackers,
         )  # fmt: skip
         optimiser = torch.optim.AdamW(parameter_groups(self.model))
-        if self.probe is not None and not self.steps_done:
-            write_json(c.out / PROBE, {"untrained": self._probe(n_resamples=1000)})
+        if self.last_probe is not None and not self.steps_done:
+            write_json(c.out / PROBE, {"untrained": self._ask(self.last_probe, n_resamples=1000)})
         return train(self.model, optimiser, self.schedule, self.corpus, loop, c.out, self.measure)
 
     def schedule(self, step: int) -> dict[str, float]:
@@ -179,16 +182,14 @@ class _Pretraining:
         if (step + 1) % _FEATURES_EVERY == 0 or last:
             numbers |= feature_measures(self.model.recent.rows())  # type: ignore[union-attr,operator]
         if self.probe is not None and ((step + 1) % self.config.probe_every == 0 or last):
-            numbers |= self._probe(n_resamples=0)
-            if last:
-                before = read_json(self.config.out / PROBE)
-                write_json(self.config.out / PROBE, before | {"trained": self._probe(n_resamples=1000)})
+            numbers |= self._ask(self.probe, n_resamples=0)
+        if self.last_probe is not None and last:
+            before = read_json(self.config.out / PROBE)
+            write_json(self.config.out / PROBE, before | {"trained": self._ask(self.last_probe, n_resamples=1000)})
         return numbers
 
-    def _probe(self, n_resamples: int) -> Record:
-        assert self.probe is not None
-        features = encode(self.teacher, self.probe.frames, self.input)
-        return probe(features, self.probe, n_resamples)
+    def _ask(self, data: ProbeData, n_resamples: int) -> Record:
+        return probe(encode(self.teacher, data.frames, self.input), data, n_resamples)
 
     @property
     def teacher(self) -> nn.Module:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from endofm_lab.data.manifest import read_manifest
+from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.errors import ManifestError
 from endofm_lab.model.transformer import build_backbone
 from endofm_lab.pretrain.dino import teacher_measures
@@ -114,6 +114,18 @@ def test_nearest_neighbours_vote_by_cosine():
 def test_balanced_accuracy_weighs_classes_alike():
     truth, answer = np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])
     assert balanced_accuracy(truth, answer) == 0.5
+
+
+def test_validation_is_asked_during_a_run_and_test_in_the_end(manifest):
+    table = read_manifest(manifest).table
+    table = table.assign(
+        split=["test" if p == "p5" else s for p, s in zip(table["patient"], table["split"], strict=True)]
+    )
+    three = Manifest(table, manifest.parent)
+    during, after = load_probe(three, 2, 16), load_probe(three, 2, 16, held_out=("test", "val"))
+    assert set(during.patients[during.asked]) == {"p4"} and set(after.patients[after.asked]) == {"p5"}
+    for data in (during, after):
+        assert set(data.patients[~data.asked]) == {"p0", "p1", "p2", "p3"}
 
 
 def test_the_probe_reads_the_rows_of_a_manifest(manifest):
