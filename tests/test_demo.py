@@ -9,8 +9,9 @@ import torch
 import endofm_lab
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.data.phantom_set import write_phantom
-from endofm_lab.demo import DemoConfig, boxes_of, build_demo_model, draw_batch, load_clips, train_demo
+from endofm_lab.demo import DemoConfig, boxes_of, build_demo_model, draw_batch, load_clips, order_losses, train_demo
 from endofm_lab.model.checkpoints import load_model
+from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.video.phantom import FINDINGS, PhantomSpec, render
 from endofm_lab.video.transforms import to_input
 
@@ -63,10 +64,44 @@ def test_the_weights_find_polyps_in_patients_drawn_now(demo):
 def test_training_is_reproducible_and_another_seed_is_another_training(manifest):
     def losses(seed):
         model = build_demo_model(n_frames=4, seed=seed)
-        return [log["loss"] for log in train_demo(model, manifest, DemoConfig(steps=3, batch=4, seed=seed))]
+        return [
+            log["loss"]
+            for log in train_demo(
+                model, manifest, DemoConfig(order_steps=1, small_steps=1, steps=1, batch=4, seed=seed)
+            )
+        ]
 
     assert losses(0) == losses(0)
     assert losses(0) != losses(1)
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(manifest, tmp_path):
+    config = DemoConfig(order_steps=2, small_steps=1, steps=2, batch=2)
+
+    def fit(checkpoints, stop_after):
+        model, losses = build_demo_model(n_frames=4), []
+        training = train_demo(model, manifest, config, checkpoints)
+        for log in training:
+            losses.append(log["loss"])
+            if log["step"] == stop_after:
+                training.close()
+        return model, losses
+
+    whole, losses = fit(None, None)
+    for stop in (1, 2, 4):
+        checkpoints = Checkpoints(tmp_path / str(stop))
+        _, before = fit(checkpoints, stop)
+        resumed, after = fit(checkpoints, None)
+        assert before + after == losses
+        assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_an_answer_that_ignores_the_order_gains_nothing_from_the_order_loss(manifest):
+    """Both directions of a clip are in the batch with opposite answers: a constant answer costs at least ln 2."""
+    model = build_demo_model(n_frames=4)
+    clip, target = draw_batch(load_clips(manifest, "train", 64), DemoConfig(batch=4), 4, torch.Generator())
+    still = clip[:, :, :1].expand_as(clip)
+    assert order_losses(model, still, target["motion"])["motion"].item() >= np.log(2) - 1e-6
 
 
 def test_a_batch_moves_masks_and_motion_with_the_pictures(manifest):

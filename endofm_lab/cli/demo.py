@@ -1,5 +1,6 @@
 """`endofm-lab demo show` and `endofm-lab demo train`."""
 
+import shutil
 import subprocess
 import time
 import urllib.error
@@ -95,15 +96,12 @@ def _wait_until_it_answers(url: str, server: subprocess.Popen, limit_s: float = 
     raise UserError(f"The app did not answer at {url} within {limit_s:.0f} s: run `endofm-lab app` to see why.")
 
 
-def train(
-    out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/phantom"), steps: int = 500, seed: int = 0
-) -> None:
-    """Train the demo model on the phantom and print its numbers on unseen patients.
+def train(out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/phantom"), seed: int = 0) -> None:
+    """Train the demo model on the phantom and print its numbers on unseen patients. Goes on where it was stopped.
 
     Args:
         out: folder for the weights (float16) and their card.
         data: folder of the phantom data set, preset demo; it is written first if it is not there.
-        steps: optimiser steps of 8 clips.
         seed: of initialisation, draws and the phantom.
     """
     from tqdm import tqdm
@@ -112,16 +110,21 @@ def train(
     from endofm_lab.data.phantom_set import write_phantom
     from endofm_lab.demo import DemoConfig, build_demo_model, carded, train_demo
     from endofm_lab.model.checkpoints import load_model, save_model
+    from endofm_lab.training.checkpoints import Checkpoints
 
     manifest = read_manifest(write_phantom(data, preset="demo", seed=seed))
     model = build_demo_model(seed=seed)
     print(f"Initialisation: {model.card.initialisation['words']}")
-    config = DemoConfig(steps=steps, seed=seed)
-    bar = tqdm(train_demo(model, manifest, config), total=steps, unit="step", mininterval=10)
-    for log in bar:
-        if log["step"] % 50 == 0:
-            bar.set_postfix({k: f"{v:.3f}" for k, v in log.items() if k not in ("step", "lr")})
+    config = DemoConfig(seed=seed)
+    total = config.order_steps + config.small_steps + config.steps
+    checkpoints = Checkpoints(out.with_name(f"{out.name}-training"))
+    with tqdm(total=total, unit="step", mininterval=10) as bar:
+        for log in train_demo(model, manifest, config, checkpoints):
+            bar.update(log["step"] - bar.n)
+            if log["step"] % 50 == 0:
+                bar.set_postfix({k: f"{v:.3f}" for k, v in log.items() if k not in ("step", "lr")})
     save_model(model.half(), out)
+    shutil.rmtree(checkpoints.folder, ignore_errors=True)
     stored = load_model(out)  # what is measured is what is stored
     _print_numbers(stored, manifest, "val")
     save_model(carded(stored, manifest, config, _print_numbers(stored, manifest, "test")).half(), out)
