@@ -95,20 +95,18 @@ def finetune(
             workers=workers,
         )
     for record in run(config, resume):
-        if "initialisation" in record:
-            print(f"Initialisation: {record['initialisation']}\nSplit {record['split']}\nAudit: {record['audit']}")
-        elif "validation" in record or record["step"] % 10 == 0:
-            print(_line(record), flush=True)
+        show(record)
     print_run(out)
 
 
-def _line(record: dict[str, Any]) -> str:
-    shown = [
-        name for name in ("seed", "step", "l2", "k", "loss", "lr", "step_s", "chosen", "validation") if name in record
-    ]
-    return "  ".join(
-        f"{name} {record[name]:.4g}" if isinstance(record[name], float) else f"{name} {record[name]}" for name in shown
-    )
+def show(record: dict[str, Any]) -> None:
+    """Print what a reader wants of a record: start and end, candidates, validations and every tenth step."""
+    if "initialisation" in record:
+        print(f"Initialisation: {record['initialisation']}\nSplit {record['split']}\nAudit: {record['audit']}")
+    elif "validation" in record or record["step"] % 10 == 0:
+        shown = ("seed", "step", "l2", "k", "loss", "lr", "step_s", "chosen", "validation")
+        values = {name: record[name] for name in shown if name in record}
+        print("  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()), flush=True)
 
 
 def print_run(folder: Path) -> None:
