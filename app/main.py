@@ -9,6 +9,7 @@ page = st.navigation(
         st.Page("views/prediction.py", title="Prediction", icon=":material/play_circle:", default=True),
         st.Page("views/attention.py", title="Attention", icon=":material/visibility:"),
         st.Page("views/embeddings.py", title="Embeddings", icon=":material/scatter_plot:"),
+        st.Page("views/data.py", title="Data", icon=":material/dataset:"),
         st.Page("views/views.py", title="Views", icon=":material/crop:", url_path="views"),
         st.Page("views/training.py", title="Training", icon=":material/model_training:"),
     ]

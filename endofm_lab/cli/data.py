@@ -1,4 +1,4 @@
-"""``endofm-lab data list | show | prepare | check``: recipes and the manifests that are made with them."""
+"""``endofm-lab data list | show | prepare | check | split | coverage``: recipes, and the manifests made with them."""
 
 import json as json_module
 from pathlib import Path
@@ -117,4 +117,63 @@ def check(manifest: Annotated[Path, tyro.conf.Positional], json: bool = False, w
         raise SystemExit(2)
 
 
-DATA = {"list": list_recipes, "show": show, "prepare": prepare, "check": check}
+def split(
+    manifest: Annotated[Path, tyro.conf.Positional],
+    out: Path,
+    val: float = 0.15,
+    test: float = 0.15,
+    folds: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Split a manifest by patient, video and sequence, classes balanced; print the balance reached.
+
+    Args:
+        manifest: manifest.csv or manifest.parquet.
+        out: the new manifest.
+        val: share of the validation part.
+        test: share of the test part.
+        folds: make this many folds instead: columns split_fold_0, split_fold_1, ...; the column split holds the first.
+        seed: decides between equally good splits.
+    """
+    from endofm_lab.data.manifest import absolute_paths, read_manifest, write_manifest
+    from endofm_lab.data.splits import holdout, kfold
+
+    read = read_manifest(manifest)
+    table = read.table if out.absolute().parent == manifest.absolute().parent else absolute_paths(read)
+    if folds is None:
+        made = [holdout(table, {"train": 1 - val - test, "val": val, "test": test}, seed)]
+    else:
+        made = kfold(table, folds, seed)
+        table = table.assign(**{f"split_fold_{i}": one.parts for i, one in enumerate(made)})
+    write_manifest(table.assign(split=made[0].parts), out)
+    print("\n\n".join(one.text() for one in made))
+
+
+def coverage(
+    manifests: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    mapping: str,
+    json: bool = False,
+) -> None:
+    """Say what a class mapping makes of the labels: mapped, coarse, ambiguous, left out, unmapped, conflicting.
+
+    Args:
+        manifests: CSV or Parquet files.
+        mapping: name of a mapping that comes with the project, or the path of a mapping file.
+        json: print the labels as JSON instead of text.
+    """
+    from endofm_lab.data.coverage import coverage as cover
+    from endofm_lab.data.labels import read_mapping
+    from endofm_lab.data.manifest import join_manifests, read_manifest
+
+    report = cover(join_manifests([read_manifest(path) for path in manifests]).table, read_mapping(mapping))
+    print(report.labels.to_json(orient="records", indent=2) if json else report.text())
+
+
+DATA = {
+    "list": list_recipes,
+    "show": show,
+    "prepare": prepare,
+    "check": check,
+    "split": split,
+    "coverage": coverage,
+}

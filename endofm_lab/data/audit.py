@@ -27,6 +27,7 @@ class Audit:
 
     Attributes:
         n_rows: rows looked at.
+        datasets: names of the data sets, sorted.
         parts: rows per split, from the most learned from (pretrain) to the most held out (test).
         findings: the worst first.
         leaking: (learned, evaluated) -> evaluated rows touched by any leak, evaluated rows.
@@ -36,6 +37,7 @@ class Audit:
     """
 
     n_rows: int
+    datasets: tuple[str, ...]
     parts: dict[str, int]
     findings: tuple[Finding, ...]
     leaking: dict[tuple[str, str], tuple[int, int]]
@@ -81,6 +83,7 @@ class Audit:
             "verdict": self.verdict,
             "leaks": self.leaks,
             "n_rows": self.n_rows,
+            "datasets": list(self.datasets),
             "parts": self.parts,
             "leaking": [
                 {"learned": learned, "evaluated": evaluated, "rows": touched, "of_rows": total}
@@ -150,6 +153,7 @@ def audit(
     names = rows.parts
     return Audit(
         n_rows=len(rows.table),
+        datasets=tuple(sorted(set(rows.table["dataset"]) - {""})),
         parts={name: int((rows.part == number).sum()) for number, name in enumerate(names)},
         findings=tuple(
             sorted(checks.findings, key=lambda f: (SEVERITIES.index(f.severity), -f.rows / max(f.of_rows, 1)))

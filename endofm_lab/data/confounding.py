@@ -45,29 +45,34 @@ def confounding(column: str, values: pd.Series, labels: pd.Series, groups: np.nd
     if len(value_names) < 2 or len(label_names) < 2:
         return None
     group = pd.factorize(groups[known])[0]
-    pairs = np.zeros((len(value_names), len(label_names)))
-    np.add.at(pairs, (value, label), 1.0)
+    n_values, n_labels = len(value_names), len(label_names)
+    pairs = _counts(value * n_labels + label, None, n_values, n_labels)
 
-    # Group x class counts, and the value of each group (its first row's; devices rarely change within a video).
-    per_group = np.zeros((group.max() + 1, len(label_names)))
-    np.add.at(per_group, (group, label), 1.0)
+    # The classes of each group with their rows, and its value (its first row's; devices rarely change in a video).
+    cells, rows = np.unique(group * n_labels + label, return_counts=True)
+    owner, kind = np.divmod(cells, n_labels)
     of_group = value[np.unique(group, return_index=True)[1]]
+    observed = cramers_v(pairs)
     rng = np.random.default_rng(0)
     reached, n_permutations = 1, 200
     for _ in range(n_permutations):
-        shuffled = np.zeros_like(pairs)
-        np.add.at(shuffled, rng.permutation(of_group), per_group)
-        reached += cramers_v(shuffled) >= cramers_v(pairs) - 1e-12
+        shuffled = _counts(rng.permutation(of_group)[owner] * n_labels + kind, rows, n_values, n_labels)
+        reached += cramers_v(shuffled) >= observed - 1e-12
     recalls = pairs / pairs.sum(axis=0)
     return Confounding(
         column,
-        cramers_v(pairs),
+        observed,
         # The best balanced guess takes, for each value, the class that it is the largest share of.
-        float(recalls.max(axis=1).sum() / len(label_names)),
-        1 / len(label_names),
+        float(recalls.max(axis=1).sum() / n_labels),
+        1 / n_labels,
         reached / (n_permutations + 1),
         pd.DataFrame(pairs.astype(int), index=pd.Index(value_names, name=column), columns=label_names),
     )
+
+
+def _counts(cells: np.ndarray, rows: np.ndarray | None, n_values: int, n_labels: int) -> np.ndarray:
+    """Contingency table float64 (V, K) of cell numbers ``v K + k``, each counting once or ``rows`` times."""
+    return np.bincount(cells, rows, n_values * n_labels).astype(float).reshape(n_values, n_labels)
 
 
 def cramers_v(counts: np.ndarray) -> float:

@@ -100,12 +100,12 @@ def _conflicts(table: pd.DataFrame, mapped: MappedLabels, mapping: LabelMapping)
     item = pd.MultiIndex.from_arrays(keys).factorize()[0]
     columns = ["item", "row", "dataset", "label", "targets"]
     usable = np.flatnonzero(mapped.usable)
+    usable = usable[np.bincount(item[usable])[item[usable]] > 1]  # most pictures are listed once
     if mapping.multi_label or not len(usable):
         return pd.DataFrame(columns=columns)
-    common = np.ones((item.max() + 1, len(mapped.leaves)), bool)
-    np.logical_and.at(common, item[usable], mapped.allowed[usable])
-    agreed = np.flatnonzero(common.any(axis=1))
-    bad = usable[~np.isin(item[usable], agreed)]
+    entries = pd.DataFrame(mapped.allowed[usable], index=usable)
+    agreed = entries.groupby(item[usable]).transform("min").to_numpy(bool).any(axis=1)
+    bad = usable[~agreed]
     found = pd.DataFrame(
         {
             "item": item[bad],

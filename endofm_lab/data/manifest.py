@@ -1,6 +1,7 @@
 """The one table of a data set: a row per clip or image, what it shows, whose it is, and which split it belongs to."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -124,6 +125,32 @@ def write_manifest(table: pd.DataFrame, path: str | Path) -> Manifest:
         else:
             manifest.table.to_csv(temporary, index=False, encoding="utf-8")
     return manifest
+
+
+def join_manifests(manifests: Sequence[Manifest]) -> Manifest:
+    """One manifest of several, its paths absolute; a column that one of them lacks is empty in its rows.
+
+    Raises:
+        ManifestError: a relative path climbs out of its manifest's folder.
+    """
+    if len(manifests) == 1:
+        return manifests[0]
+    tables = [absolute_paths(manifest) for manifest in manifests]
+    return Manifest(checked(pd.concat(tables, ignore_index=True), "the joined manifests"), Path())
+
+
+def absolute_paths(manifest: Manifest) -> pd.DataFrame:
+    """The table with absolute paths, for a manifest in another folder.
+
+    Raises:
+        ManifestError: a relative path climbs out of the manifest's folder.
+    """
+    table = manifest.table.copy()
+    for column in [column for column in PATHS if column in table]:
+        codes, unique = pd.factorize(table[column])
+        paths = [str(manifest.resolve(cell).absolute()) if cell else "" for cell in unique]
+        table[column] = np.array(paths, dtype=object)[codes]
+    return table
 
 
 def checked(table: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -153,9 +153,15 @@ def named_split(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 def class_matrix(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     """Float64 (N, K) of 0 and 1 with the labels of every row (several labels by ``|``), and the K names, sorted."""
+    codes, kinds, names = _label_kinds(table)
+    return kinds[codes], names
+
+
+def _label_kinds(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Codes (N,) into the distinct label texts, float64 (U, K) of 0 and 1 with the labels of each text, the K names."""
     codes, unique = pd.factorize(table["label"].fillna("").astype(str))
     dummies = pd.Series(unique).str.get_dummies("|").astype(float)
-    return dummies.to_numpy()[codes], list(dummies.columns)
+    return codes, dummies.to_numpy(), list(dummies.columns)
 
 
 def _deal(table: pd.DataFrame, groups: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
@@ -170,10 +176,10 @@ def _deal(table: pd.DataFrame, groups: np.ndarray, wanted: np.ndarray, seed: int
             f"{n_groups} groups (patients, videos, sequences) cannot be dealt into {len(wanted)} parts; "
             "use fewer parts or more data."
         )
-    labels, _ = class_matrix(table)
-    labels = np.concatenate([labels, np.ones((len(table), 1))], axis=1)
-    counts = np.zeros((n_groups, labels.shape[1]))
-    np.add.at(counts, groups, labels)
+    codes, kinds, _ = _label_kinds(table)
+    kinds = np.concatenate([kinds, np.ones((len(kinds), 1))], axis=1)
+    ones = np.ones(len(table))
+    counts = coo_array((ones, (groups, codes)), shape=(n_groups, len(kinds))).tocsr() @ kinds  # (G, C)
     total = counts.sum(axis=0)
     scaled = counts / np.sqrt(total)  # then the objective is a plain squared distance
     aim = wanted[:, None] * np.sqrt(total)  # (P, C)
@@ -250,10 +256,10 @@ def _improve(
 
 
 def _report(name: str, table: pd.DataFrame, groups: np.ndarray, parts: np.ndarray, shares: dict[str, float]) -> Split:
-    labels, names = class_matrix(table)
+    codes, kinds, names = _label_kinds(table)
     rows = []
     for k, label in enumerate([*names, "(all rows)"]):
-        inside = labels[:, k] > 0 if k < len(names) else np.ones(len(table), bool)
+        inside = kinds[codes, k] > 0 if k < len(names) else np.ones(len(table), bool)
         inside = inside & (parts != "")
         for part, wanted in shares.items():
             here = inside & (parts == part)

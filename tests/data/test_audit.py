@@ -212,6 +212,15 @@ def test_the_page_shows_the_pictures_and_escapes_what_others_wrote(picture_set: 
     assert page.count("data:image/jpeg;base64,") == 8  # three leaks and one conflict, two pictures each
     assert "<b>ulcer</b>" not in page and "&lt;b&gt;ulcer&lt;/b&gt;" in page
     assert "http" not in page.replace("data:image", "")
+    assert "generated" not in page
+
+
+def test_the_page_says_which_pictures_are_generated(tmp_path: Path) -> None:
+    data = manifest(video=["a.mp4", "b.mp4"], patient=["1", "1"], split=["train", "test"], dataset="phantom")
+    result = audit(data)
+    result.write_html(tmp_path / "audit.html")
+    assert result.datasets == ("phantom",)
+    assert "data set phantom are <b>generated</b>" in (tmp_path / "audit.html").read_text()
 
 
 def test_pictures_of_one_video_are_not_reported_as_duplicates(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Class mapping: hand-made mapping files, the shipped ones, and the official label lists where they are present."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from endofm_lab.cli.main import main
 from endofm_lab.data.coverage import coverage
 from endofm_lab.data.labels import MappingError, list_mappings, map_labels, read_mapping
+from endofm_lab.data.manifest import write_manifest
 from endofm_lab.errors import UserError
 
 TREE = """title: a toy
@@ -119,6 +122,21 @@ def test_coverage_names_every_state_every_empty_class_and_every_contradiction(tm
     assert report.classes.loc["fine"].tolist() == [2, 0, 0, 1]
     text = report.text()
     assert "Empty classes: ulcer, erosion" in text and "coarse (label names unverified)" in text
+
+
+def test_the_command_prints_the_coverage_of_several_manifests(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, pairs in (("a", [("fine", "healthy")]), ("b", [("fine", "stool"), ("coarse", "sick")])):
+        (tmp_path / name).mkdir()
+        write_manifest(rows(*pairs).assign(patient="", split=""), tmp_path / name / "m.csv")
+    paths = [str(tmp_path / name / "m.csv") for name in "ab"]
+    mapping = str(write(tmp_path, TREE))
+    assert main(["data", "coverage", *paths, "--mapping", mapping]) == 0
+    text = capsys.readouterr().out
+    assert "fine: 2 labels, mapped 1 rows, left out 1 rows" in text and "Pictures with contradicting entries: 0" in text
+    assert main(["data", "coverage", *paths, "--mapping", mapping, "--json"]) == 0
+    assert {row["state"] for row in json.loads(capsys.readouterr().out)} == {"mapped", "left out", "coarse"}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from endofm_lab.data.manifest import Manifest, read_manifest, write_manifest
+from endofm_lab.data.manifest import Manifest, join_manifests, read_manifest, write_manifest
 from endofm_lab.errors import ManifestError
 
 
@@ -79,3 +79,18 @@ def test_an_unknown_end_stays_unknown(tmp_path):
     manifest = write_manifest(table(end_s=[np.nan, 2.5, 0.0]), tmp_path / "m.csv")
     assert np.isnan(read_manifest(tmp_path / "m.csv").table["end_s"][0])
     assert manifest.fingerprint == read_manifest(tmp_path / "m.csv").fingerprint
+
+
+def test_joined_manifests_keep_every_row_and_find_their_files_from_anywhere(tmp_path):
+    one = write_manifest(table(device="s1", masks=["m/a", "", "m/c.png"]), tmp_path / "one" / "m.csv")
+    other = write_manifest(table(boxes="boxes.csv"), tmp_path / "other" / "m.parquet")
+    joined = join_manifests([one, other])
+    assert joined.table["video"].tolist() == [
+        str(tmp_path / folder / name) for folder in ("one", "other") for name in ("a.mp4", "stück/b.mp4", "c.png")
+    ]
+    assert joined.table["masks"].tolist() == [str(tmp_path / "one/m/a"), "", str(tmp_path / "one/m/c.png"), "", "", ""]
+    assert joined.table["device"].tolist() == ["s1"] * 3 + [""] * 3
+    assert join_manifests([one]) is one
+    climbing = Manifest(table(video=["../x.mp4", "b.mp4", "c.png"]), tmp_path, tmp_path / "m.csv")
+    with pytest.raises(ManifestError, match="climbs out"):
+        join_manifests([one, climbing])

@@ -1,10 +1,14 @@
 """Patient-wise splits: groups stay whole, the balance beats chance, the same seed gives the same split."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.model_selection import StratifiedGroupKFold
 
+from endofm_lab.cli.main import main
+from endofm_lab.data.manifest import read_manifest, write_manifest
 from endofm_lab.data.splits import group_ids, holdout, kfold, named_split, official
 from endofm_lab.errors import UserError
 
@@ -192,3 +196,23 @@ def test_fifty_thousand_groups_are_dealt_in_seconds() -> None:
         }
     )
     assert holdout(table).deviation < 1e-3
+
+
+def test_the_command_writes_a_hold_out_or_folds_that_find_their_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(patients(20), tmp_path / "m.csv")
+    (tmp_path / "far").mkdir()
+    made, folds = tmp_path / "far" / "holdout.csv", tmp_path / "folds.parquet"
+    assert main(["data", "split", str(tmp_path / "m.csv"), "--out", str(made), "--test", "0.3"]) == 0
+    assert "20 groups, 0 torn apart" in capsys.readouterr().out
+    table = read_manifest(made).table
+    assert set(table["split"]) == {"train", "val", "test"} and official(table).torn == 0
+    assert table.loc[0, "video"] == str(tmp_path / "p0-0.mp4")
+    assert main(["data", "split", str(tmp_path / "m.csv"), "--out", str(folds), "--folds", "4"]) == 0
+    table = read_manifest(folds).table
+    assert table.loc[0, "video"] == "p0-0.mp4"
+    tested = pd.concat([named_split(table, f"fold-{i}").query("split == 'test'") for i in range(4)])
+    assert sorted(tested["video"]) == sorted(table["video"])
+    assert main(["data", "split", str(tmp_path / "m.csv"), "--out", str(made), "--val", "0.6", "--test", "0.5"]) == 2
+    assert "are positive and sum to 1" in capsys.readouterr().err

@@ -1,0 +1,211 @@
+"""Page: manifests, what a class mapping does to them, splits, and the audit with its pictures."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import state
+import streamlit as st
+
+import endofm_lab as lab
+from endofm_lab.data.audit_checks import Example, Finding
+from endofm_lab.data.labels import list_mappings
+from endofm_lab.data.manifest import Manifest
+from endofm_lab.data.splits import Split
+from endofm_lab.figures.data import class_counts, split_balance
+from endofm_lab.figures.embeddings import picture_sheet
+
+VIEWS = ["Manifest", "Classes", "Split", "Audit", "Recipes"]
+AS_IT_IS, HOLD_OUT, FOLDS = "as in the manifest", "hold-out", "k-fold"
+SHOWN, ROWS_SHOWN, PAIRS_SHOWN = 12, 1000, 4
+Key = tuple[tuple[str, ...], tuple[str, ...]]  # manifests, their stamps
+
+
+def choose_manifests() -> tuple[tuple[str, ...], bool]:
+    """Paths of manifests, and whether they are generated."""
+    if st.sidebar.radio("Data", ["Generated sample", "Manifests on this machine"], key="source") == "Generated sample":
+        return (state.sample_set(),), True
+    typed = st.sidebar.text_area("Manifests", placeholder="paths of .csv or .parquet files, one per line", key="paths")
+    return tuple(str(Path(line.strip()).expanduser()) for line in typed.splitlines() if line.strip()), False
+
+
+def choose_split(table: pd.DataFrame) -> tuple:
+    """The split that every view shows, in the form of `state.divided`."""
+    named = [column.removeprefix("split_") for column in table.columns if column.startswith("split_")]
+    kind = st.sidebar.selectbox("Split", [AS_IT_IS, *named, HOLD_OUT, FOLDS], key="split")
+    if kind == AS_IT_IS:
+        return ("as it is",)
+    if kind in named:
+        return ("official", kind)
+    seed = int(st.sidebar.number_input("Seed", 0, value=0))
+    if kind == FOLDS:
+        k = int(st.sidebar.number_input("Folds", 3, value=5))
+        return ("k-fold", k, int(st.sidebar.number_input("Fold to test on", 0, k - 1, 0)), seed)
+    val = st.sidebar.slider("Share of val", 0.05, 0.4, 0.15, 0.05)
+    test = st.sidebar.slider("Share of test", 0.05, 0.4, 0.15, 0.05)
+    return ("hold-out", (("train", round(1 - val - test, 2)), ("val", val), ("test", test)), seed)
+
+
+def show_manifest(data: Manifest, generated: bool) -> None:
+    """Counts, some pictures of a class, and the table."""
+    table = data.table
+    columns = [column for column in ("split", "dataset", "device", "motion") if column in table]
+    by = st.selectbox("Count by", columns)
+    st.plotly_chart(class_counts(table, by), width="stretch", config={"displayModeBar": False})
+    label = st.selectbox("Pictures of", data.classes)
+    rows = table[table["label"] == label]
+    rows = rows.sample(min(SHOWN, len(rows)), random_state=0)
+    seen = [picture_of(str(data.resolve(row.video)), row.start_s) for row in rows.itertuples()]
+    titles = [f"{row.patient or 'no patient'} {row.split}" for row in rows.itertuples()]
+    shown = [(one, title) for one, title in zip(seen, titles, strict=True) if one is not None]
+    if shown:
+        pictures, names = zip(*shown, strict=True)
+        st.plotly_chart(picture_sheet(pictures, names), width="stretch", config={"displayModeBar": False})
+        st.caption(
+            f"{'**Generated** pictures. ' if generated else ''}{len(shown)} of {int((table.label == label).sum())}"
+        )
+    if len(shown) < len(rows):
+        st.warning(f"{len(rows) - len(shown)} of {len(rows)} pictures could not be opened: `endofm-lab data check`.")
+    st.dataframe(table.head(ROWS_SHOWN), hide_index=True)
+    if len(table) > ROWS_SHOWN:
+        st.caption(f"The first {ROWS_SHOWN:,} of {len(table):,} rows.")
+
+
+def show_classes(key: Key) -> None:
+    """What a mapping makes of the labels."""
+    own = "a file of mine"
+    name = st.selectbox("Mapping", [*list_mappings(), own], key="mapping")
+    if name == own:
+        name = st.text_input("Path of the mapping", placeholder="a .yaml file", key="mapping_path").strip()
+    if not name:
+        st.info("Give the path of a mapping; `data_recipes/mappings/` has five to start from.")
+        return
+    report = state.covered(*key, name, state.stamp(name))
+    rows = report.labels.groupby("state")["rows"].sum()
+    total = int(rows.sum())
+    for column, names, help_ in zip(
+        st.columns(4),
+        (["mapped"], ["coarse", "ambiguous"], ["left out"], ["unmapped", "conflicting"]),
+        ("one class", "one of several classes", "left out on purpose", "the mapping does not know what to do"),
+        strict=True,
+    ):
+        column.metric(" or ".join(names), f"{sum(rows.get(one, 0) for one in names) / total:.1%}", help=help_)
+    if report.empty:
+        st.warning(f"No row is exactly: {', '.join(report.empty)}.")
+    if report.unverified:
+        st.warning(f"Label names not checked against an official list: {', '.join(report.unverified)}.")
+    if len(report.conflicts):
+        st.warning(f"{report.conflicts['item'].nunique():,} pictures are listed with contradicting labels.")
+        st.dataframe(report.conflicts, hide_index=True)
+    st.dataframe(report.labels, hide_index=True)
+    st.subheader("Rows of each class")
+    st.dataframe(report.classes.T)
+    st.download_button("Coverage as CSV", report.labels.to_csv(index=False), "coverage.csv", "text/csv")
+
+
+def show_split(data: Manifest, split: Split | None) -> None:
+    """Balance of the split, and the manifest with it."""
+    if split is None:
+        st.info("This manifest has no split. Choose hold-out or k-fold in the side bar.")
+        return
+    groups, torn, off = st.columns(3)
+    groups.metric("Groups", f"{split.n_groups:,}", help="Rows that share a patient, a video or a sequence")
+    torn.metric("Torn apart", f"{split.torn:,}", help="Groups with rows in more than one part; 0 for splits made here")
+    off.metric("Mean deviation", f"{split.deviation:.3f}", help="Of the shares of all classes from what was asked for")
+    st.plotly_chart(split_balance(split), width="stretch", config={"displayModeBar": False})
+    st.dataframe(split.balance, hide_index=True)
+    name = f"manifest-{split.name}.csv"
+    st.download_button("Manifest with this split", data.table.to_csv(index=False), name, "text/csv")
+    st.caption("Keep it beside the manifest: its paths start from the same folder.")
+
+
+def show_audit(key: Key, choice: tuple, generated: bool) -> None:
+    """The verdict, every finding with its pictures, and the report to keep."""
+    pictures = st.toggle("Open the pictures", help="Looks for near-duplicates; minutes for tens of thousands")
+    found, page = state.audited(*key, choice, pictures)
+    box = st.error if found.leaks else st.warning if found.unchecked or len(found.parts) < 2 else st.success
+    box(found.verdict)
+    if generated:
+        st.caption("**Generated** pictures: they show no patient.")
+    for number, finding in enumerate(found.findings):
+        show_finding(finding, number)
+    for sentence in found.unchecked:
+        st.markdown(f":gray-badge[not checked] {sentence}")
+    left, right = st.columns(2)
+    findings = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
+    left.download_button("Report as a page", page, "audit.html", "text/html", width="stretch")
+    right.download_button("Findings as JSON", findings, "audit.json", "application/json", width="stretch")
+
+
+def show_finding(finding: Finding, number: int) -> None:
+    """One finding and its first pairs."""
+    colour = {"leak": "red", "warning": "orange", "note": "gray"}[finding.severity]
+    st.markdown(f":{colour}-badge[{finding.severity}] **{finding.check}** — {finding.message}")
+    if not finding.examples:
+        return
+    with st.expander(f"{min(PAIRS_SHOWN, len(finding.examples))} pairs", expanded=number == 0):
+        for start in range(0, min(PAIRS_SHOWN, len(finding.examples)), 2):
+            for column, example in zip(st.columns(2), finding.examples[start : start + 2], strict=False):
+                show_pair(column.container(border=True), example)
+
+
+def show_pair(place, example: Example) -> None:
+    """Two rows side by side."""
+    left, right = place.columns(2)
+    for side, path, start_s, part, label in (
+        (left, example.path, example.start_s, example.split, example.label),
+        (right, example.other_path, example.other_start_s, example.other_split, example.other_label),
+    ):
+        seen = picture_of(path, start_s)
+        if seen is None:
+            side.info("The picture is not here.")
+        else:
+            side.image(seen, width="stretch")
+        side.caption(f"{part or 'no split'} · {label or 'no label'} · {Path(path).name} at {start_s:.2f} s")
+    place.caption(example.why)
+
+
+def show_recipes() -> None:
+    """The public data sets that the project knows how to prepare."""
+    known = state.recipes()
+    st.dataframe(known.drop(columns="text"), hide_index=True)
+    name = st.selectbox("Recipe", known["recipe"], key="recipe")
+    st.code(f"endofm-lab data prepare {name} --root FOLDER --out FOLDER", language="sh")
+    st.code(known.set_index("recipe").loc[name, "text"], language="yaml")
+
+
+def picture_of(path: str, start_s: float):
+    """uint8 (H, W, 3), or None."""
+    return state.picture(path, state.stamp(path), start_s)
+
+
+st.title("Data")
+view = st.segmented_control("View", VIEWS, default="Manifest", key="view", label_visibility="collapsed") or "Manifest"
+try:
+    if view == "Recipes":
+        show_recipes()
+        st.stop()
+    paths, generated = choose_manifests()
+    if not paths:
+        st.info(
+            "Give the path of a manifest in the side bar. `endofm-lab data prepare` makes one of a data set on disk."
+        )
+        st.stop()
+    key: Key = (paths, tuple(state.stamp(path) for path in paths))
+    choice = choose_split(state.manifest(*key).table)
+    data, split = state.divided(*key, choice)
+    patients, sets = set(data.table["patient"]) - {""}, sorted(set(data.table["dataset"]))
+    st.caption(
+        f"{'**Generated** data · ' if generated else ''}{len(data):,} rows · {len(data.classes)} classes · "
+        f"{len(patients):,} patients · {', '.join(sets)}"
+    )
+    if view == "Manifest":
+        show_manifest(data, generated)
+    elif view == "Classes":
+        show_classes(key)
+    elif view == "Split":
+        show_split(data, split)
+    else:
+        show_audit(key, choice, generated)
+except lab.UserError as error:
+    st.error(str(error))

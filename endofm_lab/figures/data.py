@@ -1,0 +1,70 @@
+"""Figures of data sets: the rows of every class, and how near a split came to what was asked for."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from endofm_lab.data.splits import Split
+from endofm_lab.errors import UserError
+from endofm_lab.figures.style import PALETTE, tidy
+
+
+def class_counts(table: pd.DataFrame, by: str = "split", title: str = "") -> go.Figure:
+    """Stacked bars: the rows of every class of a manifest's table, by another column such as split or device.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    if by not in table:
+        raise UserError(f"There is no column {by!r} to count by; there are {', '.join(table.columns)}.")
+    counts = pd.crosstab(table["label"].replace("", "(no label)"), table[by].astype(str).replace("", "(not known)"))
+    counts = counts.loc[counts.sum(axis=1).sort_values().index]  # the longest bar on top
+    figure = go.Figure()
+    for k, value in enumerate(_in_order(counts.columns.tolist())):
+        figure.add_trace(
+            go.Bar(
+                y=counts.index,
+                x=counts[value],
+                name=value,
+                orientation="h",
+                marker_color=PALETTE[k % len(PALETTE)],
+                hovertemplate="%{y}, " + value + ": %{x:,} rows<extra></extra>",
+            )
+        )
+    figure.update_layout(
+        barmode="stack", title=title, height=150 + 26 * len(counts), legend={"title": by, "traceorder": "normal"}
+    )
+    figure.update_xaxes(title_text="rows")
+    figure.update_yaxes(automargin=True)
+    return tidy(figure)
+
+
+def split_balance(split: Split, title: str = "") -> go.Figure:
+    """The share of every class in each part, and what was asked for as a dotted line."""
+    figure = go.Figure()
+    parts = _in_order(split.balance["part"].unique().tolist())
+    labels = list(dict.fromkeys(split.balance["label"]))[::-1]
+    for k, part in enumerate(parts):
+        rows = split.balance[split.balance["part"] == part].set_index("label").loc[labels]
+        figure.add_trace(
+            go.Scatter(
+                y=labels,
+                x=rows["share"],
+                mode="markers",
+                name=part,
+                marker={"size": 11, "color": PALETTE[k % len(PALETTE)]},
+                customdata=rows[["rows", "groups"]],
+                hovertemplate="%{y}, " + part + ": %{x:.1%}, %{customdata[0]:,} rows of %{customdata[1]:,} groups"
+                "<extra></extra>",
+            )
+        )
+        figure.add_vline(x=rows["wanted"].iloc[0], line={"dash": "dot", "color": PALETTE[k % len(PALETTE)]})
+    figure.update_layout(title=title, height=170 + 26 * len(labels))
+    figure.update_xaxes(title_text="share of the class's rows (dotted: asked for)", tickformat=".0%", range=[-0.02, 1])
+    figure.update_yaxes(automargin=True)
+    return tidy(figure)
+
+
+def _in_order(names: list[str]) -> list[str]:
+    """What is learned from first: pretrain, train, val, test; other names after them."""
+    known = ["pretrain", "train", "val", "test"]
+    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
