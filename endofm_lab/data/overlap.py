@@ -1,7 +1,8 @@
 """What two parts of a manifest have in common: patients, videos, sequences, neighbouring frames and moments.
 
 Works on the table alone, no picture is opened. Ids that the table lacks are read from file names where they follow a
-pattern that leaves no doubt (`<video id>_<frame>.jpg`, `case12/frame_0007.png`), and reported as such.
+pattern that leaves no doubt (`<video id>_<frame>.jpg`, `case12/frame_0007.png`), and reported as such. A guess that
+would join two patients of the manifest is dropped.
 """
 
 import os
@@ -77,11 +78,14 @@ def gather(manifests: Sequence[Manifest], pretrain: Sequence[Manifest] = ()) -> 
     ids = {column: _text(table, column) for column in ("patient", "sequence")}
     guessed, guessed_frame = _from_names(table["video"].astype(str))
     inferred = ((ids["sequence"] == "") & (guessed != "")).to_numpy()
+    # `phantom-0-7.png` looks like frame 7 of `phantom-0`: not where the manifest says that two patients share the id.
+    of_guess = ids["patient"].where(ids["patient"] != "").groupby((scope + guessed).where(inferred))
+    inferred = inferred & ~(of_guess.transform("nunique") > 1).to_numpy()
     sequence = ids["sequence"].where(~inferred, guessed)
     frame = np.full(len(table), np.nan)
     if "frame" in table:
         frame = pd.to_numeric(table["frame"], errors="coerce").to_numpy(float)
-    frame = np.where(np.isnan(frame) & (sequence != "").to_numpy(), guessed_frame, frame)
+    frame = np.where(np.isnan(frame) & (inferred | (ids["sequence"] != "")).to_numpy(), guessed_frame, frame)
 
     keys, names = {}, {}
     texts = {"patient": ids["patient"], "video": table["path"].astype(str), "sequence": sequence}

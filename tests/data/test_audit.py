@@ -291,6 +291,15 @@ def test_sequence_and_frame_are_read_from_names_only_where_there_is_no_doubt() -
         np.testing.assert_equal(rows.frame[i], frame)
 
 
+def test_a_sequence_read_from_names_is_dropped_where_it_would_join_two_patients() -> None:
+    names = ["ward-0-1.png", "ward-0-2.png", "case7_0001.png", "case7_0002.png"]
+    data = manifest(video=names, patient=["a", "b", "c", "c"], split=["train", "test", "train", "test"], dataset="x")
+    rows = gather([data])
+    assert (rows.keys["sequence"] >= 0).tolist() == [False, False, True, True]
+    assert np.isnan(rows.frame[:2]).all() and rows.frame[2:].tolist() == [1.0, 2.0]
+    assert found(audit(data), "same sequence")[0].rows == 1
+
+
 def test_the_manifests_own_sequence_and_frame_win_over_the_name() -> None:
     data = manifest(
         video=["case1_0001.png", "case1_0002.png"], sequence=["a", "b"], frame=[7, 9], split=["train", "test"]
