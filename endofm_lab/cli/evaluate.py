@@ -24,7 +24,7 @@ def evaluate(
         head: which of the model's heads, if it has several.
         label: column that holds the class.
         clips: per row, their scores averaged, for classes.
-        split_name: what to call the manifest's split.
+        split_name: "manifest" for the column `split`, or NAME for `split_NAME`.
     """
     from endofm_lab.cli.finetune import print_run
     from endofm_lab.tasks.evaluate import evaluate as run

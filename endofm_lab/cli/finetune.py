@@ -60,7 +60,7 @@ def finetune(
         step_s: seconds from one answer to the next, for phases.
         smoother: of answers over time, for phases: causal sees the past only.
         shared_patients: refuse a manifest with a patient in two splits, or accept it and say so in the run.
-        split_name: what to call the manifest's split.
+        split_name: "manifest" for the column `split`, or NAME for `split_NAME`, such as released lists.
         precision: of the training's arithmetic.
         workers: processes that load data.
         resume: go on with the run in `out` where it was stopped.

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from endofm_lab.data.audit import audit
-from endofm_lab.data.manifest import Manifest, read_manifest
+from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import UserError
 from endofm_lab.model.checkpoints import load_model
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.tasks.runs import REPORT, Run, write_run
 from endofm_lab.tasks.scoring import answers
-from endofm_lab.tasks.targets import read_examples
+from endofm_lab.tasks.targets import read_examples, read_split
 
 TASK_OF = {"multiclass": "classification", "multilabel": "classification", "mask": "segmentation", "box": "detection"}
 
@@ -33,12 +33,12 @@ def evaluate(
         head: which of the model's heads; None if it has only one.
         label: column that holds the class.
         clips: per row, their scores averaged; for classes.
-        split_name: what the manifest's split is called in reports.
+        split_name: "manifest" for its column ``split``, or the name of a further one (column ``split_NAME``).
 
     Raises:
         UserError: no such head, a run in ``out`` already, or bad data (refused by name, with the count).
     """
-    out, table = Path(out), read_manifest(manifest)
+    out, table = Path(out), read_split(manifest, split_name)
     if (out / REPORT).is_file():
         raise UserError(f"{out} holds a finished run already; choose another folder.")
     loaded = load_model(model)

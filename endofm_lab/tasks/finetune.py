@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from endofm_lab.data.audit import audit
-from endofm_lab.data.manifest import Manifest, read_manifest
+from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.model.card import HeadSpec, Metric
@@ -28,7 +28,7 @@ from endofm_lab.tasks.fitting import Choice, Fit
 from endofm_lab.tasks.phases import phase_table
 from endofm_lab.tasks.runs import PREDICTIONS, REPORT, Run, measured, write_run
 from endofm_lab.tasks.scoring import answers, clip_scores
-from endofm_lab.tasks.targets import SPLITS, Example, head_of, read_examples, refuse_shared_patients
+from endofm_lab.tasks.targets import SPLITS, Example, head_of, read_examples, read_split, refuse_shared_patients
 from endofm_lab.training.loop import Record
 
 # Validation chooses by this number, the earliest of equals wins. AUC is finer than F1 where patients are few.
@@ -73,7 +73,7 @@ class _Job:
 
     @classmethod
     def open(cls, config: FinetuneConfig, resume: bool) -> "_Job":
-        manifest = read_manifest(config.manifest)
+        manifest = read_split(config.manifest, config.split_name)
         if config.shared_patients == "refuse":
             refuse_shared_patients(manifest)
         head = head_of(manifest, config.task, config.label, config.several_labels)

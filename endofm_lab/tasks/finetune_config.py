@@ -48,7 +48,8 @@ class FinetuneConfig:
         step_s: seconds from one answer to the next in a long video; for phases.
         smoother: of the answers over time; "causal" sees the past only, "offline" the whole video; for phases.
         shared_patients: "refuse" a manifest with patients in two splits, or "accept" it and say so in the run.
-        split_name: what the manifest's split is called in reports.
+        split_name: "manifest" for its column ``split``, or the name of a further one (column ``split_NAME``), such as
+            "released" for the lists of a paper.
         precision: of the training's arithmetic.
         workers: processes that load data.
     """

@@ -4,7 +4,7 @@ Everything that would make a number wrong is refused here, by name and with the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal, Protocol, get_args
@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from endofm_lab.data.manifest import Manifest
-from endofm_lab.data.splits import class_matrix
+from endofm_lab.data.manifest import Manifest, read_manifest
+from endofm_lab.data.splits import class_matrix, named_split
 from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.video.reader import VideoInfo, VideoReader, open_video
@@ -77,6 +77,16 @@ class Example:
         assert self.masks is not None
         with open_video(self.masks, check=False) as reader:
             return reader.read(indices)[..., 0] > 127
+
+
+def read_split(path: str | Path, name: str = "manifest") -> Manifest:
+    """A manifest with the split that its column ``split`` holds ("manifest"), or a further one by its name.
+
+    Raises:
+        UserError: the manifest cannot be read, or carries no split of that name.
+    """
+    manifest = read_manifest(path)
+    return manifest if name == "manifest" else replace(manifest, table=named_split(manifest.table, name))
 
 
 def head_of(manifest: Manifest, task: Task, column: str = "label", several: bool = False) -> HeadSpec:

@@ -75,11 +75,9 @@ def _parts(videos: pd.Series, left_out: str) -> list[str]:
     return ["test" if v == left_out else "val" if v == CHOOSES[left_out] else "train" for v in videos]
 
 
-def configs(task: str, manifest: Path, out: Path, weights: str | None, split: str) -> Iterator[FinetuneConfig]:
+def configs(task: str, manifest: Path, out: Path, weights: str | None) -> Iterator[FinetuneConfig]:
     """The runs of one question. Budgets are for two cores with bfloat16 in hardware."""
-    base = FinetuneConfig(
-        manifest, out, task=task, precision="bfloat16", split_name=split, label="label", step_s=1.0, smoother="causal"
-    )  # type: ignore[arg-type]
+    base = FinetuneConfig(manifest, out, task=task, precision="bfloat16")  # type: ignore[arg-type]
     frames = {"n_frames": 1, "stride": 1} if task != "phases" else {"n_frames": 4, "stride": 1}
     scratch = Start("scratch", size="tiny", image_px=192 if task != "phases" else 128, **frames)
     steps = {"segmentation": 2500, "detection": 2500, "phases": 300}[task]
@@ -116,14 +114,12 @@ def main() -> None:
         out = args.runs / question
         if dataset == "kvasir":
             manifests = iter([("", kvasir_seg(args.data, args.runs / "kvasir-seg"))])
-            split = "holdout 70/10/20, near-duplicates together"
         else:
             make = cholect50_phases if task == "phases" else cholect50_boxes
             manifests = make(args.data, args.runs / dataset / task)
-            split = "one video left out"
         folds: dict[str, list[Path]] = {}
         for fold, manifest in manifests:
-            for config in configs(task, manifest, out / fold, args.weights, f"{split} {fold}".strip()):
+            for config in configs(task, manifest, out / fold, args.weights):
                 run(config)
                 folds.setdefault(config.out.name, []).append(config.out)
         if dataset == "kvasir":

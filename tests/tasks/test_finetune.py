@@ -7,14 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
+from endofm_lab.cli.main import main
 from endofm_lab.data.manifest import read_manifest, write_manifest
 from endofm_lab.data.phantom_set import PRESETS, write_phantom
 from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.files import read_json
 from endofm_lab.model.checkpoints import load_model
 from endofm_lab.model.transformer import build_backbone
+from endofm_lab.predict import predict_video
 from endofm_lab.tasks.clip_data import ClipData
 from endofm_lab.tasks.compare import compare
+from endofm_lab.tasks.evaluate import evaluate
 from endofm_lab.tasks.finetune import finetune
 from endofm_lab.tasks.finetune_config import FinetuneConfig, polypdiag
 from endofm_lab.tasks.fitting import HeadTraining, layer_groups
@@ -67,6 +70,62 @@ def test_a_linear_probe_leaves_a_run_and_a_model_that_gives_its_scores(phantom, 
     np.testing.assert_allclose(written.sum(1), 1, atol=1e-6)
     assert model.card.audit and model.card.data["fingerprint"] == manifest.fingerprint
     assert {m["name"] for m in model.card.metrics} >= {"f1", "auc"}
+
+
+def test_a_model_that_is_evaluated_again_gives_the_same_numbers(phantom, probe, tmp_path, capsys):
+    config, records = probe
+    model = config.out / "seed-0" / "model"
+    run = evaluate(model, phantom, tmp_path / "again")
+    pd.testing.assert_frame_equal(run.predictions, read_run(config.out).predictions, atol=1e-6)
+    assert run.audit["findings"] == [] and "LEAK" not in run.audit["verdict"]
+    assert main(["evaluate", str(model), str(phantom), "--out", str(tmp_path / "told")]) == 0
+    told = capsys.readouterr().out
+    assert f"{records[-1]['test']['auc']:.3f}" in told and run.audit["verdict"] in told
+    assert main(["evaluate", str(model), str(phantom), "--out", str(tmp_path / "told")]) == 2
+    elsewhere = edited(phantom, tmp_path / "other", lambda t: t.assign(device="x"))
+    assert "CANNOT TELL" in evaluate(model, elsewhere, tmp_path / "elsewhere").audit["verdict"]
+
+
+def test_the_command_tells_start_split_audit_and_result_and_predict_opens_the_model(phantom, tmp_path, capsys):
+    options = [
+        "--task",
+        "segmentation",
+        "--start",
+        "scratch",
+        "--size",
+        "micro",
+        "--n-frames",
+        "1",
+        "--stride",
+        "1",
+        "--steps",
+        "1",
+        "--batch",
+        "2",
+    ]
+    assert main(["finetune", str(phantom), "--out", str(tmp_path / "run"), *options]) == 0
+    told = capsys.readouterr().out
+    assert "Initialisation: Random" in told and "24 train, 8 val, 8 test" in told
+    assert told.count("Audit: ") == 2 and "dice" in told and "For research only" in told
+    video = phantom.parent / read_manifest(phantom).rows("test")["video"][0]
+    found = predict_video(video, tmp_path / "run" / "seed-0" / "model", progress=False)
+    assert len(found.masks) == TINY.n_frames, "a model of single frames sees every frame"
+
+
+def test_a_split_by_name_is_the_one_that_is_used(phantom, tmp_path):
+    def released(table):
+        swapped = table["split"].replace({"val": "test", "test": "val"})
+        return table.assign(split="", split_released=swapped)
+
+    changed = edited(phantom, tmp_path, released)
+    config = FinetuneConfig(changed, tmp_path / "run", method="knn", start=SCRATCH, split_name="released")
+    list(finetune(config))
+    run = read_run(config.out)
+    wanted = set(read_manifest(phantom).rows("val")["patient"])
+    assert {patient.split("/")[1] for patient in run.predictions["patient"]} == wanted
+    assert run.test["split"] == "released"
+    with pytest.raises(UserError, match="carries no split 'paper'"):
+        next(finetune(replace(config, split_name="paper", out=tmp_path / "other")))
 
 
 def test_runs_of_two_methods_on_one_manifest_are_ranked(phantom, probe, tmp_path):
