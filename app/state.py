@@ -212,7 +212,7 @@ def recipes() -> pd.DataFrame:
             "recipe": one.name,
             "data set": one.title,
             "access": one.facts["access"],
-            "licence": str(one.facts["licence"]),
+            "licence": one.facts["licence"] or "not stated",
             "text": one.path.read_text(encoding="utf-8"),
         }
         for one in list_recipes()

@@ -61,9 +61,8 @@ def show_manifest(data: Manifest, generated: bool) -> None:
     if shown:
         pictures, names = zip(*shown, strict=True)
         st.plotly_chart(picture_sheet(pictures, names), width="stretch", config={"displayModeBar": False})
-        st.caption(
-            f"{'**Generated** pictures. ' if generated else ''}{len(shown)} of {int((table.label == label).sum())}"
-        )
+        what = "**Generated** pictures: they show no patient. " if generated else ""
+        st.caption(f"{what}The first frame of {len(shown)} of {int((table['label'] == label).sum()):,} rows.")
     if len(shown) < len(rows):
         st.warning(f"{len(rows) - len(shown)} of {len(rows)} pictures could not be opened: `endofm-lab data check`.")
     st.dataframe(table.head(ROWS_SHOWN), hide_index=True)
@@ -91,7 +90,7 @@ def show_classes(key: Key) -> None:
     ):
         column.metric(" or ".join(names), f"{sum(rows.get(one, 0) for one in names) / total:.1%}", help=help_)
     if report.empty:
-        st.warning(f"No row is exactly: {', '.join(report.empty)}.")
+        st.warning(f"Classes that no row names exactly: {', '.join(report.empty)}.")
     if report.unverified:
         st.warning(f"Label names not checked against an official list: {', '.join(report.unverified)}.")
     if len(report.conflicts):
@@ -143,7 +142,8 @@ def show_finding(finding: Finding, number: int) -> None:
     st.markdown(f":{colour}-badge[{finding.severity}] **{finding.check}** — {finding.message}")
     if not finding.examples:
         return
-    with st.expander(f"{min(PAIRS_SHOWN, len(finding.examples))} pairs", expanded=number == 0):
+    count = min(PAIRS_SHOWN, len(finding.examples))
+    with st.expander("One pair" if count == 1 else f"The first {count} pairs", expanded=number == 0):
         for start in range(0, min(PAIRS_SHOWN, len(finding.examples)), 2):
             for column, example in zip(st.columns(2), finding.examples[start : start + 2], strict=False):
                 show_pair(column.container(border=True), example)
@@ -161,7 +161,8 @@ def show_pair(place, example: Example) -> None:
             side.info("The picture is not here.")
         else:
             side.image(seen, width="stretch")
-        side.caption(f"{part or 'no split'} · {label or 'no label'} · {Path(path).name} at {start_s:.2f} s")
+        moment = f" at {start_s:.2f} s" if start_s else ""
+        side.caption(f"{part or 'no split'} · {label or 'no label'} · {Path(path).name}{moment}")
     place.caption(example.why)
 
 

@@ -87,8 +87,8 @@ def picture_neighbours(rows: Rows, progress: bool = True) -> Neighbours:
         problems.append(f"{dropped:,} candidate pairs beyond the {_KEPT:,} nearest were not compared in detail.")
     i, j = found
     scores = np.zeros(len(i))
-    for n in tqdm(range(0, len(i), 1024), "checking pairs", disable=not progress):
-        block = slice(n, n + 1024)
+    for start in tqdm(range(0, len(i), 1024), "checking pairs", disable=not progress):
+        block = slice(start, start + 1024)
         scores[block] = same_scene(pictures.thumbs[i[block]], pictures.thumbs[j[block]])
     same = scores >= SAME_SCENE
     compared = f"{n:,} pictures, hashes within {radius} of 128 bits, {len(i):,} pairs compared in detail"

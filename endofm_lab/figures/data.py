@@ -7,6 +7,9 @@ from endofm_lab.data.splits import Split
 from endofm_lab.errors import UserError
 from endofm_lab.figures.style import PALETTE, tidy
 
+# Parts of equal share lie on each other: a dot, in a ring, under a cross. (symbol, size in px)
+_SYMBOLS = (("circle", 9), ("circle-open", 15), ("x-thin-open", 11), ("diamond-open", 15))
+
 
 def class_counts(table: pd.DataFrame, by: str = "split", title: str = "") -> go.Figure:
     """Stacked bars: the rows of every class of a manifest's table, by another column such as split or device.
@@ -30,12 +33,9 @@ def class_counts(table: pd.DataFrame, by: str = "split", title: str = "") -> go.
                 hovertemplate="%{y}, " + value + ": %{x:,} rows<extra></extra>",
             )
         )
-    figure.update_layout(
-        barmode="stack", title=title, height=150 + 26 * len(counts), legend={"title": by, "traceorder": "normal"}
-    )
+    figure.update_layout(barmode="stack", legend={"title": by, "traceorder": "normal"})
     figure.update_xaxes(title_text="rows")
-    figure.update_yaxes(automargin=True)
-    return tidy(figure)
+    return _sized(figure, counts.index.tolist(), title)
 
 
 def split_balance(split: Split, title: str = "") -> go.Figure:
@@ -44,6 +44,7 @@ def split_balance(split: Split, title: str = "") -> go.Figure:
     parts = _in_order(split.balance["part"].unique().tolist())
     labels = list(dict.fromkeys(split.balance["label"]))[::-1]
     for k, part in enumerate(parts):
+        symbol, size = _SYMBOLS[k % len(_SYMBOLS)]
         rows = split.balance[split.balance["part"] == part].set_index("label").loc[labels]
         figure.add_trace(
             go.Scatter(
@@ -51,16 +52,25 @@ def split_balance(split: Split, title: str = "") -> go.Figure:
                 x=rows["share"],
                 mode="markers",
                 name=part,
-                marker={"size": 11, "color": PALETTE[k % len(PALETTE)]},
+                marker={"size": size, "symbol": symbol, "color": PALETTE[k % len(PALETTE)]},
                 customdata=rows[["rows", "groups"]],
                 hovertemplate="%{y}, " + part + ": %{x:.1%}, %{customdata[0]:,} rows of %{customdata[1]:,} groups"
                 "<extra></extra>",
             )
         )
         figure.add_vline(x=rows["wanted"].iloc[0], line={"dash": "dot", "color": PALETTE[k % len(PALETTE)]})
-    figure.update_layout(title=title, height=170 + 26 * len(labels))
     figure.update_xaxes(title_text="share of the class's rows (dotted: asked for)", tickformat=".0%", range=[-0.02, 1])
-    figure.update_yaxes(automargin=True)
+    return _sized(figure, labels, title)
+
+
+def _sized(figure: go.Figure, labels: list[str], title: str) -> go.Figure:
+    """Room for the names on the left, a line for each, and the legend."""
+    left = 30 + 8 * max(map(len, labels))
+    figure.update_layout(
+        title=title,
+        height=(50 if title else 20) + 55 + max(130, 26 * len(labels)),
+        margin={"l": left, "r": 20, "t": 50 if title else 20, "b": 55},
+    )
     return tidy(figure)
 
 

@@ -1,4 +1,4 @@
-"""Speed of the audit: hashing pictures, the table checks on a million rows, the search among a million hashes.
+"""Speed of the audit: hashing pictures, checks, split and mapping of a million rows, the search of a million hashes.
 
 Prints what it measured (run alone: `pytest -m benchmark -s`); asserts only results.
 """
@@ -13,8 +13,11 @@ import pytest
 from PIL import Image
 
 from endofm_lab.data.audit import audit
+from endofm_lab.data.coverage import coverage
 from endofm_lab.data.hashing import near_pairs
+from endofm_lab.data.labels import read_mapping
 from endofm_lab.data.manifest import Manifest, checked
+from endofm_lab.data.splits import holdout
 
 
 def report(what: str, n: int, seconds: float) -> None:
@@ -56,25 +59,53 @@ def test_ten_thousand_generated_frames_are_hashed_and_audited(tmp_path: Path) ->
     assert result.leaking["train", "test"][0] >= len(planted) and any(name.startswith("copy") for name in touched)
 
 
-@pytest.mark.benchmark
-def test_a_million_rows_are_audited_by_their_ids() -> None:
+def million(named: bool) -> pd.DataFrame:
+    """A million frames of three data sets: of 2000 videos and 500 patients, or pictures of which nothing is known."""
     n = 1_000_000
     rng = np.random.default_rng(0)
+    labels = {"hyper-kvasir": ["polyp", "cecum"], "kvasir-capsule": ["Normal", "Ulcer"], "limuc": ["Mayo 0", "Mayo 1"]}
     video = rng.integers(0, 2000, n)
-    frame = rng.permutation(n)
-    table = pd.DataFrame(
-        {
-            "video": [f"{v:04d}/{v:04d}a_{f}.jpg" for v, f in zip(video.tolist(), frame.tolist(), strict=True)],
-            "label": rng.choice(["normal", "polyp", "ulcer"], n),
-            "patient": np.char.add("p", (video // 4).astype(str)),
-            "split": np.where(video < 1601, "train", "test"),
-        }
-    ).assign(start_s=0.0, end_s=0.0, dataset="generated")
-    data = Manifest(checked(table, "made"), Path())
+    source = video % 3 if named else rng.integers(0, 3, n)
+    names = np.array(list(labels), dtype=object)
+    text = np.array(list(labels.values()), dtype=object)[source, rng.integers(0, 2, n)]
+    if named:
+        frame = rng.permutation(n).tolist()
+        paths = [f"{v:04d}/{v:04d}a_{f}.jpg" for v, f in zip(video.tolist(), frame, strict=True)]
+        patient = np.char.add("p", (video // 4).astype(str))
+    else:
+        paths, patient = [f"picture-{i}z.jpg" for i in range(n)], ""
+    table = pd.DataFrame({"video": paths, "label": text, "patient": patient, "dataset": names[source]})
+    split = np.where(video < 1601, "train", "test")
+    return checked(table.assign(start_s=0.0, end_s=0.0, split=split, device=rng.choice(["A", "B"], n)), "made")
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(1800)
+def test_a_million_rows_are_audited_by_their_ids() -> None:
+    table = million(named=True)
     begin = time.perf_counter()
-    result = audit(data)
-    report("audited by ids", n, time.perf_counter() - begin)
-    assert [f.numbers for f in result.findings if f.check == "same patient"] == [{"common": 1, "of": 100}]
+    result = audit(Manifest(table, Path()))
+    report("audited by ids", len(table), time.perf_counter() - begin)
+    # Videos 1600 to 1603 are one patient's, and the split runs through them: patients count within a data set.
+    assert [f.numbers["common"] for f in result.findings if f.check == "same patient"] == [1]
+
+
+@pytest.mark.benchmark
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("named", [True, False], ids=["patients", "pictures"])
+def test_a_million_rows_are_split_and_mapped(named: bool) -> None:
+    table = million(named)
+    begin = time.perf_counter()
+    split = holdout(table)
+    report(f"split into {split.n_groups:,} groups", len(table), time.perf_counter() - begin)
+    assert split.torn == 0 and split.deviation < 0.02
+    begin = time.perf_counter()
+    covered = coverage(table, read_mapping("findings-mst"))
+    report("mapped and covered", len(table), time.perf_counter() - begin)
+    assert covered.labels["rows"].sum() == len(table)
+    begin = time.perf_counter()
+    assert len(Manifest(table, Path()).fingerprint) == 64
+    report("fingerprinted", len(table), time.perf_counter() - begin)
 
 
 @pytest.mark.benchmark

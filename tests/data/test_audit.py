@@ -194,6 +194,7 @@ def test_planted_copies_are_found_and_nothing_else(picture_set: Manifest) -> Non
     assert pairs == {("picture-d1", "picture-a1"), ("picture-d2", "picture-a2"), ("picture-d3", "picture-a3")}
     assert (leak.rows, leak.of_rows) == (3, 12)
     assert result.leaking == {("train", "test"): (3, 12)}
+    assert result.compared[-1].startswith("40 pictures, hashes within 24 of 128 bits")
     assert "LEAKAGE: 3 of 12 test rows (25.0 %) are not independent of train" in result.verdict
     (conflict,) = found(result, "label conflict (near-duplicate pictures)")
     assert conflict.numbers["pairs"] == 1 and conflict.examples[0].label != conflict.examples[0].other_label

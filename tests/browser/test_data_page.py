@@ -1,0 +1,22 @@
+import pytest
+
+from tests.browser.test_app import settled
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
+
+
+def test_every_view_of_the_data_page_draws_the_generated_set(page, app_url):
+    page.goto(f"{app_url}/data")
+    page.wait_for_selector("text=Generated pictures: they show no patient.", timeout=240_000)
+    settled(page)
+    assert page.locator(".imagelayer image, .imagelayer-above image, .im image").count() == 10
+    for view, words in (
+        ("Classes", "Coverage as CSV"),
+        ("Split", "Torn apart"),
+        ("Audit", "No leakage found between train, val, test"),
+        ("Recipes", "endofm-lab data prepare"),
+    ):
+        page.locator(f"[data-testid=stButtonGroup] button:has-text('{view}')").click()
+        page.wait_for_selector(f"text={words}", timeout=120_000)
+        settled(page)
+        assert page.locator("[data-testid=stException]").count() == 0
