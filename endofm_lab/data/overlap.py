@@ -77,15 +77,15 @@ def gather(manifests: Sequence[Manifest], pretrain: Sequence[Manifest] = ()) -> 
     scope = table["dataset"] + "\x00"
     ids = {column: _text(table, column) for column in ("patient", "sequence")}
     guessed, guessed_frame = _from_names(table["video"].astype(str))
-    inferred = ((ids["sequence"] == "") & (guessed != "")).to_numpy()
+    inferred = np.asarray((ids["sequence"] == "") & (guessed != ""))
     # `phantom-0-7.png` looks like frame 7 of `phantom-0`: not where the manifest says that two patients share the id.
     of_guess = ids["patient"].where(ids["patient"] != "").groupby((scope + guessed).where(inferred))
-    inferred = inferred & ~(of_guess.transform("nunique") > 1).to_numpy()
+    inferred = inferred & ~np.asarray(of_guess.transform("nunique") > 1)
     sequence = ids["sequence"].where(~inferred, guessed)
     frame = np.full(len(table), np.nan)
     if "frame" in table:
         frame = pd.to_numeric(table["frame"], errors="coerce").to_numpy(float)
-    frame = np.where(np.isnan(frame) & (inferred | (ids["sequence"] != "")).to_numpy(), guessed_frame, frame)
+    frame = np.where(np.isnan(frame) & (inferred | np.asarray(ids["sequence"] != "")), guessed_frame, frame)
 
     keys, names = {}, {}
     texts = {"patient": ids["patient"], "video": table["path"].astype(str), "sequence": sequence}
