@@ -26,8 +26,9 @@ def report(what: str, n: int, seconds: float) -> None:
 
 
 @pytest.mark.benchmark
+@pytest.mark.timeout(1800)
 def test_ten_thousand_generated_frames_are_hashed_and_audited(tmp_path: Path) -> None:
-    """Frames of generated clips as JPEG files; every twentieth is a re-compressed copy across the split."""
+    """Frames of generated clips as JPEG files; twenty are compressed again and lie across the split."""
     from endofm_lab.video.phantom import FINDINGS, PhantomSpec, render
 
     rows, n = [], 10_000
@@ -109,6 +110,7 @@ def test_a_million_rows_are_split_and_mapped(named: bool) -> None:
 
 
 @pytest.mark.benchmark
+@pytest.mark.timeout(1800)
 def test_a_million_hashes_are_searched() -> None:
     """Hashes with the correlated bits of real pictures: a few shared patterns (vignette, lumen), then noise."""
     n = 1_000_000

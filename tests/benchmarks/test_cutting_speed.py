@@ -14,6 +14,7 @@ SECONDS, FPS, WIDTH, HEIGHT = 60, 25, 720, 576  # the size of HyperKvasir's vide
 
 
 @pytest.mark.benchmark
+@pytest.mark.timeout(1200)
 def test_clips_are_cut_faster_than_the_video_plays(tmp_path):
     rng = np.random.default_rng(0)
     texture = rng.integers(60, 200, (HEIGHT // 8, WIDTH // 8, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
