@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("doctor", "doctor", "what this machine has: Python, torch, precision, decoders, disk, model"),
     "phantom": ("phantom", "phantom", "write a data set of generated endoscopy clips"),
     "inspect": ("inspect", "inspect", "say what a checkpoint file holds"),
-    "data": ("data", "DATA", "recipes of public data sets: list, show, prepare a manifest, check it"),
+    "data": ("data", "DATA", "recipes of public data sets: list, show, prepare a manifest, check, map and split it"),
     "audit": ("audit", "audit", "look for leakage between the splits of manifests"),
     "demo": ("demo", "DEMO", "show the demo; train its model"),
     "pretrain": ("pretrain", "pretrain", "learn from unlabelled video; resume a run"),
