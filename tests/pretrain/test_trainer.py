@@ -11,6 +11,7 @@ import time
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import endofm_lab as lab
 from endofm_lab.cli.main import main
@@ -20,6 +21,7 @@ from endofm_lab.files import read_json
 from endofm_lab.pretrain.config import PRESETS, from_json, to_json, with_settings
 from endofm_lab.pretrain.trainer import pretrain, resume, run_config
 from endofm_lab.run_report import report_run
+from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import read_log
 from tests.pretrain.conftest import micro
 
@@ -199,3 +201,14 @@ def test_two_processes_started_by_accelerate_are_one_process_with_the_same_batch
     subprocess.run([*launch, "--resume", str(two)], check=True, timeout=250)
     one = losses(read_log(tmp_path / "one" / "log.jsonl"))
     assert losses(read_log(two / "log.jsonl")) == pytest.approx(one, rel=1e-5)
+
+
+def test_what_a_fresh_network_says_depends_on_the_clip(manifest, tmp_path):
+    """CLS and its position start at zero: nothing in the feature is the same for every clip but what clips share."""
+    running = pretrain(micro(manifest, tmp_path, lr=1e-9, lr_end=1e-9))
+    next(running)
+    running.close()
+    weights = load_file(Checkpoints(tmp_path / "checkpoints").all()[-1] / "model.safetensors")
+    assert float(weights["teacher.backbone.cls_token"].abs().max()) < 1e-6
+    assert float(weights["teacher.backbone.pos_embed"][:, 0].abs().max()) < 1e-6
+    assert float(weights["teacher.backbone.pos_embed"][:, 1:].std()) > 0.01
