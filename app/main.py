@@ -12,6 +12,7 @@ page = st.navigation(
         st.Page("views/data.py", title="Data", icon=":material/dataset:"),
         st.Page("views/views.py", title="Views", icon=":material/crop:", url_path="views"),
         st.Page("views/training.py", title="Training", icon=":material/model_training:"),
+        st.Page("views/comparison.py", title="Comparison", icon=":material/balance:"),
     ]
 )
 st.sidebar.caption("**For research only.** Not a medical device; not for diagnosis. Nothing leaves this machine.")

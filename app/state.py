@@ -28,6 +28,11 @@ from endofm_lab.predict import prediction_steps
 from endofm_lab.prediction import VideoPrediction, load_prediction
 from endofm_lab.pretrain.views import MultiView, Views, ViewSpec
 from endofm_lab.samples import sample_video
+from endofm_lab.tasks.by_class import by_class
+from endofm_lab.tasks.compare import PRIMARY, Comparison, compare
+from endofm_lab.tasks.finetune import finetune
+from endofm_lab.tasks.finetune_config import FinetuneConfig
+from endofm_lab.tasks.runs import REPORT, Run, read_run
 from endofm_lab.video.clips import Clip
 
 VIDEO_ENDINGS = ["mp4", "avi", "webm", "mkv", "mov", "mpg", "mpeg", "png", "jpg", "jpeg"]
@@ -218,3 +223,46 @@ def recipes() -> pd.DataFrame:
         for one in list_recipes()
     ]
     return pd.DataFrame(rows)
+
+
+def run_stamp(folder: Path) -> str:
+    """Changes when a finished run is written anew."""
+    return stamp(str(folder / REPORT))
+
+
+@st.cache_resource(max_entries=64, show_spinner="Reading the runs ...")
+def run(folder: str, stamp: str) -> Run:
+    """A finished run."""
+    return read_run(folder)
+
+
+def metric_names(one: Run) -> list[str]:
+    """The metrics of a run, the usual one of its task first."""
+    return sorted(one.samples(n=1).values, key=lambda name: name != PRIMARY[one.task])
+
+
+@st.cache_resource(max_entries=16, show_spinner="Comparing ...")
+def compared(folders: tuple[str, ...], stamps: tuple[str, ...], by: str) -> Comparison:
+    """The comparison of finished runs."""
+    return compare([run(folder, mark) for folder, mark in zip(folders, stamps, strict=True)], by)
+
+
+@st.cache_data(max_entries=64, show_spinner="Counting class by class ...")
+def run_by_class(folder: str, stamp: str) -> pd.DataFrame:
+    """A run class by class."""
+    return by_class(run(folder, stamp))
+
+
+def sample_runs() -> None:
+    """Two runs on a small generated data set of patients that the demo has not seen, kept with the runs of this app."""
+    folder = cache_folder("samples") / f"phantom_unseen_{lab.__version__}"
+    with st.spinner("Drawing generated video and measuring two methods on it ..."):
+        manifest = lab.write_phantom(folder, preset="tiny", seed=41, progress=False)
+        for method in ("linear probe", "knn"):
+            out = cache_folder("runs") / f"sample {method}"
+            list(finetune(FinetuneConfig(manifest, out, method=method, clips=1), resume=True))
+
+
+def plain(text: str) -> str:
+    """Text from a file as Markdown that shows it as it is."""
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$<>:])", r"\\\1", text)

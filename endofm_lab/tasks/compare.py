@@ -274,5 +274,5 @@ def _p(p_value: float) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text that stays text in a Markdown table, also where Markdown allows HTML."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+    """Text that stays text in a Markdown table, also where Markdown allows HTML: no link, no picture to fetch."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("](", "]\\(")

@@ -45,7 +45,7 @@ from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.tasks.calibration import brier, ece
 from endofm_lab.tasks.intervals import MetricSet, Samples, bootstrap_samples
 from endofm_lab.tasks.metrics import Values, classification_metrics, weighted_mean
-from endofm_lab.tasks.metrics_boxes import detection_metrics, frame_boxes
+from endofm_lab.tasks.metrics_boxes import FrameBoxes, detection_metrics, frame_boxes
 from endofm_lab.tasks.metrics_phases import phase_metrics
 
 REPORT, PREDICTIONS = "report.json", "predictions.parquet"
@@ -116,12 +116,19 @@ def measured(task: str, rows: pd.DataFrame) -> tuple[NDArray, MetricSet]:
         columns = {"dice": "dice", "iou": "iou", "hd95_px": "hd95_px", "false_positive_frame_rate": "false_positive"}
         return patients, _means({name: rows[column].to_numpy(np.float64) for name, column in columns.items()})
     if task == "detection":
-        return patients, detection_metrics([frame_boxes(*row) for row in _box_columns(rows)])
+        return patients, detection_metrics(boxes_of(rows))
     if task == "phases":
         table = phase_metrics(rows["video"], rows["target"], rows["predicted"])
         owner = rows.groupby("video", sort=False)["patient"].first()
         return owner.loc[table.index].to_numpy(), _means({str(name): table[name].to_numpy() for name in table})
     return patients, _classification(rows)
+
+
+def boxes_of(rows: pd.DataFrame) -> list[FrameBoxes]:
+    """Truth and detections of every row of a detection run; Parquet gives boxes back as arrays of arrays."""
+    boxes = ([np.array([list(box) for box in cell]) for cell in rows[name]] for name in ("true_boxes", "boxes"))
+    columns = zip(*boxes, *(rows[name] for name in ("scores", "true_labels", "labels")), strict=True)
+    return [frame_boxes(*row) for row in columns]
 
 
 def write_run(folder: str | Path, run: Run) -> None:
@@ -177,15 +184,19 @@ def read_run(folder: str | Path) -> Run:
     return run
 
 
+def run_folders(folder: str | Path) -> list[Path]:
+    """The folders of all finished runs below ``folder``, by path."""
+    return sorted(path.parent for path in Path(folder).rglob(PREDICTIONS) if (path.parent / REPORT).is_file())
+
+
 def find_runs(folder: str | Path) -> tuple[list[Run], list[str]]:
     """All finished runs below ``folder``, by path, and a sentence for every one that cannot be read."""
     runs, problems = [], []
-    for path in sorted(Path(folder).rglob(PREDICTIONS)):
-        if (path.parent / REPORT).is_file():
-            try:
-                runs.append(read_run(path.parent))
-            except RunError as error:
-                problems.append(str(error))
+    for path in run_folders(folder):
+        try:
+            runs.append(read_run(path))
+        except RunError as error:
+            problems.append(str(error))
     return runs, problems
 
 
@@ -239,12 +250,6 @@ def _classification(rows: pd.DataFrame) -> MetricSet:
 
 def _means(columns: dict[str, NDArray[np.float64]]) -> Callable[[ArrayLike], dict[str, Values]]:
     return lambda weights: {name: weighted_mean(values, weights) for name, values in columns.items()}
-
-
-def _box_columns(rows: pd.DataFrame) -> zip:
-    """The arguments of ``frame_boxes`` for every row; Parquet gives boxes back as arrays of arrays."""
-    boxes = ([np.array([list(box) for box in cell]) for cell in rows[name]] for name in ("true_boxes", "boxes"))
-    return zip(*boxes, *(rows[name] for name in ("scores", "true_labels", "labels")), strict=True)
 
 
 def _json(value: float | int) -> float | int | None:

@@ -1,0 +1,120 @@
+"""Page: finished runs in one table, with intervals and a paired test; beside them the published results."""
+
+from pathlib import Path
+
+import pandas as pd
+import state
+import streamlit as st
+
+import endofm_lab as lab
+from endofm_lab.figures.comparison import classes, intervals, reliability_of
+from endofm_lab.files import cache_folder
+from endofm_lab.tasks.compare import Comparison
+from endofm_lab.tasks.paper_table import paper_table
+from endofm_lab.tasks.runs import Run, run_folders
+
+
+def choose_runs(root: Path) -> tuple[list[Run], list[Path]]:
+    """All readable runs below a folder, and the folders of those that are chosen: of one task."""
+    found: dict[Path, Run] = {}
+    problems = []
+    for folder in run_folders(root):
+        try:
+            found[folder] = state.run(str(folder), state.run_stamp(folder))
+        except lab.UserError as error:
+            problems.append(str(error))
+    for problem in problems:
+        st.warning(f"Left out: {problem}")
+    if not found:
+        return [], []
+    tasks = sorted({run.task for run in found.values()})
+    task = st.segmented_control("Task", tasks, default=tasks[0]) or tasks[0]
+    own = [folder for folder, run in found.items() if run.task == task]
+    chosen = st.multiselect(
+        "Runs",
+        own,
+        default=own[:8],
+        format_func=lambda folder: f"{folder.relative_to(root)} · {found[folder].method}",
+        key=f"runs of {task}",
+    )
+    return list(found.values()), chosen
+
+
+def show_comparison(comparison: Comparison) -> None:
+    """Why there is no ranking, the table, its figure, its notes, and the files to take away."""
+    if not comparison.ranked:
+        st.warning(
+            "**These runs are not ranked**, and no test is given, because they were not measured alike:\n\n"
+            + "\n".join(f"- {state.plain(reason)}" for reason in comparison.reasons)
+        )
+    head, rows = comparison.cells()
+    st.dataframe(pd.DataFrame(rows, columns=head), hide_index=True, width="stretch")
+    st.plotly_chart(intervals(comparison), width="stretch", key="intervals", config={"displayModeBar": False})
+    notes = [note for note in comparison.notes() if not note.startswith("Not ranked: ")]
+    st.markdown("\n".join(f"- {state.plain(note)}" for note in notes))
+    table = comparison.table().to_csv(index=False)
+    for column, (text, ending, kind) in zip(
+        st.columns(3),
+        [
+            (comparison.to_markdown(), "md", "text/markdown"),
+            (table, "csv", "text/csv"),
+            (comparison.to_html(), "html", "text/html"),
+        ],
+        strict=True,
+    ):
+        name = {"md": "Markdown", "csv": "CSV", "html": "HTML"}[ending]
+        column.download_button(f"Table as {name}", text, f"comparison.{ending}", kind, width="stretch")
+
+
+def show_classes(folders: list[Path], runs: list[Run]) -> None:
+    """Every class on its own, and how far confidences can be believed, where the runs hold it."""
+    tables = {run.run: state.run_by_class(str(f), state.run_stamp(f)) for f, run in zip(folders, runs, strict=True)}
+    tables = {name: table for name, table in tables.items() if len(table)}
+    calibration = reliability_of(runs)
+    if tables:
+        st.subheader("Class by class")
+        st.plotly_chart(classes(tables), width="stretch", key="classes", config={"displayModeBar": False})
+        st.caption("In brackets: how often the class occurs in the truth. A mean hides the class that is never found.")
+    if calibration is not None:
+        st.subheader("Can the scores be believed?")
+        st.plotly_chart(calibration, width="stretch", key="reliability", config={"displayModeBar": False})
+        st.caption(
+            "Below the diagonal a model promises more than it keeps. Bins of few items (small dots) jump; "
+            "`ece` in the table is the mean gap."
+        )
+
+
+def offer_sample() -> None:
+    """Two runs to try the page with, made on this machine in about a minute."""
+    st.info(
+        "There is no finished run here yet. `endofm-lab finetune MANIFEST --out RUN` and `endofm-lab evaluate` write "
+        "them; give the folder that holds them in the side bar."
+    )
+    if st.button("Make two small runs to try", icon=":material/science:", help="Generated video, about a minute"):
+        state.sample_runs()
+        st.rerun()
+
+
+st.title("Comparison")
+st.markdown(
+    "Finished runs side by side: **values with intervals over patients**, and a paired test. Runs are ranked only if "
+    "they answered the same test items by the same protocol."
+)
+typed = st.sidebar.text_input("Folder with runs", placeholder="default: the runs of this app").strip()
+root = Path(typed).expanduser() if typed else cache_folder("runs")
+try:
+    found, chosen = choose_runs(root)
+    if not found:
+        offer_sample()
+    elif not chosen:
+        st.info("Choose at least one run.")
+    else:
+        runs = [state.run(str(folder), state.run_stamp(folder)) for folder in chosen]
+        metrics = state.metric_names(runs[0])
+        by = st.sidebar.selectbox("Rank by", metrics, help="By default the task's usual metric")
+        show_comparison(state.compared(tuple(map(str, chosen)), tuple(map(state.run_stamp, chosen)), by))
+        show_classes(chosen, runs)
+    st.subheader("Beside the published results")
+    st.markdown(paper_table(found))
+except lab.UserError as error:
+    st.error(str(error))
