@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from endofm_lab.data.manifest import Manifest
@@ -34,11 +35,24 @@ class DemoConfig:
     order_steps: int = 200  # first, on the order of frames alone, with small pictures
     small_steps: int = 700  # then on everything, with small pictures: half the size, four times the batch
     steps: int = 1300  # then on everything
+    frame_steps: tuple[int, ...] = (1200, 800)  # at last, in two rounds, with masks counted frame by frame
     batch: int = 8
     lr: float = 1.5e-3
     weight_decay: float = 0.05
     stride: int = 4  # frames apart: 8 frames of the phantom's 24 per second span 1.3 s
     seed: int = 0
+
+    @property
+    def rounds(self) -> tuple[tuple[int, int, float], ...]:
+        """First step, number of steps and highest learning rate of each warm-up and decay."""
+        lengths = (self.order_steps, self.small_steps + self.steps, *self.frame_steps)
+        rates = (self.lr, self.lr, *[self.lr / 2] * len(self.frame_steps))
+        return tuple((sum(lengths[:n]), lengths[n], rates[n]) for n in range(len(lengths)))
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all rounds."""
+        return sum(length for _, length, _ in self.rounds)
 
 
 @dataclass(frozen=True)
@@ -191,17 +205,23 @@ def _notice_time(backbone: VideoTransformer) -> None:
         nn.init.xavier_uniform_(block.temporal_fc.weight)
 
 
-def losses_of(model: VideoModel, clip: Tensor, target: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The four losses of a batch; their sum is what is minimised."""
+def losses_of(
+    model: VideoModel, clip: Tensor, target: dict[str, Tensor], every_frame_alike: bool = False
+) -> dict[str, Tensor]:
+    """The losses of a batch; their sum is what is minimised. The mask's is over clips, and also over single frames."""
     logits = model(clip).logits
     box_head = model.heads["box"]
     assert isinstance(box_head, BoxHead)
-    return {
+    losses = {
         "finding": ClipClassifier.loss(logits["finding"], target["finding"]),
         "motion": ClipClassifier.loss(logits["motion"], target["motion"]),
         "mask": MaskHead.loss(logits["mask"], target["mask"]),
         "box": box_head.loss(logits["box"], target["box"], torch.zeros(target["box"].shape[:3], dtype=torch.long)),
     }
+    if every_frame_alike:
+        frames, truth = (rearrange(x, "b k t h w -> (b t) k 1 h w") for x in (logits["mask"], target["mask"]))
+        losses["frame mask"] = MaskHead.loss(frames, truth)
+    return losses
 
 
 def order_losses(model: VideoModel, clip: Tensor, motion: Tensor) -> dict[str, Tensor]:
@@ -220,7 +240,8 @@ def train_demo(
 
     First the order of frames alone: beside masks and boxes its gradient is too faint to be found (with all losses from
     the start the motion loss stays at ln 2; 100 steps of this brought it to 0.3). Then everything, on small pictures,
-    where the same time pays for four times as many, and at last in full size.
+    where the same time pays for four times as many, and in full size. At last every frame's mask counts alike, as in
+    the Dice that is reported: a loss over whole clips is content when the frames with a large finding are right.
 
     With ``checkpoints`` a training that was stopped goes on where it was, to the same weights.
     """
@@ -231,7 +252,7 @@ def train_demo(
     if state:
         random.set_state(torch.frombuffer(bytearray.fromhex(state["random"]), dtype=torch.uint8))
     first = done = int(state["step"]) if state else 0
-    total = config.order_steps + config.small_steps + config.steps
+    total = config.total_steps
     n_frames = model.card.clip.n_frames
     source = load_clips(manifest, "train", model.card.input.size_px)
     small = _half_size(source)
@@ -242,7 +263,8 @@ def train_demo(
             return order_losses(model, clip, target["motion"])
         if step < config.order_steps + config.small_steps:
             return losses_of(model, *draw_batch(small, replace(config, batch=4 * config.batch), n_frames, random))
-        return losses_of(model, *draw_batch(source, config, n_frames, random))
+        drawn = draw_batch(source, config, n_frames, random)
+        return losses_of(model, *drawn, every_frame_alike=step >= total - sum(config.frame_steps))
 
     def save() -> None:
         if checkpoints:
@@ -252,9 +274,10 @@ def train_demo(
     model.train()
     try:
         for step in range(first, total):
-            if step == config.order_steps:
-                optimiser = _adamw(model, config)  # the second part has its own warm-up and decay
-            rate = _rate(step, config)
+            begin, length, peak = next(r for r in reversed(config.rounds) if r[0] <= step)
+            if step == begin:
+                optimiser = _adamw(model, config)
+            rate = peak * min((step - begin + 1) / max(1, min(100, length // 5)), _cosine((step - begin) / length))
             for group in optimiser.param_groups:
                 group["lr"] = rate
             with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -281,13 +304,8 @@ def _adamw(model: VideoModel, config: DemoConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95))
 
 
-def _rate(step: int, config: DemoConfig) -> float:
-    """The learning rate: linear warm-up and cosine decay, once for the order and once for everything."""
-    steps = config.order_steps
-    if step >= steps:
-        step, steps = step - steps, config.small_steps + config.steps
-    warm_up = max(1, min(100, steps // 5))
-    return config.lr * min((step + 1) / warm_up, 0.5 + 0.5 * math.cos(math.pi * step / steps))
+def _cosine(done: float) -> float:
+    return 0.5 + 0.5 * math.cos(math.pi * done)
 
 
 def _half_size(source: ClipSource) -> ClipSource:

@@ -116,9 +116,8 @@ def train(out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/pha
     model = build_demo_model(seed=seed)
     print(f"Initialisation: {model.card.initialisation['words']}")
     config = DemoConfig(seed=seed)
-    total = config.order_steps + config.small_steps + config.steps
     checkpoints = Checkpoints(out.with_name(f"{out.name}-training"))
-    with tqdm(total=total, unit="step", mininterval=10) as bar:
+    with tqdm(total=config.total_steps, unit="step", mininterval=10) as bar:
         for log in train_demo(model, manifest, config, checkpoints):
             bar.update(log["step"] - bar.n)
             if log["step"] % 50 == 0:
