@@ -94,10 +94,10 @@ def in_time(views: Views, time_s: float | None = None, title: str = "") -> go.Fi
         )
     if time_s is not None:
         figure.add_vline(x=time_s, line={"color": "#444444", "dash": "dot", "width": 2})
-    figure.update_yaxes(autorange="reversed", automargin=True)
+    figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title_text="time in the video (s)")
     figure.update_layout(
-        title=title, height=110 + 30 * len(about), bargap=0.35, margin={"t": 40 if title else 10, "b": 40}
+        title=title, height=110 + 30 * len(about), bargap=0.35, margin={"l": 150, "t": 40 if title else 10, "b": 40}
     )
     return tidy(figure)
 
@@ -130,7 +130,7 @@ def seen(views: Views, spec: InputSpec, which: list[int] | None = None, title: s
     width = 112 * most
     figure.update_layout(
         title=title, width=width, height=(70 if title else 30) + 140 * rows,
-        margin={"l": 0, "r": 0, "t": 70 if title else 30, "b": 0},
+        margin={"l": 10, "r": 0, "t": 70 if title else 30, "b": 0},
     )  # fmt: skip
     return tidy(figure)
 
