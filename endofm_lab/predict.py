@@ -18,6 +18,7 @@ from endofm_lab import __version__
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, sha256_of, write_json
 from endofm_lab.model.checkpoints import load_model
+from endofm_lab.model.detector import StftBoxHead
 from endofm_lab.model.heads import BoxHead
 from endofm_lab.model.precision import automatic_dtype
 from endofm_lab.model.video_model import VideoModel
@@ -250,7 +251,7 @@ def _part(
                 masks.append((values * 255).round().astype(np.uint8))
                 continue
             head = model.heads[name]
-            assert isinstance(head, BoxHead)
+            assert isinstance(head, BoxHead | StftBoxHead)
             ((xyxy, score, label),) = head.decode(torch.from_numpy(values)[None, :, None])[0]
             rows = torch.cat([torch.full_like(score, frame)[:, None], label[:, None], score[:, None], xyxy], dim=1)
             boxes.append(rows.numpy())

@@ -11,6 +11,7 @@ def finetune(
     out: Path,
     task: Literal["classification", "segmentation", "detection", "phases"] = "classification",
     method: Literal["full", "frozen", "ST-Adapter", "attentive probe", "linear probe", "knn"] = "full",
+    head: Literal["light", "transunet", "stft"] = "light",
     start: str = "demo",
     size: Literal["micro", "tiny", "small", "base"] | None = None,
     image_px: int | None = None,
@@ -42,6 +43,8 @@ def finetune(
         task: what is asked.
         method: full trains everything, frozen the head alone, ST-Adapter the head and small modules between the layers
             of a frozen image transformer; the probes and knn say what frozen features know.
+        head: light reads patch tokens; transunet (masks) and stft (boxes, each frame with the clip's others as its
+            supports) are the heads of the paper.
         start: "scratch", "demo", a model's folder, or a file of weights (also of an image transformer).
         size: of the backbone, for a start from scratch.
         image_px: side of the pictures; by default that of the start.
@@ -77,6 +80,7 @@ def finetune(
             out,
             task=task,
             method=method,
+            head=head,
             start=Start(start, size, image_px, n_frames, stride),
             label=label,
             several_labels=several_labels,

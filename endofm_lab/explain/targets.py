@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from endofm_lab.errors import UserError
-from endofm_lab.model.heads import BoxHead
 from endofm_lab.model.video_model import VideoModel
 
 
@@ -26,7 +25,7 @@ def target_of(model: VideoModel, head: str, label: str) -> Target:
     - class head: the log odds of the class, in nats: its logit less the log-sum-exp of the others (multi-class), or its
       logit (multi-label). Unlike a probability it does not saturate.
     - mask head: the sum of the mask's probabilities over all pixels of its grid.
-    - box head: the largest logit of the class over all patches of each frame, averaged over the frames.
+    - box head: the largest logit of the class over all locations of each frame, averaged over the frames.
 
     Raises:
         UserError: there is no such head or class.
@@ -48,8 +47,7 @@ def target_of(model: VideoModel, head: str, label: str) -> Target:
             return logits[:, k]
         if kind == "mask":
             return logits[:, k].sigmoid().sum(dim=(1, 2, 3))
-        assert isinstance(model.heads[head], BoxHead)
-        return logits[:, k].flatten(2).amax(dim=2).mean(dim=1)
+        return logits[:, k].flatten(2).amax(dim=2).mean(dim=1)  # the class logits come first in every box head
 
     return Target(name, score)
 

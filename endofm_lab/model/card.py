@@ -20,6 +20,8 @@ WEIGHTS_FILE = "model.safetensors"  # the two files of a model folder
 CARD_FILE = "card.json"
 
 HeadKind = Literal["multiclass", "multilabel", "mask", "box"]
+FORMS = {"transunet": "mask", "stft": "box"}  # forms of the paper's heads, and the kind that they are of
+_FORMS_IN_WORDS = ", ".join(f"{form!r} for {kind} heads" for form, kind in FORMS.items())
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,16 @@ class HeadSpec:
         classes: in the order of its outputs.
         temperature: divides logits of class heads.
         pooling: of class heads: None reads CLS, "attention" all tokens by a learned query.
+        form: of mask and box heads: None is the light one, "transunet" and "stft" are those of the paper.
+        channels: of the "stft" head's pyramid and towers; None: 256, as in the paper.
     """
 
     kind: HeadKind
     classes: tuple[str, ...]
     temperature: float | None = None
     pooling: Literal["attention"] | None = None
+    form: Literal["transunet", "stft"] | None = None
+    channels: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(HeadKind):
@@ -48,6 +54,10 @@ class HeadSpec:
             raise CheckpointError(
                 f"A {self.kind} head has pooling {self.pooling!r}; a class head may have 'attention'."
             )
+        if self.form is not None and FORMS.get(self.form) != self.kind:
+            raise CheckpointError(f"A {self.kind} head has form {self.form!r}; there are {_FORMS_IN_WORDS}.")
+        if self.channels is not None and (self.form != "stft" or self.channels < 8 or self.channels % 8):
+            raise CheckpointError(f"A head has {self.channels} channels; 'stft' heads have a multiple of 8.")
         if self.temperature is not None and not (self.temperature > 0 and self.kind in ("multiclass", "multilabel")):
             raise CheckpointError(
                 f"A {self.kind} head has temperature {self.temperature}; it must be above 0 and belong to a class head."

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from endofm_lab.errors import CheckpointError
 from endofm_lab.files import atomic_path, sha256_of, write_json
-from endofm_lab.model import frame
+from endofm_lab.model import downstream, frame
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard
 from endofm_lab.model.initialisation import initialise, public_name, record_of
 from endofm_lab.model.inspection import CheckpointReport, inspect_checkpoint
@@ -58,7 +58,7 @@ def load_model(path_or_name: str | Path) -> VideoModel:
         path_or_name: "demo" (the weights in the package), a model folder as `save_model` writes it, a released
             checkpoint with a video transformer, a Hugging Face Hub id (``hf:owner/name``), or an image model of timm
             with its weights from the Hub (``timm:eva02_base_patch14_224.mim_in22k``). Released checkpoints have no
-            head, or their linear head; its classes are numbered, as their names are not in the file.
+            head, or theirs: PolypDiag's classes, the CVC-12k segmenter's masks, the KUMC detector's boxes.
 
     Raises:
         CheckpointError: it cannot be read, is unsafe, is not a video transformer, or its tensors do not fit.
@@ -69,6 +69,11 @@ def load_model(path_or_name: str | Path) -> VideoModel:
     if checkpoint.card is not None:
         model = _built_empty(replace(checkpoint.card, weights_sha256=checkpoint.sha256))
         load_strictly(model, checkpoint.tensors, checkpoint.path)
+        return model.eval()
+    if checkpoint.layout in downstream.RENAMES:
+        card, tensors = downstream.parts_of(checkpoint, public_name(path_or_name, checkpoint))
+        model = _built_empty(card)
+        load_strictly(model, tensors, checkpoint.path)
         return model.eval()
     if checkpoint.is_image or KNOWN[checkpoint.layout].input is None:
         raise CheckpointError(
@@ -86,11 +91,11 @@ def load_model(path_or_name: str | Path) -> VideoModel:
 def _built_empty(card: ModelCard) -> VideoModel:
     """The model of a card with undefined parameters: drawing the base model's 121 M takes seconds for nothing.
 
-    Strict loading fills every parameter; buffers that are not saved would stay undefined, so there must be none.
+    Strict loading fills every parameter and saved buffer; others would stay undefined, so there must be none.
     """
     if card.backbone["kind"] == frame.KIND:  # timm's rotary positions are such buffers: build those models in full
         return build_model(card)
     with torch.device("meta"):
         model = build_model(card)
-    assert not list(model.buffers())
+    assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys()
     return model.to_empty(device="cpu")

@@ -17,8 +17,7 @@ from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.model.video_model import build_model
 
 _AS_IMAGE = "strictly, as the spatial part of a video transformer: initialise(backbone, path)"
-_AS_BACKBONE = "strictly, its backbone: initialise(backbone, path)"
-_USES = {"image": _AS_IMAGE, "image-training": _AS_IMAGE, "detector": _AS_BACKBONE}
+_USES = {"image": _AS_IMAGE, "image-training": _AS_IMAGE}
 _SHOWN = ("architecture", "attention", "width", "depth", "heads", "patch_px", "image_px", "frames", "mlp_ratio")
 
 
@@ -164,4 +163,5 @@ def _normalisation(checkpoint: Checkpoint) -> str:
     if checkpoint.card is None:
         return KNOWN[checkpoint.layout].normalisation
     spec = checkpoint.card.input
-    return f"mean {list(spec.mean)}, std {list(spec.std)} at {spec.size_px} px, from the card"
+    own = "every frame stretched to its own range, then " if spec.own_range else ""
+    return f"{own}mean {list(spec.mean)}, std {list(spec.std)} at {spec.size_px} px, from the card"

@@ -20,15 +20,17 @@ class Known:
 
     Attributes:
         normalisation: in words.
-        input: the same as numbers; None where it cannot be written as one mean and standard deviation in RGB.
+        input: the same as numbers; None for images, which are no models of clips, and for the models of downstream.py.
         clip: what it was trained on.
         head: name of its linear head here, and the prefix of the head's tensors in the file.
+        classes: of that head, where the data set fixes them; else they are numbered, as the file does not name them.
     """
 
     normalisation: str
     input: InputSpec | None = None
     clip: ClipSpec | None = None
     head: tuple[str, str] | None = None
+    classes: tuple[str, ...] = ()
 
 
 _ENDO_FM_CLIP = ClipSpec(n_frames=8, duration_s=5.0)  # a global view: 8 frames over almost all of a 5 s clip
@@ -40,7 +42,9 @@ KNOWN = {
     "video-training": Known("ImageNet mean and std, as in the pre-training views", IMAGENET, _ENDO_FM_CLIP),
     "video": Known("not recorded; ImageNet mean and std are assumed, as for Endo-FM", IMAGENET, _ENDO_FM_CLIP),
     "timesformer": Known("mean 0.45, std 0.225", TIMESFORMER, _EIGHT_BY_32, ("action", "head.")),
-    "polypdiag": Known("mean 0.45, std 0.225", TIMESFORMER, _EIGHT_BY_32, ("polypdiag", "linear.")),
+    "polypdiag": Known(
+        "mean 0.45, std 0.225", TIMESFORMER, _EIGHT_BY_32, ("polypdiag", "linear."), ("normal", "abnormal")
+    ),
     "segmenter": Known("each image scaled from its minimum and maximum to 0..1, then mean 0.5, std 0.5"),
     "detector": Known("BGR in 0..255 minus 102.9801, 115.9465, 122.7717, not divided"),
     "image-training": _IMAGE,
@@ -49,13 +53,14 @@ KNOWN = {
 
 
 def card_of(checkpoint: Checkpoint, initialisation: InitialisationRecord) -> ModelCard:
-    """The card of released weights with a video transformer; class names are not in such files, so they are numbers."""
+    """The card of released weights with a video transformer."""
     config, known = config_of(checkpoint), KNOWN[checkpoint.layout]
     assert known.input is not None and known.clip is not None
     heads = {}
     if known.head is not None and f"{known.head[1]}weight" in checkpoint.rest:
         n_classes = checkpoint.rest[f"{known.head[1]}weight"].shape[0]
-        heads[known.head[0]] = HeadSpec("multiclass", tuple(f"class {k}" for k in range(n_classes)))
+        names = known.classes if len(known.classes) == n_classes else tuple(f"class {k}" for k in range(n_classes))
+        heads[known.head[0]] = HeadSpec("multiclass", names)
     return ModelCard(
         name=checkpoint.path.stem,
         backbone=describe(config),

@@ -48,6 +48,7 @@ class BackboneConfig:
     checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
     adapter: int = 0  # width of ST-Adapters' bottleneck before attention and MLP; 0: there are none
     mask_token: bool = False  # a learned token for masked modelling; the released models have none
+    frames_alone: bool = False  # every frame is a clip of its own: the released detector is used so
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_px", "image_px", "frames", "mlp_ratio"):
@@ -111,6 +112,7 @@ class VideoTokens:
             and in models without temporal attention.
         joint: attention among all tokens of the joint model, per block ``(B, heads, 1 + T*h*w, 1 + T*h*w)``; entry 0
             is CLS, then frame after frame. None unless asked for, and in the other models.
+        skips: maps of a convolutional stem (see hybrid.py), coarsest first, each ``(B*T, C, H, W)`` at 1/8, 1/4, 1/2.
     """
 
     cls: Tensor
@@ -118,6 +120,7 @@ class VideoTokens:
     spatial: tuple[Tensor, ...] | None = None
     temporal: tuple[Tensor, ...] | None = None
     joint: tuple[Tensor, ...] | None = None
+    skips: tuple[Tensor, ...] | None = None
 
 
 class Attention(nn.Module):
@@ -284,6 +287,8 @@ class VideoTransformer(nn.Module):
             UserError: the clip or the mask has a wrong shape or type.
         """
         self._check(clip, mask)
+        if self.config.frames_alone and clip.shape[2] > 1:
+            return self._frame_by_frame(clip, attention, mask)
         x, h, w = self._embed(clip, mask)
         spatial, temporal = [], []
         for block in self.blocks:
@@ -305,6 +310,17 @@ class VideoTransformer(nn.Module):
             return VideoTokens(cls, patches, spatial=tuple(spatial))
         over_time = tuple(rearrange(m, "b (h w) k i j -> b h w k i j", h=h) for m in temporal)
         return VideoTokens(cls, patches, spatial=tuple(spatial), temporal=over_time)
+
+    def _frame_by_frame(self, clip: Tensor, attention: bool, mask: Tensor | None) -> VideoTokens:
+        """Every frame as a clip of one; CLS is the mean over the frames."""
+        if attention or mask is not None:
+            raise UserError(
+                "This backbone is shown every frame alone: attention maps and masks need clips of one frame."
+            )
+        B = clip.shape[0]
+        tokens = self(rearrange(clip, "b c t h w -> (b t) c 1 h w"))
+        patches = rearrange(tokens.patches, "(b t) 1 h w d -> b t h w d", b=B)
+        return VideoTokens(tokens.cls.unflatten(0, (B, -1)).mean(dim=1), patches)
 
     def _embed(self, clip: Tensor, mask: Tensor | None) -> tuple[Tensor, int, int]:
         """Clip -> tokens ``(B, T, 1 + N, D)`` with their position and time, and the grid's h and w."""

@@ -8,14 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from endofm_lab.errors import CheckpointError
-from endofm_lab.model import frame
+from endofm_lab.model import frame, hybrid
 from endofm_lab.model.card import HeadSpec, ModelCard
+from endofm_lab.model.detector import StftBoxHead
 from endofm_lab.model.frame import FrameBackbone, FrameConfig
 from endofm_lab.model.heads import AttentiveClassifier, BoxHead, ClipClassifier, MaskHead
+from endofm_lab.model.hybrid import HybridConfig, HybridTransformer
 from endofm_lab.model.transformer import BackboneConfig, VideoTokens, VideoTransformer
+from endofm_lab.model.transunet import TransUNetHead
 from endofm_lab.video.clips import ClipSpec
 
 KIND = "video_transformer"  # of backbone, in the card
+Backbone = VideoTransformer | HybridTransformer | FrameBackbone
+Config = BackboneConfig | FrameConfig  # a HybridConfig is a BackboneConfig
+_KINDS: dict[str, type[Config]] = {KIND: BackboneConfig, hybrid.KIND: HybridConfig, frame.KIND: FrameConfig}
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class VideoModel(nn.Module):
         CheckpointError: heads and card name different heads.
     """
 
-    def __init__(self, backbone: VideoTransformer | FrameBackbone, heads: nn.ModuleDict, card: ModelCard) -> None:
+    def __init__(self, backbone: Backbone, heads: nn.ModuleDict, card: ModelCard) -> None:
         super().__init__()
         if set(heads) != set(card.heads):
             raise CheckpointError(
@@ -55,7 +61,8 @@ class VideoModel(nn.Module):
         """Scores by head name for clips (B, 3, T, H, W), float32 on the CPU; the clip is moved to the model's device.
 
         Class heads: (B, K) in 0..1, softmax or sigmoid of logits over the card's temperature. Mask heads: probabilities
-        (B, K, T, 4h, 4w). Box heads: raw outputs (B, K + 4, T, h, w), for `BoxHead.decode`.
+        (B, K, T, 4h, 4w), of a TransUNet in the picture's size. Box heads: raw outputs (B, C, T, h, w), for their
+        ``decode``.
         """
         output = self(clip.to(next(self.parameters()).device))
         return {name: _scores(logits.float(), self.card.heads[name]).cpu() for name, logits in output.logits.items()}
@@ -66,6 +73,8 @@ def _scores(logits: Tensor, head: HeadSpec) -> Tensor:
         return (logits / (head.temperature or 1.0)).softmax(dim=-1)
     if head.kind == "multilabel":
         return (logits / (head.temperature or 1.0)).sigmoid()
+    if head.form == "transunet":
+        return TransUNetHead.probabilities(logits)
     return logits.sigmoid() if head.kind == "mask" else logits
 
 
@@ -76,12 +85,16 @@ def build_model(card: ModelCard) -> VideoModel:
         CheckpointError: as `backbone_config`, or a head's name cannot be used.
     """
     config = backbone_config(card)
-    backbone = FrameBackbone(config) if isinstance(config, FrameConfig) else VideoTransformer(config)
+    backbone: Backbone
+    if isinstance(config, FrameConfig):
+        backbone = FrameBackbone(config)
+    else:
+        backbone = HybridTransformer(config) if isinstance(config, HybridConfig) else VideoTransformer(config)
     heads = nn.ModuleDict()
     for name, spec in card.heads.items():
         if not name.isidentifier() or hasattr(heads, name):
             raise CheckpointError(f"{card.name}: a head cannot be called {name!r}; use another name, without signs.")
-        heads[name] = build_head(spec, config.width)
+        heads[name] = build_head(spec, backbone, card.input.size_px)
     return VideoModel(backbone, heads, card)
 
 
@@ -115,36 +128,52 @@ def build_frame_model(
         heads=heads,
         initialisation=record,
     )
-    built = nn.ModuleDict({name: build_head(spec, config.width) for name, spec in heads.items()})
+    built = nn.ModuleDict({name: build_head(spec, backbone, card.input.size_px) for name, spec in heads.items()})
     return VideoModel(backbone, built, card)
 
 
-def build_head(spec: HeadSpec, width: int) -> nn.Module:
-    """The freshly initialised head that answers ``spec`` from tokens of that width."""
+def build_head(spec: HeadSpec, backbone: Backbone, image_px: int) -> nn.Module:
+    """The freshly initialised head that answers ``spec`` from a backbone's tokens of pictures of ``image_px``.
+
+    Raises:
+        CheckpointError: the head does not go with the backbone.
+    """
+    width, n_classes = backbone.config.width, len(spec.classes)
+    if spec.form == "transunet":
+        if not isinstance(backbone, HybridTransformer):
+            raise CheckpointError("A transunet head needs a backbone with a convolutional stem for its skips.")
+        return TransUNetHead(width, backbone.stem.skip_channels, n_classes)
+    if spec.form == "stft":
+        if isinstance(backbone, FrameBackbone):
+            raise CheckpointError("An stft head needs a video transformer; this is a model of single frames.")
+        return StftBoxHead(width, n_classes, backbone.config.patch_px, image_px, spec.channels or 256)
     if spec.kind == "mask":
-        return MaskHead(width, len(spec.classes))
+        return MaskHead(width, n_classes)
     if spec.kind == "box":
-        return BoxHead(width, len(spec.classes))
-    return (AttentiveClassifier if spec.pooling else ClipClassifier)(width, len(spec.classes))
+        return BoxHead(width, n_classes)
+    return (AttentiveClassifier if spec.pooling else ClipClassifier)(width, n_classes)
 
 
-def describe(config: BackboneConfig | FrameConfig) -> dict[str, Any]:
+def describe(config: Config) -> dict[str, Any]:
     """What a card says about a backbone; `backbone_config` reads it back."""
-    return {"kind": frame.KIND if isinstance(config, FrameConfig) else KIND, **asdict(config)}
+    kind = next(kind for kind, of_kind in _KINDS.items() if type(config) is of_kind)
+    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+    return {"kind": kind, **settings}
 
 
-def backbone_config(card: ModelCard) -> BackboneConfig | FrameConfig:
-    """The configuration of the backbone that a card describes: a video transformer, or an image model of timm.
+def backbone_config(card: ModelCard) -> Config:
+    """The configuration of the backbone that a card describes: a video transformer (also with a convolutional stem), or
+    an image model of timm.
 
     Raises:
         CheckpointError: the backbone is of another kind, or has unknown or impossible settings.
     """
     settings = dict(card.backbone)
     kind = settings.pop("kind", None)
-    config = {KIND: BackboneConfig, frame.KIND: FrameConfig}.get(str(kind))
+    config = _KINDS.get(str(kind))
     if config is None:
         raise CheckpointError(
-            f"{card.name}: the backbone is of kind {kind!r}; this version knows {KIND!r} and {frame.KIND!r}."
+            f"{card.name}: the backbone is of kind {kind!r}; this version knows {', '.join(map(repr, _KINDS))}."
         )
     known = [field.name for field in fields(config)]
     if unknown := [name for name in settings if name not in known]:

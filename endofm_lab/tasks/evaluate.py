@@ -79,10 +79,11 @@ def _head(model: VideoModel, head: str | None) -> str:
 
 
 def _audit(model: VideoModel, manifest: Manifest) -> dict[str, Any]:
-    """What is known about leakage: an audit only if the model says that it was trained on this manifest."""
+    """What is known about leakage: of the manifest's own split, and whether the model was trained on that at all."""
+    found = audit(manifest, progress=False)
+    leaks = [finding.message for finding in found.findings if finding.severity == "leak"]
     if model.card.data.get("fingerprint") == manifest.fingerprint:
-        found = audit(manifest, progress=False)
-        leaks = [finding.message for finding in found.findings if finding.severity == "leak"]
         return {"findings": leaks, "verdict": found.verdict}
     sentence = "CANNOT TELL whether the model was trained on these patients: its card names other data, or none."
-    return {"findings": [sentence], "verdict": sentence}
+    of_split = f" The split itself: {found.verdict}" if found.leaks else ""
+    return {"findings": [sentence, *leaks], "verdict": sentence + of_split}

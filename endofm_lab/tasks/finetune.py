@@ -16,7 +16,7 @@ import torch
 
 from endofm_lab.data.audit import audit
 from endofm_lab.data.manifest import Manifest
-from endofm_lab.errors import UserError
+from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.model.card import HeadSpec, Metric
 from endofm_lab.model.checkpoints import save_model
@@ -76,11 +76,18 @@ class _Job:
         manifest = read_split(config.manifest, config.split_name)
         if config.shared_patients == "refuse":
             refuse_shared_patients(manifest)
+        found = audit(manifest, progress=False)
+        if missing := sorted(set(SPLITS) - set(manifest.table["split"])):
+            raise ManifestError(
+                f"The split {config.split_name!r} has no rows of {', '.join(missing)}, but training needs all three: "
+                f"validation chooses, never test. Make them with `endofm-lab data split`. Audit: {found.verdict}"
+            )
         head = head_of(manifest, config.task, config.label, config.several_labels)
         if config.method == "attentive probe":
             head = replace(head, pooling="attention")
+        if config.head != "light":
+            head = replace(head, form=config.head)
         examples = {split: read_examples(manifest, split, head, config.label) for split in SPLITS}
-        found = audit(manifest, progress=False)
         leaks = [finding.message for finding in found.findings if finding.severity == "leak"]
         _claim(config, manifest.fingerprint, resume)
         return cls(config, manifest, head, examples, found.verdict, leaks)
@@ -93,6 +100,7 @@ class _Job:
     def method(self) -> str:
         """The method in words."""
         words = _METHOD_NAMES[self.config.method]
+        words += _HEAD_NAMES.get(self.config.head, "")
         return f"{words}, {_SMOOTHER_NAMES[self.config.smoother]}" if self.config.task == "phases" else words
 
     def folder(self, seed: int) -> Path:
@@ -221,6 +229,7 @@ _METHOD_NAMES = {
     "linear probe": "linear probe",
     "knn": "nearest neighbours",
 }
+_HEAD_NAMES = {"transunet": ", TransUNet head", "stft": ", FCOS head with STFT"}
 _SMOOTHER_NAMES = {"none": "not smoothed", "causal": "causal smoother", "offline": "offline smoother"}
 
 

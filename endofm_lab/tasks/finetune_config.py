@@ -12,6 +12,7 @@ from endofm_lab.tasks.start import Start
 from endofm_lab.tasks.targets import Task
 
 Method = Literal["full", "frozen", "ST-Adapter", "attentive probe", "linear probe", "knn"]
+Head = Literal["light", "transunet", "stft"]
 HEADS = {"classification": "label", "segmentation": "mask", "detection": "box", "phases": "phase"}
 _METHODS = {
     "classification": get_args(Method),
@@ -19,6 +20,7 @@ _METHODS = {
     "detection": ("full", "frozen", "ST-Adapter"),
     "phases": ("full", "frozen", "ST-Adapter", "attentive probe"),
 }
+_TASK_OF_HEAD = {"transunet": "segmentation", "stft": "detection"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class FinetuneConfig:
             neighbouring frames in a frozen image transformer, "attentive probe" a head that attends to all frozen
             tokens; "linear probe" (logistic regression) and "knn" (nearest neighbours) answer classes from frozen CLS
             tokens, without any random choice.
+        head: "light" reads patch tokens; "transunet" (segmentation) and "stft" (detection) are the heads of the paper.
         start: where the weights come from.
         label: column of the manifest that holds the class.
         several_labels: cells of that column hold any number of labels, joined by ``|``.
@@ -58,6 +61,7 @@ class FinetuneConfig:
     out: Path
     task: Task = "classification"
     method: Method = "full"
+    head: Head = "light"
     start: Start = field(default_factory=Start)
     label: str = "label"
     several_labels: bool = False
@@ -82,6 +86,13 @@ class FinetuneConfig:
             raise UserError(f"The task is {self.task!r}; choose one of {', '.join(HEADS)}.")
         if self.method not in _METHODS[self.task]:
             raise UserError(f"The method is {self.method!r}; {self.task} has {', '.join(_METHODS[self.task])}.")
+        if self.head not in get_args(Head) or _TASK_OF_HEAD.get(self.head, self.task) != self.task:
+            raise UserError(
+                f"The head is {self.head!r} for {self.task}; choose 'light', 'transunet' for segmentation, 'stft' for "
+                "detection."
+            )
+        if self.head == "transunet" and self.method != "full":
+            raise UserError(f"The method is {self.method!r}, but a transunet has a new stem to learn: choose 'full'.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds are {list(self.seeds)}; give at least one, all different.")
         if self.validate_every < 1 or self.clips < 1:

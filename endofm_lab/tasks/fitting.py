@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.model.adapters import is_adapter
+from endofm_lab.model.detector import StftBoxHead
+from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
-from endofm_lab.model.transformer import VideoTransformer
+from endofm_lab.model.hybrid import HybridTransformer
+from endofm_lab.model.transunet import TransUNetHead
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.tasks.classify import (
     L2,
@@ -67,23 +70,25 @@ class HeadTraining(Trainable):
     def forward(self, batch: Batch, part: Any, step: int) -> dict[str, Tensor]:
         """The loss of a batch as ``ClipData.collate`` makes it."""
         head, logits = self.model.heads[self.head], self.model(batch["clip"]).logits[self.head]
-        if isinstance(head, BoxHead):
+        if isinstance(head, BoxHead | StftBoxHead):
             return {"loss": head.loss(logits, batch["boxes"], batch["labels"])}
-        if isinstance(head, MaskHead):
-            return {"loss": MaskHead.loss(logits, batch["mask"])}
+        if isinstance(head, MaskHead | TransUNetHead):
+            return {"loss": head.loss(logits, batch["mask"])}
         return {"loss": ClipClassifier.loss(logits, batch["target"])}
 
 
 def layer_groups(model: VideoModel, decay: float) -> list[dict[str, Any]]:
     """Groups for the optimiser: ``lr_scale`` is 1 for heads and last norm, ``decay`` for the last block, ``decay`` ** 2
-    for the one before, and so on down to the embeddings.
+    for the one before, and so on down to the embeddings. A convolutional stem is as new as the heads: 1.
     """
     backbone = model.backbone
-    assert isinstance(backbone, VideoTransformer)
+    assert not isinstance(backbone, FrameBackbone)
     embeddings = nn.ParameterList(
         p for name, p in backbone.named_parameters() if not name.startswith(("blocks.", "norm."))
     )
-    layers = [nn.ModuleList([model.heads, backbone.norm]), *reversed(list(backbone.blocks)), embeddings]
+    top, blocks = nn.ModuleList([model.heads, backbone.norm]), reversed(list(backbone.blocks))
+    hybrid = isinstance(backbone, HybridTransformer)
+    layers = [nn.ModuleList([top, embeddings]), *blocks] if hybrid else [top, *blocks, embeddings]
     return [
         {**group, "lr_scale": decay**depth}
         for depth, layer in enumerate(layers)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from endofm_lab.model.card import HeadSpec
+from endofm_lab.model.detector import StftBoxHead
 from endofm_lab.model.heads import BoxHead
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.tasks.classify import targets_of
@@ -76,7 +77,7 @@ def mask_table(model: VideoModel, head: str, examples: Sequence[Example]) -> pd.
 def box_table(model: VideoModel, head: str, examples: Sequence[Example]) -> pd.DataFrame:
     """One row per frame of every example: true boxes and found ones, in pixels of the frame."""
     box_head = model.heads[head]
-    assert isinstance(box_head, BoxHead)
+    assert isinstance(box_head, BoxHead | StftBoxHead)
     none = (np.zeros((0, 4)), np.zeros(0, np.int64))
     rows = []
     for some in in_batches(covering_clips(examples, model.card.clip, model.card.input), BATCH):

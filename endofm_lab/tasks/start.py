@@ -6,15 +6,20 @@ import torch
 from torch import nn
 
 from endofm_lab.errors import UserError
-from endofm_lab.model.card import HeadSpec, ModelCard
+from endofm_lab.model.card import HeadSpec, InitialisationRecord, ModelCard
 from endofm_lab.model.checkpoints import initialise, load_state
+from endofm_lab.model.hybrid import HybridConfig, HybridTransformer
 from endofm_lab.model.layouts import sizes_of
 from endofm_lab.model.locate import locate
 from endofm_lab.model.released import KNOWN, card_of
 from endofm_lab.model.transformer import PRESETS, BackboneConfig, VideoTransformer
-from endofm_lab.model.video_model import VideoModel, backbone_config, build_head
+from endofm_lab.model.video_model import Backbone, VideoModel, backbone_config, build_head
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, InputSpec
+
+# Backbones from this width on get heads as in the paper.
+PAPER_WIDTH = 384
+LIGHT_STEM, LIGHT_CHANNELS = {"stem_width": 32, "stem_units": (1, 1, 1)}, 64
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,18 @@ class Start:
         """The model before training; ``seed`` draws whatever is new in it.
 
         With ``adapters`` it is the spatial part of the source alone, with ST-Adapters half as wide as the model. A
-        start from scratch or from images with clips of one frame has no attention in time.
+        start from scratch or from images with clips of one frame has no attention in time. A "transunet" head puts a
+        new convolutional stem before the source's blocks. Its stem is R50's and an "stft" head as wide as the paper's;
+        backbones narrower than ViT-S get lighter ones, for laptops.
 
         Raises:
-            UserError: a size with a source that brings its own, or none for scratch.
+            UserError: a size with a source that brings its own, or none for scratch; a source with a convolutional
+                stem.
             CheckpointError: the source cannot be read or does not fit.
         """
         config, spec, clip = self._described()
+        if isinstance(config, HybridConfig):
+            raise UserError(f"{self.source} has a convolutional stem; start from the weights that it was made from.")
         config = replace(config, image_px=self.image_px or config.image_px, frames=self.n_frames or config.frames)
         if adapters:
             config = replace(config, attention="space_only", adapter=config.width // 2)
@@ -54,8 +64,13 @@ class Start:
         if self.stride is not None:
             clip = ClipSpec(n_frames=config.frames, stride=self.stride)
         torch.manual_seed(seed)
-        backbone = VideoTransformer(config)
-        record = initialise(backbone, self.source, "spatial" if adapters else "all")
+        transformer = VideoTransformer(config)
+        record = initialise(transformer, self.source, "spatial" if adapters else "all")
+        backbone: Backbone = transformer
+        if head.form == "transunet":
+            backbone, record = _with_stem(transformer, record)
+        if head.form == "stft" and config.width < PAPER_WIDTH:
+            head = replace(head, channels=LIGHT_CHANNELS)
         card = ModelCard(
             name=f"{head_name} head on {config.width}-wide transformer",
             backbone={},
@@ -64,7 +79,7 @@ class Start:
             heads={head_name: head},
             initialisation=record,
         )
-        return VideoModel(backbone, nn.ModuleDict({head_name: build_head(head, config.width)}), card)
+        return VideoModel(backbone, nn.ModuleDict({head_name: build_head(head, backbone, config.image_px)}), card)
 
     def _described(self) -> tuple[BackboneConfig, InputSpec, ClipSpec]:
         if self.source == "scratch":
@@ -91,3 +106,13 @@ class Start:
             return described, card.input, card.clip
         sizes = sizes_of(checkpoint) | {"attention": "space_only" if self.n_frames == 1 else "divided", "frames": 8}
         return BackboneConfig(**sizes), IMAGENET, ClipSpec(n_frames=8, stride=2)
+
+
+def _with_stem(
+    transformer: VideoTransformer, record: InitialisationRecord
+) -> tuple[HybridTransformer, InitialisationRecord]:
+    """The transformer behind a fresh stem, and what its record says then."""
+    hybrid = HybridTransformer.around(transformer, **({} if transformer.config.width >= PAPER_WIDTH else LIGHT_STEM))
+    words = record["words"].rstrip(".")
+    words += "; of the backbone its blocks, last norm and CLS stay, behind a new convolutional stem."
+    return hybrid, {**record, "words": words}

@@ -14,11 +14,15 @@ Fit = Literal["stretch", "centre_crop"]
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model expects: square pictures, normalised as ``(x / 255 - mean) / std`` per RGB channel."""
+    """What a model expects: square pictures, normalised as ``(x / 255 - mean) / std`` per RGB channel.
+
+    With ``own_range`` every frame is first stretched from its own least and greatest value to 0..255.
+    """
 
     size_px: int = 224
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    own_range: bool = False
 
     def __post_init__(self) -> None:
         if self.size_px < 1 or min(self.std) <= 0:
@@ -59,8 +63,11 @@ def to_input(frames: np.ndarray | torch.Tensor, spec: InputSpec, fit: Fit = "str
     pixels = pixels[:, :, top : top + height, left : left + width].flatten(0, 1).permute(0, 3, 1, 2)  # (B T, 3, h, w)
     pixels = tv.resize(pixels, [spec.size_px, spec.size_px], antialias=True)
     mean, std = _channels(spec.mean, pixels.device), _channels(spec.std, pixels.device)
-    pixels = pixels.unflatten(0, (B, T)).transpose(1, 2)  # (B, 3, T, size, size)
-    return torch.addcmul(-mean / std, pixels.float(), 1 / (255 * std)).contiguous()
+    pixels = pixels.unflatten(0, (B, T)).transpose(1, 2).float()  # (B, 3, T, size, size)
+    if spec.own_range:
+        low, high = pixels.amin((1, 3, 4), keepdim=True), pixels.amax((1, 3, 4), keepdim=True)
+        pixels = 255 * (pixels - low) / (high - low).clamp(min=1)  # a frame of one colour becomes 0
+    return torch.addcmul(-mean / std, pixels, 1 / (255 * std)).contiguous()
 
 
 def from_input(x: torch.Tensor, spec: InputSpec) -> np.ndarray:

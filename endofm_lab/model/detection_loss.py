@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor
 from torchvision.ops import box_convert, box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
-from endofm_lab.tasks.stft import LevelOutput, locations_px
+from endofm_lab.model.stft import LevelOutput, locations_px
 
 BACKGROUND = -1  # classes count from 0
 CENTRE_RADIUS = 1.5  # strides around a box centre in which FCOS locations are candidates

@@ -5,7 +5,6 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from endofm_lab.errors import UserError
-from endofm_lab.model.transformer import VideoTransformer
 
 N_LEVELS = 5
 
@@ -21,10 +20,8 @@ class TokenPyramid(nn.Module):
     pyramid); Lin et al., *Feature pyramid networks*, arXiv 1612.03144; Tian et al., *FCOS*, arXiv 1904.01355 (P6, P7).
     """
 
-    def __init__(self, backbone: VideoTransformer, width: int) -> None:
+    def __init__(self, token_width: int, width: int) -> None:
         super().__init__()
-        token_width = backbone.config.width
-        self.backbone = backbone
         self.upsample = nn.ConvTranspose2d(token_width, token_width, kernel_size=2, stride=2)
         self.lateral = nn.ModuleList(nn.Conv2d(token_width, width, 1) for _ in range(3))
         self.smooth = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(3))
@@ -33,36 +30,25 @@ class TokenPyramid(nn.Module):
         for conv in (*self.lateral, *self.smooth, self.p6, self.p7):
             nn.init.kaiming_uniform_(conv.weight, a=1)
             nn.init.zeros_(conv.bias)
-        patch_px = backbone.config.patch_px
-        self.strides_px = (patch_px // 2, patch_px, 2 * patch_px, 4 * patch_px, 8 * patch_px)
 
-    def token_maps(self, clip: Tensor, per_frame: bool = False) -> list[Tensor]:
-        """Three maps (B*T, D, h, w), finest first, from the backbone's last layer after its final norm.
-
-        Args:
-            clip: (B, 3, T, H, W), H and W multiples of the patch size.
-            per_frame: show every frame to the backbone alone, so that features can be kept while a window slides.
+    def token_maps(self, patches: Tensor) -> list[Tensor]:
+        """Three maps (B*T, D, h, w), finest first, from patch tokens (B, T, h, w, D).
 
         Raises:
-            UserError: frames smaller than two patches.
+            UserError: fewer than two patches each way.
         """
-        least = 2 * self.backbone.config.patch_px
-        if min(clip.shape[-2:]) < least:
-            H, W = clip.shape[-2:]
-            raise UserError(f"Frames of {H} x {W} px; the detector needs at least {least} px each way.")
-        if per_frame:
-            clip = rearrange(clip, "b c t h w -> (b t) c 1 h w")
-        tokens = rearrange(self.backbone(clip).patches, "b t h w d -> (b t) d h w")
+        if min(patches.shape[2:4]) < 2:
+            h, w = patches.shape[2:4]
+            raise UserError(f"Frames of {h} x {w} patches; the detector needs at least 2 each way: larger frames.")
+        tokens = rearrange(patches, "b t h w d -> (b t) d h w")
         return [self.upsample(tokens), tokens, F.max_pool2d(tokens, kernel_size=2, stride=2)]
 
-    def forward(self, clip: Tensor, per_frame: bool = False) -> list[Tensor]:
-        """P3..P7, each (B, T, C, H_l, W_l), finest first; arguments as for ``token_maps``."""
-        fine, middle, coarse = (
-            lateral(x) for lateral, x in zip(self.lateral, self.token_maps(clip, per_frame), strict=True)
-        )
+    def forward(self, patches: Tensor) -> list[Tensor]:
+        """P3..P7, each (B, T, C, H_l, W_l), finest first, from patch tokens (B, T, h, w, D)."""
+        fine, middle, coarse = (lateral(x) for lateral, x in zip(self.lateral, self.token_maps(patches), strict=True))
         middle = middle + F.interpolate(coarse, size=middle.shape[-2:], mode="nearest")
         fine = fine + F.interpolate(middle, size=fine.shape[-2:], mode="nearest")
         levels = [smooth(x) for smooth, x in zip(self.smooth, (fine, middle, coarse), strict=True)]
         levels.append(self.p6(levels[-1]))
         levels.append(self.p7(F.relu(levels[-1])))
-        return [rearrange(x, "(b t) c h w -> b t c h w", b=clip.shape[0]) for x in levels]
+        return [rearrange(x, "(b t) c h w -> b t c h w", b=patches.shape[0]) for x in levels]

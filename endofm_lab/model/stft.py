@@ -1,6 +1,7 @@
-"""The dense detection head: FCOS on the target frame, refined by what its neighbours show (STFT)."""
+"""Dense detection: FCOS on every frame, refined by what the other frames of its clip show (STFT)."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from endofm_lab.tasks.pyramid import N_LEVELS
+from endofm_lab.model.pyramid import N_LEVELS
 
 PRIOR_PROBABILITY = 0.01  # of an object at a location before training: keeps the first focal losses small
 DEFORMABLE_GROUPS = 4
@@ -16,7 +17,7 @@ GROUP_CHANNELS = 8  # per group of the group norms: 32 groups of 256 channels
 
 
 class LevelOutput(NamedTuple):
-    """Raw predictions for the target frame at one pyramid level."""
+    """Raw predictions for B target frames at one pyramid level."""
 
     logits: Tensor  # (B, K, H, W) FCOS classes
     ltrb_px: Tensor  # (B, 4, H, W) distances from the location to left, top, right, bottom, >= 0
@@ -31,8 +32,8 @@ def one_image(outputs: list[LevelOutput], index: int) -> list[LevelOutput]:
     return [LevelOutput(*(values[index] for values in level)) for level in outputs]
 
 
-class StftHead(nn.Module):
-    """Predictions of FCOS and STFT for frame 0 of a clip; the other frames are its supports.
+class StftLayers(nn.Module):
+    """Predictions of FCOS and STFT for the frames of a clip, each with the others as its supports.
 
     FCOS predicts classes, centerness and box distances at every location. STFT shifts the sampling points of a
     deformable convolution by the predicted boxes (for a support: by how the target's box differs from its own), so that
@@ -67,36 +68,51 @@ class StftHead(nn.Module):
             assert classifier.bias is not None
             nn.init.constant_(classifier.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
 
-    def forward(self, levels: list[Tensor]) -> list[LevelOutput]:
-        """One output per level from P3..P7, each (B, T, C, H, W) with the target at T = 0."""
+    def forward(self, levels: list[Tensor], targets: Sequence[int]) -> list[LevelOutput]:
+        """One output per level from P3..P7, each (B, T, C, H, W); for the frames with these indices, B clips in turn.
+
+        Outputs hold B * len(targets) pictures: clip 0's targets, then clip 1's, ...
+        """
         return [
-            self._level(x, scale, stride) for x, scale, stride in zip(levels, self.scales, self.strides_px, strict=True)
+            self._level(x, scale, stride, targets)
+            for x, scale, stride in zip(levels, self.scales, self.strides_px, strict=True)
         ]
 
-    def _level(self, x: Tensor, scale: Tensor, stride_px: int) -> LevelOutput:
-        B = x.shape[0]
+    def _level(self, x: Tensor, scale: Tensor, stride_px: int, targets: Sequence[int]) -> LevelOutput:
+        B, T = x.shape[:2]
         x = rearrange(x, "b t c h w -> (b t) c h w")
         cls_features, bbox_features = self.cls_tower(x), self.bbox_tower(x)
-        ltrb_px = F.relu(scale * self.bbox_pred(bbox_features)) * stride_px  # (B*T, 4, H, W), also for the supports
+        exact = torch.promote_types(x.dtype, torch.float32)  # pixels have no room in half precision
+        ltrb_px = F.relu(scale * self.bbox_pred(bbox_features)).to(exact) * stride_px  # (B*T, 4, H, W)
+        with torch.no_grad():
+            xy = locations_px(ltrb_px, stride_px)
+            prior_xyxy = prior_boxes(ltrb_px, xy)  # (B*T, HW, 4)
 
         def by_clip(y: Tensor) -> Tensor:
-            return y.unflatten(0, (B, -1))
+            return y.unflatten(0, (B, T))
 
-        with torch.no_grad():
-            xy = locations_px(x, stride_px)
-            prior_xyxy = prior_boxes(ltrb_px, xy)  # (B*T, HW, 4)
-            guide = box_guide(by_clip(prior_xyxy), xy, stride_px)  # (B, T, HW, 4)
-            guide = rearrange(guide, "b t (h w) c -> (b t) c h w", h=x.shape[2])
-        stft_cls = attend_to_supports(by_clip(self.cls_align(cls_features, guide)))  # (B, C, H, W)
-        stft_bbox = attend_to_supports(by_clip(self.bbox_align(bbox_features, guide)))
-        target_cls, target_bbox = by_clip(cls_features)[:, 0], by_clip(bbox_features)[:, 0]
+        def of_targets(y: Tensor) -> Tensor:
+            return by_clip(y)[:, list(targets)].flatten(0, 1)
+
+        refined = []
+        for target in targets:
+            order = [target, *(t for t in range(T) if t != target)]
+            with torch.no_grad():
+                guide = box_guide(by_clip(prior_xyxy)[:, order], xy, stride_px)  # (B, T, HW, 4)
+                guide = rearrange(guide, "b t (h w) c -> (b t) c h w", h=x.shape[2]).to(x.dtype)
+            aligned = (
+                attend_to_supports(by_clip(align(by_clip(features)[:, order].flatten(0, 1), guide)))  # (B, C, H, W)
+                for align, features in ((self.cls_align, cls_features), (self.bbox_align, bbox_features))
+            )
+            refined.append([layer(y) for layer, y in zip((self.stft_cls, self.stft_bbox), aligned, strict=True)])
+        stft_logits, stft_deltas = (torch.stack(parts, dim=1).flatten(0, 1) for parts in zip(*refined, strict=True))
         return LevelOutput(
-            logits=self.cls_logits(target_cls),
-            ltrb_px=by_clip(ltrb_px)[:, 0],
-            centerness=self.centerness(target_bbox),
-            prior_xyxy=by_clip(prior_xyxy)[:, 0],
-            stft_logits=self.stft_cls(stft_cls),
-            stft_deltas=self.stft_bbox(stft_bbox),
+            logits=self.cls_logits(of_targets(cls_features)),
+            ltrb_px=of_targets(ltrb_px),
+            centerness=self.centerness(of_targets(bbox_features)),
+            prior_xyxy=of_targets(prior_xyxy),
+            stft_logits=stft_logits,
+            stft_deltas=stft_deltas,
         )
 
 
@@ -127,13 +143,15 @@ def deformable_conv(x: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     """
     N, C, H, W = x.shape
     groups = offsets.shape[1] // 18
-    dy, dx = offsets.reshape(N * groups, 9, 2, H, W).unbind(2)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    dy, dx = offsets.to(exact).reshape(N * groups, 9, 2, H, W).unbind(2)
     tap = torch.arange(9, device=x.device).view(9, 1, 1)
     rows = dy + (tap // 3 - 1) + torch.arange(H, device=x.device).view(H, 1)  # (N * groups, 9, H, W) in cells
     columns = dx + (tap % 3 - 1) + torch.arange(W, device=x.device)
     grid = torch.stack([(2 * columns + 1) / W - 1, (2 * rows + 1) / H - 1], dim=-1)  # -1..1 from border to border
-    sampled = F.grid_sample(x.reshape(N * groups, -1, H, W), grid.flatten(1, 2), align_corners=False)  # zero outside
-    sampled = sampled.view(N, C * 9, H * W)
+    maps = x.to(exact).reshape(N * groups, -1, H, W)
+    sampled = F.grid_sample(maps, grid.flatten(1, 2), align_corners=False)  # zero outside
+    sampled = sampled.view(N, C * 9, H * W).to(weight.dtype)
     return (weight.flatten(1) @ sampled).view(N, -1, H, W)
 
 
