@@ -1,4 +1,4 @@
-"""Page: a video, its time line of scores, and a frame-accurate viewer with mask and boxes."""
+"""Page: a video, time lines of scores, phases, masks and boxes, and a frame-accurate viewer."""
 
 import numpy as np
 import pandas as pd
@@ -7,8 +7,12 @@ import streamlit as st
 from choose import choose_video
 
 import endofm_lab as lab
-from endofm_lab.figures.prediction import frame_figure, timeline
+from endofm_lab.figures.comparison import ribbons
+from endofm_lab.figures.prediction import frame_figure, frame_timeline, timeline
+from endofm_lab.model.card import HeadSpec
 from endofm_lab.prediction import VideoPrediction
+from endofm_lab.tasks.finetune_config import HEADS
+from endofm_lab.tasks.smoothing import hmm_filter, hmm_smooth, stay_transition
 
 
 def move_to(frame: int) -> None:
@@ -23,6 +27,13 @@ def follow_click(prediction: VideoPrediction) -> None:
         start, end = prediction.times_s[int(points[0]["customdata"][0])]
         nearest = int(np.abs(prediction.frame_times_s - (start + end) / 2).argmin())
         move_to(int(prediction.frames[nearest]))
+
+
+def follow_frame() -> None:
+    """Move the viewer to the frame that was clicked in the time line of masks and boxes."""
+    points = st.session_state["frames"]["selection"]["points"]
+    if points:
+        move_to(int(np.ravel(points[0]["customdata"])[0]))
 
 
 def show_viewer(path: str, prediction: VideoPrediction, generated: bool) -> int:
@@ -53,8 +64,8 @@ def show_viewer(path: str, prediction: VideoPrediction, generated: bool) -> int:
     return index
 
 
-def show_scores(prediction: VideoPrediction, time_s: float) -> None:
-    """The scores of the clip around a moment."""
+def show_scores(prediction: VideoPrediction, heads: dict[str, HeadSpec], time_s: float) -> None:
+    """The scores of the clip around a moment, and whether they were calibrated."""
     clip = prediction.clip_at(time_s)
     start, end = prediction.times_s[clip]
     st.subheader(f"Clip {clip}: {start:.2f} s to {end:.2f} s")
@@ -68,8 +79,43 @@ def show_scores(prediction: VideoPrediction, time_s: float) -> None:
                 "score": st.column_config.ProgressColumn("score", min_value=0.0, max_value=1.0, format="%.3f"),
             },
         )
-    if not prediction.scores:
-        st.info("This model has no classification head, so there are no clip scores: only its backbone was loaded.")
+        temperature = heads[head].temperature
+        st.caption(
+            "Not calibrated: read these scores as an order, not as probabilities."
+            if temperature is None
+            else f"Calibrated on validation patients: temperature {temperature:.2f}."
+        )
+    if not prediction.classes:
+        st.info("This model has no head, so there is nothing to show: only its backbone was loaded.")
+    elif not prediction.scores:
+        kinds = " and ".join(
+            {"mask": "masks", "box": "boxes"}[kind] for kind in sorted({h.kind for h in heads.values()})
+        )
+        st.info(f"This model answers with {kinds}, frame by frame: in the picture, and over time below.")
+
+
+def show_phases(prediction: VideoPrediction) -> None:
+    """The phase at every clip's end, as scored and smoothed from the past only or from the whole video."""
+    head = HEADS["phases"]
+    scores, names = prediction.scores[head].astype(np.float64), prediction.classes[head]
+    ends_s = prediction.times_s[:, 1]
+    step_s = float(np.median(np.diff(ends_s)))
+    st.subheader("Phases")
+    lasts_s = st.number_input(
+        "A phase lasts about (s)",
+        min_value=2 * step_s,
+        value=max(float(ends_s[-1]) / len(names), 4 * step_s),
+        help="What the smoother expects: longer, and short interruptions are taken for errors.",
+    )
+    transition = stay_transition(len(names), 1 - step_s / lasts_s)
+    answers = {
+        "as scored": scores.argmax(axis=1),
+        "smoothed, past only": hmm_filter(scores, transition).argmax(axis=1),
+        "smoothed, whole video": hmm_smooth(scores, transition).argmax(axis=1),
+    }
+    figure = ribbons([prediction.times_s[0, 0], *ends_s], answers, names)
+    st.plotly_chart(figure, width="stretch", key="phases", config={"displayModeBar": False})
+    st.caption("Smoothing from the past can run beside the scope; smoothing from the whole video comes afterwards.")
 
 
 def show_provenance(prediction: VideoPrediction) -> None:
@@ -97,16 +143,18 @@ if path is None:
     st.stop()
 try:
     prediction = state.prediction(path, model_name, every_frame)
+    heads = state.model(model_name, state.stamp(model_name)).card.heads
+    trained_on = prediction.provenance["training_data"]
     if generated:
         st.caption("The video below is **generated**. It shows no patient.")
-    elif prediction.provenance["training_data"].get("generated"):
+    elif trained_on.get("generated", trained_on.get("description") == "phantom"):
         st.warning("This model was trained on generated video only: on a real one its scores mean nothing yet.")
     left, right = st.columns([3, 2], gap="large")
     with left:
         shown = show_viewer(path, prediction, generated)
     time_s = float(state.frame_times(path, state.stamp(path))[shown])
     with right:
-        show_scores(prediction, time_s)
+        show_scores(prediction, heads, time_s)
         if st.button("What did the model look at in this clip?", icon=":material/visibility:"):
             start_s = float(prediction.times_s[prediction.clip_at(time_s), 0])
             st.session_state["look"] = {"path": path, "generated": generated, "model": model_name, "start_s": start_s}
@@ -120,6 +168,17 @@ try:
             selection_mode="points",
         )
         st.caption("Click a marker to move the viewer to that clip.")
+    if HEADS["phases"] in prediction.scores and len(prediction.times_s) > 2:
+        show_phases(prediction)
+    if any(head.kind in ("mask", "box") for head in heads.values()):
+        st.plotly_chart(
+            frame_timeline(prediction, time_s),
+            width="stretch",
+            key="frames",
+            on_select=follow_frame,
+            selection_mode="points",
+        )
+        st.caption("Masks and boxes of every frame that the model saw. Click a marker to move the viewer to it.")
     show_provenance(prediction)
 except lab.UserError as error:
     st.error(str(error))

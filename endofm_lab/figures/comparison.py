@@ -25,7 +25,7 @@ def intervals(comparison: Comparison, metric: str | None = None, title: str = ""
     figure = go.Figure(_dots(table, runs, name, PALETTE[0]))
     figure.update_yaxes(autorange="reversed", type="category")
     figure.update_xaxes(title_text=f"{name}, 95 % interval over patients")
-    figure.update_layout(title=title, height=120 + 40 * len(runs), showlegend=False)
+    figure.update_layout(title=title, height=190 + 36 * len(runs), showlegend=False)
     return tidy(figure)
 
 
@@ -80,7 +80,7 @@ def classes(tables: Mapping[str, pd.DataFrame], title: str = "") -> go.Figure:
         for column, metric in enumerate(metrics, start=1):
             part = table[table["metric"] == metric]
             dots = _dots(part, [names.get(c, c) for c in part["class"]], run, PALETTE[k % len(PALETTE)])
-            dots.update(showlegend=column == 1, legendgroup=run)
+            dots.update(showlegend=column == 1, legendgroup=run, offsetgroup=run, orientation="h")
             figure.add_trace(dots, row=1, col=column)
     figure.update_yaxes(autorange="reversed", type="category")
     figure.update_xaxes(range=[-0.03, 1.03])
@@ -120,9 +120,15 @@ def ribbons(times_s: ArrayLike, answers: Mapping[str, ArrayLike], names: Sequenc
                 hovertemplate=f"{name}<br>{borders[start]:.2f} s to {borders[stop]:.2f} s<extra>{line}</extra>",
             )
             told.add(name)
-    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_yaxes(autorange="reversed", type="category", automargin=True, ticksuffix=" ")
     figure.update_xaxes(title_text="time in the video (s)", range=[borders[0], borders[-1]])
-    figure.update_layout(title=title, barmode="overlay", bargap=0.25, height=130 + 46 * len(answers))
+    figure.update_layout(
+        title=title,
+        barmode="overlay",
+        bargap=0.25,
+        height=200 + 40 * len(answers),
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    )
     return tidy(figure)
 
 

@@ -1,4 +1,4 @@
-"""Figures of a prediction: the time line of scores, and a frame with its mask and boxes."""
+"""Figures of a prediction: time lines of scores, masks and boxes, and a frame with its mask and boxes."""
 
 import base64
 import io
@@ -36,7 +36,7 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Fig
                     legendgrouptitle_text=head,
                     line={"color": color_of(name, k), "width": 2},
                     marker={"size": 8},
-                    customdata=clips,
+                    customdata=clips.tolist(),  # a click returns rows of arrays as dicts, rows of lists as lists
                     hovertemplate=f"{name}: %{{y:.3f}}<br>clip %{{customdata[0]}}: "
                     "%{customdata[1]:.2f} s to %{customdata[2]:.2f} s<extra></extra>",
                 ),
@@ -48,6 +48,45 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Fig
         figure.add_vline(x=time_s, line={"color": "#444444", "dash": "dot", "width": 2})
     figure.update_xaxes(title_text="time in the video (s)", row=max(len(heads), 1), col=1)
     figure.update_layout(height=120 + 190 * max(len(heads), 1), hovermode="closest")
+    return tidy(figure)
+
+
+def frame_timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Figure:
+    """How much of each frame the mask covers (%), and each frame's surest box of every class; a line at ``time_s``.
+
+    One row for masks, one for boxes, as the model has them. Frames without a box stand at 0. The ``customdata`` of a
+    marker is its frame.
+    """
+    rows: dict[str, dict[str, np.ndarray]] = {}
+    if prediction.masks is not None:
+        covered = (np.asarray(prediction.masks) >= 128).any(axis=1).mean(axis=(1, 2))  # uint8: 128 is the first >= 0.5
+        rows["mask, % of the frame"] = {"mask": 100 * covered}
+    if len(prediction.classes) > len(prediction.scores) + (prediction.masks is not None):
+        best = prediction.boxes_xyxy.pivot_table(index="frame", columns="label", values="score", aggfunc="max")
+        best = best.reindex(prediction.frames).fillna(0.0)
+        found = {str(label): best[label].to_numpy() for label in best}
+        rows["surest box, score"] = found or {"no box": np.zeros(len(prediction.frames))}
+    figure = make_subplots(rows=max(len(rows), 1), cols=1, shared_xaxes=True, vertical_spacing=0.14)
+    for row, (title, lines) in enumerate(rows.items(), start=1):
+        for k, (name, values) in enumerate(lines.items()):
+            colour = f"rgb{MASK_RGB}" if name == "mask" else color_of(name, k + 1)
+            figure.add_scatter(
+                x=prediction.frame_times_s,
+                y=values,
+                name=name if name in ("mask", "no box") else f"box: {name}",
+                mode="lines+markers",
+                line={"color": colour, "width": 2},
+                marker={"size": 5},
+                customdata=prediction.frames,
+                hovertemplate=f"{name}: %{{y:.3g}}<br>frame %{{customdata}}, %{{x:.2f}} s<extra></extra>",
+                row=row,
+                col=1,
+            )
+        figure.update_yaxes(title_text=title, rangemode="tozero", row=row, col=1)
+    if time_s is not None:
+        figure.add_vline(x=time_s, line={"color": "#444444", "dash": "dot", "width": 2})
+    figure.update_xaxes(title_text="time in the video (s)", row=max(len(rows), 1), col=1)
+    figure.update_layout(height=100 + 170 * max(len(rows), 1), hovermode="closest")
     return tidy(figure)
 
 

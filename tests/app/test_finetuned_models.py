@@ -1,0 +1,57 @@
+"""Models of the four tasks on the prediction page: each shows what its head gives."""
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from endofm_lab.model.card import HeadSpec
+from endofm_lab.model.checkpoints import save_model
+from endofm_lab.tasks.finetune_config import HEADS
+from endofm_lab.tasks.start import Start
+
+APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
+SPECS = {
+    "classification": HeadSpec("multiclass", ("normal", "polyp"), temperature=1.5),
+    "segmentation": HeadSpec("mask", ("polyp",)),
+    "detection": HeadSpec("box", ("polyp", "ulcer")),
+    "phases": HeadSpec("multiclass", ("in", "out")),
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Kept for the module: the page starts with the demo's prediction, which need not be computed four times."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def opened(task, folder, cache, monkeypatch):
+    """The page with a model of that task, named and headed as fine-tuning does."""
+    monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
+    model = Start("scratch", size="micro").build(HEADS[task], SPECS[task], seed=0)
+    if task == "detection":  # an untrained head finds nothing: let it find something everywhere
+        model.heads["box"].out.bias.data[:2] = 1.0
+    save_model(model, folder / "model")
+    app = AppTest.from_file(str(APP), default_timeout=280).run()
+    next(field for field in app.sidebar.text_input if field.label == "Model").set_value(str(folder / "model")).run()
+    assert not app.exception and not app.error, [*app.exception, *app.error]
+    return app
+
+
+def captions(app):
+    return " ".join(caption.value for caption in app.caption)
+
+
+@pytest.mark.parametrize("task", SPECS)
+def test_a_model_of_each_task_shows_what_its_head_gives(task, tmp_path, cache, monkeypatch):
+    app = opened(task, tmp_path, cache, monkeypatch)
+    charts = {chart.key for chart in app.get("plotly_chart")}
+    said = captions(app)
+    if task in ("segmentation", "detection"):
+        assert charts == {"viewer", "frames"} and len(app.dataframe) == 0
+        assert ("masks" if task == "segmentation" else "boxes") in app.info[0].value
+        return
+    assert app.dataframe[0].value["class"].isin(SPECS[task].classes).all()
+    assert ("temperature 1.50" in said) == (task == "classification")
+    assert ("Not calibrated" in said) == (task == "phases")
+    assert charts == {"viewer", "timeline"} | ({"phases"} if task == "phases" else set())
