@@ -10,7 +10,7 @@ from endofm_lab.tasks.released_metrics import (
     released_frame_presence,
     released_presence_counts,
 )
-from tests.tasks.released_goldens import golden_json
+from tests.model.released_goldens import golden_json
 
 TOY = golden_json("metrics_toy")
 FRAMES = [frame_boxes(true, found, scores) for true, _labels, found, scores in TOY["frames"]]
