@@ -48,7 +48,8 @@ def show_comparison(comparison: Comparison) -> None:
             + "\n".join(f"- {state.plain(reason)}" for reason in comparison.reasons)
         )
     head, rows = comparison.cells()
-    st.dataframe(pd.DataFrame(rows, columns=head), hide_index=True, width="stretch")
+    narrow = {"initialisation": st.column_config.TextColumn(width="medium")}
+    st.dataframe(pd.DataFrame(rows, columns=head), hide_index=True, width="stretch", column_config=narrow)
     st.plotly_chart(intervals(comparison), width="stretch", key="intervals", config={"displayModeBar": False})
     notes = [note for note in comparison.notes() if not note.startswith("Not ranked: ")]
     st.markdown("\n".join(f"- {state.plain(note)}" for note in notes))

@@ -23,9 +23,9 @@ def intervals(comparison: Comparison, metric: str | None = None, title: str = ""
         {"value": [v.value for v in values], "low": [v.low for v in values], "high": [v.high for v in values]}
     )
     figure = go.Figure(_dots(table, runs, name, PALETTE[0]))
-    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_yaxes(autorange="reversed", type="category", automargin=True)
     figure.update_xaxes(title_text=f"{name}, 95 % interval over patients")
-    figure.update_layout(title=title, height=190 + 36 * len(runs), showlegend=False)
+    figure.update_layout(title=title, height=130 + _top(title) + 36 * len(runs), margin_t=_top(title), showlegend=False)
     return tidy(figure)
 
 
@@ -51,7 +51,7 @@ def reliability(scores: Mapping[str, tuple[ArrayLike, ArrayLike]], n_bins: int =
         )
     figure.update_xaxes(range=[0, 1.03], title_text="mean confidence of a bin")
     figure.update_yaxes(range=[-0.03, 1.06], title_text="accuracy of the bin")
-    figure.update_layout(title=title, height=420)
+    figure.update_layout(title=title, height=340 + _top(title), margin_t=_top(title))
     return tidy(figure)
 
 
@@ -82,10 +82,14 @@ def classes(tables: Mapping[str, pd.DataFrame], title: str = "") -> go.Figure:
             dots = _dots(part, [names.get(c, c) for c in part["class"]], run, PALETTE[k % len(PALETTE)])
             dots.update(showlegend=column == 1, legendgroup=run, offsetgroup=run, orientation="h")
             figure.add_trace(dots, row=1, col=column)
-    figure.update_yaxes(autorange="reversed", type="category")
+    figure.update_yaxes(autorange="reversed", type="category", automargin=True)
     figure.update_xaxes(range=[-0.03, 1.03])
     figure.update_layout(
-        title=title, scattermode="group", height=140 + len(names) * (26 + 14 * len(tables)), showlegend=len(tables) > 1
+        title=title,
+        scattermode="group",
+        height=100 + _top(title) + len(names) * (26 + 14 * len(tables)),
+        margin_t=_top(title),
+        showlegend=len(tables) > 1,
     )
     return tidy(figure)
 
@@ -130,6 +134,11 @@ def ribbons(times_s: ArrayLike, answers: Mapping[str, ArrayLike], names: Sequenc
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
     )
     return tidy(figure)
+
+
+def _top(title: str) -> int:
+    """The margin above the axes in pixels: smaller where there is no title."""
+    return 80 if title else 30
 
 
 def _dots(table: pd.DataFrame, labels: Sequence[str], name: str, colour: str) -> go.Scatter:

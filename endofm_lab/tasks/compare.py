@@ -199,10 +199,10 @@ def why_not_ranked(runs: Sequence[Run]) -> list[str]:
                 reasons.append(_differs(f"test {key}", first, first.test[key], run, run.test[key]))
         ours, theirs = first.truth(), run.truth()
         if not ours.index.equals(theirs.index):
-            common = len(ours.index.intersection(theirs.index))
-            reasons.append(
-                f"test items differ: {first.run} has {len(ours)}, {run.run} has {len(theirs)}, {common} are common."
-            )
+            counts = f"test items differ: {first.run} has {len(ours)}, {run.run} has {len(theirs)}"
+            if run.test["fingerprint"] == first.test["fingerprint"]:  # else equal ids are not equal items
+                counts += f", {len(ours.index.intersection(theirs.index))} are common"
+            reasons.append(f"{counts}.")
         elif not _same(ours, theirs):
             reasons.append(f"the same test items have other patients or truths in {first.run} than in {run.run}.")
         before, after = _flat(first.protocol), _flat(run.protocol)
