@@ -86,7 +86,7 @@ def frame_timeline(prediction: VideoPrediction, time_s: float | None = None) -> 
     if time_s is not None:
         figure.add_vline(x=time_s, line={"color": "#444444", "dash": "dot", "width": 2})
     figure.update_xaxes(title_text="time in the video (s)", row=max(len(rows), 1), col=1)
-    figure.update_layout(height=100 + 170 * max(len(rows), 1), hovermode="closest")
+    figure.update_layout(height=80 + 160 * max(len(rows), 1), margin_t=20, hovermode="closest")
     return tidy(figure)
 
 
