@@ -1,5 +1,6 @@
 """`endofm-lab evaluate`."""
 
+import json as json_format
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ def evaluate(
     label: str = "label",
     clips: int = 3,
     split_name: str = "manifest",
+    json: bool = False,
 ) -> None:
     """Test a model on the rows of a manifest whose split is "test", and write a run for `endofm-lab compare`.
 
@@ -25,9 +27,15 @@ def evaluate(
         label: column that holds the class.
         clips: per row, their scores averaged, for classes.
         split_name: "manifest" for the column `split`, or NAME for `split_NAME`.
+        json: print the run's report as JSON.
     """
     from endofm_lab.cli.finetune import print_run
+    from endofm_lab.files import read_json
     from endofm_lab.tasks.evaluate import evaluate as run
+    from endofm_lab.tasks.runs import REPORT
 
     run(model, manifest, out, head, label, clips, split_name)
-    print_run(out)
+    if json:
+        print(json_format.dumps({"out": str(out), **read_json(out / REPORT)}, indent=2, ensure_ascii=False))
+    else:
+        print_run(out)
