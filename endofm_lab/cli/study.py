@@ -1,5 +1,6 @@
 """`endofm-lab study`."""
 
+import json as json_format
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ def study(
     fps: float | None = None,
     smooth: int = 9,
     labels: Path | None = None,
+    json: bool = False,
 ) -> None:
     """Scores for every frame of a whole study, and a report to confirm or reject what was found.
 
@@ -31,6 +33,7 @@ def study(
         fps: frames per second of a folder of frames; 25 if not given.
         smooth: frames of the running median that findings are cut from (odd; 1 does not smooth).
         labels: table of true labels (columns frame, label), to measure what smoothing does.
+        json: print the findings and counts as JSON.
     """
     from endofm_lab.study import DUPLICATE, UNREADABLE, run_study
     from endofm_lab.study_report import review_table, write_study_report
@@ -39,8 +42,13 @@ def study(
         video, model, out, skip_near_duplicates=skip_near_duplicates, resume=resume, batch=batch, fps=fps
     )
     report = write_study_report(result, out, smooth, labels)
-    review = review_table(result, smooth)
-    print(review.drop(columns=["decision", "remark"]).to_string(index=False, max_rows=24))
+    review = review_table(result, smooth).drop(columns=["decision", "remark"])
     skipped, lost = int((result.state == DUPLICATE).sum()), int((result.state == UNREADABLE).sum())
+    if json:
+        told = {"out": str(out), "report": str(report), "frames": len(result.state), "near_duplicates": skipped}
+        told |= {"unreadable": lost, "findings": json_format.loads(review.to_json(orient="records"))}
+        print(json_format.dumps(told, indent=2, ensure_ascii=False))
+        return
+    print(review.to_string(index=False, max_rows=24))
     print(f"\n{len(result.state):,} frames, {skipped:,} near-duplicates not scored, {lost:,} unreadable.")
     print(f"Report: {report}. For research only: not a medical device, not for diagnosis.")

@@ -242,8 +242,28 @@ def test_masks_of_another_size_or_not_binary_are_refused_with_the_count(phantom,
         read_examples(manifest, "train", head)
 
 
+def test_masks_that_jpeg_has_blurred_are_refused_by_name_with_the_count(phantom, tmp_path, capsys):
+    path = edited(phantom, tmp_path, lambda t: t)
+    manifest = read_manifest(path)
+    rows = manifest.rows("test")
+    folder = manifest.resolve(rows.loc[rows["label"] == "polyp", "masks"].iloc[0])
+    shown = [file for file in sorted(folder.iterdir()) if np.asarray(Image.open(file)).any()][:3]
+    for file in shown:
+        Image.open(file).convert("L").save(file.with_suffix(".jpg"), quality=75)
+        file.with_suffix(".jpg").replace(file)  # the names stay in order
+    assert main(["finetune", str(path), "--out", str(tmp_path / "run"), "--task", "segmentation"]) == 2
+    told = capsys.readouterr().err
+    assert "3 masks of test are not binary" in told and shown[0].name in told and folder.name in told
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
-    ("change", "message"), [({"x2_px": 65.0}, "1 boxes of .* lie outside"), ({"x2_px": -1.0}, "1 boxes of .* no area")]
+    ("change", "message"),
+    [
+        ({"x2_px": 65.0}, "1 boxes of .* lie outside"),
+        ({"x2_px": -1.0}, "1 boxes of .* no area"),
+        ({"y1_px": 8.0, "y2_px": 8.0}, "1 boxes of .* no area"),
+    ],
 )
 def test_boxes_outside_or_without_area_are_refused_with_the_count(phantom, tmp_path, change, message):
     path = edited(phantom, tmp_path, lambda t: t)

@@ -1,0 +1,90 @@
+"""What commands print for other programs is one JSON value, with the numbers that the library gives."""
+
+import json
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from endofm_lab.cli.main import main
+from endofm_lab.data.phantom_set import write_phantom
+from endofm_lab.files import read_json
+from endofm_lab.model.card import HeadSpec
+from endofm_lab.model.checkpoints import save_model
+from endofm_lab.model.video_model import build_frame_model
+from endofm_lab.tasks.finetune import finetune
+from endofm_lab.tasks.finetune_config import FinetuneConfig
+from endofm_lab.tasks.start import Start
+from endofm_lab.video.reader import write_video
+
+
+def refuse(constant: str):
+    raise AssertionError(f"{constant} is no JSON")
+
+
+@pytest.fixture
+def told(capsys):
+    def run(*args) -> dict:
+        assert main([*map(str, args), "--json"]) == 0
+        return json.loads(capsys.readouterr().out, parse_constant=refuse)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    return write_phantom(tmp_path_factory.mktemp("phantom"), "tiny", progress=False)
+
+
+@pytest.fixture(scope="module")
+def probe(phantom, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "probe"
+    list(finetune(FinetuneConfig(phantom, out, method="linear probe", start=Start("scratch", size="micro"), clips=1)))
+    return out
+
+
+def test_evaluation_and_comparison(phantom, probe, tmp_path, told):
+    model = probe / "seed-0" / "model"
+    result = told("evaluate", model, phantom, "--out", tmp_path / "again", "--clips", 1)
+    report = read_json(probe / "report.json")
+    assert result["out"] == str(tmp_path / "again") and result["task"] == "classification"
+    assert result["metrics"]["auc"]["value"] == pytest.approx(report["metrics"]["auc"]["value"], abs=1e-6)
+    compared = told("compare", probe, tmp_path / "again", "--out", tmp_path / "table")
+    assert {row["run"] for row in compared["runs"]} == {"probe", "again"} and compared["by"] == "f1"
+    assert not compared["ranked"] and compared["reasons"], "chosen on validation, and not said"
+    assert len(compared["written"]) == 3
+
+
+def test_embedding_and_the_check_of_a_manifest(phantom, probe, tmp_path, told):
+    store = told("embed", phantom, "--out", tmp_path / "store", "--model", probe / "seed-0" / "model")
+    assert store["clips"] == 40 and store["unreadable"] == []
+    assert 0 <= store["neighbour_purity"]["label"] <= 1 and sum(store["pca_explained"]) <= 1 + 1e-6
+    checked = told("data", "check", phantom)
+    assert checked["rows"] == 40 and checked["problems"] == []
+
+
+def test_a_study(tmp_path, told):
+    torch.manual_seed(0)
+    model = build_frame_model("vit_micro", {"finding": HeadSpec("multiclass", ("normal", "polyp"))})
+    save_model(model, tmp_path / "model")
+    frames = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3), dtype=np.uint8)
+    write_video(tmp_path / "study.mp4", frames, Fraction(12))
+    result = told("study", tmp_path / "study.mp4", "--out", tmp_path / "out", "--model", tmp_path / "model")
+    assert (result["frames"], result["near_duplicates"], result["unreadable"]) == (12, 0, 0)
+    assert result["report"] == str(tmp_path / "out" / "report.html")
+    assert all(finding["finding"] == "polyp" for finding in result["findings"])
+
+
+def test_a_score(tmp_path, told):
+    from endofm_lab.tasks.capsule_vision import CLASSES
+
+    images = [f"{i}.jpg" for i in range(20)]
+    classes = [CLASSES[i % 10] for i in range(20)]
+    sure = {given: ",".join(str(float(c == given)) for c in CLASSES) for given in CLASSES}
+    rows = [f"{name},{sure[given]}" for name, given in zip(images, classes, strict=True)]
+    (tmp_path / "p.csv").write_text("\n".join([",".join(["image", *CLASSES]), *rows]))
+    lines = [f"{name},{given}" for name, given in zip(images, classes, strict=True)]
+    (tmp_path / "l.csv").write_text("\n".join(["image,class", *lines]))
+    result = told("score", "capsule-vision", "--labels", tmp_path / "l.csv", "--probabilities", tmp_path / "p.csv")
+    assert set(result["class_wise_metrics"]) >= set(CLASSES)

@@ -1,0 +1,170 @@
+"""The heads of the paper from training to prediction, and the released layouts tested directly on official folders."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from endofm_lab.cli.main import main
+from endofm_lab.data.manifest import read_manifest
+from endofm_lab.data.phantom_set import PRESETS, write_phantom
+from endofm_lab.data.prepare import prepare
+from endofm_lab.data.recipes import load_recipe
+from endofm_lab.errors import UserError
+from endofm_lab.model.checkpoints import load_model
+from endofm_lab.predict import predict_video
+from endofm_lab.tasks.evaluate import evaluate
+from endofm_lab.tasks.finetune import finetune
+from endofm_lab.tasks.finetune_config import FinetuneConfig
+from endofm_lab.tasks.fitting import layer_groups
+from endofm_lab.tasks.runs import read_run
+from endofm_lab.tasks.scoring import answers
+from endofm_lab.tasks.start import Start
+from endofm_lab.tasks.targets import read_examples
+from tests.data.trees import build_tree
+from tests.model.released_goldens import small_detector_state, small_segmenter_state
+from tests.model.weight_layouts import polypdiag
+
+SCRATCH = Start("scratch", size="micro", n_frames=2)
+TASKS = {"transunet": "segmentation", "stft": "detection"}
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory):
+    return write_phantom(tmp_path_factory.mktemp("phantom"), "tiny", progress=False)
+
+
+def video_of(manifest: Path) -> Path:
+    return manifest.parent / read_manifest(manifest).rows("test")["video"].iloc[0]
+
+
+@pytest.mark.parametrize("head", TASKS)
+def test_a_fine_tuned_folder_loads_gives_its_run_again_and_predicts(phantom, tmp_path, head):
+    options = ["--task", TASKS[head], "--head", head, "--start", "scratch", "--size", "micro", "--n-frames", "2"]
+    options += ["--steps", "1", "--batch", "2", "--validate-every", "1"]
+    assert main(["finetune", str(phantom), "--out", str(tmp_path / "run"), *options]) == 0
+    folder = tmp_path / "run" / "seed-0" / "model"
+    run, model = read_run(tmp_path / "run"), load_model(folder)
+    (name, spec), *_ = model.card.heads.items()
+    assert spec.form == head and ("TransUNet" if head == "transunet" else "STFT") in run.method
+    again = answers(model, name, read_examples(read_manifest(phantom), "test", spec), 1)
+    written = run.predictions
+    if head == "transunet":
+        np.testing.assert_allclose(again["iou"], written["iou"], atol=1e-6)
+    else:
+        for ours, theirs in zip(again["scores"], written["scores"], strict=True):
+            np.testing.assert_allclose(np.array(ours, float), np.array(theirs, float), atol=1e-6)
+        raw = model.predict(torch.zeros(1, 3, 2, 64, 64))[name]
+        assert all(len(scores) for _, scores, _ in model.heads[name].decode(raw, min_score=0.0)[0])
+    found = predict_video(video_of(phantom), folder, every_frame=True, progress=False)
+    size = PRESETS["tiny"].size_px
+    if head == "transunet":
+        assert found.masks.shape == (PRESETS["tiny"].n_frames, 1, size, size)
+    else:
+        assert found.masks is None and list(found.classes) == [name]
+
+
+def test_a_released_segmenter_gives_a_mask_for_every_frame_and_for_an_image(phantom, tmp_path):
+    torch.save(small_segmenter_state(), tmp_path / "cvc.pth")
+    found = predict_video(video_of(phantom), tmp_path / "cvc.pth", progress=False)
+    assert found.masks.shape == (PRESETS["tiny"].n_frames, 1, 64, 64) and found.classes == {"mask": ["polyp"]}
+    masks = read_manifest(phantom).rows("test")["masks"].iloc[0]
+    image = sorted((phantom.parent / masks).iterdir())[0]  # any picture will do
+    assert predict_video(image, tmp_path / "cvc.pth", progress=False).masks.shape == (1, 1, 64, 64)
+
+
+def test_a_new_stem_learns_as_fast_as_the_head_and_every_tensor_is_in_one_group():
+    from endofm_lab.model.card import HeadSpec
+
+    model = SCRATCH.build("mask", HeadSpec("mask", ("lesion",), form="transunet"), seed=0)
+    groups = layer_groups(model, 0.5)
+    assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())
+    scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
+    named = {name: scale[id(p)] for name, p in model.named_parameters()}
+    assert named["backbone.stem.conv.weight"] == named["heads.mask.out.weight"] == 1
+    assert named["backbone.blocks.0.mlp.fc1.weight"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "detection", "head": "transunet"}, "'transunet' for detection"),
+        ({"task": "classification", "head": "stft"}, "'stft' for classification"),
+        ({"task": "segmentation", "head": "transunet", "method": "frozen"}, "choose 'full'"),
+    ],
+)
+def test_heads_that_do_not_go_with_task_or_method_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        FinetuneConfig(Path("m.csv"), Path("out"), **settings)
+
+
+def official(name: str, root: Path, cut: str = "no") -> Path:
+    """A manifest prepared by the recipe from a made tree in the official layout."""
+    recipe = load_recipe(name)
+    build_tree(recipe, recipe.layouts[0], root / "disk")
+    for file in (root / "disk").rglob("*.xml"):  # the made trees know one class
+        file.write_text(file.read_text().replace(">polyp<", ">adenomatous<"))
+    fps = 25 if cut != "no" else None
+    return prepare(
+        name, root / "disk", root / "out", cut=cut, workers=1, layout=recipe.layouts[0].name, fps=fps
+    ).manifest
+
+
+def write_released(name: str, path: Path) -> Path:
+    if name == "polypdiag":
+        return polypdiag(path)
+    state = small_segmenter_state() if name == "cvc-clinicdb" else {"model": small_detector_state()}
+    torch.save(state, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "cut"),
+    [("polypdiag", "classification", "no"), ("cvc-clinicdb", "segmentation", "no"), ("kumc", "detection", "windows")],
+)
+def test_direct_testing_of_released_layouts_on_official_folders(name, task, cut, tmp_path, capsys):
+    manifest = official(name, tmp_path, cut)
+    weights = write_released(name, tmp_path / "released.pth")
+    assert main(["evaluate", str(weights), str(manifest), "--out", str(tmp_path / "run"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    run = read_run(tmp_path / "run")
+    assert run.task == told["task"] == task and "CANNOT TELL" in told["audit"]["verdict"]
+    rows = read_manifest(manifest).rows("test")
+    assert len(rows) and {row.split(":")[0] for row in run.predictions["row"].astype(str)} == set(
+        map(str, range(len(rows)))
+    )
+
+
+def test_the_overlap_of_a_released_split_is_told_by_evaluation_and_fine_tuning(tmp_path, capsys):
+    manifest = read_manifest(official("cvc-clinicdb", tmp_path))
+    table = manifest.table.assign(split_paper=["train|test", "test"][: len(manifest.table)])
+    from endofm_lab.data.manifest import write_manifest
+
+    path = write_manifest(table, manifest.root / "leaking.csv").path
+    torch.save(small_segmenter_state(), tmp_path / "cvc.pth")
+    run = evaluate(tmp_path / "cvc.pth", path, tmp_path / "run", split_name="paper")
+    assert "LEAKAGE: 1 of 2 test rows" in run.audit["verdict"] and len(run.audit["findings"]) > 1
+    config = FinetuneConfig(path, tmp_path / "fit", task="segmentation", start=SCRATCH, split_name="paper")
+    with pytest.raises(UserError, match=r"no rows of val.*LEAKAGE: 1 of 2 test rows"):
+        next(finetune(config))
+
+
+@pytest.mark.real_data
+def test_the_released_cvc_12k_split_is_told_to_share_7_of_9_sequences_and_121_of_171_frames(tmp_path, capsys):
+    if "ENDOFM_LAB_DATA" not in os.environ:
+        pytest.skip("ENDOFM_LAB_DATA is not set: the masks of CVC-ClinicDB are not here.")
+    root = Path(os.environ["ENDOFM_LAB_DATA"]) / "cvc-clinicdb-masks"
+    manifest = prepare("cvc-clinicdb", root, tmp_path / "out", layout="masks-only", workers=1).manifest
+    table = read_manifest(manifest).table
+    listed = pd.read_csv(root / "frame_to_sequence.csv", dtype=str).set_index("frame")["sequence"]
+    assert table["sequence"].tolist() == listed.loc[table["frame"].astype(str)].tolist() and len(table) == 612
+    assert main(["audit", str(manifest), "--split", "endo-fm-released"]) == 0
+    told = capsys.readouterr().out
+    assert "121 of 171 test rows (70.8 %)" in told and "7 of 9" in told.replace("the ", "")
+    options = ["--task", "segmentation", "--split-name", "endo-fm-released", "--out", str(tmp_path / "run")]
+    assert main(["finetune", str(manifest), *options]) == 2
+    assert "LEAKAGE: 121 of 171 test rows" in capsys.readouterr().err
