@@ -136,7 +136,9 @@ def test_runs_of_two_methods_on_one_manifest_are_ranked(phantom, probe, tmp_path
     assert "difference to the first" in compared.to_markdown()
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
+@pytest.mark.parametrize(
+    "stop_after", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_one_that_was_not(phantom, tmp_path, stop_after):
     whole, stopped = full(phantom, tmp_path / "whole"), full(phantom, tmp_path / "stopped")
     list(finetune(whole))

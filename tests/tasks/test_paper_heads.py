@@ -124,7 +124,11 @@ def write_released(name: str, path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "task", "cut"),
-    [("polypdiag", "classification", "no"), ("cvc-clinicdb", "segmentation", "no"), ("kumc", "detection", "windows")],
+    [
+        ("polypdiag", "classification", "no"),
+        ("cvc-clinicdb", "segmentation", "no"),
+        pytest.param("kumc", "detection", "windows", marks=pytest.mark.slow),
+    ],
 )
 def test_direct_testing_of_released_layouts_on_official_folders(name, task, cut, tmp_path, capsys):
     manifest = official(name, tmp_path, cut)
