@@ -23,6 +23,7 @@ def test_a_click_in_the_time_line_moves_the_viewer_to_that_clip(page, app_url):
     page.goto(app_url)
     page.wait_for_selector("text=Click a marker", timeout=120_000)
     settled(page)
+    page.wait_for_selector(".scatterlayer .trace .points path", state="attached", timeout=60_000)
     before = shown_frame(page)
     markers = page.locator(".scatterlayer .trace .points path")
     assert markers.count() > 10
@@ -37,6 +38,7 @@ def test_the_viewer_shows_the_frame_with_its_generated_label(page, app_url):
     page.goto(app_url)
     page.wait_for_selector("text=Generated picture", timeout=120_000)
     settled(page)
+    page.wait_for_selector(".js-plotly-plot image", state="attached", timeout=60_000)
     assert page.locator(".imagelayer image, .imagelayer-above image, .im image").count() >= 1
     assert page.locator("text=For research only").count() >= 1
     assert page.locator("[data-testid=stException]").count() == 0
