@@ -1,14 +1,12 @@
 """A data set of the phantom on disk: videos, masks, boxes and a manifest, split by patient."""
 
 import json
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from os import cpu_count
 from pathlib import Path
 
 import pandas as pd
-import torch
+from joblib import Parallel, delayed, parallel_config
 from PIL import Image
 from tqdm import tqdm
 
@@ -64,14 +62,13 @@ def write_phantom(out: str | Path, preset: str = "tutorial", seed: int = 0, prog
     manifest = out / "manifest.csv"
     if manifest.exists():
         return manifest
-    boxes: dict[str, list[dict]] = {}
-    workers = min(cpu_count() or 1, 4)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-        running: dict[Future, str] = {pool.submit(_write_clip, spec, name, out): name for name, _, spec in plan}
-        with tqdm(total=len(plan), unit="clip", desc="phantom", disable=not progress) as bar:
-            for done in as_completed(running):
-                boxes[running[done]] = done.result()
-                bar.update()
+    # Workers that do not load the running script again, as those of multiprocessing do: it may be a page of the app.
+    with parallel_config(backend="loky", inner_max_num_threads=1):
+        drawn = Parallel(n_jobs=min(cpu_count() or 1, 4), return_as="generator")(
+            delayed(_write_clip)(spec, name, out) for name, _, spec in plan
+        )
+        bar = tqdm(drawn, total=len(plan), unit="clip", desc="phantom", disable=not progress)
+        boxes = dict(zip((name for name, _, _ in plan), bar, strict=True))
     with atomic_path(out / "boxes.csv") as temporary:
         pd.DataFrame([box for name in sorted(boxes) for box in boxes[name]]).to_csv(temporary, index=False)
     (out / "README.txt").write_text(NOTICE + "\n", encoding="utf-8")
@@ -114,10 +111,6 @@ def clips_of(size: PhantomSet, seed: int) -> list[tuple[str, str, PhantomSpec]]:
                 clips.append((f"p{patient:04d}_{finding}_{motion}", split, spec))
             patient += 1
     return clips
-
-
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _write_clip(spec: PhantomSpec, name: str, out: Path) -> list[dict]:

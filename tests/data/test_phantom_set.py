@@ -1,6 +1,10 @@
+import sys
+from types import ModuleType
+
 import numpy as np
 import pandas as pd
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.data.phantom_set import PRESETS, clips_of, write_phantom
@@ -22,6 +26,17 @@ def test_every_row_leads_to_a_video_with_as_many_masks(phantom):
         with open_video(manifest.resolve(row.video)) as video, open_video(manifest.resolve(row.masks)) as masks:
             assert video.info.n_frames == masks.info.n_frames == size.n_frames
             assert float(video.info.fps) == 24
+
+
+def test_the_workers_do_not_run_the_script_that_called(tmp_path, monkeypatch):
+    """That script may be a page of the app, which nothing but the app can run."""
+    page = ModuleType("__main__")
+    page.__file__, page.__spec__ = str(tmp_path / "page.py"), None
+    (tmp_path / "page.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise RuntimeError('run again')")
+    get_reusable_executor().shutdown(wait=True)  # workers of an earlier test know nothing of this page
+    monkeypatch.setitem(sys.modules, "__main__", page)
+    assert write_phantom(tmp_path / "phantom", "tiny", progress=False).exists()
+    assert not (tmp_path / "ran").exists()
 
 
 def test_what_is_written_is_what_was_drawn(phantom):
