@@ -144,10 +144,9 @@ if path is None:
 try:
     prediction = state.prediction(path, model_name, every_frame)
     heads = state.model(model_name, state.stamp(model_name)).card.heads
-    trained_on = prediction.provenance["training_data"]
     if generated:
         st.caption("The video below is **generated**. It shows no patient.")
-    elif trained_on.get("generated", trained_on.get("description") == "phantom"):
+    elif prediction.provenance["training_data"].get("generated"):
         st.warning("This model was trained on generated video only: on a real one its scores mean nothing yet.")
     left, right = st.columns([3, 2], gap="large")
     with left:

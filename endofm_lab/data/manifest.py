@@ -46,6 +46,11 @@ class Manifest:
         """The labels that occur, sorted; rows without a label do not count."""
         return sorted(set(self.table["label"]) - {""})
 
+    @property
+    def generated(self) -> bool:
+        """Whether every row comes from the phantom: generated pictures, no patients."""
+        return bool((self.table["dataset"] == "phantom").all())
+
     def rows(self, split: str | None = None) -> pd.DataFrame:
         """The rows of one split, or all of them, in their order.
 

@@ -219,7 +219,7 @@ class _Pretraining:
                 "description": f"{len(self.corpus)} clips of {self.corpus.n_files} videos, without labels",
                 "fingerprint": self.manifest.fingerprint,
                 "split": c.split or "pretrain, train and rows without a split",
-                "generated": bool((self.manifest.table["dataset"] == "phantom").all()),
+                "generated": self.manifest.generated,
             },
             audit=audit(self.manifest, progress=False).verdict,
             metrics=tuple(self._metrics()),

@@ -209,6 +209,7 @@ class _Job:
             data={
                 "description": names,
                 "fingerprint": self.manifest.fingerprint,
+                "generated": self.manifest.generated,
                 "split": f"{config.split_name}: trained on train, chosen on validation, tested once on test",
             },
             audit=self.verdict,

@@ -33,6 +33,11 @@ def test_what_is_written_is_read_back(tmp_path, kind):
     assert back.table["device"].tolist() == ["s1", "s2", ""]
 
 
+@pytest.mark.parametrize(("datasets", "generated"), [(["phantom"] * 3, True), (["phantom", "x", "phantom"], False)])
+def test_only_a_manifest_of_nothing_but_phantoms_is_generated(tmp_path, datasets, generated):
+    assert write_manifest(table(dataset=datasets), tmp_path / "m.csv").generated is generated
+
+
 def test_the_fingerprint_is_that_of_the_content(tmp_path):
     first = write_manifest(table(), tmp_path / "a.csv")
     other_order = write_manifest(table().iloc[[2, 0, 1]][sorted(table())], tmp_path / "b.parquet")

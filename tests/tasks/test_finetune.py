@@ -69,6 +69,7 @@ def test_a_linear_probe_leaves_a_run_and_a_model_that_gives_its_scores(phantom, 
     np.testing.assert_allclose(scores, written, atol=1e-6)
     np.testing.assert_allclose(written.sum(1), 1, atol=1e-6)
     assert model.card.audit and model.card.data["fingerprint"] == manifest.fingerprint
+    assert model.card.data["generated"] is True
     assert {m["name"] for m in model.card.metrics} >= {"f1", "auc"}
 
 
