@@ -190,8 +190,7 @@ def _notice_time(backbone: VideoTransformer) -> None:
 
     With the usual start (embeddings and weights of 0.02, ``temporal_fc`` of zeros) attention in time is uniform, so
     what it adds does not depend on the frames' order, and a label that is nothing but order has no gradient to begin
-    with. Larger time embeddings, queries and keys give every head its own
-    weights over the frames.
+    with. Larger time embeddings, queries and keys give every head its own weights over the frames.
     """
     nn.init.normal_(backbone.time_embed, std=0.7)
     nn.init.normal_(backbone.pos_embed, std=0.2)
@@ -363,14 +362,15 @@ def _motion_of_one_frame(model: VideoModel, frame: Tensor) -> int:
 
 def carded(model: VideoModel, manifest: Manifest, config: DemoConfig, metrics: dict[str, Interval]) -> VideoModel:
     """The model with a card that says what it was trained on and what it reached."""
-    command = f"endofm-lab demo train --seed {config.seed}"
+    command = f"endofm-lab demo evaluate --seed {config.seed}"
     card = replace(
         model.card,
         data={
             "description": "Phantom, preset demo: generated endoscopy-like video",
             "fingerprint": manifest.fingerprint,
             "generated": True,
-            "split": "by patient: train, val, test; trained on train, measured once on test",
+            "split": "by patient: train, val, test; trained on train, measured on test, which was in view when the "
+            "length of the training was chosen",
         },
         metrics=tuple(
             Metric(

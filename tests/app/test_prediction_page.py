@@ -1,5 +1,6 @@
 """The prediction page without a browser: what a person chooses and what the page then shows."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,14 @@ def test_the_first_page_shows_a_generated_sample_with_its_scores(app):
     assert "Generated picture" in captions(app)
     assert [table.value.columns.tolist() for table in app.dataframe] == [["class", "score"]] * 2
     assert "For research only" in captions(app)
+
+
+def test_a_marker_of_the_time_line_carries_clip_start_and_end_as_a_plain_list(app):
+    """A browser hands rows of typed arrays back as dicts."""
+    chart = next(chart for chart in app.run().get("plotly_chart") if chart.key == "timeline")
+    for trace in json.loads(chart.proto.spec)["data"]:
+        assert isinstance(trace["customdata"], list)
+        assert all(isinstance(row, list) and len(row) == 3 for row in trace["customdata"])
 
 
 def test_the_slider_moves_the_viewer_to_exactly_that_frame(app):
