@@ -5,7 +5,6 @@ polyp.mp4 -> sliding clips -> model -> scores per clip, masks and boxes per fram
 
 import hashlib
 from collections.abc import Generator, Iterator
-from copy import deepcopy
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -20,6 +19,7 @@ from endofm_lab.files import read_json, sha256_of, write_json
 from endofm_lab.model.checkpoints import load_model
 from endofm_lab.model.detector import StftBoxHead
 from endofm_lab.model.heads import BoxHead
+from endofm_lab.model.inference import for_inference
 from endofm_lab.model.precision import automatic_dtype
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.prediction import Part, VideoPrediction, assemble, load_prediction
@@ -101,7 +101,7 @@ def prediction_steps(
         raise UserError(f"precision is {precision!r}; choose one of {', '.join(get_args(Precision))}.")
     first = next(model.parameters())
     dtype = automatic_dtype(first.device) if precision == "auto" else torch.float32
-    network = model if first.dtype == dtype else deepcopy(model).to(dtype)  # the caller's model stays as it is
+    network = for_inference(model, dtype)
     with open_video(path) as reader:
         request = {
             "video": _fingerprint(Path(path)),

@@ -21,6 +21,7 @@ from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.model.checkpoints import load_model
+from endofm_lab.model.inference import for_inference
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.video.clips import clip_indices
 from endofm_lab.video.reader import open_video
@@ -111,7 +112,8 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
     )
     log = out / "done.jsonl"  # per finished batch: its rows' times and errors; a torn last line does not count
     told = _finished(log)
-    device = next(model.parameters()).device
+    first = next(model.parameters())
+    backbone = for_inference(model.backbone, first.dtype)
     while len(told) < N:
         batch, clips = [], []
         for at in range(len(told), min(len(told) + batch_clips, N)):
@@ -124,7 +126,7 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
                 batch.append({"time_s": None, "error": error.reason})
         if clips:
             with torch.inference_mode():
-                found = model.backbone(torch.cat([pixels for _, pixels in clips]).to(device)).cls
+                found = backbone(torch.cat([pixels for _, pixels in clips]).to(first.device)).cls
             vectors[[at for at, _ in clips]] = found.float().cpu().numpy()
         vectors.flush()
         with log.open("a", encoding="utf-8") as file:

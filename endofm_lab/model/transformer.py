@@ -23,6 +23,7 @@ from endofm_lab.model.adapters import STAdapter
 
 AttentionKind = Literal["divided", "space_only", "joint"]
 ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
+Axis = Literal["space", "time"]
 
 
 @dataclass(frozen=True)
@@ -132,31 +133,43 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(
-        self, x: Tensor, axis: Literal["space", "time"], maps: bool, then: nn.Linear | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Tokens ``(B, T, N, D)``, and if ``maps`` the softmax, float32, rows summing to 1: ``(B, T, heads, N, N)``
-        over space, ``(B, N, heads, T, T)`` over time. ``then`` is a linear map that follows at once.
+    def forward(self, x: Tensor, axis: Axis, maps: bool, then: nn.Linear | None = None) -> tuple[Tensor, Tensor | None]:
+        """Tokens ``(B, T, N, D)``, and the softmax of `attend` if ``maps``. ``then`` is a linear map that follows."""
+        y, softmax = attend(self.qkv(x), self.heads, axis, maps)
+        return F.linear(y, *self.output(then)), softmax
+
+    def output(self, then: nn.Linear | None = None) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the output, merged with those of the linear map ``then`` that follows.
+
+        Two linear maps in a row are one; D^3 products to merge them spare B T N D^2.
         """
-        B = x.shape[0]
-        batch, sequence = ("b t", "n") if axis == "space" else ("b n", "t")
-        q, k, v = rearrange(self.qkv(x), f"b t n (three k d) -> three ({batch}) k {sequence} d", three=3, k=self.heads)
-        # Reading q, k, v where they lie, the fused kernel is the faster one on CPUs too, but for bfloat16 over time and
-        # for its backward pass.
-        slow = q.device.type == "cpu" and (q.requires_grad or (axis == "time" and q.dtype == torch.bfloat16))
-        if maps or slow:
-            at_least_float32 = torch.promote_types(q.dtype, torch.float32)
-            softmax = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1, dtype=at_least_float32)
-            y = softmax.to(v.dtype) @ v
-        else:
-            y = F.scaled_dot_product_attention(q, k, v)
-        y = rearrange(y, f"({batch}) k {sequence} d -> b t n (k d)", b=B)
         weight: Tensor = self.proj.weight
         bias: Tensor = self.proj.bias
-        if then is not None:  # two linear maps in a row are one; D^3 products to merge them spare B T N D^2
-            weight, bias = then.weight @ weight, F.linear(bias, then.weight, then.bias)
-        y = F.linear(y, weight, bias)
-        return y, rearrange(softmax, "(b s) k i j -> b s k i j", b=B) if maps else None
+        if then is None:
+            return weight, bias
+        return then.weight @ weight, F.linear(bias, then.weight, then.bias)
+
+
+def attend(qkv: Tensor, heads: int, axis: Axis, maps: bool) -> tuple[Tensor, Tensor | None]:
+    """Softmax attention along one axis, for queries, keys and values ``(B, T, N, 3 D)``.
+
+    Returns:
+        Mixed values ``(B, T, N, D)``, and if ``maps`` the softmax, at least float32, rows summing to 1:
+        ``(B, T, heads, N, N)`` over space, ``(B, N, heads, T, T)`` over time.
+    """
+    batch, sequence = ("b t", "n") if axis == "space" else ("b n", "t")
+    q, k, v = rearrange(qkv, f"b t n (three k d) -> three ({batch}) k {sequence} d", three=3, k=heads)
+    # Reading q, k, v where they lie, the fused kernel is the faster one on CPUs too, but for bfloat16 over time and
+    # for its backward pass.
+    slow = q.device.type == "cpu" and (q.requires_grad or (axis == "time" and q.dtype == torch.bfloat16))
+    if maps or slow:
+        at_least_float32 = torch.promote_types(q.dtype, torch.float32)
+        softmax = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1, dtype=at_least_float32)
+        y = softmax.to(v.dtype) @ v
+    else:
+        y = F.scaled_dot_product_attention(q, k, v)
+    y = rearrange(y, f"({batch}) k {sequence} d -> b t n (k d)", b=len(qkv))
+    return y, rearrange(softmax, "(b s) k i j -> b s k i j", b=len(qkv)) if maps else None
 
 
 class MLP(nn.Module):

@@ -7,7 +7,6 @@ softmax everywhere, eager and in float32. It is the oracle of tests/model/test_t
 
 import json
 import time
-from copy import deepcopy
 from pathlib import Path
 from statistics import median
 
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from endofm_lab.model.inference import for_inference
 from endofm_lab.model.precision import automatic_dtype
 from endofm_lab.model.transformer import build_backbone
 from tests.goldens.weights_from_names import input_for, state_dict_for
@@ -120,11 +120,11 @@ def test_base_against_the_textbook():
         backbone = build_backbone("base").eval()
     backbone.load_state_dict(weights, assign=True)
     dtype = automatic_dtype()
-    quick = deepcopy(backbone).to(dtype)
+    exact, quick = for_inference(backbone, torch.float32), for_inference(backbone, dtype)
     calls = {
         "textbook": lambda: textbook_backbone(clip, weights, heads=12)[:2],
-        "float32": lambda: backbone(clip),
-        "float32, all maps": lambda: backbone(clip, attention=True),
+        "float32": lambda: exact(clip),
+        "float32, all maps": lambda: exact(clip, attention=True),
         "automatic": lambda: quick(clip),
         "automatic, all maps": lambda: quick(clip, attention=True),
     }

@@ -1,0 +1,77 @@
+"""Video transformers arranged for inference on CPUs: the same equations in fewer passes over memory.
+
+oneDNN wants weights in an order of its own and brings them into it in every call; here that is done once. What follows
+a product number by number, GELU or the residual, is computed while the number is still at hand.
+"""
+
+from copy import deepcopy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from endofm_lab.model.transformer import Block, VideoTransformer, attend
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def for_inference(model: M, dtype: torch.dtype) -> M:
+    """A copy of a model that computes in ``dtype``, and on CPUs with oneDNN in fewer passes; the model stays as it is.
+
+    The copy's answers are the model's up to rounding, but its blocks have no parameters: it cannot be trained or saved.
+    Models with adapters and image models are copied without rearrangement.
+    """
+    quick = deepcopy(model).to(dtype).eval()
+    on_cpu = next(quick.parameters()).device.type == "cpu" and torch.backends.mkldnn.is_available()
+    for backbone in list(quick.modules()):
+        if on_cpu and isinstance(backbone, VideoTransformer) and not backbone.config.adapter:
+            for i, block in enumerate(backbone.blocks):
+                backbone.blocks[i] = PackedBlock(block)  # type: ignore[arg-type]
+    return quick
+
+
+class PackedBlock(nn.Module):
+    """`Block` without gradients: the same tokens and maps."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.heads, self.divided = block.attn.heads, block.divided
+        if self.divided:
+            self.temporal_norm1 = block.temporal_norm1
+            self.temporal_qkv = _Linear(block.temporal_attn.qkv.weight, block.temporal_attn.qkv.bias)
+            self.temporal_output = _Linear(*block.temporal_attn.output(then=block.temporal_fc))
+        self.norm1, self.norm2 = block.norm1, block.norm2
+        self.qkv = _Linear(block.attn.qkv.weight, block.attn.qkv.bias)
+        self.output = _Linear(*block.attn.output())
+        self.fc1 = _Linear(block.mlp.fc1.weight, block.mlp.fc1.bias)
+        self.fc2 = _Linear(block.mlp.fc2.weight, block.mlp.fc2.bias)
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, maps: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """As `Block.forward`: ``(B, T, 1 + N, D)`` -> the same shape, maps over space, maps over time."""
+        temporal = None
+        if self.divided:  # CLS goes along, one row in 197, and is put back: cheaper than to cut it off and sew it on
+            cls = x[:, :, 0].clone()
+            y, temporal = attend(self.temporal_qkv(self.temporal_norm1(x)), self.heads, "time", maps)
+            x = self.temporal_output(y, add=x)
+            x[:, :, 0] = cls
+            temporal = temporal[:, 1:] if temporal is not None else None
+        y, spatial = attend(self.qkv(self.norm1(x)), self.heads, "space", maps)
+        x = self.output(y, add=x)
+        if self.divided:  # the copies of CLS were equal: the mean of the sums is the sum with the mean
+            x[:, :, 0] = x[:, :, 0].mean(dim=1, keepdim=True)
+        return self.fc2(self.fc1(self.norm2(x), gelu=True), add=x), spatial, temporal
+
+
+class _Linear:
+    """A linear map with its weight in oneDNN's order."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
+        self.bias = bias.detach()
+
+    def __call__(self, x: Tensor, gelu: bool = False, add: Tensor | None = None) -> Tensor:
+        """``(..., D)`` -> ``(..., D')``, with an exact GELU behind it, or with ``add`` ``(..., D')`` added to it."""
+        if add is not None:
+            return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, "add")
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu" if gelu else "none", [], "none")
