@@ -173,7 +173,7 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
 
 def _bell(x: Tensor) -> Tensor:
     """exp(-x^2), without the denormal numbers of its tails, which processors are slow with."""
-    return torch.exp(-(x * x).clamp(max=40))
+    return (x * x).clamp_(max=40).neg_().exp_()
 
 
 def _generator(*names: object) -> torch.Generator:
@@ -301,15 +301,15 @@ def _draw(spec: PhantomSpec, mucosa: _Mucosa, scene: _Scene, at: slice) -> tuple
     film = F.grid_sample(
         mucosa.texture[:, 3:].expand(len(s), -1, -1, -1), _grid(1.9 * s, phi + 0.5 * z), align_corners=False
     )[:, 0]
-    spark = torch.sigmoid(26 * (film + 0.30 * turned - 0.98)) * fall.clamp(max=1) + gloss
-    picture = picture + (0.75 * spark.clamp(max=1))[:, None]
+    spark = (26 * (film + 0.30 * turned - 0.98)).sigmoid_().mul_(fall.clamp(max=1)) + gloss
+    picture += (0.75 * spark.clamp(max=1))[:, None]
     axis = (torch.arange(n) + 0.5) / n * 2 - 1
     for bubble in scene.bubbles:
         bubble.draw_on(picture, axis, at)
     picture = _device(picture, spec, scene, axis, at)
     edge = _aperture(spec.device, axis)
-    picture = torch.where(edge, picture, 0.015).clamp(0, 1)
-    return (picture * 255).round().byte().permute(0, 2, 3, 1).contiguous(), seen & edge
+    picture = torch.where(edge, picture, 0.015).clamp_(0, 1).mul_(255).round_().byte()
+    return picture.permute(0, 2, 3, 1).contiguous(), seen & edge
 
 
 def _geometry(n: int, lens: float, mucosa: _Mucosa, scene: _Scene, at: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -330,10 +330,13 @@ def _geometry(n: int, lens: float, mucosa: _Mucosa, scene: _Scene, at: slice) ->
 
 def _grid(s: Tensor, phi: Tensor) -> Tensor:
     """Places on the wall as coordinates (t, H, W, 2) of the texture padded by one pixel on every side."""
+
+    def wrapped(turns: Tensor, cells: int) -> Tensor:
+        """The place after that many turns of a texture with that many cells, in -1..1 of the padded one."""
+        return (turns - turns.floor()).mul_(2 * cells / (cells + 2)).add_(2 / (cells + 2) - 1)
+
     S, P = _TEXTURE_PX
-    down = torch.remainder(s * (S / _PERIOD), S) * (2 / (S + 2)) + (2 / (S + 2) - 1)
-    across = torch.remainder(phi * (P / (2 * math.pi)), P) * (2 / (P + 2)) + (2 / (P + 2) - 1)
-    return torch.stack([across, down], dim=-1)
+    return torch.stack([wrapped(phi / (2 * math.pi), P), wrapped(s / _PERIOD, S)], dim=-1)
 
 
 def _finding(
@@ -346,21 +349,22 @@ def _finding(
     u = scene.finding_shape
     size = {"polyp": 0.34, "ulcer": 0.34, "bleeding": 0.38}[finding] + 0.16 * u[0]
     stretch = 0.85 + 0.35 * u[1]
-    around = torch.remainder(phi - scene.finding_phi + math.pi, 2 * math.pi) - math.pi
+    turns = (phi - scene.finding_phi) / (2 * math.pi)
+    around = (turns - turns.round()).mul_(2 * math.pi)
     a, b = around * (0.62 * stretch / size), (s - scene.finding_s) / (size * stretch)
     grid = torch.stack([a, b], dim=-1) / 4
     rim = F.grid_sample(scene.ripple.expand(len(s), -1, -1, -1), grid, padding_mode="reflection", align_corners=False)
     uneven = {"polyp": 0.07, "ulcer": 0.16, "bleeding": 0.30}[finding]
     d = (a * a + b * b).sqrt() * (1 + uneven * rim[:, 0])
     inside = d < 1
-    soft = torch.sigmoid((1 - d) * 14)
+    soft = ((1 - d) * 14).sigmoid_()
     gloss = torch.zeros(())
     if finding == "polyp":
         # A dome: bright on the side towards the camera (smaller s), dark behind; a dark rim, a shadow on the wall.
-        height = (1 - d.clamp(max=1) ** 2).clamp(min=0).sqrt()
-        shadow = torch.sigmoid((1.4 - d) * 9) * torch.sigmoid((b - 0.45) * 6) * (1 - soft)
-        bump = soft * (0.34 * height - 0.62 * b * (1.25 - 0.6 * height) - 0.16) - 0.5 * shadow
-        bump = bump - 0.22 * _bell((d - 1) / 0.10)
+        height = (1 - d * d).clamp_(min=0).sqrt_()
+        shadow = ((1.4 - d) * 9).sigmoid_() * ((b - 0.45) * 6).sigmoid_() * (1 - soft)
+        bump = soft * (0.34 * height - 0.62 * b * (1.25 - 0.6 * height) - 0.16)
+        bump.sub_(shadow, alpha=0.5).sub_(_bell((d - 1) / 0.10), alpha=0.22)
         tint = torch.tensor([0.98 - 0.10 * u[2], 0.52 + 0.24 * u[3], 0.56 + 0.28 * u[4]])
         painted = (mucosa.base * tint)[None, :, None, None] * (1 + 0.10 * rim[:, 1])[:, None]
         gloss = 0.7 * _bell(((a - 0.2) ** 2 + (b + 0.42) ** 2) / 0.022) * inside
@@ -374,8 +378,7 @@ def _finding(
         painted = torch.tensor([0.42, 0.022, 0.018])[None, :, None, None] * (1 + 0.16 * rim[:, 1])[:, None]
         bump = torch.zeros(())
         gloss = 0.45 * torch.sigmoid(9 * (rim[:, 1] - 1.5)) * inside
-    colour = soft[:, None] * painted + (1 - soft[:, None]) * colour
-    return inside & (z < 3.4), colour, bump, gloss
+    return inside & (z < 3.4), colour.lerp(painted, soft[:, None]), bump, gloss
 
 
 def _aperture(device: int, axis: Tensor) -> Tensor:
@@ -391,14 +394,18 @@ def _device(picture: Tensor, spec: PhantomSpec, scene: _Scene, axis: Tensor, at:
     """White balance, vignette, exposure, sharpness and noise of a device; (t, 3, H, W) in about 0..1."""
     balance = torch.tensor([[1.00, 1.00, 1.00], [1.05, 0.97, 0.88], [0.94, 1.03, 1.10]][spec.device])
     vignette = 1 - (0.22, 0.14, 0.28)[spec.device] * (axis[None, :] ** 2 + axis[:, None] ** 2)
-    picture = picture * (1.25 * balance[:, None, None] * vignette)
-    picture = picture / (1 + 0.34 * picture.clamp(min=0))  # highlights saturate softly
+    picture = picture.mul_(1.25 * balance[:, None, None] * vignette)
+    picture.div_((0.34 * picture.clamp(min=0)).add_(1))  # highlights saturate softly
     blur_px = ((0.4, 0.75, 0.55)[spec.device] + scene.blur_px) * spec.size_px / 256
     reach = max(1, math.ceil(2 * blur_px))
     kernel = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * blur_px**2))
-    padded = F.pad(picture, (reach, reach, reach, reach), mode="replicate")
-    rows = sum(w * padded[:, :, :, k : k + spec.size_px] for k, w in enumerate((kernel / kernel.sum()).tolist()))
-    picture = sum(w * rows[:, :, k : k + spec.size_px] for k, w in enumerate((kernel / kernel.sum()).tolist()))
+    taps = (kernel / kernel.sum()).tolist()
+    picture = F.pad(picture, (reach, reach, reach, reach), mode="replicate")
+    for axis_at in (3, 2):
+        windows = [picture.narrow(axis_at, k, spec.size_px) for k in range(len(taps))]
+        picture = windows[0] * taps[0]
+        for window, tap in zip(windows[1:], taps[1:], strict=True):
+            picture.add_(window, alpha=tap)
     for frame, (top, left) in zip(picture, scene.noise_at[at], strict=True):
         frame += scene.noise[:, top : top + spec.size_px, left : left + spec.size_px]
     return picture
