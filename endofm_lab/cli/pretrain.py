@@ -29,8 +29,10 @@ def pretrain(
     set: tuple[str, ...] = (),
     dry_run: bool = False,
 ) -> None:
-    """Pre-train a video transformer on unlabelled video; with several processes, start it by `accelerate launch -m
-    endofm_lab.cli.main pretrain ...`. Ctrl-C saves; `--resume RUN` goes on.
+    """Pre-train a video transformer on unlabelled video. Ctrl-C saves; `--resume RUN` goes on.
+
+    With several processes: `accelerate launch --multi_gpu --num_processes 2 -m endofm_lab.cli.main pretrain ...`, on
+    CPUs too (`--cpu` would start one); `--use_fsdp` in place of `--multi_gpu` shares weights and optimiser among them.
 
     Args:
         manifest: table of videos; rows of the splits val and test are not learned from.
@@ -81,17 +83,17 @@ def _setting(text: str) -> tuple[str, Any]:
 
 
 def _run(config: "PretrainConfig") -> None:
-    from accelerate.state import PartialState
     from tqdm import tqdm
 
     from endofm_lab.pretrain.trainer import pretrain as start
     from endofm_lab.run_report import health_of, probe_table, report_run
     from endofm_lab.training.loop import LOG, read_log
+    from endofm_lab.training.processes import processes
 
     # A stopped job saves as Ctrl-C does, also where Ctrl-C was switched off (a background job of a shell).
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    main = PartialState().is_main_process
+    main = processes().is_main_process
     bar = tqdm(unit="step", disable=not main, mininterval=2)
     try:
         for record in start(config):

@@ -210,6 +210,10 @@ class Dino(Trainable):
         self.teacher.eval()
         return self
 
+    def units(self) -> list[nn.Module]:
+        """The blocks of student and teacher."""
+        return blocks(self.student, self.teacher)
+
     def parts(self, batch: Any) -> list[list[int]]:
         """Places of the views of each part: local views first, views of one shape together."""
         groups: dict[tuple[bool, torch.Size], list[int]] = {}
@@ -272,6 +276,11 @@ def make_teacher(student: nn.ModuleDict) -> nn.ModuleDict:
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
     return teacher.eval()
+
+
+def blocks(student: nn.ModuleDict, teacher: nn.ModuleDict) -> list[nn.Module]:
+    """The blocks of both backbones."""
+    return [*student["backbone"].blocks, *teacher["backbone"].blocks]  # type: ignore[misc]
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """Self-supervised pre-training of a video transformer: a generator of records, and a run folder that can be resumed.
 
 A run folder holds ``config.json``, ``log.jsonl``, ``checkpoints/``, the trackers' files, and at the end ``model/``.
-With several processes start the same call in each of them, by `accelerate launch` or `accelerate.notebook_launcher`.
+With several processes start the same call in each of them, by `accelerate launch --multi_gpu` (each holds all weights)
+or `--use_fsdp` (each holds its share), or by `accelerate.notebook_launcher`. A run can go on with another number of
+them, within rounding.
 """
 
 import dataclasses
@@ -10,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.state import PartialState
 from torch import nn
 
 from endofm_lab import __version__
@@ -31,6 +32,7 @@ from endofm_lab.pretrain.vcl import VCL
 from endofm_lab.pretrain.views import MultiView
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import CHECKPOINTS, LOG, LoopConfig, Record, Trainable, parameter_groups, read_log, train
+from endofm_lab.training.processes import gathered, processes
 from endofm_lab.training.schedules import cosine
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import InputSpec
@@ -61,8 +63,7 @@ def pretrain(config: PretrainConfig) -> Generator[Record, None, None]:
     for record in run.train():
         records.append(record)
         yield record | {"health": verdict(records, run.prototypes).state}
-    if PartialState().is_main_process:
-        run.save_model()
+    run.save_model()
 
 
 def resume(out: str | Path) -> Generator[Record, None, None]:
@@ -113,7 +114,7 @@ class _Pretraining:
         if config.compile:
             self.model.student["backbone"].compile()  # type: ignore[union-attr,operator,index]
         self.probe, self.last_probe = self._load_probes()
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             write_json(config.out / CONFIG, described)
 
     def _described(self) -> dict[str, Any]:
@@ -148,7 +149,7 @@ class _Pretraining:
     def _load_probes(self) -> tuple[ProbeData | None, ProbeData | None]:
         """Whom to ask during the run ("val" rows if there are any), and before and after it ("test" rows likewise)."""
         c = self.config
-        if c.probe is None or not PartialState().is_main_process:
+        if c.probe is None or not processes().is_main_process:
             return None, None
         manifest, frames, px = read_manifest(c.probe), c.views.global_frames[0], c.views.global_px
         asked = load_probe(manifest, frames, px, c.probe_label)
@@ -165,7 +166,7 @@ class _Pretraining:
         )  # fmt: skip
         optimiser = torch.optim.AdamW(parameter_groups(self.model))
         if self.last_probe is not None and not self.steps_done:
-            write_json(c.out / PROBE, {"untrained": self._ask(self.last_probe, n_resamples=1000)})
+            write_json(c.out / PROBE, {"untrained": self._ask(self.teacher(), self.last_probe, n_resamples=1000)})
         return train(self.model, optimiser, self.schedule, self.corpus, loop, c.out, self.measure)
 
     def schedule(self, step: int) -> dict[str, float]:
@@ -183,20 +184,25 @@ class _Pretraining:
         last = step + 1 == self.steps
         if (step + 1) % _FEATURES_EVERY == 0 or last:
             numbers |= feature_measures(self.model.recent.rows())  # type: ignore[union-attr,operator]
-        if self.probe is not None and ((step + 1) % self.config.probe_every == 0 or last):
-            numbers |= self._ask(self.probe, n_resamples=0)
-        if self.last_probe is not None and last:
-            before = read_json(self.config.out / PROBE)
-            write_json(self.config.out / PROBE, before | {"trained": self._ask(self.last_probe, n_resamples=1000)})
+        if self.config.probe is not None and ((step + 1) % self.config.probe_every == 0 or last):
+            teacher = self.teacher()
+            if self.probe is not None:
+                numbers |= self._ask(teacher, self.probe, n_resamples=0)
+            if self.last_probe is not None and last:
+                trained = self._ask(teacher, self.last_probe, n_resamples=1000)
+                write_json(self.config.out / PROBE, read_json(self.config.out / PROBE) | {"trained": trained})
         return numbers
 
-    def _ask(self, data: ProbeData, n_resamples: int) -> Record:
-        return probe(encode(self.teacher, data.frames, self.input), data, n_resamples)
+    def _ask(self, teacher: VideoTransformer, data: ProbeData, n_resamples: int) -> Record:
+        return probe(encode(teacher, data.frames, self.input), data, n_resamples)
 
-    @property
-    def teacher(self) -> nn.Module:
-        """The backbone that is kept."""
-        return self.model.teacher["backbone"]  # type: ignore[union-attr,index,return-value]
+    def teacher(self) -> VideoTransformer:
+        """The backbone that is kept, with the weights of now; to be asked for in every process where they share it."""
+        with torch.device("meta"):
+            backbone = VideoTransformer(self.config.backbone)
+        state = gathered(self.model.teacher["backbone"].state_dict())  # type: ignore[union-attr,index]
+        backbone.load_state_dict(state, assign=True)
+        return backbone.to(processes().device).eval()
 
     @property
     def input(self) -> InputSpec:
@@ -205,10 +211,10 @@ class _Pretraining:
         return dataclasses.replace(views.input, size_px=views.global_px)
 
     def save_model(self) -> None:
-        """Write the teacher's backbone with a truthful card."""
-        c = self.config
-        backbone = VideoTransformer(c.backbone)
-        backbone.load_state_dict({k: v.detach().cpu() for k, v in self.teacher.state_dict().items()})
+        """Write the teacher's backbone with a truthful card; in every process."""
+        c, backbone = self.config, self.teacher()
+        if not processes().is_main_process:
+            return
         card = ModelCard(
             name=f"{c.objective} pre-training, {self.steps} steps",
             backbone=describe(c.backbone),
@@ -224,7 +230,7 @@ class _Pretraining:
             audit=audit(self.manifest, progress=False).verdict,
             metrics=tuple(self._metrics()),
         )
-        save_model(VideoModel(backbone, nn.ModuleDict(), card), c.out / MODEL)
+        save_model(VideoModel(backbone.cpu(), nn.ModuleDict(), card), c.out / MODEL)
 
     def _metrics(self) -> Iterator[Metric]:
         if self.config.probe is None:

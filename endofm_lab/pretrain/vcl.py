@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from endofm_lab.errors import UserError
 from endofm_lab.model.transformer import VideoTransformer
-from endofm_lab.pretrain.dino import follow, make_teacher
+from endofm_lab.pretrain.dino import blocks, follow, make_teacher
 from endofm_lab.pretrain.queue import Queue
 from endofm_lab.training.loop import Trainable
 from endofm_lab.training.schedules import cosine
@@ -83,6 +83,10 @@ class VCL(Trainable):
         super().train(mode)
         self.teacher.eval()
         return self
+
+    def units(self) -> list[nn.Module]:
+        """The blocks of query and key encoder."""
+        return blocks(self.student, self.teacher)
 
     def parts(self, batch: Any) -> list[int]:
         """One part per view."""

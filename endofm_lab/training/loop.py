@@ -18,12 +18,14 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, gather_object, send_to_device
+from accelerate.utils import FullyShardedDataParallelPlugin, gather_object, send_to_device
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.draws import Data, Draws, LeftOut, batches, step_seed
+from endofm_lab.training.processes import gathered, processes, shard, sharding_asked_for
 
 LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
 Record = dict[str, Any]
@@ -39,6 +41,12 @@ class Trainable(nn.Module):
     def parts(self, batch: Any) -> list[Any]:
         """What `forward` computes one after the other; one entry per part."""
         return [None]
+
+    def units(self) -> list[nn.Module]:
+        """What is made whole one after the other where processes share the weights (FSDP), usually the blocks; without
+        any, the training cannot be shared like that.
+        """
+        return []
 
     def before_step(self, step: int) -> None:
         """Called before the first batch of a step."""
@@ -118,7 +126,8 @@ def train(
         data: samples.
         config: how to run.
         out: folder of ``log.jsonl`` and ``checkpoints/``.
-        measure: step -> more numbers for the record, called in the main process after every step.
+        measure: step -> more numbers for the record, called in the main process after every step; in all of them if
+            they share the weights (FSDP).
 
     Yields:
         "step" (from 0), "loss" and the model's other numbers (means over batch and processes), "lr", "weight_decay",
@@ -137,7 +146,7 @@ def train(
             record = run.step(step, micro_batches)
             record |= {"left_out": len(run.left_out.names), "data_s": begun - waiting}
             record["step_s"] = time.perf_counter() - begun
-            if measure and run.accelerator.is_main_process:
+            if measure and (run.sharded or run.accelerator.is_main_process):
                 record |= measure(step)
             run.log(record)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
@@ -146,8 +155,10 @@ def train(
             waiting = time.perf_counter()
     except (CheckpointError, DivergenceError):
         raise
-    except BaseException:
-        run.save()
+    except BaseException as end:
+        # Shards are gathered by all processes together: not where one of them broke off by itself.
+        if not run.sharded or isinstance(end, GeneratorExit | KeyboardInterrupt):
+            run.save()
         raise
     finally:
         run.close()
@@ -165,18 +176,21 @@ class _Run:
         config: LoopConfig,
         out: Path,
     ) -> None:
+        processes()
+        self.sharded = sharding_asked_for()
+        if self.sharded and not model.units():
+            raise UserError(
+                "This training cannot share its weights among processes (FSDP), only pre-training can. Launch it with "
+                "--multi_gpu (DDP); a backbone with checkpointing=True needs less memory."
+            )
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
         self.accelerator = Accelerator(
             mixed_precision=_PRECISIONS[config.precision],
             log_with=list(config.trackers) or None,
             project_dir=out,
+            fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2) if self.sharded else None,
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
-        if self.accelerator.distributed_type == DistributedType.FSDP:
-            raise UserError(
-                "Sharded training (FSDP) is not supported yet: its checkpoints would hold one shard. Launch with "
-                "--multi_gpu (DDP); a backbone with checkpointing=True needs less memory."
-            )
         self.config, self.schedule, self.data = config, schedule, data
         shares = self.accelerator.num_processes * config.accumulation
         if config.batch % shares:
@@ -190,9 +204,16 @@ class _Run:
         self.first = self.done = self.saved = int(state["step"])
         self.left_out = LeftOut(data.n_files, state["left_out"])
         self.inner = model.train()
-        self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
+        if self.sharded:
+            shard(model, model.units(), optimiser)
+            self.model, self.optimiser = model, self.accelerator.prepare_optimizer(optimiser, device_placement=False)
+        else:
+            self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
         if state["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self._held = contextlib.ExitStack()
+        # Shards are saved by all processes after the same step: Ctrl-C waits until they have agreed on it.
+        self.came: list[Any] = self._held.enter_context(_ctrl_c_held()) if self.sharded else []
         self._log = out / LOG
         if self.accelerator.is_main_process:
             self.checkpoints.clear_leftovers()
@@ -233,9 +254,11 @@ class _Run:
                 n_parts = len(self.inner.parts(batch))
                 for part in range(n_parts):
                     last = p == len(pieces) - 1 and part == n_parts - 1
-                    # Gradients travel between processes once per step, with its last part.
-                    with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                        losses = self.model(batch, part, step)
+                    # Gradients travel between processes once per step, with its last part; where they are shared out,
+                    # with every part, as whole ones would take the memory that is to be spared.
+                    with contextlib.nullcontext() if last or self.sharded else accelerator.no_sync(self.model):
+                        with accelerator.autocast():
+                            losses = self.model(batch, part, step)
                         accelerator.backward(losses["loss"] / len(pieces))
                     for name, value in losses.items():
                         share = value.detach().float() / len(pieces)
@@ -247,7 +270,7 @@ class _Run:
                 f"The loss is {record['loss']} at step {step}. Lower the learning rate, lengthen its warm-up or clip "
                 "gradients more; float16 overflows where bfloat16 and float32 do not."
             )
-        with _uninterrupted():
+        with _ctrl_c_held():  # weights, teacher and optimiser stay of one step
             if accelerator.scaler is not None:
                 accelerator.unscale_gradients(self.optimiser)
             self.inner.after_backward(step)
@@ -265,10 +288,15 @@ class _Run:
         return dict(zip(numbers, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
 
     def _note(self, met: dict[str, str]) -> None:
-        """Every process learns which videos the others could not read."""
-        count = torch.tensor(float(len(met)), device=self.accelerator.device)
-        if self.accelerator.num_processes > 1 and self.accelerator.reduce(count, "sum") > 0:
-            met = {name: reason for names in gather_object([met]) for name, reason in names.items()}
+        """Every process learns which videos the others could not read, and whether one of them was asked to stop."""
+        counts = torch.tensor([len(met), len(self.came)], device=self.accelerator.device)
+        if self.accelerator.num_processes > 1:
+            counts = self.accelerator.reduce(counts, "sum")
+            if counts[0] > 0:
+                met = {name: reason for names in gather_object([met]) for name, reason in names.items()}
+        if counts[1] > 0:
+            self.came.clear()
+            raise KeyboardInterrupt
         for name, reason in self.left_out.add(met).items():
             self.accelerator.print(f"left out for good: {name}: {reason}")
 
@@ -285,16 +313,20 @@ class _Run:
         """Write a checkpoint of the completed steps, unless it is there."""
         if self.done == self.saved:
             return
+        weights, optimiser = self.inner.state_dict(), self.optimiser.state_dict()
+        if self.sharded:
+            weights, optimiser = gathered(weights), gathered(optimiser)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             state = {"left_out": self.left_out.names, "scaler": scaler.state_dict() if scaler else None}
-            self.checkpoints.save(self.done, self.inner.state_dict(), self.optimiser.state_dict(), state)
+            self.checkpoints.save(self.done, weights, optimiser, state)
         self.saved = self.done
 
     def close(self) -> None:
-        """Let trackers write what they hold."""
+        """Let trackers write what they hold, and Ctrl-C through."""
         if self.config.trackers:
             self.accelerator.end_training()
+        self._held.close()
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -316,6 +348,8 @@ def clip_each(model: nn.Module, limit: float | None) -> float:
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     norms = torch.stack(torch._foreach_norm(gradients))
+    if isinstance(norms, DTensor):
+        norms = norms.full_tensor()  # of whole tensors, not of shards
     if limit is not None:
         torch._foreach_mul_(gradients, list((limit / (norms + 1e-6)).clamp(max=1.0).unbind()))
     return float(norms.norm())
@@ -341,16 +375,16 @@ def _plain(record: Record) -> Record:
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block has ended, so that weights, teacher and optimiser stay of one step."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _ctrl_c_held() -> Iterator[list[Any]]:
+    """Hold Ctrl-C back until the block has ended; the list fills with what came."""
     came: list[Any] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
     before = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
     try:
-        yield
+        yield came
     finally:
         signal.signal(signal.SIGINT, before)
     if came:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)

@@ -1,12 +1,7 @@
 """Runs: learn, resume bit for bit, save a model that says what it is, refuse what cannot go on."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import pandas as pd
 import pytest
@@ -172,35 +167,6 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(manifest, tmp_path, capsys
     assert '"global_px": 32' in said and "8 steps, 2 per epoch, 4 clips each" in said
     assert "GB at the peak" in said and "s per step (median of 8)" in said
     assert not out.exists()
-
-
-@pytest.mark.slow
-def test_two_processes_started_by_accelerate_are_one_process_with_the_same_batch(manifest, tmp_path):
-    """Also killed without warning and resumed."""
-    settings = SETTINGS
-    assert main(["pretrain", str(manifest), "--out", str(tmp_path / "one"), *settings]) == 0
-    launch = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "endofm_lab.cli.main", "pretrain"]
-    two = tmp_path / "two"
-    process = subprocess.Popen([*launch, str(manifest), "--out", str(two), *settings], start_new_session=True)
-    end = time.monotonic() + 200
-    while not list(two.glob("checkpoints/step-*")) and time.monotonic() < end and process.poll() is None:
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert list(two.glob("checkpoints/step-*"))
-    subprocess.run([*launch, "--resume", str(two)], check=True, timeout=250)
-    one = losses(read_log(tmp_path / "one" / "log.jsonl"))
-    assert losses(read_log(two / "log.jsonl")) == pytest.approx(one, rel=1e-5)
 
 
 def test_what_a_fresh_network_says_depends_on_the_clip(manifest, tmp_path):
