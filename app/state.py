@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 import endofm_lab as lab
@@ -22,12 +23,15 @@ from endofm_lab.explain.attribution import METHODS, Attribution
 from endofm_lab.explain.embeddings import EmbeddingStore, load_store
 from endofm_lab.explain.targets import target_of
 from endofm_lab.explain.trust import Curves, deletion_insertion, randomisation_test
+from endofm_lab.figures.study import frames_figure, study_timeline
 from endofm_lab.files import cache_folder
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.predict import prediction_steps
 from endofm_lab.prediction import VideoPrediction, load_prediction
 from endofm_lab.pretrain.views import MultiView, Views, ViewSpec
 from endofm_lab.samples import sample_video
+from endofm_lab.study import Study, load_study
+from endofm_lab.study_findings import findings, segments, smoothing_table, top_frames
 from endofm_lab.tasks.by_class import by_class
 from endofm_lab.tasks.compare import PRIMARY, Comparison, compare
 from endofm_lab.tasks.finetune import finetune
@@ -93,6 +97,41 @@ def prediction(path: str, model_name: str, every_frame: bool) -> VideoPrediction
             bar.progress(done / total, text=f"Predicting: {done} of {total} clips")
         bar.empty()
     return load_prediction(folder)
+
+
+def study_stamp(folder: str) -> str:
+    """Changes when a study goes on or is finished."""
+    return " ".join(stamp(str(Path(folder) / name)) for name in ("study.json", "job.json", "parts"))
+
+
+@st.cache_resource(max_entries=2, show_spinner="Opening the study ...")
+def study(folder: str, stamp: str) -> Study:
+    """A study, finished or not."""
+    return load_study(folder, unfinished=True)
+
+
+@st.cache_data(max_entries=20, show_spinner="Looking for findings ...")
+def study_tables(folder: str, stamp: str, width: int) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], pd.DataFrame]:
+    """Findings to decide on, segments of every head, and what smoothing over ``width`` frames changes."""
+    found = study(folder, stamp)
+    return (
+        findings(found, width),
+        {head: segments(found, head, width) for head in found.scores},
+        smoothing_table(found, width),
+    )
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def study_best(folder: str, stamp: str) -> tuple[go.Figure, pd.DataFrame]:
+    """The time line of a study, and the best frames of every finding of every head."""
+    found = study(folder, stamp)
+    return study_timeline(found), pd.concat([top_frames(found, head).assign(head=head) for head in found.scores])
+
+
+@st.cache_data(max_entries=40, show_spinner="Reading frames ...")
+def study_frames(folder: str, stamp: str, frames: tuple[tuple[int, float], ...]) -> go.Figure:
+    """Frames (number, score) of a study between their neighbours."""
+    return frames_figure(study(folder, stamp), pd.DataFrame(frames, columns=["frame", "score"]))
 
 
 @st.cache_data(max_entries=20, show_spinner=False)

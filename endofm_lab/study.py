@@ -8,11 +8,12 @@ cross a part's border, a resumed study equals one that was never stopped.
 
 import hashlib
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -25,16 +26,17 @@ from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.model.checkpoints import load_model
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.study_stream import Batches, Kept
-from endofm_lab.video.reader import VideoInfo, VideoReader, open_video
+from endofm_lab.video.reader import VideoInfo, open_video
 
 PART_FRAMES = 4096
+FORM = 1  # of the files of a study; another number when an older program could no longer read them
 SCORED, DUPLICATE, UNREADABLE = 0, 1, 2  # states of a frame
 STATES = ("scored", "near-duplicate", "unreadable")
 
 
 @dataclass(frozen=True)
 class Study:
-    """Scores of every frame of a study.
+    """Scores of every frame of a study; of an unfinished one, of its first N frames.
 
     Attributes:
         video: what was read.
@@ -58,6 +60,11 @@ class Study:
     stands_for: np.ndarray
     unreadable: pd.DataFrame
     provenance: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every frame of the video was gone through."""
+        return len(self.times_s) == self.video.n_frames
 
     def table(self) -> pd.DataFrame:
         """One row per frame: frame, time_s, state, stands_for, and one column ``head.class`` per score."""
@@ -134,8 +141,10 @@ def study_steps(
             "fps": str(reader.info.fps),
             "part_frames": PART_FRAMES,
             "version": __version__,
+            "form": FORM,
         }
-        folder = _open_job(Path(out), request, resume)
+        about = _describe(reader.info, model, request)
+        folder = _open_job(Path(out), request, about, resume)
         if (folder / "study.json").exists():
             return load_study(folder)
         parts = sorted((folder / "parts").glob("part_*.npz"))
@@ -146,35 +155,84 @@ def study_steps(
         stream = Batches(reader, model, first, batch, PART_FRAMES, kept if skip_near_duplicates else None)
         try:
             for start in range(first, n_frames, PART_FRAMES):
-                _run_part(stream, model, start, min(start + PART_FRAMES, n_frames), folder / "parts")
+                _run_part(stream, model, start, reader.times_s[start : start + PART_FRAMES], folder / "parts")
                 yield min(start + PART_FRAMES, n_frames), n_frames
         finally:
             stream.close()
-        provenance = {
+        return _assemble(folder, about)
+
+
+def load_study(folder: str | Path, unfinished: bool = False) -> Study:
+    """The study that lies in a folder.
+
+    Args:
+        folder: what `run_study` wrote to.
+        unfinished: also take one that was stopped or still runs, with the frames of its parts (`Study.finished`).
+
+    Raises:
+        UserError: the folder holds none, one that is not finished, one of another version, or a damaged one.
+    """
+    folder = Path(folder)
+    try:
+        if (folder / "study.json").exists():
+            about = read_json(folder / "study.json")
+            _check_form(folder, about["provenance"])
+            return _of_table(about, pd.read_parquet(folder / "frames.parquet"))
+        if not (folder / "job.json").exists():
+            raise UserError(f"{folder} holds no study: give the folder that `endofm-lab study ... --out` wrote to.")
+        job = read_json(folder / "job.json")
+        _check_form(folder, job)
+        parts = sorted((folder / "parts").glob("part_*.npz"))
+        if not unfinished or not parts:
+            yet = "" if parts else ", not even its first part"
+            raise UserError(
+                f"{folder} holds a study that is not finished{yet}: run the same `endofm-lab study` with --resume."
+            )
+        return _of_parts(job["about"], parts)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
+        raise UserError(
+            f"{folder} holds a damaged study ({type(error).__name__}: {error}): run it again into another folder."
+        ) from error
+
+
+def _check_form(folder: Path, written: dict[str, Any]) -> None:
+    if written.get("form") != FORM:
+        raise UserError(
+            f"{folder} holds a study in form {written.get('form', 0)}, written by endofm_lab "
+            f"{written.get('version', 'of unknown version')}; this version, {__version__}, reads form {FORM}: "
+            "run the study again into another folder."
+        )
+
+
+def _describe(video: VideoInfo, model: VideoModel, request: dict[str, Any]) -> dict[str, Any]:
+    """What `Study` holds besides its arrays, as JSON."""
+    heads = _class_heads(model)
+    return {
+        # The whole path: the study may be opened from elsewhere.
+        "video": asdict(video) | {"fps": str(video.fps), "path": str(video.path.resolve())},
+        "classes": {name: list(head.classes) for name, head in heads.items()},
+        "kinds": {name: head.kind for name, head in heads.items()},
+        "provenance": {
             **request,
             "model_name": model.card.name,
             "initialisation": model.card.initialisation,
             "training_data": model.card.data,
-            "temperature": {name: head.temperature for name, head in _class_heads(model).items()},
+            "temperature": {name: head.temperature for name, head in heads.items()},
             "torch": torch.__version__,
-        }
-        return _assemble(folder, reader, model, provenance)
+        },
+    }
 
 
-def load_study(folder: str | Path) -> Study:
-    """The finished study that lies in a folder.
+def _video(stored: dict[str, Any]) -> VideoInfo:
+    return VideoInfo(**{**stored, "fps": Fraction(stored["fps"]), "path": Path(stored["path"])})
 
-    Raises:
-        UserError: the folder holds none.
-    """
-    folder = Path(folder)
-    if not (folder / "study.json").exists():
-        raise UserError(f"{folder} holds no finished study: run `endofm-lab study ... --out {folder} --resume`.")
-    about = read_json(folder / "study.json")
-    table = pd.read_parquet(folder / "frames.parquet")
-    video = about["video"]
+
+def _of_table(about: dict[str, Any], table: pd.DataFrame) -> Study:
+    """The finished study of ``study.json`` and ``frames.parquet``."""
     return Study(
-        video=VideoInfo(**{**video, "fps": Fraction(video["fps"]), "path": Path(video["path"])}),
+        video=_video(about["video"]),
         times_s=table["time_s"].to_numpy(),
         scores={
             head: table[[f"{head}.{name}" for name in names]].to_numpy(np.float32)
@@ -185,6 +243,32 @@ def load_study(folder: str | Path) -> Study:
         state=table["state"].map({name: n for n, name in enumerate(STATES)}).to_numpy(np.uint8),
         stands_for=table["stands_for"].to_numpy(),
         unreadable=pd.DataFrame(about["unreadable"], columns=["frame", "time_s", "reason"]),
+        provenance=about["provenance"],
+    )
+
+
+def _of_parts(about: dict[str, Any], parts: Sequence[Path]) -> Study:
+    """The study of the frames in the first parts."""
+    collected: dict[str, list[np.ndarray]] = {}
+    for path in parts:
+        with np.load(path, allow_pickle=False) as part:
+            for name in part.files:
+                collected.setdefault(name, []).append(part[name])
+    joined = {name: np.concatenate(values) for name, values in collected.items() if not name.startswith("kept")}
+    state, stands_for, times_s, lost = (joined[name] for name in ("state", "stands_for", "times_s", "unreadable"))
+    scores = {name: joined[f"scores/{name}"] for name in about["classes"]}
+    copies = state == DUPLICATE
+    for values in scores.values():
+        values[copies] = values[stands_for[copies]]
+    return Study(
+        video=_video(about["video"]),
+        times_s=times_s,
+        scores=scores,
+        classes=about["classes"],
+        kinds=about["kinds"],
+        state=state,
+        stands_for=stands_for,
+        unreadable=pd.DataFrame({"frame": lost, "time_s": times_s[lost], "reason": joined["reasons"].astype(object)}),
         provenance=about["provenance"],
     )
 
@@ -210,7 +294,7 @@ def _identity(path: Path) -> str:
     return hashlib.sha256(repr(seen).encode()).hexdigest()
 
 
-def _open_job(out: Path, request: dict[str, Any], resume: bool) -> Path:
+def _open_job(out: Path, request: dict[str, Any], about: dict[str, Any], resume: bool) -> Path:
     """The folder for this study, with its ``parts``."""
     job = out / "job.json"
     if job.exists():
@@ -225,13 +309,14 @@ def _open_job(out: Path, request: dict[str, Any], resume: bool) -> Path:
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} holds something else than a study: choose a new or an empty folder.")
     (out / "parts").mkdir(parents=True, exist_ok=True)
-    write_json(job, request)
+    write_json(job, {**request, "about": about})
     return out
 
 
-def _run_part(stream: Batches, model: VideoModel, start: int, stop: int, folder: Path) -> None:
-    """Score the frames ``start`` to ``stop`` and write them as one part."""
-    n = stop - start
+def _run_part(stream: Batches, model: VideoModel, start: int, times_s: np.ndarray, folder: Path) -> None:
+    """Score the frames from ``start`` on that lie at ``times_s`` and write them as one part."""
+    n = len(times_s)
+    stop = start + n
     heads = _class_heads(model)
     scores = {name: np.full((n, len(head.classes)), np.nan, np.float32) for name, head in heads.items()}
     state = np.full(n, SCORED, np.uint8)
@@ -255,6 +340,7 @@ def _run_part(stream: Batches, model: VideoModel, start: int, stop: int, folder:
     with atomic_path(folder / f"part_{start:09d}.npz") as temporary, temporary.open("wb") as file:
         np.savez(
             file,
+            times_s=times_s,
             state=state,
             stands_for=stands_for,
             unreadable=np.array([frame for frame, _ in unreadable], dtype=np.int64),
@@ -266,38 +352,13 @@ def _run_part(stream: Batches, model: VideoModel, start: int, stop: int, folder:
         )
 
 
-def _assemble(folder: Path, reader: VideoReader, model: VideoModel, provenance: dict[str, Any]) -> Study:
+def _assemble(folder: Path, about: dict[str, Any]) -> Study:
     """Join the parts, write the result, and take the parts away."""
-    heads = _class_heads(model)
-    collected: dict[str, list[np.ndarray]] = {}
-    for path in sorted((folder / "parts").glob("part_*.npz")):
-        with np.load(path, allow_pickle=False) as part:
-            for name in part.files:
-                collected.setdefault(name, []).append(part[name])
-    joined = {name: np.concatenate(values) for name, values in collected.items() if not name.startswith("kept")}
-    state, stands_for, times_s = joined["state"], joined["stands_for"], reader.times_s
-    scores = {name: joined[f"scores/{name}"] for name in heads}
-    copies = state == DUPLICATE
-    for values in scores.values():
-        values[copies] = values[stands_for[copies]]
-    if (state == UNREADABLE).all():
-        raise VideoError(reader.info.path, f"none of its {len(state)} frames can be read; copy it again")
-    lost = joined["unreadable"]
-    study = Study(
-        video=reader.info,
-        times_s=times_s,
-        scores=scores,
-        classes={name: list(head.classes) for name, head in heads.items()},
-        kinds={name: head.kind for name, head in heads.items()},
-        state=state,
-        stands_for=stands_for,
-        unreadable=pd.DataFrame({"frame": lost, "time_s": times_s[lost], "reason": joined["reasons"].astype(object)}),
-        provenance=provenance,
-    )
+    study = _of_parts(about, sorted((folder / "parts").glob("part_*.npz")))
+    if (study.state == UNREADABLE).all():
+        raise VideoError(study.video.path, f"none of its {len(study.state)} frames can be read; copy it again")
     with atomic_path(folder / "frames.parquet") as temporary:
         study.table().to_parquet(temporary, index=False)
-    video = asdict(reader.info) | {"fps": str(reader.info.fps), "path": str(reader.info.path)}
-    about = {"classes": study.classes, "kinds": study.kinds, "unreadable": study.unreadable.to_dict("records")}
-    write_json(folder / "study.json", {"video": video, **about, "provenance": provenance})
+    write_json(folder / "study.json", {**about, "unreadable": study.unreadable.to_dict("records")})
     shutil.rmtree(folder / "parts")
     return study

@@ -26,6 +26,8 @@ RANK = {
     "samples": 7,
     "study_stream": 6,
     "study": 7,
+    "study_findings": 8,
+    "study_review": 8,
     "demo": 8,
     "figures": 8,
     "report": 9,

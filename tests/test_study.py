@@ -25,14 +25,9 @@ from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.checkpoints import save_model
 from endofm_lab.model.video_model import build_frame_model
 from endofm_lab.study import DUPLICATE, SCORED, UNREADABLE, load_study, run_study, study_steps
-from endofm_lab.study_report import (
-    review_table,
-    segments,
-    smooth_scores,
-    smoothing_metrics,
-    top_frames,
-    write_study_report,
-)
+from endofm_lab.study_findings import findings, segments, smooth_scores, smoothing_metrics, top_frames
+from endofm_lab.study_report import write_study_report
+from endofm_lab.study_review import read_review
 from endofm_lab.video.reader import open_video, write_video
 from endofm_lab.video.transforms import to_input
 
@@ -249,10 +244,10 @@ def test_segments_top_frames_and_review_by_hand(video, model, tmp_path):
         and polyps["frame"].iloc[1] not in (61, 62)
         and "normal" not in set(best["finding"])
     )
-    review = review_table(study, width=5)
-    review = review[review["head"] == "finding"]
-    assert review[["finding", "start_s", "end_s", "frame"]].values.tolist() == [["polyp", 5.0, 8.0, 60]]
-    assert review["score"].iloc[0] == pytest.approx(0.93) and (review["decision"] == "").all()
+    table = findings(study, width=5)
+    table = table[table["head"] == "finding"]
+    assert table[["finding", "start_s", "end_s", "frame"]].values.tolist() == [["polyp", 5.0, 8.0, 60]]
+    assert table["score"].iloc[0] == pytest.approx(0.93)
 
 
 def test_smoothing_repairs_single_frames_and_its_effect_is_measured(video, model, tmp_path):
@@ -278,7 +273,8 @@ def test_the_command_writes_report_and_review(video, model, tmp_path, capsys):
     assert "report.html" in capsys.readouterr().out
     text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "polyp: best frames" in text and "To confirm or reject" in text and "not a medical device" in text.lower()
-    assert list(pd.read_csv(tmp_path / "out" / "review.csv").columns)[-2:] == ["decision", "remark"]
+    review = read_review(tmp_path / "out")
+    assert len(review) and (review["decision"] == "").all()
     assert main(args) == 2 and "--resume" in capsys.readouterr().err
     assert main([*args, "--resume"]) == 0
 

@@ -1,10 +1,11 @@
-"""Page: a video, time lines of scores, phases, masks and boxes, and a frame-accurate viewer."""
+"""Page: a video, time lines of scores, phases, masks and boxes, and a frame-accurate viewer; or a whole study."""
 
 import numpy as np
 import pandas as pd
 import state
 import streamlit as st
 from choose import choose_video
+from study import show_study
 
 import endofm_lab as lab
 from endofm_lab.figures.comparison import ribbons
@@ -135,6 +136,15 @@ def show_provenance(prediction: VideoPrediction) -> None:
 
 
 st.title("Prediction")
+view = st.segmented_control(
+    "View", ["Video", "Study"], default="Video", key="prediction view", label_visibility="collapsed"
+)
+if view == "Study":
+    try:
+        show_study()
+    except lab.UserError as error:
+        st.error(state.plain(str(error)))
+    st.stop()
 path, generated = choose_video()
 model_name = st.sidebar.text_input("Model", "demo", help='"demo", the folder of a model, or a released checkpoint')
 every_frame = st.sidebar.toggle("Masks for every frame", help="Slower: otherwise every clip's own frames get one")

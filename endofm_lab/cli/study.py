@@ -36,19 +36,20 @@ def study(
         json: print the findings and counts as JSON.
     """
     from endofm_lab.study import DUPLICATE, UNREADABLE, run_study
-    from endofm_lab.study_report import review_table, write_study_report
+    from endofm_lab.study_findings import findings
+    from endofm_lab.study_report import write_study_report
 
     result = run_study(
         video, model, out, skip_near_duplicates=skip_near_duplicates, resume=resume, batch=batch, fps=fps
     )
     report = write_study_report(result, out, smooth, labels)
-    review = review_table(result, smooth).drop(columns=["decision", "remark"])
+    found = findings(result, smooth)
     skipped, lost = int((result.state == DUPLICATE).sum()), int((result.state == UNREADABLE).sum())
     if json:
         told = {"out": str(out), "report": str(report), "frames": len(result.state), "near_duplicates": skipped}
-        told |= {"unreadable": lost, "findings": json_format.loads(review.to_json(orient="records"))}
+        told |= {"unreadable": lost, "findings": json_format.loads(found.to_json(orient="records"))}
         print(json_format.dumps(told, indent=2, ensure_ascii=False))
         return
-    print(review.to_string(index=False, max_rows=24))
+    print(found.to_string(index=False, max_rows=24) if len(found) else "No finding scores at least 0.5.")
     print(f"\n{len(result.state):,} frames, {skipped:,} near-duplicates not scored, {lost:,} unreadable.")
     print(f"Report: {report}. For research only: not a medical device, not for diagnosis.")

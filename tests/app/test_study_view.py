@@ -1,0 +1,237 @@
+"""The prediction page with a frame model, and its view of a whole study: what it shows, keeps and refuses."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+from torch import nn
+
+import endofm_lab.study as study_module
+from endofm_lab.model.card import HeadSpec
+from endofm_lab.model.checkpoints import save_model
+from endofm_lab.model.video_model import build_frame_model
+from endofm_lab.study import run_study, study_steps
+from endofm_lab.study_findings import findings
+from endofm_lab.study_report import write_study_report
+from endofm_lab.study_review import read_review
+from endofm_lab.video.phantom import PhantomSpec, render
+from endofm_lab.video.reader import write_video
+from endofm_lab.video.transforms import to_input
+
+APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
+EVIL = "<img src=x onerror=alert(1)> **polyp**"  # a class with HTML and Markdown in its name
+
+
+def frame_model(frames):
+    """Untrained, but sure of itself and undecided on the whole: every class wins on some of the frames."""
+    torch.manual_seed(0)
+    heads = {
+        "finding": HeadSpec("multiclass", ("normal", EVIL), temperature=1.5),
+        "signs": HeadSpec("multilabel", ("blood", "bubbles")),
+    }
+    model = build_frame_model("vit_micro", heads)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    model.eval()
+    with torch.no_grad():
+        logits = model(to_input(frames[:, None], model.card.input)).logits
+        for name, values in logits.items():
+            linear, scale = model.heads[name].linear, 3 / values.std(0)
+            linear.weight *= scale[:, None]
+            linear.bias.copy_((linear.bias - values.mean(0)) * scale)
+    return model
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A phantom video, a frame model, and a study of the frames: one damaged, the last repeated."""
+    folder = tmp_path_factory.mktemp("made")
+    frames = render(PhantomSpec(0, finding="polyp", n_frames=24, size_px=64)).frames
+    write_video(folder / "video.mp4", frames, 12)
+    (folder / "frames").mkdir()
+    for n, frame in enumerate([*frames, *[frames[-1]] * 6]):
+        write_picture(folder / "frames" / f"{n:03d}.png", frame)
+    (folder / "frames" / "007.png").write_bytes(b"damaged")
+    model = frame_model(frames)
+    save_model(model, folder / "model")
+    study = run_study(folder / "frames", model, folder / "study", skip_near_duplicates=True, fps=12, progress=False)
+    write_study_report(study, folder / "study", width=1)
+    assert len(findings(study, 1)) >= 2, "this test needs something to decide on"
+    return folder
+
+
+def write_picture(path, frame):
+    from PIL import Image
+
+    Image.fromarray(frame).save(path)
+
+
+@pytest.fixture
+def opened(cache, monkeypatch):
+    monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
+
+    def open_study(folder, width: int = 1) -> AppTest:
+        app = AppTest.from_file(str(APP), default_timeout=120)
+        app.session_state["prediction view"] = "Study"
+        app.session_state["study"] = str(folder)
+        app.session_state["study width"] = width
+        return app.run()
+
+    return open_study
+
+
+@pytest.fixture
+def copied(made, tmp_path):
+    """A copy of the study, for a reader's decisions."""
+    return shutil.copytree(made / "study", tmp_path / "study")
+
+
+def said(app):
+    return " ".join(str(e.value) for kind in ("markdown", "caption", "info", "warning") for e in app.get(kind))
+
+
+def charts(app):
+    return {chart.key: json.loads(chart.proto.spec) for chart in app.get("plotly_chart")}
+
+
+def press(app, label):
+    next(button for button in app.button if button.label == label).click()
+    return app.run()
+
+
+def test_a_frame_model_predicts_every_frame_of_a_video_on_the_page(made, cache, monkeypatch):
+    monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
+    app = AppTest.from_file(str(APP), default_timeout=120).run()
+    app.sidebar.radio[0].set_value("File or folder on this machine").run()
+    fields = {field.label: field for field in app.sidebar.text_input}
+    fields["Path"].set_value(str(made / "video.mp4"))
+    fields["Model"].set_value(str(made / "model"))
+    app.run()
+    assert not app.exception and not app.error, [*app.exception, *app.error]
+    drawn = charts(app)
+    assert set(drawn) == {"viewer", "timeline"}
+    assert [len(trace["customdata"]) for trace in drawn["timeline"]["data"]] == [24] * 4
+    scores = next(table.value for table in app.dataframe if "normal" in set(table.value["class"]))
+    assert scores["score"].sum() == pytest.approx(1, abs=1e-5) and set(scores["class"]) == {"normal", EVIL}
+    assert "temperature 1.50" in said(app) and "frame 12 of 23" in said(app)
+
+
+def test_a_study_shows_what_its_report_shows(made, opened):
+    app = opened(made / "study")
+    assert not app.exception and not app.error, [*app.exception, *app.error]
+    drawn, words = charts(app), said(app)
+    assert set(drawn) == {"study timeline", "found", "best frames"}
+    assert drawn["study timeline"]["layout"]["xaxis2"]["title"]["text"] == "time (s)"
+    assert len(drawn["best frames"]["layout"]["annotations"]) > 2
+    assert "near-duplicates were not scored" in words and "temperature 1.50" in words and "1 frames could" in words
+    assert "not finished" not in words
+    tables = [table.value for table in app.dataframe]
+    unreadable = next(table for table in tables if "reason" in table)
+    assert unreadable["frame"].tolist() == [7] and unreadable["at"].tolist() == ["0:00.58"]
+    assert any("mean score" in table for table in tables) and any("stretches before" in table for table in tables)
+    assert any(button.label == "Report" for button in app.get("download_button"))
+
+
+def test_names_from_files_are_shown_as_they_are(made, opened):
+    app = opened(made / "study")
+    for chart in charts(app).values():
+        assert "<img" not in json.dumps(chart)
+    for kind in ("markdown", "caption", "warning", "error"):
+        assert not any("<img" in element.value.replace("\\<", "") for element in app.get(kind))
+    assert "<img" not in (made / "study" / "report.html").read_text(encoding="utf-8")
+
+
+def test_decisions_are_kept_and_found_again(copied, opened):
+    app = opened(copied)
+    n = len(app.selectbox(key="finding").options)
+    first = app.selectbox(key="finding").value
+    next(field for field in app.text_input if field.label == "Remark").set_value("flat, 5 mm").run()
+    press(app, "Confirm")
+    assert not app.exception and not app.error
+    second = app.selectbox(key="finding").value
+    assert second != first, "the next open one"
+    press(app, "Reject")
+    table = next(table.value for table in opened(copied).dataframe if "decision" in table.value)
+    assert table["decision"].tolist().count("open") == n - 2
+    assert table.loc[first, ["decision", "remark"]].tolist() == ["confirmed", "flat, 5 mm"]
+    assert table.loc[second, "decision"] == "rejected"
+    app.selectbox(key="finding").set_value(first).run()
+    press(app, "Undo")
+    decided = read_review(copied).query("decided_at != ''")
+    assert decided["decision"].tolist() == ["confirm", "reject", ""]
+    assert "1 open" not in said(app) and f"{n - 1} open" in said(app)
+
+
+def test_a_decision_survives_other_smoothing(copied, opened):
+    app = press(opened(copied), "Confirm")
+    table = next(table.value for table in opened(copied, width=51).dataframe if "decision" in table.value)
+    assert (table["decision"] == "confirmed").sum() == 1 and not app.exception
+
+
+def test_a_review_that_was_spoilt_by_hand_is_named_and_the_rest_is_shown(copied, opened):
+    (copied / "review.csv").write_text("something;else\n")
+    app = opened(copied)
+    assert "review.csv" in app.error[0].value and not app.exception
+    assert {"study timeline", "best frames"} <= set(charts(app))
+
+
+def test_an_unfinished_study_opens_with_what_is_there(made, opened, tmp_path, monkeypatch):
+    monkeypatch.setattr(study_module, "PART_FRAMES", 10)
+    steps = study_steps(made / "video.mp4", made / "model", tmp_path / "study")
+    next(steps)
+    assert "not even its first part" in opened(tmp_path / "study").error[0].value
+    next(steps)
+    steps.close()
+    app = opened(tmp_path / "study")
+    assert not app.exception and not app.error, [*app.exception, *app.error]
+    assert "not finished" in app.warning[0].value and "10 of 24 frames" in app.warning[0].value
+    assert charts(app)["study timeline"]["data"][0]["customdata"][0][-1] == "0:00.75", "the tenth frame"
+    last = next(table.value for table in app.dataframe if "mean score" in table.value).iloc[-1]
+    assert last["to"] == "0:00.83", "its end"
+
+
+def test_a_study_whose_video_is_gone_says_so_and_shows_the_rest(made, copied, opened):
+    about = json.loads((copied / "study.json").read_text())
+    about["video"]["path"] = "/nowhere/video.mp4"
+    (copied / "study.json").write_text(json.dumps(about))
+    app = opened(copied)
+    assert not app.exception and not app.error
+    assert "cannot be shown" in app.warning[0].value and "study timeline" in charts(app)
+
+
+def another_version(folder):
+    about = json.loads((folder / "study.json").read_text())
+    about["provenance"] |= {"form": 99, "version": "9.0"}
+    (folder / "study.json").write_text(json.dumps(about))
+
+
+def damaged(folder):
+    (folder / "frames.parquet").write_bytes(b"PAR1 and no more")
+
+
+def no_study(folder):
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [(no_study, "holds no study"), (another_version, "form 99, written by endofm"), (damaged, "damaged study")],
+)
+def test_what_is_no_study_of_this_version_is_a_red_box(copied, opened, spoil, words):
+    spoil(copied)
+    app = opened(copied)
+    assert not app.exception and len(app.error) == 1
+    assert words in app.error[0].value and "\n" not in app.error[0].value
+
+
+def test_without_a_folder_the_page_says_how_to_make_a_study(opened):
+    assert "endofm-lab study" in opened("").info[0].value
