@@ -211,9 +211,6 @@ class _Run:
             self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
         if state["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self._held = contextlib.ExitStack()
-        # Shards are saved by all processes after the same step: Ctrl-C waits until they have agreed on it.
-        self.came: list[Any] = self._held.enter_context(_ctrl_c_held()) if self.sharded else []
         self._log = out / LOG
         if self.accelerator.is_main_process:
             self.checkpoints.clear_leftovers()
@@ -221,6 +218,9 @@ class _Run:
         if config.trackers:
             purge = {"tensorboard": {"purge_step": self.first}} if "tensorboard" in config.trackers else {}
             self.accelerator.init_trackers("tracking", init_kwargs=purge)
+        self._held = contextlib.ExitStack()
+        # Shards are saved by all processes after the same step: Ctrl-C waits until they have agreed on it.
+        self.came: list[Any] = self._held.enter_context(_ctrl_c_held()) if self.sharded else []
 
     def steps(self) -> Iterator[tuple[int, list[Any]]]:
         """The steps that are still to do, each with this process's pieces of its batch."""
