@@ -211,7 +211,7 @@ def _describe(video: VideoInfo, model: VideoModel, request: dict[str, Any]) -> d
     heads = _class_heads(model)
     return {
         # The whole path: the study may be opened from elsewhere.
-        "video": asdict(video) | {"fps": str(video.fps), "path": str(video.path.resolve())},
+        "video": asdict(video) | {"fps": str(video.fps), "path": str(video.path.absolute())},
         "classes": {name: list(head.classes) for name, head in heads.items()},
         "kinds": {name: head.kind for name, head in heads.items()},
         "provenance": {

@@ -25,7 +25,7 @@ def study(
 
     Args:
         video: a video file or a folder of frames.
-        out: folder for frames.parquet, study.json, report.html and review.csv.
+        out: folder for frames.parquet, study.json, report.html and review.csv; the app opens it too.
         model: folder of a frame model, or timm:NAME.
         skip_near_duplicates: frames that hardly differ from the last scored one take its scores.
         resume: go on with the unfinished study in the folder.
@@ -52,4 +52,5 @@ def study(
         return
     print(found.to_string(index=False, max_rows=24) if len(found) else "No finding scores at least 0.5.")
     print(f"\n{len(result.state):,} frames, {skipped:,} near-duplicates not scored, {lost:,} unreadable.")
+    print("Confirm or reject them in the app (Prediction, Study), or in review.csv.")
     print(f"Report: {report}. For research only: not a medical device, not for diagnosis.")
