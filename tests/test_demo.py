@@ -75,9 +75,7 @@ def test_training_is_reproducible_and_another_seed_is_another_training(manifest)
     assert losses(0) != losses(1)
 
 
-@pytest.mark.parametrize(
-    "stop", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("stop", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_a_training_that_was_stopped_goes_on_to_the_same_weights(manifest, tmp_path, stop):
     config = DemoConfig(order_steps=2, small_steps=1, steps=1, frame_steps=(1, 1), batch=2)
 

@@ -83,12 +83,15 @@ def show_time(seen, maps: AttentionMaps) -> None:
 
 
 def show_rollout(seen, maps: AttentionMaps) -> None:
-    """How much of each patch reaches CLS through all blocks."""
-    rollout = maps.rollout()
+    """How much of each patch reaches CLS through the blocks, all of them or the last ones."""
+    first = st.slider("From block", 0, maps.blocks - 1, 0, key="rollout_from") if maps.blocks > 1 else 0
+    rollout = maps.since(first).rollout()
     st.plotly_chart(overlay(seen.frames, rollout, seen.times_s), width="stretch")
     st.plotly_chart(film_strip(seen.frames, rollout, seen.times_s), width="stretch")
     st.caption(
-        "Rollout follows attention and residuals through all blocks back to the input. It is the same for every class."
+        "Rollout follows attention and residuals through the blocks back to the tokens that enter the first of them. "
+        "It is the same for every class. Early blocks mix tokens and may gather in places that mean nothing: begin "
+        "later, and it says what the last blocks read."
     )
 
 

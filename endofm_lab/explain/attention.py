@@ -4,7 +4,7 @@ Maps are plain float32 tensors of one clip. Letters: T frames, h w patches, N = 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pandas as pd
@@ -45,6 +45,19 @@ class AttentionMaps:
     def heads(self) -> int:
         """How many heads each block has."""
         return self.space[0].shape[1]
+
+    def since(self, block: int) -> "AttentionMaps":
+        """The maps from this block on: their rollout says what the block's *input* tokens bring to CLS.
+
+        Tokens are mixed by every block, and some blocks gather in a few patches that hold no content of their own
+        (Darcet et al. 2024, arXiv 2309.16588); a rollout through all of them can point there. The later the start, the
+        less it says of pixels and the more of the tokens that are read.
+
+        Raises:
+            UserError: block out of range.
+        """
+        block = self._number(block)
+        return replace(self, space=self.space[block:], time=self.time[block:])
 
     def in_space(self, block: int, head: Head = "mean", patch: tuple[int, int] | None = None) -> Tensor:
         """(T, h, w): where CLS looks in every frame, or where the patch (row, column) of each frame looks in its frame.

@@ -25,12 +25,12 @@ def random_maps(T=3, h=2, w=3, heads=2, blocks=3, seed=0):
     return AttentionMaps(tuple(space), tuple(time), (T, h, w), "divided")
 
 
-def naive_rollout(maps, head_mean=True):
+def naive_rollout(maps, first=0):
     """The product of full matrices over 1 + T N tokens: one CLS, then frame after frame."""
     T, h, w = maps.grid
     N = h * w
     total = torch.eye(1 + T * N, dtype=torch.float64)
-    for space, time in zip(maps.space, maps.time, strict=True):
+    for space, time in zip(maps.space[first:], maps.time[first:], strict=True):
         in_time = torch.eye(1 + T * N, dtype=torch.float64)
         for n in range(N):
             A = time.mean(2)[n // w, n % w].double()
@@ -52,10 +52,12 @@ def naive_rollout(maps, head_mean=True):
     return total
 
 
-def test_rollout_is_the_product_of_all_steps():
+@pytest.mark.parametrize("first", [0, 1, -1])
+def test_rollout_is_the_product_of_all_steps_from_a_block_on(first):
     maps = random_maps()
     T, h, w = maps.grid
-    full = naive_rollout(maps)
+    full = naive_rollout(maps, first)
+    maps = maps.since(first)
     torch.testing.assert_close(maps.rollout(), full[0, 1:].reshape(T, h, w).float())
     for query in ((0, 0, 0), (2, 1, 2)):
         row = full[1 + query[0] * h * w + query[1] * w + query[2], 1:]
@@ -185,6 +187,7 @@ def test_the_maps_of_base_are_the_released_ones():
         (lambda m: m.in_space(5), "no block 5; this model has the blocks 0 to 2"),
         (lambda m: m.in_time(-4), "no block -4; this model has the blocks 0 to 2"),
         (lambda m: m.in_space(0, 2), "no head 2; choose 0 to 1, 'mean' or 'max'"),
+        (lambda m: m.since(3), "no block 3; this model has the blocks 0 to"),
         (lambda m: m.rollout(head="median"), "no head 'median'; choose 0 to 1"),
         (lambda m: m.in_space(0, 0, (2, 0)), "rows 0 to 1 and the columns 0 to 2"),
         (lambda m: m.in_time(0, 0, (0, -1)), "rows 0 to 1 and the columns 0 to 2"),

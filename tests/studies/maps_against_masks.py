@@ -40,33 +40,43 @@ def clip_and_mask(manifest: Manifest, row: dict, model: VideoModel) -> tuple[tor
     return lab.to_input(clip.frames, model.card.input), masks
 
 
-def maps_of(model: VideoModel, x: torch.Tensor, head: str, label: str) -> dict[str, torch.Tensor]:
-    """Method -> map (T, h, w)."""
+def maps_of(model: VideoModel, x: torch.Tensor, head: str, label: str, quick: bool) -> dict[str, torch.Tensor]:
+    """Method -> map (T, h, w); ``quick`` leaves out what needs dozens of passes."""
     target = target_of(model, head, label)
     found = {}
     for name, method in METHODS.items():
-        if name != SLOW:
+        if name != SLOW and not (quick and name in ("integrated gradients", "occlusion")):
             options = {"tube": (x.shape[2], 2)} if name == "occlusion" else {}
             found[name] = method(model, x, target, **options).values  # type: ignore[call-arg]
-    found["rollout"] = lab.look(model, x).rollout()
+    attention = lab.look(model, x)
+    found["rollout"] = attention.rollout()
+    found["rollout of the last two blocks"] = attention.since(-2).rollout()
     if model.card.heads[head].kind.startswith("multi") and not isinstance(model.backbone, FrameBackbone):
         found["attention relevance"] = attention_relevance(model, x, head, label).values
     return found
 
 
 def in_time(model: VideoModel, x: torch.Tensor, row: dict, head: str) -> dict[str, float]:
-    """How much of each question's relevance frames read from others, and how far the score moves by an exchange."""
-    numbers = {}
-    for name, (asked, label) in {"motion": ("motion", row["motion"]), "finding": (head, row["label"])}.items():
-        time = attention_relevance(model, x, asked, label).time
+    """How unlike the temporal maps of two questions are, and how far each score moves by an exchange of two frames.
+
+    Unlike: 1 - cosine of gradient-weighted attention between frames (T, T). Motion against the finding, which one frame
+    tells, beside two classes of the finding against each other: what two questions differ by anyway.
+    """
+    own, motion = (head, row["label"]), ("motion", row["motion"])
+    other = (head, next(name for name in model.card.heads[head].classes if name != row["label"]))
+    flat = []
+    for question in (motion, own, other):
+        time = attention_relevance(model, x, *question).time
         assert time is not None
-        numbers[f"{name}: relevance from other frames"] = float(1 - time.diagonal().sum() / time.sum())
-        target = target_of(model, asked, label)
-        with torch.no_grad():
-            size = float(target.score(x).abs())
-        pairs = torch.triu_indices(x.shape[2], x.shape[2], 1)
-        numbers[f"{name}: change by an exchange"] = float(exchange_matrix(x, target)[*pairs].mean()) / size
-    return numbers
+        flat.append(time.flatten())
+    pairs = torch.triu_indices(x.shape[2], x.shape[2], 1)
+    moved = [float(exchange_matrix(x, target_of(model, *question))[*pairs].mean()) for question in (motion, own)]
+    return {
+        "maps in time, 1 - cosine: motion and finding": 1 - float(torch.cosine_similarity(flat[0], flat[1], dim=0)),
+        "maps in time, 1 - cosine: two findings": 1 - float(torch.cosine_similarity(flat[1], flat[2], dim=0)),
+        "two frames exchanged, nats: motion": moved[0],
+        "two frames exchanged, nats: finding": moved[1],
+    }
 
 
 def main() -> None:
@@ -76,6 +86,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--head", default="finding")
     parser.add_argument("--split", default="test")
+    parser.add_argument("--quick", action="store_true", help="without integrated gradients and occlusion")
     parser.add_argument("--rows", type=int, help="only so many rows, evenly spaced")
     args = parser.parse_args()
     model, manifest = lab.load_model(args.model).eval(), read_manifest(args.manifest)
@@ -96,7 +107,7 @@ def main() -> None:
             times.append({"patient": row["patient"], **in_time(model, x, row, args.head)})
         if masks.any():
             for network, into in ((model, games), (shuffled, blind)):
-                for name, values in maps_of(network, x, args.head, label).items():
+                for name, values in maps_of(network, x, args.head, label, args.quick).items():
                     into[name].append((row["patient"], pointing_game(values, masks)))
     print(
         f"{model.card.name}, {args.head}, split {args.split}: {len(rows)} clips of {rows['patient'].nunique()} patients"
@@ -116,10 +127,14 @@ def main() -> None:
     if times:
         told = pd.DataFrame(times)
         print(f"In time, mean over {len(told)} clips")
-        for what in ("relevance from other frames", "change by an exchange"):
-            motion, finding = told[f"motion: {what}"], told[f"finding: {what}"]
-            for name, numbers in {"motion": motion, "finding": finding, "difference": motion - finding}.items():
-                print(f"{what:<30} {name:<11} {bootstrap_interval(weighted_mean, told['patient'], numbers)}")
+        names = [name for name in told if name != "patient"]
+        for first, second in (names[:2], names[2:]):
+            for name, numbers in {
+                first: told[first],
+                second: told[second],
+                "difference": told[first] - told[second],
+            }.items():
+                print(f"{name:<46} {bootstrap_interval(weighted_mean, told['patient'], numbers)}")
 
 
 if __name__ == "__main__":
