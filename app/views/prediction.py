@@ -146,7 +146,9 @@ if view == "Study":
         st.error(state.plain(str(error)))
     st.stop()
 path, generated = choose_video()
-model_name = st.sidebar.text_input("Model", "demo", help='"demo", the folder of a model, or a released checkpoint')
+model_name = st.sidebar.text_input(
+    "Model", "demo", key="model", help='"demo", the folder of a model, or a released checkpoint'
+)
 every_frame = st.sidebar.toggle("Masks for every frame", help="Slower: otherwise every clip's own frames get one")
 if path is None:
     st.info("Choose a video in the side bar: a generated sample, a file or folder on this machine, or an upload.")

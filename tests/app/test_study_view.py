@@ -79,7 +79,7 @@ def opened(cache, monkeypatch):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
 
     def open_study(folder, width: int = 1) -> AppTest:
-        app = AppTest.from_file(str(APP), default_timeout=120)
+        app = AppTest.from_file(str(APP), default_timeout=250)
         app.session_state["prediction view"] = "Study"
         app.session_state["study"] = str(folder)
         app.session_state["study width"] = width
@@ -109,11 +109,10 @@ def press(app, label):
 
 def test_a_frame_model_predicts_every_frame_of_a_video_on_the_page(made, cache, monkeypatch):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
-    app = AppTest.from_file(str(APP), default_timeout=120).run()
-    app.sidebar.radio[0].set_value("File or folder on this machine").run()
-    fields = {field.label: field for field in app.sidebar.text_input}
-    fields["Path"].set_value(str(made / "video.mp4"))
-    fields["Model"].set_value(str(made / "model"))
+    app = AppTest.from_file(str(APP), default_timeout=250)
+    app.session_state["video source"] = "File or folder on this machine"
+    app.session_state["video path"] = str(made / "video.mp4")
+    app.session_state["model"] = str(made / "model")
     app.run()
     assert not app.exception and not app.error, [*app.exception, *app.error]
     drawn = charts(app)
