@@ -184,7 +184,7 @@ def _run(
             clip = torch.stack([torch.stack([buffer[int(i)] for i in indices], dim=1) for indices in batch])
             outputs = {name: values.numpy() for name, values in model.predict(clip).items()}
             per_frame = [name for name, values in outputs.items() if values.ndim == 5]
-            for name in outputs.keys() - set(per_frame):
+            for name in (name for name in outputs if name not in per_frame):  # in the model's order
                 scores.setdefault(name, []).append(outputs[name])
             dense.add(batch, {name: outputs[name] for name in per_frame})
             horizon = oldest[min(at + batch_clips, len(clips))]
