@@ -16,6 +16,7 @@ import plotly.graph_objects as go
 from numpy.typing import ArrayLike
 from PIL import Image
 
+from endofm_lab.data.manifest import folder_fps
 from endofm_lab.explain.atlas import Neighbours, fit_pca
 from endofm_lab.explain.attention import look
 from endofm_lab.explain.embeddings import EmbeddingStore
@@ -198,8 +199,8 @@ class EmbeddingExplorer(Explorer):
 
     def _thumbnail(self, row: int, side_px: int = 112) -> np.ndarray:
         about: pd.Series = self.rows.iloc[row]
-        path = Path(about["video"])
-        with open_video(path if path.is_absolute() else self.root / path) as reader:
+        path = self.root / about["video"]  # an absolute one stays as it is
+        with open_video(path, fps=folder_fps(path, about)) as reader:
             frame = reader.read([int(np.abs(reader.times_s - about["time_s"]).argmin())])[0]
         return np.asarray(Image.fromarray(frame).resize((side_px, side_px)))
 

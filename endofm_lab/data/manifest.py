@@ -1,8 +1,9 @@
 """The one table of a data set: a row per clip or image, what it shows, whose it is, and which split it belongs to."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,6 +12,7 @@ import pandas as pd
 
 from endofm_lab.errors import ManifestError
 from endofm_lab.files import atomic_path
+from endofm_lab.video.reader import VideoReader, open_video
 
 REQUIRED = ("video", "start_s", "end_s", "label", "patient", "dataset", "split")
 OPTIONAL_TEXT = ("masks", "boxes", "device", "motion", "sequence", "source")
@@ -24,7 +26,8 @@ class Manifest:
     Columns: ``video`` (a file, a folder of frames or an image), ``start_s`` and ``end_s`` (seconds; both 0 for an
     image, and an ``end_s`` of NaN means the video's end), ``label``, ``patient``, ``dataset``, ``split``; optional
     ``masks`` (a folder of frames or an image), ``boxes`` (a CSV file), ``device``, ``motion``, ``sequence``, ``frame``,
-    ``source``, and whatever else a recipe adds. Text that is not known is the empty string.
+    ``source``, ``fps`` (of a folder of frames; 25 if not given), and whatever else a recipe adds. Text that is not
+    known is the empty string.
     """
 
     table: pd.DataFrame
@@ -81,9 +84,24 @@ class Manifest:
             )
         return self.root / relative
 
+    def open(self, row: Mapping[Any, Any] | pd.Series) -> VideoReader:
+        """The video of a row; a folder of frames runs at the row's ``fps``.
+
+        Raises:
+            VideoError: it cannot be read.
+        """
+        path = self.resolve(row["video"])
+        return open_video(path, folder_fps(path, row), check=False)
+
     @property
     def _name(self) -> str:
         return str(self.path or "manifest")
+
+
+def folder_fps(path: Path, row: Mapping[Any, Any] | pd.Series) -> Fraction | None:
+    """Frames per second of a row whose video is a folder of frames; None for a file, and for a row without ``fps``."""
+    rate = pd.to_numeric(row.get("fps", np.nan), errors="coerce")
+    return Fraction(float(rate)).limit_denominator(1001) if path.is_dir() and not np.isnan(rate) else None
 
 
 def read_manifest(path: str | Path) -> Manifest:

@@ -24,7 +24,6 @@ from endofm_lab.model.checkpoints import load_model
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.video.clips import clip_indices
-from endofm_lab.video.reader import open_video
 from endofm_lab.video.transforms import to_input
 
 
@@ -165,7 +164,10 @@ def load_store(path: str | Path) -> EmbeddingStore:
 
 def _middle_clip(manifest: Manifest, row: pd.Series, model: VideoModel) -> tuple[torch.Tensor, float]:
     """The clip (1, 3, T, S, S) in the middle of a row's time, and its first instant in seconds."""
-    with open_video(manifest.resolve(row["video"])) as reader:
+    with manifest.open(row) as reader:
+        if row["start_s"] >= reader.info.duration_s:
+            reason = f"the row starts at {row['start_s']} s, but the video ends at {float(reader.info.duration_s)} s"
+            raise VideoError(row["video"], reason)
         end_s = min(row["end_s"], reader.info.duration_s) if row["end_s"] > 0 else reader.info.duration_s
         spare = end_s - row["start_s"] - model.card.clip.span_s(reader.info)
         start_s = min(row["start_s"] + max(spare, 0.0) / 2, float(reader.times_s[-1]))

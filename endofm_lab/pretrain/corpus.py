@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from endofm_lab.data.manifest import Manifest
+from endofm_lab.data.manifest import Manifest, folder_fps
 from endofm_lab.errors import ManifestError
 from endofm_lab.pretrain.views import MultiView
 
@@ -40,6 +40,9 @@ class Corpus:
                 f"{self.manifest.path}: no row is of the split 'pretrain' or 'train'; name the split to learn from."
             )
         self.paths = {video: self.manifest.resolve(video) for video, _, _ in self.rows}
+        self.fps = {
+            str(row["video"]): folder_fps(self.paths[str(row["video"])], row) for row in table.to_dict("records")
+        }
         self.n_files = len(self.paths)
         if missing := [video for video, path in self.paths.items() if not path.exists()]:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
@@ -58,7 +61,7 @@ class Corpus:
     def sample(self, index: int, seed: int) -> list[Tensor]:
         """The views of a row, (3, T, px, px) each."""
         video, start_s, end_s = self.rows[index]
-        return self.views.of_video(self.paths[video], seed, start_s, end_s).tensors
+        return self.views.of_video(self.paths[video], seed, start_s, end_s, self.fps[video]).tensors
 
     def collate(self, samples: list[list[Tensor]]) -> list[Tensor]:
         """Views (B, 3, T, px, px), global ones first."""

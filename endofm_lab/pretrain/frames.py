@@ -1,6 +1,7 @@
 """Single frames of a manifest as samples of the training loop: classes by mapping, balanced draws, augmentation."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from endofm_lab.data.labels import LabelMapping, map_labels
-from endofm_lab.data.manifest import Manifest
+from endofm_lab.data.manifest import Manifest, folder_fps
 from endofm_lab.errors import ManifestError
 from endofm_lab.video.reader import VideoReader, open_video
 from endofm_lab.video.transforms import InputSpec, to_input
@@ -68,6 +69,8 @@ class FrameCorpus:
         self.classes = names
         self.table = table
         self.rows = [(str(r.video), float(r.start_s), float(r.end_s)) for r in table.itertuples()]
+        records = table.to_dict("records")
+        self.fps = {row["video"]: folder_fps(self.manifest.resolve(row["video"]), row) for row in records}
         self.targets = np.array([names.index(label) for label in labels])
         self.counts = np.bincount(self.targets, minlength=len(names))
         self.n_files = len({video for video, *_ in self.rows})
@@ -88,7 +91,7 @@ class FrameCorpus:
     def frame(self, row: int, seed: int) -> Tensor:
         """The frame of a row as model input (3, 1, S, S)."""
         video, start_s, end_s = self.rows[row]
-        reader = _opened(self.manifest.resolve(video))
+        reader = _opened(self.manifest.resolve(video), self.fps[video])
         times_s = reader.times_s
         inside = np.flatnonzero((times_s >= start_s) & (times_s <= (np.inf if np.isnan(end_s) else end_s)))
         at = len(inside) // 2
@@ -105,9 +108,9 @@ class FrameCorpus:
 
 
 @lru_cache(maxsize=32)
-def _opened(path: Path) -> VideoReader:
+def _opened(path: Path, fps: Fraction | None) -> VideoReader:
     """Readers of the files drawn last: indexing a video takes longer than reading one frame of it."""
-    return open_video(path)
+    return open_video(path, fps=fps)
 
 
 def balanced_order(targets: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import ManifestError
-from endofm_lab.video.clips import ClipSpec, read_clip
+from endofm_lab.video.clips import ClipSpec, clip_indices
 from endofm_lab.video.transforms import InputSpec, to_input
 
 Record = dict[str, Any]
@@ -177,13 +177,11 @@ def load_probe(
 
 
 def _clip(manifest: Manifest, row: Any, n_frames: int, spec: InputSpec) -> np.ndarray:
-    from endofm_lab.video.reader import open_video
-
-    path = manifest.resolve(str(row.video))
-    with open_video(path) as video:
+    with manifest.open(row._asdict()) as video:
         end_s = video.info.duration_s if math.isnan(row.end_s) else min(row.end_s, video.info.duration_s)
-    clip = read_clip(path, ClipSpec(n_frames, duration_s=max(end_s - row.start_s, 1e-3)), float(row.start_s))
-    pixels = to_input(clip.frames, spec)[0].permute(1, 2, 3, 0)  # (T, px, px, 3) in 0..1
+        clip = ClipSpec(n_frames, duration_s=max(end_s - row.start_s, 1e-3))
+        frames = video.read(clip_indices(clip, video.info, float(row.start_s), video.times_s))
+    pixels = to_input(frames, spec)[0].permute(1, 2, 3, 0)  # (T, px, px, 3) in 0..1
     return (pixels * 255).round().clamp(0, 255).byte().numpy()
 
 

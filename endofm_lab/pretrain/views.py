@@ -8,6 +8,7 @@ frames; a seed gives the same views again.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -256,14 +257,23 @@ class MultiView:
         numbers = np.arange(len(pixels))
         return Views([self.show(pixels, numbers, d) for d in draws], draws, pixels.numpy(), numbers, times_s)
 
-    def of_video(self, path: str | Path, seed: int, start_s: float = 0.0, end_s: float = math.nan) -> Views:
+    def of_video(
+        self,
+        path: str | Path,
+        seed: int,
+        start_s: float = 0.0,
+        end_s: float = math.nan,
+        fps: Fraction | None = None,
+    ) -> Views:
         """The views of a random clip between two times of a video (NaN: its end); its frames are decoded once.
+
+        A folder of frames has ``fps`` frames per second.
 
         Raises:
             VideoError: the video cannot be read, or is shorter than the windows.
         """
         spec = self.spec
-        with open_video(path) as video:
+        with open_video(path, fps=fps) as video:
             times_s = video.times_s
             indices = self._clip(video.info, times_s, start_s, end_s, seed)
             height, width = _sized_hw((video.info.height_px, video.info.width_px), spec.short_side_px)

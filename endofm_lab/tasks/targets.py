@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from endofm_lab.data.manifest import Manifest, read_manifest
+from endofm_lab.data.manifest import Manifest, folder_fps, read_manifest
 from endofm_lab.data.splits import class_matrix, named_split
 from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.model.card import HeadSpec
@@ -63,7 +63,7 @@ class Example:
 
     def open(self) -> VideoReader:
         """The row's video; images of a folder are looked at when they are read."""
-        return open_video(self.video, fps=self.fps if self.video.is_dir() else None, check=False)
+        return open_video(self.video, fps=self.fps, check=False)
 
     def frame_range(self, reader: Timeline) -> tuple[int, int]:
         """First frame of the row and the one after its last; at least one frame."""
@@ -134,7 +134,6 @@ def read_examples(manifest: Manifest, split: str, head: HeadSpec, column: str = 
     else:
         boxes = _checked_boxes(manifest, rows, split, head)
     for number, row in enumerate(rows.to_dict("records")):
-        fps = pd.to_numeric(row.get("fps", np.nan), errors="coerce")
         examples.append(
             Example(
                 row=number,
@@ -143,7 +142,7 @@ def read_examples(manifest: Manifest, split: str, head: HeadSpec, column: str = 
                 start_s=row["start_s"],
                 end_s=np.inf if np.isnan(row["end_s"]) else row["end_s"],
                 patient=f"{row['dataset']}/{row['patient'] or row['video']}",  # patient 1 of two data sets are two
-                fps=None if np.isnan(fps) else Fraction(float(fps)).limit_denominator(1001),
+                fps=folder_fps(manifest.resolve(row["video"]), row),
                 target=targets[number] if targets else None,
                 masks=masks[number] if masks else None,
                 boxes=boxes[number] if boxes else None,

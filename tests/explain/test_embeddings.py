@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from endofm_lab.data.manifest import write_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.explain.embeddings import embed, embedding_steps, load_store
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.video.clips import read_clip
+from endofm_lab.video.clips import ClipSpec, read_clip
 from endofm_lab.video.reader import write_video
 from endofm_lab.video.transforms import to_input
 from tests.explain.models import small_model
@@ -101,3 +102,21 @@ def test_foreign_and_damaged_folders_are_refused(manifest, model, tmp_path):
     (store.path / "store.json").write_text(json.dumps(about | {"width": 7}))
     with pytest.raises(UserError, match="damaged"):
         load_store(store.path)
+
+
+def test_a_folder_of_frames_runs_at_the_rate_of_its_row_and_a_row_behind_its_end_has_no_vector(model, tmp_path):
+    """Twelve pictures at one per second: the row of seconds 6 to 10 shows pictures 6 to 9."""
+    pictures = np.random.default_rng(0).integers(0, 255, (12, 32, 32, 3), dtype=np.uint8)
+    (tmp_path / "frames").mkdir()
+    for n, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / "frames" / f"{n:02d}.png")
+    spans = [(6.0, 10.0), (12.0, 16.0)]
+    rows = [{"start_s": start, "end_s": end, "label": "a", "patient": "p"} for start, end in spans]
+    table = pd.DataFrame(rows).assign(video="frames", fps=1, dataset="d", split="train")
+    card = replace(model.card, clip=ClipSpec(n_frames=4, stride=1))
+    slow = VideoModel(model.backbone, model.heads, card)
+    store = embed(write_manifest(table, tmp_path / "m.csv"), slow, tmp_path / "store", progress=False)
+    with torch.no_grad():
+        expected = model.backbone(to_input(pictures[6:10], card.input)).cls[0].numpy()
+    np.testing.assert_allclose(store.vectors[0], expected, atol=1e-4)
+    assert store.usable().tolist() == [True, False] and "ends at 12.0 s" in store.rows["error"][1]

@@ -95,7 +95,7 @@ def main() -> None:
     report("mean colours", mean_colours(manifest), manifest.table)
     for name, model in models.items():
         store = lab.embed(manifest, model, args.out / name, batch_clips=16)
-        report(f"{name} ({model.card.initialisation['words']})", store.vectors, store.rows)
+        report(f"{name} ({model.card.name})", store.vectors, store.rows)
 
 
 if __name__ == "__main__":

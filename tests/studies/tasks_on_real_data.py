@@ -79,7 +79,7 @@ def configs(task: str, manifest: Path, out: Path, weights: str | None) -> Iterat
     """The runs of one question. Budgets are for two cores with bfloat16 in hardware."""
     base = FinetuneConfig(manifest, out, task=task, precision="bfloat16")  # type: ignore[arg-type]
     frames = {"n_frames": 1, "stride": 1} if task != "phases" else {"n_frames": 4, "stride": 1}
-    steps = {"segmentation": 1000, "detection": 1000, "phases": 150}[task]
+    steps = {"segmentation": 600, "detection": 600, "phases": 150}[task]
     if weights is not None:
         image = Start(weights, image_px=112 if task == "phases" else None, **frames)
         trained = replace(base, start=image, steps=steps, batch=8, lr=3e-4, validate_every=steps // 10)
@@ -87,7 +87,7 @@ def configs(task: str, manifest: Path, out: Path, weights: str | None) -> Iterat
         if task == "phases":
             yield replace(trained, out=out / "ST-Adapter", method="ST-Adapter", lr=1e-3)
     scratch = Start("scratch", size="tiny", image_px=192 if task != "phases" else 128, **frames)
-    steps = {"segmentation": 2500, "detection": 2500, "phases": 300}[task]
+    steps = {"segmentation": 1500, "detection": 1500, "phases": 300}[task]
     yield replace(
         base, out=out / "scratch", start=scratch, steps=steps, batch=16, lr=1e-3, layer_decay=1.0, validate_every=100
     )
