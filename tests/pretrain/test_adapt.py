@@ -176,8 +176,8 @@ def test_the_masked_stage_brings_the_student_nearer_to_its_teacher(manifest, tmp
     teacher, _ = build_frame_backbone("dinov2_micro")
     module = MaskedFeatures(model.backbone, teacher, model.card.input, frame_input(teacher.config))
     train, _ = corpora(manifest, model)
-    log = list(adapt_masked(module, train, AdaptConfig(epochs=3, batch=12, lr=2e-3), tmp_path / "mim"))
-    assert np.mean([r["loss"] for r in log[-4:]]) < 0.9 * np.mean([r["loss"] for r in log[:4]])
+    log = list(adapt_masked(module, train, AdaptConfig(epochs=8, batch=12, lr=2e-3), tmp_path / "mim"))
+    assert np.mean([r["loss"] for r in log[-4:]]) < 0.5 * np.mean([r["loss"] for r in log[:4]])
 
 
 def test_head_and_data_must_agree_on_the_classes(manifest, tmp_path):
