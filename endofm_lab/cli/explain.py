@@ -40,13 +40,15 @@ def explain(
     x = lab.to_input(clip.frames, network.card.input)
     maps = look(network, x)
     rollout = maps.rollout()
-    arrays = {"frames": clip.indices, "times_s": clip.times_s, "rollout": rollout.numpy()}
+    late = maps.since(max(-2, -maps.blocks)).rollout()
+    arrays = {"frames": clip.indices, "times_s": clip.times_s, "rollout": rollout.numpy(), "rollout_late": late.numpy()}
     arrays["cls_in_space"] = np.stack([maps.in_space(block).numpy() for block in range(maps.blocks)])
     sections: list[tuple[str, list[Item]]] = [
         (
             "Rollout: what reaches CLS",
             [
-                figures.film_strip(clip.frames, rollout, clip.times_s),
+                figures.film_strip(clip.frames, rollout, clip.times_s, "through all blocks"),
+                figures.film_strip(clip.frames, late, clip.times_s, "through the last two blocks"),
                 figures.overlay(clip.frames, rollout, clip.times_s),
             ],
         )
