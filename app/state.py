@@ -25,6 +25,7 @@ from endofm_lab.explain.targets import target_of
 from endofm_lab.explain.trust import Curves, deletion_insertion, randomisation_test
 from endofm_lab.figures.study import frames_figure, study_timeline
 from endofm_lab.files import cache_folder
+from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.predict import prediction_steps
 from endofm_lab.prediction import VideoPrediction, load_prediction
@@ -151,10 +152,11 @@ def views(path: str, stamp: str, spec: ViewSpec, seed: int) -> Views:
 
 @st.cache_resource(max_entries=4, show_spinner="Looking inside ...")
 def attention(path: str, stamp: str, model_name: str, model_stamp: str, start_s: float) -> AttentionMaps:
-    """All attention of that clip."""
+    """All attention of that clip, with norms where they can be measured."""
     network = model(model_name, model_stamp)
     seen = clip(path, stamp, model_name, model_stamp, start_s)
-    return look(network, lab.to_input(seen.frames, network.card.input))
+    video = not isinstance(network.backbone, FrameBackbone)
+    return look(network, lab.to_input(seen.frames, network.card.input), norms=video)
 
 
 @st.cache_data(max_entries=40, show_spinner="Attributing ...")

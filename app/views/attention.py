@@ -6,7 +6,7 @@ import streamlit as st
 from choose import choose_video
 
 import endofm_lab as lab
-from endofm_lab.explain.attention import AttentionMaps, Head
+from endofm_lab.explain.attention import AttentionMaps, By, Head
 from endofm_lab.explain.attribution import METHODS
 from endofm_lab.figures.attention import (
     curves,
@@ -84,14 +84,19 @@ def show_time(seen, maps: AttentionMaps) -> None:
 
 def show_rollout(seen, maps: AttentionMaps) -> None:
     """How much of each patch reaches CLS through the blocks, all of them or the last ones."""
-    first = st.slider("From block", 0, maps.blocks - 1, 0, key="rollout_from") if maps.blocks > 1 else 0
-    rollout = maps.since(first).rollout()
+    left, right = st.columns(2)
+    first = left.slider("From block", 0, maps.blocks - 1, 0, key="rollout_from") if maps.blocks > 1 else 0
+    steps: dict[str, By] = {"What arrives (norms)": "norms"} if maps.norms else {}
+    steps["Attention alone"] = "attention"
+    by = steps[right.selectbox("Steps by", list(steps), key="rollout_by")]
+    rollout = maps.since(first).rollout(by=by)
     st.plotly_chart(overlay(seen.frames, rollout, seen.times_s), width="stretch")
     st.plotly_chart(film_strip(seen.frames, rollout, seen.times_s), width="stretch")
     st.caption(
-        "Rollout follows attention and residuals through the blocks back to the tokens that enter the first of them. "
-        "It is the same for every class. Early blocks mix tokens and may gather in places that mean nothing: begin "
-        "later, and it says what the last blocks read."
+        "Rollout follows the residual and what is read beside it through the blocks, back to the tokens that enter the "
+        "first of them. It is the same for every class. By norms, a step counts by the length of what arrives; by "
+        "attention alone, a patch that is looked at counts even if it brings nothing, and early blocks like to gather "
+        "in such patches. Begin later, and it says what the last blocks read."
     )
 
 
@@ -136,7 +141,7 @@ def show_attribution(seen, key: Key, heads: dict) -> None:
 
 
 def show_two(path: str, name: str, start_s: float, maps: AttentionMaps, seen) -> None:
-    """Rollouts of two models over the same moment."""
+    """Rollouts of two models over the same moment, by norms where they can be measured."""
     other = st.text_input("Second model", placeholder="the folder of a model, or a released checkpoint").strip()
     if not other:
         st.info("Give a second model to see both side by side.")
@@ -147,7 +152,8 @@ def show_two(path: str, name: str, start_s: float, maps: AttentionMaps, seen) ->
         (st.columns(2)[0], name, seen.frames, seen.times_s, maps),
         (st.columns(2)[1], other, second_seen.frames, second_seen.times_s, second),
     ):
-        column.plotly_chart(overlay(frames, found.rollout(), times, title), width="stretch", key=f"two {title}")
+        rollout = found.rollout(by="norms" if found.norms else "attention")
+        column.plotly_chart(overlay(frames, rollout, times, title), width="stretch", key=f"two {title}")
     tables = [m.statistics().groupby("axis")[["distance", "entropy"]].mean() for m in (maps, second)]
     st.dataframe(pd.concat(tables, axis=1, keys=["first", "second"]))
 

@@ -33,23 +33,28 @@ def explain(
     from endofm_lab.explain.trust import deletion_insertion, randomisation_test
     from endofm_lab.figures import attention as figures
     from endofm_lab.files import atomic_path
+    from endofm_lab.model.frame import FrameBackbone
     from endofm_lab.report import Item, write_report
 
     network = lab.load_model(model)
     clip = lab.read_clip(video, network.card.clip, "centre" if start_s is None else start_s)
     x = lab.to_input(clip.frames, network.card.input)
-    maps = look(network, x)
-    rollout = maps.rollout()
-    late = maps.since(max(-2, -maps.blocks)).rollout()
-    arrays = {"frames": clip.indices, "times_s": clip.times_s, "rollout": rollout.numpy(), "rollout_late": late.numpy()}
+    maps = look(network, x, norms=not isinstance(network.backbone, FrameBackbone))
+    rollouts = {"rollout by norms, through all blocks": maps.rollout(by="norms")} if maps.norms else {}
+    rollouts["rollout by attention, through all blocks"] = maps.rollout()
+    rollouts["rollout by attention, through the last two blocks"] = maps.since(max(-2, -maps.blocks)).rollout()
+    arrays = {"frames": clip.indices, "times_s": clip.times_s}
+    names = (["rollout_by_norms"] if maps.norms else []) + ["rollout", "rollout_late"]
+    arrays |= dict(zip(names, (rollout.numpy() for rollout in rollouts.values()), strict=True))
     arrays["cls_in_space"] = np.stack([maps.in_space(block).numpy() for block in range(maps.blocks)])
     sections: list[tuple[str, list[Item]]] = [
         (
             "Rollout: what reaches CLS",
             [
-                figures.film_strip(clip.frames, rollout, clip.times_s, "through all blocks"),
-                figures.film_strip(clip.frames, late, clip.times_s, "through the last two blocks"),
-                figures.overlay(clip.frames, rollout, clip.times_s),
+                "By norms, a step counts by the length of what arrives; by attention alone, a patch that is looked at "
+                "counts even if it brings nothing.",
+                *(figures.film_strip(clip.frames, found, clip.times_s, name) for name, found in rollouts.items()),
+                figures.overlay(clip.frames, next(iter(rollouts.values())), clip.times_s),
             ],
         )
     ]

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from endofm_lab.errors import UserError
+from endofm_lab.explain.norms import StepNorms, step_norms
 from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.transformer import VideoTokens, VideoTransformer
 from endofm_lab.model.video_model import VideoModel
 
 Head = int | Literal["mean", "max"]
+By = Literal["attention", "norms"]
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,14 @@ class AttentionMaps:
         time: per block (h, w, K, T, T), between frames at one patch; rows sum to one. Empty without temporal attention.
         grid: T, h and w.
         kind: ``divided``, ``space_only`` or ``joint``.
+        norms: what really arrives in each step; None unless asked for.
     """
 
     space: tuple[Tensor, ...]
     time: tuple[Tensor, ...]
     grid: tuple[int, int, int]
     kind: str
+    norms: StepNorms | None = None
 
     @property
     def blocks(self) -> int:
@@ -57,7 +61,8 @@ class AttentionMaps:
             UserError: block out of range.
         """
         block = self._number(block)
-        return replace(self, space=self.space[block:], time=self.time[block:])
+        norms = self.norms and StepNorms(self.norms.space[block:], self.norms.time[block:])
+        return replace(self, space=self.space[block:], time=self.time[block:], norms=norms)
 
     def in_space(self, block: int, head: Head = "mean", patch: tuple[int, int] | None = None) -> Tensor:
         """(T, h, w): where CLS looks in every frame, or where the patch (row, column) of each frame looks in its frame.
@@ -105,7 +110,7 @@ class AttentionMaps:
             rows = self._fused(self.time, block, head).flatten(0, 1)
         return rows.mean(dim=0) if patch is None else rows[self._token(patch) - 1]
 
-    def rollout(self, query: tuple[int, int, int] | None = None, head: Head = "mean") -> Tensor:
+    def rollout(self, query: tuple[int, int, int] | None = None, head: Head = "mean", by: By = "attention") -> Tensor:
         """(T, h, w): how much of each input patch reaches CLS, or the patch (frame, row, column), through all blocks.
 
         Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928) for space and time in turns. A residual step
@@ -122,8 +127,11 @@ class AttentionMaps:
         M is row-stochastic, so r always sums to one; the result leaves out what stays at CLS. Space-only models have
         step 2 alone, joint models too, over one long frame.
 
+        ``by="norms"`` takes for M what really arrives in steps 1 and 2 (see `StepNorms`): attention to a token that
+        brings nothing counts for nothing, and the residual as much as it is. Heads are summed there, not chosen.
+
         Raises:
-            UserError: head or query out of range.
+            UserError: head or query out of range, or norms that were not asked for.
         """
         T, h, w = self.grid
         row = torch.zeros(T, 1 + h * w)
@@ -132,9 +140,9 @@ class AttentionMaps:
         else:
             self._frame(query[0])
             row[query[0], self._token(query[1:])] = 1.0
-        return self.walk(row, head)[:, 1:].reshape(T, h, w)
+        return self.walk(row, head, by)[:, 1:].reshape(T, h, w)
 
-    def rollout_in_time(self, head: Head = "mean") -> Tensor:
+    def rollout_in_time(self, head: Head = "mean", by: By = "attention") -> Tensor:
         """(T, T): from which input frames (columns) the patches of each output frame (rows) come, through all blocks.
 
         The mean rollout of a frame's patches, summed over the patches of each input frame; each row is divided by what
@@ -145,7 +153,7 @@ class AttentionMaps:
         for t in range(T):
             row = torch.zeros(T, 1 + h * w)
             row[t, 1:] = 1 / (h * w)
-            frames = self.walk(row, head)[:, 1:].sum(dim=1)
+            frames = self.walk(row, head, by)[:, 1:].sum(dim=1)
             rows.append(frames / frames.sum())
         return torch.stack(rows)
 
@@ -176,22 +184,26 @@ class AttentionMaps:
                     found.append((axis, block, head, float(length[head]), float(entropy[head])))
         return pd.DataFrame(found, columns=["axis", "block", "head", "distance", "entropy"])
 
-    def walk(self, row: Tensor, head: Head = "mean", share: float = 0.5) -> Tensor:
+    def walk(self, row: Tensor, head: Head = "mean", by: By = "attention", share: float = 0.5) -> Tensor:
         """A row (T, 1 + N) over output tokens to one over input tokens, through every step backwards; see `rollout`.
 
-        Each residual step is ``M = share (I + A)``: 0.5 keeps rows of attention stochastic.
+        By attention, each residual step is ``M = share (I + A)``: 0.5 keeps rows of attention stochastic.
         """
         T, h, w = self.grid
+        norms = self.norms if by == "norms" else None
+        if by == "norms" and norms is None:
+            raise UserError("These maps carry no norms; ask for them with look(model, clip, norms=True).")
         if self.kind == "joint":  # one CLS, one long frame
             row = torch.cat([row[:, 0].sum()[None], row[:, 1:].flatten()])[None]
         for block in reversed(range(self.blocks)):
             if self.kind == "divided":
                 row = torch.cat([row[:, :1].mean(dim=0).expand(T, 1), row[:, 1:]], dim=1)
-            row = share * (row + torch.einsum("ti,tij->tj", row, self._fused(self.space, block, head)))
+            space = norms.space[block] if norms else _residual(self._fused(self.space, block, head), share)
+            row = torch.einsum("ti,tij->tj", row, space)
             if self.kind == "divided":
-                time = self._fused(self.time, block, head).flatten(0, 1)  # (N, T, T)
-                patches = share * (row[:, 1:] + torch.einsum("tn,nts->sn", row[:, 1:], time))
-                row = torch.cat([row[:, :1], patches], dim=1)
+                fused = self._fused(self.time, block, head).flatten(0, 1)
+                time = norms.time[block] if norms else _residual(fused, share)
+                row = torch.cat([row[:, :1], torch.einsum("tn,nts->sn", row[:, 1:], time)], dim=1)
         if self.kind == "joint":
             cls, patches = row[0, :1], row[0, 1:].reshape(T, h * w)
             row = torch.cat([(cls / T).expand(T, 1), patches], dim=1)
@@ -232,22 +244,40 @@ class AttentionMaps:
         return 1 + row * w + column
 
 
+def _residual(rows: Tensor, share: float) -> Tensor:
+    """``share (I + A)`` of every matrix."""
+    return share * (rows + torch.eye(rows.shape[-1]))
+
+
 @torch.inference_mode()
-def look(model: VideoModel | VideoTransformer | FrameBackbone, clip: Tensor) -> AttentionMaps:
+def look(model: VideoModel | VideoTransformer | FrameBackbone, clip: Tensor, norms: bool = False) -> AttentionMaps:
     """The attention of one clip (1, 3, T, H, W), normalised as the model's card says.
 
     Image models (ViT, DINOv2, EVA-02 with its rotary positions) attend in space only.
 
+    Args:
+        model: what looks.
+        clip: what is looked at.
+        norms: also measure what really arrives in each step, for ``rollout(by="norms")``; video transformers only.
+
     Raises:
-        UserError: the clip has another shape, is not one clip, or the model has no attention from a CLS token.
+        UserError: the clip has another shape, is not one clip, the model has no attention from a CLS token, or is an
+            image model asked for norms.
     """
     backbone = model.backbone if isinstance(model, VideoModel) else model
     if clip.ndim != 5 or len(clip) != 1:
         raise UserError(
             f"The clip has shape {tuple(clip.shape)}; attention is looked at one clip at a time, (1, 3, T, H, W)."
         )
-    tokens = backbone(clip.to(next(backbone.parameters()).device), attention=True)
-    return maps_of(tokens, "space_only" if isinstance(backbone, FrameBackbone) else backbone.config.attention)
+    clip = clip.to(next(backbone.parameters()).device)
+    if isinstance(backbone, FrameBackbone):
+        if norms:
+            raise UserError("Norms of steps are measured in video transformers; for image models use plain rollout.")
+        return maps_of(backbone(clip, attention=True), "space_only")
+    if not norms:
+        return maps_of(backbone(clip, attention=True), backbone.config.attention)
+    tokens, measured = step_norms(backbone, clip)
+    return replace(maps_of(tokens, backbone.config.attention), norms=measured)
 
 
 def maps_of(tokens: VideoTokens, kind: str) -> AttentionMaps:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from endofm_lab.errors import UserError
 from endofm_lab.explain.attention import AttentionMaps, look, maps_of
+from endofm_lab.explain.norms import StepNorms
 from endofm_lab.model.frame import build_frame_backbone
 from endofm_lab.model.transformer import build_backbone
 from tests.goldens.weights_from_names import input_for, state_dict_for
@@ -157,6 +158,85 @@ def test_permuting_the_frames_permutes_the_maps():
     torch.testing.assert_close(permuted.rollout_in_time(), there.rollout_in_time()[order][:, order], **close)
 
 
+def naive_shares(attention, x, y, softmax, then):
+    """Token by token and head by head: the summands of a residual step, and that they and a bias are its output."""
+    n, D = x.shape
+    K, d = softmax.shape[0], D // softmax.shape[0]
+    v = y @ attention.qkv.weight[2 * D :].T + attention.qkv.bias[2 * D :]
+    rows = torch.zeros(n, n)
+    outputs = x.clone()
+    for i in range(n):
+        parts = []
+        for j in range(n):
+            mixed = torch.cat([softmax[k, i, j] * v[j, k * d : (k + 1) * d] for k in range(K)])
+            part = attention.proj.weight @ mixed
+            parts.append(part if then is None else then.weight @ part)
+        outputs[i] += torch.stack(parts).sum(0)
+        parts[i] = parts[i] + x[i]
+        length = torch.stack(parts).norm(dim=1)
+        rows[i] = length / length.sum()
+    bias = attention.proj.bias if then is None else then.weight @ attention.proj.bias + then.bias
+    return rows, outputs + bias
+
+
+@torch.inference_mode()
+def test_norms_are_the_lengths_of_the_summands_of_each_step():
+    backbone, clip = lively().eval(), clip_of(1, 3, 3, 32, 32)
+    maps = look(backbone, clip, norms=True)
+    block, tokens = backbone.blocks[0], backbone(clip, attention=True)
+    x, _, _ = backbone._embed(clip, None)
+    for n in (0, 3):
+        at = x[0, :, 1 + n]
+        rows, after = naive_shares(
+            block.temporal_attn, at, block.temporal_norm1(at), tokens.temporal[0][0].flatten(0, 1)[n], block.temporal_fc
+        )
+        torch.testing.assert_close(maps.norms.time[0][n], rows)
+        written, _ = block.temporal_attn(block.temporal_norm1(x[:, :, 1:]), "time", False, then=block.temporal_fc)
+        torch.testing.assert_close(x[0, :, 1 + n] + written[0, :, n], after)
+    x = torch.cat([x[:, :, :1], x[:, :, 1:] + written], dim=2)
+    for t in (0, 2):
+        rows, _ = naive_shares(block.attn, x[0, t], block.norm1(x[0, t]), tokens.spatial[0][0, t], None)
+        torch.testing.assert_close(maps.norms.space[0][t], rows)
+
+
+@pytest.mark.parametrize("kind", ["divided", "space_only", "joint"])
+def test_a_rollout_by_norms_shares_out_one_and_starts_where_it_is_told(kind):
+    backbone = lively(attention=kind)
+    maps = look(backbone, clip_of(1, 3, 3, 32, 48), norms=True)
+    for rows in (*maps.norms.space, *maps.norms.time):
+        torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:-1]))
+    T, h, w = maps.grid
+    row = torch.zeros(T, 1 + h * w)
+    row[:, 0] = 1 / T
+    torch.testing.assert_close(maps.walk(row, by="norms").sum(), torch.tensor(1.0))
+    assert not torch.allclose(maps.rollout(by="norms"), maps.rollout())
+    torch.testing.assert_close(maps.since(-1).norms.space[0], maps.norms.space[-1])
+    torch.testing.assert_close(maps.rollout_in_time(by="norms").sum(-1), torch.ones(3))
+
+
+def test_a_patch_that_everything_attends_to_but_that_brings_nothing_counts_for_nothing():
+    """CLS attends to patch 0 with 0.9 and to patch 1 with 0.1; what patch 0 carries has length 0."""
+    space = torch.tensor([[0.0, 0.9, 0.1], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])[None, None]
+    arrives = torch.tensor([[0.75, 0.0, 0.25], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])[None]
+    maps = AttentionMaps((space,), (), (1, 1, 2), "space_only", StepNorms((arrives,), ()))
+    torch.testing.assert_close(maps.rollout().flatten(), torch.tensor([0.45, 0.05]))
+    torch.testing.assert_close(maps.rollout(by="norms").flatten(), torch.tensor([0.0, 0.25]))
+
+
+def test_without_values_nothing_moves():
+    backbone = lively()
+    D = backbone.config.width
+    with torch.no_grad():
+        for block in backbone.blocks:
+            for attention in (block.attn, block.temporal_attn):
+                attention.qkv.weight[2 * D :] = 0
+                attention.qkv.bias[2 * D :] = 0
+    maps = look(backbone, clip_of(1, 3, 3, 32, 32), norms=True)
+    assert float(maps.rollout(by="norms").abs().sum()) == 0.0, "all of CLS stays at CLS"
+    assert float(maps.rollout().sum()) > 0.1
+    torch.testing.assert_close(maps.rollout_in_time(by="norms"), torch.eye(3))
+
+
 def test_an_image_model_with_rotary_positions_attends_in_space_only():
     backbone, _ = build_frame_backbone("eva02_micro")
     clip = clip_of(1, 3, 2, 56, 56)
@@ -166,6 +246,8 @@ def test_an_image_model_with_rotary_positions_attends_in_space_only():
     torch.testing.assert_close(maps.rollout()[1:] * 2, alone.rollout())
     with pytest.raises(UserError, match="divided or joint"):
         maps.in_time(0)
+    with pytest.raises(UserError, match="video transformers"):
+        look(backbone, clip, norms=True)
 
 
 @torch.inference_mode()
@@ -191,6 +273,7 @@ def test_the_maps_of_base_are_the_released_ones():
         (lambda m: m.rollout(head="median"), "no head 'median'; choose 0 to 1"),
         (lambda m: m.in_space(0, 0, (2, 0)), "rows 0 to 1 and the columns 0 to 2"),
         (lambda m: m.in_time(0, 0, (0, -1)), "rows 0 to 1 and the columns 0 to 2"),
+        (lambda m: m.rollout(by="norms"), "look(model, clip, norms=True)"),
         (lambda m: m.rollout((3, 0, 0)), "no frame 3 in the clip; it has the frames 0 to 2"),
         (lambda m: replace(m, kind="space_only", time=()).in_time(0), "maps in space for the blocks 0 to 2"),
     ],

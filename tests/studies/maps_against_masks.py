@@ -48,10 +48,13 @@ def maps_of(model: VideoModel, x: torch.Tensor, head: str, label: str, quick: bo
         if name != SLOW and not (quick and name in ("integrated gradients", "occlusion")):
             options = {"tube": (x.shape[2], 2)} if name == "occlusion" else {}
             found[name] = method(model, x, target, **options).values  # type: ignore[call-arg]
-    attention = lab.look(model, x)
+    video = not isinstance(model.backbone, FrameBackbone)
+    attention = lab.look(model, x, norms=video)
     found["rollout"] = attention.rollout()
+    if video:
+        found["rollout by norms"] = attention.rollout(by="norms")
     found["rollout of the last two blocks"] = attention.since(-2).rollout()
-    if model.card.heads[head].kind.startswith("multi") and not isinstance(model.backbone, FrameBackbone):
+    if model.card.heads[head].kind.startswith("multi") and video:
         found["attention relevance"] = attention_relevance(model, x, head, label).values
     return found
 
