@@ -1,10 +1,26 @@
-"""Settings for all tests: one thread per parallel worker, nothing from the network, nothing in the user's cache."""
+"""For all tests: one thread per parallel worker, nothing from the network, nothing in the user's cache, one phantom."""
 
 import os
 import tempfile
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait slow their neighbours
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["ENDOFM_LAB_CACHE"] = tempfile.mkdtemp(prefix="endofm_lab_tests_")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory) -> Path:
+    """The manifest of the phantom `tiny`, written once for all workers; nobody writes into it."""
+    from endofm_lab.data.phantom_set import write_phantom
+
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with FileLock(shared / "phantom.lock"):
+        return write_phantom(shared / "phantom", "tiny", progress=False)

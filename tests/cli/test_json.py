@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from endofm_lab.cli.main import main
-from endofm_lab.data.phantom_set import write_phantom
 from endofm_lab.files import read_json
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.checkpoints import save_model
@@ -30,11 +29,6 @@ def told(capsys):
         return json.loads(capsys.readouterr().out, parse_constant=refuse)
 
     return run
-
-
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory):
-    return write_phantom(tmp_path_factory.mktemp("phantom"), "tiny", progress=False)
 
 
 @pytest.fixture(scope="module")

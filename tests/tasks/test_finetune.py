@@ -9,7 +9,7 @@ from PIL import Image
 
 from endofm_lab.cli.main import main
 from endofm_lab.data.manifest import read_manifest, write_manifest
-from endofm_lab.data.phantom_set import PRESETS, write_phantom
+from endofm_lab.data.phantom_set import PRESETS
 from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.files import read_json
 from endofm_lab.model.checkpoints import load_model
@@ -29,11 +29,6 @@ from endofm_lab.video.clips import ClipSpec
 
 SCRATCH = Start("scratch", size="micro")
 TINY = PRESETS["tiny"]  # patients per split, each with four findings
-
-
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory):
-    return write_phantom(tmp_path_factory.mktemp("phantom"), "tiny", progress=False)
 
 
 @pytest.fixture(scope="module")

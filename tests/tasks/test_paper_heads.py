@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from endofm_lab.cli.main import main
-from endofm_lab.data.manifest import read_manifest
-from endofm_lab.data.phantom_set import PRESETS, write_phantom
+from endofm_lab.data.manifest import read_manifest, write_manifest
+from endofm_lab.data.phantom_set import PRESETS
 from endofm_lab.data.prepare import prepare
 from endofm_lab.data.recipes import load_recipe
 from endofm_lab.errors import UserError
@@ -33,25 +33,30 @@ SCRATCH = Start("scratch", size="micro", n_frames=2)
 TASKS = {"transunet": "segmentation", "stft": "detection"}
 
 
-@pytest.fixture(scope="module")
-def phantom(tmp_path_factory):
-    return write_phantom(tmp_path_factory.mktemp("phantom"), "tiny", progress=False)
-
-
 def video_of(manifest: Path) -> Path:
     return manifest.parent / read_manifest(manifest).rows("test")["video"].iloc[0]
 
 
+@pytest.fixture(scope="module")
+def few(phantom, tmp_path_factory):
+    """Two rows of each split: the networks are those of the paper, and slow."""
+    folder = tmp_path_factory.mktemp("few")
+    table = read_manifest(phantom).table.groupby("split").head(2)
+    for name in ("videos", "masks", "boxes.csv"):
+        (folder / name).symlink_to(phantom.parent / name)
+    return write_manifest(table, folder / "manifest.csv").path
+
+
 @pytest.mark.parametrize("head", TASKS)
-def test_a_fine_tuned_folder_loads_gives_its_run_again_and_predicts(phantom, tmp_path, head):
+def test_a_fine_tuned_folder_loads_gives_its_run_again_and_predicts(few, tmp_path, head):
     options = ["--task", TASKS[head], "--head", head, "--start", "scratch", "--size", "micro", "--n-frames", "2"]
     options += ["--steps", "1", "--batch", "2", "--validate-every", "1"]
-    assert main(["finetune", str(phantom), "--out", str(tmp_path / "run"), *options]) == 0
+    assert main(["finetune", str(few), "--out", str(tmp_path / "run"), *options]) == 0
     folder = tmp_path / "run" / "seed-0" / "model"
     run, model = read_run(tmp_path / "run"), load_model(folder)
     (name, spec), *_ = model.card.heads.items()
     assert spec.form == head and ("TransUNet" if head == "transunet" else "STFT") in run.method
-    again = answers(model, name, read_examples(read_manifest(phantom), "test", spec), 1)
+    again = answers(model, name, read_examples(read_manifest(few), "test", spec), 1)
     written = run.predictions
     if head == "transunet":
         np.testing.assert_allclose(again["iou"], written["iou"], atol=1e-6)
@@ -60,7 +65,7 @@ def test_a_fine_tuned_folder_loads_gives_its_run_again_and_predicts(phantom, tmp
             np.testing.assert_allclose(np.array(ours, float), np.array(theirs, float), atol=1e-6)
         raw = model.predict(torch.zeros(1, 3, 2, 64, 64))[name]
         assert all(len(scores) for _, scores, _ in model.heads[name].decode(raw, min_score=0.0)[0])
-    found = predict_video(video_of(phantom), folder, every_frame=True, progress=False)
+    found = predict_video(video_of(few), folder, every_frame=True, progress=False)
     size = PRESETS["tiny"].size_px
     if head == "transunet":
         assert found.masks.shape == (PRESETS["tiny"].n_frames, 1, size, size)
@@ -146,8 +151,6 @@ def test_direct_testing_of_released_layouts_on_official_folders(name, task, cut,
 def test_the_overlap_of_a_released_split_is_told_by_evaluation_and_fine_tuning(tmp_path, capsys):
     manifest = read_manifest(official("cvc-clinicdb", tmp_path))
     table = manifest.table.assign(split_paper=["train|test", "test"][: len(manifest.table)])
-    from endofm_lab.data.manifest import write_manifest
-
     path = write_manifest(table, manifest.root / "leaking.csv").path
     torch.save(small_segmenter_state(), tmp_path / "cvc.pth")
     run = evaluate(tmp_path / "cvc.pth", path, tmp_path / "run", split_name="paper")
