@@ -151,7 +151,8 @@ def film_strip(frames: np.ndarray, maps: ArrayLike, times_s: ArrayLike | None = 
         tickmode="array", tickvals=[(t + 0.5) * W for t in range(T)], ticktext=frame_names(T, times_s), showgrid=False
     )
     figure.update_yaxes(visible=False, scaleanchor="x")
-    figure.update_layout(title=title, width=1200, height=round(1180 / T * 2 * H / W) + 100)
+    wide = min(1180, 320 * T)  # px; a clip of one frame is no poster
+    figure.update_layout(title=title, width=max(wide, 460) + 20, height=round(wide / T * 2 * H / W) + 100)
     figure.update_layout(margin={"l": 10, "r": 10, "t": 50, "b": 50})
     return tidy(figure)
 
