@@ -93,7 +93,8 @@ class _Pretraining:
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
         self.manifest = read_manifest(config.manifest)
-        self.corpus = Corpus(self.manifest, MultiView(config.views), config.split)
+        views = dataclasses.replace(config.views, local_frames=()) if config.objective == "vcl" else config.views
+        self.corpus = Corpus(self.manifest, MultiView(views), config.split)
         self.steps = config.n_steps(len(self.corpus))
         self.per_epoch = config.steps_per_epoch(len(self.corpus))
         done = Checkpoints(config.out / CHECKPOINTS).all()

@@ -70,7 +70,12 @@ class VCL(Trainable):
         super().__init__()
         self.config, self.steps = config, steps
         D = backbone.config.width
-        head = nn.Sequential(nn.Linear(D, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width))
+        # Standardised over the batch (as in MoCo v3's projection, 2104.02057), or what all clips share is most of
+        # every key at first, and a short training does not get beyond it.
+        standardise = nn.BatchNorm1d(D, affine=False, track_running_stats=False)
+        head = nn.Sequential(
+            standardise, nn.Linear(D, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width)
+        )
         self.student = nn.ModuleDict({"backbone": backbone, "head": head})
         self.teacher = make_teacher(self.student)
         self.queue = Queue(config.queue, config.width)
@@ -93,7 +98,13 @@ class VCL(Trainable):
         return [0, 1]
 
     def forward(self, batch: Any, part: int, step: int) -> dict[str, Tensor]:
-        """Half the loss: view ``part`` asks, the keys are those of the other view."""
+        """Half the loss: view ``part`` asks, the keys are those of the other view.
+
+        Raises:
+            UserError: a process got a single clip, which has no other to differ from.
+        """
+        if len(batch[0]) < 2:
+            raise UserError("vcl got one clip at a time; give a batch of at least 2 for each process and accumulation.")
         if part == 0:
             self._find_keys(batch)
         assert self._keys is not None
@@ -109,7 +120,7 @@ class VCL(Trainable):
     def _find_keys(self, batch: Any) -> None:
         features = [self.teacher["backbone"](view).cls for view in batch[:2]]
         self.recent.push(features[0].float())
-        keys = F.normalize(self.teacher["head"](torch.stack(features)).float(), dim=-1)  # (2, B, D)
+        keys = F.normalize(torch.stack([self.teacher["head"](x) for x in features]).float(), dim=-1)  # (2, B, D)
         if _distributed():
             pieces = [torch.empty_like(keys) for _ in range(dist.get_world_size())]
             dist.all_gather(pieces, keys.contiguous())

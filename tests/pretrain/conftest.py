@@ -41,6 +41,8 @@ def micro(manifest: Path, out: Path, **settings) -> PretrainConfig:
     )  # fmt: skip
     config = replace(
         tiny(manifest, out),
+        objective="dino",
+        precision="float32",
         backbone=replace(BACKBONES["micro"], drop_path=0.2),
         views=views,
         dino=DinoConfig(prototypes=32, hidden=32, bottleneck=16, momentum=0.9),

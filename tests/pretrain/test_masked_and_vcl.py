@@ -103,6 +103,16 @@ def test_vcl_compares_each_view_with_the_other_and_queues_the_keys():
     assert more > losses[0]["loss"]
 
 
+def test_what_all_clips_share_plays_no_part_in_vcl_and_one_clip_is_refused():
+    torch.manual_seed(0)
+    model = VCL(build_backbone("micro"), ContrastConfig(hidden=16, width=8), steps=10)
+    features = torch.randn(5, model.student["backbone"].config.width)
+    for head in (model.student["head"], model.teacher["head"]):
+        torch.testing.assert_close(head(3 * features + 7), head(features), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="batch of at least 2"):
+        model([torch.randn(1, 3, 2, 32, 32)] * 2, 0, 0)
+
+
 @pytest.mark.parametrize("wrong", [{"share": (0.0, 0.5)}, {"share": (0.5, 0.2)}, {"probability": 2.0}])
 def test_impossible_masks_are_refused(wrong):
     with pytest.raises(UserError, match="share"):

@@ -80,20 +80,21 @@ def _parts(videos: pd.Series, left_out: str) -> list[str]:
 BUDGETS = {
     "kvasir-segmentation": (600, 1500, None),
     "kvasir-detection": (600, 1500, None),
-    "cholect50-phases": (150, 300, 112),
-    "cholect50-detection": (150, 400, 160),
+    "cholect50-phases": (60, 120, 112),
+    "cholect50-detection": (80, 200, 160),
 }
 
 
 def configs(question: str, manifest: Path, out: Path, weights: str | None) -> Iterator[FinetuneConfig]:
     """The runs of one question. Budgets are for two cores with bfloat16 in hardware."""
     dataset, task = question.split("-")
-    base = FinetuneConfig(manifest, out, task=task, precision="bfloat16")  # type: ignore[arg-type]
+    base = FinetuneConfig(manifest, out, task=task, precision="bfloat16", step_s=4.0)  # type: ignore[arg-type]
     frames = {"n_frames": 1, "stride": 1} if task != "phases" else {"n_frames": 4, "stride": 1}
     steps, scratch_steps, px = BUDGETS[question]
     if weights is not None:
         image = Start(weights, image_px=px, **frames)
-        trained = replace(base, start=image, steps=steps, batch=8, lr=3e-4, validate_every=max(15, steps // 10))
+        trained = replace(base, start=image, steps=steps, batch=8, lr=3e-4, validate_every=max(20, steps // 10))
+        trained = replace(trained, batch=4) if task == "phases" else trained
         yield replace(trained, out=out / "image-weights", layer_decay=0.75)
         if dataset == "cholect50":
             yield replace(trained, out=out / "ST-Adapter", method="ST-Adapter", lr=1e-3)
