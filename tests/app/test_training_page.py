@@ -46,7 +46,7 @@ def test_the_form_starts_the_command_that_it_describes(cache, manifest, monkeypa
     monkeypatch.setattr("endofm_lab.cli.pretrain._run", lambda config: given.update(config=config))
     tyro.cli(command, args=[str(path), "--out", str(folder), *options])
     config = given["config"]
-    assert (config.manifest, config.steps, config.batch, config.probe) == (manifest, 300, 16, manifest)
+    assert (config.manifest, config.steps, config.batch, config.probe) == (manifest, 200, 32, manifest)
     assert not config.dino.centring and config.dino.teacher_temperature == 0.03
 
 
