@@ -15,7 +15,7 @@ from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.files import read_json
 from endofm_lab.pretrain.config import PRESETS, from_json, to_json, with_settings
 from endofm_lab.pretrain.trainer import pretrain, resume, run_config
-from endofm_lab.run_report import report_run
+from endofm_lab.run_report import REFERENCE, health_of, reference_for, report_run
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import read_log
 from tests.pretrain.conftest import micro
@@ -178,3 +178,14 @@ def test_what_a_fresh_network_says_depends_on_the_clip(manifest, tmp_path):
     assert float(weights["teacher.backbone.cls_token"].abs().max()) < 1e-6
     assert float(weights["teacher.backbone.pos_embed"][:, 0].abs().max()) < 1e-6
     assert float(weights["teacher.backbone.pos_embed"][:, 1:].std()) > 0.01
+
+
+def test_the_shipped_log_is_a_healthy_run_of_the_preset_and_is_drawn_behind_its_like(manifest, tmp_path):
+    assert health_of(REFERENCE).state == "healthy"
+    shipped = read_json(REFERENCE / "config.json")["config"]
+    ours = json.loads(json.dumps(to_json(PRESETS["tiny"](manifest, tmp_path))))
+    own = {"manifest", "out", "probe", "precision"}  # of the machine
+    assert {name: shipped[name] for name in shipped.keys() - own} == {name: ours[name] for name in ours.keys() - own}
+    log = reference_for(ours)
+    assert len(log) == shipped["steps"] and log[-1]["loss"] < 0.8 * log[30]["loss"]
+    assert reference_for(ours | {"objective": "dino"}) == [] == reference_for(ours | {"batch": 8})

@@ -81,7 +81,7 @@ BUDGETS = {
     "kvasir-segmentation": (600, 1500, None),
     "kvasir-detection": (600, 1500, None),
     "cholect50-phases": (60, 120, 112),
-    "cholect50-detection": (80, 200, 160),
+    "cholect50-detection": (80, 200, 154),
 }
 
 
