@@ -128,9 +128,9 @@ _PHANTOM = InputSpec(80, (0.70, 0.44, 0.39), (0.33, 0.25, 0.23))
 def tiny(manifest: Path, out: Path) -> PretrainConfig:
     """For lessons: 3 M parameters, small views of short clips, minutes on a laptop's CPU.
 
-    It learns by contrast. Distillation (``objective="dino"``) runs with the same preset, but a few hundred steps from
-    scratch are too few for it: kNN of the phantom's findings stays where it was. So they are with colour jitter,
-    because colour is most of what tells a bleeding or an ulcer, and with a key encoder that follows slowly.
+    It learns by contrast and without colour jitter, because colour is most of what tells a bleeding or an ulcer of the
+    phantom from its surroundings; the key encoder follows closely, because the run is short. ``objective="dino"`` goes
+    with the same views, prototypes few and the teacher's temperature low, as little data wants.
     """
     views = ViewSpec(
         clip_s=2.0,
