@@ -40,8 +40,12 @@ def new_run() -> None:
         steps = middle.number_input("Steps", 1, 1_000_000, 200, help="About two seconds each on a laptop")
         batch = middle.number_input("Clips per step", 2, 4096, 32)
         seed = right.number_input("Seed", 0, 2**31 - 1, 0)
-        temperature = right.number_input("Teacher temperature", 0.001, 10.0, 0.03, format="%.3f")
-        centring = right.toggle("Centring", True, help="Switch it off to watch the collapse that it prevents")
+        temperature = right.number_input(
+            "Teacher temperature", 0.001, 10.0, 0.03, format="%.3f", help="For dino and masked; vcl has no prototypes"
+        )
+        centring = right.toggle(
+            "Centring", True, help="For dino and masked: switch it off to watch the collapse that it prevents"
+        )
         probe = right.toggle("Measure with labels", True, help="kNN and linear probe; the labels are not learned from")
         if not st.form_submit_button("Start", type="primary", icon=":material/play_arrow:"):
             return

@@ -40,12 +40,17 @@ def explain(
     clip = lab.read_clip(video, network.card.clip, "centre" if start_s is None else start_s)
     x = lab.to_input(clip.frames, network.card.input)
     maps = look(network, x, norms=not isinstance(network.backbone, FrameBackbone))
-    rollouts = {"rollout by norms, through all blocks": maps.rollout(by="norms")} if maps.norms else {}
-    rollouts["rollout by attention, through all blocks"] = maps.rollout()
-    rollouts["rollout by attention, through the last two blocks"] = maps.since(max(-2, -maps.blocks)).rollout()
+    rollouts = {
+        "rollout": ("rollout by attention, through all blocks", maps.rollout()),
+        "rollout_late": (
+            "rollout by attention, through the last two blocks",
+            maps.since(max(-2, -maps.blocks)).rollout(),
+        ),
+    }
+    if maps.norms:
+        rollouts = {"rollout_by_norms": ("rollout by norms, through all blocks", maps.rollout(by="norms"))} | rollouts
     arrays = {"frames": clip.indices, "times_s": clip.times_s}
-    names = (["rollout_by_norms"] if maps.norms else []) + ["rollout", "rollout_late"]
-    arrays |= dict(zip(names, (rollout.numpy() for rollout in rollouts.values()), strict=True))
+    arrays |= {name: values.numpy() for name, (_, values) in rollouts.items()}
     arrays["cls_in_space"] = np.stack([maps.in_space(block).numpy() for block in range(maps.blocks)])
     sections: list[tuple[str, list[Item]]] = [
         (
@@ -53,8 +58,8 @@ def explain(
             [
                 "By norms, a step counts by the length of what arrives; by attention alone, a patch that is looked at "
                 "counts even if it brings nothing.",
-                *(figures.film_strip(clip.frames, found, clip.times_s, name) for name, found in rollouts.items()),
-                figures.overlay(clip.frames, next(iter(rollouts.values())), clip.times_s),
+                *(figures.film_strip(clip.frames, values, clip.times_s, said) for said, values in rollouts.values()),
+                figures.overlay(clip.frames, next(iter(rollouts.values()))[1], clip.times_s),
             ],
         )
     ]

@@ -70,8 +70,8 @@ class VCL(Trainable):
         super().__init__()
         self.config, self.steps = config, steps
         D = backbone.config.width
-        # Standardised over the batch (as in MoCo v3's projection, 2104.02057), or what all clips share is most of
-        # every key at first, and a short training does not get beyond it.
+        # Standardised over the batch of a process (MoCo v3 has batch norms in its projection, 2104.02057), or what all
+        # clips share is most of every key at first, and a short training does not get beyond it.
         standardise = nn.BatchNorm1d(D, affine=False, track_running_stats=False)
         head = nn.Sequential(
             standardise, nn.Linear(D, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width)

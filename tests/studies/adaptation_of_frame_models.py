@@ -174,7 +174,7 @@ def main() -> None:
     networks = [("eva02_mini", None, 1e-3)]
     if args.weights and not args.small:
         networks.append((VIT, args.weights, 5e-5))
-    rows, test = [], question.second.rows("test")
+    rows = []
     for name, weights, lr in networks:
         answers: dict[str, np.ndarray] = {}
         truth = groups = np.array([])
@@ -198,7 +198,7 @@ def main() -> None:
                 guesses.append(np.array(read_json(out / "answers.json")))
             answers[stage] = np.concatenate(guesses)
             truth = np.tile(asked.targets, args.seeds)
-            groups = np.tile(test[question.group].to_numpy(str), args.seeds)
+            groups = np.tile(asked.table[question.group].to_numpy(str), args.seeds)
             value = bootstrap_interval(balanced_accuracy, groups, truth, answers[stage])
             base = (truth, answers["not adapted"])
             gain = bootstrap_difference(balanced_accuracy, groups, base, (truth, answers[stage]))

@@ -75,8 +75,8 @@ def _parts(videos: pd.Series, left_out: str) -> list[str]:
     return ["test" if v == left_out else "val" if v == CHOOSES[left_out] else "train" for v in videos]
 
 
-# Steps with image weights and from scratch, side of the pictures: what two cores do in half an hour (Kvasir-SEG)
-# or, for all twelve runs of a question, in an hour (CholecT50).
+# Steps with image weights, steps from scratch, and side of the pictures in pixels (None: that of the weights).
+# Kvasir-SEG: half an hour per run on two cores. CholecT50: less, since a question has twelve runs.
 BUDGETS = {
     "kvasir-segmentation": (600, 1500, None),
     "kvasir-detection": (600, 1500, None),
