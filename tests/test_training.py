@@ -114,10 +114,11 @@ def test_a_closed_run_goes_on_where_it_was(tmp_path, whole):
     assert first + losses(start(tmp_path)) == whole
 
 
-def test_ctrl_c_during_an_update_saves_a_whole_step(tmp_path, whole, monkeypatch):
+def test_ctrl_c_during_an_update_saves_a_whole_step(tmp_path, whole):
     import os
     import signal
 
+    held = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     model = Toy()
     after = model.after_step
 
@@ -128,9 +129,12 @@ def test_ctrl_c_during_an_update_saves_a_whole_step(tmp_path, whole, monkeypatch
 
     model.after_step = interrupted
     seen = []
-    with pytest.raises(KeyboardInterrupt):
-        for record in start(tmp_path, model=model):
-            seen.append(record["loss"])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            for record in start(tmp_path, model=model):
+                seen.append(record["loss"])
+    finally:
+        signal.signal(signal.SIGINT, held)
     assert Checkpoints(tmp_path / "checkpoints").all()[-1].name == "step-00000007"
     assert seen == whole[:6]
     assert losses(start(tmp_path)) == whole[7:]

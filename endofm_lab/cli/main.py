@@ -1,7 +1,9 @@
 """The command `endofm-lab`: finds the sub-command, turns user errors into one sentence and exit code 2."""
 
 import importlib
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -46,6 +48,10 @@ def main(args: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"Error: there is no command {name!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
         return 2
+    if threading.current_thread() is threading.main_thread():
+        # A stopped job saves as Ctrl-C does, also where Ctrl-C was switched off (a background job of a shell).
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
         _call(name, rest)
     except UserError as error:

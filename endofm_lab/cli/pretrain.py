@@ -1,7 +1,6 @@
 """`endofm-lab pretrain`."""
 
 import json
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -90,9 +89,6 @@ def _run(config: "PretrainConfig") -> None:
     from endofm_lab.training.loop import LOG, read_log
     from endofm_lab.training.processes import processes
 
-    # A stopped job saves as Ctrl-C does, also where Ctrl-C was switched off (a background job of a shell).
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     main = processes().is_main_process
     bar = tqdm(unit="step", disable=not main, mininterval=2)
     try:
