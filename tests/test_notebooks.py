@@ -1,8 +1,6 @@
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 
@@ -13,12 +11,17 @@ RUN = [pytest.param(p, marks=[] if p.stem.startswith("01") else [pytest.mark.slo
 
 @pytest.mark.parametrize("path", RUN)
 def test_the_lesson_runs_from_top_to_bottom(path, tmp_path):
+    import nbformat  # here: it takes six seconds to load
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_lesson_is_text_first_and_carries_no_output(path):
+    import nbformat
+
     cells = nbformat.read(path, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert cells[0].cell_type == "markdown"

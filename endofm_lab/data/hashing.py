@@ -19,7 +19,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 THUMB_PX, COLOUR_PX = 32, 8
 HASH_WORDS = 2  # 128 bits
@@ -235,6 +234,8 @@ def _blocks(x: torch.Tensor) -> torch.Tensor:
 
 def _detail(thumbs: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Fine detail float32 (P, 32, 32), outliers (highlights) clipped at two standard deviations, and the lit pixels."""
+    from scipy.ndimage import gaussian_filter  # takes half a second to load, at the start of every command
+
     grey = thumbs.astype(np.float32)
     blur = gaussian_filter(grey, (0, 1.5, 1.5))
     detail = (grey - blur) / (blur + 10)

@@ -43,6 +43,8 @@ PRESETS = {
     "demo": PhantomSet(train=48, val=4, test=16, n_frames=48, size_px=160),  # the demo weights
 }
 
+_ALONE_PX = 20_000_000
+
 
 def write_phantom(out: str | Path, preset: str = "tutorial", seed: int = 0, progress: bool = True) -> Path:
     """Write a phantom data set and return the path of its manifest.
@@ -62,9 +64,11 @@ def write_phantom(out: str | Path, preset: str = "tutorial", seed: int = 0, prog
     manifest = out / "manifest.csv"
     if manifest.exists():
         return manifest
-    # Workers that do not load the running script again, as those of multiprocessing do: it may be a page of the app.
+    # Workers take seconds to start, as long as drawing this many pixels alone.
+    few = sum(spec.n_frames * spec.size_px**2 for _, _, spec in plan) < _ALONE_PX
+    # They do not load the running script again, as those of multiprocessing do: it may be a page of the app.
     with parallel_config(backend="loky", inner_max_num_threads=1):
-        drawn = Parallel(n_jobs=min(cpu_count() or 1, 4), return_as="generator")(
+        drawn = Parallel(n_jobs=1 if few else min(cpu_count() or 1, 4), return_as="generator")(
             delayed(_write_clip)(spec, name, out) for name, _, spec in plan
         )
         bar = tqdm(drawn, total=len(plan), unit="clip", desc="phantom", disable=not progress)

@@ -7,8 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from endofm_lab.data.manifest import Manifest
@@ -212,6 +210,9 @@ def knn_predict(bank: np.ndarray, labels: np.ndarray, asked: np.ndarray, n_class
 
 def linear_predict(bank: np.ndarray, labels: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Labels by a logistic regression on standardised features, classes weighted to be equal."""
+    from sklearn.linear_model import LogisticRegression  # takes a second to load, at the start of every command
+    from sklearn.preprocessing import StandardScaler
+
     scaler = StandardScaler().fit(bank)
     probe = LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000).fit(scaler.transform(bank), labels)
     return probe.predict(scaler.transform(asked))

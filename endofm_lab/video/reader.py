@@ -1,6 +1,7 @@
 """Video files and folders of frames: what they hold, frames by number, all frames in flat memory; and writing."""
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -146,6 +147,39 @@ class VideoReader:
         return self._source.next_start(number)
 
 
+class _Indices:
+    """Indices of the files that were opened last: reading one takes longer than decoding a clip.
+
+    They hold no open handle. A file that has changed, by size or time of the last change, is read again.
+    """
+
+    LIMIT_FRAMES = 4_000_000  # about 70 MB
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[Path, Path, int, int], VideoFile] = OrderedDict()
+        self._frames = 0
+        self._lock = threading.Lock()
+
+    def of(self, path: Path) -> VideoFile:
+        stat = path.stat()
+        key = (path, path.absolute(), stat.st_size, stat.st_mtime_ns)
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        file = VideoFile(path)
+        with self._lock:
+            if key not in self._known:
+                self._known[key] = file
+                self._frames += file.n_frames
+            while self._frames > self.LIMIT_FRAMES:
+                self._frames -= self._known.popitem(last=False)[1].n_frames
+        return file
+
+
+_INDICES = _Indices()
+
+
 def open_video(path: str | Path, fps: Fraction | int | None = None, check: bool = True) -> VideoReader:
     """Open a video file, a folder of frames, or a single image (a video of one frame).
 
@@ -178,7 +212,7 @@ def open_video(path: str | Path, fps: Fraction | int | None = None, check: bool 
         raise VideoError(path, "it is neither a file nor a folder; give a video file or a folder of frames")
     if not path.stat().st_size:
         raise VideoError(path, "the file is empty (0 bytes); copy it again from its source")
-    return VideoReader(VideoFile(path))
+    return VideoReader(_INDICES.of(path))
 
 
 def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: Fraction | int, codec: str = "h264") -> None:

@@ -1,3 +1,4 @@
+import shutil
 import sys
 from types import ModuleType
 
@@ -6,6 +7,7 @@ import pandas as pd
 import pytest
 from joblib.externals.loky import get_reusable_executor
 
+from endofm_lab.data import phantom_set
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.data.phantom_set import PRESETS, clips_of, write_phantom
 from endofm_lab.errors import UserError
@@ -30,6 +32,7 @@ def test_the_workers_do_not_run_the_script_that_called(tmp_path, monkeypatch):
     (tmp_path / "page.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise RuntimeError('run again')")
     get_reusable_executor().shutdown(wait=True)  # workers of an earlier test know nothing of this page
     monkeypatch.setitem(sys.modules, "__main__", page)
+    monkeypatch.setattr(phantom_set, "_ALONE_PX", 0)
     assert write_phantom(tmp_path / "phantom", "tiny", progress=False).exists()
     assert not (tmp_path / "ran").exists()
 
@@ -71,7 +74,8 @@ def test_the_same_seed_writes_the_same_data_and_another_seed_other_patients(phan
 
 
 def test_a_stopped_run_goes_on_and_keeps_what_was_written(phantom, tmp_path):
-    kept = write_phantom(tmp_path / "p", "tiny", progress=False)
+    shutil.copytree(phantom.parent, tmp_path / "p")
+    kept = tmp_path / "p" / phantom.name
     video = sorted((tmp_path / "p" / "videos").iterdir())[0]
     stamp = video.stat().st_mtime_ns
     kept.unlink()

@@ -250,6 +250,7 @@ def test_an_image_model_with_rotary_positions_attends_in_space_only():
         look(backbone, clip, norms=True)
 
 
+@pytest.mark.slow  # the same maps, out of the backbone itself, are compared in tests/model/test_transformer.py
 @torch.inference_mode()
 def test_the_maps_of_base_are_the_released_ones():
     with torch.device("meta"):

@@ -155,6 +155,7 @@ def test_losses_equal_the_released_ones(case):
         assert ours[name].item() == pytest.approx(wanted[f"loss_{theirs}"], rel=1e-6, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_gradients_equal_the_released_ones_and_reach_all_but_the_offset_layers(tmp_path):
     """In float32, the way it is trained; drop path is off here and in the goldens."""
     wanted = golden_json("detector_3x224_tuned_losses")

@@ -58,7 +58,7 @@ def test_a_folder_without_a_run_has_nothing_to_resume(tmp_path):
 
 
 def test_a_run_that_cannot_begin_says_why(manifest, tmp_path):
-    start_run(tmp_path / "none.csv", tmp_path / "run", ["--preset", "tiny"])
+    start_run(manifest, tmp_path / "run", ["--preset", "enormous"])
     wait_until(lambda: not is_running(tmp_path / "run"), tmp_path / "run")
-    assert "none.csv" in printed(tmp_path / "run")
+    assert "enormous" in printed(tmp_path / "run")
     assert read_json(tmp_path / "run" / PROCESS)["pid"] > 0

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from endofm_lab.video import decoders
-from endofm_lab.video.reader import open_video
+from endofm_lab.errors import VideoError
+from endofm_lab.video import decoders, reader
+from endofm_lab.video.reader import open_video, write_video
 from tests.video.conftest import (
     ENCODINGS,
     add_sound,
@@ -207,6 +208,37 @@ def test_streaming_decodes_each_frame_once(video_of: VideoOf, monkeypatch: pytes
         monkeypatch.setattr(decoders.VideoFile, "_decoded", staticmethod(counting))
         assert sum(1 for _ in video.stream()) == 60
     assert len(decoded) == len(set(decoded)) == 60
+
+
+def test_the_index_of_a_file_is_read_once_until_the_file_changes(tmp_path: Path, monkeypatch) -> None:
+    read = []
+    plain = decoders.VideoFile._read_index
+    monkeypatch.setattr(decoders.VideoFile, "_read_index", lambda *a: (read.append(a[0].path.name), plain(*a))[1])
+    monkeypatch.setattr(reader, "_INDICES", reader._Indices())
+    one, other = tmp_path / "one.mp4", tmp_path / "other.mp4"
+    for path, first in ((one, 0), (other, 8)):
+        write_video(path, [numbered(first + n) for n in range(8)], 25)
+
+    def opened(path: Path) -> list[int]:
+        with open_video(path) as video:
+            assert video.info.path == path
+            return numbers_in(video.read(range(video.info.n_frames)))
+
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        assert opened(one) == opened(Path("one.mp4")) == list(range(8))
+    assert read == ["one.mp4"] * 2  # once for each name that was given
+    write_video(one, [numbered(20 + n) for n in range(5)], 25)
+    assert opened(one) == list(range(20, 25)) and len(read) == 3
+    one.write_bytes(one.read_bytes()[:-100])
+    with pytest.raises(VideoError, match="cut off"):
+        opened(one)
+    monkeypatch.setattr(reader._Indices, "LIMIT_FRAMES", 10)
+    monkeypatch.setattr(reader, "_INDICES", reader._Indices())
+    assert opened(other) == list(range(8, 16)) == opened(other) and len(read) == 4
+    write_video(one, [numbered(n) for n in range(5)], 25)
+    assert opened(one) == list(range(5)) and opened(other) == list(range(8, 16))
+    assert read[4:] == ["one.mp4", "other.mp4"]  # together they are over the limit: the older one had to go
 
 
 @pytest.mark.slow
