@@ -1,6 +1,6 @@
 """Whole studies, frame by frame: hours of video or a million images through a frame model, in flat memory.
 
-decode and resize (one thread) -> batches in a bounded queue -> model -> parts on disk -> `Study`
+decode and resize (threads, bounded queues) -> batches -> model -> parts on disk -> `Study`
 
 A part holds the scores of `PART_FRAMES` frames. A kill at any moment loses the part under way; since batches never
 cross a part's border, a resumed study equals one that was never stopped.

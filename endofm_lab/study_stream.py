@@ -1,29 +1,40 @@
-"""The frames of a study on their way to the model: decoded, compared and resized by a thread, in a bounded queue."""
+"""The frames of a study on their way to the model: decoded and resized by threads, compared, in batches.
 
+Each thread decodes every n-th segment of the video, from one key frame to another, and is ahead by a bounded number of
+frames; the segments are put together in their order.
+"""
+
+import os
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from endofm_lab.data.hashing import fingerprint, hamming
+from endofm_lab.data.hashing import Fingerprint, fingerprint, hamming
 from endofm_lab.errors import VideoError
+from endofm_lab.model.card import InputSpec
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.video.reader import VideoReader
 from endofm_lab.video.transforms import to_input
 
-QUEUE_BATCHES = 3  # decoded ahead of the model
+DECODERS = min(4, os.cpu_count() or 1)
+CHUNK_FRAMES = 32  # that a decoder hands over together
+QUEUE_CHUNKS = 4  # of a decoder, ahead of the model: about half a segment of H.264, so that no decoder waits
+SEGMENT_FRAMES = 64  # at least
 
 # A near-duplicate: what a camera that stands still sees. At most these differences from the last frame that was scored.
 DUPLICATE_BITS = 6  # of the 128 of the perceptual hash
 DUPLICATE_GREY = 3.0  # mean absolute difference of the 32 x 32 thumbnails, of 255
 
-_DECODED_BYTES = 32 << 20  # frames in their own size that are held at once
+_DECODED_BYTES = 16 << 20  # frames in their own size that a decoder holds at once
 
 
 @dataclass
@@ -41,17 +52,16 @@ class Kept:
             frame = int(part["kept_frame"])
             return cls() if frame < 0 else cls(frame, part["kept_bits"], part["kept_thumb"])
 
-    def same(self, picture: np.ndarray, frame: int) -> bool:
+    def same(self, print: Fingerprint, frame: int) -> bool:
         """Whether a frame nearly equals the kept one; if not, it is the kept one from now on."""
-        bits, thumb, _ = fingerprint(Image.fromarray(picture))
         if (
             self.bits is not None
             and self.thumb is not None
-            and hamming(bits, self.bits) <= DUPLICATE_BITS
-            and np.abs(thumb.astype(np.int16) - self.thumb).mean() <= DUPLICATE_GREY
+            and hamming(print.hash, self.bits) <= DUPLICATE_BITS
+            and np.abs(print.thumb.astype(np.int16) - self.thumb).mean() <= DUPLICATE_GREY
         ):
             return True
-        self.frame, self.bits, self.thumb = frame, bits, thumb
+        self.frame, self.bits, self.thumb = frame, print.hash, print.thumb
         return False
 
 
@@ -72,95 +82,146 @@ class Batch:
 
 
 class Batches:
-    """The decoding thread and its bounded queue of batches."""
+    """Batches of the frames from ``first`` on; none crosses a part's border, so that a resumed study has the same."""
 
     def __init__(
         self, reader: VideoReader, model: VideoModel, first: int, batch: int, part: int, kept: Kept | None
     ) -> None:
-        self._reader, self._spec, self._kept = reader, model.card.input, kept
-        self._batch, self._part = batch, part  # frames of each
-        self._queue: queue.Queue[Batch | BaseException] = queue.Queue(QUEUE_BATCHES)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._decode, args=(first,), name="study-decoder", daemon=True)
-        self._thread.start()
+        self._batch, self._part, self._kept = batch, part, kept  # frames of a batch, of a part
+        self._first, self._at, self._n_frames = first, first, reader.info.n_frames
+        self._decoders = [
+            _Decoder(reader, islice(_segments(reader, first), nth, None, DECODERS), model.card.input, kept is not None)
+            for nth in range(DECODERS)
+        ]
+        self._frames = self._in_order()
 
     def __next__(self) -> Batch:
+        """The next frames: until ``batch`` of them are to be scored, or the part ends."""
+        part_end = self._at + self._part - (self._at - self._first) % self._part
+        stop = min(part_end, self._n_frames)
+        frames: list[int] = []
+        clips: list[Tensor] = []
+        duplicates, unreadable = [], []
+        while self._at < stop and len(frames) < self._batch:
+            frame = next(self._frames)
+            if frame.clip is None:
+                unreadable.append((frame.number, frame.reason))
+            elif self._kept is not None and frame.print is not None and self._kept.same(frame.print, frame.number):
+                duplicates.append((frame.number, self._kept.frame))
+            else:
+                frames.append(frame.number)
+                clips.append(frame.clip)
+            self._at = frame.number + 1
+        kept = Kept() if self._kept is None else replace(self._kept)
+        return Batch(frames, torch.stack(clips) if clips else None, duplicates, unreadable, kept, self._at)
+
+    def _in_order(self) -> Iterator["_Frame"]:
+        """The frames of all segments; the decoders take turns."""
+        while True:
+            for decoder in self._decoders:
+                for chunk in iter(decoder.next_chunk, None):
+                    yield from chunk
+
+    def close(self) -> None:
+        """Stop the threads and wait for them."""
+        for decoder in self._decoders:
+            decoder.stop()
+        for decoder in self._decoders:
+            decoder.join()
+
+
+class _Frame(NamedTuple):
+    """A frame behind its decoder: ``clip`` (3, 1, S, S), and its print if asked for; or why it cannot be read."""
+
+    number: int
+    clip: Tensor | None = None
+    print: Fingerprint | None = None
+    reason: str = ""
+
+
+class _Decoder:
+    """A thread that decodes segments, and the bounded queue of its chunks; None ends a segment."""
+
+    def __init__(self, reader: VideoReader, segments: Iterator[range], spec: InputSpec, printed: bool) -> None:
+        self._reader, self._segments, self._spec, self._printed = reader, segments, spec, printed
+        self._queue: queue.Queue[list[_Frame] | BaseException | None] = queue.Queue(QUEUE_CHUNKS)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._decode, name="study-decoder", daemon=True)
+        self._thread.start()
+
+    def next_chunk(self) -> list[_Frame] | None:
         item = self._queue.get()
         if isinstance(item, BaseException):
             raise item
         return item
 
-    def close(self) -> None:
-        """Stop the thread and wait for it."""
+    def stop(self) -> None:
         self._stop.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get(timeout=0.05)
-            except queue.Empty:
-                continue
 
-    def _put(self, item: Batch | BaseException) -> None:
+    def join(self) -> None:
+        self._thread.join()
+
+    def _put(self, item: list[_Frame] | BaseException | None) -> None:
         while not self._stop.is_set():
             try:
                 return self._queue.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
-    def _decode(self, first: int) -> None:
+    def _decode(self) -> None:
         try:
-            n_frames = self._reader.info.n_frames
-            pictures = _readable_frames(self._reader, first)
-            for start in range(first, n_frames, self._part):
-                stop = min(start + self._part, n_frames)
-                at = start
-                while at < stop and not self._stop.is_set():
-                    made = self._next_batch(pictures, at, stop)
-                    self._put(made)
-                    at = made.next_frame
+            for segment in self._segments:
+                frames = self._resized(_readable_frames(self._reader, segment))
+                while (chunk := list(islice(frames, CHUNK_FRAMES))) and not self._stop.is_set():
+                    self._put(chunk)
+                self._put(None)
         except BaseException as error:  # the caller's thread raises it
             self._put(error)
 
-    def _next_batch(self, pictures: Iterator[tuple[int, np.ndarray | str]], at: int, stop: int) -> Batch:
-        """The next frames from ``at`` on: until ``batch`` of them are to be scored, or the part ends."""
-        frames: list[int] = []
-        waiting: list[np.ndarray] = []
-        clips: list[Tensor] = []
-        duplicates, unreadable = [], []
-        while at < stop and len(frames) < self._batch:
-            at, picture = next(pictures)
+    def _resized(self, pictures: Iterator[tuple[int, np.ndarray | str]]) -> Iterator[_Frame]:
+        """The frames in their order, several at a time resized."""
+        waiting: list[tuple[int, np.ndarray]] = []
+        for number, picture in pictures:
             if isinstance(picture, str):
-                unreadable.append((at, picture))
-            elif self._kept is not None and self._kept.same(picture, at):
-                duplicates.append((at, self._kept.frame))
-            else:
-                frames.append(at)
-                waiting.append(picture)
-            at += 1
-            if waiting and (
-                len(waiting) * waiting[0].nbytes >= _DECODED_BYTES or at == stop or len(frames) == self._batch
-            ):
-                clips.append(to_input(np.stack(waiting)[:, None], self._spec))
+                yield from self._clips(waiting)
                 waiting = []
-        if waiting:
-            clips.append(to_input(np.stack(waiting)[:, None], self._spec))
-        kept = Kept() if self._kept is None else Kept(self._kept.frame, self._kept.bits, self._kept.thumb)
-        return Batch(frames, torch.cat(clips) if clips else None, duplicates, unreadable, kept, at)
+                yield _Frame(number, reason=picture)
+                continue
+            waiting.append((number, picture))
+            if len(waiting) == CHUNK_FRAMES or len(waiting) * picture.nbytes >= _DECODED_BYTES:
+                yield from self._clips(waiting)
+                waiting = []
+        yield from self._clips(waiting)
+
+    def _clips(self, pictures: list[tuple[int, np.ndarray]]) -> Iterator[_Frame]:
+        if pictures:
+            clips = to_input(np.stack([picture for _, picture in pictures])[:, None], self._spec)
+            for clip, (number, picture) in zip(clips, pictures, strict=True):
+                yield _Frame(number, clip, fingerprint(Image.fromarray(picture)) if self._printed else None)
 
 
-def _readable_frames(reader: VideoReader, first: int) -> Iterator[tuple[int, np.ndarray | str]]:
-    """Every frame from ``first`` on as (number, uint8 (H, W, 3)), or (number, reason) where it cannot be read.
+def _segments(reader: VideoReader, first: int) -> Iterator[range]:
+    """The frames from ``first`` on, cut where decoding can start anew."""
+    while first < reader.info.n_frames:
+        stop = min(reader.next_start(first + SEGMENT_FRAMES), reader.info.n_frames)
+        yield range(first, stop)
+        first = stop
+
+
+def _readable_frames(reader: VideoReader, segment: range) -> Iterator[tuple[int, np.ndarray | str]]:
+    """Every frame of a segment as (number, uint8 (H, W, 3)), or (number, reason) where it cannot be read.
 
     Behind damage a video goes on at its next key frame, since the frames up to there are predicted from what is lost.
     """
-    at, n_frames = first, reader.info.n_frames
-    while at < n_frames:
+    at = segment.start
+    while at < segment.stop:
         try:
-            for number, picture in reader.stream(start=at):
+            for number, picture in reader.stream(at, segment.stop):
                 yield number, picture
                 at = number + 1
         except VideoError as error:
             yield at, error.reason
-            goes_on = reader.next_start(at + 1)
+            goes_on = min(reader.next_start(at + 1), segment.stop)
             for lost in range(at + 1, goes_on):
                 yield lost, f"frame {lost} is predicted from frame {at}, which cannot be decoded"
             at = goes_on

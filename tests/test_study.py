@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -152,9 +153,30 @@ def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_num
 
     monkeypatch.setattr(study_stream, "to_input", counted)
     monkeypatch.setattr(model, "predict", slow)
+    for name, value in {"DECODERS": 2, "CHUNK_FRAMES": 3, "QUEUE_CHUNKS": 2, "SEGMENT_FRAMES": 16}.items():
+        monkeypatch.setattr(study_stream, name, value)
     run_study(video, model, tmp_path / "out", batch=4, progress=False)
     assert len(seen) == len(scored) == N
-    assert max(ahead) <= 4 * (study_stream.QUEUE_BATCHES + 2)
+    assert max(ahead) <= 2 * (2 + 2) * 3  # two decoders: their queues, a chunk before and a chunk behind each
+
+
+@pytest.mark.parametrize("first", [0, 5, 96])
+def test_segments_put_together_are_the_whole_video(model, tmp_path, first):
+    write_video(tmp_path / "v.mkv", [picture(at) for at in range(100)], Fraction(10), codec="ffv1")  # 12 to a key frame
+    with open_video(tmp_path / "v.mkv") as reader:
+        found = list(study_stream._segments(reader, first))
+        assert found[0].start == first and found[-1].stop == 100 and all(len(some) >= 64 for some in found[:-1])
+        assert all(a.stop == b.start and reader.next_start(b.start) == b.start for a, b in pairwise(found))
+        for batch in (7, 64):
+            stream = study_stream.Batches(reader, model, first, batch, 32, None)
+            made = [next(stream)]
+            while made[-1].next_frame < 100:
+                made.append(next(stream))
+            stream.close()
+            assert [frame for some in made for frame in some.frames] == list(range(first, 100))
+            assert all(len(some.frames) <= batch for some in made)
+            expected = to_input(reader.read(range(first, 100))[:, None], model.card.input)
+            assert torch.equal(torch.cat([some.clips for some in made]), expected)
 
 
 def test_frames_that_repeat_take_the_scores_of_the_first(model, tmp_path):

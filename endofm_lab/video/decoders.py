@@ -40,6 +40,8 @@ _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,a
 # with damaged data. The decoders of these two report every damaged frame.
 _DECORD_CODECS = ("h264", "mjpeg")
 
+_THREADED_PX = 640 * 480
+
 _NO_STAMP = np.iinfo(np.int64).min  # a packet without a time stamp
 _PACKET = [(name, "i8") for name in ("pts", "dts", "duration")]
 _PACKET += [("key", "?"), ("start", "u1"), ("discard", "?"), ("corrupt", "?")]
@@ -139,7 +141,9 @@ class VideoFile:
         Seeks only where a key frame lies between the last frame and the next; what is decoded on the way is let go.
         """
         with self._open() as (container, stream):
-            stream.thread_type = "AUTO"
+            # Threads pay for large pictures only; for small ones, handing over takes longer than decoding.
+            threaded = stream.width * stream.height >= _THREADED_PX
+            stream.thread_type, stream.thread_count = ("AUTO", 0) if threaded else ("SLICE", 1)
             to_rgb = VideoReformatter()
             decoded: Iterator[tuple[int, av.VideoFrame]] = iter(())
             at = -1  # number of the last frame that came out
@@ -167,7 +171,7 @@ class VideoFile:
             raise VideoError(
                 self.path, f"it asks to be turned by {frame.rotation} degrees; 90, 180 and 270 work: convert it upright"
             )
-        rgb = to_rgb.reformat(frame, format="rgb24").to_ndarray()
+        rgb = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()  # more threads wait for each other
         picture: np.ndarray = np.ascontiguousarray(np.rot90(rgb, quarter_turns))
         size = getattr(self, "size_hw_px", picture.shape[:2])
         if picture.shape[:2] != size:
