@@ -163,8 +163,10 @@ def attend(qkv: Tensor, heads: int, axis: Axis, maps: bool) -> tuple[Tensor, Ten
     # for its backward pass.
     slow = q.device.type == "cpu" and (q.requires_grad or (axis == "time" and q.dtype == torch.bfloat16))
     if maps or slow:
-        at_least_float32 = torch.promote_types(q.dtype, torch.float32)
-        softmax = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1, dtype=at_least_float32)
+        scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        # The kernel sums in float32 in any case; autocast would write the result in float32 and copy it.
+        with torch.autocast(q.device.type, enabled=False):
+            softmax = scores.softmax(dim=-1, dtype=torch.promote_types(q.dtype, torch.float32) if maps else None)
         y = softmax.to(v.dtype) @ v
     else:
         y = F.scaled_dot_product_attention(q, k, v)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -44,6 +45,7 @@ class AdaptConfig:
     clip: float = 0.5
     seed: int = 0
     workers: int = 0
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or not self.lr > 0 or not 0 < self.lr_decay <= 1:
@@ -226,6 +228,7 @@ def _run(
         seed=config.seed,
         save_every=per_epoch,
         workers=config.workers,
+        precision=config.precision,
     )
     yield from train(module, optimiser, schedule, data, loop, out, measure)
 

@@ -8,6 +8,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -215,19 +216,22 @@ class Dino(Trainable):
         return blocks(self.student, self.teacher)
 
     def parts(self, batch: Any) -> list[list[int]]:
-        """Places of the views of each part: local views first, views of one shape together."""
-        groups: dict[tuple[bool, torch.Size], list[int]] = {}
-        for place, view in enumerate(batch):
-            groups.setdefault((place < 2, view.shape), []).append(place)
-        return [groups[key] for key in sorted(groups)]  # local before global, small before large
+        """Places of the views of each part: all local views, small before large, then global views of one shape.
+
+        The local views hold fewer tokens together than a global one, and a part costs a gradient of every weight.
+        """
+        places = sorted(range(2, len(batch)), key=lambda place: batch[place].shape)
+        groups = [list(some) for _, some in groupby(range(2), key=lambda place: batch[place].shape)]
+        return ([places] if places else []) + sorted(groups, key=lambda some: batch[some[0]].shape)
 
     def forward(self, batch: Any, part: int, step: int) -> dict[str, Tensor]:
         """Shares of the losses (see `matching_losses`); part 0 adds what is measured on the teacher."""
         measured = self._ask_teacher(batch, step) if part == 0 else {}
         assert self._targets is not None
         places = self.parts(batch)[part]
-        feature = self.student["backbone"](torch.cat([batch[v] for v in places])).cls  # (V' B, D)
-        return self._match(feature, places, len(batch)) | measured
+        alike = [list(some) for _, some in groupby(places, key=lambda place: batch[place].shape)]
+        features = [self.student["backbone"](torch.cat([batch[v] for v in some])).cls for some in alike]
+        return self._match(torch.cat(features), places, len(batch)) | measured  # of (V' B, D)
 
     def _match(self, features: Tensor, places: list[int], n_views: int) -> dict[str, Tensor]:
         """Shares of the losses of the student's features (V' B, D) of the views at these places."""

@@ -165,7 +165,7 @@ class _Pretraining:
             steps=self.steps, batch=c.batch, accumulation=c.accumulation, precision=c.precision, clip=c.clip,
             seed=c.seed, save_every=c.save_every, keep=c.keep, workers=c.workers, trackers=c.trackers,
         )  # fmt: skip
-        optimiser = torch.optim.AdamW(parameter_groups(self.model))
+        optimiser = torch.optim.AdamW(parameter_groups(self.model), fused=True)  # one pass over the weights
         if self.last_probe is not None and not self.steps_done:
             write_json(c.out / PROBE, {"untrained": self._ask(self.teacher(), self.last_probe, n_resamples=1000)})
         return train(self.model, optimiser, self.schedule, self.corpus, loop, c.out, self.measure)

@@ -18,6 +18,7 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,7 @@ from endofm_lab.data.manifest import Manifest, read_manifest, write_manifest
 from endofm_lab.files import read_json, write_json
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.frame import build_frame_backbone, frame_input
+from endofm_lab.model.precision import automatic_dtype
 from endofm_lab.model.video_model import VideoModel, build_frame_model
 from endofm_lab.pretrain.adapt import BEST, AdaptConfig, MaskedFeatures, adapt_masked, adapt_supervised, frame_scores
 from endofm_lab.pretrain.frames import FrameCorpus
@@ -35,6 +37,7 @@ from endofm_lab.tasks.intervals import bootstrap_difference, bootstrap_interval
 from endofm_lab.tasks.metrics import balanced_accuracy
 
 PX, VIT = 112, "vit_small_patch14_dinov2"
+PRECISION: Literal["float32", "bfloat16"] = "bfloat16" if automatic_dtype() is torch.bfloat16 else "float32"
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def main() -> None:
             adapt_supervised(
                 old,
                 *corpora(question.first, old, first_classes),
-                AdaptConfig(args.epochs[0], args.batch, lr, seed=0),
+                AdaptConfig(args.epochs[0], args.batch, lr, seed=0, precision=PRECISION),
                 out,
             )
         )
@@ -148,7 +151,7 @@ def main() -> None:
         teacher, _ = build_frame_backbone(VIT, args.weights, PX)
         module = MaskedFeatures(model.backbone, teacher, model.card.input, frame_input(teacher.config))
         train = FrameCorpus(question.first, "train", model.card.input, classes=first_classes, augment=True)
-        _finish(adapt_masked(module, train, AdaptConfig(args.epochs[0], args.batch, lr), out))
+        _finish(adapt_masked(module, train, AdaptConfig(args.epochs[0], args.batch, lr, precision=PRECISION), out))
 
     def nothing(model: VideoModel, lr: float, out: Path) -> None:
         """Start as it is."""
@@ -191,7 +194,9 @@ def main() -> None:
                     if stage == "not adapted, longer":
                         n = len(FrameCorpus(question.first, "train", spec, classes=first_classes, balanced=True))
                         epochs += round(args.epochs[0] * n / len(train))
-                    config = AdaptConfig(epochs, args.batch, lr, lr_decay=0.05 ** (1 / epochs), seed=seed)
+                    config = AdaptConfig(
+                        epochs, args.batch, lr, lr_decay=0.05 ** (1 / epochs), seed=seed, precision=PRECISION
+                    )
                     _finish(adapt_supervised(model, train, val, config, out / "two"))
                     best = lab.load_model(out / "two" / BEST)
                     write_json(out / "answers.json", frame_scores(best, asked, "class").argmax(1).tolist())
