@@ -141,7 +141,7 @@ def test_the_default_preset_is_the_published_recipe(tmp_path):
 
 
 SETTINGS = [
-    "--preset", "tiny", "--steps", "8", "--batch", "4",
+    "--preset", "tiny", "--objective", "dino", "--precision", "float32", "--steps", "8", "--batch", "4",
     "--set", "backbone=micro",
     "views.global_px=32", "views.local_px=16", "dino.prototypes=32", "save_every=2", "trackers=[]",
     "views.global_frames=[2, 4]", "views.local_frames=[2, 2]",

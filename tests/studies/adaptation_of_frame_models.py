@@ -121,9 +121,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", help="of a DINOv2-like ViT-S/14: the masked stage's teacher, and a row of its own")
-    parser.add_argument(
-        "--small", action="store_true", help="only the small EVA-02: the ViT-S takes hours on two cores"
-    )
+    parser.add_argument("--only", choices=("eva", "vit"), help="the small EVA-02 from scratch, or the ViT-S")
     parser.add_argument("--epochs", type=int, nargs=2, default=(8, 8), help="of the first and the second stage")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=1)
@@ -174,8 +172,8 @@ def main() -> None:
     }
     if args.weights:
         stages["masked stage"] = masked
-    networks = [("eva02_mini", None, 1e-3)]
-    if args.weights and not args.small:
+    networks = [("eva02_mini", None, 1e-3)] if args.only != "vit" else []
+    if args.weights and args.only != "eva":
         networks.append((VIT, args.weights, 5e-5))
     rows = []
     for name, weights, lr in networks:
