@@ -37,6 +37,7 @@ from endofm_lab.tasks.intervals import bootstrap_difference, bootstrap_interval
 from endofm_lab.tasks.metrics import balanced_accuracy
 
 PX, VIT = 112, "vit_small_patch14_dinov2"
+STAGES = ("not adapted, longer", "supervised stage", "masked stage")
 PRECISION: Literal["float32", "bfloat16"] = "bfloat16" if automatic_dtype() is torch.bfloat16 else "float32"
 
 
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--weights", help="of a DINOv2-like ViT-S/14: the masked stage's teacher, and a row of its own")
     parser.add_argument("--only", choices=("eva", "vit"), help="the small EVA-02 from scratch, or the ViT-S")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="rows besides the first")
     parser.add_argument("--epochs", type=int, nargs=2, default=(8, 8), help="of the first and the second stage")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=1)
@@ -172,6 +174,7 @@ def main() -> None:
     }
     if args.weights:
         stages["masked stage"] = masked
+    stages = {name: adapt for name, adapt in stages.items() if name in ("not adapted", *args.stages)}
     networks = [("eva02_mini", None, 1e-3)] if args.only != "vit" else []
     if args.weights and args.only != "eva":
         networks.append((VIT, args.weights, 5e-5))
