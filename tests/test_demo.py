@@ -67,6 +67,7 @@ def test_the_weights_find_polyps_in_patients_drawn_now(demo):
     assert np.mean(np.array(score["polyp"])[:, None] > others) >= 0.75
 
 
+@pytest.mark.slow  # that one is stopped and resumed to the same weights is shown below
 def test_training_is_reproducible_and_another_seed_is_another_training(few):
     def losses(seed):
         model = build_demo_model(n_frames=4, seed=seed)

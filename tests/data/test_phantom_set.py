@@ -25,6 +25,7 @@ def test_every_row_leads_to_a_video_with_as_many_masks(phantom):
             assert float(video.info.fps) == 24
 
 
+@pytest.mark.slow
 def test_the_workers_do_not_run_the_script_that_called(tmp_path, monkeypatch):
     """That script may be a page of the app, which nothing but the app can run."""
     page = ModuleType("__main__")

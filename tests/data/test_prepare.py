@@ -489,6 +489,10 @@ DATA = os.environ.get("ENDOFM_LAB_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="set ENDOFM_LAB_DATA to the folder of real data")
 
 
+def slow(*case):
+    return pytest.param(*case, marks=pytest.mark.slow)
+
+
 @pytest.mark.real_data
 @needs_data
 @pytest.mark.parametrize(
@@ -497,10 +501,10 @@ needs_data = pytest.mark.skipif(not DATA, reason="set ENDOFM_LAB_DATA to the fol
         ("kvasir-seg", "kvasir-seg", {}, 800, 800, 861),
         ("cholect50", "cholect50", {}, 1047, 0, 1141),
         ("cvc-clinicdb", "cvc-clinicdb-masks", {}, 612, 612, 0),
-        ("cvc-clinicdb", "cvc-clinicdb-masks", {"cut": "windows"}, 29, 29, 0),
+        slow("cvc-clinicdb", "cvc-clinicdb-masks", {"cut": "windows"}, 29, 29, 0),
         ("private-folder", "sinus", {"fps": 30}, 1, 0, 0),
         ("private-folder", "sinus", {"fps": 30, "cut": "windows"}, 1, 0, 0),
-        ("private-folder", "laparoscopy", {"cut": "encode"}, 2, 0, 0),
+        slow("private-folder", "laparoscopy", {"cut": "encode"}, 2, 0, 0),
         ("private-folder", "laparoscopy-stills", {}, 197, 0, 0),
     ],
 )

@@ -310,6 +310,7 @@ def test_the_deformable_convolution_equals_torchvisions_with_its_gradients(size)
         assert error(ours, theirs) < 1e-12
 
 
+@pytest.mark.slow
 def test_a_light_detector_learns_to_find_a_square_in_new_images():
     torch.manual_seed(0)
     model = light()
