@@ -52,16 +52,16 @@ class Kept:
             frame = int(part["kept_frame"])
             return cls() if frame < 0 else cls(frame, part["kept_bits"], part["kept_thumb"])
 
-    def same(self, print: Fingerprint, frame: int) -> bool:
+    def same(self, found: Fingerprint, frame: int) -> bool:
         """Whether a frame nearly equals the kept one; if not, it is the kept one from now on."""
         if (
             self.bits is not None
             and self.thumb is not None
-            and hamming(print.hash, self.bits) <= DUPLICATE_BITS
-            and np.abs(print.thumb.astype(np.int16) - self.thumb).mean() <= DUPLICATE_GREY
+            and hamming(found.hash, self.bits) <= DUPLICATE_BITS
+            and np.abs(found.thumb.astype(np.int16) - self.thumb).mean() <= DUPLICATE_GREY
         ):
             return True
-        self.frame, self.bits, self.thumb = frame, print.hash, print.thumb
+        self.frame, self.bits, self.thumb = frame, found.hash, found.thumb
         return False
 
 
@@ -106,7 +106,11 @@ class Batches:
             frame = next(self._frames)
             if frame.clip is None:
                 unreadable.append((frame.number, frame.reason))
-            elif self._kept is not None and frame.print is not None and self._kept.same(frame.print, frame.number):
+            elif (
+                self._kept is not None
+                and frame.fingerprint is not None
+                and self._kept.same(frame.fingerprint, frame.number)
+            ):
                 duplicates.append((frame.number, self._kept.frame))
             else:
                 frames.append(frame.number)
@@ -131,19 +135,19 @@ class Batches:
 
 
 class _Frame(NamedTuple):
-    """A frame behind its decoder: ``clip`` (3, 1, S, S), and its print if asked for; or why it cannot be read."""
+    """A frame behind its decoder: ``clip`` (3, 1, S, S), and its fingerprint if asked for; or why it cannot be read."""
 
     number: int
     clip: Tensor | None = None
-    print: Fingerprint | None = None
+    fingerprint: Fingerprint | None = None
     reason: str = ""
 
 
 class _Decoder:
     """A thread that decodes segments, and the bounded queue of its chunks; None ends a segment."""
 
-    def __init__(self, reader: VideoReader, segments: Iterator[range], spec: InputSpec, printed: bool) -> None:
-        self._reader, self._segments, self._spec, self._printed = reader, segments, spec, printed
+    def __init__(self, reader: VideoReader, segments: Iterator[range], spec: InputSpec, fingerprints: bool) -> None:
+        self._reader, self._segments, self._spec, self._fingerprints = reader, segments, spec, fingerprints
         self._queue: queue.Queue[list[_Frame] | BaseException | None] = queue.Queue(QUEUE_CHUNKS)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._decode, name="study-decoder", daemon=True)
@@ -171,6 +175,8 @@ class _Decoder:
     def _decode(self) -> None:
         try:
             for segment in self._segments:
+                if self._stop.is_set():
+                    return
                 frames = self._resized(_readable_frames(self._reader, segment))
                 while (chunk := list(islice(frames, CHUNK_FRAMES))) and not self._stop.is_set():
                     self._put(chunk)
@@ -197,7 +203,7 @@ class _Decoder:
         if pictures:
             clips = to_input(np.stack([picture for _, picture in pictures])[:, None], self._spec)
             for clip, (number, picture) in zip(clips, pictures, strict=True):
-                yield _Frame(number, clip, fingerprint(Image.fromarray(picture)) if self._printed else None)
+                yield _Frame(number, clip, fingerprint(Image.fromarray(picture)) if self._fingerprints else None)
 
 
 def _segments(reader: VideoReader, first: int) -> Iterator[range]:

@@ -160,6 +160,19 @@ def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_num
     assert max(ahead) <= 2 * (2 + 2) * 3  # two decoders: their queues, a chunk before and a chunk behind each
 
 
+def test_a_stopped_study_decodes_no_further(folder, model, monkeypatch):
+    monkeypatch.setattr(study_stream, "SEGMENT_FRAMES", 2)
+    monkeypatch.setattr(study_stream, "QUEUE_CHUNKS", 1)
+    opened = []
+    plain = study_stream._readable_frames
+    monkeypatch.setattr(study_stream, "_readable_frames", lambda *a: (opened.append(a[1].start), plain(*a))[1])
+    with open_video(folder, check=False) as reader:
+        stream = study_stream.Batches(reader, model, 0, 2, 32, None)
+        next(stream)
+        stream.close()
+    assert 0 < len(opened) <= 4 * study_stream.DECODERS < 20  # of 20 segments
+
+
 @pytest.mark.parametrize("first", [0, 5, 96])
 def test_segments_put_together_are_the_whole_video(model, tmp_path, first):
     write_video(tmp_path / "v.mkv", [picture(at) for at in range(100)], Fraction(10), codec="ffv1")  # 12 to a key frame

@@ -34,7 +34,7 @@ class AdaptConfig:
     """How an image model is adapted. The defaults are the paper's pre-training; batch 128 is its fine-tuning.
 
     ``lr`` is multiplied by ``lr_decay`` after every epoch; gradients are clipped to ``clip``, tensor by tensor (the
-    paper: all together).
+    paper: all together). ``precision`` is that of `LoopConfig`: bfloat16 and float16 compute under autocast.
     """
 
     epochs: int = 50

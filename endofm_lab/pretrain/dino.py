@@ -218,7 +218,8 @@ class Dino(Trainable):
     def parts(self, batch: Any) -> list[list[int]]:
         """Places of the views of each part: all local views, small before large, then global views of one shape.
 
-        The local views hold fewer tokens together than a global one, and a part costs a gradient of every weight.
+        A part costs a gradient of every weight, and the published local views together hold fewer tokens than the
+        longer global one.
         """
         places = sorted(range(2, len(batch)), key=lambda place: batch[place].shape)
         groups = [list(some) for _, some in groupby(range(2), key=lambda place: batch[place].shape)]
@@ -230,8 +231,8 @@ class Dino(Trainable):
         assert self._targets is not None
         places = self.parts(batch)[part]
         alike = [list(some) for _, some in groupby(places, key=lambda place: batch[place].shape)]
-        features = [self.student["backbone"](torch.cat([batch[v] for v in some])).cls for some in alike]
-        return self._match(torch.cat(features), places, len(batch)) | measured  # of (V' B, D)
+        cls = [self.student["backbone"](torch.cat([batch[v] for v in some])).cls for some in alike]
+        return self._match(torch.cat(cls), places, len(batch)) | measured  # of (V' B, D)
 
     def _match(self, features: Tensor, places: list[int], n_views: int) -> dict[str, Tensor]:
         """Shares of the losses of the student's features (V' B, D) of the views at these places."""
