@@ -1,6 +1,8 @@
 """For all tests: one thread per parallel worker, nothing from the network, nothing in the user's cache, one phantom."""
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from filelock import FileLock
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait slow their neighbours
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["ENDOFM_LAB_CACHE"] = tempfile.mkdtemp(prefix="endofm_lab_tests_")
+atexit.register(shutil.rmtree, os.environ["ENDOFM_LAB_CACHE"], ignore_errors=True)
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 

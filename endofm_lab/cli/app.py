@@ -31,4 +31,6 @@ def app(port: int = 8501, headless: bool = False) -> None:
         port: the port it listens on.
         headless: serve without opening a browser.
     """
-    raise SystemExit(subprocess.run(command(port, headless), cwd=APP.parent.parent, env=os.environ).returncode)
+    serving = command(port, headless)
+    print(f"The app is at http://127.0.0.1:{port} (Ctrl-C ends it).", flush=True)
+    raise SystemExit(subprocess.run(serving, cwd=APP.parent.parent, env=os.environ).returncode)

@@ -17,12 +17,13 @@ def free_port():
 
 
 def test_the_first_start_of_a_new_user_asks_nothing_and_answers(tmp_path):
-    """Streamlit would ask whoever has never used it for an e-mail address, and wait."""
+    """Streamlit would ask whoever has never used it for an e-mail address, and wait; it would also offer to
+    install skills for agents, in the terminal and over every page."""
     port = free_port()
     environment = {**os.environ, "HOME": str(tmp_path), "BROWSER": "true", "DISPLAY": ""}
-    with (tmp_path / "printed").open("w") as printed:
+    with (tmp_path / "printed").open("w") as output:
         server = subprocess.Popen(
-            command(port, headless=False), cwd=APP.parents[1], env=environment, stdin=subprocess.PIPE, stdout=printed
+            command(port, headless=False), cwd=APP.parents[1], env=environment, stdin=subprocess.PIPE, stdout=output
         )
     try:
         for _ in range(300):
@@ -37,4 +38,5 @@ def test_the_first_start_of_a_new_user_asks_nothing_and_answers(tmp_path):
     finally:
         server.kill()
         server.wait()
-    assert "mail" not in (tmp_path / "printed").read_text()
+    printed = (tmp_path / "printed").read_text().lower()
+    assert "mail" not in printed and "skills" not in printed
