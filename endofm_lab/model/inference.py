@@ -64,14 +64,29 @@ class PackedBlock(nn.Module):
 
 
 class _Linear:
-    """A linear map with its weight in oneDNN's order."""
+    """A linear map with its weight in the order of the library that multiplies: MKL in float32, else oneDNN.
+
+    In float32 MKL's product with a pass over its result is a tenth faster than oneDNN's that does both in one.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous())
-        self.bias = bias.detach()
+        self.weight, self.bias = weight.detach().contiguous(), bias.detach()
+        self.by_mkl = weight.dtype == torch.float32 and torch.backends.mkl.is_available()
+        self.packed = (0, self.weight) if self.by_mkl else (0, torch.ops.mkldnn._reorder_linear_weight(self.weight))
 
     def __call__(self, x: Tensor, gelu: bool = False, add: Tensor | None = None) -> Tensor:
         """``(..., D)`` -> ``(..., D')``, with an exact GELU behind it, or with ``add`` ``(..., D')`` added to it."""
+        if self.by_mkl:
+            y = self._mkl(x)
+            return torch.ops.aten.gelu_(y) if gelu else y if add is None else y.add_(add)
+        weight = self.packed[1]
         if add is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, "add")
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu" if gelu else "none", [], "none")
+            return torch.ops.mkldnn._linear_pointwise.binary(x, add, weight, self.bias, "add")
+        return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "gelu" if gelu else "none", [], "none")
+
+    def _mkl(self, x: Tensor) -> Tensor:
+        rows, weight = self.packed  # read together: threads may share this map
+        if rows != (rows := x.numel() // x.shape[-1]):  # MKL packs for a number of rows
+            weight = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, rows)
+            self.packed = (rows, weight)
+        return torch.ops.mkl._mkl_linear(x, weight, self.weight, self.bias, rows)
