@@ -6,7 +6,7 @@ labels: masked image modelling of a teacher's features, as EVA-02 was made (arXi
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from endofm_lab.pretrain.frames import FrameCorpus
 from endofm_lab.training.loop import LoopConfig, Record, Trainable, parameter_groups, train
 from endofm_lab.video.transforms import InputSpec
 
-BEST, LAST, SELECTION = "best", "last", "selection.json"
+BEST, LAST, SELECTION, CONFIG = "best", "last", "selection.json", "config.json"
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), class indices (B,) -> scalar
 
 
@@ -181,7 +181,8 @@ def adapt_supervised(
         loss: of logits and class indices, for example one of `endofm_lab.tasks.imbalance`.
 
     Raises:
-        UserError: head and data have different classes; also as `endofm_lab.training.loop.train`.
+        UserError: head and data have different classes, or the folder holds a run with other settings or other data;
+            also as `endofm_lab.training.loop.train`.
     """
     head = next((name for name, spec in model.card.heads.items() if spec.kind == "multiclass"), None)
     for corpus in (data, validation):
@@ -208,13 +209,18 @@ def adapt_supervised(
 
 
 def adapt_masked(module: MaskedFeatures, data: FrameCorpus, config: AdaptConfig, out: str | Path) -> Iterator[Record]:
-    """Train the student of ``module`` without labels, in place; yields a record per step."""
+    """Train the student of ``module`` without labels, in place; yields a record per step.
+
+    Raises:
+        UserError: the folder holds a run with other settings or other data; also as `endofm_lab.training.loop.train`.
+    """
     yield from _run(module, data, config, Path(out), None)
 
 
 def _run(
     module: Trainable, data: FrameCorpus, config: AdaptConfig, out: Path, measure: Callable[[int], Record] | None
 ) -> Iterator[Record]:
+    _record(module, data, config, out)
     per_epoch = math.ceil(len(data) / config.batch)
     optimiser = AdaBelief(parameter_groups(module), lr=config.lr, eps=1e-16, weight_decay=config.weight_decay)
 
@@ -231,6 +237,24 @@ def _run(
         precision=config.precision,
     )
     yield from train(module, optimiser, schedule, data, loop, out, measure)
+
+
+def _record(module: Trainable, data: FrameCorpus, config: AdaptConfig, out: Path) -> None:
+    """Write what the run in this folder is; refuse to go on with another one."""
+    settings = {
+        "stage": type(module).__name__,
+        **{name: value for name, value in asdict(config).items() if name != "workers"},
+        "data": data.manifest.fingerprint,
+        "split": data.split,
+        "classes": list(data.classes),
+        "balanced": data.balanced,
+        "augmented": data.augment,
+    }
+    path = out / CONFIG
+    before = read_json(path) if path.exists() else settings
+    if differing := [name for name in settings if before.get(name) != settings[name]]:
+        raise UserError(f"{out} holds a run with other settings ({', '.join(differing)}); choose another folder.")
+    write_json(path, settings)
 
 
 def frame_scores(model: VideoModel, data: FrameCorpus, head: str, batch: int = 64) -> np.ndarray:

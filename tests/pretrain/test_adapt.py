@@ -1,5 +1,7 @@
 """Adapting image models: draws, classes, augmentation, masks, and both stages on a small set of pictures."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -163,6 +165,9 @@ def test_the_supervised_stage_learns_selects_and_resumes_bit_for_bit(manifest, t
         next(steps)
     steps.close()
     again = make_model()
+    longer = replace(config, epochs=4, lr=1e-3)
+    with pytest.raises(UserError, match=r"holds a run with other settings \(epochs, lr\); choose"):
+        next(adapt_supervised(again, *corpora(manifest, again), longer, tmp_path / "stopped"))
     rest = list(adapt_supervised(again, *corpora(manifest, again), config, tmp_path / "stopped"))
     assert [r["loss"] for r in rest] == [r["loss"] for r in whole[8:]]
     saved = load_model(tmp_path / "stopped" / LAST)
