@@ -93,7 +93,10 @@ def verdict(records: Sequence[Record], prototypes: int | None) -> Health:
         words = f"the teacher is {'decided' if entropy < 0.9 else 'still undecided'} (entropy {entropy:.0%} of ln K), "
         words += f"uses {used:.1f} prototypes in a batch, loss {first:.2f} -> {loss:.2f}"
     else:
-        if loss > 1.3 * first:
+        # While a queue fills, a clip is compared with more and more others, and the loss grows although all is well.
+        others = records[-1].get("others")
+        full = [value for value, record in zip(losses, records, strict=True) if record.get("others") == others]
+        if loss > 1.3 * (first := _mean(full[:5])):
             return Health("diverging", f"the loss went from {first:.2f} to {loss:.2f}.", _LESS)
         words = f"loss {first:.2f} -> {loss:.2f}"
     if spread is not None and spread < 0.03:

@@ -49,9 +49,9 @@ def pretrain(config: PretrainConfig) -> Generator[Record, None, None]:
 
     Yields:
         What the loop logs (see `endofm_lab.training.loop.train`): "loss" and, by objective, "L_dm", "L_cv", "L_patch"
-        or "found"; "teacher_entropy", "kl_to_uniform", "prototypes_used", "centre_norm", "momentum"; every ten steps
-        "feature_std" and "rankme"; after a probe "knn", "linear" and "chance" (balanced accuracy). "health" is the
-        verdict's state, which is not logged, as it follows from the log.
+        or "found" and "others"; "teacher_entropy", "kl_to_uniform", "prototypes_used", "centre_norm", "momentum"; every
+        ten steps "feature_std" and "rankme"; after a probe "knn", "linear" and "chance" (balanced accuracy). "health"
+        is the verdict's state, which is not logged, as it follows from the log.
 
     Raises:
         UserError: the folder holds another run, or the manifest has changed since; settings that cannot work.

@@ -133,12 +133,13 @@ class VCL(Trainable):
         self._fresh = []
 
     def after_step(self, step: int) -> dict[str, float]:
-        """Keep the keys for later batches, move the key encoder."""
+        """Keep the keys for later batches, move the key encoder; "others" is with how many clips each was compared."""
+        others = len(self._fresh[-1]) // 2 - 1 + len(self.queue.rows())
         for keys in self._fresh:
             self.queue.push(keys)
         momentum = cosine(step, self.config.momentum, 1.0, self.steps)
         follow(self.teacher, self.student, momentum)
-        return {"momentum": momentum}
+        return {"momentum": momentum, "others": others}
 
 
 def _distributed() -> bool:

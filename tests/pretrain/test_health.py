@@ -86,6 +86,13 @@ def test_a_run_without_prototypes_is_judged_by_loss_and_features():
     assert verdict([r | {"feature_std": 0.001} for r in log], None).state == "collapsed to uniform"
 
 
+def test_a_loss_that_grows_while_the_queue_fills_is_no_divergence():
+    filling = [{"step": s, "loss": 1.0 + s / 10, "others": 7 + 8 * s} for s in range(20)]
+    full = [{"step": s, "loss": 3.0 - s / 100, "others": 167} for s in range(20, 60)]
+    assert verdict(filling + full, None).state == "healthy"
+    assert verdict(filling + [r | {"loss": 4.0 if r["step"] > 40 else 3.0} for r in full], None).state == "diverging"
+
+
 def probe_data(informative, n=60):
     random = np.random.default_rng(0)
     labels = np.arange(n) % 3

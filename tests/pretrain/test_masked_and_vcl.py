@@ -96,11 +96,12 @@ def test_vcl_compares_each_view_with_the_other_and_queues_the_keys():
     assert all(p.grad is None for p in model.teacher.parameters())
     assert all(p.grad is not None for p in model.student.parameters())
     assert len(model.queue.rows()) == 0
-    model.after_step(0)
+    assert model.after_step(0)["others"] == 2
     assert len(model.queue.rows()) == 6
     torch.testing.assert_close(model.queue.rows().norm(dim=1), torch.ones(6))
     more = model(batch, 0, 1)["loss"]  # its own keys of the last step are among the others now
     assert more > losses[0]["loss"]
+    assert model.after_step(1)["others"] == 8
 
 
 def test_what_all_clips_share_plays_no_part_in_vcl_and_one_clip_is_refused():

@@ -8,10 +8,10 @@ left out), learned from VID68 and VID70, epochs chosen on VID75, asked on VID74.
 frames of the other three, Kvasir-SEG and a sinus endoscopy. Phantom: the finding in a frame, learned from eight
 patients; stage one sees the other training patients.
 
-Stage one is either supervised (phases, "polyp", "sinus"; phantom: device and motion) or masked image modelling of a
-frozen teacher's features. Stage two has the same epochs in every row; "longer" gives the network that was not adapted
-the steps of both stages. Intervals are over minutes of the operation or patients, of all seeds together; differences to
-the network that was not adapted are paired.
+Stage one is either supervised (phases, "polyp", "sinus"; phantom: is there a finding or not, as a data set with coarser
+classes has it) or masked image modelling of a frozen teacher's features. Stage two has the same epochs in every row;
+"longer" gives the network that was not adapted the steps of both stages. Intervals are over minutes of the operation or
+patients, of all seeds together; differences to the network that was not adapted are paired.
 """
 
 import argparse
@@ -92,8 +92,8 @@ def phantom(manifest: Path, out: Path) -> Question:
     table = source.table.assign(video=[str(source.resolve(video)) for video in source.table["video"]])
     table = table.drop(columns=["masks", "boxes"])
     patients = sorted(table.loc[table["split"] == "train", "patient"].unique())
-    few, kind = set(patients[:8]), table["device"] + ", " + table["motion"]
-    first = table[~table["patient"].isin(few) & (table["split"] != "test")].assign(label=kind)
+    few, coarse = set(patients[:8]), table["label"].where(table["label"] == "normal", "finding")
+    first = table[~table["patient"].isin(few) & (table["split"] != "test")].assign(label=coarse)
     second = table[table["patient"].isin(few) | (table["split"] != "train")]
     return Question(write_manifest(first, out / "first.csv"), write_manifest(second, out / "second.csv"), "patient")
 
