@@ -1,7 +1,7 @@
 """Video transformers arranged for inference on CPUs: the same equations in fewer passes over memory.
 
-oneDNN wants weights in an order of its own and brings them into it in every call; here that is done once. What follows
-a product number by number, GELU or the residual, is computed while the number is still at hand.
+Libraries want weights in an order of their own and bring them into it in every call; here that is done once. What
+follows a product number by number, GELU or the residual, is computed in place, by oneDNN while the number is at hand.
 """
 
 from copy import deepcopy
@@ -16,7 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def for_inference(model: M, dtype: torch.dtype) -> M:
-    """A copy of a model that computes in ``dtype``, and on CPUs with oneDNN in fewer passes; the model stays as it is.
+    """A copy of a model that computes in ``dtype``, on CPUs in fewer passes; the model stays as it is.
 
     The copy's answers are the model's up to rounding, but its blocks have no parameters: it cannot be trained or saved.
     Models with adapters and image models are copied without rearrangement.
@@ -66,27 +66,31 @@ class PackedBlock(nn.Module):
 class _Linear:
     """A linear map with its weight in the order of the library that multiplies: MKL in float32, else oneDNN.
 
-    In float32 MKL's product with a pass over its result is a tenth faster than oneDNN's that does both in one.
+    In float32 MKL's product with a pass over its result is a tenth faster than oneDNN's that does both in one. MKL
+    packs for a number of rows and needs the plain weight beside it: twice the memory.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        self.weight, self.bias = weight.detach().contiguous(), bias.detach()
+        weight = weight.detach().contiguous()
         self.by_mkl = weight.dtype == torch.float32 and torch.backends.mkl.is_available()
-        self.packed = (0, self.weight) if self.by_mkl else (0, torch.ops.mkldnn._reorder_linear_weight(self.weight))
+        self.weight = weight if self.by_mkl else torch.ops.mkldnn._reorder_linear_weight(weight)
+        self.bias = bias.detach()
+        self.packed: tuple[int, Tensor] | None = None  # rows, and MKL's weight for as many
 
     def __call__(self, x: Tensor, gelu: bool = False, add: Tensor | None = None) -> Tensor:
         """``(..., D)`` -> ``(..., D')``, with an exact GELU behind it, or with ``add`` ``(..., D')`` added to it."""
         if self.by_mkl:
             y = self._mkl(x)
-            return torch.ops.aten.gelu_(y) if gelu else y if add is None else y.add_(add)
-        weight = self.packed[1]
+            if add is not None:
+                return y.add_(add)
+            return torch.ops.aten.gelu_(y) if gelu else y
         if add is not None:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, add, weight, self.bias, "add")
-        return torch.ops.mkldnn._linear_pointwise(x, weight, self.bias, "gelu" if gelu else "none", [], "none")
+            return torch.ops.mkldnn._linear_pointwise.binary(x, add, self.weight, self.bias, "add")
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "gelu" if gelu else "none", [], "none")
 
     def _mkl(self, x: Tensor) -> Tensor:
-        rows, weight = self.packed  # read together: threads may share this map
-        if rows != (rows := x.numel() // x.shape[-1]):  # MKL packs for a number of rows
-            weight = torch.ops.mkl._mkl_reorder_linear_weight(self.weight, rows)
-            self.packed = (rows, weight)
-        return torch.ops.mkl._mkl_linear(x, weight, self.weight, self.bias, rows)
+        rows = x.numel() // x.shape[-1]
+        packed = self.packed  # rows and weight are read and written together: threads may share this map
+        if packed is None or packed[0] != rows:
+            packed = self.packed = rows, torch.ops.mkl._mkl_reorder_linear_weight(self.weight, rows)
+        return torch.ops.mkl._mkl_linear(x, packed[1], self.weight, self.bias, rows)

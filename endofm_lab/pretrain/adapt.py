@@ -220,7 +220,7 @@ def adapt_masked(module: MaskedFeatures, data: FrameCorpus, config: AdaptConfig,
 def _run(
     module: Trainable, data: FrameCorpus, config: AdaptConfig, out: Path, measure: Callable[[int], Record] | None
 ) -> Iterator[Record]:
-    _record(module, data, config, out)
+    _claim(module, data, config, out)
     per_epoch = math.ceil(len(data) / config.batch)
     optimiser = AdaBelief(parameter_groups(module), lr=config.lr, eps=1e-16, weight_decay=config.weight_decay)
 
@@ -239,8 +239,8 @@ def _run(
     yield from train(module, optimiser, schedule, data, loop, out, measure)
 
 
-def _record(module: Trainable, data: FrameCorpus, config: AdaptConfig, out: Path) -> None:
-    """Write what the run in this folder is; refuse to go on with another one."""
+def _claim(module: Trainable, data: FrameCorpus, config: AdaptConfig, out: Path) -> None:
+    """Make the folder this run's: new, or the same run that goes on."""
     settings = {
         "stage": type(module).__name__,
         **{name: value for name, value in asdict(config).items() if name != "workers"},

@@ -1,5 +1,6 @@
 """Models arranged for inference against the readable ones."""
 
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
 import pytest
@@ -32,6 +33,23 @@ def test_the_arranged_model_gives_the_tokens_and_maps_of_the_readable_one(attent
     ours, theirs = for_inference(backbone, torch.float32)(clip, attention=maps), backbone(clip, attention=maps)
     for name in ("cls", "patches", "spatial", "temporal", "joint"):
         torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_clips_of_changing_sizes_from_several_threads_are_answered_as_alone(dtype):
+    backbone = lively()
+    quick = for_inference(backbone, dtype)
+    clips = [clip_of(n, 3, 2, 32, 32).to(dtype) for n in (1, 2, 3)] * 10
+    with torch.inference_mode():
+        alone = [for_inference(backbone, dtype)(clip).cls for clip in clips[:3]]
+
+    @torch.inference_mode()
+    def answer(clip):
+        return quick(clip).cls
+
+    with ThreadPoolExecutor(4) as pool:
+        for nth, cls in enumerate(pool.map(answer, clips)):
+            torch.testing.assert_close(cls, alone[nth % 3], rtol=0, atol=1e-5 if dtype == torch.float32 else 0.02)
 
 
 @torch.inference_mode()
