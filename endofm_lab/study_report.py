@@ -85,7 +85,8 @@ def summary(study: Study) -> str:
     return (
         f"{video.path.name}: {frames} frames of {video.width_px} x {video.height_px} px, "
         f"{clock(video.duration_s)} long. {skipped} {all_read} "
-        f"Model: {study.provenance['model_name']}.{generated} {study.provenance['initialisation']['words']}"
+        f"Model: {study.provenance['model_name']}.{generated} "
+        f"Initialisation: {study.provenance['initialisation']['words']}"
     )
 
 

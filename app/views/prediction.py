@@ -58,7 +58,7 @@ def show_viewer(path: str, prediction: VideoPrediction, generated: bool) -> int:
     label = "Generated picture · " if generated else ""
     st.caption(f"{label}frame {index} of {last} · {times[index]:.3f} s{exact}")
     if last > 0:
-        back, slider, forward = st.columns([1, 10, 1], vertical_alignment="bottom")
+        back, slider, forward = st.columns([1, 6, 1], vertical_alignment="bottom")
         back.button("◀", on_click=move_to, args=(max(index - 1, 0),), help="One frame back", width="stretch")
         forward.button("▶", on_click=move_to, args=(min(index + 1, last),), help="One frame on", width="stretch")
         slider.slider("Frame", 0, last, key="frame")
@@ -123,7 +123,7 @@ def show_provenance(prediction: VideoPrediction) -> None:
     """Where video, model and numbers come from."""
     about = prediction.provenance
     with st.expander("Model and provenance"):
-        st.markdown(f"**{about['model_name']}** · {about['initialisation']['words']}")
+        st.markdown(f"**{about['model_name']}** · Initialisation: {about['initialisation']['words']}")
         video = prediction.video
         st.markdown(
             f"Video: {video.width_px} x {video.height_px} px, {video.n_frames} frames, "

@@ -50,7 +50,8 @@ def _write_demo_report(prediction: "VideoPrediction", path: Path, title: str) ->
         frame_figure(picture, prediction.mask(frame).max(axis=0), prediction.boxes(frame), f"Generated frame {frame}")
         for picture, frame in zip(pictures, shown, strict=True)
     ]
-    about = f"Model: {prediction.provenance['model_name']}. {prediction.provenance['initialisation']['words']}"
+    origin = prediction.provenance
+    about = f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}"
     return write_report(path, title, [("Scores over time", [about, timeline(prediction)]), ("Frames", figures)])
 
 

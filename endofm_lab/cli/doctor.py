@@ -106,7 +106,7 @@ def _demo_model() -> Check:
         card = load_model("demo").card
     except UserError as error:
         return "demo model", False, f"{error}"
-    return "demo model", True, f"{card.name}: {card.initialisation['words']}"
+    return "demo model", True, f"{card.name}, initialisation: {card.initialisation['words']}"
 
 
 def _optional() -> Check:

@@ -99,7 +99,7 @@ def explain(
                 )
             )
             arrays[found.method.replace(" ", "_").replace("-", "_").lower()] = found.values.numpy()
-    origin = f"Model: {network.card.name}. {network.card.initialisation['words']}"
+    origin = f"Model: {network.card.name}. Initialisation: {network.card.initialisation['words']}"
     generated = " It was trained on generated video only." if network.card.data.get("generated") else ""
     place = f"{len(clip.indices)} frames from {clip.times_s[0]:.2f} s to {clip.times_s[-1]:.2f} s."
     title = f"What the model looked at: {video.name}"

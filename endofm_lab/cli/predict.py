@@ -49,5 +49,6 @@ def predict(
         return
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}", max_rows=24))
     print(f"\n{len(table)} clips, {len(prediction.frames)} frames with masks, {len(prediction.boxes_xyxy)} boxes.")
-    print(f"Model: {prediction.provenance['model_name']}. {prediction.provenance['initialisation']['words']}")
+    origin = prediction.provenance
+    print(f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}")
     print(f"Written to {out}. For research only: not a medical device, not for diagnosis.")
