@@ -1,11 +1,13 @@
 """The demo model: one `tiny` video transformer with four heads, fitted on the phantom, evaluated on unseen patients.
 
+Its spatial part has been pre-trained on the same videos without their labels (`endofm_lab.pretrain`, preset tiny).
 Finding (normal, polyp, ulcer, bleeding), motion (advancing, withdrawing), mask and box of the finding.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.model.card import HeadSpec, Metric, ModelCard
+from endofm_lab.model.checkpoints import initialise, load_model
 from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
 from endofm_lab.model.transformer import Block, VideoTransformer, build_backbone
 from endofm_lab.model.video_model import VideoModel
@@ -25,7 +28,7 @@ from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.phantom import FINDINGS, MOTIONS
 from endofm_lab.video.reader import open_video
-from endofm_lab.video.transforms import IMAGENET, to_input
+from endofm_lab.video.transforms import IMAGENET, InputSpec, to_input
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,9 @@ def _resized(frames: Tensor, size_px: int) -> Tensor:
 
 
 def draw_batch(
-    source: ClipSource, config: DemoConfig, n_frames: int, random: torch.Generator
+    source: ClipSource, config: DemoConfig, card: ModelCard, random: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A batch of augmented clips (B, 3, T, S, S), normalised, with targets for the four heads.
+    """A batch of augmented clips (B, 3, T, S, S), as many frames and normalised as the card says, with four targets.
 
     A clip may be mirrored, turned, zoomed, change its colours, and run backwards: its motion label then turns too.
     """
@@ -107,7 +110,7 @@ def draw_batch(
         return low + (high - low) * torch.rand(shape, generator=random)
 
     clips, masks, findings, motions = [], [], [], []
-    span = (n_frames - 1) * config.stride + 1
+    span = (card.clip.n_frames - 1) * config.stride + 1
     for video in torch.randint(len(source.frames), (config.batch,), generator=random).tolist():
         length = len(source.frames[video])
         start = int(torch.randint(length - span + 1, (1,), generator=random))
@@ -133,7 +136,7 @@ def draw_batch(
         findings.append(int(source.finding[video]))
         motions.append(motion)
     batch_masks = torch.stack(masks)
-    return normalise(torch.stack(clips).transpose(1, 2)), {
+    return normalise(torch.stack(clips).transpose(1, 2), card.input), {
         "finding": torch.tensor(findings),
         "motion": torch.tensor(motions),
         "mask": batch_masks[:, None].float(),
@@ -152,16 +155,21 @@ def boxes_of(masks: Tensor) -> Tensor:
     return boxes[:, :, None]
 
 
-def normalise(clips: Tensor) -> Tensor:
+def normalise(clips: Tensor, spec: InputSpec) -> Tensor:
     """(B, 3, T, S, S) in 0..1 to the demo model's input."""
-    mean, std = (torch.tensor(v)[:, None, None, None] for v in (IMAGENET.mean, IMAGENET.std))
+    mean, std = (torch.tensor(v)[:, None, None, None] for v in (spec.mean, spec.std))
     return (clips - mean) / std
 
 
-def build_demo_model(n_frames: int = 8, seed: int = 0) -> VideoModel:
-    """The demo model before training."""
+def build_demo_model(n_frames: int = 8, seed: int = 0, pretrained: str | Path = "scratch") -> VideoModel:
+    """The demo model before training: the spatial part and the normalisation are those of a pre-trained `tiny` model.
+
+    The temporal part is always new: two frames that a view turned, cropped and cut from a window tell no direction.
+    """
     torch.manual_seed(seed)
     backbone = build_backbone("tiny", frames=n_frames)
+    record = initialise(backbone, pretrained, part="spatial")
+    input_spec = IMAGENET if pretrained == "scratch" else load_model(pretrained).card.input
     _notice_time(backbone)
     width = backbone.config.width
     heads: dict[str, nn.Module] = {
@@ -173,8 +181,9 @@ def build_demo_model(n_frames: int = 8, seed: int = 0) -> VideoModel:
     card = ModelCard(
         name="demo (tiny, trained on generated video)",
         backbone={},
-        input=replace(IMAGENET, size_px=backbone.config.image_px),
+        input=replace(input_spec, size_px=backbone.config.image_px),
         clip=ClipSpec(n_frames=n_frames, fps=6.0),
+        initialisation={**record, "words": f"{record['words']} {_NOTICED}"},
         heads={
             "finding": HeadSpec("multiclass", FINDINGS),
             "motion": HeadSpec("multiclass", MOTIONS),
@@ -185,6 +194,9 @@ def build_demo_model(n_frames: int = 8, seed: int = 0) -> VideoModel:
     return VideoModel(backbone, nn.ModuleDict(heads), card)
 
 
+_NOTICED = "Then the temporal part was drawn anew, larger, so that it tells frames apart from the first step on."
+
+
 def _notice_time(backbone: VideoTransformer) -> None:
     """Let the temporal attention of a fresh backbone tell frames apart from the first step on, in place.
 
@@ -193,7 +205,6 @@ def _notice_time(backbone: VideoTransformer) -> None:
     with. Larger time embeddings, queries and keys give every head its own weights over the frames.
     """
     nn.init.normal_(backbone.time_embed, std=0.7)
-    nn.init.normal_(backbone.pos_embed, std=0.2)
     width = backbone.config.width
     for block in backbone.blocks:
         assert isinstance(block, Block)
@@ -252,17 +263,16 @@ def train_demo(
         random.set_state(torch.frombuffer(bytearray.fromhex(state["random"]), dtype=torch.uint8))
     first = done = int(state["step"]) if state else 0
     total = config.total_steps
-    n_frames = model.card.clip.n_frames
     source = load_clips(manifest, "train", model.card.input.size_px)
     small = _half_size(source)
 
     def losses_at(step: int) -> dict[str, Tensor]:
         if step < config.order_steps:
-            clip, target = draw_batch(small, replace(config, batch=2 * config.batch), n_frames, random)
+            clip, target = draw_batch(small, replace(config, batch=2 * config.batch), model.card, random)
             return order_losses(model, clip, target["motion"])
         if step < config.order_steps + config.small_steps:
-            return losses_of(model, *draw_batch(small, replace(config, batch=4 * config.batch), n_frames, random))
-        drawn = draw_batch(source, config, n_frames, random)
+            return losses_of(model, *draw_batch(small, replace(config, batch=4 * config.batch), model.card, random))
+        drawn = draw_batch(source, config, model.card, random)
         return losses_of(model, *drawn, every_frame_alike=step >= total - sum(config.frame_steps))
 
     def save() -> None:
@@ -369,8 +379,8 @@ def carded(model: VideoModel, manifest: Manifest, config: DemoConfig, metrics: d
             "description": "Phantom, preset demo: generated endoscopy-like video",
             "fingerprint": manifest.fingerprint,
             "generated": True,
-            "split": "by patient: train, val, test; trained on train, measured on test, which was in view when the "
-            "length of the training was chosen",
+            "split": "by patient: train, val, test; pre-trained without labels and trained on train, measured "
+            "on test, which was in view when the length of the training was chosen",
         },
         metrics=tuple(
             Metric(

@@ -1,6 +1,6 @@
 """Whole studies, frame by frame: hours of video or a million images through a frame model, in flat memory.
 
-decode and resize (threads, bounded queues) -> batches -> model -> parts on disk -> `Study`
+decode and resize (threads, bounded queues) -> batches -> model (threads) -> parts on disk -> `Study`
 
 A part holds the scores of `PART_FRAMES` frames. A kill at any moment loses the part under way; since batches never
 cross a part's border, a resumed study equals one that was never stopped.
@@ -8,7 +8,9 @@ cross a part's border, a resumed study equals one that was never stopped.
 
 import hashlib
 import shutil
+from collections import deque
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -25,7 +27,7 @@ from endofm_lab.errors import UserError, VideoError
 from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.model.checkpoints import load_model
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.study_stream import Batches, Kept
+from endofm_lab.study_stream import THREADS, Batches, Kept
 from endofm_lab.video.reader import VideoInfo, open_video
 
 PART_FRAMES = 4096
@@ -152,13 +154,19 @@ def study_steps(
         first = min(len(parts) * PART_FRAMES, n_frames)
         yield first, n_frames
         kept = Kept.of_part(parts[-1]) if parts and skip_near_duplicates else Kept()
+        threads = torch.get_num_threads()
         stream = Batches(reader, model, first, batch, PART_FRAMES, kept if skip_near_duplicates else None)
+        # Batches side by side, one thread each: threads that share a batch wait for each other and for the decoders.
+        scorers = ThreadPoolExecutor(THREADS, "study-scorer", torch.set_num_threads, (1,))
         try:
             for start in range(first, n_frames, PART_FRAMES):
-                _run_part(stream, model, start, reader.times_s[start : start + PART_FRAMES], folder / "parts")
+                times_s = reader.times_s[start : start + PART_FRAMES]
+                _run_part(stream, model, scorers, start, times_s, folder / "parts")
                 yield min(start + PART_FRAMES, n_frames), n_frames
         finally:
+            scorers.shutdown(cancel_futures=True)
             stream.close()
+            torch.set_num_threads(threads)  # those of a study set it for themselves, and so for all later ones
         return _assemble(folder, about)
 
 
@@ -313,7 +321,9 @@ def _open_job(out: Path, request: dict[str, Any], about: dict[str, Any], resume:
     return out
 
 
-def _run_part(stream: Batches, model: VideoModel, start: int, times_s: np.ndarray, folder: Path) -> None:
+def _run_part(
+    stream: Batches, model: VideoModel, scorers: ThreadPoolExecutor, start: int, times_s: np.ndarray, folder: Path
+) -> None:
     """Score the frames from ``start`` on that lie at ``times_s`` and write them as one part."""
     n = len(times_s)
     stop = start + n
@@ -322,20 +332,29 @@ def _run_part(stream: Batches, model: VideoModel, start: int, times_s: np.ndarra
     state = np.full(n, SCORED, np.uint8)
     stands_for = np.arange(start, stop)
     unreadable: list[tuple[int, str]] = []
+    scored: deque[tuple[np.ndarray, Future[dict[str, torch.Tensor]]]] = deque()
+
+    def collect(waiting: int) -> None:
+        """Fill in the scores of the oldest batches until only ``waiting`` of them are on their way."""
+        while len(scored) > waiting:
+            rows, future = scored.popleft()
+            for name, values in future.result().items():
+                if name in scores:
+                    scores[name][rows] = values.numpy()
+
     at, kept = start, Kept()
     while at < stop:
         made = next(stream)
         if made.clips is not None:
-            rows = np.array(made.frames) - start
-            for name, values in model.predict(made.clips).items():
-                if name in scores:
-                    scores[name][rows] = values.numpy()
+            scored.append((np.array(made.frames) - start, scorers.submit(model.predict, made.clips)))
+            collect(waiting=THREADS)
         for frame, original in made.duplicates:
             state[frame - start], stands_for[frame - start] = DUPLICATE, original
         for frame, _ in made.unreadable:
             state[frame - start], stands_for[frame - start] = UNREADABLE, -1
         unreadable += made.unreadable
         at, kept = made.next_frame, made.kept
+    collect(waiting=0)
     arrays: dict[str, Any] = {f"scores/{name}": values for name, values in scores.items()}
     with atomic_path(folder / f"part_{start:09d}.npz") as temporary, temporary.open("wb") as file:
         np.savez(

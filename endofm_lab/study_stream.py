@@ -23,11 +23,11 @@ from endofm_lab.errors import VideoError
 from endofm_lab.model.card import InputSpec
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.video.reader import VideoReader
-from endofm_lab.video.transforms import to_input
+from endofm_lab.video.transforms import normalise, resize
 
-DECODERS = min(4, os.cpu_count() or 1)
+THREADS = min(4, os.cpu_count() or 1)  # that decode, and as many that score
 CHUNK_FRAMES = 32  # that a decoder hands over together
-QUEUE_CHUNKS = 4  # of a decoder, ahead of the model: about half a segment of H.264, so that no decoder waits
+QUEUE_CHUNKS = 8  # of a decoder, ahead of the model: about a segment of H.264 (250 frames), so that no decoder waits
 SEGMENT_FRAMES = 64  # at least
 
 # A near-duplicate: what a camera that stands still sees. At most these differences from the last frame that was scored.
@@ -89,9 +89,10 @@ class Batches:
     ) -> None:
         self._batch, self._part, self._kept = batch, part, kept  # frames of a batch, of a part
         self._first, self._at, self._n_frames = first, first, reader.info.n_frames
+        self._spec = model.card.input
         self._decoders = [
-            _Decoder(reader, islice(_segments(reader, first), nth, None, DECODERS), model.card.input, kept is not None)
-            for nth in range(DECODERS)
+            _Decoder(reader, islice(_segments(reader, first), nth, None, THREADS), self._spec, kept is not None)
+            for nth in range(THREADS)
         ]
         self._frames = self._in_order()
 
@@ -117,7 +118,8 @@ class Batches:
                 clips.append(frame.clip)
             self._at = frame.number + 1
         kept = Kept() if self._kept is None else replace(self._kept)
-        return Batch(frames, torch.stack(clips) if clips else None, duplicates, unreadable, kept, self._at)
+        stacked = normalise(torch.stack(clips), self._spec) if clips else None
+        return Batch(frames, stacked, duplicates, unreadable, kept, self._at)
 
     def _in_order(self) -> Iterator["_Frame"]:
         """The frames of all segments; the decoders take turns."""
@@ -135,7 +137,7 @@ class Batches:
 
 
 class _Frame(NamedTuple):
-    """A frame behind its decoder: ``clip`` (3, 1, S, S), and its fingerprint if asked for; or why it cannot be read."""
+    """A frame behind its decoder: uint8 (3, 1, S, S), and its fingerprint if asked for; or why it cannot be read."""
 
     number: int
     clip: Tensor | None = None
@@ -173,6 +175,7 @@ class _Decoder:
                 continue
 
     def _decode(self) -> None:
+        torch.set_num_threads(1)  # of this thread
         try:
             for segment in self._segments:
                 if self._stop.is_set():
@@ -201,7 +204,7 @@ class _Decoder:
 
     def _clips(self, pictures: list[tuple[int, np.ndarray]]) -> Iterator[_Frame]:
         if pictures:
-            clips = to_input(np.stack([picture for _, picture in pictures])[:, None], self._spec)
+            clips = resize(np.stack([picture for _, picture in pictures])[:, None], self._spec)
             for clip, (number, picture) in zip(clips, pictures, strict=True):
                 yield _Frame(number, clip, fingerprint(Image.fromarray(picture)) if self._fingerprints else None)
 

@@ -6,14 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import endofm_lab
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.demo import DemoConfig, boxes_of, build_demo_model, draw_batch, load_clips, order_losses, train_demo
-from endofm_lab.model.checkpoints import load_model
+from endofm_lab.model.card import ModelCard
+from endofm_lab.model.checkpoints import load_model, save_model
+from endofm_lab.model.layouts import is_temporal
+from endofm_lab.model.transformer import build_backbone
+from endofm_lab.model.video_model import VideoModel
 from endofm_lab.training.checkpoints import Checkpoints
+from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.phantom import FINDINGS, PhantomSpec, render
-from endofm_lab.video.transforms import to_input
+from endofm_lab.video.transforms import InputSpec, to_input
 
 WEIGHTS = Path(endofm_lab.__file__).parent / "weights" / "demo"
 
@@ -118,7 +124,7 @@ def test_an_answer_that_ignores_the_order_gains_nothing_from_the_order_loss(sure
 def test_a_batch_moves_masks_and_motion_with_the_pictures(manifest):
     source = load_clips(manifest, "train", 64)
     config = DemoConfig(batch=64)
-    clip, target = draw_batch(source, config, 4, torch.Generator().manual_seed(0))
+    clip, target = draw_batch(source, config, build_demo_model(n_frames=4).card, torch.Generator().manual_seed(0))
     assert clip.shape == (64, 3, 4, 64, 64)
     normal = target["finding"] == FINDINGS.index("normal")
     assert not target["mask"][normal].any()
@@ -136,3 +142,26 @@ def test_boxes_of_a_hand_drawn_mask():
     assert boxes.shape == (1, 2, 1, 4)
     assert torch.allclose(boxes[0, 0, 0], torch.tensor([0.4, 0.25, 0.9, 0.625]))
     assert boxes[0, 1].isnan().all()
+
+
+def test_the_demo_starts_from_a_pre_trained_spatial_part_and_its_normalisation(tmp_path):
+    torch.manual_seed(1)
+    backbone = build_backbone("tiny")
+    card = ModelCard(
+        name="pre-trained",
+        backbone={},
+        input=InputSpec(80, (0.7, 0.4, 0.3), (0.3, 0.2, 0.2)),
+        clip=ClipSpec(2, fps=2.0),
+    )
+    save_model(VideoModel(backbone, nn.ModuleDict(), card), tmp_path / "m")
+    model = build_demo_model(pretrained=tmp_path / "m")
+    before, after = backbone.state_dict(), model.backbone.state_dict()
+    kept = {name for name in after if torch.equal(before[name], after[name])}
+    temporal = {name for name in after if is_temporal(name)}
+    assert after.keys() - temporal <= kept and "blocks.0.temporal_attn.qkv.weight" in temporal - kept
+    assert (model.card.input.mean, model.card.input.size_px) == ((0.7, 0.4, 0.3), 128)
+    assert "come from pre-trained" in model.card.initialisation["words"]
+
+
+def test_the_demo_weights_say_that_they_were_pre_trained(demo):
+    assert "vcl pre-training" in demo.card.initialisation["words"]

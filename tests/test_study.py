@@ -137,7 +137,7 @@ def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_num
     video, model, tmp_path, monkeypatch
 ):
     seen, ahead = [], []
-    convert = study_stream.to_input
+    convert = study_stream.resize
 
     def counted(frames, spec):
         seen.extend(range(len(frames)))
@@ -151,13 +151,14 @@ def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_num
         ahead.append(len(seen) - len(scored))
         return predict(clips)
 
-    monkeypatch.setattr(study_stream, "to_input", counted)
+    monkeypatch.setattr(study_stream, "resize", counted)
     monkeypatch.setattr(model, "predict", slow)
-    for name, value in {"DECODERS": 2, "CHUNK_FRAMES": 3, "QUEUE_CHUNKS": 2, "SEGMENT_FRAMES": 16}.items():
+    for name, value in {"THREADS": 2, "CHUNK_FRAMES": 3, "QUEUE_CHUNKS": 2, "SEGMENT_FRAMES": 16}.items():
         monkeypatch.setattr(study_stream, name, value)
     run_study(video, model, tmp_path / "out", batch=4, progress=False)
     assert len(seen) == len(scored) == N
-    assert max(ahead) <= 2 * (2 + 2) * 3  # two decoders: their queues, a chunk before and a chunk behind each
+    # two decoders: their queues, a chunk before and a chunk behind each; and three batches on their way
+    assert max(ahead) <= 2 * (2 + 2) * 3 + 3 * 4
 
 
 def test_a_stopped_study_decodes_no_further(folder, model, monkeypatch):
@@ -170,7 +171,7 @@ def test_a_stopped_study_decodes_no_further(folder, model, monkeypatch):
         stream = study_stream.Batches(reader, model, 0, 2, 32, None)
         next(stream)
         stream.close()
-    assert 0 < len(opened) <= 4 * study_stream.DECODERS < 20  # of 20 segments
+    assert 0 < len(opened) <= 4 * study_stream.THREADS < 20  # of 20 segments
 
 
 @pytest.mark.parametrize("first", [0, 5, 96])

@@ -98,7 +98,10 @@ def _wait_until_it_answers(url: str, server: subprocess.Popen, limit_s: float = 
 
 
 def train(out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/phantom"), seed: int = 0) -> None:
-    """Train the demo model on the phantom and print its numbers on unseen patients. Goes on where it was stopped.
+    """Pre-train the demo model on the phantom's videos, fit its heads, and print its numbers on unseen patients.
+
+    It can be stopped at any time and goes on where it was. The pre-training is `pretrain --preset tiny`; its run stays
+    beside the weights.
 
     Args:
         out: folder for the weights (float16) and their card.
@@ -107,14 +110,21 @@ def train(out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/pha
     """
     from tqdm import tqdm
 
+    from endofm_lab.cli.pretrain import run
     from endofm_lab.data.manifest import read_manifest
     from endofm_lab.data.phantom_set import write_phantom
     from endofm_lab.demo import DemoConfig, build_demo_model, carded, train_demo
     from endofm_lab.model.checkpoints import load_model, save_model
+    from endofm_lab.pretrain.config import tiny, with_settings
+    from endofm_lab.pretrain.trainer import MODEL
     from endofm_lab.training.checkpoints import Checkpoints
 
-    manifest = read_manifest(write_phantom(data, preset="demo", seed=seed))
-    model = build_demo_model(seed=seed)
+    table = write_phantom(data, preset="demo", seed=seed)
+    pretraining = out.with_name(f"{out.name}-pretraining")
+    if not (pretraining / MODEL).is_dir():
+        run(with_settings(tiny(table, pretraining), {"probe": str(table), "seed": seed}))
+    manifest = read_manifest(table)
+    model = build_demo_model(seed=seed, pretrained=pretraining / MODEL)
     print(f"Initialisation: {model.card.initialisation['words']}")
     config = DemoConfig(seed=seed)
     checkpoints = Checkpoints(out.with_name(f"{out.name}-training"))

@@ -68,7 +68,7 @@ def pretrain(
     if dry_run:
         _dry_run(config)
     else:
-        _run(config)
+        run(config)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -81,7 +81,8 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def _run(config: "PretrainConfig") -> None:
+def run(config: "PretrainConfig") -> None:
+    """Pre-train in the terminal: progress, and at the end the report, the health and what the features know."""
     from tqdm import tqdm
 
     from endofm_lab.pretrain.trainer import pretrain as start

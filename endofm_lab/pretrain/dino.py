@@ -191,8 +191,8 @@ class Dino(Trainable):
     """Student and teacher with their heads, centre and EMA; the teacher learns nothing by gradient.
 
     A batch is a list of views, each (B, 3, T, H, W): first the G = 2 global ones, then the local. The loss is a sum
-    over student views, so it is computed in parts, one for views of equal shape, and each part's activations are gone
-    before the next is computed. Part 0 also asks the teacher.
+    over student views, so it is computed in two parts, and the first part's activations are gone before the second is
+    computed. Part 0 also asks the teacher.
     """
 
     def __init__(self, backbone: VideoTransformer, config: DinoConfig, steps: int, steps_per_epoch: int) -> None:
@@ -216,14 +216,14 @@ class Dino(Trainable):
         return blocks(self.student, self.teacher)
 
     def parts(self, batch: Any) -> list[list[int]]:
-        """Places of the views of each part: all local views, small before large, then global views of one shape.
+        """Places of the views of each part: two parts with about as many pixels, equal shapes side by side.
 
-        A part costs a gradient of every weight, and the published local views together hold fewer tokens than the
-        longer global one.
+        A part costs a gradient of every weight, so two take less time than more, and one takes twice the memory.
         """
-        places = sorted(range(2, len(batch)), key=lambda place: batch[place].shape)
-        groups = [list(some) for _, some in groupby(range(2), key=lambda place: batch[place].shape)]
-        return ([places] if places else []) + sorted(groups, key=lambda some: batch[some[0]].shape)
+        parts: list[list[int]] = [[], []]
+        for place in sorted(range(len(batch)), key=lambda place: batch[place].numel(), reverse=True):
+            min(parts, key=lambda part: sum(batch[other].numel() for other in part)).append(place)
+        return [sorted(part, key=lambda place: batch[place].shape) for part in parts]
 
     def forward(self, batch: Any, part: int, step: int) -> dict[str, Tensor]:
         """Shares of the losses (see `matching_losses`); part 0 adds what is measured on the teacher."""

@@ -54,11 +54,9 @@ class Masked(Dino):
         self._patches: list[Tensor] = []  # per global view, the teacher's features where it is masked (M, D)
 
     def parts(self, batch: Any) -> list[list[int]]:
-        """As in `Dino`, but each global view by itself: it has its own mask."""
-        pieces: list[list[int]] = []
-        for group in super().parts(batch):
-            pieces += [[view] for view in group] if group[0] < 2 else [group]
-        return pieces
+        """All local views, equal shapes side by side, and each global view by itself: it has its own mask."""
+        local = sorted(range(2, len(batch)), key=lambda place: batch[place].shape)
+        return ([local] if local else []) + [[0], [1]]
 
     def forward(self, batch: Any, part: int, step: int) -> dict[str, Tensor]:
         """As `Dino.forward`, with ``L_patch``, the mean cross-entropy at masked patches."""

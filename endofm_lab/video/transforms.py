@@ -50,6 +50,11 @@ def to_input(frames: np.ndarray | torch.Tensor, spec: InputSpec, fit: Fit = "str
     Raises:
         UserError: Another dtype or shape.
     """
+    return normalise(resize(frames, spec, fit), spec)
+
+
+def resize(frames: np.ndarray | torch.Tensor, spec: InputSpec, fit: Fit = "stretch") -> torch.Tensor:
+    """The first half of `to_input`: uint8 ``(B, 3, T, size, size)``, a quarter of the memory."""
     pixels = _tensor(frames)
     if pixels.dtype != torch.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-1] != 3 or not pixels.numel():
         raise UserError(
@@ -62,8 +67,13 @@ def to_input(frames: np.ndarray | torch.Tensor, spec: InputSpec, fit: Fit = "str
     top, left, height, width = _window((H, W), fit)
     pixels = pixels[:, :, top : top + height, left : left + width].flatten(0, 1).permute(0, 3, 1, 2)  # (B T, 3, h, w)
     pixels = tv.resize(pixels, [spec.size_px, spec.size_px], antialias=True)
+    return pixels.unflatten(0, (B, T)).transpose(1, 2)
+
+
+def normalise(pixels: torch.Tensor, spec: InputSpec) -> torch.Tensor:
+    """The second half of `to_input`: float32 ``(B, 3, T, size, size)``."""
     mean, std = _channels(spec.mean, pixels.device), _channels(spec.std, pixels.device)
-    pixels = pixels.unflatten(0, (B, T)).transpose(1, 2).float()  # (B, 3, T, size, size)
+    pixels = pixels.float()
     if spec.own_range:
         low, high = pixels.amin((1, 3, 4), keepdim=True), pixels.amax((1, 3, 4), keepdim=True)
         pixels = 255 * (pixels - low) / (high - low).clamp(min=1)  # a frame of one colour becomes 0

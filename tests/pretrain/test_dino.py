@@ -94,11 +94,18 @@ def model_and_batch(n_views=4, B=2, config=CONFIG):
 def test_the_parts_of_a_batch_add_up_to_the_whole_loss():
     model, batch = model_and_batch(5)
     parts = model.parts(batch)
-    assert parts == [[2, 3, 4], [0, 1]]
+    assert parts == [[4, 0], [2, 3, 1]]  # 5120 pixels per channel each
     total = sum(model(batch, part, 0)["loss"] for part in range(len(parts)))
     student = torch.stack([model.student["head"](model.student["backbone"](view).cls) for view in batch])
     teacher = torch.stack([model.teacher["head"](model.teacher["backbone"](view).cls) for view in batch[:2]])
     close(total.detach(), dino_loss(student, teacher, torch.zeros(16), 0.1, 0.04)["loss"].detach())
+
+
+def test_the_ten_published_views_make_two_parts_of_equal_weight():
+    model, _ = model_and_batch()
+    batch = [torch.empty(1, 3, T, 224, 224) for T in (8, 16)]
+    batch += [torch.empty(1, 3, T, 96, 96) for T in (2, 2, 4, 4, 8, 8, 16, 16)]
+    assert model.parts(batch) == [[4, 5, 1], [2, 3, 6, 7, 0, 8, 9]]
 
 
 def test_gradients_reach_every_tensor_of_the_student_and_none_of_the_teacher():
