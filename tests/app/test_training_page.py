@@ -43,7 +43,7 @@ def test_the_form_starts_the_command_that_it_describes(cache, manifest, monkeypa
     ((path, folder, options),) = started
     assert folder == cache / "runs" / "my-run"  # a name leads nowhere else
     given = {}
-    monkeypatch.setattr("endofm_lab.cli.pretrain._run", lambda config: given.update(config=config))
+    monkeypatch.setattr("endofm_lab.cli.pretrain.run", lambda config: given.update(config=config))
     tyro.cli(command, args=[str(path), "--out", str(folder), *options])
     config = given["config"]
     assert (config.manifest, config.steps, config.batch, config.probe) == (manifest, 200, 32, manifest)
