@@ -204,7 +204,9 @@ class _Decoder:
 
     def _clips(self, pictures: list[tuple[int, np.ndarray]]) -> Iterator[_Frame]:
         if pictures:
-            clips = resize(np.stack([picture for _, picture in pictures])[:, None], self._spec)
+            # torch copies them without holding the interpreter, which the other threads need
+            stacked = torch.stack([torch.from_numpy(picture) for _, picture in pictures])
+            clips = resize(stacked[:, None], self._spec)
             for clip, (number, picture) in zip(clips, pictures, strict=True):
                 yield _Frame(number, clip, fingerprint(Image.fromarray(picture)) if self._fingerprints else None)
 

@@ -148,8 +148,7 @@ class VideoFile:
             decoded: Iterator[tuple[int, av.VideoFrame]] = iter(())
             at = -1  # number of the last frame that came out
             for number in wanted:
-                key = self._key_before(number)
-                if at < 0 or at + 1 < key:
+                if at < 0 or (at + 1 < number and at + 1 < self._key_before(number)):
                     decoded = self._decode_from(container, stream, number)
                 at, frame = next((item for item in decoded if item[0] >= number), (-1, None))
                 if frame is None or at != number or frame.is_corrupt:

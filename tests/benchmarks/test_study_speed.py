@@ -15,7 +15,7 @@ from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import open_video, write_video
 from endofm_lab.video.transforms import to_input
 
-REPEATS = 3
+REPEATS = 7
 
 
 @pytest.mark.benchmark
