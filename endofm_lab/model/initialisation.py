@@ -86,7 +86,9 @@ def record_of(
         said.append(f"the temporal part ({len(new)} tensors) is new and adds nothing yet")
     elif new:
         said.append(f"{len(new)} tensors are new: {', '.join(collapse(new))}")
-    if not_taken:
+    if not_taken and all(is_temporal(name.rpartition("backbone.")[2]) for name in not_taken):
+        said.append(f"the temporal part of the file's network ({len(not_taken)} tensors) was not taken")
+    elif not_taken:
         said.append(f"{len(not_taken)} tensors of the file's network were not taken: {', '.join(collapse(not_taken))}")
     return {
         "words": "; ".join(said) + ".",

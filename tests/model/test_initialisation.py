@@ -258,3 +258,9 @@ def test_real_image_weights_start_a_small_video_transformer():
     same = F.cosine_similarity(ours, theirs)
     print(f"cosine similarity of CLS with the image model: {same.min():.3f} to {same.max():.3f}")
     assert same.min() > 0.8
+
+
+def test_a_temporal_part_that_is_left_behind_is_named_as_such(tmp_path):
+    save_model(build_model(card(heads={})), tmp_path / "m")
+    record = initialise(fresh(), tmp_path / "m", part="spatial")
+    assert f"the temporal part of the file's network ({len(TEMPORAL)} tensors) was not taken" in record["words"]
