@@ -28,7 +28,7 @@ from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.phantom import FINDINGS, MOTIONS
 from endofm_lab.video.reader import open_video
-from endofm_lab.video.transforms import IMAGENET, InputSpec, to_input
+from endofm_lab.video.transforms import IMAGENET, normalise, to_input
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def draw_batch(
         findings.append(int(source.finding[video]))
         motions.append(motion)
     batch_masks = torch.stack(masks)
-    return normalise(torch.stack(clips).transpose(1, 2), card.input), {
+    return normalise(255 * torch.stack(clips).transpose(1, 2), card.input), {
         "finding": torch.tensor(findings),
         "motion": torch.tensor(motions),
         "mask": batch_masks[:, None].float(),
@@ -155,16 +155,18 @@ def boxes_of(masks: Tensor) -> Tensor:
     return boxes[:, :, None]
 
 
-def normalise(clips: Tensor, spec: InputSpec) -> Tensor:
-    """(B, 3, T, S, S) in 0..1 to the demo model's input."""
-    mean, std = (torch.tensor(v)[:, None, None, None] for v in (spec.mean, spec.std))
-    return (clips - mean) / std
-
-
 def build_demo_model(n_frames: int = 8, seed: int = 0, pretrained: str | Path = "scratch") -> VideoModel:
     """The demo model before training: the spatial part and the normalisation are those of a pre-trained `tiny` model.
 
-    The temporal part is always new: two frames that a view turned, cropped and cut from a window tell no direction.
+    The temporal part is always new: motion is learned from a start that tells frames apart (`_notice_time`).
+
+    Args:
+        n_frames: of a clip.
+        seed: of all that is new.
+        pretrained: as the source of `initialise`; "scratch" with ImageNet's normalisation.
+
+    Raises:
+        CheckpointError: as `initialise`.
     """
     torch.manual_seed(seed)
     backbone = build_backbone("tiny", frames=n_frames)
@@ -194,7 +196,7 @@ def build_demo_model(n_frames: int = 8, seed: int = 0, pretrained: str | Path = 
     return VideoModel(backbone, nn.ModuleDict(heads), card)
 
 
-_NOTICED = "Then the temporal part was drawn anew, larger, so that it tells frames apart from the first step on."
+_NOTICED = "Then time embedding and temporal attention were drawn larger, to tell frames apart from the first step on."
 
 
 def _notice_time(backbone: VideoTransformer) -> None:

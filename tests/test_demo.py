@@ -9,13 +9,16 @@ import torch
 from torch import nn
 
 import endofm_lab
+from endofm_lab.cli.main import main
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.demo import DemoConfig, boxes_of, build_demo_model, draw_batch, load_clips, order_losses, train_demo
+from endofm_lab.files import read_json
 from endofm_lab.model.card import ModelCard
 from endofm_lab.model.checkpoints import load_model, save_model
 from endofm_lab.model.layouts import is_temporal
 from endofm_lab.model.transformer import build_backbone
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.pretrain.config import tiny
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.phantom import FINDINGS, PhantomSpec, render
@@ -161,6 +164,27 @@ def test_the_demo_starts_from_a_pre_trained_spatial_part_and_its_normalisation(t
     assert after.keys() - temporal <= kept and "blocks.0.temporal_attn.qkv.weight" in temporal - kept
     assert (model.card.input.mean, model.card.input.size_px) == ((0.7, 0.4, 0.3), 128)
     assert "come from pre-trained" in model.card.initialisation["words"]
+
+
+@pytest.mark.slow
+def test_demo_train_pre_trains_once_then_fits_the_heads_and_measures_what_it_stores(
+    phantom, tmp_path, monkeypatch, capsys
+):
+    short = DemoConfig(order_steps=1, small_steps=1, steps=1, frame_steps=(1,), batch=2)
+    monkeypatch.setattr("endofm_lab.data.phantom_set.write_phantom", lambda *_, **__: phantom)
+    monkeypatch.setattr("endofm_lab.demo.DemoConfig", lambda seed: replace(short, seed=seed))
+    monkeypatch.setattr("endofm_lab.pretrain.config.tiny", lambda *a: replace(tiny(*a), steps=2, batch=4))
+    command = ["demo", "train", "--out", str(tmp_path / "demo"), "--seed", "3"]
+    assert main(command) == 0
+    assert read_json(tmp_path / "demo-pretraining" / "config.json")["config"]["seed"] == 3
+    made = load_model(tmp_path / "demo")
+    assert "come from vcl pre-training, 2 steps" in made.card.initialisation["words"]
+    printed = capsys.readouterr().out
+    assert "Probe (balanced accuracy" in printed and made.card.initialisation["words"] in printed
+    assert {metric["seed"] for metric in made.card.metrics} == {3} and len(made.card.metrics) == 4
+    before = (tmp_path / "demo-pretraining" / "log.jsonl").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (tmp_path / "demo-pretraining" / "log.jsonl").stat().st_mtime_ns == before
 
 
 def test_the_demo_weights_say_that_they_were_pre_trained(demo):

@@ -148,6 +148,7 @@ class VideoFile:
             decoded: Iterator[tuple[int, av.VideoFrame]] = iter(())
             at = -1  # number of the last frame that came out
             for number in wanted:
+                # the frame that follows needs no search
                 if at < 0 or (at + 1 < number and at + 1 < self._key_before(number)):
                     decoded = self._decode_from(container, stream, number)
                 at, frame = next((item for item in decoded if item[0] >= number), (-1, None))

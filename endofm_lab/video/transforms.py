@@ -54,7 +54,7 @@ def to_input(frames: np.ndarray | torch.Tensor, spec: InputSpec, fit: Fit = "str
 
 
 def resize(frames: np.ndarray | torch.Tensor, spec: InputSpec, fit: Fit = "stretch") -> torch.Tensor:
-    """The first half of `to_input`: uint8 ``(B, 3, T, size, size)``, a quarter of the memory."""
+    """The first half of `to_input`: uint8 ``(B, 3, T, size, size)``, a quarter of the memory. Errors as there."""
     pixels = _tensor(frames)
     if pixels.dtype != torch.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-1] != 3 or not pixels.numel():
         raise UserError(
@@ -71,7 +71,7 @@ def resize(frames: np.ndarray | torch.Tensor, spec: InputSpec, fit: Fit = "stret
 
 
 def normalise(pixels: torch.Tensor, spec: InputSpec) -> torch.Tensor:
-    """The second half of `to_input`: float32 ``(B, 3, T, size, size)``."""
+    """The second half of `to_input`: 0..255 of any dtype ``(B, 3, T, size, size)`` to float32 of the same shape."""
     mean, std = _channels(spec.mean, pixels.device), _channels(spec.std, pixels.device)
     pixels = pixels.float()
     if spec.own_range:
