@@ -154,10 +154,12 @@ def study_steps(
         first = min(len(parts) * PART_FRAMES, n_frames)
         yield first, n_frames
         kept = Kept.of_part(parts[-1]) if parts and skip_near_duplicates else Kept()
-        threads = torch.get_num_threads()
         stream = Batches(reader, model, first, batch, PART_FRAMES, kept if skip_near_duplicates else None)
         # Batches side by side, one thread each: threads that share a batch wait for each other and for the decoders.
+        # The same holds for this thread: its helpers would spin between its small steps, on the decoders' time.
         scorers = ThreadPoolExecutor(THREADS, "study-scorer", torch.set_num_threads, (1,))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         try:
             for start in range(first, n_frames, PART_FRAMES):
                 times_s = reader.times_s[start : start + PART_FRAMES]

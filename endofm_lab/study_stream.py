@@ -34,7 +34,7 @@ SEGMENT_FRAMES = 64  # at least
 DUPLICATE_BITS = 6  # of the 128 of the perceptual hash
 DUPLICATE_GREY = 3.0  # mean absolute difference of the 32 x 32 thumbnails, of 255
 
-_DECODED_BYTES = 16 << 20  # frames in their own size that a decoder holds at once
+_DECODED_BYTES = 2 << 20  # frames in their own size that a decoder holds at once; they stay in the processor's cache
 
 
 @dataclass

@@ -332,7 +332,8 @@ class ImageSequence:
         """Decode the images with the numbers ``wanted``; yields ``(number, uint8 (H, W, 3) RGB)``."""
         for number in wanted:
             with _image_errors(self._files[number]):
-                picture = np.array(self._open(number).convert("RGB"))
+                image = self._open(number)
+                picture = np.array(image if image.mode == "RGB" else image.convert("RGB"))
             yield number, picture
 
     def _open(self, number: int) -> Image.Image:
