@@ -24,7 +24,8 @@ def tidy(figure: go.Figure) -> go.Figure:
     """The project's fonts, background and legend."""
     figure.update_layout(
         template="plotly_white",
-        font={"family": "Source Sans 3, Segoe UI, Helvetica, Arial, sans-serif", "size": 14},
+        # Plotly measures text outside the figure: a family that is no valid CSS would be another font there.
+        font={"family": "'Source Sans', 'Segoe UI', Helvetica, Arial, sans-serif", "size": 14},
         legend={"groupclick": "toggleitem"},
     )
     return figure

@@ -1,6 +1,9 @@
 import re
 
+import plotly.graph_objects as go
 import pytest
+
+from endofm_lab.figures.style import tidy
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -42,3 +45,10 @@ def test_the_viewer_shows_the_frame_with_its_generated_label(page, app_url):
     assert page.locator(".imagelayer image, .imagelayer-above image, .im image").count() >= 1
     assert page.locator("text=For research only").count() >= 1
     assert page.locator("[data-testid=stException]").count() == 0
+
+
+def test_browsers_know_the_font_of_figures_so_that_text_is_drawn_as_wide_as_it_was_measured(page):
+    figure = tidy(go.Figure(layout={"title": "a title"}))
+    page.set_content(figure.to_html(include_plotlyjs=True))
+    drawn = page.locator(".gtitle").evaluate("node => getComputedStyle(node).fontFamily")
+    assert drawn.replace('"', "'") == figure.layout.font.family
