@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -159,6 +160,35 @@ def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_num
     assert len(seen) == len(scored) == N
     # two decoders: their queues, a chunk before and a chunk behind each; and three batches on their way
     assert max(ahead) <= 2 * (2 + 2) * 3 + 3 * 4
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_every_thread_of_a_study_computes_alone_and_the_caller_has_its_helpers_back(
+    video, model, tmp_path, monkeypatch, fails
+):
+    predict, normalise, alone = model.predict, study_stream.normalise, []
+
+    def scored(clips):
+        alone.append(torch.get_num_threads())
+        if fails:
+            raise RuntimeError("the model fails")
+        return predict(clips)
+
+    def collected(*of):
+        alone.append(torch.get_num_threads())
+        return normalise(*of)
+
+    monkeypatch.setattr(model, "predict", scored)
+    monkeypatch.setattr(study_stream, "normalise", collected)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(RuntimeError) if fails else nullcontext():
+            run_study(video, model, tmp_path / "out", progress=False)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert set(alone) == {1}
 
 
 def test_a_stopped_study_decodes_no_further(folder, model, monkeypatch):
