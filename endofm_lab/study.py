@@ -155,10 +155,10 @@ def study_steps(
         yield first, n_frames
         kept = Kept.of_part(parts[-1]) if parts and skip_near_duplicates else Kept()
         stream = Batches(reader, model, first, batch, PART_FRAMES, kept if skip_near_duplicates else None)
-        # Batches side by side, one thread each: threads that share a batch wait for each other and for the decoders.
-        # The same holds for this thread: its helpers would spin between its small steps, on the decoders' time.
-        scorers = ThreadPoolExecutor(THREADS, "study-scorer", torch.set_num_threads, (1,))
+        # Batches side by side, each with its share of the cores: threads that share a batch wait for each other and for
+        # the decoders. Helpers of this thread would spin between its small steps, on the time of all others.
         threads = torch.get_num_threads()
+        scorers = ThreadPoolExecutor(THREADS, "study-scorer", torch.set_num_threads, (max(1, threads // THREADS),))
         torch.set_num_threads(1)
         try:
             for start in range(first, n_frames, PART_FRAMES):

@@ -25,7 +25,7 @@ from endofm_lab.model.video_model import VideoModel
 from endofm_lab.video.reader import VideoReader
 from endofm_lab.video.transforms import normalise, resize
 
-THREADS = min(4, os.cpu_count() or 1)  # that decode, and as many that score
+THREADS = min(4, os.cpu_count() or 1)  # that decode; and batches that are scored side by side
 CHUNK_FRAMES = 32  # that a decoder hands over together
 QUEUE_CHUNKS = 8  # of a decoder, ahead of the model: about a segment of H.264 (250 frames), so that no decoder waits
 SEGMENT_FRAMES = 64  # at least

@@ -163,32 +163,31 @@ def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_num
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_every_thread_of_a_study_computes_alone_and_the_caller_has_its_helpers_back(
-    video, model, tmp_path, monkeypatch, fails
-):
-    predict, normalise, alone = model.predict, study_stream.normalise, []
+def test_batches_share_the_cores_and_the_caller_has_its_threads_back(video, model, tmp_path, monkeypatch, fails):
+    predict, normalise, scorers, collector = model.predict, study_stream.normalise, set(), set()
 
     def scored(clips):
-        alone.append(torch.get_num_threads())
+        scorers.add(torch.get_num_threads())
         if fails:
             raise RuntimeError("the model fails")
         return predict(clips)
 
     def collected(*of):
-        alone.append(torch.get_num_threads())
+        collector.add(torch.get_num_threads())
         return normalise(*of)
 
+    monkeypatch.setattr(study_module, "THREADS", 2)
     monkeypatch.setattr(model, "predict", scored)
     monkeypatch.setattr(study_stream, "normalise", collected)
     before = torch.get_num_threads()
-    torch.set_num_threads(3)
+    torch.set_num_threads(6)
     try:
         with pytest.raises(RuntimeError) if fails else nullcontext():
             run_study(video, model, tmp_path / "out", progress=False)
-        assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 6
     finally:
         torch.set_num_threads(before)
-    assert set(alone) == {1}
+    assert scorers == {3} and collector == {1}
 
 
 def test_a_stopped_study_decodes_no_further(folder, model, monkeypatch):
