@@ -333,7 +333,7 @@ class ImageSequence:
         for number in wanted:
             with _image_errors(self._files[number]):
                 image = self._open(number)
-                picture = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+                picture = np.array(image if image.mode == "RGB" else image.convert("RGB"))  # converting RGB copies it
             yield number, picture
 
     def _open(self, number: int) -> Image.Image:

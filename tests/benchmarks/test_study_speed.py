@@ -18,7 +18,7 @@ from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import open_video, write_video
 from endofm_lab.video.transforms import to_input
 
-N_FRAMES = 5000  # 20 groups of pictures, so that both decoders have the same work
+N_FRAMES = 5000  # so that start and end hardly count, as in a real study
 REPEATS = 5
 
 
