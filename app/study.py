@@ -9,6 +9,7 @@ import streamlit as st
 
 import endofm_lab as lab
 from endofm_lab.figures.study import clock
+from endofm_lab.figures.style import STILL
 from endofm_lab.study import Study
 from endofm_lab.study_report import calibration, readable, smoothing_words, summary
 from endofm_lab.study_review import CONFIRM, OPEN, REJECT, decide, read_review, with_decisions
@@ -37,7 +38,7 @@ def show_study() -> None:
     show_summary(study)
     found, stretches, smoothing = state.study_tables(folder, stamp, width)
     timeline, best = state.study_best(folder, stamp)
-    st.plotly_chart(timeline, width="stretch", key="study timeline", config={"displayModeBar": False})
+    st.plotly_chart(timeline, width="stretch", key="study timeline", config=STILL)
     st.caption(state.plain(calibration(study)))
     show_review(folder, stamp, width, found)
     show_best(folder, stamp, best)
@@ -147,7 +148,7 @@ def show_frames(folder: str, stamp: str, frames: list[tuple[int, float]], key: s
     except lab.VideoError as error:
         st.warning(f"The frames cannot be shown: {state.plain(str(error))}")
         return
-    st.plotly_chart(figure, width="content", theme=None, key=key, config={"displayModeBar": False})
+    st.plotly_chart(figure, width="content", theme=None, key=key, config=STILL)
 
 
 def show_best(folder: str, stamp: str, best: pd.DataFrame) -> None:

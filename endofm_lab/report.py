@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from endofm_lab import __version__
+from endofm_lab.figures.style import CONFIG
 from endofm_lab.files import atomic_path
 from endofm_lab.prediction import NOTICE
 
@@ -45,7 +46,7 @@ def write_report(path: str | Path, title: str, sections: Sequence[tuple[str, Seq
 
 def _item(item: Item) -> str:
     if isinstance(item, go.Figure):
-        return item.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+        return item.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)
     if isinstance(item, pd.DataFrame):
         return item.to_html(index=False, border=0, escape=True, float_format=lambda value: f"{value:.4g}")
     return f"<p>{html.escape(item)}</p>"

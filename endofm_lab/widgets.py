@@ -23,6 +23,7 @@ from endofm_lab.explain.embeddings import EmbeddingStore
 from endofm_lab.figures.attention import blend, patch_picker, temporal_matrices
 from endofm_lab.figures.embeddings import scatter
 from endofm_lab.figures.prediction import data_uri, frame_figure, timeline
+from endofm_lab.figures.style import CONFIG
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.prediction import VideoPrediction
 from endofm_lab.pretrain.views import Views
@@ -30,6 +31,13 @@ from endofm_lab.video.reader import open_video
 from endofm_lab.video.transforms import InputSpec, from_input, to_input
 
 _WIDE = w.Layout(width="100%")
+
+
+def _widget(figure: go.Figure) -> go.FigureWidget:
+    """A figure that answers to clicks and cannot be uploaded."""
+    widget = go.FigureWidget(figure)
+    widget._config = dict(CONFIG)
+    return widget
 
 
 class Explorer(w.VBox):
@@ -70,14 +78,14 @@ class AttentionExplorer(Explorer):
         self.row = w.BoundedIntText(h // 2, 0, h - 1, description="Row")
         self.column = w.BoundedIntText(wide // 2, 0, wide - 1, description="Column")
         self.sentence = w.HTML()
-        self.picture = go.FigureWidget(patch_picker(frames[0], self._map()[0]))
+        self.picture = _widget(patch_picker(frames[0], self._map()[0]))
         self.picture.data[1].on_click(self._clicked)
         self.picture.layout.width = 540  # beside the matrix
         parts: list[w.Widget] = [self.frame, self.block, w.HBox([self.head, self.query, self.row, self.column])]
         figures: list[w.Widget] = [self.picture]
         self.matrix = None
         if self.maps.kind != "space_only":
-            self.matrix = go.FigureWidget(temporal_matrices({"which frame reads which": self._matrix()}, times_s))
+            self.matrix = _widget(temporal_matrices({"which frame reads which": self._matrix()}, times_s))
             self.matrix.layout.width = 440
             figures.append(self.matrix)
         still = np.concatenate(list(blend(frames, self.maps.rollout())), axis=1)
@@ -146,7 +154,7 @@ class EmbeddingExplorer(Explorer):
         self.sheet = w.HTML("Draw round some markers, click one, or give a row number.")
         self.chosen: list[int] = []
         self._places = places
-        self.map = go.FigureWidget()
+        self.map = _widget(go.Figure())
         self.color.observe(self._recolour, names="value")
         self.ask.on_click(lambda _: self.show_neighbours(self.row.value))
         self._recolour()
@@ -263,8 +271,8 @@ class PredictionExplorer(Explorer):
         self.sentence = w.HTML()
         with open_video(self.path) as reader:
             self.times_s, first = reader.times_s, reader.read([self.frame.value])[0]
-        self.picture = go.FigureWidget(self._figure())
-        self.line = go.FigureWidget(timeline(prediction))
+        self.picture = _widget(self._figure())
+        self.line = _widget(timeline(prediction))
         for trace in self.line.data:
             trace.on_click(self._clicked)
         children = [self.frame, self.sentence, self.picture, self.line]

@@ -75,7 +75,7 @@ def test_a_lasso_fills_the_sheet_and_a_click_shows_neighbours(model, video, tmp_
     explorer._clicked(b, points(0), None)
     assert explorer.chosen[0] == 1 and not {4, 7} & set(explorer.chosen[1:])
     explorer.color.value = "dataset"
-    assert [trace.name for trace in explorer.map.data] == ["<b>noise</b>"]
+    assert [trace.name for trace in explorer.map.data] == ["&lt;b&gt;noise&lt;/b&gt;"], "the name as text"
 
 
 def test_views_show_their_crop_and_their_frames(video):

@@ -17,6 +17,7 @@ from endofm_lab.figures.attention import (
     patch_picker,
     temporal_matrices,
 )
+from endofm_lab.figures.style import CONFIG
 
 VIEWS = ["Space", "Time", "Rollout", "Heads", "Attribution", "Two models"]
 Key = tuple[str, str, str, str, float]  # path, its stamp, model, its stamp, start in seconds
@@ -63,7 +64,7 @@ def show_space(seen, maps: AttentionMaps) -> None:
         patch = None
     asked = "CLS" if patch is None else f"the patch in row {patch[0]}, column {patch[1]}"
     figure = patch_picker(seen.frames[t], maps.in_space(block, head, patch)[t], patch)
-    st.plotly_chart(figure, width="stretch", key="picker", on_select=take_patch, selection_mode="points")
+    st.plotly_chart(figure, width="stretch", key="picker", on_select=take_patch, selection_mode="points", config=CONFIG)
     st.caption(f"Where **{asked}** looks in the frame at {seen.times_s[t]:.2f} s. Click a dot to ask another patch.")
     if patch is not None:
         st.button("Back to CLS", on_click=lambda: st.session_state.pop("patch"))
@@ -78,7 +79,7 @@ def show_time(seen, maps: AttentionMaps) -> None:
         f"block {block}, {where}": maps.in_time(block, head, patch),
         "through all blocks": maps.rollout_in_time(head),
     }
-    st.plotly_chart(temporal_matrices(matrices, seen.times_s), width="content")
+    st.plotly_chart(temporal_matrices(matrices, seen.times_s), width="content", config=CONFIG)
     st.caption("Row: the frame that reads. Column: the frame it reads from. Each row sums to one.")
 
 
@@ -90,8 +91,8 @@ def show_rollout(seen, maps: AttentionMaps) -> None:
     steps["Attention alone"] = "attention"
     by = steps[right.selectbox("Steps by", list(steps), key="rollout_by")]
     rollout = maps.since(first).rollout(by=by)
-    st.plotly_chart(overlay(seen.frames, rollout, seen.times_s), width="stretch")
-    st.plotly_chart(film_strip(seen.frames, rollout, seen.times_s), width="stretch")
+    st.plotly_chart(overlay(seen.frames, rollout, seen.times_s), width="stretch", config=CONFIG)
+    st.plotly_chart(film_strip(seen.frames, rollout, seen.times_s), width="stretch", config=CONFIG)
     st.caption(
         "Rollout follows the residual and what is read beside it through the blocks, back to the tokens that enter the "
         "first of them. It is the same for every class. By norms, a step counts by the length of what arrives; by "
@@ -104,8 +105,10 @@ def show_heads(seen, maps: AttentionMaps) -> None:
     """All heads of a block, and numbers of all heads."""
     block, _ = choose_map(maps)
     grids = {f"head {k}": maps.in_space(block, k)[0] for k in range(maps.heads)}
-    st.plotly_chart(head_grid(seen.frames[0], grids, f"CLS in the first frame, block {block}"), width="stretch")
-    st.plotly_chart(head_statistics(maps.statistics()), width="stretch")
+    st.plotly_chart(
+        head_grid(seen.frames[0], grids, f"CLS in the first frame, block {block}"), width="stretch", config=CONFIG
+    )
+    st.plotly_chart(head_statistics(maps.statistics()), width="stretch", config=CONFIG)
 
 
 def show_attribution(seen, key: Key, heads: dict) -> None:
@@ -118,7 +121,7 @@ def show_attribution(seen, key: Key, heads: dict) -> None:
     label = second.selectbox("Class", heads[head].classes, index=min(1, len(heads[head].classes) - 1))
     method = third.selectbox("Method", list(METHODS))
     found = state.attribution(*key, head, label, method)
-    st.plotly_chart(overlay(seen.frames, found.values, seen.times_s, found.target), width="stretch")
+    st.plotly_chart(overlay(seen.frames, found.values, seen.times_s, found.target), width="stretch", config=CONFIG)
     if st.toggle("Test this map", help="Deletion and insertion, and maps of the same model with shuffled weights"):
         tested, correlation = state.trust(*key, head, label, method)
         left, middle, right = st.columns(3)
@@ -137,7 +140,7 @@ def show_attribution(seen, key: Key, heads: dict) -> None:
             "insertion": (tested.share, tested.insertion),
             "deletion, random order": (tested.share, tested.random_deletion),
         }
-        st.plotly_chart(curves(lines, "share of patches", "score"), width="stretch")
+        st.plotly_chart(curves(lines, "share of patches", "score"), width="stretch", config=CONFIG)
 
 
 def show_two(path: str, name: str, start_s: float, maps: AttentionMaps, seen) -> None:
@@ -153,7 +156,7 @@ def show_two(path: str, name: str, start_s: float, maps: AttentionMaps, seen) ->
         (st.columns(2)[1], other, second_seen.frames, second_seen.times_s, second),
     ):
         rollout = found.rollout(by="norms" if found.norms else "attention")
-        column.plotly_chart(overlay(frames, rollout, times, title), width="stretch", key=f"two {title}")
+        column.plotly_chart(overlay(frames, rollout, times, title), width="stretch", key=f"two {title}", config=CONFIG)
     tables = [m.statistics().groupby("axis")[["distance", "entropy"]].mean() for m in (maps, second)]
     st.dataframe(pd.concat(tables, axis=1, keys=["first", "second"]))
 

@@ -8,6 +8,7 @@ import streamlit as st
 
 import endofm_lab as lab
 from endofm_lab.figures.comparison import classes, intervals, reliability_of
+from endofm_lab.figures.style import STILL
 from endofm_lab.files import cache_folder
 from endofm_lab.tasks.compare import Comparison
 from endofm_lab.tasks.paper_table import paper_table
@@ -50,7 +51,7 @@ def show_comparison(comparison: Comparison) -> None:
     head, rows = comparison.cells()
     narrow = {"initialisation": st.column_config.TextColumn(width="medium")}
     st.dataframe(pd.DataFrame(rows, columns=head), hide_index=True, width="stretch", column_config=narrow)
-    st.plotly_chart(intervals(comparison), width="stretch", key="intervals", config={"displayModeBar": False})
+    st.plotly_chart(intervals(comparison), width="stretch", key="intervals", config=STILL)
     notes = [note for note in comparison.notes() if not note.startswith("Not ranked: ")]
     st.markdown("\n".join(f"- {state.plain(note)}" for note in notes))
     table = comparison.table().to_csv(index=False)
@@ -74,11 +75,11 @@ def show_classes(folders: list[Path], runs: list[Run]) -> None:
     calibration = reliability_of(runs)
     if tables:
         st.subheader("Class by class")
-        st.plotly_chart(classes(tables), width="stretch", key="classes", config={"displayModeBar": False})
+        st.plotly_chart(classes(tables), width="stretch", key="classes", config=STILL)
         st.caption("In brackets: how often the class occurs in the truth. A mean hides the class that is never found.")
     if calibration is not None:
         st.subheader("Can the scores be believed?")
-        st.plotly_chart(calibration, width="stretch", key="reliability", config={"displayModeBar": False})
+        st.plotly_chart(calibration, width="stretch", key="reliability", config=STILL)
         st.caption(
             "Below the diagonal a model promises more than it keeps. Bins of few items (small dots) jump; "
             "`ece` in the table is the mean gap."

@@ -14,6 +14,7 @@ from endofm_lab.data.manifest import Manifest
 from endofm_lab.data.splits import Split
 from endofm_lab.figures.data import class_counts, split_balance
 from endofm_lab.figures.embeddings import picture_sheet
+from endofm_lab.figures.style import STILL
 
 VIEWS = ["Manifest", "Classes", "Split", "Audit", "Recipes"]
 AS_IT_IS, HOLD_OUT, FOLDS = "as in the manifest", "hold-out", "k-fold"
@@ -51,7 +52,7 @@ def show_manifest(data: Manifest, generated: bool) -> None:
     table = data.table
     columns = [column for column in ("split", "dataset", "device", "motion") if column in table]
     by = st.selectbox("Count by", columns)
-    st.plotly_chart(class_counts(table, by), width="stretch", config={"displayModeBar": False})
+    st.plotly_chart(class_counts(table, by), width="stretch", config=STILL)
     label = st.selectbox("Pictures of", data.classes)
     rows = table[table["label"] == label]
     rows = rows.sample(min(SHOWN, len(rows)), random_state=0)
@@ -60,7 +61,7 @@ def show_manifest(data: Manifest, generated: bool) -> None:
     shown = [(one, title) for one, title in zip(seen, titles, strict=True) if one is not None]
     if shown:
         pictures, names = zip(*shown, strict=True)
-        st.plotly_chart(picture_sheet(pictures, names), width="stretch", config={"displayModeBar": False})
+        st.plotly_chart(picture_sheet(pictures, names), width="stretch", config=STILL)
         what = "**Generated** pictures: they show no patient. " if generated else ""
         st.caption(f"{what}The first frame of {len(shown)} of {int((table['label'] == label).sum()):,} rows.")
     if len(shown) < len(rows):
@@ -111,7 +112,7 @@ def show_split(data: Manifest, split: Split | None) -> None:
     groups.metric("Groups", f"{split.n_groups:,}", help="Rows that share a patient, a video or a sequence")
     torn.metric("Torn apart", f"{split.torn:,}", help="Groups with rows in more than one part; 0 for splits made here")
     off.metric("Mean deviation", f"{split.deviation:.3f}", help="Of the shares of all classes from what was asked for")
-    st.plotly_chart(split_balance(split), width="stretch", config={"displayModeBar": False})
+    st.plotly_chart(split_balance(split), width="stretch", config=STILL)
     st.dataframe(split.balance, hide_index=True)
     name = f"manifest-{split.name}.csv"
     st.download_button("Manifest with this split", data.table.to_csv(index=False), name, "text/csv")

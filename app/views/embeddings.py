@@ -11,6 +11,7 @@ import endofm_lab as lab
 from endofm_lab.explain.atlas import Neighbours, linear_cka, outlier_scores, procrustes, shortcut_test
 from endofm_lab.explain.embeddings import EmbeddingStore
 from endofm_lab.figures.embeddings import picture_sheet, scatter
+from endofm_lab.figures.style import CONFIG, STILL
 
 SHOWN = 18  # pictures on a sheet
 
@@ -29,7 +30,7 @@ def sheet(store: EmbeddingStore, rows: pd.DataFrame, extra: list[str] | None = N
         f"{row['label'] or 'no label'}{' ' + extra[n] if extra else ''}" for n, (_, row) in enumerate(rows.iterrows())
     ]
     figure = picture_sheet([picture(store, row) for _, row in rows.iterrows()], titles)
-    st.plotly_chart(figure, width="stretch", key=key, config={"displayModeBar": False})
+    st.plotly_chart(figure, width="stretch", key=key, config=STILL)
 
 
 st.title("Embeddings")
@@ -54,7 +55,7 @@ try:
     st.caption(f"{len(rows)} clips · {store.about['model_name']}{generated}{left_out}")
     figure = scatter(state.projection(folder, stamp, method), rows, color)
     chosen = st.plotly_chart(
-        figure, width="stretch", key="map", on_select="rerun", selection_mode=("points", "lasso", "box")
+        figure, width="stretch", key="map", on_select="rerun", selection_mode=("points", "lasso", "box"), config=CONFIG
     )
     st.caption("Draw round some markers to see their pictures; click one to see its neighbours.")
     points = [

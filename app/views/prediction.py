@@ -10,6 +10,7 @@ from study import show_study
 import endofm_lab as lab
 from endofm_lab.figures.comparison import ribbons
 from endofm_lab.figures.prediction import frame_figure, frame_timeline, timeline
+from endofm_lab.figures.style import CONFIG, STILL
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.prediction import VideoPrediction
 from endofm_lab.tasks.finetune_config import HEADS
@@ -54,7 +55,7 @@ def show_viewer(path: str, prediction: VideoPrediction, generated: bool) -> int:
         mask=prediction.mask(seen).any(axis=0) if "Mask" in overlays and prediction.masks is not None else None,
         boxes=prediction.boxes(seen) if "Boxes" in overlays else None,
     )
-    st.plotly_chart(figure, width="stretch", key="viewer", config={"displayModeBar": False})
+    st.plotly_chart(figure, width="stretch", key="viewer", config=STILL)
     label = "Generated picture · " if generated else ""
     st.caption(f"{label}frame {index} of {last} · {times[index]:.3f} s{exact}")
     if last > 0:
@@ -115,7 +116,7 @@ def show_phases(prediction: VideoPrediction) -> None:
         "smoothed, whole video": hmm_smooth(scores, transition).argmax(axis=1),
     }
     figure = ribbons([prediction.times_s[0, 0], *ends_s], answers, names)
-    st.plotly_chart(figure, width="stretch", key="phases", config={"displayModeBar": False})
+    st.plotly_chart(figure, width="stretch", key="phases", config=STILL)
     st.caption("Smoothing from the past can run beside the scope; smoothing from the whole video comes afterwards.")
 
 
@@ -177,6 +178,7 @@ try:
             key="timeline",
             on_select=lambda: follow_click(prediction),
             selection_mode="points",
+            config=CONFIG,
         )
         st.caption("Click a marker to move the viewer to that clip.")
     if HEADS["phases"] in prediction.scores and len(prediction.times_s) > 2:
@@ -188,6 +190,7 @@ try:
             key="frames",
             on_select=follow_frame,
             selection_mode="points",
+            config=CONFIG,
         )
         st.caption("Masks and boxes of every frame that the model saw. Click a marker to move the viewer to it.")
     show_provenance(prediction)

@@ -7,6 +7,7 @@ import streamlit as st
 
 import endofm_lab as lab
 from endofm_lab.data.phantom_set import write_phantom
+from endofm_lab.figures.style import CONFIG
 from endofm_lab.files import cache_folder, read_json
 from endofm_lab.pretrain.background import is_running, printed, resume_run, start_run, stop_run
 from endofm_lab.pretrain.health import verdict
@@ -125,7 +126,7 @@ def show_run(run: Path) -> None:
     for place, (title, figure) in enumerate(figures.items()):
         if place % 2 == 0:
             columns = st.columns(2)
-        columns[place % 2].plotly_chart(figure, width="stretch", key=f"curve {title}")
+        columns[place % 2].plotly_chart(figure, width="stretch", key=f"curve {title}", config=CONFIG)
     if len(probed := probe_table(run)):
         st.dataframe(probed, width="content", hide_index=True)
         st.caption("Balanced accuracy on held-out patients, with its 95 % interval over patients.")

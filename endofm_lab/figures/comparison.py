@@ -47,7 +47,8 @@ def reliability(scores: Mapping[str, tuple[ArrayLike, ArrayLike]], n_bins: int =
             line={"color": PALETTE[k % len(PALETTE)]},
             marker={"size": 6 + 20 * np.sqrt(curve["n"] / curve["n"].sum())},
             customdata=curve["n"],
-            hovertemplate=f"{name}: confidence %{{x:.2f}}, accuracy %{{y:.2f}}, %{{customdata}} items<extra></extra>",
+            hovertemplate="%{fullData.name}: confidence %{x:.2f}, accuracy %{y:.2f}, %{customdata} items"
+            "<extra></extra>",
         )
     figure.update_xaxes(range=[0, 1.03], title_text="mean confidence of a bin")
     figure.update_yaxes(range=[-0.03, 1.06], title_text="accuracy of the bin")
@@ -121,7 +122,8 @@ def ribbons(times_s: ArrayLike, answers: Mapping[str, ArrayLike], names: Sequenc
                 legendgroup=name,
                 showlegend=name not in told,
                 marker={"color": color_of(name, int(steps[start])), "line": {"width": 0}},
-                hovertemplate=f"{name}<br>{borders[start]:.2f} s to {borders[stop]:.2f} s<extra>{line}</extra>",
+                hovertemplate="%{fullData.name}<br>"
+                f"{borders[start]:.2f} s to {borders[stop]:.2f} s<extra>%{{y}}</extra>",
             )
             told.add(name)
     figure.update_yaxes(autorange="reversed", type="category", automargin=True, ticksuffix=" ")
@@ -158,5 +160,5 @@ def _dots(table: pd.DataFrame, labels: Sequence[str], name: str, colour: str) ->
             "thickness": 2,
         },
         customdata=table[["low", "high"]],
-        hovertemplate=f"{name}<br>%{{y}}: %{{x:.3f}} [%{{customdata[0]:.3f}}, %{{customdata[1]:.3f}}]<extra></extra>",
+        hovertemplate="%{fullData.name}<br>%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
     )

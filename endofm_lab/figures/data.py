@@ -30,7 +30,7 @@ def class_counts(table: pd.DataFrame, by: str = "split", title: str = "") -> go.
                 name=value,
                 orientation="h",
                 marker_color=PALETTE[k % len(PALETTE)],
-                hovertemplate="%{y}, " + value + ": %{x:,} rows<extra></extra>",
+                hovertemplate="%{y}, %{fullData.name}: %{x:,} rows<extra></extra>",
             )
         )
     figure.update_layout(barmode="stack", legend={"title": by, "traceorder": "normal"})
@@ -54,7 +54,7 @@ def split_balance(split: Split, title: str = "") -> go.Figure:
                 name=part,
                 marker={"size": size, "symbol": symbol, "color": PALETTE[k % len(PALETTE)]},
                 customdata=rows[["rows", "groups"]],
-                hovertemplate="%{y}, " + part + ": %{x:.1%}, %{customdata[0]:,} rows of %{customdata[1]:,} groups"
+                hovertemplate="%{y}, %{fullData.name}: %{x:.1%}, %{customdata[0]:,} rows of %{customdata[1]:,} groups"
                 "<extra></extra>",
             )
         )

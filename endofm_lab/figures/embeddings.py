@@ -28,7 +28,7 @@ def scatter(
         raise UserError(f"There is no column {color!r} to colour by; there are {', '.join(rows.columns)}.")
     x, y = np.asarray(points).T
     place = np.arange(len(rows))
-    about = [f"{video}<br>{label}" for video, label in zip(rows["video"], rows["label"], strict=True)]
+    about = [f"{video}\n{label}" for video, label in zip(rows["video"], rows["label"], strict=True)]
     figure = go.Figure()
     if pd.api.types.is_numeric_dtype(rows[color]):
         marker = {"color": rows[color], "colorscale": SCALE, "colorbar": {"title": color}, "size": 7}

@@ -5,6 +5,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from endofm_lab.errors import UserError
+from endofm_lab.figures.style import CONFIG
 from endofm_lab.files import atomic_path
 
 
@@ -19,7 +20,7 @@ def export(figure: go.Figure, path: str | Path) -> Path:
         raise UserError(f"{path}: a figure is written as .html or .png; give one of these endings.")
     with atomic_path(path) as temporary:
         if path.suffix.lower() == ".html":
-            figure.write_html(temporary, include_plotlyjs=True, config={"displaylogo": False})
+            figure.write_html(temporary, include_plotlyjs=True, config=CONFIG)
         else:
             try:
                 figure.write_image(temporary, scale=2)

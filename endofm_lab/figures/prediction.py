@@ -37,7 +37,7 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Fig
                     line={"color": color_of(name, k), "width": 2},
                     marker={"size": 8},
                     customdata=clips.tolist(),  # a click returns rows of arrays as dicts, rows of lists as lists
-                    hovertemplate=f"{name}: %{{y:.3f}}<br>clip %{{customdata[0]}}: "
+                    hovertemplate="%{fullData.name}: %{y:.3f}<br>clip %{customdata[0]}: "
                     "%{customdata[1]:.2f} s to %{customdata[2]:.2f} s<extra></extra>",
                 ),
                 row=row,
@@ -78,7 +78,7 @@ def frame_timeline(prediction: VideoPrediction, time_s: float | None = None) -> 
                 line={"color": colour, "width": 2},
                 marker={"size": 5},
                 customdata=prediction.frames,
-                hovertemplate=f"{name}: %{{y:.3g}}<br>frame %{{customdata}}, %{{x:.2f}} s<extra></extra>",
+                hovertemplate="%{fullData.name}: %{y:.3g}<br>frame %{customdata}, %{x:.2f} s<extra></extra>",
                 row=row,
                 col=1,
             )

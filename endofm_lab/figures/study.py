@@ -1,6 +1,5 @@
 """Figures of a study: the scores of all frames over time, and frames between their neighbours."""
 
-import html
 from fractions import Fraction
 
 import numpy as np
@@ -53,7 +52,7 @@ def study_timeline(study: Study) -> go.Figure:
         shared_xaxes=True,
         row_heights=n_rows,
         vertical_spacing=between / inner,
-        subplot_titles=[html.escape(head) for head in heads],
+        subplot_titles=heads,
     )
     for row, head in enumerate(heads, start=1):
         filled = np.where(np.isnan(study.scores[head]), -1, study.scores[head])
@@ -61,7 +60,7 @@ def study_timeline(study: Study) -> go.Figure:
         figure.add_trace(
             go.Heatmap(
                 x=study.times_s[starts] / unit_s,
-                y=[html.escape(name) for name in study.classes[head]],
+                y=list(study.classes[head]),
                 z=np.where(highest < 0, np.nan, highest).T,
                 customdata=np.tile([clock(time_s) for time_s in study.times_s[starts]], (n_rows[row - 1], 1)),
                 coloraxis="coloraxis",
@@ -105,9 +104,10 @@ def frames_figure(study: Study, frames: pd.DataFrame, step_s: float = 0.5) -> go
                 if picture is None:
                     continue
                 sheet[top : top + height, left : left + _TILE_PX] = picture
-                text = clock(reader.times_s[at]) + (f" · <b>{score:.3f}</b>" if shift == 0 else "")
+                font = {"size": 13, "weight": "bold" if shift == 0 else "normal"}
+                text = clock(reader.times_s[at]) + (f" · {score:.3f}" if shift == 0 else "")
                 figure.add_annotation(
-                    x=left, y=top + height, text=text, showarrow=False, xanchor="left", yanchor="top", font={"size": 13}
+                    x=left, y=top + height, text=text, showarrow=False, xanchor="left", yanchor="top", font=font
                 )
                 if shift == 0:
                     edges = {"x0": left - 1, "x1": left + _TILE_PX, "y0": top - 1, "y1": top + height}

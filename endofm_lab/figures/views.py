@@ -50,7 +50,7 @@ def in_space(views: Views, time_s: float | None = None, title: str = "") -> go.F
                 },
                 opacity=1.0 if now else 0.8,
                 name=draw.name,
-                hovertemplate=f"{draw.name}: {x2 - x1} x {y2 - y1} px<extra></extra>",
+                hovertemplate=f"%{{fullData.name}}: {x2 - x1} x {y2 - y1} px<extra></extra>",
                 showlegend=False,
             )
         )
