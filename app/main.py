@@ -1,8 +1,17 @@
 """The app: navigation and the notice that stands on every page. Pages are in views/."""
 
-import streamlit as st
+from pathlib import Path
 
-st.set_page_config(page_title="endofm_lab", page_icon=":material/stethoscope:", layout="wide")
+import streamlit as st
+from guard import LOOPBACK, is_known
+
+st.set_page_config(page_title="endofm_lab", page_icon=Path(__file__).with_name("icon.svg"), layout="wide")
+
+# A second line behind the guard of serve.py, for whoever serves this file with `streamlit run`.
+host = st.context.headers.get("Host")
+if host is not None and not is_known(host, st.get_option("server.allowedHosts") or LOOPBACK):
+    st.error("The app is not answered under this host name; open it at 127.0.0.1.")
+    st.stop()
 
 page = st.navigation(
     [

@@ -1,17 +1,38 @@
-"""`endofm-lab app`: the Streamlit app, on this machine only."""
+"""`endofm-lab app`: the Streamlit app, on this machine only unless the user says otherwise."""
 
+import ipaddress
 import os
+import re
+import secrets
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from endofm_lab.errors import UserError
 
-APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
+APP = Path(__file__).resolve().parents[2] / "app" / "serve.py"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PASSWORD = "ENDOFM_LAB_PASSWORD"  # environment variable: command lines can be read by every user of the machine
+_SHORTEST_PASSWORD = 12
 
 
-def command(port: int, headless: bool) -> list[str]:
-    """The command line that serves the app on loopback.
+def command(port: int, headless: bool, host: str = "127.0.0.1", names: Sequence[str] = LOOPBACK) -> list[str]:
+    """The command line that serves the app at an address, by default on loopback.
+
+    Args:
+        port: the port it listens on.
+        headless: serve without opening a browser.
+        host: address to listen at.
+        names: host names under which it is answered.
 
     Raises:
         UserError: the app is not beside the library (an installation without the source tree).
@@ -20,17 +41,122 @@ def command(port: int, headless: bool) -> list[str]:
         raise UserError(
             f"The app is not at {APP}: it comes with the source tree, so install with `pip install -e .[app]`."
         )
-    options = ["--server.port", str(port), "--server.headless", str(headless).lower()]
+    options = ["--server.address", host, "--server.port", str(port), "--server.headless", str(headless).lower()]
+    for name in names:
+        options += ["--server.allowedHosts", name]
     return [sys.executable, "-m", "streamlit", "run", str(APP), *options]
 
 
-def app(port: int = 8501, headless: bool = False) -> None:
+def app(
+    port: int = 8501,
+    headless: bool = False,
+    host: str | None = None,
+    allow_host: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+) -> None:
     """Open the app in the browser. It answers on 127.0.0.1 only, and sends nothing anywhere.
+
+    With --host or --allow-host others can reach it: then it asks for a password, which is taken from the environment
+    variable ENDOFM_LAB_PASSWORD or made and printed. docs/serving.md shows it behind a reverse proxy.
 
     Args:
         port: the port it listens on.
         headless: serve without opening a browser.
+        host: address to listen at, for a server that others use; by default 127.0.0.1.
+        allow_host: a host name under which it is answered, besides this machine's own; may be given several times.
     """
-    serving = command(port, headless)
-    print(f"The app is at http://127.0.0.1:{port} (Ctrl-C ends it).", flush=True)
-    raise SystemExit(subprocess.run(serving, cwd=APP.parent.parent, env=os.environ).returncode)
+    names = [*LOOPBACK, *allowed_names(host, allow_host)]
+    address = host or "127.0.0.1"
+    shared = host is not None or bool(allow_host)
+    environment = dict(os.environ)
+    if shared:
+        environment[PASSWORD] = password()
+    with socket.socket() as probe:
+        if address in LOOPBACK and probe.connect_ex(("127.0.0.1", port)) == 0:
+            raise UserError(f"Port {port} is in use: choose another with --port.")
+    server = subprocess.Popen(command(port, True, address, names), cwd=APP.parent.parent, env=environment)
+    try:
+        url = f"http://{'127.0.0.1' if address in ('0.0.0.0', '::') else bracketed(address)}:{port}"
+        wait_until_it_answers(url, server)
+        print(f"The app is at {url} (Ctrl-C ends it).", flush=True)
+        if shared and PASSWORD not in os.environ:
+            print(f"The password is {environment[PASSWORD]}", flush=True)
+        if not (headless or shared):
+            webbrowser.open(url)
+        raise SystemExit(server.wait())
+    finally:
+        stop(server)
+
+
+def allowed_names(host: str | None, allow_host: Sequence[str]) -> list[str]:
+    """The host names that the user gave, in lower case and without brackets.
+
+    Raises:
+        UserError: a name that is none, or an address for all networks without a name.
+    """
+    names = []
+    for name in [*([host] if host else []), *allow_host]:
+        plain = name.strip("[]").lower()
+        if not (is_address(plain) or re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,252}[a-z0-9])?", plain)):
+            raise UserError(f"{name!r} is not a host name: give one such as ward.example.org, without port and path.")
+        names.append(plain)
+    if host and host.strip("[]") in ("0.0.0.0", "::"):
+        if not allow_host:
+            raise UserError(f"--host {host} listens in every network: say with --allow-host NAME how others call it.")
+        names.remove(host.strip("[]"))
+    return names
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an IP address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def bracketed(address: str) -> str:
+    """An address as it stands in a URL."""
+    return f"[{address.strip('[]')}]" if ":" in address else address
+
+
+def password() -> str:
+    """The user's password, or a new one of 128 bits.
+
+    Raises:
+        UserError: the user's is too short.
+    """
+    given = os.environ.get(PASSWORD)
+    if given is None:
+        return secrets.token_urlsafe(16)
+    if len(given) < _SHORTEST_PASSWORD:
+        raise UserError(
+            f"The password in {PASSWORD} has {len(given)} characters; at least {_SHORTEST_PASSWORD} are needed. "
+            "Without that variable one is made and printed."
+        )
+    return given
+
+
+def wait_until_it_answers(url: str, server: subprocess.Popen, limit_s: float = 90) -> None:
+    """Wait for the app's first answer.
+
+    Raises:
+        UserError: it stopped, or did not answer in time.
+    """
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if server.poll() is not None:
+            raise UserError(f"The app stopped with exit code {server.returncode}: run `endofm-lab app` to see why.")
+        try:
+            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.3)
+    raise UserError(f"The app did not answer at {url} within {limit_s:.0f} s: run `endofm-lab app` to see why.")
+
+
+def stop(server: subprocess.Popen) -> None:
+    """End a server."""
+    server.terminate()
+    server.wait(timeout=20)

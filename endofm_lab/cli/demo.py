@@ -2,9 +2,6 @@
 
 import shutil
 import subprocess
-import time
-import urllib.error
-import urllib.request
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,12 +63,12 @@ def _free_port(port: int) -> int:
 
 
 def _serve(port: int, headless: bool) -> None:
-    from endofm_lab.cli.app import APP, command
+    from endofm_lab.cli.app import APP, command, stop, wait_until_it_answers
 
     url = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(command(port, headless=True), cwd=APP.parent.parent, stdout=subprocess.DEVNULL)
     try:
-        _wait_until_it_answers(url, server)
+        wait_until_it_answers(url, server)
         print(f"The app answers at {url}", flush=True)
         if headless:
             return
@@ -79,22 +76,7 @@ def _serve(port: int, headless: bool) -> None:
         print("Press Ctrl-C to stop it.", flush=True)
         server.wait()
     finally:
-        server.terminate()
-        server.wait(timeout=20)
-
-
-def _wait_until_it_answers(url: str, server: subprocess.Popen, limit_s: float = 90) -> None:
-    end = time.monotonic() + limit_s
-    while time.monotonic() < end:
-        if server.poll() is not None:
-            raise UserError(f"The app stopped with exit code {server.returncode}: run `endofm-lab app` to see why.")
-        try:
-            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.3)
-    raise UserError(f"The app did not answer at {url} within {limit_s:.0f} s: run `endofm-lab app` to see why.")
+        stop(server)
 
 
 def train(out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/phantom"), seed: int = 0) -> None:

@@ -1,0 +1,154 @@
+"""Who gets in: requests under other host names or from other pages are refused; a password is asked for if one is set.
+
+A page on the web can give its own host name the address 127.0.0.1 and would then reach the app as if it were its own
+server (DNS rebinding). So only requests under known names are answered, HTTP and websocket alike.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import html
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+COOKIE = "endofm_lab_session"
+SESSION_S = 12 * 3600
+OPEN_PATHS = ("/_stcore/health",)  # says only that the app runs
+_LONGEST_FORM = 4096  # bytes
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+def hostname(host: str) -> str | None:
+    """The name in a Host header without its port, in lower case; None where the header is malformed."""
+    try:
+        parts = urlsplit(f"//{host}")
+        _ = parts.port  # malformed ones raise here
+    except ValueError:
+        return None
+    if parts.netloc != host or "@" in host or not parts.hostname:
+        return None
+    return parts.hostname.rstrip(".")
+
+
+def is_known(host: str | None, hosts: Sequence[str]) -> bool:
+    """Whether a Host header names one of ``hosts``."""
+    return host is not None and hostname(host) in hosts
+
+
+class Guard:
+    """ASGI middleware that answers known host names only, and asks for a password where one is set.
+
+    Args:
+        app: the application behind the guard.
+        hosts: host names, without ports, under which the app is answered.
+        password: what a visitor has to give; None lets everyone in who can reach the app under one of the names.
+    """
+
+    def __init__(self, app: Any, hosts: Sequence[str], password: str | None = None) -> None:
+        self.app, self.hosts = app, [name.lower() for name in hosts]
+        self._password = None if password is None else _digest(password)
+        self._sessions: dict[str, float] = {}  # token -> when it ends, on the monotonic clock
+        self._attempts = asyncio.Semaphore(4)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or hand it on."""
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        if refusal := self._refusal(scope):
+            return await _answer(scope, send, *refusal)
+        if self._password is None or scope["path"] in OPEN_PATHS or self._is_signed_in(scope):
+            return await self.app(scope, receive, send)
+        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] == "/login":
+            return await self._sign_in(scope, receive, send)
+        return await _answer(scope, send, 401, _page())
+
+    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+        """Status and sentence for a request under an unknown name or from another page; None if it may pass."""
+        hosts = _header(scope, b"host")
+        host = hosts[0] if len(hosts) == 1 else None
+        if not is_known(host, self.hosts):
+            said = f"The host name {html.escape(ascii(host)[:80])} is not one of this app's"
+            return 421, f"{said}: start it with `endofm-lab app --allow-host NAME` to allow a name."
+        changes = scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD", "OPTIONS")
+        if changes and any(urlsplit(origin).netloc != host for origin in _header(scope, b"origin")):
+            return 403, "A page of another site sent this request, so it is refused: open the app at its own address."
+        return None
+
+    def _is_signed_in(self, scope: Scope) -> bool:
+        now = time.monotonic()
+        self._sessions = {token: ends for token, ends in self._sessions.items() if ends > now}
+        given = [part.strip().partition("=") for line in _header(scope, b"cookie") for part in line.split(";")]
+        return any(name == COOKIE and token in self._sessions for name, _, token in given)
+
+    async def _sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Compare the password of a form; a wrong one costs a second, and four at most are tried at a time."""
+        form = await _body(receive)
+        given = parse_qs(form.decode("utf-8", "replace")).get("password", [""])[0]
+        async with self._attempts:
+            if not hmac.compare_digest(_digest(given), self._password):
+                await asyncio.sleep(1)
+                return await _answer(scope, send, 401, _page("The password is wrong."))
+        token = secrets.token_urlsafe(32)
+        self._sessions[token] = time.monotonic() + SESSION_S
+        secure = "; Secure" if scope["scheme"] == "https" else ""
+        cookie = f"{COOKIE}={token}; Path=/; Max-Age={SESSION_S}; HttpOnly; SameSite=Strict{secure}"
+        await _answer(scope, send, 303, "", [(b"location", b"/"), (b"set-cookie", cookie.encode())])
+
+
+def _digest(text: str) -> bytes:
+    """Of one length for every text, so that comparing them tells nothing of the password's length."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def _header(scope: Scope, name: bytes) -> list[str]:
+    return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
+
+
+async def _body(receive: Receive) -> bytes:
+    """The first bytes of a request's body; a longer one is no form of this page."""
+    body = b""
+    while len(body) <= _LONGEST_FORM:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    return body[:_LONGEST_FORM]
+
+
+async def _answer(
+    scope: Scope, send: Send, status: int, text: str, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    """Send a page, or refuse a websocket with the same status."""
+    kind = "http" if scope["type"] == "http" else "websocket.http"
+    if kind == "websocket.http" and "websocket.http.response" not in scope.get("extensions", {}):
+        return await send({"type": "websocket.close", "code": 1008})
+    body = text.encode()
+    about = [
+        (b"content-type", b"text/html; charset=utf-8" if text.startswith("<") else b"text/plain; charset=utf-8"),
+        (b"content-length", str(len(body)).encode()),
+        (b"cache-control", b"no-store"),
+        (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"),
+        *headers,
+    ]
+    await send({"type": f"{kind}.response.start", "status": status, "headers": about})
+    await send({"type": f"{kind}.response.body", "body": body})
+
+
+def _page(said: str = "") -> str:
+    """The page that asks for the password."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>endofm_lab</title><style>'
+        "body { font: 16px/1.5 'Segoe UI', Helvetica, Arial, sans-serif; max-width: 24rem; margin: 20vh auto; }"
+        "input, button { font: inherit; padding: .4rem .6rem; } .wrong { color: #b3261e; }</style></head><body>"
+        "<h1>endofm_lab</h1><p>For research only. Not a medical device; not for diagnosis.</p>"
+        f'<p class="wrong" role="alert">{html.escape(said)}</p><form method="post" action="/login">'
+        '<label>Password <input type="password" name="password" autofocus autocomplete="current-password"></label> '
+        "<button>Sign in</button></form></body></html>"
+    )

@@ -1,0 +1,12 @@
+"""The app behind its guard, as `endofm-lab app` serves it."""
+
+import os
+
+import streamlit as st
+from guard import LOOPBACK, Guard
+from starlette.middleware import Middleware
+
+hosts = st.get_option("server.allowedHosts") or LOOPBACK
+password = os.environ.get("ENDOFM_LAB_PASSWORD") or None
+
+app = st.App("main.py", middleware=[Middleware(Guard, hosts=hosts, password=password)])
