@@ -5,7 +5,7 @@ from pathlib import Path
 import state
 import streamlit as st
 
-from endofm_lab.samples import SAMPLES
+from endofm_lab.video.samples import SAMPLES
 
 
 def choose_video() -> tuple[str | None, bool]:

@@ -10,12 +10,11 @@ import plotly.graph_objects as go
 import streamlit as st
 
 import endofm_lab as lab
-from endofm_lab.data.audit import Audit
-from endofm_lab.data.audit_report import picture_at
+from endofm_lab.data.audit.audit import Audit
 from endofm_lab.data.coverage import Coverage, coverage
 from endofm_lab.data.labels import read_mapping
 from endofm_lab.data.manifest import Manifest, join_manifests
-from endofm_lab.data.recipes import list_recipes
+from endofm_lab.data.prepare.recipes import list_recipes
 from endofm_lab.data.splits import Split, holdout, kfold, named_split, official
 from endofm_lab.explain.atlas import fit_pca, tsne, umap
 from endofm_lab.explain.attention import AttentionMaps, look
@@ -25,20 +24,21 @@ from endofm_lab.explain.targets import target_of
 from endofm_lab.explain.trust import Curves, deletion_insertion, randomisation_test
 from endofm_lab.figures.study import frames_figure, study_timeline
 from endofm_lab.files import cache_folder
+from endofm_lab.finetuning.config import FinetuneConfig
+from endofm_lab.finetuning.finetune import finetune
 from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.predict import prediction_steps
 from endofm_lab.prediction import VideoPrediction, load_prediction
-from endofm_lab.pretrain.views import MultiView, Views, ViewSpec
-from endofm_lab.samples import sample_video
-from endofm_lab.study import Study, load_study
-from endofm_lab.study_findings import findings, segments, smoothing_table, top_frames
-from endofm_lab.tasks.by_class import by_class
-from endofm_lab.tasks.compare import PRIMARY, Comparison, compare
-from endofm_lab.tasks.finetune import finetune
-from endofm_lab.tasks.finetune_config import FinetuneConfig
-from endofm_lab.tasks.runs import REPORT, Run, read_run
+from endofm_lab.pretraining.views import MultiView, Views, ViewSpec
+from endofm_lab.reports.audit import picture_at, write_audit_html
+from endofm_lab.runs.by_class import by_class
+from endofm_lab.runs.compare import PRIMARY, Comparison, compare
+from endofm_lab.runs.run import REPORT, Run, read_run
+from endofm_lab.study.findings import findings, segments, smoothing_table, top_frames
+from endofm_lab.study.study import Study, load_study
 from endofm_lab.video.clips import Clip
+from endofm_lab.video.samples import sample_video
 
 VIDEO_ENDINGS = ["mp4", "avi", "webm", "mkv", "mov", "mpg", "mpeg", "png", "jpg", "jpeg"]
 
@@ -240,7 +240,7 @@ def audited(paths: tuple[str, ...], stamps: tuple[str, ...], choice: tuple, pict
     found = lab.audit(divided(paths, stamps, choice)[0], pictures=pictures, progress=False)
     key = hashlib.sha256(f"{found.fingerprints} {pictures} {lab.__version__}".encode()).hexdigest()[:24]
     page = cache_folder("audits") / f"{key}.html"
-    found.write_html(page)
+    write_audit_html(found, page)
     return found, page.read_text(encoding="utf-8")
 
 

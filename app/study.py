@@ -10,9 +10,9 @@ import streamlit as st
 import endofm_lab as lab
 from endofm_lab.figures.study import clock
 from endofm_lab.figures.style import STILL
-from endofm_lab.study import Study
-from endofm_lab.study_report import calibration, readable, smoothing_words, summary
-from endofm_lab.study_review import CONFIRM, OPEN, REJECT, decide, read_review, with_decisions
+from endofm_lab.reports.study import calibration, readable, smoothing_words, summary
+from endofm_lab.study.review import CONFIRM, OPEN, REJECT, decide, read_review, with_decisions
+from endofm_lab.study.study import Study
 
 SCORE = st.column_config.ProgressColumn(min_value=0.0, max_value=1.0, format="%.3f")
 SAID = {CONFIRM: "confirmed", REJECT: "rejected", OPEN: "open"}

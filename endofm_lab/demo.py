@@ -1,6 +1,6 @@
 """The demo model: one `tiny` video transformer with four heads, fitted on the phantom, evaluated on unseen patients.
 
-Its spatial part has been pre-trained on the same videos without their labels (`endofm_lab.pretrain`, preset tiny).
+Its spatial part has been pre-trained on the same videos without their labels (`endofm_lab.pretraining`, preset tiny).
 Finding (normal, polyp, ulcer, bleeding), motion (advancing, withdrawing), mask and box of the finding.
 """
 
@@ -16,14 +16,14 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from endofm_lab.data.manifest import Manifest
+from endofm_lab.metrics.classification import accuracy, auc, weighted_mean
+from endofm_lab.metrics.intervals import Interval, bootstrap_interval
 from endofm_lab.model.card import HeadSpec, Metric, ModelCard
-from endofm_lab.model.checkpoints import initialise, load_model
 from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
+from endofm_lab.model.loading.load import initialise, load_model
 from endofm_lab.model.transformer import Block, VideoTransformer, build_backbone
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.predict import predict_video
-from endofm_lab.tasks.intervals import Interval, bootstrap_interval
-from endofm_lab.tasks.metrics import accuracy, auc, weighted_mean
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.phantom import FINDINGS, MOTIONS

@@ -16,10 +16,10 @@ from tqdm import tqdm
 from endofm_lab import __version__
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, sha256_of, write_json
-from endofm_lab.model.checkpoints import load_model
-from endofm_lab.model.detector import StftBoxHead
 from endofm_lab.model.heads import BoxHead
 from endofm_lab.model.inference import for_inference
+from endofm_lab.model.loading.load import load_model
+from endofm_lab.model.paper.detector import StftBoxHead
 from endofm_lab.model.precision import automatic_dtype
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.prediction import Part, VideoPrediction, assemble, load_prediction

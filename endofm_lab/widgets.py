@@ -26,7 +26,7 @@ from endofm_lab.figures.prediction import data_uri, frame_figure, timeline
 from endofm_lab.figures.style import CONFIG
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.prediction import VideoPrediction
-from endofm_lab.pretrain.views import Views
+from endofm_lab.pretraining.views import Views
 from endofm_lab.video.reader import open_video
 from endofm_lab.video.transforms import InputSpec, from_input, to_input
 

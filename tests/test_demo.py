@@ -14,11 +14,11 @@ from endofm_lab.data.manifest import read_manifest
 from endofm_lab.demo import DemoConfig, boxes_of, build_demo_model, draw_batch, load_clips, order_losses, train_demo
 from endofm_lab.files import read_json
 from endofm_lab.model.card import ModelCard
-from endofm_lab.model.checkpoints import load_model, save_model
-from endofm_lab.model.layouts import is_temporal
+from endofm_lab.model.loading.formats import is_temporal
+from endofm_lab.model.loading.load import load_model, save_model
 from endofm_lab.model.transformer import build_backbone
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.pretrain.config import tiny
+from endofm_lab.pretraining.config import tiny
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.phantom import FINDINGS, PhantomSpec, render
@@ -173,7 +173,7 @@ def test_demo_train_pre_trains_once_then_fits_the_heads_and_measures_what_it_sto
     short = DemoConfig(order_steps=1, small_steps=1, steps=1, frame_steps=(1,), batch=2)
     monkeypatch.setattr("endofm_lab.data.phantom_set.write_phantom", lambda *_, **__: phantom)
     monkeypatch.setattr("endofm_lab.demo.DemoConfig", lambda seed: replace(short, seed=seed))
-    monkeypatch.setattr("endofm_lab.pretrain.config.tiny", lambda *a: replace(tiny(*a), steps=2, batch=4))
+    monkeypatch.setattr("endofm_lab.pretraining.config.tiny", lambda *a: replace(tiny(*a), steps=2, batch=4))
     command = ["demo", "train", "--out", str(tmp_path / "demo"), "--seed", "3"]
     assert main(command) == 0
     assert read_json(tmp_path / "demo-pretraining" / "config.json")["config"]["seed"] == 3

@@ -10,7 +10,7 @@ import pytest
 from endofm_lab.data.manifest import write_manifest
 from endofm_lab.explain.embeddings import embed
 from endofm_lab.predict import predict_video
-from endofm_lab.pretrain.views import MultiView, ViewSpec
+from endofm_lab.pretraining.views import MultiView, ViewSpec
 from endofm_lab.video.reader import write_video
 from endofm_lab.widgets import AttentionExplorer, EmbeddingExplorer, PredictionExplorer, ViewsExplorer
 from tests.explain.models import small_model

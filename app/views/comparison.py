@@ -10,9 +10,9 @@ import endofm_lab as lab
 from endofm_lab.figures.comparison import classes, intervals, reliability_of
 from endofm_lab.figures.style import STILL
 from endofm_lab.files import cache_folder
-from endofm_lab.tasks.compare import Comparison
-from endofm_lab.tasks.paper_table import paper_table
-from endofm_lab.tasks.runs import Run, run_folders
+from endofm_lab.runs.compare import Comparison
+from endofm_lab.runs.paper_table import paper_table
+from endofm_lab.runs.run import Run, run_folders
 
 
 def choose_runs(root: Path) -> tuple[list[Run], list[Path]]:

@@ -8,7 +8,7 @@ import state
 import streamlit as st
 
 import endofm_lab as lab
-from endofm_lab.data.audit_checks import Example, Finding
+from endofm_lab.data.audit.checks import Example, Finding
 from endofm_lab.data.labels import list_mappings
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.data.splits import Split

@@ -11,10 +11,10 @@ import endofm_lab as lab
 from endofm_lab.figures.comparison import ribbons
 from endofm_lab.figures.prediction import frame_figure, frame_timeline, timeline
 from endofm_lab.figures.style import CONFIG, STILL
+from endofm_lab.finetuning.config import HEADS
+from endofm_lab.metrics.smoothing import hmm_filter, hmm_smooth, stay_transition
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.prediction import VideoPrediction
-from endofm_lab.tasks.finetune_config import HEADS
-from endofm_lab.tasks.smoothing import hmm_filter, hmm_smooth, stay_transition
 
 
 def move_to(frame: int) -> None:

@@ -9,9 +9,9 @@ import endofm_lab as lab
 from endofm_lab.data.phantom_set import write_phantom
 from endofm_lab.figures.style import CONFIG
 from endofm_lab.files import cache_folder, read_json
-from endofm_lab.pretrain.background import is_running, printed, resume_run, start_run, stop_run
-from endofm_lab.pretrain.health import verdict
-from endofm_lab.run_report import CURVES, curve, probe_table, prototypes_of, reference_for
+from endofm_lab.pretraining.background import is_running, printed, resume_run, start_run, stop_run
+from endofm_lab.pretraining.health import verdict
+from endofm_lab.reports.pretraining import CURVES, curve, probe_table, prototypes_of, reference_for
 from endofm_lab.training.loop import LOG, read_log
 
 DATA = {"Generated, small (seconds to draw)": "tiny", "Generated, tutorial (minutes to draw)": "tutorial"}

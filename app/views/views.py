@@ -12,8 +12,8 @@ from choose import choose_video
 import endofm_lab as lab
 from endofm_lab.figures.style import STILL
 from endofm_lab.figures.views import in_space, in_time, seen
-from endofm_lab.pretrain.config import PRESETS
-from endofm_lab.pretrain.views import Views, ViewSpec
+from endofm_lab.pretraining.config import PRESETS
+from endofm_lab.pretraining.views import Views, ViewSpec
 
 RECIPES = {
     "Endo-FM, as published": "endo-fm",

@@ -25,9 +25,10 @@ def audit(
         html: write a page with the pictures side by side.
         json_: print the result as JSON for other programs instead of text.
     """
-    from endofm_lab.data.audit import audit as run_audit
+    from endofm_lab.data.audit.audit import audit as run_audit
     from endofm_lab.data.manifest import Manifest, read_manifest
     from endofm_lab.data.splits import named_split
+    from endofm_lab.reports.audit import write_audit_html
 
     read = [read_manifest(path) for path in manifests]
     if split is not None:
@@ -39,7 +40,7 @@ def audit(
         progress=not json_,
     )
     if html is not None:
-        result.write_html(html)
+        write_audit_html(result, html)
     print(json.dumps(result.to_json(), indent=2, ensure_ascii=False) if json_ else result.text())
     if html is not None and not json_:
         print(f"\nThe pictures are side by side in {html}")

@@ -23,8 +23,8 @@ def compare(
         by: metric to rank by; by default f1, dice, ap50 or jaccard, by task.
         json: print the table's numbers, reasons against a ranking and notes as JSON.
     """
-    from endofm_lab.tasks.compare import compare as compare_runs
-    from endofm_lab.tasks.runs import read_run
+    from endofm_lab.runs.compare import compare as compare_runs
+    from endofm_lab.runs.run import read_run
 
     comparison = compare_runs([read_run(folder) for folder in runs], by)
     written = [str(path) for path in comparison.write(out)] if out is not None else []
@@ -45,8 +45,8 @@ def paper_table(runs: Path = Path("runs")) -> None:
     Args:
         runs: folder below which finished runs are looked for.
     """
-    from endofm_lab.tasks.paper_table import paper_table as table_of
-    from endofm_lab.tasks.runs import find_runs
+    from endofm_lab.runs.paper_table import paper_table as table_of
+    from endofm_lab.runs.run import find_runs
 
     found, problems = find_runs(runs)
     print(table_of(found))

@@ -16,7 +16,7 @@ def list_recipes(recipes: Path | None = None, json: bool = False) -> None:
         recipes: folder of recipes other than the project's.
         json: print JSON instead of a table.
     """
-    from endofm_lab.data import recipes as library
+    from endofm_lab.data.prepare import recipes as library
 
     found = library.list_recipes(recipes)
     if json:
@@ -36,7 +36,7 @@ def show(name: Annotated[str, tyro.conf.Positional], recipes: Path | None = None
         recipes: folder of recipes other than the project's.
         json: print the parsed facts as JSON instead of the file.
     """
-    from endofm_lab.data.recipes import load_recipe
+    from endofm_lab.data.prepare.recipes import load_recipe
 
     recipe = load_recipe(name, recipes)
     if json:
@@ -78,7 +78,7 @@ def prepare(
         workers: threads; by default as many as cores.
         json: print counts and problems as JSON.
     """
-    from endofm_lab.data.prepare import prepare as run
+    from endofm_lab.data.prepare.prepare import prepare as run
     from endofm_lab.files import read_json
 
     if strange := [text for text in part if "=" not in text]:
@@ -109,7 +109,7 @@ def check(manifest: Annotated[Path, tyro.conf.Positional], json: bool = False, w
         json: print the result as JSON.
         workers: threads; by default as many as cores.
     """
-    from endofm_lab.data.check import check_manifest
+    from endofm_lab.data.prepare.check import check_manifest
 
     result = check_manifest(manifest, workers)
     print(json_module.dumps(result.as_dict(), indent=2, ensure_ascii=False) if json else result.text())

@@ -10,9 +10,9 @@ from endofm_lab.errors import UserError
 
 if TYPE_CHECKING:
     from endofm_lab.data.manifest import Manifest
+    from endofm_lab.metrics.intervals import Interval
     from endofm_lab.model.video_model import VideoModel
     from endofm_lab.prediction import VideoPrediction
-    from endofm_lab.tasks.intervals import Interval
 
 
 def show(headless: bool = False, port: int = 8501, out: Path = Path("outputs/demo")) -> None:
@@ -24,7 +24,7 @@ def show(headless: bool = False, port: int = 8501, out: Path = Path("outputs/dem
         out: folder for the prediction and its report.
     """
     from endofm_lab.predict import predict_video
-    from endofm_lab.samples import SAMPLES, sample_video
+    from endofm_lab.video.samples import SAMPLES, sample_video
 
     name = next(iter(SAMPLES))
     print(f"Drawing the generated sample '{name}' ...", flush=True)
@@ -37,7 +37,7 @@ def show(headless: bool = False, port: int = 8501, out: Path = Path("outputs/dem
 
 def _write_demo_report(prediction: "VideoPrediction", path: Path, title: str) -> Path:
     from endofm_lab.figures.prediction import frame_figure, timeline
-    from endofm_lab.report import write_report
+    from endofm_lab.reports.html import write_report
     from endofm_lab.video.reader import open_video
 
     shown = prediction.frames[:: max(1, len(prediction.frames) // 4)][1:4].tolist()
@@ -96,9 +96,9 @@ def train(out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/pha
     from endofm_lab.data.manifest import read_manifest
     from endofm_lab.data.phantom_set import write_phantom
     from endofm_lab.demo import DemoConfig, build_demo_model, carded, train_demo
-    from endofm_lab.model.checkpoints import load_model, save_model
-    from endofm_lab.pretrain.config import tiny, with_settings
-    from endofm_lab.pretrain.trainer import MODEL
+    from endofm_lab.model.loading.load import load_model, save_model
+    from endofm_lab.pretraining.config import tiny, with_settings
+    from endofm_lab.pretraining.trainer import MODEL
     from endofm_lab.training.checkpoints import Checkpoints
 
     table = write_phantom(data, preset="demo", seed=seed)
@@ -133,7 +133,7 @@ def evaluate(model: str = "demo", data: Path = Path("outputs/phantom"), seed: in
     """
     from endofm_lab.data.manifest import read_manifest
     from endofm_lab.data.phantom_set import write_phantom
-    from endofm_lab.model.checkpoints import load_model
+    from endofm_lab.model.loading.load import load_model
 
     _print_numbers(load_model(model), read_manifest(write_phantom(data, preset="demo", seed=seed)), "test")
 

@@ -100,7 +100,7 @@ def _disk() -> Check:
 
 def _demo_model() -> Check:
     from endofm_lab.errors import UserError
-    from endofm_lab.model.checkpoints import load_model
+    from endofm_lab.model.loading.load import load_model
 
     try:
         card = load_model("demo").card

@@ -31,8 +31,8 @@ def evaluate(
     """
     from endofm_lab.cli.finetune import print_run
     from endofm_lab.files import read_json
-    from endofm_lab.tasks.evaluate import evaluate as run
-    from endofm_lab.tasks.runs import REPORT
+    from endofm_lab.finetuning.evaluate import evaluate as run
+    from endofm_lab.runs.run import REPORT
 
     run(model, manifest, out, head, label, clips, split_name)
     if json:

@@ -34,7 +34,7 @@ def explain(
     from endofm_lab.figures import attention as figures
     from endofm_lab.files import atomic_path
     from endofm_lab.model.frame import FrameBackbone
-    from endofm_lab.report import Item, write_report
+    from endofm_lab.reports.html import Item, write_report
 
     network = lab.load_model(model)
     clip = lab.read_clip(video, network.card.clip, "centre" if start_s is None else start_s)

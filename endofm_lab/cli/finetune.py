@@ -68,9 +68,9 @@ def finetune(
         workers: processes that load data.
         resume: go on with the run in `out` where it was stopped.
     """
-    from endofm_lab.tasks.finetune import finetune as run
-    from endofm_lab.tasks.finetune_config import FinetuneConfig, polypdiag
-    from endofm_lab.tasks.start import Start
+    from endofm_lab.finetuning.config import FinetuneConfig, polypdiag
+    from endofm_lab.finetuning.finetune import finetune as run
+    from endofm_lab.finetuning.start import Start
 
     if preset is not None:
         config = polypdiag(manifest, out, start)

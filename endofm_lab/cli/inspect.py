@@ -14,7 +14,7 @@ def inspect(file: Annotated[str, tyro.conf.Positional], json: bool = False) -> N
         file: a weights file, a model folder, "demo", or a Hugging Face Hub id as hf:owner/name.
         json: print the report as JSON.
     """
-    from endofm_lab.model.checkpoints import inspect_checkpoint
+    from endofm_lab.model.loading.load import inspect_checkpoint
 
     report = inspect_checkpoint(file)
     print(json_format.dumps(report.to_json(), indent=2, ensure_ascii=False) if json else report)

@@ -9,7 +9,7 @@ import tyro
 from endofm_lab.errors import UserError
 
 if TYPE_CHECKING:
-    from endofm_lab.pretrain.config import PretrainConfig
+    from endofm_lab.pretraining.config import PretrainConfig
 
 
 def pretrain(
@@ -49,8 +49,8 @@ def pretrain(
         set: any other setting, as KEY=VALUE: views.global_px=112 dino.prototypes=4096 (values as in JSON).
         dry_run: print the configuration, the steps, and memory and time from ten measured steps; write nothing.
     """
-    from endofm_lab.pretrain.config import PRESETS, with_settings
-    from endofm_lab.pretrain.trainer import run_config
+    from endofm_lab.pretraining.config import PRESETS, with_settings
+    from endofm_lab.pretraining.trainer import run_config
 
     if resume is not None:
         if manifest is not None or out is not None or set:
@@ -85,8 +85,8 @@ def run(config: "PretrainConfig") -> None:
     """Pre-train in the terminal: progress, and at the end the report, the health and what the features know."""
     from tqdm import tqdm
 
-    from endofm_lab.pretrain.trainer import pretrain as start
-    from endofm_lab.run_report import health_of, probe_table, report_run
+    from endofm_lab.pretraining.trainer import pretrain as start
+    from endofm_lab.reports.pretraining import health_of, probe_table, report_run
     from endofm_lab.training.loop import LOG, read_log
     from endofm_lab.training.processes import processes
 
@@ -121,8 +121,8 @@ def _dry_run(config: "PretrainConfig") -> None:
 
     import torch
 
-    from endofm_lab.pretrain.config import to_json
-    from endofm_lab.pretrain.trainer import pretrain as start
+    from endofm_lab.pretraining.config import to_json
+    from endofm_lab.pretraining.trainer import pretrain as start
 
     with tempfile.TemporaryDirectory() as folder:
         trial = replace(config, out=Path(folder) / "run", trackers=(), save_every=10**9, probe=None)

@@ -13,7 +13,7 @@ def capsule_vision(labels: Path, probabilities: Path, json: bool = False, submis
         json: print all numbers as JSON instead of a table.
         submission: also write the checked probabilities as a submission (.xlsx or .csv) to this path.
     """
-    from endofm_lab.tasks.capsule_vision import read_probabilities, score_files, write_submission
+    from endofm_lab.metrics.capsule_vision import read_probabilities, score_files, write_submission
 
     result = score_files(labels, probabilities)
     if submission is not None:

@@ -35,9 +35,9 @@ def study(
         labels: table of true labels (columns frame, label), to measure what smoothing does.
         json: print the findings and counts as JSON.
     """
-    from endofm_lab.study import DUPLICATE, UNREADABLE, run_study
-    from endofm_lab.study_findings import findings
-    from endofm_lab.study_report import write_study_report
+    from endofm_lab.reports.study import write_study_report
+    from endofm_lab.study.findings import findings
+    from endofm_lab.study.study import DUPLICATE, UNREADABLE, run_study
 
     result = run_study(
         video, model, out, skip_near_duplicates=skip_near_duplicates, resume=resume, batch=batch, fps=fps

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from endofm_lab.data.recipes import recipes_folder
+from endofm_lab.data.prepare.recipes import recipes_folder
 from endofm_lab.errors import UserError
 
 MULTI = "|"  # between the labels of one row

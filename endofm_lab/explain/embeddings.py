@@ -20,8 +20,8 @@ from endofm_lab import __version__
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.files import atomic_path, read_json, write_json
-from endofm_lab.model.checkpoints import load_model
 from endofm_lab.model.inference import for_inference
+from endofm_lab.model.loading.load import load_model
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.video.clips import clip_indices
 from endofm_lab.video.transforms import to_input

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from endofm_lab.model.hybrid import HybridTransformer
+from endofm_lab.model.paper.hybrid import HybridTransformer
 from endofm_lab.model.transformer import Attention, Block, VideoTokens, VideoTransformer
 
 

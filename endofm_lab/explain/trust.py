@@ -13,9 +13,9 @@ from torch import Tensor
 from endofm_lab.errors import UserError
 from endofm_lab.explain.attribution import Baseline, Method, baseline_of
 from endofm_lab.explain.targets import Target, target_of
+from endofm_lab.metrics.classification import weighted_mean
+from endofm_lab.metrics.intervals import Interval, bootstrap_interval
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.tasks.intervals import Interval, bootstrap_interval
-from endofm_lab.tasks.metrics import weighted_mean
 
 
 def randomised(model: VideoModel, seed: int = 0) -> VideoModel:

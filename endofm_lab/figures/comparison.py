@@ -9,9 +9,9 @@ from numpy.typing import ArrayLike
 from plotly.subplots import make_subplots
 
 from endofm_lab.figures.style import PALETTE, color_of, tidy
-from endofm_lab.tasks.calibration import reliability_curve
-from endofm_lab.tasks.compare import Comparison
-from endofm_lab.tasks.runs import Run
+from endofm_lab.metrics.calibration import reliability_curve
+from endofm_lab.runs.compare import Comparison
+from endofm_lab.runs.run import Run
 
 
 def intervals(comparison: Comparison, metric: str | None = None, title: str = "") -> go.Figure:
@@ -69,7 +69,7 @@ def reliability_of(runs: Sequence[Run], title: str = "") -> go.Figure | None:
 def classes(tables: Mapping[str, pd.DataFrame], title: str = "") -> go.Figure:
     """A panel per metric, a row per class, a dot with its interval per run.
 
-    ``tables``: run -> `tasks.by_class.by_class`. Classes keep the order of the first run; their true items are counted
+    ``tables``: run -> `runs.by_class.by_class`. Classes keep the order of the first run; their true items are counted
     in their names.
     """
     first = next(iter(tables.values()))

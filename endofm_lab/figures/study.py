@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from endofm_lab.errors import VideoError
 from endofm_lab.figures.prediction import data_uri
 from endofm_lab.figures.style import tidy
-from endofm_lab.study import Study
+from endofm_lab.study.study import Study
 from endofm_lab.video.reader import VideoReader, open_video
 
 _BINS = 600  # of the time line

@@ -7,7 +7,7 @@ from plotly.subplots import make_subplots
 
 from endofm_lab.figures.prediction import data_uri
 from endofm_lab.figures.style import PALETTE, tidy
-from endofm_lab.pretrain.views import ViewDraw, Views
+from endofm_lab.pretraining.views import ViewDraw, Views
 from endofm_lab.video.transforms import InputSpec, from_input
 
 # Global views have a colour each; local ones share a colour with those of the same number of frames.

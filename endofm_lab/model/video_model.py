@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from endofm_lab.errors import CheckpointError
-from endofm_lab.model import frame, hybrid
+from endofm_lab.model import frame
 from endofm_lab.model.card import HeadSpec, ModelCard
-from endofm_lab.model.detector import StftBoxHead
 from endofm_lab.model.frame import FrameBackbone, FrameConfig
 from endofm_lab.model.heads import AttentiveClassifier, BoxHead, ClipClassifier, MaskHead
-from endofm_lab.model.hybrid import HybridConfig, HybridTransformer
+from endofm_lab.model.paper import hybrid
+from endofm_lab.model.paper.detector import StftBoxHead
+from endofm_lab.model.paper.hybrid import HybridConfig, HybridTransformer
+from endofm_lab.model.paper.transunet import TransUNetHead
 from endofm_lab.model.transformer import BackboneConfig, VideoTokens, VideoTransformer
-from endofm_lab.model.transunet import TransUNetHead
 from endofm_lab.video.clips import ClipSpec
 
 KIND = "video_transformer"  # of backbone, in the card

@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from endofm_lab.errors import ManifestError
+from endofm_lab.metrics.smoothing import hmm_filter, hmm_smooth, transition_from_labels
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.tasks.classify import targets_of
-from endofm_lab.tasks.clip_data import SeenClip, in_batches, see
-from endofm_lab.tasks.smoothing import hmm_filter, hmm_smooth, transition_from_labels
-from endofm_lab.tasks.targets import Example
+from endofm_lab.tasks.clips import SeenClip, in_batches, see
+from endofm_lab.tasks.examples import Example, targets_of
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.reader import VideoReader
 from endofm_lab.video.transforms import InputSpec

@@ -1,4 +1,4 @@
-"""A model's answers on the rows of a split, as the tables that a finished run keeps (see ``tasks.runs``)."""
+"""A model's answers on the rows of a split, as the tables that a finished run keeps (see ``runs.run``)."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,15 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
+from endofm_lab.metrics.masks import mask_metrics
 from endofm_lab.model.card import HeadSpec
-from endofm_lab.model.detector import StftBoxHead
 from endofm_lab.model.heads import BoxHead
+from endofm_lab.model.paper.detector import StftBoxHead
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.tasks.classify import targets_of
-from endofm_lab.tasks.clip_data import covering_clips, in_batches, spread_clips
-from endofm_lab.tasks.metrics_masks import mask_metrics
-from endofm_lab.tasks.targets import Example
+from endofm_lab.tasks.clips import covering_clips, in_batches, spread_clips
+from endofm_lab.tasks.examples import Example, targets_of
 from endofm_lab.video.transforms import masks_to_frame
 
 BATCH = 8  # clips that go through the model together
@@ -43,6 +43,18 @@ def clip_scores(model: VideoModel, head: str, examples: Sequence[Example], n_cli
     clips = spread_clips(examples, model.card.clip, model.card.input, n_clips)
     parts = [model.predict(torch.stack([seen.clip for seen in some]))[head] for some in in_batches(clips, BATCH)]
     return torch.cat(parts).double().unflatten(0, (len(examples), n_clips)).numpy()
+
+
+@torch.inference_mode()
+def clip_features(model: VideoModel, examples: Sequence[Example], n_clips: int, batch: int = 8) -> Tensor:
+    """CLS tokens (N, n_clips, D) float32 of evenly spread clips of every row; ``model`` is in evaluation mode."""
+    device = next(model.parameters()).device
+    clips = spread_clips(examples, model.card.clip, model.card.input, n_clips)
+    parts = [
+        model.backbone(torch.stack([seen.clip for seen in some]).to(device)).cls.float().cpu()
+        for some in in_batches(clips, batch)
+    ]
+    return torch.cat(parts).unflatten(0, (len(examples), n_clips))
 
 
 def class_table(examples: Sequence[Example], scores: NDArray[np.float64], head: HeadSpec) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from endofm_lab.data.manifest import write_manifest
 from endofm_lab.explain.embeddings import embed
-from endofm_lab.model.checkpoints import save_model
+from endofm_lab.model.loading.load import save_model
 from endofm_lab.video.reader import write_video
 from tests.explain.models import small_model
 

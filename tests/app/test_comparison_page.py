@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from endofm_lab.tasks.runs import write_run
-from tests.tasks.test_compare import made_run
+from endofm_lab.runs.run import write_run
+from tests.runs.test_compare import made_run
 
 APP = Path(__file__).resolve().parents[2] / "app"
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from endofm_lab.finetuning.config import HEADS
+from endofm_lab.finetuning.start import Start
 from endofm_lab.model.card import HeadSpec
-from endofm_lab.model.checkpoints import save_model
-from endofm_lab.tasks.finetune_config import HEADS
-from endofm_lab.tasks.start import Start
+from endofm_lab.model.loading.load import save_model
 
 APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
 SPECS = {

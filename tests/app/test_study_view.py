@@ -9,14 +9,14 @@ import torch
 from streamlit.testing.v1 import AppTest
 from torch import nn
 
-import endofm_lab.study as study_module
+import endofm_lab.study.study as study_module
 from endofm_lab.model.card import HeadSpec
-from endofm_lab.model.checkpoints import save_model
+from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.video_model import build_frame_model
-from endofm_lab.study import run_study, study_steps
-from endofm_lab.study_findings import findings
-from endofm_lab.study_report import write_study_report
-from endofm_lab.study_review import read_review
+from endofm_lab.reports.study import write_study_report
+from endofm_lab.study.findings import findings
+from endofm_lab.study.review import read_review
+from endofm_lab.study.study import run_study, study_steps
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
 from endofm_lab.video.transforms import to_input

@@ -9,9 +9,9 @@ from streamlit.testing.v1 import AppTest
 
 from endofm_lab.cli.pretrain import pretrain as command
 from endofm_lab.files import write_json
-from endofm_lab.pretrain import background
-from endofm_lab.pretrain.trainer import pretrain
-from tests.pretrain.conftest import manifest, micro  # noqa: F401  (manifest is a fixture)
+from endofm_lab.pretraining import background
+from endofm_lab.pretraining.trainer import pretrain
+from tests.pretraining.conftest import manifest, micro  # noqa: F401  (manifest is a fixture)
 
 APP = Path(__file__).resolve().parents[2] / "app"
 

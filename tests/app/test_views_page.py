@@ -8,7 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from endofm_lab.figures.views import in_space, in_time, seen
-from endofm_lab.pretrain.views import MultiView, ViewSpec
+from endofm_lab.pretraining.views import MultiView, ViewSpec
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
 

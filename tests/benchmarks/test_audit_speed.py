@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from endofm_lab.data.audit import audit
+from endofm_lab.data.audit.audit import audit
 from endofm_lab.data.coverage import coverage
 from endofm_lab.data.hashing import near_pairs
 from endofm_lab.data.labels import read_mapping

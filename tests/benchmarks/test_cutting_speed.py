@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from endofm_lab.data.manifest import read_manifest
-from endofm_lab.data.prepare import prepare
+from endofm_lab.data.prepare.prepare import prepare
 from endofm_lab.video.reader import write_video
 
 SECONDS, FPS, WIDTH, HEIGHT = 60, 25, 720, 576  # the size of HyperKvasir's videos

@@ -13,7 +13,7 @@ from PIL import Image
 
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.video_model import build_frame_model
-from endofm_lab.study import run_study
+from endofm_lab.study.study import run_study
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import open_video, write_video
 from endofm_lab.video.transforms import to_input

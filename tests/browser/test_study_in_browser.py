@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from endofm_lab.study import run_study
-from endofm_lab.study_review import read_review
+from endofm_lab.study.review import read_review
+from endofm_lab.study.study import run_study
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
 from tests.app.test_study_view import frame_model

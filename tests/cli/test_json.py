@@ -9,12 +9,12 @@ import torch
 
 from endofm_lab.cli.main import main
 from endofm_lab.files import read_json
+from endofm_lab.finetuning.config import FinetuneConfig
+from endofm_lab.finetuning.finetune import finetune
+from endofm_lab.finetuning.start import Start
 from endofm_lab.model.card import HeadSpec
-from endofm_lab.model.checkpoints import save_model
+from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.video_model import build_frame_model
-from endofm_lab.tasks.finetune import finetune
-from endofm_lab.tasks.finetune_config import FinetuneConfig
-from endofm_lab.tasks.start import Start
 from endofm_lab.video.reader import write_video
 
 
@@ -71,7 +71,7 @@ def test_a_study(tmp_path, told):
 
 
 def test_a_score(tmp_path, told):
-    from endofm_lab.tasks.capsule_vision import CLASSES
+    from endofm_lab.metrics.capsule_vision import CLASSES
 
     images = [f"{i}.jpg" for i in range(20)]
     classes = [CLASSES[i % 10] for i in range(20)]

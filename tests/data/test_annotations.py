@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from endofm_lab.data.annotations import (
+from endofm_lab.data.prepare.annotations import (
     AnnotationError,
     Box,
     fit_boxes,

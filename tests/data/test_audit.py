@@ -14,13 +14,14 @@ from PIL import Image, ImageOps
 from scipy.ndimage import gaussian_filter
 
 from endofm_lab.cli.main import main
-from endofm_lab.data.audit import Audit, audit
-from endofm_lab.data.confounding import confounding, cramers_v
+from endofm_lab.data.audit.audit import Audit, audit
+from endofm_lab.data.audit.confounding import confounding, cramers_v
+from endofm_lab.data.audit.overlap import frame_gaps, gather, time_gaps
 from endofm_lab.data.hashing import MAX_RADIUS, SAME_SCENE, fingerprint, hamming, near_pairs, same_colour, same_scene
 from endofm_lab.data.manifest import Manifest, checked, write_manifest
-from endofm_lab.data.overlap import frame_gaps, gather, time_gaps
 from endofm_lab.data.splits import group_ids, holdout
 from endofm_lab.errors import UserError
+from endofm_lab.reports.audit import write_audit_html
 
 
 def manifest(root: Path = Path(), **columns: object) -> Manifest:
@@ -208,7 +209,7 @@ def test_what_could_not_be_read_is_named_and_counted(picture_set: Manifest) -> N
 
 def test_the_page_shows_the_pictures_and_escapes_what_others_wrote(picture_set: Manifest, tmp_path: Path) -> None:
     result = audit(picture_set, pictures=True, progress=False)
-    result.write_html(tmp_path / "audit.html")
+    write_audit_html(result, tmp_path / "audit.html")
     page = (tmp_path / "audit.html").read_text(encoding="utf-8")
     assert page.count("data:image/jpeg;base64,") == 8  # three leaks and one conflict, two pictures each
     assert "<b>ulcer</b>" not in page and "&lt;b&gt;ulcer&lt;/b&gt;" in page
@@ -219,7 +220,7 @@ def test_the_page_shows_the_pictures_and_escapes_what_others_wrote(picture_set: 
 def test_the_page_says_which_pictures_are_generated(tmp_path: Path) -> None:
     data = manifest(video=["a.mp4", "b.mp4"], patient=["1", "1"], split=["train", "test"], dataset="phantom")
     result = audit(data)
-    result.write_html(tmp_path / "audit.html")
+    write_audit_html(result, tmp_path / "audit.html")
     assert result.datasets == ("phantom",)
     assert "data set phantom are <b>generated</b>" in (tmp_path / "audit.html").read_text()
 
@@ -548,7 +549,7 @@ def test_the_ten_known_near_duplicates_of_kvasir_seg_are_found() -> None:
     (possible,) = found(result, "possible (near-duplicate pictures)")
     assert (sure.numbers["pairs"], possible.numbers["pairs"]) == (14, 3)
     rows = gather([manifest(root / "images", video=names, split="train", dataset="kvasir-seg")])
-    from endofm_lab.data.duplicates import picture_neighbours
+    from endofm_lab.data.audit.duplicates import picture_neighbours
 
     pairs = picture_neighbours(rows, progress=False).pairs
     ours = {

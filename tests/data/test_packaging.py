@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from endofm_lab.data.labels import list_mappings
-from endofm_lab.data.recipes import list_recipes
+from endofm_lab.data.prepare.recipes import list_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +34,7 @@ def test_recipes_and_mappings_are_found_from_an_unpacked_wheel(tmp_path: Path) -
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
-        "from endofm_lab.data import labels, recipes; print(recipes.__file__);"
+        "from endofm_lab.data import labels; from endofm_lab.data.prepare import recipes; print(recipes.__file__);"
         "print(*(recipe.name for recipe in recipes.list_recipes()));"
         "print(*(labels.read_mapping(name).name for name in labels.list_mappings()))"
     )

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from endofm_lab.cli.main import main
-from endofm_lab.data import scan
-from endofm_lab.data.check import check_manifest
-from endofm_lab.data.layouts import LayoutError
 from endofm_lab.data.manifest import read_manifest
-from endofm_lab.data.prepare import prepare
-from endofm_lab.data.recipes import list_recipes, load_recipe
+from endofm_lab.data.prepare import scan
+from endofm_lab.data.prepare.check import check_manifest
+from endofm_lab.data.prepare.layouts import LayoutError
+from endofm_lab.data.prepare.prepare import prepare
+from endofm_lab.data.prepare.recipes import list_recipes, load_recipe
 from endofm_lab.errors import UserError
 from endofm_lab.video.reader import open_video, write_video
 from tests.data.trees import BOX, HEIGHT, WIDTH, build_tree, mask, picture
@@ -240,7 +240,9 @@ def test_a_second_run_reads_nothing_again_and_a_changed_file_is_read_again(tmp_p
     names = kvasir(tmp_path / "disk")
     read = []
     true = scan.read_facts
-    monkeypatch.setattr("endofm_lab.data.prepare.read_facts", lambda root, path: read.append(path) or true(root, path))
+    monkeypatch.setattr(
+        "endofm_lab.data.prepare.prepare.read_facts", lambda root, path: read.append(path) or true(root, path)
+    )
     first = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
     assert len(read) == len(names)
     again = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
@@ -261,7 +263,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_like_one_that_was_no
             raise KeyboardInterrupt
         return true(root, path)
 
-    monkeypatch.setattr("endofm_lab.data.prepare.read_facts", dies)
+    monkeypatch.setattr("endofm_lab.data.prepare.prepare.read_facts", dies)
     with pytest.raises(KeyboardInterrupt):
         prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced", workers=1)
     assert not (tmp_path / "out" / "manifest.parquet").exists()

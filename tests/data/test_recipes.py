@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from endofm_lab.data.labels import list_mappings, read_mapping
-from endofm_lab.data.layouts import read_name
-from endofm_lab.data.names import NamePattern
-from endofm_lab.data.recipes import RecipeError, list_recipes, load_recipe, read_recipe, recipes_folder
+from endofm_lab.data.prepare.layouts import read_name
+from endofm_lab.data.prepare.names import NamePattern
+from endofm_lab.data.prepare.recipes import RecipeError, list_recipes, load_recipe, read_recipe, recipes_folder
 
 RECIPES = list_recipes()
 WANTED = {

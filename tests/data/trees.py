@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from PIL import Image
 
-from endofm_lab.data.recipes import Boxes, Layout, Recipe, Table
+from endofm_lab.data.prepare.recipes import Boxes, Layout, Recipe, Table
 from endofm_lab.video.reader import write_video
 
 WIDTH, HEIGHT = 64, 48

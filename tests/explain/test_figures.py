@@ -24,7 +24,7 @@ from endofm_lab.figures.attention import (
 )
 from endofm_lab.figures.embeddings import picture_sheet, scatter
 from endofm_lab.figures.export import export
-from endofm_lab.model.checkpoints import save_model
+from endofm_lab.model.loading.load import save_model
 from endofm_lab.video.reader import write_video
 from tests.explain.models import small_clip, small_model
 

@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from endofm_lab.cli.main import main
 from endofm_lab.errors import CheckpointError
-from endofm_lab.model import checkpoints, locate
-from endofm_lab.model.checkpoints import inspect_checkpoint, load_model, load_state, save_model
-from endofm_lab.model.layouts import config_of
+from endofm_lab.model.loading import load as checkpoints
+from endofm_lab.model.loading import locate
+from endofm_lab.model.loading.formats import config_of
+from endofm_lab.model.loading.load import inspect_checkpoint, load_model, load_state, save_model
 from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
 from endofm_lab.model.video_model import build_model
 from endofm_lab.video.clips import ClipSpec

@@ -10,11 +10,11 @@ from torch import nn
 from torchvision.ops import box_iou, deform_conv2d
 
 from endofm_lab.errors import CheckpointError, UserError
-from endofm_lab.model.checkpoints import load_model
-from endofm_lab.model.detection_loss import assign, detection_losses
-from endofm_lab.model.detector import StftBoxHead, detections
-from endofm_lab.model.downstream import DETECTOR_NAMES, KUMC_INPUT, renamed
-from endofm_lab.model.stft import deformable_conv, one_image
+from endofm_lab.model.loading.downstream import DETECTOR_NAMES, KUMC_INPUT, renamed
+from endofm_lab.model.loading.load import load_model
+from endofm_lab.model.paper.detection_loss import assign, detection_losses
+from endofm_lab.model.paper.detector import StftBoxHead, detections
+from endofm_lab.model.paper.stft import deformable_conv, one_image
 from endofm_lab.model.transformer import build_backbone
 from endofm_lab.video.transforms import to_input
 from tests.model.released_goldens import detector_state, error, golden, golden_json, parity, small_detector_state

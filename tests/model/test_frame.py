@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.model.card import HeadSpec, ModelCard
-from endofm_lab.model.checkpoints import inspect_checkpoint, load_model, save_model
 from endofm_lab.model.frame import TINY, FrameBackbone, build_frame_backbone, frame_config, frame_input
+from endofm_lab.model.loading.load import inspect_checkpoint, load_model, save_model
 from endofm_lab.model.video_model import build_frame_model, build_model
 
 ATTENTIVE = ("eva02_micro", "vit_micro", "dinov2_micro", "dinov3_micro")

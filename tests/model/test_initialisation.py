@@ -12,7 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.model.card import collapse
-from endofm_lab.model.checkpoints import initialise, save_model
+from endofm_lab.model.loading.load import initialise, save_model
 from endofm_lab.model.transformer import VideoTransformer, build_backbone
 from endofm_lab.model.video_model import build_model
 from tests.model import weight_layouts as made

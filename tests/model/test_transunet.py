@@ -4,11 +4,11 @@ import torch
 from torch import nn
 
 from endofm_lab.errors import CheckpointError, UserError
-from endofm_lab.model.checkpoints import load_model
-from endofm_lab.model.downstream import CVC12K_INPUT
-from endofm_lab.model.hybrid import HybridTransformer
+from endofm_lab.model.loading.downstream import CVC12K_INPUT
+from endofm_lab.model.loading.load import load_model
+from endofm_lab.model.paper.hybrid import HybridTransformer
+from endofm_lab.model.paper.transunet import TransUNetHead, segmentation_loss
 from endofm_lab.model.transformer import build_backbone
-from endofm_lab.model.transunet import TransUNetHead, segmentation_loss
 from endofm_lab.video.transforms import to_input
 from tests.model.released_goldens import golden, parity, segmenter_state, small_segmenter_state
 

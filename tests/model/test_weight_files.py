@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from endofm_lab.errors import CheckpointError
-from endofm_lab.model.checkpoints import inspect_checkpoint, load_model, load_state, load_strictly
+from endofm_lab.model.loading.load import inspect_checkpoint, load_model, load_state, load_strictly
 from endofm_lab.model.transformer import VideoTransformer
 from tests.model import weight_layouts as made
 from tests.model.weight_layouts import write

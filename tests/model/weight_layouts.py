@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from endofm_lab.model.card import HeadSpec, ModelCard
-from endofm_lab.model.checkpoints import save_model
+from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
 from endofm_lab.model.video_model import build_model, describe
 from endofm_lab.video.clips import ClipSpec

@@ -12,19 +12,19 @@ import torch
 from endofm_lab.cli.main import main
 from endofm_lab.data.manifest import read_manifest, write_manifest
 from endofm_lab.data.phantom_set import PRESETS
-from endofm_lab.data.prepare import prepare
-from endofm_lab.data.recipes import load_recipe
+from endofm_lab.data.prepare.prepare import prepare
+from endofm_lab.data.prepare.recipes import load_recipe
 from endofm_lab.errors import UserError
-from endofm_lab.model.checkpoints import load_model
+from endofm_lab.finetuning.config import FinetuneConfig
+from endofm_lab.finetuning.evaluate import evaluate
+from endofm_lab.finetuning.finetune import finetune
+from endofm_lab.finetuning.fitting import layer_groups
+from endofm_lab.finetuning.start import Start
+from endofm_lab.model.loading.load import load_model
 from endofm_lab.predict import predict_video
-from endofm_lab.tasks.evaluate import evaluate
-from endofm_lab.tasks.finetune import finetune
-from endofm_lab.tasks.finetune_config import FinetuneConfig
-from endofm_lab.tasks.fitting import layer_groups
-from endofm_lab.tasks.runs import read_run
+from endofm_lab.runs.run import read_run
+from endofm_lab.tasks.examples import read_examples
 from endofm_lab.tasks.scoring import answers
-from endofm_lab.tasks.start import Start
-from endofm_lab.tasks.targets import read_examples
 from tests.data.trees import build_tree
 from tests.model.released_goldens import small_detector_state, small_segmenter_state
 from tests.model.weight_layouts import polypdiag

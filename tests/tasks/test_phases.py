@@ -7,12 +7,12 @@ import torch
 
 from endofm_lab.data.manifest import read_manifest, write_manifest
 from endofm_lab.errors import ManifestError
-from endofm_lab.tasks.finetune import finetune
-from endofm_lab.tasks.finetune_config import FinetuneConfig
+from endofm_lab.finetuning.config import FinetuneConfig
+from endofm_lab.finetuning.finetune import finetune
+from endofm_lab.finetuning.start import Start
+from endofm_lab.runs.run import read_run
+from endofm_lab.tasks.examples import head_of, read_examples
 from endofm_lab.tasks.phases import causal_indices, phase_table
-from endofm_lab.tasks.runs import read_run
-from endofm_lab.tasks.start import Start
-from endofm_lab.tasks.targets import head_of, read_examples
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.reader import open_video, write_video
 

@@ -1,0 +1,1 @@
+"""Leakage, duplicates and confounding between the splits of manifests."""

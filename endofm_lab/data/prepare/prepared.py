@@ -1,0 +1,148 @@
+"""What a preparation leaves behind: the manifest, the counts beside the published ones, and every problem by name."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from endofm_lab.data.manifest import write_manifest
+from endofm_lab.data.prepare.layouts import LayoutError
+from endofm_lab.data.prepare.recipes import Recipe
+from endofm_lab.data.prepare.scan import Problem
+from endofm_lab.files import atomic_path, sha256_of, write_json
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` found and wrote.
+
+    Attributes:
+        manifest: The manifest's file.
+        recipe: Name and version of the recipe, such as ``kvasir-seg@1``.
+        layout: The layout that was found, and where, such as ``official in Kvasir-SEG/``.
+        rows: Number of rows of the manifest.
+        counts: What was expected and what was found: columns ``what``, ``expected``, ``found``, ``status``.
+        problems: Everything that was not as it should be.
+    """
+
+    manifest: Path
+    recipe: str
+    layout: str
+    rows: int
+    counts: pd.DataFrame
+    problems: list[Problem]
+
+    def text(self) -> str:
+        """A report for people."""
+        lines = [f"{self.recipe}: layout {self.layout}, {self.rows} rows -> {self.manifest}"]
+        if len(self.counts):
+            lines += ["", self.counts.to_string(index=False)]
+        kinds: dict[str, list[Problem]] = {}
+        for problem in self.problems:
+            kinds.setdefault(problem.kind, []).append(problem)
+        for kind, several in kinds.items():
+            left_out = sum(problem.left_out for problem in several)
+            first = several[0]
+            lines.append(f"{kind}: {len(several)} ({left_out} left out), such as {first.path}: {first.message}")
+        return "\n".join(lines) + ("" if self.problems else "\nno problems")
+
+
+@dataclass
+class Collected:
+    """One data set before it is written: absolute paths, one table of rows and one of boxes."""
+
+    table: pd.DataFrame
+    boxes: pd.DataFrame
+    counts: pd.DataFrame
+    problems: list[Problem]
+    layout: str
+
+
+def differences(expected: Mapping[str, Any], table: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
+    """Published counts beside those on disk."""
+    found: dict[str, int] = {
+        "files": table["source"].nunique(),
+        "clips": len(table),
+        "frames": int(pd.to_numeric(table.get("n_frames", pd.Series(dtype=float))).sum()),
+        "masks": int((table["masks"] != "").sum()),
+        "boxes": len(boxes),
+        "patients": table.loc[table["patient"] != "", "patient"].nunique(),
+        "sequences": table.loc[table["sequence"] != "", "sequence"].nunique(),
+    }
+    lines: list[tuple[str, int | None, int]] = [
+        (what, expected[what], count) for what, count in found.items() if what in expected
+    ]
+    labels = Counter(label for text in table["label"] for label in text.split("|"))
+    for what, column in (("label", labels), ("split", Counter(table["split"]))):
+        wanted = expected.get(f"{what}s") or {}
+        lines += [(f"{what} {key}", count, column.get(key, 0)) for key, count in wanted.items()]
+        if wanted:
+            strange = {key: count for key, count in column.items() if key not in wanted and key != ""}
+            lines += [(f"{what} {key}", None, count) for key, count in strange.items()]
+    for split, wanted in (expected.get("labels_by_split") or {}).items():
+        inside = Counter(label for text in table.loc[table["split"] == split, "label"] for label in text.split("|"))
+        lines += [(f"split {split}, label {key}", count, inside.get(key, 0)) for key, count in wanted.items()]
+    counts = pd.DataFrame(lines, columns=["what", "expected", "found"]).astype({"expected": "Int64"})
+    counts["status"] = [
+        "not published" if pd.isna(e) else "as published" if e == f else f"{f - e:+d}"
+        for e, f in zip(counts["expected"], counts["found"], strict=True)
+    ]
+    return counts
+
+
+def write_prepared(recipe: Recipe, root: Path, out: Path, one: Collected, kind: str, cut: str) -> Prepared:
+    """Write manifest, boxes, problems and ``prepare.json``, each whole or not at all.
+
+    Raises:
+        LayoutError: Not one file can be used.
+    """
+    if not len(one.table):
+        first = one.problems[0]
+        raise LayoutError(
+            f"{root}: not one file of {recipe.name} can be used; {len(one.problems)} problems, the first is "
+            f"{first.path}: {first.message}"
+        )
+    table = one.table
+    for column in ("video", "masks"):
+        table[column] = [_relative(path, out) for path in table[column]]
+    one.boxes["video"] = [_relative(path, out) for path in one.boxes["video"]]
+    if len(one.boxes):
+        with atomic_path(out / "boxes.csv") as temporary:
+            one.boxes.to_csv(temporary, index=False, float_format="%.3f")
+    target = out / f"manifest.{kind}"
+    write_manifest(table, target)
+    problems = sorted(one.problems, key=lambda problem: (problem.kind, problem.path))
+    with atomic_path(out / "problems.csv") as temporary:
+        pd.DataFrame([asdict(p) for p in problems], columns=["kind", "path", "message", "left_out"]).to_csv(
+            temporary, index=False
+        )
+    prepared = Prepared(target, f"{recipe.name}@{recipe.version}", one.layout, len(table), one.counts, problems)
+    write_json(
+        out / "prepare.json",
+        {
+            "recipe": recipe.name,
+            "recipe_version": recipe.version,
+            "recipe_sha256": sha256_of(recipe.path),
+            "root": str(root.absolute()),
+            "layout": one.layout,
+            "cut": cut,
+            "rows": len(table),
+            "manifest_sha256": sha256_of(target),
+            "counts": one.counts.astype(object).where(one.counts.notna(), None).to_dict("records"),
+            "problems": dict(Counter(problem.kind for problem in problems)),
+            "left_out": sum(problem.left_out for problem in problems),
+            "unverified_facts": recipe.unverified,
+        },
+    )
+    return prepared
+
+
+def _relative(path: str, out: Path) -> str:
+    """A path below the manifest's folder as relative POSIX, any other as it is."""
+    if not path:
+        return ""
+    full, folder = Path(path), out.absolute()
+    return full.relative_to(folder).as_posix() if full.is_relative_to(folder) else full.as_posix()

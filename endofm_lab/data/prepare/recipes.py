@@ -1,0 +1,342 @@
+"""Recipes: the facts about a public data set that turn its unpacked archive into rows of a manifest.
+
+One YAML file per data set in ``data_recipes/``. This module reads and checks the files; `prepare` applies them. The
+format is described in ``data_recipes/README.md``.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from endofm_lab.data.prepare.names import NamePattern
+from endofm_lab.errors import UserError
+
+ACCESS = ("open", "on request", "dead link", "yours")
+UNITS = ("image", "frame", "sequence", "video")
+BOX_FORMATS = ("csv", "voc", "coco", "yolo", "polyp-json", "cholect50-json", "counted-lines", "named-lines")
+TABLE_FORMATS = ("csv", "cholect50-json", "names", "frame-labels", "ranges")
+STATUS = ("verified", "unverified")
+
+
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML was built with libyaml
+
+
+class RecipeError(UserError):
+    """A recipe that cannot be read; the message names the file and the fact."""
+
+
+@dataclass(frozen=True)
+class Media:
+    """One kind of picture or video file. ``says`` are facts that hold for all its files (label, split, ...)."""
+
+    path: NamePattern
+    says: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Mask images beside the pictures; pixels above ``binary_above`` are the finding where masks are not binary."""
+
+    path: NamePattern
+    binary_above: int | None
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """Boxes beside the pictures (a file each) or in one file for all.
+
+    ``clamp`` is the largest overhang, as a fraction of the frame, that is put right; ``labels`` are the names behind
+    the file's classes; ``columns`` and ``picture`` say how a CSV file is read.
+    """
+
+    format: str
+    path: NamePattern
+    unit: str
+    separator: str
+    columns: Mapping[str, str]
+    picture: Mapping[str, str]
+    labels: Mapping[str, str]
+    clamp: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """A list that comes with the pictures: the row whose ``match`` columns fit a picture ``gives`` it more facts.
+
+    ``one_hot`` names columns of which those that hold 1 become labels. Format ``names`` reads no file: the names of the
+    files that answer the pattern are the list. Format ``frame-labels`` gives a video a label per frame, at ``fps``.
+    Format ``ranges`` stands in the recipe itself: name -> first and last number.
+    """
+
+    file: NamePattern
+    format: str
+    separator: str
+    header: bool
+    match: Mapping[str, str]
+    gives: Mapping[str, str]
+    says: Mapping[str, str]
+    one_hot: Sequence[str]
+    ranges: Mapping[str, Sequence[int]]
+    fps: float
+    required: bool
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which the archive lies on disk."""
+
+    name: str
+    note: str
+    unit: str
+    fps: float | None
+    media: Sequence[Media]
+    masks: Sequence[Masks]
+    boxes: Sequence[Boxes]
+    tables: Sequence[Table]
+    ignore: Sequence[NamePattern]
+    expected: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A member of a merged corpus: a recipe, which of its layouts, the folder it lies in, and the published counts."""
+
+    name: str
+    recipe: str
+    layout: str | None
+    folder: str
+    expected: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe file says; ``facts`` is the file itself as parsed, for printing."""
+
+    name: str
+    version: int
+    title: str
+    path: Path
+    facts: Mapping[str, Any]
+    layouts: Sequence[Layout] = ()
+    parts: Sequence[Part] = ()
+    device: str = ""
+    translate: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    splits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def unverified(self) -> list[str]:
+        """The facts that the file marks as unverified."""
+        return [fact for fact, status in self.facts["evidence"].items() if str(status).startswith("unverified")]
+
+
+def recipes_folder() -> Path:
+    """The folder of the recipes that come with the project: ``data_recipes/`` beside the package, or inside it."""
+    package = Path(__file__).resolve().parents[2]
+    for folder in (package.parent / "data_recipes", package / "data_recipes"):
+        if folder.is_dir():
+            return folder
+    raise RecipeError(f"no folder data_recipes/ beside {package} or in it: name one with --recipes")
+
+
+def list_recipes(folder: str | Path | None = None) -> list[Recipe]:
+    """All recipes of a folder (default: the project's), by name."""
+    folder = Path(folder) if folder else recipes_folder()
+    return [read_recipe(path) for path in sorted(folder.glob("*.yaml"))]
+
+
+def load_recipe(name: str, folder: str | Path | None = None) -> Recipe:
+    """The recipe of that name, or of that path where ``name`` ends in ``.yaml``.
+
+    Raises:
+        RecipeError: No such recipe (the known ones are named), or the file is malformed.
+    """
+    folder = Path(folder) if folder else recipes_folder()
+    path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in folder.glob("*.yaml")))
+        raise RecipeError(f"there is no recipe {name!r} in {folder}; there are: {known}")
+    return read_recipe(path)
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read and check one recipe file.
+
+    Raises:
+        RecipeError: Names the file and the fact that is missing, unknown or of the wrong kind.
+    """
+    path = Path(path)
+    try:
+        facts = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # a safe loader, plain data only
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path.name} is not readable YAML: {error}") from error
+    return _Reader(path).recipe(facts)
+
+
+_TOP = {"recipe", "version", "name", "citation", "doi", "page", "licence", "access", "access_note", "modality"}
+_TOP |= {
+    "device",
+    "names",
+    "layouts",
+    "parts",
+    "translate",
+    "splits",
+    "clips",
+    "defects",
+    "evidence",
+    "labels",
+    "about",
+}
+_NEEDED = {"recipe", "version", "name", "citation", "licence", "access", "modality", "defects", "evidence"}
+_LAYOUT = {"note", "unit", "fps", "media", "masks", "boxes", "tables", "ignore", "expected"}
+_EXPECTED = {"files", "masks", "boxes", "patients", "sequences", "labels", "splits", "labels_by_split"}
+_BOXES = {"format", "path", "unit", "separator", "columns", "picture", "labels", "clamp"}
+_TABLE = {"file", "format", "separator", "header", "match", "gives", "says", "one_hot", "ranges", "fps", "required"}
+
+
+class _Reader:
+    """Turns the parsed YAML of one file into a `Recipe`; every message begins with the file's name and the fact."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pieces: dict[str, str] = {}
+
+    def fail(self, where: str, problem: str) -> RecipeError:
+        return RecipeError(f"{self.path.name}, {where}: {problem}")
+
+    def mapping(self, value: Any, where: str, known: set[str] | None = None, needed: Iterable[str] = ()) -> dict:
+        """``value`` as a mapping, after a check of its keys."""
+        value = {} if value is None else value
+        if not isinstance(value, dict):
+            raise self.fail(where, f"expected a list of `key: value`, found {value!r}")
+        if known is not None and (strange := sorted(set(map(str, value)) - known)):
+            raise self.fail(where, f"unknown key {strange[0]!r}; known are {', '.join(sorted(known))}")
+        if missing := sorted(set(needed) - set(value)):
+            raise self.fail(where, f"{missing[0]!r} is missing")
+        return value
+
+    def texts(self, value: Any, where: str) -> dict[str, str]:
+        return {str(key): str(item) for key, item in self.mapping(value, where).items()}
+
+    def choice(self, value: Any, where: str, allowed: Sequence[str]) -> str:
+        if value not in allowed:
+            raise self.fail(where, f"{value!r} is none of {', '.join(allowed)}")
+        return str(value)
+
+    def pattern(self, template: Any, where: str) -> NamePattern:
+        if not isinstance(template, str):
+            raise self.fail(where, f"expected a pattern of file names, found {template!r}")
+        pattern = NamePattern(template, self.pieces)
+        try:
+            pattern.regex  # noqa: B018  compiles, so that a bad expression is found now
+        except UserError as error:
+            raise self.fail(where, str(error)) from error
+        return pattern
+
+    def recipe(self, facts: Any) -> Recipe:
+        facts = self.mapping(facts, "the file", _TOP, _NEEDED)
+        if facts["recipe"] != self.path.stem:
+            raise self.fail("recipe", f"{facts['recipe']!r} is not the file's name {self.path.stem!r}")
+        self.choice(facts["access"], "access", ACCESS)
+        for fact, status in self.mapping(facts["evidence"], "evidence").items():
+            if not str(status).startswith(STATUS):
+                raise self.fail(f"evidence.{fact}", f"{status!r} begins with neither 'verified' nor 'unverified'")
+        if ("layouts" in facts) == ("parts" in facts):
+            raise self.fail("layouts", "a recipe has either `layouts` (a data set) or `parts` (a merged corpus)")
+        for name, piece in self.mapping(facts.get("names"), "names").items():
+            piece = self.mapping(piece, f"names.{name}", {"meaning", "is", "example"}, {"meaning", "example"})
+            self.pieces[name] = str(piece.get("is", "[^/]+"))
+        return Recipe(
+            name=facts["recipe"],
+            version=int(facts["version"]),
+            title=str(facts["name"]),
+            path=self.path,
+            facts=facts,
+            layouts=tuple(self.layout(n, v) for n, v in self.mapping(facts.get("layouts"), "layouts").items()),
+            parts=tuple(self.part(n, v) for n, v in self.mapping(facts.get("parts"), "parts").items()),
+            device=str(facts.get("device", "")),
+            translate={k: self.texts(v, f"translate.{k}") for k, v in self.mapping(facts.get("translate"), "").items()},
+            splits={k: self.split(k, v) for k, v in self.mapping(facts.get("splits"), "splits").items()},
+        )
+
+    def layout(self, name: str, value: Any) -> Layout:
+        where = f"layouts.{name}"
+        value = self.mapping(value, where, _LAYOUT, {"note", "unit", "media"})
+        expected = self.mapping(value.get("expected"), f"{where}.expected", _EXPECTED)
+        fps = value.get("fps")
+        return Layout(
+            name=name,
+            note=str(value["note"]),
+            unit=self.choice(value["unit"], f"{where}.unit", UNITS),
+            fps=None if fps is None else float(fps),
+            media=tuple(self.media(item, f"{where}.media") for item in _list(value["media"])),
+            masks=tuple(self.masks(item, f"{where}.masks") for item in _list(value.get("masks"))),
+            boxes=tuple(self.boxes(item, f"{where}.boxes") for item in _list(value.get("boxes"))),
+            tables=tuple(self.table(item, f"{where}.tables") for item in _list(value.get("tables"))),
+            ignore=tuple(self.pattern(item, f"{where}.ignore") for item in _list(value.get("ignore"))),
+            expected=expected,
+        )
+
+    def media(self, value: Any, where: str) -> Media:
+        if isinstance(value, str):
+            return Media(self.pattern(value, where), {})
+        says = self.texts(value, where)
+        if "path" not in says:
+            raise self.fail(where, "'path' is missing")
+        return Media(self.pattern(says.pop("path"), where), says)
+
+    def masks(self, value: Any, where: str) -> Masks:
+        value = {"path": value} if isinstance(value, str) else self.mapping(value, where, {"path", "binary_above"})
+        return Masks(self.pattern(value.get("path"), where), value.get("binary_above"))
+
+    def boxes(self, value: Any, where: str) -> Boxes:
+        value = self.mapping(value, where, _BOXES, {"format", "path"})
+        columns = self.texts(value.get("columns"), f"{where}.columns")
+        form = self.choice(value["format"], f"{where}.format", BOX_FORMATS)
+        if form == "csv" and not {"x1", "y1", "x2", "y2"} <= set(columns):
+            raise self.fail(f"{where}.columns", "a CSV file of boxes needs the columns of x1, y1, x2 and y2")
+        return Boxes(
+            format=form,
+            path=self.pattern(value["path"], where),
+            unit=self.choice(value.get("unit", "pixel"), f"{where}.unit", ("pixel", "fraction")),
+            separator=str(value.get("separator", ",")),
+            columns=columns,
+            picture=self.texts(value.get("picture"), f"{where}.picture"),
+            labels=self.texts(value.get("labels"), f"{where}.labels"),
+            clamp=float(value.get("clamp", 0)),
+        )
+
+    def table(self, value: Any, where: str) -> Table:
+        value = self.mapping(value, where, _TABLE)
+        if ("file" in value) == ("ranges" in value):
+            raise self.fail(where, "a list has either `file` or `ranges`")
+        return Table(
+            file=self.pattern(value.get("file", ""), where),
+            format=self.choice(value.get("format", "csv"), f"{where}.format", TABLE_FORMATS),
+            separator=str(value.get("separator", ",")),
+            header=bool(value.get("header", True)),
+            match=self.texts(value.get("match"), f"{where}.match"),
+            gives=self.texts(value.get("gives"), f"{where}.gives"),
+            says=self.texts(value.get("says"), f"{where}.says"),
+            one_hot=tuple(map(str, _list(value.get("one_hot")))),
+            ranges={str(k): tuple(v) for k, v in self.mapping(value.get("ranges"), f"{where}.ranges").items()},
+            fps=float(value.get("fps", 25)),
+            required=bool(value.get("required", True)),
+        )
+
+    def split(self, name: str, value: Any) -> dict[str, Any]:
+        """An official split: its note, whether it is the default, and, where it is short, the ids on each side."""
+        value = self.mapping(value, f"splits.{name}", {"note", "default", "by", "sides", "leaks"}, {"note"})
+        self.mapping(value.get("sides"), f"splits.{name}.sides")
+        return value
+
+    def part(self, name: str, value: Any) -> Part:
+        value = self.mapping(value, f"parts.{name}", {"recipe", "layout", "folder", "expected", "note"}, {"recipe"})
+        expected = self.mapping(value.get("expected"), f"parts.{name}.expected", _EXPECTED | {"clips", "frames"})
+        return Part(name, str(value["recipe"]), value.get("layout"), str(value.get("folder", name)), expected)
+
+
+def _list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]

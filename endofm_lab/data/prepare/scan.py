@@ -1,0 +1,266 @@
+"""What lies on disk: the files below a root, whether each can be read, and a journal so that nothing is read twice."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+
+from endofm_lab.data.prepare.names import normal
+from endofm_lab.errors import VideoError
+from endofm_lab.files import sha256_of
+from endofm_lab.video.reader import open_video
+
+IMAGE_FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WEBP",
+}
+VIDEO_FORMATS = {
+    ".avi": "AVI",
+    ".mp4": "MP4",
+    ".m4v": "MP4",
+    ".mov": "MP4",
+    ".mpg": "MPEG",
+    ".mpeg": "MPEG",
+    ".mkv": "Matroska",
+    ".webm": "Matroska",
+    ".wmv": "ASF",
+}
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".part", ".crdownload")
+_RUBBISH = ("__MACOSX/", ".DS_Store", "Thumbs.db", "desktop.ini", "._")
+_SIGNATURES = [(b"\x1aE\xdf\xa3", 0, "Matroska"), (b"ftyp", 4, "MP4"), (b"moov", 4, "MP4"), (b"mdat", 4, "MP4")]
+_SIGNATURES += ((b"AVI ", 8, "AVI"), (b"\0\0\1\xba", 0, "MPEG"), (b"\0\0\1\xb3", 0, "MPEG"), (b"0&\xb2u", 0, "ASF"))
+
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something found on disk that is not as it should be; ``left_out`` where it keeps the file from the manifest."""
+
+    kind: str
+    path: str
+    message: str
+    left_out: bool
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """What reading one file told; ``error`` is empty where it could be read. A picture has one frame and no fps."""
+
+    path: str
+    size_bytes: int
+    modified_ns: int
+    sha256: str = ""
+    format: str = ""
+    width_px: int = 0
+    height_px: int = 0
+    n_frames: int = 0
+    fps: float = 0.0
+    duration_s: float = 0.0
+    error: str = ""
+
+
+def walk(root: Path) -> tuple[list[str], list[Problem]]:
+    """All files below ``root`` as sorted relative POSIX paths, and what was refused.
+
+    Links that lead out of the root are refused by name, links to folders inside it are not followed (their files are
+    found where they are), and names that are not Unicode cannot be written into a manifest. Files that operating
+    systems leave behind (``.DS_Store``, ``__MACOSX``) are passed over.
+    """
+    files, problems, real_root = [], [], root.resolve()
+    for folder, folders, names in os.walk(root, onerror=lambda error: problems.append(_unreadable(error))):
+        here = Path(folder)
+        for name in [*folders, *names]:
+            path = here / name
+            relative = path.relative_to(root).as_posix()
+            printable = relative.encode("utf-8", "backslashreplace").decode()
+            if any(normal(f"/{relative}").find(f"/{rubbish}") >= 0 for rubbish in _RUBBISH):
+                continue
+            if path.is_symlink():
+                target = path.resolve()
+                if not target.is_relative_to(real_root):
+                    message = "is a symbolic link out of the root: copy the file in, or start at the folder it is in"
+                    problems.append(Problem("link out of the root", printable, message, True))
+                    continue
+                if target.is_dir():
+                    problems.append(Problem("link to a folder", printable, "is not followed", False))
+                    continue
+                if not target.exists():
+                    problems.append(Problem("broken link", printable, "leads nowhere", True))
+                    continue
+            if name in folders:
+                continue
+            if printable != relative:
+                problems.append(Problem("name is not Unicode", printable, "unpack with the right code page", True))
+                continue
+            files.append(relative)
+        folders[:] = [name for name in folders if f"{name}/" not in _RUBBISH and not (here / name).is_symlink()]
+    return sorted(files), problems
+
+
+def _unreadable(error: OSError) -> Problem:
+    return Problem("folder cannot be read", str(error.filename), str(error.strerror), True)
+
+
+def is_media(path: str) -> bool:
+    """Whether the ending is that of a picture or a video."""
+    ending = Path(path).suffix.lower()
+    return ending in IMAGE_FORMATS or ending in VIDEO_FORMATS
+
+
+def is_video(path: str) -> bool:
+    """Whether the ending is that of a video file."""
+    return Path(path).suffix.lower() in VIDEO_FORMATS
+
+
+def read_facts(root: Path, path: str) -> FileFacts:
+    """Read one picture or video fully enough to know that it works, and take its fingerprint.
+
+    A picture is decoded whole; of a video the index is read and its first and last frame are decoded.
+    """
+    full = root / path
+    stat = full.stat()
+    facts = FileFacts(path, stat.st_size, stat.st_mtime_ns)
+    if stat.st_size == 0:
+        return _with(facts, error="is empty (0 bytes)")
+    try:
+        return _video_facts(full, facts) if is_video(path) else _image_facts(full, facts)
+    except OSError as error:
+        return _with(facts, error=str(error))
+
+
+def _image_facts(full: Path, facts: FileFacts) -> FileFacts:
+    data = full.read_bytes()
+    facts = _with(facts, sha256=hashlib.sha256(data).hexdigest())
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            form, (width, height) = image.format or "", image.size
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return _with(facts, error=_plain(error))
+    return _with(facts, format=form, width_px=width, height_px=height, n_frames=1)
+
+
+def _video_facts(full: Path, facts: FileFacts) -> FileFacts:
+    with full.open("rb") as file:
+        head = file.read(16)
+    found = [form for signature, at, form in _SIGNATURES if head[at : at + 4] == signature]
+    facts = _with(facts, sha256=sha256_of(full), format=found[0] if found else "")
+    try:
+        with open_video(full) as video:
+            info = video.info
+            video.read([0, info.n_frames - 1])
+    except VideoError as error:
+        return _with(facts, error=error.reason)
+    return _with(
+        facts,
+        width_px=info.width_px,
+        height_px=info.height_px,
+        n_frames=info.n_frames,
+        fps=float(info.fps),
+        duration_s=info.duration_s,
+    )
+
+
+def _plain(error: Exception) -> str:
+    """The message of Pillow without the address of the buffer that it names."""
+    return "is not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
+
+
+def _with(facts: FileFacts, **changes: Any) -> FileFacts:
+    return FileFacts(**(asdict(facts) | changes))
+
+
+def wrong_ending(facts: FileFacts) -> str:
+    """A sentence where the content is of another format than the ending says, else nothing."""
+    expected = (IMAGE_FORMATS | VIDEO_FORMATS).get(Path(facts.path).suffix.lower(), "")
+    if facts.error or not facts.format or facts.format == expected:
+        return ""
+    return f"is {facts.format} although its ending says {expected}; read as {facts.format}"
+
+
+class Journal:
+    """One JSON object per line, appended as work is done; a line cut short by a crash is passed over.
+
+    Args:
+        path: The file; what it holds is in ``done`` by ``key``, the last line with a key counts.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.done: dict[str, dict[str, Any]] = {}
+        whole = True
+        if path.is_file():
+            text = path.read_bytes()
+            whole = text.endswith(b"\n") or not text
+            for line in text.splitlines():
+                try:
+                    entry = json.loads(line)
+                    self.done[entry["key"]] = entry["value"]
+                except (ValueError, KeyError, TypeError):
+                    continue
+        self._file = path.open("a", encoding="utf-8")
+        if not whole:
+            self._file.write("\n")
+
+    def add(self, key: str, value: dict[str, Any]) -> None:
+        """Note that ``key`` is done; on disk when this returns."""
+        self.done[key] = value
+        self._file.write(json.dumps({"key": key, "value": value}) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+
+
+def stamp(full: Path) -> str:
+    """Size and time of the last change: while it stays the same the file is taken to be unchanged."""
+    stat = full.stat()
+    return f"{stat.st_size}:{stat.st_mtime_ns}"
+
+
+def in_parallel(
+    work: Callable[[Item], dict[str, Any]],
+    items: Iterable[tuple[str, Item]],
+    journal: Journal,
+    workers: int,
+    what: str,
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(key, result) of ``work`` for every (key, item): from the journal where it has the key, else done in threads.
+
+    Decoding, hashing and encoding let go of Python's lock, so that threads keep all cores busy.
+    """
+    todo = []
+    for key, item in items:
+        if key in journal.done:
+            yield key, journal.done[key]
+        else:
+            todo.append((key, item))
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        futures = {pool.submit(work, item): key for key, item in todo}
+        try:
+            for future in tqdm(as_completed(futures), total=len(futures), desc=what, disable=None, leave=False):
+                key = futures[future]
+                journal.add(key, future.result())
+                yield key, journal.done[key]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -1,0 +1,1 @@
+"""Fine-tuning on a manifest, and the evaluation of finished models."""

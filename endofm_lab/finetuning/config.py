@@ -1,0 +1,129 @@
+"""What a fine-tuning is asked to do: task, method, start and budget, checked; and the released recipe as a preset."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, get_args
+
+from endofm_lab.data.manifest import read_manifest
+from endofm_lab.errors import UserError
+from endofm_lab.finetuning.start import Start
+from endofm_lab.tasks.examples import Task
+from endofm_lab.tasks.phases import Smoother
+
+Method = Literal["full", "frozen", "ST-Adapter", "attentive probe", "linear probe", "knn"]
+Head = Literal["light", "transunet", "stft"]
+HEADS = {"classification": "label", "segmentation": "mask", "detection": "box", "phases": "phase"}
+_METHODS = {
+    "classification": get_args(Method),
+    "segmentation": ("full", "frozen", "ST-Adapter"),
+    "detection": ("full", "frozen", "ST-Adapter"),
+    "phases": ("full", "frozen", "ST-Adapter", "attentive probe"),
+}
+_TASK_OF_HEAD = {"transunet": "segmentation", "stft": "detection"}
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """What is trained on what, and how. Two runs can be compared if their manifests and test settings agree.
+
+    Attributes:
+        manifest: with the splits train, val and test.
+        out: folder of the run.
+        task: what the head answers.
+        method: "full" trains everything, "frozen" the head alone, "ST-Adapter" the head and small modules that mix
+            neighbouring frames in a frozen image transformer, "attentive probe" a head that attends to all frozen
+            tokens; "linear probe" (logistic regression) and "knn" (nearest neighbours) answer classes from frozen CLS
+            tokens, without any random choice.
+        head: "light" reads patch tokens; "transunet" (segmentation) and "stft" (detection) are the heads of the paper.
+        start: where the weights come from.
+        label: column of the manifest that holds the class.
+        several_labels: cells of that column hold any number of labels, joined by ``|``.
+        seeds: one training for each; results are means over them.
+        steps: updates.
+        batch: clips per update.
+        lr: at the end of the warm-up (a tenth of the steps); falls to 1 % along a cosine.
+        weight_decay: of matrices and kernels.
+        layer_decay: the learning rate of a layer is this times that of the layer above it (Clark et al. 2020).
+        optimiser: AdamW, or SGD with momentum 0.9.
+        validate_every: steps between validations.
+        clips: per row at validation and test, their scores averaged; for classification.
+        step_s: seconds from one answer to the next in a long video; for phases.
+        smoother: of the answers over time; "causal" sees the past only, "offline" the whole video; for phases.
+        shared_patients: "refuse" a manifest with patients in two splits, or "accept" it and say so in the run.
+        split_name: "manifest" for its column ``split``, or the name of a further one (column ``split_NAME``), such as
+            "released" for the lists of a paper.
+        precision: of the training's arithmetic.
+        workers: processes that load data.
+    """
+
+    manifest: Path
+    out: Path
+    task: Task = "classification"
+    method: Method = "full"
+    head: Head = "light"
+    start: Start = field(default_factory=Start)
+    label: str = "label"
+    several_labels: bool = False
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 300
+    batch: int = 8
+    lr: float = 5e-4
+    weight_decay: float = 0.05
+    layer_decay: float = 0.75
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    validate_every: int = 50
+    clips: int = 3
+    step_s: float = 1.0
+    smoother: Smoother = "causal"
+    shared_patients: Literal["refuse", "accept"] = "refuse"
+    split_name: str = "manifest"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.task not in HEADS:
+            raise UserError(f"The task is {self.task!r}; choose one of {', '.join(HEADS)}.")
+        if self.method not in _METHODS[self.task]:
+            raise UserError(f"The method is {self.method!r}; {self.task} has {', '.join(_METHODS[self.task])}.")
+        if self.head not in get_args(Head) or _TASK_OF_HEAD.get(self.head, self.task) != self.task:
+            raise UserError(
+                f"The head is {self.head!r} for {self.task}; choose 'light', 'transunet' for segmentation, 'stft' for "
+                "detection."
+            )
+        if self.head == "transunet" and self.method != "full":
+            raise UserError(f"The method is {self.method!r}, but a transunet has a new stem to learn: choose 'full'.")
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"seeds are {list(self.seeds)}; give at least one, all different.")
+        if self.validate_every < 1 or self.clips < 1:
+            raise UserError(f"validate_every is {self.validate_every} and clips {self.clips}; both must be above 0.")
+        if not self.step_s > 0 or self.smoother not in get_args(Smoother):
+            raise UserError(
+                f"step_s is {self.step_s} (above 0) and smoother {self.smoother!r} ({', '.join(get_args(Smoother))})."
+            )
+        if not 0 < self.layer_decay <= 1 or not self.lr > 0:
+            raise UserError(
+                f"layer_decay is {self.layer_decay} (0 to 1) and lr {self.lr} (above 0); give such numbers."
+            )
+
+
+def polypdiag(manifest: Path, out: Path, start: str) -> FinetuneConfig:
+    """The released recipe of PolypDiag: full fine-tuning, 8 frames 32 apart, SGD, 20 epochs of batches of 4.
+
+    The learning rate is 1e-3 x batch / 256. Normalisation stays that of the weights (the released code changes it), and
+    the epoch is chosen on validation (there: on test).
+    """
+    rows = len(read_manifest(manifest).rows("train"))
+    epoch = max(1, math.ceil(rows / 4))
+    return FinetuneConfig(
+        manifest,
+        out,
+        start=Start(start, n_frames=8, stride=32),
+        steps=20 * epoch,
+        batch=4,
+        lr=1e-3 * 4 / 256,
+        weight_decay=0.0,
+        layer_decay=1.0,
+        optimiser="sgd",
+        validate_every=epoch,
+    )

@@ -1,0 +1,259 @@
+"""Fine-tuning on a manifest, as a generator: trained on train, chosen on validation, tested once, a run to compare.
+
+A run folder holds ``config.json``; per seed ``seed-<n>/`` with log, checkpoints, the score of every validation, the
+chosen weights, the test's predictions and the model; and, last, the files of ``runs.run``.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from endofm_lab.data.audit.audit import audit
+from endofm_lab.data.manifest import Manifest
+from endofm_lab.errors import ManifestError, UserError
+from endofm_lab.files import atomic_path, read_json, write_json
+from endofm_lab.finetuning.config import HEADS, FinetuneConfig
+from endofm_lab.finetuning.fitting import Choice, Fit
+from endofm_lab.metrics.calibration import fit_temperature
+from endofm_lab.model.card import HeadSpec, Metric
+from endofm_lab.model.loading.load import save_model
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, measured, write_run
+from endofm_lab.tasks.examples import (
+    SPLITS,
+    Example,
+    head_of,
+    read_examples,
+    read_split,
+    refuse_shared_patients,
+    targets_of,
+)
+from endofm_lab.tasks.phases import phase_table
+from endofm_lab.tasks.scoring import answers, clip_scores
+from endofm_lab.training.loop import Record
+
+# Validation chooses by this number, the earliest of equals wins. AUC is finer than F1 where patients are few.
+CHOSEN_BY = {"classification": "auc", "segmentation": "dice", "detection": "ap50", "phases": "accuracy"}
+
+
+def finetune(config: FinetuneConfig, resume: bool = False) -> Iterator[Record]:
+    """Train, choose, test and write the run.
+
+    A run that was stopped goes on with ``resume``: on CPU in float32 its numbers are, bit for bit, those of a run that
+    was never stopped.
+
+    Yields:
+        One record per seed at its start ("seed", "initialisation", "split", "audit": all in words); one per training
+        step ("seed", "step", "loss", ..., and "validation" where it was measured) or per candidate of a probe ("seed",
+        "l2" or "k", "validation"); and one per seed at its end ("seed", "chosen", "validation", "test": metrics by
+        name).
+
+    Raises:
+        UserError: bad data (refused by name, with the count), ``out`` holds another run, or this one without
+            ``resume``.
+    """
+    job = _Job.open(config, resume)
+    if (config.out / REPORT).is_file():
+        return
+    for seed in config.seeds:
+        if not (job.folder(seed) / PREDICTIONS).is_file():
+            yield from job.one_seed(seed)
+    job.finish()
+
+
+@dataclass
+class _Job:
+    """A run under way."""
+
+    config: FinetuneConfig
+    manifest: Manifest
+    head: HeadSpec
+    examples: dict[str, list[Example]]
+    verdict: str
+    leaks: list[str]
+
+    @classmethod
+    def open(cls, config: FinetuneConfig, resume: bool) -> "_Job":
+        manifest = read_split(config.manifest, config.split_name)
+        if config.shared_patients == "refuse":
+            refuse_shared_patients(manifest)
+        found = audit(manifest, progress=False)
+        if missing := sorted(set(SPLITS) - set(manifest.table["split"])):
+            raise ManifestError(
+                f"The split {config.split_name!r} has no rows of {', '.join(missing)}, but training needs all three: "
+                f"validation chooses, never test. Make them with `endofm-lab data split`. Audit: {found.verdict}"
+            )
+        head = head_of(manifest, config.task, config.label, config.several_labels)
+        if config.method == "attentive probe":
+            head = replace(head, pooling="attention")
+        if config.head != "light":
+            head = replace(head, form=config.head)
+        examples = {split: read_examples(manifest, split, head, config.label) for split in SPLITS}
+        leaks = [finding.message for finding in found.findings if finding.severity == "leak"]
+        _claim(config, manifest.fingerprint, resume)
+        return cls(config, manifest, head, examples, found.verdict, leaks)
+
+    @property
+    def name(self) -> str:
+        return HEADS[self.config.task]
+
+    @property
+    def method(self) -> str:
+        """The method in words."""
+        words = _METHOD_NAMES[self.config.method]
+        words += _HEAD_NAMES.get(self.config.head, "")
+        return f"{words}, {_SMOOTHER_NAMES[self.config.smoother]}" if self.config.task == "phases" else words
+
+    def folder(self, seed: int) -> Path:
+        return self.config.out / f"seed-{seed}"
+
+    def one_seed(self, seed: int) -> Iterator[Record]:
+        """Train, choose and test with one seed."""
+        config, folder = self.config, self.folder(seed)
+        torch.manual_seed(seed)
+        model = config.start.build(self.name, self.head, seed, adapters=config.method == "ST-Adapter").eval()
+        write_json(folder / "start.json", model.card.initialisation)
+        yield {
+            "seed": seed,
+            "initialisation": model.card.initialisation["words"],
+            "split": f"{config.split_name}: {', '.join(f'{len(rows)} {name}' for name, rows in self.examples.items())}",
+            "audit": self.verdict,
+        }
+        fit = Fit(config, seed, model, self.name, self.examples, folder, self.table, self._score)
+        choice: Choice
+        if config.method == "knn":
+            choice, table = yield from fit.knn()
+        else:
+            choice = yield from fit.linear_probe() if config.method == "linear probe" else fit.train()
+            self._calibrate(model)
+            table = self.table(model, "test")
+        metrics = self._metrics(table)
+        if config.method != "knn":  # a bank of neighbours is no model
+            self._save(seed, model, metrics)
+        with atomic_path(folder / PREDICTIONS) as temporary:
+            table.to_parquet(temporary, index=False)
+        yield {"seed": seed, "chosen": choice.chosen, "validation": choice.validation, "test": metrics}
+
+    def table(self, model: VideoModel, split: str) -> pd.DataFrame:
+        """Truth and answers of a split; see ``runs.run``."""
+        config, examples = self.config, self.examples[split]
+        if config.task != "phases":
+            return answers(model, self.name, examples, config.clips)
+        return phase_table(model, self.name, examples, self.examples["train"], config.step_s, config.smoother)
+
+    def finish(self) -> None:
+        """Write the run that compares."""
+        config, manifest = self.config, self.manifest
+        tables = []
+        for seed in config.seeds:
+            table = pd.read_parquet(self.folder(seed) / PREDICTIONS)
+            table.insert(0, "seed", seed)
+            tables.append(table)
+        protocol: dict[str, Any] = {
+            "dataset": ", ".join(sorted(set(manifest.table["dataset"]))),
+            "chosen_on": "validation",
+            "classes": ", ".join(self.head.classes),
+            **{split: Manifest(manifest.rows(split), manifest.root).fingerprint for split in ("train", "val")},
+        }
+        if config.task == "classification":
+            protocol |= {"label": config.label, "clips": config.clips}
+        if config.task == "phases":
+            protocol |= {"label": config.label, "step_s": config.step_s}
+        run = Run(
+            run=config.out.name,
+            task=config.task,
+            method=self.method,
+            initialisation=read_json(self.folder(config.seeds[0]) / "start.json")["words"],
+            seeds=config.seeds,
+            protocol=protocol,
+            test={
+                "fingerprint": Manifest(manifest.rows("test"), manifest.root).fingerprint,
+                "split": config.split_name,
+            },
+            audit={"findings": self.leaks, "verdict": self.verdict},
+            predictions=pd.concat(tables, ignore_index=True),
+        )
+        write_run(config.out, run)
+
+    def _metrics(self, table: pd.DataFrame) -> dict[str, float]:
+        """The task's metrics on all rows of one seed's table."""
+        patients, metrics = measured(self.config.task, table)
+        return {name: float(np.ravel(value)[0]) for name, value in metrics(np.ones((1, len(patients)))).items()}
+
+    def _score(self, table: pd.DataFrame) -> float:
+        name = CHOSEN_BY[self.config.task]
+        value = self._metrics(table)[name]
+        if math.isnan(value):
+            raise UserError(
+                f"{name} is not defined on the validation rows, so they can choose nothing: they lack a class, or "
+                "every finding. Move patients between the splits."
+            )
+        return value
+
+    def _calibrate(self, model: VideoModel) -> None:
+        """Temperature scaling of exclusive classes on validation; it changes no ranking within a clip."""
+        if self.config.task != "classification" or self.head.kind != "multiclass":
+            return
+        scores = clip_scores(model, self.name, self.examples["val"], self.config.clips)  # (N, clips, K)
+        target = targets_of(self.examples["val"]).repeat(self.config.clips)
+        scaling = fit_temperature(target, np.log(np.clip(scores, 1e-12, 1)).reshape(len(target), -1))
+        heads = {self.name: replace(self.head, temperature=scaling.temperature)}
+        model.card = replace(model.card, heads=heads)
+
+    def _save(self, seed: int, model: VideoModel, metrics: dict[str, float]) -> None:
+        """The model with a card that says what it was trained on and what it reached."""
+        config = self.config
+        names = ", ".join(sorted(set(self.manifest.table["dataset"])))
+        model.card = replace(
+            model.card,
+            name=f"{config.task} on {names} ({self.method})",
+            data={
+                "description": names,
+                "fingerprint": self.manifest.fingerprint,
+                "generated": self.manifest.generated,
+                "split": f"{config.split_name}: trained on train, chosen on validation, tested once on test",
+            },
+            audit=self.verdict,
+            metrics=tuple(
+                Metric(name=name, value=value, data=names, split="test", seed=seed)
+                for name, value in metrics.items()
+                if not math.isnan(value)
+            ),
+        )
+        save_model(model, self.folder(seed) / "model")
+
+
+_METHOD_NAMES = {
+    "full": "full fine-tuning",
+    "frozen": "head on frozen backbone",
+    "ST-Adapter": "ST-Adapter",
+    "attentive probe": "attentive probe",
+    "linear probe": "linear probe",
+    "knn": "nearest neighbours",
+}
+_HEAD_NAMES = {"transunet": ", TransUNet head", "stft": ", FCOS head with STFT"}
+_SMOOTHER_NAMES = {"none": "not smoothed", "causal": "causal smoother", "offline": "offline smoother"}
+
+
+def _claim(config: FinetuneConfig, fingerprint: str, resume: bool) -> None:
+    """Make ``out`` ours: new, or the same run that is resumed."""
+    path = config.out / "config.json"
+    request = {**asdict(config), "manifest": str(config.manifest), "manifest_fingerprint": fingerprint}
+    request.pop("out")
+    request["seeds"] = list(config.seeds)
+    if not path.is_file():
+        if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+            raise UserError(f"{config.out} holds something else than a run: choose a new folder.")
+        write_json(path, request)
+        return
+    if not resume:
+        raise UserError(f"{config.out} holds a run already; resume it, or choose another folder.")
+    there = read_json(path)
+    if other := sorted(key for key in request if there.get(key) != request[key]):
+        raise UserError(f"{config.out} holds a run with other settings ({', '.join(other)}); choose another folder.")

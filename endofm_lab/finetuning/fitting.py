@@ -1,0 +1,231 @@
+"""How one model is fitted to a task: trained step by step, or solved on frozen features; validation chooses."""
+
+import math
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from endofm_lab.files import atomic_path, read_json, write_json
+from endofm_lab.finetuning.config import FinetuneConfig
+from endofm_lab.metrics.probes import L2, NEIGHBOURS, fit_linear, knn_scores, linear_scores
+from endofm_lab.model.adapters import is_adapter
+from endofm_lab.model.frame import FrameBackbone
+from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
+from endofm_lab.model.paper.detector import StftBoxHead
+from endofm_lab.model.paper.hybrid import HybridTransformer
+from endofm_lab.model.paper.transunet import TransUNetHead
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.tasks.clips import Batch, ClipData
+from endofm_lab.tasks.examples import Example, targets_of
+from endofm_lab.tasks.scoring import class_table, clip_features
+from endofm_lab.training.checkpoints import Checkpoints
+from endofm_lab.training.loop import CHECKPOINTS, LoopConfig, Record, Trainable, parameter_groups, train
+from endofm_lab.training.schedules import cosine
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What validation chose (by name: a step, a penalty, a number of neighbours), and its score."""
+
+    chosen: dict[str, float]
+    validation: float
+
+
+class HeadTraining(Trainable):
+    """A model of which everything learns one task, or with ``frozen`` the head alone, and adapters where it has them.
+
+    The loss is the head's own.
+    """
+
+    def __init__(self, model: VideoModel, head: str, frozen: bool) -> None:
+        super().__init__()
+        self.model, self.head, self.frozen = model, head, frozen
+        for name, parameter in model.backbone.named_parameters():
+            parameter.requires_grad_(not frozen or is_adapter(name))
+
+    def train(self, mode: bool = True) -> "HeadTraining":
+        """A frozen backbone stays as it is in evaluation: no drop path."""
+        super().train(mode)
+        if self.frozen:
+            self.model.backbone.eval()
+        return self
+
+    def forward(self, batch: Batch, part: Any, step: int) -> dict[str, Tensor]:
+        """The loss of a batch as ``ClipData.collate`` makes it."""
+        head, logits = self.model.heads[self.head], self.model(batch["clip"]).logits[self.head]
+        if isinstance(head, BoxHead | StftBoxHead):
+            return {"loss": head.loss(logits, batch["boxes"], batch["labels"])}
+        if isinstance(head, MaskHead | TransUNetHead):
+            return {"loss": head.loss(logits, batch["mask"])}
+        return {"loss": ClipClassifier.loss(logits, batch["target"])}
+
+
+def set_linear(model: VideoModel, head_name: str, weight: Tensor, bias: Tensor) -> None:
+    """Put a linear probe into a model's head."""
+    head = model.heads[head_name]
+    assert isinstance(head, ClipClassifier)
+    with torch.no_grad():
+        head.linear.weight.copy_(weight)
+        head.linear.bias.copy_(bias)
+
+
+def layer_groups(model: VideoModel, decay: float) -> list[dict[str, Any]]:
+    """Groups for the optimiser: ``lr_scale`` is 1 for heads and last norm, ``decay`` for the last block, ``decay`` ** 2
+    for the one before, and so on down to the embeddings. A convolutional stem is as new as the heads: 1.
+    """
+    backbone = model.backbone
+    assert not isinstance(backbone, FrameBackbone)
+    embeddings = nn.ParameterList(
+        p for name, p in backbone.named_parameters() if not name.startswith(("blocks.", "norm."))
+    )
+    top, blocks = nn.ModuleList([model.heads, backbone.norm]), reversed(list(backbone.blocks))
+    hybrid = isinstance(backbone, HybridTransformer)
+    layers = [nn.ModuleList([top, embeddings]), *blocks] if hybrid else [top, *blocks, embeddings]
+    return [
+        {**group, "lr_scale": decay**depth}
+        for depth, layer in enumerate(layers)
+        for group in parameter_groups(layer)
+        if group["params"]
+    ]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One model on its way.
+
+    Attributes:
+        config: what was asked for.
+        seed: of everything random.
+        model: fitted in place.
+        head: the name of the head that learns.
+        examples: rows by split.
+        folder: of this seed: log, checkpoints, validations, chosen weights.
+        table: truth and answers of a model on a split, as ``runs.run`` describes it.
+        score: the number that chooses, from such a table.
+    """
+
+    config: FinetuneConfig
+    seed: int
+    model: VideoModel
+    head: str
+    examples: dict[str, list[Example]]
+    folder: Path
+    table: Callable[[VideoModel, str], pd.DataFrame]
+    score: Callable[[pd.DataFrame], float]
+
+    def train(self) -> Generator[Record, None, Choice]:
+        """Train by gradient, validate every so often, and end with the weights of the best validation."""
+        config, model = self.config, self.model
+        training = HeadTraining(model, self.head, frozen=config.method != "full")
+        groups = layer_groups(model, config.layer_decay)
+        optimiser: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=config.lr)
+        if config.optimiser == "sgd":
+            optimiser = torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+        kept = _Kept(self.folder)
+
+        def validate(done: int) -> Record:
+            if done % config.validate_every and done != config.steps:
+                return {}
+            training.eval()
+            device = next(model.parameters()).device.type
+            with torch.autocast(device, _DTYPES[config.precision], enabled=config.precision != "float32"):
+                score = self.score(self.table(model, "val"))
+            training.train()
+            kept.add(done, score, model)
+            return {"validation": score}
+
+        def schedule(step: int) -> dict[str, float]:
+            lr = cosine(step, config.lr, 0.01 * config.lr, config.steps, warmup=config.steps // 10)
+            return {"lr": lr, "weight_decay": config.weight_decay}
+
+        # A run can be stopped after a step and before its validation: what is missing is measured first.
+        state = Checkpoints(self.folder / CHECKPOINTS).load(training, optimiser)
+        if state and state["step"] not in kept.scores:
+            validate(state["step"])
+        loop = LoopConfig(
+            steps=config.steps,
+            batch=config.batch,
+            precision=config.precision,
+            clip=1.0,
+            seed=self.seed,
+            save_every=config.validate_every,
+            workers=config.workers,
+        )
+        data = ClipData(self.examples["train"], model.card.clip, model.card.input, model.card.heads[self.head])
+        for record in train(training, optimiser, schedule, data, loop, self.folder, lambda step: validate(step + 1)):
+            yield {"seed": self.seed, **record}
+        model.load_state_dict(load_file(self.folder / _Kept.WEIGHTS))
+        model.eval()
+        return kept.best
+
+    def linear_probe(self) -> Generator[Record, None, Choice]:
+        """Logistic regression on CLS, its penalty chosen; no random choice."""
+        head = self.model.card.heads[self.head]
+        features = {
+            split: clip_features(self.model, self.examples[split], self.config.clips) for split in ("train", "val")
+        }
+        target = torch.from_numpy(targets_of(self.examples["train"])).repeat_interleave(self.config.clips, dim=0)
+        best, solution = Choice({}, -math.inf), None
+        for l2 in L2:
+            weight, bias = fit_linear(features["train"].flatten(0, 1), target, len(head.classes), l2)
+            scores = linear_scores(features["val"], weight, bias, head)
+            validation = self.score(class_table(self.examples["val"], scores, head))
+            yield {"seed": self.seed, "l2": l2, "validation": validation}
+            if validation > best.validation:
+                best, solution = Choice({"l2": l2}, validation), (weight, bias)
+        assert solution is not None
+        set_linear(self.model, self.head, *solution)
+        return best
+
+    def knn(self) -> Generator[Record, None, tuple[Choice, pd.DataFrame]]:
+        """Nearest neighbours of CLS, their number chosen; also returns the table of the test, as no head holds it."""
+        head = self.model.card.heads[self.head]
+        features = {split: clip_features(self.model, rows, self.config.clips) for split, rows in self.examples.items()}
+        target = targets_of(self.examples["train"])
+
+        def answers(split: str, k: int) -> pd.DataFrame:
+            scores = knn_scores(features["train"], target, features[split], len(head.classes), k)
+            return class_table(self.examples[split], scores, head)
+
+        best = Choice({}, -math.inf)
+        for k in NEIGHBOURS:
+            validation = self.score(answers("val", k))
+            yield {"seed": self.seed, "k": k, "validation": validation}
+            if validation > best.validation:
+                best = Choice({"k": k}, validation)
+        return best, answers("test", int(best.chosen["k"]))
+
+
+class _Kept:
+    """The validations of a training by step, and the weights of the best one."""
+
+    WEIGHTS, SCORES = "chosen.safetensors", "validation.json"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        path = folder / self.SCORES
+        self.scores: dict[int, float] = {int(s): v for s, v in read_json(path).items()} if path.is_file() else {}
+
+    def add(self, step: int, score: float, model: nn.Module) -> None:
+        """Note a validation; the weights are kept if no earlier one was as good."""
+        if score > max((v for s, v in self.scores.items() if s < step), default=-math.inf):
+            later = [v for s, v in self.scores.items() if s > step]
+            if score >= max(later, default=-math.inf):  # a resumed run measures again what it had measured
+                with atomic_path(self.folder / self.WEIGHTS) as temporary:
+                    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary)
+        self.scores[step] = score
+        write_json(self.folder / self.SCORES, {str(s): v for s, v in sorted(self.scores.items())})
+
+    @property
+    def best(self) -> Choice:
+        """The chosen step, and its validation; the earliest of equals."""
+        step = min(self.scores, key=lambda s: (-self.scores[s], s))
+        return Choice({"step": step}, self.scores[step])

@@ -1,0 +1,1 @@
+"""Numbers and their intervals: classes, boxes, masks, phases, calibration, published conventions."""

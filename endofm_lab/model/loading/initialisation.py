@@ -1,0 +1,152 @@
+"""Starting a backbone from weights, and the record that says truthfully what came from where."""
+
+import copy
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from endofm_lab.errors import UserError
+from endofm_lab.model.card import SCRATCH, InitialisationRecord, Resized, collapse
+from endofm_lab.model.loading.formats import LAYOUTS, Checkpoint, grid_of, is_temporal, load_state
+from endofm_lab.model.loading.image_weights import spatial_part
+from endofm_lab.model.loading.locate import locate
+from endofm_lab.model.transformer import VideoTransformer
+from endofm_lab.model.weight_files import check_fit
+
+Part = Literal["all", "spatial"]
+
+
+def initialise(backbone: VideoTransformer, source: str | Path, part: Part = "all") -> InitialisationRecord:
+    """Fill a backbone from weights, in place, and say what was taken, left new and resized.
+
+    Everything that is not taken is drawn anew; a new temporal part adds nothing (``temporal_fc`` and the time embedding
+    are zero). Image models give the spatial part. Video models whose embeddings are of another size have them resized
+    by nearest neighbour: the backbone then computes what the source computes on clips of that size. Sizes that no
+    resizing can reconcile (width, depth, MLP) are errors.
+
+    Args:
+        backbone: takes the weights.
+        source: "scratch", or weights as `load_model` takes them: a file, a model folder, "demo", a hub id.
+        part: "spatial" leaves the temporal part of a video model behind.
+
+    Raises:
+        CheckpointError: the source cannot be read, or does not fit; the message names the tensor. The backbone is then
+            as it was.
+        UserError: ``part`` is neither.
+    """
+    if part not in ("all", "spatial"):
+        raise UserError(f"part is {part!r}; choose 'all' or 'spatial'.")
+    if source == "scratch":
+        backbone.reset_parameters()
+        return copy.copy(SCRATCH)
+    checkpoint = load_state(locate(source))
+    tensors, resized, folded = _fitting(checkpoint, backbone, part)
+    target = backbone.state_dict()
+    may_be_new = {name for name in target if name == "mask_token"}
+    if checkpoint.is_image or part == "spatial":
+        may_be_new |= {name for name in target if is_temporal(name)}
+    if checkpoint.layout == "segmenter":  # a ResNet stands where the patch embedding would be
+        may_be_new |= {name for name in target if name.startswith(("patch_embed.", "pos_embed", "time_embed"))}
+    check_fit(backbone, tensors, checkpoint.path, may_be_new)
+    if tensors.keys() != target.keys():
+        backbone.reset_parameters()
+        if "time_embed" in target and "time_embed" not in tensors:
+            nn.init.zeros_(backbone.time_embed)
+    backbone.load_state_dict(tensors, strict=False)
+    return record_of(checkpoint, public_name(source, checkpoint), list(tensors), list(target), resized, folded)
+
+
+def record_of(
+    checkpoint: Checkpoint,
+    source: str,
+    taken: Collection[str],
+    backbone_keys: Collection[str],
+    resized: list[Resized],
+    folded: list[str],
+) -> InitialisationRecord:
+    """The record of a backbone with ``backbone_keys`` that was filled from a checkpoint.
+
+    ``source`` is what the reader shall read: a file name or hub id, no local path.
+    """
+    new = [key for key in backbone_keys if key not in taken]
+    gone = {id(checkpoint.backbone[key]) for key in checkpoint.backbone if key in taken or key in folded}
+    not_taken = [name for name, tensor in checkpoint.tensors.items() if id(tensor) not in gone]
+    what = f"{LAYOUTS[checkpoint.layout]}{', ' + checkpoint.network if checkpoint.network != 'model' else ''}"
+    said = [f"{len(taken)} of the backbone's {len(backbone_keys)} tensors come from {source} ({what})"]
+    said += [f"{r['key']} went from {_by(r['before'])} to {_by(r['after'])} ({r['how']})" for r in resized]
+    if folded:
+        said.append(f"{len(folded)} LayerScale tensors were folded into the linear maps before them")
+    if new and all(map(is_temporal, new)):
+        said.append(f"the temporal part ({len(new)} tensors) is new and adds nothing yet")
+    elif new:
+        said.append(f"{len(new)} tensors are new: {', '.join(collapse(new))}")
+    if not_taken and all(is_temporal(name.rpartition("backbone.")[2]) for name in not_taken):
+        said.append(f"the temporal part of the file's network ({len(not_taken)} tensors) was not taken")
+    elif not_taken:
+        said.append(f"{len(not_taken)} tensors of the file's network were not taken: {', '.join(collapse(not_taken))}")
+    return {
+        "words": "; ".join(said) + ".",
+        "source": source,
+        "sha256": checkpoint.sha256,
+        "layout": checkpoint.layout,
+        "network": checkpoint.network,
+        "taken": collapse(key for key in backbone_keys if key in taken),
+        "new": collapse(new),
+        "resized": resized,
+        "folded": collapse(folded),
+        "not_taken": collapse(not_taken),
+    }
+
+
+def public_name(source: str | Path, checkpoint: Checkpoint) -> str:
+    """How a report may call a source: the hub id as given, or the last part of a local path."""
+    if checkpoint.card:
+        return checkpoint.card.name
+    return str(source) if not Path(source).expanduser().exists() else checkpoint.path.name
+
+
+def _by(shape: list[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _fitting(
+    checkpoint: Checkpoint, backbone: VideoTransformer, part: Part
+) -> tuple[dict[str, Tensor], list[Resized], list[str]]:
+    """The checkpoint's backbone at the sizes of ours: tensors, what was resized, names of folded tensors."""
+    if checkpoint.is_image:
+        return spatial_part(checkpoint, backbone.config)
+    target = backbone.state_dict()
+    tensors = {
+        name: tensor
+        for name, tensor in checkpoint.backbone.items()
+        if not (is_temporal(name) and (part == "spatial" or name not in target))
+        and not (name == "mask_token" and name not in target)
+    }
+    resized: list[Resized] = []
+    for key, resize in (("pos_embed", _nearest_positions), ("time_embed", _nearest_times)):
+        if key in tensors and key in target and tensors[key].shape[1] != target[key].shape[1]:
+            before = tensors[key]
+            tensors[key] = resize(before, target[key].shape[1], checkpoint)
+            resized.append({"key": key, "before": [*before.shape], "after": [*tensors[key].shape], "how": "nearest"})
+    return tensors, resized, []
+
+
+def _nearest_positions(embedding: Tensor, tokens: int, checkpoint: Checkpoint) -> Tensor:
+    """(1, 1 + N, D) to (1, tokens, D), CLS kept."""
+    old, _ = grid_of(embedding, checkpoint.path)
+    new = math.isqrt(tokens - 1)
+    grid = rearrange(embedding[:, 1:], "b (h w) d -> b d h w", h=old)
+    grid = F.interpolate(grid.float(), size=(new, new), mode="nearest")
+    return torch.cat([embedding[:, :1].float(), rearrange(grid, "b d h w -> b (h w) d")], dim=1)
+
+
+def _nearest_times(embedding: Tensor, frames: int, checkpoint: Checkpoint) -> Tensor:
+    """(1, T, D) to (1, frames, D)."""
+    line = F.interpolate(rearrange(embedding.float(), "b t d -> b d t"), size=frames, mode="nearest")
+    return rearrange(line, "b d t -> b t d")

@@ -1,0 +1,167 @@
+"""What a weights file holds, without building a model from it."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from endofm_lab.errors import UserError
+from endofm_lab.model.card import collapse
+from endofm_lab.model.loading.formats import LAYOUTS, Checkpoint, config_of, load_state, sizes_of
+from endofm_lab.model.loading.image_weights import spatial_part
+from endofm_lab.model.loading.locate import locate
+from endofm_lab.model.loading.released import KNOWN
+from endofm_lab.model.transformer import VideoTransformer
+from endofm_lab.model.video_model import build_model
+
+_AS_IMAGE = "strictly, as the spatial part of a video transformer: initialise(backbone, path)"
+_USES = {"image": _AS_IMAGE, "image-training": _AS_IMAGE}
+_SHOWN = ("architecture", "attention", "width", "depth", "heads", "patch_px", "image_px", "frames", "mlp_ratio")
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """What `inspect_checkpoint` found.
+
+    Attributes:
+        path: the file.
+        size_bytes: its size.
+        sha256: of its bytes.
+        layout: a key of `LAYOUTS`, and ``kind`` the same in words.
+        network: which network is taken, of those in ``networks``.
+        architecture: the backbone's settings, as far as the file gives them; None if its tensors contradict each other.
+        parameters: numbers in the network's tensors, and ``backbone_parameters`` those of its backbone.
+        dtype: of the backbone's tensors.
+        missing: tensors that such a backbone has and the file has not (runs of blocks drawn together).
+        unexpected: tensors of the backbone that such a backbone has not.
+        rest: the network's other tensors: heads, decoder.
+        ignored: top-level entries that are no part of the network.
+        settings: what the file says about its training.
+        normalisation: that belongs to the weights, in words.
+        initialisation: of our own models, in words.
+        problems: why the backbone would not load strictly; empty if it would.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str
+    layout: str
+    kind: str
+    network: str
+    networks: tuple[str, ...]
+    architecture: dict[str, Any] | None
+    parameters: int
+    backbone_parameters: int
+    dtype: str
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    rest: tuple[str, ...]
+    ignored: tuple[str, ...]
+    settings: dict[str, Any]
+    normalisation: str
+    initialisation: str | None
+    problems: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    def __str__(self) -> str:
+        assumed = "" if self.layout == "own" else " (one per 64 channels, by convention)"
+        sizes = self.architecture or {}
+        shown = [f"{key} {sizes[key]}{assumed if key == 'heads' else ''}" for key in _SHOWN if key in sizes]
+        others = [name for name in self.networks if name != self.network]
+        rows = {
+            "file": f"{self.path} ({self.size_bytes / 1e6:,.1f} MB)",
+            "sha256": self.sha256,
+            "kind": f"{self.kind} [{self.layout}]",
+            "network": self.network + (f" (the file also has: {', '.join(others)})" if others else ""),
+            "architecture": ", ".join(shown) or "not given by the tensors",
+            "parameters": f"{self.parameters:,}, of them {self.backbone_parameters:,} in the backbone ({self.dtype})",
+            "missing": ", ".join(self.missing) or "none",
+            "unexpected": ", ".join(self.unexpected) or "none",
+            "beside it": ", ".join(self.rest) or "nothing",
+            "not read": ", ".join(self.ignored) or "nothing",
+            "says": ", ".join(f"{key} = {value}" for key, value in self.settings.items()) or "nothing of its training",
+            "normalise": self.normalisation,
+            "start": self.initialisation or "not recorded",
+            "loads": "no: " + " ".join(self.problems) if self.problems else _USES.get(self.layout, "strictly"),
+        }
+        return "\n".join(f"{label:<13} {text}" for label, text in rows.items())
+
+
+def inspect_checkpoint(path_or_name: str | Path) -> CheckpointReport:
+    """What a weights file, model folder or hub id holds: layout, architecture, completeness, normalisation, hash.
+
+    A backbone that would not load is described all the same, with the reason under ``problems``.
+
+    Raises:
+        CheckpointError: the file cannot be read safely, or holds no transformer of a known layout.
+    """
+    checkpoint = load_state(locate(path_or_name))
+    tensors = checkpoint.backbone
+    architecture, missing, unexpected, problems = _compared(checkpoint)
+    return CheckpointReport(
+        path=str(checkpoint.path),
+        size_bytes=checkpoint.path.stat().st_size,
+        sha256=checkpoint.sha256,
+        layout=checkpoint.layout,
+        kind=LAYOUTS[checkpoint.layout],
+        network=checkpoint.network,
+        networks=checkpoint.networks,
+        architecture=architecture,
+        parameters=sum(tensor.numel() for tensor in checkpoint.tensors.values()),
+        backbone_parameters=sum(tensor.numel() for tensor in tensors.values()),
+        dtype=", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()})),
+        missing=tuple(collapse(missing)),
+        unexpected=tuple(collapse(unexpected)),
+        rest=tuple(collapse(checkpoint.rest)),
+        ignored=checkpoint.ignored,
+        settings=checkpoint.settings,
+        normalisation=_normalisation(checkpoint),
+        initialisation=checkpoint.card.initialisation["words"] if checkpoint.card else None,
+        problems=tuple(problems),
+    )
+
+
+def _compared(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, list[str], list[str], list[str]]:
+    """Sizes, missing names, unexpected names and problems: of the whole model if it is ours, else of the backbone."""
+    sizes = None
+    try:
+        sizes = sizes_of(checkpoint)
+        with torch.device("meta"):  # shapes alone
+            module: nn.Module
+            if checkpoint.card:
+                module, tensors = build_model(checkpoint.card), checkpoint.tensors
+                sizes = {name: value for name, value in checkpoint.card.backbone.items() if name != "kind"}
+            else:
+                config = config_of(checkpoint)
+                sizes = asdict(config)
+                module, tensors = VideoTransformer(config), checkpoint.backbone
+                if checkpoint.is_image:
+                    tensors, _, _ = spatial_part(checkpoint, config)
+    except UserError as error:  # incomplete, or no network of ours
+        outside_blocks = ["cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"]
+        outside_blocks += [] if checkpoint.is_image else ["time_embed"]
+        return sizes, [name for name in outside_blocks if name not in checkpoint.backbone], [], [str(error)]
+    wanted = module.state_dict()
+    missing = [name for name in wanted if name not in tensors]
+    unexpected = [name for name in tensors if name not in wanted]
+    problems = [
+        f"{name} has shape {tuple(tensor.shape)}, but {tuple(wanted[name].shape)} is needed."
+        for name, tensor in tensors.items()
+        if name in wanted and tensor.shape != wanted[name].shape
+    ]
+    if missing or unexpected:
+        problems.append(f"{len(missing)} tensors are missing and {len(unexpected)} unexpected.")
+    return sizes, missing, unexpected, problems
+
+
+def _normalisation(checkpoint: Checkpoint) -> str:
+    if checkpoint.card is None:
+        return KNOWN[checkpoint.layout].normalisation
+    spec = checkpoint.card.input
+    own = "every frame stretched to its own range, then " if spec.own_range else ""
+    return f"{own}mean {list(spec.mean)}, std {list(spec.std)} at {spec.size_px} px, from the card"

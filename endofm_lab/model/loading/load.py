@@ -1,0 +1,102 @@
+"""Models to and from disk: load any known weights, save ours, start a backbone from weights, say what a file holds."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from endofm_lab.errors import CheckpointError
+from endofm_lab.files import atomic_path, sha256_of, write_json
+from endofm_lab.model import frame
+from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard
+from endofm_lab.model.loading import downstream
+from endofm_lab.model.loading.formats import LAYOUTS, Checkpoint, load_state
+from endofm_lab.model.loading.initialisation import initialise, public_name, record_of
+from endofm_lab.model.loading.inspection import CheckpointReport, inspect_checkpoint
+from endofm_lab.model.loading.locate import locate
+from endofm_lab.model.loading.released import KNOWN, card_of, head_tensors
+from endofm_lab.model.video_model import VideoModel, build_frame_model, build_model
+from endofm_lab.model.weight_files import load_strictly
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointReport",
+    "initialise",
+    "inspect_checkpoint",
+    "load_model",
+    "load_state",
+    "load_strictly",
+    "save_model",
+]
+
+
+def save_model(model: VideoModel, folder: str | Path) -> Path:
+    """Write ``model.safetensors`` and ``card.json`` into a folder, which may exist; both or neither.
+
+    The card is given the hash of the weights, also in ``model``; `load_model` refuses a folder whose parts do not
+    belong together. Other files in the folder stay.
+
+    Raises:
+        CheckpointError: ``folder`` is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file, but a model is saved as a folder; choose another name.")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with atomic_path(folder / CARD_FILE) as card_part, atomic_path(folder / WEIGHTS_FILE) as weights_part:
+        save_file(tensors, weights_part, metadata={"format": "pt"})
+        card = replace(model.card, weights_sha256=sha256_of(weights_part))
+        write_json(card_part, card.to_json())
+    model.card = card
+    return folder
+
+
+def load_model(path_or_name: str | Path) -> VideoModel:
+    """A model in evaluation mode, on the CPU, in float32.
+
+    Args:
+        path_or_name: "demo" (the weights in the package), a model folder as `save_model` writes it, a released
+            checkpoint with a video transformer, a Hugging Face Hub id (``hf:owner/name``), or an image model of timm
+            with its weights from the Hub (``timm:eva02_base_patch14_224.mim_in22k``). Released checkpoints have no
+            head, or theirs: PolypDiag's classes, the CVC-12k segmenter's masks, the KUMC detector's boxes.
+
+    Raises:
+        CheckpointError: it cannot be read, is unsafe, is not a video transformer, or its tensors do not fit.
+    """
+    if str(path_or_name).startswith("timm:"):
+        return build_frame_model(str(path_or_name).removeprefix("timm:"), weights=frame.HUB).eval()
+    checkpoint = load_state(locate(path_or_name))
+    if checkpoint.card is not None:
+        model = _built_empty(replace(checkpoint.card, weights_sha256=checkpoint.sha256))
+        load_strictly(model, checkpoint.tensors, checkpoint.path)
+        return model.eval()
+    if checkpoint.layout in downstream.RENAMES:
+        card, tensors = downstream.parts_of(checkpoint, public_name(path_or_name, checkpoint))
+        model = _built_empty(card)
+        load_strictly(model, tensors, checkpoint.path)
+        return model.eval()
+    if checkpoint.is_image or KNOWN[checkpoint.layout].input is None:
+        raise CheckpointError(
+            f"{checkpoint.path} is not a model of clips that can be used as it is, but: {LAYOUTS[checkpoint.layout]}. "
+            "Start a video transformer from its backbone: initialise(build_backbone(...), path)."
+        )
+    keys = list(checkpoint.backbone)
+    record = record_of(checkpoint, public_name(path_or_name, checkpoint), keys, keys, resized=[], folded=[])
+    model = _built_empty(card_of(checkpoint, record))
+    load_strictly(model.backbone, checkpoint.backbone, checkpoint.path)
+    load_strictly(model.heads, head_tensors(checkpoint), checkpoint.path)
+    return model.eval()
+
+
+def _built_empty(card: ModelCard) -> VideoModel:
+    """The model of a card with undefined parameters: drawing the base model's 121 M takes seconds for nothing.
+
+    Strict loading fills every parameter and saved buffer; others would stay undefined, so there must be none.
+    """
+    if card.backbone["kind"] == frame.KIND:  # timm's rotary positions are such buffers: build those models in full
+        return build_model(card)
+    with torch.device("meta"):
+        model = build_model(card)
+    assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys()
+    return model.to_empty(device="cpu")

@@ -1,0 +1,67 @@
+"""Where weights lie: in the package, on this disk, or on the Hugging Face Hub."""
+
+import re
+from pathlib import Path
+
+from endofm_lab.errors import CheckpointError
+from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE
+
+PACKAGE_WEIGHTS = Path(__file__).parents[2] / "weights"  # endofm_lab/weights/<name>/
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_FILE_ENDINGS = (".pth", ".pt", ".pyth", ".bin", ".safetensors", ".ckpt", ".tar")
+
+
+def locate(path_or_name: str | Path) -> Path:
+    """The file or folder that a name stands for: "demo", a local path, or a hub id ``owner/name`` or ``hf:owner/name``.
+
+    A hub id is fetched (card and weights only, into the Hub's own cache) if it has the prefix ``hf:``, or if nothing on
+    this disk answers to it or to its first part.
+
+    Raises:
+        CheckpointError: there is nothing of that name, or it cannot be fetched; the message says what to do.
+    """
+    name = str(path_or_name)
+    if name == "demo":
+        return _packaged(name)
+    if name.startswith("hf:"):
+        return _fetched(name.removeprefix("hf:"), name)
+    path = Path(path_or_name).expanduser()
+    if path.exists():
+        return path
+    looks_like_hub_id = _HUB_ID.fullmatch(name) and not name.endswith(_FILE_ENDINGS) and not name.startswith(".")
+    if looks_like_hub_id and not path.parent.exists():
+        return _fetched(name, name)
+    raise CheckpointError(
+        f"{name}: there is no such file or folder; give a weights file, a model folder, 'demo', or a Hugging Face Hub "
+        "id as hf:owner/name."
+    )
+
+
+def _packaged(name: str) -> Path:
+    folder = PACKAGE_WEIGHTS / name
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise CheckpointError(f"The {name} model is not in this installation; make it with `endofm-lab {name} train`.")
+    return folder
+
+
+def _fetched(hub_id: str, given: str) -> Path:
+    """The folder of a hub repository with a model of ours, or else its weights file."""
+    if not _HUB_ID.fullmatch(hub_id):
+        raise CheckpointError(f"{given} is not a Hugging Face Hub id; the form is hf:owner/name.")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=[WEIGHTS_FILE, CARD_FILE]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{given} is not on this disk, and could not be fetched as a Hugging Face Hub id ({reason}). Without a "
+            f"network, download {WEIGHTS_FILE} and {CARD_FILE} of https://huggingface.co/{hub_id} elsewhere, copy them "
+            "into one folder here, and give that folder's path."
+        ) from error
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise CheckpointError(
+            f"{given}: the repository has no {WEIGHTS_FILE}; download its weights by hand and give their local path."
+        )
+    return folder if (folder / CARD_FILE).is_file() else folder / WEIGHTS_FILE

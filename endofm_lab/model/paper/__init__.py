@@ -1,0 +1,1 @@
+"""The released segmenter and detector: stem, heads, transformer over frames and their losses."""

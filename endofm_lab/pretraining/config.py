@@ -1,0 +1,265 @@
+"""What a pre-training run is: one frozen configuration, presets as functions, and its form in ``config.json``."""
+
+import types
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import torch
+
+from endofm_lab.errors import UserError
+from endofm_lab.model.precision import automatic_dtype
+from endofm_lab.model.transformer import PRESETS as BACKBONES
+from endofm_lab.model.transformer import BackboneConfig
+from endofm_lab.pretraining.dino import DinoConfig
+from endofm_lab.pretraining.masked import MaskConfig
+from endofm_lab.pretraining.vcl import ContrastConfig
+from endofm_lab.pretraining.views import ViewSpec
+from endofm_lab.video.transforms import InputSpec
+
+Objective = Literal["dino", "masked", "vcl"]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A pre-training run. The defaults are Endo-FM's recipe.
+
+    Attributes:
+        manifest: table of the videos.
+        out: folder of the run.
+        objective: "dino" (Endo-FM), "masked" (EndoFM-LV: dino and masked tokens), "vcl" (contrast of videos).
+        backbone: the network.
+        views: what it sees.
+        dino: numbers of the objectives dino and masked.
+        masking: more numbers of masked.
+        contrast: numbers of vcl.
+        initialisation: "scratch", or weights: a file (Endo-FM, SVT, image models), a model's folder, a hub id.
+        split: rows to learn from; None takes "pretrain", "train" and rows without a split, never "val" and "test".
+        epochs: passes over the rows.
+        steps: updates, in place of ``epochs``.
+        batch: clips per update, of all processes together.
+        accumulation: pieces that a process computes its share of the batch in.
+        precision: "float32", "bfloat16" or "float16".
+        lr: learning rate at its highest, for a batch of 256; scaled in proportion to the batch.
+        lr_end: last learning rate.
+        warmup_epochs: of the learning rate.
+        weight_decay: at the start and at the end.
+        clip: largest norm of each tensor's gradient.
+        seed: of everything random.
+        save_every: steps between checkpoints.
+        keep: checkpoints that stay.
+        workers: processes that load data.
+        compile: compile the backbone with torch.compile.
+        trackers: Accelerate's names of trackers besides the log.
+        probe: labelled manifest for the kNN and linear probe: its "train" rows answer, "val" rows are asked during the
+            run, "test" rows before and after it (or those of the two that there are).
+        probe_label: its column of labels.
+        probe_every: steps between probes; there is one before the first step and one at the end in any case.
+    """
+
+    manifest: Path
+    out: Path
+    objective: Objective = "dino"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    views: ViewSpec = field(default_factory=ViewSpec)
+    dino: DinoConfig = field(default_factory=DinoConfig)
+    masking: MaskConfig = field(default_factory=MaskConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    initialisation: str = "scratch"
+    split: str | None = None
+    epochs: float = 30
+    steps: int | None = None
+    batch: int = 12
+    accumulation: int = 1
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    lr: float = 5e-4
+    lr_end: float = 1e-6
+    warmup_epochs: float = 10
+    weight_decay: tuple[float, float] = (0.04, 0.4)
+    clip: float = 3.0
+    seed: int = 0
+    save_every: int = 500
+    keep: int = 2
+    workers: int = 0
+    compile: bool = False
+    trackers: tuple[str, ...] = ("tensorboard",)
+    probe: Path | None = None
+    probe_label: str = "label"
+    probe_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.objective not in get_args(Objective):
+            raise UserError(f"objective is {self.objective!r}; choose one of {', '.join(get_args(Objective))}.")
+        for name in ("epochs", "batch", "lr", "clip", "probe_every"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}; give a number above 0.")
+        for px in (self.views.global_px, self.views.local_px):
+            if px % self.backbone.patch_px:
+                raise UserError(f"views of {px} px do not divide into patches of {self.backbone.patch_px} px.")
+        if self.objective == "masked" and not self.backbone.mask_token:
+            object.__setattr__(self, "backbone", replace(self.backbone, mask_token=True))
+
+    def steps_per_epoch(self, n_clips: int) -> int:
+        """Updates in which every clip is seen once."""
+        return max(1, n_clips // self.batch)
+
+    def n_steps(self, n_clips: int) -> int:
+        """Updates of the whole run."""
+        return self.steps if self.steps is not None else max(1, round(self.epochs * self.steps_per_epoch(n_clips)))
+
+
+def endo_fm(manifest: Path, out: Path) -> PretrainConfig:
+    """The published recipe: ViT-B/16 with time, ten views, 12 clips per step, 30 epochs; bfloat16."""
+    return PretrainConfig(manifest, out, precision="bfloat16", workers=4)
+
+
+def small(manifest: Path, out: Path) -> PretrainConfig:
+    """The published recipe with ViT-S/16 and a head for less data: for one GPU."""
+    dino = DinoConfig(prototypes=8192, teacher_temperature=0.04, momentum=0.99)
+    return PretrainConfig(manifest, out, backbone=BACKBONES["small"], dino=dino, precision="bfloat16", workers=4)
+
+
+# Mean and standard deviation of the phantom's pixels. With ImageNet's, the colour that all of endoscopy has is most of
+# every fresh feature, and a short training from scratch goes by before it is unlearned.
+_PHANTOM = InputSpec(80, (0.70, 0.44, 0.39), (0.33, 0.25, 0.23))
+
+
+def tiny(manifest: Path, out: Path) -> PretrainConfig:
+    """For lessons: 3 M parameters, small views of short clips, minutes on a laptop's CPU.
+
+    It learns by contrast and without colour jitter, because colour is most of what tells a bleeding or an ulcer of the
+    phantom from its surroundings; the key encoder follows closely, because the run is short. ``objective="dino"`` goes
+    with the same views, prototypes few and the teacher's temperature low, as little data wants.
+    """
+    views = ViewSpec(
+        clip_s=2.0,
+        short_side_px=160,
+        global_frames=(2, 4),
+        local_frames=(2, 2, 4, 4),
+        global_shift=4,
+        local_window=0.25,
+        global_px=80,
+        local_px=48,
+        local_scale=(0.1, 0.4),
+        jitter=0.0,
+        grey=0.0,
+        input=_PHANTOM,
+    )
+    dino = DinoConfig(prototypes=512, hidden=512, bottleneck=128, teacher_temperature=0.03, momentum=0.99)
+    return PretrainConfig(
+        manifest,
+        out,
+        objective="vcl",
+        backbone=BACKBONES["tiny"],
+        views=views,
+        dino=replace(dino, teacher_temperature_start=0.03),
+        contrast=ContrastConfig(hidden=512, temperature=0.1, queue=64, momentum=0.5),
+        steps=200,
+        batch=32,
+        precision="bfloat16" if automatic_dtype() == torch.bfloat16 else "float32",
+        lr=8e-3,  # 1e-3 at a batch of 32
+        warmup_epochs=3,
+        save_every=50,
+        probe_every=50,
+    )
+
+
+def long_video(manifest: Path, out: Path) -> PretrainConfig:
+    """EndoFM-LV: minute-long clips at 2 frames per second, more frames per view, masked tokens beside DINO."""
+    views = ViewSpec(
+        clip_s=60.0, clip_fps=2.0, global_frames=(16, 32), local_frames=(4, 4, 8, 8, 8, 8, 16, 16), local_window=0.2
+    )
+    return PretrainConfig(
+        manifest,
+        out,
+        objective="masked",
+        backbone=replace(BACKBONES["base"], frames=32, mask_token=True, checkpointing=True),
+        views=views,
+        dino=DinoConfig(prototypes=8192),
+        precision="bfloat16",
+        workers=4,
+    )
+
+
+PRESETS: dict[str, Callable[[Path, Path], PretrainConfig]] = {
+    "endo-fm": endo_fm,
+    "small": small,
+    "tiny": tiny,
+    "long-video": long_video,
+}
+
+
+def with_settings(config: PretrainConfig, settings: dict[str, Any]) -> PretrainConfig:
+    """A configuration with some settings changed; keys like "batch" or "views.global_px", values as in JSON.
+
+    "backbone" also takes the name of a preset ("small").
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong kind; the message names it.
+    """
+    tree = to_json(config)
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        branch: Any = tree
+        for name in path:
+            branch = branch.get(name) if isinstance(branch, dict) else None
+        if not isinstance(branch, dict) or last not in branch:
+            known = ", ".join(branch if isinstance(branch, dict) else tree)
+            raise UserError(f"There is no setting {key!r}; there are {known}.")
+        branch[last] = value
+    if isinstance(tree["backbone"], str):
+        tree["backbone"] = asdict(_backbone(tree["backbone"]))
+    return from_json(tree)
+
+
+def _backbone(name: str) -> BackboneConfig:
+    if name not in BACKBONES:
+        raise UserError(f"There is no backbone preset {name!r}; choose one of {', '.join(BACKBONES)}.")
+    return BACKBONES[name]
+
+
+def to_json(config: PretrainConfig) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    return _plain(asdict(config))
+
+
+def from_json(tree: dict[str, Any]) -> PretrainConfig:
+    """The configuration that `to_json` wrote."""
+    return _built(PretrainConfig, tree, "config")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _built(kind: Any, value: Any, name: str) -> Any:
+    """A value of an annotated type from plain JSON."""
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in get_args(kind):
+            return None
+        return _built(next(k for k in get_args(kind) if k is not type(None)), value, name)
+    if is_dataclass(kind) and isinstance(value, dict):
+        hints, known = get_type_hints(kind), [f.name for f in fields(kind)]
+        if unknown := [key for key in value if key not in known]:
+            raise UserError(f"{name}: unknown setting {', '.join(unknown)}; there are {', '.join(known)}.")
+        return kind(**{key: _built(hints[key], item, key) for key, item in value.items()})  # type: ignore[operator]
+    if origin is tuple and isinstance(value, list):
+        kinds = get_args(kind)
+        each = [kinds[0]] * len(value) if kinds[-1] is Ellipsis else list(kinds)
+        if len(each) == len(value):
+            return tuple(_built(k, item, name) for k, item in zip(each, value, strict=True))
+    if origin is Literal and value in get_args(kind):
+        return value
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and type(value) is kind:
+        return value
+    raise UserError(f"{name} is {value!r}; that is not {getattr(kind, '__name__', kind)}.")

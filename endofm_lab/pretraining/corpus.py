@@ -1,0 +1,68 @@
+"""The videos of a manifest as samples of the training loop."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from endofm_lab.data.manifest import Manifest, folder_fps
+from endofm_lab.errors import ManifestError
+from endofm_lab.pretraining.views import MultiView
+
+TRAINING_SPLITS = ("pretrain", "train", "")  # without asking for another, held-out rows are never learned from
+
+
+@dataclass
+class Corpus:
+    """Rows of a manifest, each a stretch of video, shown as views. Labels are not read.
+
+    Attributes:
+        manifest: the table.
+        views: how rows are shown.
+        split: rows to learn from; None takes those whose split is "pretrain", "train" or empty.
+
+    Raises:
+        ManifestError: no rows are left, or files are missing; the message lists the first of them.
+    """
+
+    manifest: Manifest
+    views: MultiView
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        table = self.manifest.rows(self.split)
+        if self.split is None:
+            table = table[table["split"].isin(TRAINING_SPLITS)]
+        columns = (table[name].tolist() for name in ("video", "start_s", "end_s"))
+        self.rows = [(str(video), float(start), float(end)) for video, start, end in zip(*columns, strict=True)]
+        if not self.rows:
+            raise ManifestError(
+                f"{self.manifest.path}: no row is of the split 'pretrain' or 'train'; name the split to learn from."
+            )
+        self.paths = {video: self.manifest.resolve(video) for video, _, _ in self.rows}
+        self.fps = {
+            str(row["video"]): folder_fps(self.paths[str(row["video"])], row) for row in table.to_dict("records")
+        }
+        self.n_files = len(self.paths)
+        if missing := [video for video, path in self.paths.items() if not path.exists()]:
+            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise ManifestError(
+                f"{self.manifest.path}: {len(missing)} of {self.n_files} files are missing: {shown}. "
+                "Bring them there or take their rows out."
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        """The manifest's name of the row's file."""
+        return self.rows[index][0]
+
+    def sample(self, index: int, seed: int) -> list[Tensor]:
+        """The views of a row, (3, T, px, px) each."""
+        video, start_s, end_s = self.rows[index]
+        return self.views.of_video(self.paths[video], seed, start_s, end_s, self.fps[video]).tensors
+
+    def collate(self, samples: list[list[Tensor]]) -> list[Tensor]:
+        """Views (B, 3, T, px, px), global ones first."""
+        return [torch.stack(view) for view in zip(*samples, strict=True)]

@@ -1,0 +1,311 @@
+"""Self-distillation between views: the objective of Endo-FM.
+
+Written from DINO (arXiv 2104.14294, section 3 and algorithm 1), SVT (2112.01514) and Endo-FM (2306.16741, section 2).
+Letters: V student views, G global (teacher) views, B clips, K prototypes, D width.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from endofm_lab.errors import UserError
+from endofm_lab.model.transformer import VideoTransformer
+from endofm_lab.pretraining.queue import Queue
+from endofm_lab.training.loop import Trainable
+from endofm_lab.training.schedules import cosine, linear
+
+
+@dataclass(frozen=True)
+class DinoConfig:
+    """The objective's numbers; the defaults are those of Endo-FM.
+
+    Attributes:
+        prototypes: outputs K of the projection head.
+        hidden: width of the head's hidden layers.
+        bottleneck: width of what is normalised and compared with the prototypes.
+        student_temperature: divides the student's logits.
+        teacher_temperature: divides the teacher's centred logits; lower is sharper.
+        teacher_temperature_start: its value at step 0 of the warm-up.
+        teacher_temperature_epochs: epochs of its linear warm-up; 0 means none.
+        centre_momentum: share of the old centre that stays at each step.
+        momentum: share of the old teacher that stays at step 0; grows to 1 by a cosine.
+        frozen_epochs: epochs in which the prototypes do not learn.
+        centring: False leaves the centre at zero, to watch the collapse that it prevents.
+    """
+
+    prototypes: int = 65_536
+    hidden: int = 2048
+    bottleneck: int = 256
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.04
+    teacher_temperature_start: float = 0.04
+    teacher_temperature_epochs: float = 0
+    centre_momentum: float = 0.9
+    momentum: float = 0.996
+    frozen_epochs: float = 1
+    centring: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}; a temperature has to be above 0.")
+        for name in ("centre_momentum", "momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name} is {getattr(self, name)}; give a number from 0 to 1.")
+        if self.prototypes < 2:
+            raise UserError(f"prototypes is {self.prototypes}; at least 2 are needed to tell anything apart.")
+
+
+class ProjectionHead(nn.Module):
+    """Features (..., D) -> logits (..., K): cosines between a bottleneck of the feature and K prototypes.
+
+    Three linear maps with GELU between, L2 normalisation, and a linear map without bias whose rows have length 1: the
+    weight normalisation of the paper with its norm fixed at 1.
+    """
+
+    def __init__(self, width: int, prototypes: int, hidden: int = 2048, bottleneck: int = 256) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        self.last_layer = nn.Linear(bottleneck, prototypes, bias=False)  # its rows count by direction only
+        for layer in self.mlp[::2]:
+            assert isinstance(layer, nn.Linear)
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (..., D) -> logits over the prototypes (..., K)."""
+        prototypes = self.last_layer.weight
+        # Dividing K products is cheaper than dividing the K x 256 weights.
+        return F.linear(F.normalize(self.mlp(x), dim=-1), prototypes) / prototypes.norm(dim=-1)
+
+
+def teacher_targets(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
+    """What the teacher asks for: softmax((logits - centre) / temperature) in float32, (..., K), without gradient."""
+    return ((logits.detach().float() - centre) / temperature).softmax(dim=-1)
+
+
+def cross_entropies(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
+    """Mean over clips of H(targets_g, softmax(student_v / temperature)), every pair: (V, B, K), (G, B, K) -> (V, G).
+
+    H(p, q) = -sum_k p_k log q_k = logsumexp(s) - sum_k p_k s_k, with s the student's logits over their temperature: no
+    tensor of log-probabilities is made, which at 65,536 prototypes is most of the head's memory.
+    """
+    s = student.float() / temperature
+    return s.logsumexp(dim=-1).mean(dim=1)[:, None] - torch.einsum("vbk,gbk->vg", s, targets) / s.shape[1]
+
+
+def dino_loss(
+    student: Tensor, teacher: Tensor, centre: Tensor, student_temperature: float, teacher_temperature: float
+) -> dict[str, Tensor]:
+    """The loss of one batch, L = mean over pairs v != g of H(teacher_g, student_v), and its two parts.
+
+    Args:
+        student: logits (V, B, K) of all views; the first G are the teacher's global views.
+        teacher: logits (G, B, K); no gradient flows into them.
+        centre: (K,), subtracted from the teacher's logits.
+        student_temperature: of the student's softmax.
+        teacher_temperature: of the teacher's softmax.
+
+    Returns:
+        "loss"; "L_dm", its mean over pairs of two global views (dynamic motion matching); "L_cv", its mean over pairs
+        of a local and a global view (cross-view matching), 0 without local views.
+
+    Source:
+        Endo-FM, equations 1 and 2; 18 terms for ten views.
+    """
+    targets = teacher_targets(teacher, centre, teacher_temperature)
+    return matching_losses(student, targets, range(len(student)), len(student), student_temperature)
+
+
+def matching_losses(
+    student: Tensor, targets: Tensor, views: Sequence[int], n_views: int, temperature: float
+) -> dict[str, Tensor]:
+    """The share of some student views (V', B, K) in the losses of `dino_loss`; shares of all views add up to them.
+
+    ``views`` are the places of the student's views among the ``n_views``; the first G places are the teacher's.
+    """
+    G = len(targets)
+    terms = cross_entropies(student, targets, temperature)  # (V', G)
+    place = torch.as_tensor(list(views), device=terms.device)
+    other = place[:, None] != torch.arange(G, device=terms.device)  # a view is not compared with itself
+    terms = torch.where(other, terms, 0.0)
+    dm, cv = terms[place < G].sum(), terms[place >= G].sum()
+    n_dm, n_cv = G * (G - 1), (n_views - G) * G
+    return {
+        "loss": (dm + cv) / (n_dm + n_cv),
+        "L_dm": (dm / max(n_dm, 1)).detach(),
+        "L_cv": (cv / max(n_cv, 1)).detach(),
+    }
+
+
+class Centre(nn.Module):
+    """Running mean (K,) of the teacher's logits over the clips of all processes; the same in each of them."""
+
+    value: Tensor
+    total: Tensor
+    count: Tensor
+
+    def __init__(self, prototypes: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("value", torch.zeros(prototypes))
+        self.register_buffer("total", torch.zeros(prototypes), persistent=False)  # since the last step
+        self.register_buffer("count", torch.zeros(1), persistent=False)
+
+    def reset(self) -> None:
+        """Forget what was collected since the last step."""
+        self.total.zero_()
+        self.count.zero_()
+
+    @torch.no_grad()
+    def collect(self, logits: Tensor) -> None:
+        """Take in logits (..., K) of a micro-batch."""
+        rows = logits.detach().float().flatten(0, -2)
+        self.total += rows.sum(dim=0)
+        self.count += len(rows)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the mean of what all processes collected since the last step: c <- m c + (1 - m) mean."""
+        total, count = self.total, self.count
+        if dist.is_available() and dist.is_initialized():
+            both = torch.cat([total, count])
+            dist.all_reduce(both)
+            total, count = both[:-1], both[-1:]
+        if count > 0:
+            self.value.lerp_(total / count, 1 - self.momentum)
+        self.reset()
+
+
+class Dino(Trainable):
+    """Student and teacher with their heads, centre and EMA; the teacher learns nothing by gradient.
+
+    A batch is a list of views, each (B, 3, T, H, W): first the G = 2 global ones, then the local. The loss is a sum
+    over student views, so it is computed in two parts, and the first part's activations are gone before the second is
+    computed. Part 0 also asks the teacher.
+    """
+
+    def __init__(self, backbone: VideoTransformer, config: DinoConfig, steps: int, steps_per_epoch: int) -> None:
+        super().__init__()
+        self.config, self.steps, self.steps_per_epoch = config, steps, steps_per_epoch
+        head = ProjectionHead(backbone.config.width, config.prototypes, config.hidden, config.bottleneck)
+        self.student = nn.ModuleDict({"backbone": backbone, "head": head})
+        self.teacher = make_teacher(self.student)
+        self.centre = Centre(config.prototypes, config.centre_momentum)
+        self.recent = Queue(512, backbone.config.width)  # features of the last clips, for the run's health
+        self._targets: Tensor | None = None  # (G, B, K) of the batch whose parts are being computed
+
+    def train(self, mode: bool = True) -> "Dino":
+        """Set the student's mode; the teacher drops no paths."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def units(self) -> list[nn.Module]:
+        """The blocks of student and teacher."""
+        return blocks(self.student, self.teacher)
+
+    def parts(self, batch: Any) -> list[list[int]]:
+        """Places of the views of each part: two parts with about as many pixels, equal shapes side by side.
+
+        A part costs a gradient of every weight, so two take less time than more, and one takes twice the memory.
+        """
+        parts: list[list[int]] = [[], []]
+        for place in sorted(range(len(batch)), key=lambda place: batch[place].numel(), reverse=True):
+            min(parts, key=lambda part: sum(batch[other].numel() for other in part)).append(place)
+        return [sorted(part, key=lambda place: batch[place].shape) for part in parts]
+
+    def forward(self, batch: Any, part: int, step: int) -> dict[str, Tensor]:
+        """Shares of the losses (see `matching_losses`); part 0 adds what is measured on the teacher."""
+        measured = self._ask_teacher(batch, step) if part == 0 else {}
+        assert self._targets is not None
+        places = self.parts(batch)[part]
+        alike = [list(some) for _, some in groupby(places, key=lambda place: batch[place].shape)]
+        cls = [self.student["backbone"](torch.cat([batch[v] for v in some])).cls for some in alike]
+        return self._match(torch.cat(cls), places, len(batch)) | measured  # of (V' B, D)
+
+    def _match(self, features: Tensor, places: list[int], n_views: int) -> dict[str, Tensor]:
+        """Shares of the losses of the student's features (V' B, D) of the views at these places."""
+        assert self._targets is not None
+        logits = self.student["head"](features).unflatten(0, (len(places), -1))  # (V', B, K)
+        return matching_losses(logits, self._targets, places, n_views, self.config.student_temperature)
+
+    @torch.no_grad()
+    def _ask_teacher(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Set the targets of a batch; returns what is measured on them."""
+        return self._set_targets([self.teacher["backbone"](view).cls for view in batch[:2]], step)
+
+    def _set_targets(self, features: list[Tensor], step: int) -> dict[str, Tensor]:
+        logits = self.teacher["head"](torch.stack(features))  # (G, B, K)
+        self._targets = teacher_targets(logits, self.centre.value, self.temperature(step))
+        self.centre.collect(logits)
+        self.recent.push(features[0].float())
+        return teacher_measures(self._targets)
+
+    def temperature(self, step: int) -> float:
+        """The teacher's temperature at a step."""
+        c = self.config
+        warmup = round(c.teacher_temperature_epochs * self.steps_per_epoch)
+        return linear(step, c.teacher_temperature_start, c.teacher_temperature, warmup)
+
+    def before_step(self, step: int) -> None:
+        """Forget a step that was broken off."""
+        self.centre.reset()
+
+    def after_backward(self, step: int) -> None:
+        """Keep the prototypes where they are during the first epoch."""
+        if step < self.config.frozen_epochs * self.steps_per_epoch:
+            self.student["head"].last_layer.weight.grad = None  # type: ignore[union-attr]
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """Move centre and teacher; returns the momentum, and the centre's norm."""
+        if self.config.centring:
+            self.centre.update()
+        momentum = cosine(step, self.config.momentum, 1.0, self.steps)
+        follow(self.teacher, self.student, momentum)
+        return {"momentum": momentum, "centre_norm": float(self.centre.value.norm())}
+
+
+def make_teacher(student: nn.ModuleDict) -> nn.ModuleDict:
+    """A copy that takes no gradient and drops no paths."""
+    teacher = copy.deepcopy(student)
+    teacher.requires_grad_(False)
+    return teacher.eval()
+
+
+def blocks(student: nn.ModuleDict, teacher: nn.ModuleDict) -> list[nn.Module]:
+    """The blocks of both backbones."""
+    return [*student["backbone"].blocks, *teacher["backbone"].blocks]  # type: ignore[misc]
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Teacher <- momentum * teacher + (1 - momentum) * student, parameter by parameter."""
+    torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)
+
+
+def teacher_measures(targets: Tensor) -> dict[str, Tensor]:
+    """How the teacher answers a batch, from its probabilities (..., K), in nats.
+
+    ``teacher_entropy``: mean entropy of one answer; 0 is certain, ln K undecided. ``kl_to_uniform``: ln K minus that,
+    the mean divergence of an answer from the uniform one. ``prototypes_used``: exp of the entropy of the mean answer,
+    as if so many prototypes were used equally; 1 means that all clips get the same.
+    """
+    p = targets.flatten(0, -2)
+    entropy = -torch.special.xlogy(p, p).sum(dim=-1).mean()
+    mean = p.mean(dim=0)
+    return {
+        "teacher_entropy": entropy,
+        "kl_to_uniform": math.log(p.shape[-1]) - entropy,
+        "prototypes_used": (-torch.special.xlogy(mean, mean).sum()).exp(),
+    }

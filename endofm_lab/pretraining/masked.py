@@ -1,0 +1,111 @@
+"""Masked token modelling beside self-distillation: the objective of EndoFM-LV.
+
+Written from iBOT (arXiv 2111.07832, section 3): the student sees global views with blocks of patches replaced by a mask
+token and predicts, at those patches, the teacher's answer to the whole view; one head for CLS and patches.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from endofm_lab.errors import UserError
+from endofm_lab.model.transformer import VideoTokens, VideoTransformer
+from endofm_lab.pretraining.adapt import block_mask
+from endofm_lab.pretraining.dino import Centre, Dino, DinoConfig, teacher_targets
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which patches are masked, and how much they count.
+
+    Attributes:
+        weight: of the patch loss beside the DINO loss.
+        share: smallest and largest share of a frame's patches that is masked; one draw per clip.
+        probability: that a clip is masked at all.
+    """
+
+    weight: float = 1.0
+    share: tuple[float, float] = (0.1, 0.5)
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not (0 < self.share[0] <= self.share[1] < 1 and 0 <= self.probability <= 1 and self.weight >= 0):
+            raise UserError(
+                f"share is {self.share}, probability {self.probability}, weight {self.weight}; give shares between 0 "
+                "and 1, a probability from 0 to 1 and a weight of 0 or more."
+            )
+
+
+class Masked(Dino):
+    """`Dino` on masked global views, plus the patch loss ``L_patch``; the backbone needs a mask token.
+
+    A mask covers the same patches in all frames of a view: the neighbouring frames would give the answer away.
+    """
+
+    def __init__(
+        self, backbone: VideoTransformer, config: DinoConfig, masking: MaskConfig, steps: int, steps_per_epoch: int
+    ) -> None:
+        super().__init__(backbone, config, steps, steps_per_epoch)
+        self.masking = masking
+        self.patch_centre = Centre(config.prototypes, config.centre_momentum)
+        self._masks: list[Tensor] = []  # per global view (B, T, h, w) bool
+        self._patches: list[Tensor] = []  # per global view, the teacher's features where it is masked (M, D)
+
+    def parts(self, batch: Any) -> list[list[int]]:
+        """All local views, equal shapes side by side, and each global view by itself: it has its own mask."""
+        local = sorted(range(2, len(batch)), key=lambda place: batch[place].shape)
+        return ([local] if local else []) + [[0], [1]]
+
+    def forward(self, batch: Any, part: int, step: int) -> dict[str, Tensor]:
+        """As `Dino.forward`, with ``L_patch``, the mean cross-entropy at masked patches."""
+        places = self.parts(batch)[part]
+        if places[0] >= 2:
+            return super().forward(batch, part, step)
+        measured = self._ask_teacher(batch, step) if part == 0 else {}
+        view = places[0]
+        tokens = self.student["backbone"](batch[view], mask=self._masks[view])
+        losses = self._match(tokens.cls, places, len(batch))
+        patch_loss = self._patch_loss(tokens, view, step) / 2  # the mean over two views
+        losses["loss"] = losses["loss"] + self.masking.weight * patch_loss
+        return losses | {"L_patch": patch_loss.detach()} | measured
+
+    @torch.no_grad()
+    def _ask_teacher(self, batch: Any, step: int) -> dict[str, Tensor]:
+        tokens = [self.teacher["backbone"](view) for view in batch[:2]]
+        self._masks = [self._draw_mask(t.patches) for t in tokens]
+        self._patches = [t.patches[mask] for t, mask in zip(tokens, self._masks, strict=True)]
+        return self._set_targets([t.cls for t in tokens], step)
+
+    def _draw_mask(self, patches: Tensor) -> Tensor:
+        B, T, h, w, _ = patches.shape
+        masks = torch.zeros(B, h, w, dtype=torch.bool)
+        low, high = self.masking.share
+        for clip in masks:
+            if torch.rand(()) < self.masking.probability:
+                clip.copy_(block_mask(1, h, float(low + (high - low) * torch.rand(())))[0])
+        return masks[:, None].expand(B, T, h, w).to(patches.device)
+
+    def _patch_loss(self, tokens: VideoTokens, view: int, step: int) -> Tensor:
+        """Mean over the masked patches of H(teacher, student)."""
+        student = self.student["head"](tokens.patches[self._masks[view]]).float()  # (M, K)
+        if not len(student):
+            return student.sum()  # 0, and still a function of the weights
+        with torch.no_grad():
+            teacher = self.teacher["head"](self._patches[view])
+            targets = teacher_targets(teacher, self.patch_centre.value, self.temperature(step))
+            self.patch_centre.collect(teacher)
+        s = student / self.config.student_temperature
+        return (s.logsumexp(dim=-1) - (targets * s).sum(dim=-1)).mean()
+
+    def before_step(self, step: int) -> None:
+        """Forget a step that was broken off."""
+        super().before_step(step)
+        self.patch_centre.reset()
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """Move both centres and the teacher."""
+        if self.config.centring:
+            self.patch_centre.update()
+        return super().after_step(step)

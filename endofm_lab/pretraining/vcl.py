@@ -1,0 +1,146 @@
+"""Video-level contrast: two clips of a video, augmented in time and space, are found again among other videos.
+
+The baseline VCL of Endo-FM's paper (arXiv 2203.14465), built from its idea with MoCo's momentum encoder and queue
+(1911.05722), which keeps enough other videos at hand when a batch is small.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from endofm_lab.errors import UserError
+from endofm_lab.model.transformer import VideoTransformer
+from endofm_lab.pretraining.dino import blocks, follow, make_teacher
+from endofm_lab.pretraining.queue import Queue
+from endofm_lab.training.loop import Trainable
+from endofm_lab.training.schedules import cosine
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """The contrast's numbers.
+
+    Attributes:
+        width: of the vectors that are compared.
+        hidden: width of the projection's hidden layer.
+        temperature: divides cosines; 0.2 in MoCo v2.
+        queue: keys of earlier batches that serve as other videos.
+        momentum: share of the old key encoder that stays at step 0; grows to 1 by a cosine.
+    """
+
+    width: int = 128
+    hidden: int = 2048
+    temperature: float = 0.2
+    queue: int = 4096
+    momentum: float = 0.996
+
+    def __post_init__(self) -> None:
+        if not (self.temperature > 0 and self.queue > 0 and 0 <= self.momentum <= 1):
+            raise UserError(
+                f"temperature is {self.temperature}, queue {self.queue}, momentum {self.momentum}; give a temperature "
+                "and a queue above 0 and a momentum from 0 to 1."
+            )
+
+
+def info_nce(queries: Tensor, keys: Tensor, others: Tensor, own: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """L = -mean_b log( exp(q_b k_own(b) / t) / sum_j exp(q_b k_j / t) ) over all keys and others; unit vectors.
+
+    Args:
+        queries: (B, D), with gradient.
+        keys: (N, D) of the whole batch; row ``own[b]`` belongs to the video of query b.
+        others: (M, D) of other videos.
+        own: (B,) int64.
+        temperature: divides the cosines.
+
+    Returns:
+        The loss, and the share of queries whose nearest key is their own.
+    """
+    logits = queries.float() @ torch.cat([keys, others]).float().t() / temperature  # (B, N + M)
+    return F.cross_entropy(logits, own), (logits.argmax(dim=1) == own).float().mean()
+
+
+class VCL(Trainable):
+    """Query and key encoder with projections; a batch is two global views, each (B, 3, T, H, W)."""
+
+    def __init__(self, backbone: VideoTransformer, config: ContrastConfig, steps: int) -> None:
+        super().__init__()
+        self.config, self.steps = config, steps
+        D = backbone.config.width
+        # Standardised over the batch of a process (MoCo v3 has batch norms in its projection, 2104.02057), or what all
+        # clips share is most of every key at first, and a short training does not get beyond it.
+        standardise = nn.BatchNorm1d(D, affine=False, track_running_stats=False)
+        head = nn.Sequential(
+            standardise, nn.Linear(D, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width)
+        )
+        self.student = nn.ModuleDict({"backbone": backbone, "head": head})
+        self.teacher = make_teacher(self.student)
+        self.queue = Queue(config.queue, config.width)
+        self.recent = Queue(512, D)
+        self._keys: Tensor | None = None  # (2, N, D) of all processes
+        self._fresh: list[Tensor] = []  # keys since the last step
+
+    def train(self, mode: bool = True) -> "VCL":
+        """Set the student's mode; the key encoder drops no paths."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def units(self) -> list[nn.Module]:
+        """The blocks of query and key encoder."""
+        return blocks(self.student, self.teacher)
+
+    def parts(self, batch: Any) -> list[int]:
+        """One part per view."""
+        return [0, 1]
+
+    def forward(self, batch: Any, part: int, step: int) -> dict[str, Tensor]:
+        """Half the loss: view ``part`` asks, the keys are those of the other view.
+
+        Raises:
+            UserError: a process got a single clip, which has no other to differ from.
+        """
+        if len(batch[0]) < 2:
+            raise UserError("vcl got one clip at a time; give a batch of at least 2 for each process and accumulation.")
+        if part == 0:
+            self._find_keys(batch)
+        assert self._keys is not None
+        B = len(batch[part])
+        queries = F.normalize(self.student["head"](self.student["backbone"](batch[part]).cls).float(), dim=-1)
+        rank = dist.get_rank() if _distributed() else 0
+        own = rank * B + torch.arange(B, device=queries.device)
+        others = self.queue.rows()
+        loss, found = info_nce(queries, self._keys[1 - part], others, own, self.config.temperature)
+        return {"loss": loss / 2, "found": found / 2}
+
+    @torch.no_grad()
+    def _find_keys(self, batch: Any) -> None:
+        features = [self.teacher["backbone"](view).cls for view in batch[:2]]
+        self.recent.push(features[0].float())
+        keys = F.normalize(torch.stack([self.teacher["head"](x) for x in features]).float(), dim=-1)  # (2, B, D)
+        if _distributed():
+            pieces = [torch.empty_like(keys) for _ in range(dist.get_world_size())]
+            dist.all_gather(pieces, keys.contiguous())
+            keys = torch.cat(pieces, dim=1)
+        self._keys = keys
+        self._fresh.append(keys.flatten(0, 1))
+
+    def before_step(self, step: int) -> None:
+        """Forget a step that was broken off."""
+        self._fresh = []
+
+    def after_step(self, step: int) -> dict[str, float]:
+        """Keep the keys for later batches, move the key encoder; "others" is with how many clips each was compared."""
+        others = len(self._fresh[-1]) // 2 - 1 + len(self.queue.rows())
+        for keys in self._fresh:
+            self.queue.push(keys)
+        momentum = cosine(step, self.config.momentum, 1.0, self.steps)
+        follow(self.teacher, self.student, momentum)
+        return {"momentum": momentum, "others": others}
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

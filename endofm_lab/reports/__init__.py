@@ -1,0 +1,1 @@
+"""Stand-alone HTML reports."""

@@ -1,0 +1,163 @@
+"""The report of a pre-training run: curves, health, configuration, true initialisation, data, versions."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from endofm_lab.errors import UserError
+from endofm_lab.figures.style import PALETTE, tidy
+from endofm_lab.files import read_json, write_json
+from endofm_lab.pretraining.health import Health, verdict
+from endofm_lab.reports.html import Item, write_report
+from endofm_lab.training.checkpoints import STATE, Checkpoints
+from endofm_lab.training.loop import CHECKPOINTS, LOG, Record, read_log
+
+REFERENCE = Path(__file__).parents[1] / "weights" / "reference"
+
+# Figure -> the numbers of the log that it draws.
+CURVES = {
+    "Loss": ("loss", "L_dm", "L_cv", "L_patch", "found"),
+    "Teacher (nats)": ("teacher_entropy", "kl_to_uniform"),
+    "Prototypes used in a batch": ("prototypes_used",),
+    "Centre norm": ("centre_norm",),
+    "Feature standard deviation (1: all directions alike)": ("feature_std",),
+    "Rank of the features (RankMe)": ("rankme",),
+    "Probe, balanced accuracy": ("knn", "linear", "chance"),
+    "Learning rate": ("lr",),
+    "Gradient norm": ("grad_norm",),
+    "Seconds per step": ("step_s", "data_s"),
+}
+
+
+def curve(records: Sequence[Record], title: str, reference: Sequence[Record] = ()) -> go.Figure | None:
+    """One figure of `CURVES` over the steps, a reference run's curves dotted behind; None if the log has none of it."""
+    figure = go.Figure()
+    for colour, name in zip(PALETTE, CURVES[title], strict=False):
+        for run, log, dash in (("reference", reference, "dot"), ("", records, "solid")):
+            points = [(record["step"], record[name]) for record in log if record.get(name) is not None]
+            if points:
+                steps, values = zip(*points, strict=True)
+                line = {"color": colour, "dash": dash, "width": 1 if run else 2}
+                figure.add_scatter(
+                    x=steps,
+                    y=values,
+                    name=f"{name} {run}".strip(),
+                    line=line,
+                    mode="lines+markers" if len(points) < 20 else "lines",
+                    opacity=0.5 if run else 1,
+                )
+    if not figure.data:
+        return None
+    figure.update_layout(title=title, xaxis_title="step", height=340, showlegend=True)
+    return tidy(figure)
+
+
+def health_of(run: str | Path) -> Health:
+    """The verdict on the run in a folder.
+
+    Raises:
+        UserError: the folder holds none.
+    """
+    described = _described(Path(run))
+    return verdict(read_log(Path(run) / LOG), prototypes_of(described["config"]))
+
+
+def prototypes_of(config: dict[str, Any]) -> int | None:
+    """Prototypes of a run's head; None for an objective without."""
+    return None if config["objective"] == "vcl" else int(config["dino"]["prototypes"])
+
+
+def reference_for(config: dict[str, Any]) -> list[Record]:
+    """The shipped log of a healthy run, to draw behind the curves of a run of the same kind; empty for another kind.
+
+    It is the run of `endofm-lab pretrain --preset tiny` on the phantom's preset "demo", seed 0. Only runs with the same
+    objective, numbers of the contrast and batch can be compared with it: others have losses on another scale.
+    """
+    described = read_json(REFERENCE / "config.json")["config"]
+    same = all(config[name] == described[name] for name in ("objective", "contrast", "batch"))
+    return read_log(REFERENCE / LOG) if same else []
+
+
+def report_run(run: str | Path) -> Path:
+    """Write ``report.html`` and ``report.json`` into a run's folder, finished or not; returns the HTML's path.
+
+    The curves of `reference_for` are drawn behind the run's own.
+
+    Raises:
+        UserError: the folder holds no run.
+    """
+    run = Path(run)
+    described, records = _described(run), read_log(run / LOG)
+    health, reference = verdict(records, prototypes_of(described["config"])), reference_for(described["config"])
+    left_out = _left_out(run)
+    probes = _probes(run)
+    summary = {
+        **described,
+        "steps_done": len(records),
+        "health": {"state": health.state, "words": health.words, "advice": health.advice},
+        "last": {k: v for k, v in records[-1].items() if v is None or math.isfinite(v)} if records else {},
+        "left_out": left_out,
+        "probe": probes,
+    }
+    write_json(run / "report.json", summary)
+    figures = [figure for title in CURVES if (figure := curve(records, title, reference)) is not None]
+    about: list[Item] = [
+        f"Health: {health}",
+        f"Initialisation: {described['initialisation']['words']}",
+        f"{len(records)} of {described['steps']} steps on {described['n_clips']} clips of {described['n_files']} "
+        f"videos (manifest {described['manifest_fingerprint'][:16]}).",
+        f"Videos left out because they cannot be read: {len(left_out)}.",
+    ]
+    if left_out:
+        about.append(pd.DataFrame(left_out.items(), columns=["video", "reason"]))
+    if probes:
+        about.append(probe_table(run))
+    sections: list[tuple[str, Sequence[Item]]] = [
+        ("Summary", about),
+        ("Curves", figures),
+        ("Configuration", [pd.DataFrame(_rows(described["config"]), columns=["setting", "value"])]),
+        ("Versions", [f"endofm_lab {described['endofm_lab']}, torch {described['torch']}"]),
+    ]
+    return write_report(run / "report.html", f"Pre-training: {run.name}", sections)
+
+
+def _described(run: Path) -> dict[str, Any]:
+    if not (run / "config.json").is_file():
+        raise UserError(f"{run} holds no pre-training run (config.json is missing).")
+    return read_json(run / "config.json")
+
+
+def _left_out(run: Path) -> dict[str, str]:
+    there = Checkpoints(run / CHECKPOINTS).all()
+    return read_json(there[-1] / STATE)["left_out"] if there else {}
+
+
+def _probes(run: Path) -> dict[str, Any]:
+    return read_json(run / "probe.json") if (run / "probe.json").is_file() else {}
+
+
+def probe_table(run: str | Path) -> pd.DataFrame:
+    """What kNN and linear probe said of the untrained and the trained network, with 95 % intervals; may be empty."""
+    rows = []
+    for state, numbers in _probes(Path(run)).items():
+        row = {"network": state}
+        for name in ("knn", "linear"):
+            row[name] = f"{numbers[name]:.3f} [{numbers[f'{name}_low']:.3f}, {numbers[f'{name}_high']:.3f}]"
+        rows.append(row | {"chance": f"{numbers['chance']:.3f}"})
+    return pd.DataFrame(rows)
+
+
+def _rows(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as rows; paths are shortened to their last part."""
+    rows = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            rows += _rows(value, f"{prefix}{key}.")
+        else:
+            local = key in ("manifest", "out", "probe", "initialisation") and value is not None
+            rows.append((prefix + key, Path(value).name if local else str(value)))
+    return rows

@@ -1,0 +1,278 @@
+"""Finished runs in one table: values with patient-level intervals, ranked only where ranking means something.
+
+Runs are ranked by one metric if they were tested on the same items by the same protocol; otherwise the table keeps the
+given order, has no ranks and no tests, and says why.
+"""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from endofm_lab.files import atomic_path
+from endofm_lab.metrics.intervals import Difference, Interval
+from endofm_lab.runs.run import Run, RunError
+
+# The metric a task is ranked by unless another is asked for.
+PRIMARY = {"classification": "f1", "segmentation": "dice", "detection": "ap50", "phases": "jaccard"}
+LOWER_IS_BETTER = {"hd95_px", "ece", "brier", "false_positive_frame_rate"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run of a comparison; ``to_best`` is the paired difference to the first rank, None for that and unranked."""
+
+    run: Run
+    rank: int | None
+    metrics: dict[str, Interval]
+    seed_std: dict[str, float]
+    to_best: dict[str, Difference] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The lines, best first where ``reasons`` (why there is no ranking) is empty; ``by`` is the ranking metric."""
+
+    task: str
+    by: str
+    lines: tuple[Line, ...]
+    reasons: tuple[str, ...]
+
+    @property
+    def ranked(self) -> bool:
+        """Whether ranks and paired tests are given."""
+        return not self.reasons
+
+    def table(self) -> pd.DataFrame:
+        """One row per run with plain numbers: ``<metric>``, ``_low``, ``_high``, ``_seed_std``, ``_to_best...``."""
+        rows = []
+        for line in self.lines:
+            row: dict[str, Any] = {
+                "rank": line.rank,
+                "run": line.run.run,
+                "method": line.run.method,
+                "initialisation": line.run.initialisation,
+                "seeds": len(line.run.seeds),
+                "patients": line.metrics[self.by].patients,
+            }
+            for name, interval in line.metrics.items():
+                row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+                row[f"{name}_seed_std"] = line.seed_std[name]
+                if line.to_best is not None:
+                    gap = line.to_best[name]
+                    row |= {f"{name}_to_best": gap.value, f"{name}_to_best_low": gap.low}
+                    row |= {f"{name}_to_best_high": gap.high, f"{name}_to_best_p": gap.p_value}
+            rows.append(row)
+        return pd.DataFrame(rows).astype({"rank": "Int64"})
+
+    def cells(self) -> tuple[list[str], list[list[str]]]:
+        """Heading and rows of the table to be read: ``value [low, high]``, and the deviation over seeds."""
+        names = list(self.lines[0].metrics)
+        names.sort(key=lambda name: name != self.by)  # the ranking metric first, the others as they were
+        head = ["run", "method", "initialisation", *names]
+        if self.ranked:
+            head = ["rank", *head[:4], "difference to the first", "p", *head[4:]]
+        rows = []
+        for line in self.lines:
+            values = [_cell(line.metrics[name], line.seed_std[name]) for name in names]
+            row = [line.run.run, line.run.method, line.run.initialisation]
+            if self.ranked:
+                gap = None if line.to_best is None else line.to_best[self.by]
+                test = ["", ""] if gap is None else [_signed(gap), _p(gap.p_value)]
+                rows.append([str(line.rank), *row, values[0], *test, *values[1:]])
+            else:
+                rows.append([*row, *values])
+        return head, rows
+
+    def notes(self) -> list[str]:
+        """What has to be known to read the table, a sentence each: reasons against a ranking come first."""
+        interval = self.lines[0].metrics[self.by]
+        notes = [f"Not ranked: {reason}" for reason in self.reasons]
+        percent = f"{100 * interval.level:g}"
+        notes.append(
+            f"Brackets: {percent} % intervals from {interval.n} resamples of the patients "
+            f"({', '.join(f'{line.run.run}: {line.metrics[self.by].patients}' for line in self.lines)})."
+        )
+        if self.ranked and len(self.lines) > 1:
+            notes.append(
+                f"Differences and p-values (two-sided) compare {self.by} on the same resamples with the first rank; "
+                f"they are not corrected for {len(self.lines) - 1} comparisons. An interval with 0 shows no difference."
+            )
+        if any(len(line.run.seeds) > 1 for line in self.lines):
+            notes.append("Values are means over training seeds; ±: standard deviation over them.")
+        if "ece" in self.lines[0].metrics:
+            notes.append("Resampling adds noise to the bins of ece: its intervals lean upwards and can miss the value.")
+        if lower := sorted(LOWER_IS_BETTER & set(self.lines[0].metrics)):
+            notes.append(f"Lower is better: {', '.join(lower)}.")
+        for line in self.lines:
+            notes += [f"{line.run.run}, audit: {finding}" for finding in line.run.audit["findings"]]
+            for name, metric in line.metrics.items():
+                if math.isnan(metric.value):
+                    notes.append(f"{line.run.run}: {name} is not defined on this test set.")
+                elif metric.undefined:
+                    notes.append(
+                        f"{line.run.run}: {name} is not defined in {metric.undefined} of {metric.n} resamples, "
+                        "which are left out of its interval."
+                    )
+        return notes
+
+    def to_markdown(self) -> str:
+        """The table and its notes as Markdown."""
+        return (
+            markdown_table(*self.cells()) + "\n\n" + "\n".join(f"- {_markdown(note)}" for note in self.notes()) + "\n"
+        )
+
+    def to_html(self) -> str:
+        """A stand-alone HTML page of the table and its notes; everything that comes from the runs is escaped."""
+        head, rows = self.cells()
+        heading = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+        body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        notes = "\n".join(f"<li>{html.escape(note)}</li>" for note in self.notes())
+        title = html.escape(f"Comparison of {len(rows)} runs: {self.task}")
+        return (
+            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
+            f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n<table><thead><tr>{heading}</tr></thead>\n<tbody>\n{body}\n</tbody></table>\n"
+            f"<ul>\n{notes}\n</ul>\n<p>For research only: not a medical device, not for diagnosis.</p></body></html>\n"
+        )
+
+    def write(self, folder: str | Path) -> list[Path]:
+        """Write ``comparison.md``, ``.csv`` and ``.html`` into ``folder``; returns their paths."""
+        paths = [Path(folder) / f"comparison.{ending}" for ending in ("md", "csv", "html")]
+        for path, text in zip(
+            paths, (self.to_markdown(), self.table().to_csv(index=False), self.to_html()), strict=True
+        ):
+            with atomic_path(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        return paths
+
+
+def compare(
+    runs: Sequence[Run], by: str | None = None, n: int = 1000, seed: int = 0, level: float = 0.95
+) -> Comparison:
+    """Compare finished runs of one task.
+
+    Args:
+        runs: at least one, with names of their own.
+        by: metric to rank by; None takes the task's in ``PRIMARY``.
+        n: resamples of the patients, the same for every run.
+        seed: of the resamples.
+        level: of confidence.
+
+    Raises:
+        RunError: no runs, runs of different tasks (they share no metric), two of one name, or an unknown ``by``.
+    """
+    if not runs:
+        raise RunError("there are no runs to compare; name at least one folder.")
+    names = [run.run for run in runs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise RunError(f"several runs are called {', '.join(twice)}; each needs a name of its own.")
+    if len(tasks := {run.task for run in runs}) > 1:
+        raise RunError(f"the runs are of different tasks ({', '.join(sorted(tasks))}); compare one task at a time.")
+    samples = [run.samples(n, seed) for run in runs]
+    by = by or PRIMARY[runs[0].task]
+    if by not in samples[0].values:
+        raise RunError(f"there is no metric '{by}'; the runs have {', '.join(samples[0].values)}.")
+    reasons = why_not_ranked(runs)
+    order = list(range(len(runs)))
+    if not reasons:
+        sign = 1 if by in LOWER_IS_BETTER else -1
+        order.sort(key=lambda k: (math.isnan(samples[k].values[by]), sign * samples[k].values[by]))
+    best = samples[order[0]]
+    lines = []
+    for rank, k in enumerate(order, start=1):
+        metrics = {name: samples[k].interval(name, level) for name in samples[k].values}
+        gaps = {name: samples[k].minus(best, name, level) for name in metrics} if rank > 1 and not reasons else None
+        lines.append(Line(runs[k], None if reasons else rank, metrics, runs[k].seed_std(), gaps))
+    return Comparison(runs[0].task, by, tuple(lines), tuple(reasons))
+
+
+def why_not_ranked(runs: Sequence[Run]) -> list[str]:
+    """Why runs of one task cannot be ranked, a sentence for every difference to the first run; empty if they can."""
+    first, reasons = runs[0], []
+    for run in runs[1:]:
+        for key in ("fingerprint", "split"):
+            if run.test[key] != first.test[key]:
+                reasons.append(_differs(f"test {key}", first, first.test[key], run, run.test[key]))
+        ours, theirs = first.truth(), run.truth()
+        if not ours.index.equals(theirs.index):
+            counts = f"test items differ: {first.run} has {len(ours)}, {run.run} has {len(theirs)}"
+            if run.test["fingerprint"] == first.test["fingerprint"]:  # else equal ids are not equal items
+                counts += f", {len(ours.index.intersection(theirs.index))} are common"
+            reasons.append(f"{counts}.")
+        elif not _same(ours, theirs):
+            reasons.append(f"the same test items have other patients or truths in {first.run} than in {run.run}.")
+        before, after = _flat(first.protocol), _flat(run.protocol)
+        for key in sorted({*before, *after}):
+            if before.get(key, "not given") != after.get(key, "not given"):
+                reasons.append(
+                    _differs(f"protocol '{key}'", first, before.get(key, "not given"), run, after.get(key, "not given"))
+                )
+    return reasons
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, aligned for reading as plain text."""
+    cells = [[_markdown(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(head))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+_STYLE = (
+    "body{font:15px/1.5 sans-serif;margin:2em;max-width:80em}table{border-collapse:collapse}"
+    "th,td{border:1px solid #bbb;padding:.3em .6em;text-align:left}th{background:#eee}"
+)
+
+
+def _differs(what: str, first: Run, value: Any, run: Run, other: Any) -> str:
+    return f"{what} differs: {first.run} has {value}, {run.run} has {other}."
+
+
+def _same(ours: pd.DataFrame, theirs: pd.DataFrame) -> bool:
+    if list(ours.columns) != list(theirs.columns):
+        return False
+    return all(_plain(a) == _plain(b) for a, b in zip(ours.to_numpy().ravel(), theirs.to_numpy().ravel(), strict=True))
+
+
+def _plain(value: Any) -> Any:
+    """Nested arrays as nested lists, so that == compares content."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _flat(protocol: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots."""
+    flat: dict[str, Any] = {}
+    for key, value in protocol.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return flat
+
+
+def _cell(interval: Interval, seed_std: float) -> str:
+    if math.isnan(interval.value):
+        return "not defined"
+    spread = "" if math.isnan(seed_std) else f" ±{seed_std:.3f}"
+    return (f"{interval.value:.3f}" if math.isnan(interval.low) else str(interval)) + spread
+
+
+def _signed(gap: Difference) -> str:
+    if math.isnan(gap.value):
+        return "not defined"
+    return f"{gap.value:+.3f}" if math.isnan(gap.low) else f"{gap.value:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
+
+
+def _p(p_value: float) -> str:
+    return "" if math.isnan(p_value) else f"{p_value:.3f}"
+
+
+def _markdown(text: str) -> str:
+    """Text that stays text in a Markdown table, also where Markdown allows HTML: no link, no picture to fetch."""
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("](", "]\\(")

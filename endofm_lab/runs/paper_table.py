@@ -1,0 +1,128 @@
+"""The published results on PolypDiag, CVC-12k and KUMC beside the runs at hand, differences of protocol marked.
+
+Published numbers are percentages without intervals. They are quoted for orientation: a row with marks was not measured
+the way the published rows were, and neither is better or worse for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from endofm_lab.metrics.intervals import Interval
+from endofm_lab.runs.compare import PRIMARY, markdown_table
+from endofm_lab.runs.run import Run
+
+# Endo-FM (arXiv 2306.16741), table 2, and the tables of the later papers: F1 / Dice / F1.
+PUBLISHED = (
+    ("scratch", 83.5, 53.2, 73.5),
+    ("ST-Adapter", 84.8, 64.3, 74.2),
+    ("VCL", 87.6, 69.1, 78.6),
+    ("Endo-FM", 90.7, 73.9, 84.1),
+    ("Endo-FM, released weights", 91.5, 76.6, 84.0),
+    ("M2CRL", 94.2, 81.4, 86.3),
+    ("EndoMamba", 94.5, 84.5, 88.8),
+    ("FPRL", 95.2, 86.1, 89.8),
+    ("STOMP", 96.5, 84.0, 86.1),
+)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How one column was published; ``metric_differs`` says in which way ours is another one, '' if it is the same."""
+
+    dataset: str
+    task: str
+    metric: str  # ours, that stands in the column
+    metric_differs: str
+    split: str
+    chosen_on: str
+    caveat: str
+
+
+BENCHMARKS = (
+    Benchmark(
+        "PolypDiag",
+        "classification",
+        "f1",
+        "",
+        "released",
+        "test",
+        "its videos are cut from LDPolypVideo and HyperKvasir, which Endo-FM was pre-trained on",
+    ),
+    Benchmark(
+        "CVC-12k",
+        "segmentation",
+        "dice",
+        "Dice over frames with a lesion (published: a frame without one scores 1 if anything is predicted, else 0)",
+        "released",
+        "test",
+        "7 of the 9 test sequences (121 of 171 frames) are also in the training list",
+    ),
+    Benchmark(
+        "KUMC", "detection", "frame_presence_f1", "", "released", "test", "frame presence at score 0.5, without IoU"
+    ),
+)
+
+
+def paper_table(runs: Sequence[Run]) -> str:
+    """The table as Markdown: published rows, local runs in the same columns, notes, and local runs on other data.
+
+    A run belongs to a column by its ``protocol["dataset"]`` and task. Its cell is the percentage with its patient-level
+    interval; marks lead to the notes that say how its protocol differs.
+    """
+    head = ["", *(f"{b.dataset} ({b.metric})" for b in BENCHMARKS)]
+    rows = [[f"{name} (published)", *(f"{value:.1f}" for value in values)] for name, *values in PUBLISHED]
+    notes: list[str] = []
+    other_rows = []
+    for run in runs:
+        column = next(
+            (k for k, b in enumerate(BENCHMARKS) if (b.dataset, b.task) == (run.protocol["dataset"], run.task)), None
+        )
+        name = PRIMARY[run.task] if column is None else BENCHMARKS[column].metric
+        value = _percent(run.samples().interval(name))
+        title = f"{run.run} ({run.method}; {run.initialisation})"
+        if column is None:
+            other_rows.append([title, str(run.protocol["dataset"]), run.task, name, value])
+            continue
+        marks = [_mark(note, notes) for note in protocol_differences(run, BENCHMARKS[column])]
+        cells = [""] * len(BENCHMARKS)
+        cells[column] = " ".join([value, *marks])
+        rows.append([title, *cells])
+    parts = [markdown_table(head, rows)]
+    caveats = [f"- {b.dataset}, published: {b.caveat}." for b in BENCHMARKS]
+    caveats.append(
+        "- Endo-FM's released code chooses the epoch on the test set; published numbers are without intervals."
+    )
+    caveats.append("- scratch, published: started from Kinetics weights.")
+    parts.append("\n".join(caveats + [f"- ({k}) {note}" for k, note in enumerate(notes, start=1)]))
+    if other_rows:
+        parts.append("Local runs on other data, not comparable with the columns above:")
+        parts.append(markdown_table(["run", "data set", "task", "metric", "value"], other_rows))
+    if not runs:
+        parts.append("There are no local runs yet.")
+    return "\n\n".join(parts) + "\n"
+
+
+def protocol_differences(run: Run, benchmark: Benchmark) -> list[str]:
+    """How a run was measured otherwise than the published numbers, a phrase each."""
+    differences = []
+    if run.test["split"] != benchmark.split:
+        differences.append(f"split '{run.test['split']}' (published: '{benchmark.split}')")
+    if run.protocol["chosen_on"] != benchmark.chosen_on:
+        differences.append(f"epoch chosen on {run.protocol['chosen_on']} (published: {benchmark.chosen_on})")
+    if benchmark.metric_differs:
+        differences.append(benchmark.metric_differs)
+    return differences
+
+
+def _mark(note: str, notes: list[str]) -> str:
+    """``(k)``, the number of ``note`` among the notes; a new one is appended."""
+    if note not in notes:
+        notes.append(note)
+    return f"({notes.index(note) + 1})"
+
+
+def _percent(interval: Interval) -> str:
+    if interval.value != interval.value:
+        return "not defined"
+    value = f"{100 * interval.value:.1f}"
+    return value if interval.low != interval.low else f"{value} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"

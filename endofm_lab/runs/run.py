@@ -1,0 +1,256 @@
+"""What a finished run leaves for comparison: a folder with ``report.json`` and ``predictions.parquet``.
+
+``report.json`` (written last, so that its presence means that the run is finished) has exactly these keys:
+
+| key | content |
+|---|---|
+| run | name, unique among the runs that are compared |
+| task | "classification", "segmentation", "detection" or "phases" |
+| method | "linear probe", "full fine-tuning", "ST-Adapter", ... |
+| initialisation | the true initialisation in words, e.g. "Endo-FM teacher, 176 of 176 tensors" |
+| seeds | list of integers, one for every training that was repeated |
+| protocol | everything that must be equal for a ranking, as JSON: always ``dataset`` and ``chosen_on`` ("validation"), and what else the task fixes: training manifest's fingerprint, budget, threshold, clips per video, ... |
+| test | ``fingerprint`` (of the manifest's test rows) and ``split`` (the split's name, e.g. "released" or "patient-wise") |
+| metrics | by name: value, low, high, level, n, patients, undefined, seed_std; computed here from the predictions |
+| audit | ``findings``: a list of sentences, empty when the leakage audit found nothing |
+
+What may differ between compared runs (learning rate, epochs of a method, ...) does not belong into ``protocol``.
+
+``predictions.parquet`` has one row per test item and seed: ``seed``, ``row`` (id of the item, unique within the seed),
+``patient``, and the columns of its task:
+
+| task | one row is | columns |
+|---|---|---|
+| classification | a video or a frame | ``target`` (class number) and ``score_<class>`` in class order, summing to one |
+| classification, several labels | the same | ``target_<class>`` (0 or 1) and ``score_<class>``, each in [0, 1] |
+| segmentation | a frame | ``lesion``, ``dice``, ``iou``, ``hd95_px``, ``false_positive``: ``metrics_masks.mask_metrics`` |
+| detection | a frame | ``true_boxes``, ``boxes`` (lists of [x1, y1, x2, y2] px), ``scores``, ``true_labels``, ``labels`` (lists) |
+| phases | a time step | ``video``, ``target``, ``predicted`` (after smoothing), in temporal order within a video |
+
+A clip that could not be read has no row; the writer reports it in ``audit``.
+"""  # noqa: E501  (a Markdown table cannot be wrapped)
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from endofm_lab.errors import UserError
+from endofm_lab.files import atomic_path, read_json, write_json
+from endofm_lab.metrics.boxes import FrameBoxes, detection_metrics, frame_boxes
+from endofm_lab.metrics.calibration import brier, ece
+from endofm_lab.metrics.classification import Values, classification_metrics, weighted_mean
+from endofm_lab.metrics.intervals import MetricSet, Samples, bootstrap_samples
+from endofm_lab.metrics.phases import phase_metrics
+
+REPORT, PREDICTIONS = "report.json", "predictions.parquet"
+COLUMNS = {
+    "classification": [],
+    "segmentation": ["lesion", "dice", "iou", "hd95_px", "false_positive"],
+    "detection": ["true_boxes", "true_labels", "boxes", "scores", "labels"],
+    "phases": ["video", "target", "predicted"],
+}
+TRUTH = {"segmentation": ["lesion"], "detection": ["true_boxes", "true_labels"], "phases": ["video", "target"]}
+
+
+class RunError(UserError):
+    """A run folder that is unfinished or does not hold what comparison needs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run; the fields are the keys of ``report.json``, and the predictions. Metrics follow from those."""
+
+    run: str
+    task: str
+    method: str
+    initialisation: str
+    seeds: tuple[int, ...]
+    protocol: dict[str, Any]
+    test: dict[str, str]
+    audit: dict[str, Any]
+    predictions: pd.DataFrame
+
+    def samples(self, n: int = 1000, seed: int = 0) -> Samples:
+        """The task's metrics, mean over training seeds, on all patients and on ``n`` resamples of them."""
+        patients, seeds = self._measured()
+
+        def mean_over_seeds(weights: NDArray[np.float64]) -> dict[str, Values]:
+            values = [metrics(weights) for metrics in seeds]
+            return {name: np.mean(np.array([value[name] for value in values]), axis=0) for name in values[0]}
+
+        return bootstrap_samples(mean_over_seeds, patients, n, seed)
+
+    def seed_std(self) -> dict[str, float]:
+        """Standard deviation of every metric over training seeds (n - 1 in the denominator); NaN for a single seed."""
+        patients, seeds = self._measured()
+        values = pd.DataFrame([metrics(np.ones(len(patients))) for metrics in seeds])
+        return {str(name): float(std) for name, std in values.std().items()}
+
+    def _measured(self) -> tuple[NDArray, list[MetricSet]]:
+        """The patient of every unit and, for each training seed, the metrics of these units in the same order."""
+        parts = [self.predictions[self.predictions["seed"] == seed].set_index("row") for seed in self.seeds]
+        pairs = [measured(self.task, part.loc[parts[0].index]) for part in parts]
+        return pairs[0][0], [metrics for _, metrics in pairs]
+
+    def truth(self) -> pd.DataFrame:
+        """What was to be found, one line per test item in order of ``row``: equal for runs on the same test set."""
+        columns = TRUTH.get(self.task, [name for name in map(str, self.predictions) if name.startswith("target")])
+        first = self.predictions[self.predictions["seed"] == self.seeds[0]]
+        return first.set_index("row")[["patient", *columns]].sort_index()
+
+
+def measured(task: str, rows: pd.DataFrame) -> tuple[NDArray, MetricSet]:
+    """The patient of every unit (N,) and the task's metrics as a function of the units' weights (R, N).
+
+    Units are the rows of one training seed; for phases they are the videos. Empty cases are those of
+    ``metrics.classification`` and its neighbours.
+    """
+    patients = rows["patient"].to_numpy()
+    if task == "segmentation":
+        columns = {"dice": "dice", "iou": "iou", "hd95_px": "hd95_px", "false_positive_frame_rate": "false_positive"}
+        return patients, _means({name: rows[column].to_numpy(np.float64) for name, column in columns.items()})
+    if task == "detection":
+        return patients, detection_metrics(boxes_of(rows))
+    if task == "phases":
+        table = phase_metrics(rows["video"], rows["target"], rows["predicted"])
+        owner = rows.groupby("video", sort=False)["patient"].first()
+        return owner.loc[table.index].to_numpy(), _means({str(name): table[name].to_numpy() for name in table})
+    return patients, _classification(rows)
+
+
+def boxes_of(rows: pd.DataFrame) -> list[FrameBoxes]:
+    """Truth and detections of every row of a detection run; Parquet gives boxes back as arrays of arrays."""
+    boxes = ([np.array([list(box) for box in cell]) for cell in rows[name]] for name in ("true_boxes", "boxes"))
+    columns = zip(*boxes, *(rows[name] for name in ("scores", "true_labels", "labels")), strict=True)
+    return [frame_boxes(*row) for row in columns]
+
+
+def write_run(folder: str | Path, run: Run) -> None:
+    """Write ``predictions.parquet`` and then ``report.json`` with the metrics and their intervals, each atomically.
+
+    Raises:
+        RunError: the run does not hold what the contract at the top of ``runs.run`` asks for.
+    """
+    folder = Path(folder)
+    _check(run, folder)
+    samples, seed_std = run.samples(), run.seed_std()
+    metrics = {name: {**asdict(samples.interval(name)), "seed_std": seed_std[name]} for name in samples.values}
+    report = {
+        "run": run.run,
+        "task": run.task,
+        "method": run.method,
+        "initialisation": run.initialisation,
+        "seeds": list(run.seeds),
+        "protocol": run.protocol,
+        "test": run.test,
+        "metrics": {name: {key: _json(value) for key, value in row.items()} for name, row in metrics.items()},
+        "audit": run.audit,
+    }
+    with atomic_path(folder / PREDICTIONS) as temporary:
+        run.predictions.to_parquet(temporary, index=False)
+    write_json(folder / REPORT, report)
+
+
+def read_run(folder: str | Path) -> Run:
+    """The finished run in ``folder``.
+
+    Raises:
+        RunError: a file is missing or does not keep the contract; the sentence names it.
+    """
+    folder = Path(folder)
+    for name in (REPORT, PREDICTIONS):
+        if not (folder / name).is_file():
+            raise RunError(f"{folder} has no {name}; the run is not finished, or the folder is not a run.")
+    try:
+        report = read_json(folder / REPORT)
+        predictions = pd.read_parquet(folder / PREDICTIONS)
+    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:  # pyarrow's errors are OSError or ValueError
+        raise RunError(f"{folder} cannot be read ({error}).") from error
+    except ValueError as error:
+        raise RunError(f"{folder / PREDICTIONS} is not a Parquet table ({error}).") from error
+    keys = ["run", "task", "method", "initialisation", "seeds", "protocol", "test", "metrics", "audit"]
+    missing = [key for key in keys if not isinstance(report, dict) or key not in report]
+    if missing:
+        raise RunError(f"{folder / REPORT} lacks {', '.join(missing)}; it was not written by a finished run.")
+    values = {key: report[key] for key in keys if key != "metrics"}
+    run = Run(**{**values, "seeds": tuple(report["seeds"])}, predictions=predictions)
+    _check(run, folder)
+    return run
+
+
+def run_folders(folder: str | Path) -> list[Path]:
+    """The folders of all finished runs below ``folder``, by path."""
+    return sorted(path.parent for path in Path(folder).rglob(PREDICTIONS) if (path.parent / REPORT).is_file())
+
+
+def find_runs(folder: str | Path) -> tuple[list[Run], list[str]]:
+    """All finished runs below ``folder``, by path, and a sentence for every one that cannot be read."""
+    runs, problems = [], []
+    for path in run_folders(folder):
+        try:
+            runs.append(read_run(path))
+        except RunError as error:
+            problems.append(str(error))
+    return runs, problems
+
+
+def _check(run: Run, folder: Path) -> None:
+    def refuse(problem: str) -> None:
+        raise RunError(f"{folder}: {problem}")
+
+    if run.task not in COLUMNS:
+        refuse(f"the task is '{run.task}'; it must be one of {', '.join(COLUMNS)}.")
+    for name, holder, keys in [
+        ("protocol", run.protocol, ["dataset", "chosen_on"]),
+        ("test", run.test, ["fingerprint", "split"]),
+        ("audit", run.audit, ["findings"]),
+    ]:
+        if missing := [key for key in keys if not isinstance(holder, dict) or key not in holder]:
+            refuse(f"{name} lacks {', '.join(missing)}.")
+    table = run.predictions
+    needed = ["seed", "row", "patient", *COLUMNS[run.task]]
+    if run.task == "classification" and not any(str(name).startswith("target_") for name in table):
+        needed.append("target")
+    if missing := [name for name in needed if name not in table]:
+        refuse(f"the predictions lack the columns {', '.join(missing)}.")
+    if run.task == "classification" and sum(str(name).startswith("score_") for name in table) < 1:
+        refuse("the predictions lack score_<class> columns.")
+    if table.empty:
+        refuse("the predictions have no rows.")
+    if (seeds := sorted(table["seed"].unique().tolist())) != sorted(run.seeds):
+        refuse(f"the predictions are of seeds {seeds}, the report says {list(run.seeds)}.")
+    if no_patient := int(table["patient"].isna().sum()):
+        refuse(f"{no_patient} rows have no patient; give every video its own where patients are not known.")
+    if repeated := int(table.duplicated(["seed", "row"]).sum()):
+        refuse(f"{repeated} rows are repeated within a seed; 'row' must name each test item once.")
+    counts = table.groupby("row", sort=False)["seed"].size()
+    if uneven := int((counts != len(run.seeds)).sum()):
+        refuse(f"{uneven} test items are not predicted by every seed.")
+
+
+def _classification(rows: pd.DataFrame) -> MetricSet:
+    names = [name.removeprefix("score_") for name in map(str, rows) if name.startswith("score_")]
+    scores = rows[[f"score_{name}" for name in names]].to_numpy(np.float64)
+    if "target" not in rows:
+        labels = rows[[f"target_{name}" for name in names]].to_numpy(bool)
+        return lambda weights: classification_metrics(labels, scores, weights)
+    target = rows["target"].to_numpy()
+    return lambda weights: {
+        **classification_metrics(target, scores, weights),
+        "ece": ece(target, scores, weights),
+        "brier": brier(target, scores, weights),
+    }
+
+
+def _means(columns: dict[str, NDArray[np.float64]]) -> Callable[[ArrayLike], dict[str, Values]]:
+    return lambda weights: {name: weighted_mean(values, weights) for name, values in columns.items()}
+
+
+def _json(value: float | int) -> float | int | None:
+    return None if isinstance(value, float) and np.isnan(value) else value

@@ -1,0 +1,1 @@
+"""Whole studies, frame by frame: streaming, findings, decisions of a reviewer."""

@@ -1,0 +1,385 @@
+"""Whole studies, frame by frame: hours of video or a million images through a frame model, in flat memory.
+
+decode and resize (threads, bounded queues) -> batches -> model (threads) -> parts on disk -> `Study`
+
+A part holds the scores of `PART_FRAMES` frames. A kill at any moment loses the part under way; since batches never
+cross a part's border, a resumed study equals one that was never stopped.
+"""
+
+import hashlib
+import shutil
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from endofm_lab import __version__
+from endofm_lab.errors import UserError, VideoError
+from endofm_lab.files import atomic_path, read_json, write_json
+from endofm_lab.model.loading.load import load_model
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.study.stream import THREADS, Batches, Kept
+from endofm_lab.video.reader import VideoInfo, open_video
+
+PART_FRAMES = 4096
+FORM = 1  # of the files of a study; another number when an older program could no longer read them
+SCORED, DUPLICATE, UNREADABLE = 0, 1, 2  # states of a frame
+STATES = ("scored", "near-duplicate", "unreadable")
+
+
+@dataclass(frozen=True)
+class Study:
+    """Scores of every frame of a study; of an unfinished one, of its first N frames.
+
+    Attributes:
+        video: what was read.
+        times_s: (N,) float64 presentation times.
+        scores: class head -> (N, K) float32 in 0..1, after the card's temperature; NaN for unreadable frames; a
+            near-duplicate has those of the frame that stands for it.
+        classes: head -> its K names.
+        kinds: head -> "multiclass" or "multilabel".
+        state: (N,) uint8: `SCORED`, `DUPLICATE` or `UNREADABLE`.
+        stands_for: (N,) int64, the frame whose scores these are; -1 for unreadable ones.
+        unreadable: columns frame, time_s, reason; one row per frame.
+        provenance: model, options, versions.
+    """
+
+    video: VideoInfo
+    times_s: np.ndarray
+    scores: dict[str, np.ndarray]
+    classes: dict[str, list[str]]
+    kinds: dict[str, str]
+    state: np.ndarray
+    stands_for: np.ndarray
+    unreadable: pd.DataFrame
+    provenance: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        """Whether every frame of the video was gone through."""
+        return len(self.times_s) == self.video.n_frames
+
+    def table(self) -> pd.DataFrame:
+        """One row per frame: frame, time_s, state, stands_for, and one column ``head.class`` per score."""
+        columns: dict[str, Any] = {
+            "frame": np.arange(len(self.times_s)),
+            "time_s": self.times_s,
+            "state": np.array(STATES)[self.state],
+            "stands_for": self.stands_for,
+        }
+        for head, values in self.scores.items():
+            columns |= {f"{head}.{name}": values[:, k] for k, name in enumerate(self.classes[head])}
+        return pd.DataFrame(columns)
+
+
+def run_study(
+    path: str | Path,
+    model: VideoModel | str | Path,
+    out: str | Path,
+    *,
+    skip_near_duplicates: bool = False,
+    resume: bool = False,
+    batch: int = 64,
+    fps: float | None = None,
+    progress: bool = True,
+) -> Study:
+    """Score every frame of a video or a folder of images; the result is also in ``out`` (`load_study`).
+
+    Args:
+        path: a video file or a folder of frames.
+        model: a frame model (its clips have one frame) with class heads, its folder, or a name for `load_model`.
+        out: folder for ``frames.parquet`` and ``study.json``, and for the parts while it runs.
+        skip_near_duplicates: frames that hardly differ from the last scored one take its scores.
+        resume: go on with the unfinished study in ``out``; a finished one is read back.
+        batch: frames that go through the model together.
+        fps: frames per second of a folder, 25 if not given.
+        progress: show a progress bar.
+
+    Raises:
+        VideoError: the video cannot be opened, or no frame of it can be read.
+        UserError: the model looks at clips or has no class head, or ``out`` holds something else.
+    """
+    steps = study_steps(path, model, out, skip_near_duplicates, resume, batch, fps)
+    with tqdm(unit="frame", desc=Path(path).name, disable=not progress) as bar:
+        while True:
+            try:
+                done, bar.total = next(steps)
+            except StopIteration as finished:
+                return finished.value
+            bar.update(done - bar.n)
+
+
+def study_steps(
+    path: str | Path,
+    model: VideoModel | str | Path,
+    out: str | Path,
+    skip_near_duplicates: bool = False,
+    resume: bool = False,
+    batch: int = 64,
+    fps: float | None = None,
+) -> Generator[tuple[int, int], None, Study]:
+    """`run_study` in steps: yields (frames done, frames in all) after every part; returns the study."""
+    if batch < 1:
+        raise UserError(f"batch is {batch}, but at least 1 frame must go through the model at a time.")
+    if not isinstance(model, VideoModel):
+        model = load_model(model)
+    model.eval()
+    _check_model(model)
+    with open_video(path, None if fps is None else Fraction(fps).limit_denominator(100_000), check=False) as reader:
+        request = {
+            "video": _identity(Path(path)),
+            "model": model.card.fingerprint,
+            "skip_near_duplicates": skip_near_duplicates,
+            "batch": batch,
+            "fps": str(reader.info.fps),
+            "part_frames": PART_FRAMES,
+            "version": __version__,
+            "form": FORM,
+        }
+        about = _describe(reader.info, model, request)
+        folder = _open_job(Path(out), request, about, resume)
+        if (folder / "study.json").exists():
+            return load_study(folder)
+        parts = sorted((folder / "parts").glob("part_*.npz"))
+        n_frames = reader.info.n_frames
+        first = min(len(parts) * PART_FRAMES, n_frames)
+        yield first, n_frames
+        kept = Kept.of_part(parts[-1]) if parts and skip_near_duplicates else Kept()
+        stream = Batches(reader, model, first, batch, PART_FRAMES, kept if skip_near_duplicates else None)
+        # Batches side by side, each with its share of the cores: threads that share a batch wait for each other and for
+        # the decoders. Helpers of this thread would spin between its small steps, on the time of all others.
+        threads = torch.get_num_threads()
+        scorers = ThreadPoolExecutor(THREADS, "study-scorer", torch.set_num_threads, (max(1, threads // THREADS),))
+        torch.set_num_threads(1)
+        try:
+            for start in range(first, n_frames, PART_FRAMES):
+                times_s = reader.times_s[start : start + PART_FRAMES]
+                _run_part(stream, model, scorers, start, times_s, folder / "parts")
+                yield min(start + PART_FRAMES, n_frames), n_frames
+        finally:
+            scorers.shutdown(cancel_futures=True)
+            stream.close()
+            torch.set_num_threads(threads)  # those of a study set it for themselves, and so for all later ones
+        return _assemble(folder, about)
+
+
+def load_study(folder: str | Path, unfinished: bool = False) -> Study:
+    """The study that lies in a folder.
+
+    Args:
+        folder: what `run_study` wrote to.
+        unfinished: also take one that was stopped or still runs, with the frames of its parts (`Study.finished`).
+
+    Raises:
+        UserError: the folder holds none, one that is not finished, one of another version, or a damaged one.
+    """
+    folder = Path(folder)
+    try:
+        if (folder / "study.json").exists():
+            about = read_json(folder / "study.json")
+            _check_form(folder, about["provenance"])
+            return _of_table(about, pd.read_parquet(folder / "frames.parquet"))
+        if not (folder / "job.json").exists():
+            raise UserError(f"{folder} holds no study: give the folder that `endofm-lab study ... --out` wrote to.")
+        job = read_json(folder / "job.json")
+        _check_form(folder, job)
+        parts = sorted((folder / "parts").glob("part_*.npz"))
+        if not unfinished or not parts:
+            yet = "" if parts else ", not even its first part"
+            raise UserError(
+                f"{folder} holds a study that is not finished{yet}: run the same `endofm-lab study` with --resume."
+            )
+        return _of_parts(job["about"], parts)
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
+        raise UserError(
+            f"{folder} holds a damaged study ({type(error).__name__}: {error}): run it again into another folder."
+        ) from error
+
+
+def _check_form(folder: Path, written: dict[str, Any]) -> None:
+    if written.get("form") != FORM:
+        raise UserError(
+            f"{folder} holds a study in form {written.get('form', 0)}, written by endofm_lab "
+            f"{written.get('version', 'of unknown version')}; this version, {__version__}, reads form {FORM}: "
+            "run the study again into another folder."
+        )
+
+
+def _describe(video: VideoInfo, model: VideoModel, request: dict[str, Any]) -> dict[str, Any]:
+    """What `Study` holds besides its arrays, as JSON."""
+    heads = _class_heads(model)
+    return {
+        # The whole path: the study may be opened from elsewhere.
+        "video": asdict(video) | {"fps": str(video.fps), "path": str(video.path.absolute())},
+        "classes": {name: list(head.classes) for name, head in heads.items()},
+        "kinds": {name: head.kind for name, head in heads.items()},
+        "provenance": {
+            **request,
+            "model_name": model.card.name,
+            "initialisation": model.card.initialisation,
+            "training_data": model.card.data,
+            "temperature": {name: head.temperature for name, head in heads.items()},
+            "torch": torch.__version__,
+        },
+    }
+
+
+def _video(stored: dict[str, Any]) -> VideoInfo:
+    return VideoInfo(**{**stored, "fps": Fraction(stored["fps"]), "path": Path(stored["path"])})
+
+
+def _of_table(about: dict[str, Any], table: pd.DataFrame) -> Study:
+    """The finished study of ``study.json`` and ``frames.parquet``."""
+    return Study(
+        video=_video(about["video"]),
+        times_s=table["time_s"].to_numpy(),
+        scores={
+            head: table[[f"{head}.{name}" for name in names]].to_numpy(np.float32)
+            for head, names in about["classes"].items()
+        },
+        classes=about["classes"],
+        kinds=about["kinds"],
+        state=table["state"].map({name: n for n, name in enumerate(STATES)}).to_numpy(np.uint8),
+        stands_for=table["stands_for"].to_numpy(),
+        unreadable=pd.DataFrame(about["unreadable"], columns=["frame", "time_s", "reason"]),
+        provenance=about["provenance"],
+    )
+
+
+def _of_parts(about: dict[str, Any], parts: Sequence[Path]) -> Study:
+    """The study of the frames in the first parts."""
+    collected: dict[str, list[np.ndarray]] = {}
+    for path in parts:
+        with np.load(path, allow_pickle=False) as part:
+            for name in part.files:
+                collected.setdefault(name, []).append(part[name])
+    joined = {name: np.concatenate(values) for name, values in collected.items() if not name.startswith("kept")}
+    state, stands_for, times_s, lost = (joined[name] for name in ("state", "stands_for", "times_s", "unreadable"))
+    scores = {name: joined[f"scores/{name}"] for name in about["classes"]}
+    copies = state == DUPLICATE
+    for values in scores.values():
+        values[copies] = values[stands_for[copies]]
+    return Study(
+        video=_video(about["video"]),
+        times_s=times_s,
+        scores=scores,
+        classes=about["classes"],
+        kinds=about["kinds"],
+        state=state,
+        stands_for=stands_for,
+        unreadable=pd.DataFrame({"frame": lost, "time_s": times_s[lost], "reason": joined["reasons"].astype(object)}),
+        provenance=about["provenance"],
+    )
+
+
+def _class_heads(model: VideoModel) -> dict[str, Any]:
+    return {name: head for name, head in model.card.heads.items() if head.kind in ("multiclass", "multilabel")}
+
+
+def _check_model(model: VideoModel) -> None:
+    if model.card.clip.n_frames != 1:
+        raise UserError(
+            f"{model.card.name} looks at clips of {model.card.clip.n_frames} frames, a study at single frames: use "
+            "`endofm-lab predict`, which streams whole videos too, or a frame model."
+        )
+    if not _class_heads(model):
+        raise UserError(f"{model.card.name} has no class head, so it gives no scores; train one on it first.")
+
+
+def _identity(path: Path) -> str:
+    """SHA-256 of the names, sizes and times of a file or a folder's files: reading hours of video takes too long."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
+def _open_job(out: Path, request: dict[str, Any], about: dict[str, Any], resume: bool) -> Path:
+    """The folder for this study, with its ``parts``."""
+    job = out / "job.json"
+    if job.exists():
+        before = read_json(job)
+        changed = [name for name, value in request.items() if before.get(name) != value]
+        if changed:
+            raise UserError(
+                f"{out} holds a study with another {', '.join(changed)}: choose another folder or delete this one."
+            )
+        if not resume:
+            raise UserError(f"{out} holds this study already, finished or not: add --resume, or choose another folder.")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds something else than a study: choose a new or an empty folder.")
+    (out / "parts").mkdir(parents=True, exist_ok=True)
+    write_json(job, {**request, "about": about})
+    return out
+
+
+def _run_part(
+    stream: Batches, model: VideoModel, scorers: ThreadPoolExecutor, start: int, times_s: np.ndarray, folder: Path
+) -> None:
+    """Score the frames from ``start`` on that lie at ``times_s`` and write them as one part."""
+    n = len(times_s)
+    stop = start + n
+    heads = _class_heads(model)
+    scores = {name: np.full((n, len(head.classes)), np.nan, np.float32) for name, head in heads.items()}
+    state = np.full(n, SCORED, np.uint8)
+    stands_for = np.arange(start, stop)
+    unreadable: list[tuple[int, str]] = []
+    scored: deque[tuple[np.ndarray, Future[dict[str, torch.Tensor]]]] = deque()
+
+    def collect(waiting: int) -> None:
+        """Fill in the scores of the oldest batches until only ``waiting`` of them are on their way."""
+        while len(scored) > waiting:
+            rows, future = scored.popleft()
+            for name, values in future.result().items():
+                if name in scores:
+                    scores[name][rows] = values.numpy()
+
+    at, kept = start, Kept()
+    while at < stop:
+        made = next(stream)
+        if made.clips is not None:
+            scored.append((np.array(made.frames) - start, scorers.submit(model.predict, made.clips)))
+            collect(waiting=THREADS)
+        for frame, original in made.duplicates:
+            state[frame - start], stands_for[frame - start] = DUPLICATE, original
+        for frame, _ in made.unreadable:
+            state[frame - start], stands_for[frame - start] = UNREADABLE, -1
+        unreadable += made.unreadable
+        at, kept = made.next_frame, made.kept
+    collect(waiting=0)
+    arrays: dict[str, Any] = {f"scores/{name}": values for name, values in scores.items()}
+    with atomic_path(folder / f"part_{start:09d}.npz") as temporary, temporary.open("wb") as file:
+        np.savez(
+            file,
+            times_s=times_s,
+            state=state,
+            stands_for=stands_for,
+            unreadable=np.array([frame for frame, _ in unreadable], dtype=np.int64),
+            reasons=np.array([reason for _, reason in unreadable], dtype=np.str_),
+            kept_frame=np.int64(kept.frame),
+            kept_bits=np.zeros(2, np.uint64) if kept.bits is None else kept.bits,
+            kept_thumb=np.zeros((32, 32), np.uint8) if kept.thumb is None else kept.thumb,
+            **arrays,
+        )
+
+
+def _assemble(folder: Path, about: dict[str, Any]) -> Study:
+    """Join the parts, write the result, and take the parts away."""
+    study = _of_parts(about, sorted((folder / "parts").glob("part_*.npz")))
+    if (study.state == UNREADABLE).all():
+        raise VideoError(study.video.path, f"none of its {len(study.state)} frames can be read; copy it again")
+    with atomic_path(folder / "frames.parquet") as temporary:
+        study.table().to_parquet(temporary, index=False)
+    write_json(folder / "study.json", {**about, "unreadable": study.unreadable.to_dict("records")})
+    shutil.rmtree(folder / "parts")
+    return study

@@ -1,0 +1,233 @@
+"""Clips of a manifest's rows as batches: random views for training, fixed clips for validation and test."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as tv
+
+from endofm_lab.model.card import HeadSpec
+from endofm_lab.tasks.examples import Example, Timeline
+from endofm_lab.video.augment import View, draw_view
+from endofm_lab.video.clips import ClipSpec, clip_indices
+from endofm_lab.video.reader import VideoInfo, VideoReader
+from endofm_lab.video.transforms import InputSpec, to_input
+
+Batch = dict[str, Tensor]
+# Frames of training are kept in memory once read, reduced to this times the model's size, up to so many bytes. A random
+# view shows 71 % of a frame's side or more, so that most views still have a pixel for each of the model's.
+MARGIN, MEMORY = 1.25, 2 * 2**30
+
+
+@dataclass
+class ClipData:
+    """The rows of a split as training data (``training.draws.Data``): one clip at a random instant, randomly seen.
+
+    A batch holds ``clip`` (B, 3, T, S, S) and, by the head, ``target`` ((B,) classes or (B, K) of 0 and 1), ``mask``
+    (B, 1, T, S, S) in 0..1, or ``boxes`` (B, T, M, 4) in fractions with rows of NaN and ``labels`` (B, T, M).
+    """
+
+    examples: list[Example]
+    clip: ClipSpec
+    input: InputSpec
+    head: HeadSpec
+    n_files: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.n_files = len({example.video for example in self.examples})
+        self._kept = _KeptFrames(math.ceil(MARGIN * self.input.size_px))
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def name(self, index: int) -> str:
+        """The video of a row, as the manifest calls it."""
+        return self.examples[index].name
+
+    def sample(self, index: int, seed: int) -> dict[str, Any]:
+        """One clip of a row; what is random about it follows from ``seed``."""
+        random = np.random.default_rng(seed)
+        example = self.examples[index]
+        timeline = self._kept.timeline(example)
+        earliest, latest = _starts(example, timeline, self.clip)
+        indices = _indices(example, timeline, self.clip, float(random.uniform(earliest, latest)))
+        frames = self._kept.frames(example, indices)
+        view = draw_view(random, *frames.shape[1:3])
+        sample: dict[str, Any] = {"clip": to_input(view.frames(frames), self.input)[0]}
+        if self.head.kind == "mask":
+            sample["mask"] = view.masks(self._kept.masks(example, indices), self.input.size_px)[None]
+        elif self.head.kind == "box":
+            shrunk = frames.shape[2] / timeline.info.width_px, frames.shape[1] / timeline.info.height_px
+            sample |= _seen_boxes(example, indices, view, shrunk)
+        else:
+            sample["target"] = torch.tensor(example.target)
+        return sample
+
+    def collate(self, samples: list[dict[str, Any]]) -> Batch:
+        """A batch; frames with fewer boxes than the fullest one get rows of NaN."""
+        batch = {
+            name: torch.stack([sample[name] for sample in samples])
+            for name in samples[0]
+            if name not in ("boxes", "labels")
+        }
+        if "boxes" in samples[0]:
+            most = max(1, *(len(boxes) for sample in samples for boxes in sample["boxes"]))
+            shape = (len(samples), len(samples[0]["boxes"]), most)
+            batch["boxes"] = torch.full((*shape, 4), torch.nan)
+            batch["labels"] = torch.zeros(shape, dtype=torch.long)
+            for b, sample in enumerate(samples):
+                for t, (boxes, labels) in enumerate(zip(sample["boxes"], sample["labels"], strict=True)):
+                    batch["boxes"][b, t, : len(boxes)] = torch.from_numpy(boxes).float()
+                    batch["labels"][b, t, : len(boxes)] = torch.from_numpy(labels)
+        return batch
+
+
+@dataclass(frozen=True)
+class SeenClip:
+    """One clip of validation or test: of which example, its frames' numbers (T,), what the model sees, the size."""
+
+    example: Example
+    indices: np.ndarray
+    clip: Tensor  # (3, T, S, S)
+    frame_hw: tuple[int, int]
+
+
+def spread_clips(examples: Sequence[Example], clip: ClipSpec, spec: InputSpec, n: int) -> Iterator[SeenClip]:
+    """``n`` clips of every row, evenly spread from its first to its last possible instant (one: in its middle)."""
+    for example in examples:
+        with example.open() as reader:
+            earliest, latest = _starts(example, reader, clip)
+            shares = [0.5] if n == 1 else np.linspace(0, 1, n).tolist()
+            for share in shares:
+                indices = _indices(example, reader, clip, earliest + share * (latest - earliest))
+                yield see(example, reader, indices, spec)
+
+
+def covering_clips(examples: Sequence[Example], clip: ClipSpec, spec: InputSpec) -> Iterator[SeenClip]:
+    """Clips that together show every frame of every row once, spaced as in training.
+
+    A frame's number that occurs twice in a clip fills it up, where the row has too few frames left.
+    """
+    for example in examples:
+        with example.open() as reader:
+            first, after = example.frame_range(reader)
+            step = max(1, round(float(reader.info.fps) * clip.span_s(reader.info) / clip.n_frames))
+            for phase in range(min(step, after - first)):
+                numbers = np.arange(first + phase, after, step)
+                for at in range(0, len(numbers), clip.n_frames):
+                    part = numbers[at : at + clip.n_frames]
+                    filled = np.pad(part, (0, clip.n_frames - len(part)), mode="edge")
+                    yield see(example, reader, filled, spec)
+
+
+def in_batches(clips: Iterator[SeenClip], size: int) -> Iterator[list[SeenClip]]:
+    """Lists of up to ``size`` clips."""
+    batch: list[SeenClip] = []
+    for clip in clips:
+        batch.append(clip)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def see(example: Example, reader: VideoReader, indices: np.ndarray, spec: InputSpec) -> SeenClip:
+    """The clip of these frames (T,) of a row's opened video."""
+    frames = reader.read(indices)
+    return SeenClip(example, indices, to_input(frames, spec)[0], (frames.shape[1], frames.shape[2]))
+
+
+def _starts(example: Example, reader: Timeline, clip: ClipSpec) -> tuple[float, float]:
+    """The earliest and the latest instant at which a clip of a row may start, in seconds."""
+    times_s = reader.times_s
+    first, after = example.frame_range(reader)
+    end_s = times_s[after] if after < len(times_s) else reader.info.duration_s
+    return float(times_s[first]), float(max(times_s[first], end_s - clip.span_s(reader.info)))
+
+
+def _indices(example: Example, reader: Timeline, clip: ClipSpec, start_s: float) -> np.ndarray:
+    """Frames of a clip, none of them outside its row: a row that is too short repeats its last frame."""
+    first, after = example.frame_range(reader)
+    return np.clip(clip_indices(clip, reader.info, start_s, reader.times_s), first, after - 1)
+
+
+def _seen_boxes(
+    example: Example, indices: np.ndarray, view: View, shrunk: tuple[float, float]
+) -> dict[str, list[np.ndarray]]:
+    """Boxes and labels of the frames that a view shows; the frames' width and height were reduced by ``shrunk``."""
+    assert example.boxes is not None
+    none = (np.zeros((0, 4)), np.zeros(0, np.int64))
+    of_frames = [example.boxes.get(int(frame), none) for frame in indices]
+    seen = [view.boxes(boxes * [*shrunk, *shrunk]) for boxes, _ in of_frames]
+    return {
+        "boxes": [boxes for boxes, _ in seen],
+        "labels": [labels[kept] for (_, labels), (_, kept) in zip(of_frames, seen, strict=True)],
+    }
+
+
+class _KeptFrames:
+    """Frames and masks in memory, at most ``side_px`` high and wide; what is kept and what is read again is equal."""
+
+    def __init__(self, side_px: int) -> None:
+        self.side_px = side_px
+        self._timelines: dict[Path, _Kept] = {}
+        self._pictures: dict[tuple[Path, int], np.ndarray] = {}
+        self._bytes = 0
+
+    def timeline(self, example: Example) -> Timeline:
+        """Facts and times of a row's video."""
+        if example.video not in self._timelines:
+            with example.open() as reader:
+                self._timelines[example.video] = _Kept(reader.info, reader.times_s)
+        return self._timelines[example.video]
+
+    def frames(self, example: Example, indices: np.ndarray) -> np.ndarray:
+        """uint8 (T, h, w, 3) of the frames with these numbers."""
+        missing = self._missing(example.video, indices)
+        fresh: dict[int, np.ndarray] = {}
+        if missing:
+            with example.open() as reader:
+                pixels = torch.from_numpy(reader.read(missing)).permute(0, 3, 1, 2)
+            reduced = self._reduced(pixels).permute(0, 2, 3, 1).contiguous().numpy()
+            fresh = dict(zip(missing, reduced, strict=True))
+        return self._stacked(example.video, indices, fresh)
+
+    def masks(self, example: Example, indices: np.ndarray) -> np.ndarray:
+        """Bool (T, h, w) of the masks of these frames."""
+        assert example.masks is not None
+        missing = self._missing(example.masks, indices)
+        fresh: dict[int, np.ndarray] = {}
+        if missing:
+            shares = self._reduced(torch.from_numpy(example.read_masks(missing))[:, None].float())
+            fresh = dict(zip(missing, (shares[:, 0] > 0.5).numpy(), strict=True))
+        return self._stacked(example.masks, indices, fresh)
+
+    def _reduced(self, pictures: Tensor) -> Tensor:
+        """(T, C, H, W) no larger than the side, antialiased."""
+        height, width = (min(n, self.side_px) for n in pictures.shape[2:])
+        return tv.resize(pictures, [height, width], antialias=True)
+
+    def _missing(self, path: Path, indices: np.ndarray) -> list[int]:
+        return [number for number in np.unique(indices).tolist() if (path, number) not in self._pictures]
+
+    def _stacked(self, path: Path, indices: np.ndarray, fresh: dict[int, np.ndarray]) -> np.ndarray:
+        pictures = [fresh[i] if i in fresh else self._pictures[path, i] for i in indices.tolist()]
+        for number, picture in fresh.items():
+            if self._bytes + picture.nbytes <= MEMORY:
+                self._bytes += picture.nbytes
+                self._pictures[path, number] = picture.copy()
+        return np.stack(pictures)
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A video's timeline without its file."""
+
+    info: VideoInfo
+    times_s: np.ndarray

@@ -1,0 +1,137 @@
+"""The patient-level bootstrap against its restatement with explicit draws, and its coverage."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, roc_auc_score
+
+from endofm_lab.metrics import classification as metrics
+from endofm_lab.metrics import intervals
+from endofm_lab.metrics.classification import MetricError
+from endofm_lab.metrics.intervals import bootstrap_difference, bootstrap_interval, bootstrap_samples, on_repeated_rows
+
+
+@pytest.fixture
+def cohort():
+    """40 rows of 12 patients, names of unequal length; scores that follow the target."""
+    draw = np.random.default_rng(3)
+    groups = np.array([f"patient-{k}" for k in draw.integers(0, 12, 40)])
+    target = draw.random(40) < 0.5
+    return groups, target, np.round(draw.random(40) + 0.4 * target, 2)
+
+
+def test_intervals_by_weights_equal_intervals_by_repeating_rows(cohort):
+    groups, target, score = cohort
+    assert bootstrap_interval(metrics.auc, groups, target, score, n=60) == bootstrap_interval(
+        on_repeated_rows(lambda t, s: metrics.auc(t, s)), groups, target, score, n=60
+    )
+    found = bootstrap_interval(metrics.auc, groups, target, score, n=60)
+    library = bootstrap_interval(on_repeated_rows(roc_auc_score), groups, target, score, n=60)
+    assert (found.value, found.low, found.high) == pytest.approx((library.value, library.low, library.high))
+
+
+def test_the_interval_is_the_percentiles_over_drawn_patients(cohort):
+    groups, target, score = cohort
+    patients = np.unique(groups)
+    draw = np.random.default_rng(7)
+    values = []
+    for counts in draw.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), 200):
+        rows = [i for k, c in enumerate(counts) for _ in range(c) for i in np.flatnonzero(groups == patients[k])]
+        values.append(f1_score(target[rows], score[rows] > 0.5))
+    found = bootstrap_interval(metrics.f1, groups, target, score > 0.5, n=200, seed=7, level=0.9)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, [0.05, 0.95])))
+    assert (found.value, found.patients, found.undefined) == (f1_score(target, score > 0.5), len(patients), 0)
+
+
+def test_memory_blocks_do_not_change_the_draw(cohort, monkeypatch):
+    groups, target, score = cohort
+    whole = bootstrap_interval(metrics.auc, groups, target, score, n=50)
+    monkeypatch.setattr(intervals, "_CELLS", 3 * len(groups))
+    assert bootstrap_interval(metrics.auc, groups, target, score, n=50) == whole
+
+
+def test_resamples_without_both_classes_are_left_out_and_counted():
+    groups, target, score = np.array([0, 1, 2]), np.array([True, False, False]), np.array([0.9, 0.1, 0.2])
+    found = bootstrap_interval(metrics.auc, groups, target, score, n=2000)
+    # all three draws negative: (2/3)^3; all three the positive patient: (1/3)^3
+    assert found.undefined / found.n == pytest.approx((2 / 3) ** 3 + (1 / 3) ** 3, abs=0.03)
+    assert (found.low, found.value, found.high) == (1, 1, 1)
+
+
+def test_one_patient_has_no_interval():
+    found = bootstrap_interval(metrics.accuracy, ["a"] * 4, [0, 1, 1, 0], [0, 1, 0, 0], n=10)
+    assert found.value == 0.75
+    assert np.isnan(found.low)
+    assert np.isnan(found.high)
+
+
+def test_frames_of_few_patients_give_a_wider_interval_than_the_same_frames_taken_as_patients():
+    draw = np.random.default_rng(0)
+    groups = np.repeat(np.arange(10), 30)
+    values = np.repeat(draw.random(10), 30)
+    by_patient = bootstrap_interval(metrics.weighted_mean, groups, values)
+    by_frame = bootstrap_interval(metrics.weighted_mean, np.arange(300), values)
+    assert by_patient.high - by_patient.low > 3 * (by_frame.high - by_frame.low)
+
+
+def test_the_interval_covers_the_true_value_about_as_often_as_it_says():
+    draw = np.random.default_rng(5)
+    covered = 0
+    for trial in range(200):
+        values = np.repeat(draw.normal(0.0, 1.0, 40), 3)
+        found = bootstrap_interval(metrics.weighted_mean, np.repeat(np.arange(40), 3), values, n=300, seed=trial)
+        covered += found.low <= 0 <= found.high
+    assert 0.88 <= covered / 200 <= 0.98  # 0.95 less the small-sample loss, plus or minus 3 standard errors
+
+
+def test_several_metrics_share_one_draw(cohort):
+    groups, target, score = cohort
+    found = bootstrap_samples(
+        lambda w: {"auc": metrics.auc(target, score, w), "f1": metrics.f1(target, score > 0.5, w)}, groups, n=40
+    )
+    assert found.interval("auc") == bootstrap_interval(metrics.auc, groups, target, score, n=40)
+    assert found.interval("f1") == bootstrap_interval(metrics.f1, groups, target, score > 0.5, n=40)
+
+
+def test_a_model_does_not_differ_from_itself(cohort):
+    groups, target, score = cohort
+    found = bootstrap_difference(metrics.auc, groups, (target, score), (target, score), n=100)
+    assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+
+
+def test_a_paired_difference_is_narrower_than_two_separate_intervals_suggest():
+    draw = np.random.default_rng(1)
+    hard = draw.normal(0, 1, 50)  # what makes a patient hard is common to both models
+    first, second = hard + draw.normal(0, 0.1, 50), hard + 0.2 + draw.normal(0, 0.1, 50)
+    groups = np.arange(50)
+    found = bootstrap_difference(metrics.weighted_mean, groups, (first,), (second,))
+    alone = bootstrap_interval(metrics.weighted_mean, groups, first)
+    assert found.low > 0
+    assert found.p_value == pytest.approx(2 / 1001)  # no resample on the other side: the smallest p that 1000 can give
+    assert alone.high - alone.low > 4 * (found.high - found.low)
+
+
+def test_the_p_value_is_uniform_when_there_is_no_difference():
+    draw = np.random.default_rng(2)
+    p = []
+    for trial in range(150):
+        first, second = draw.normal(0, 1, (2, 40))
+        found = bootstrap_difference(metrics.weighted_mean, np.arange(40), (first,), (second,), n=200, seed=trial)
+        p.append(found.p_value)
+    assert 0.02 <= np.mean(np.array(p) < 0.1) <= 0.2
+
+
+def test_runs_on_different_patients_have_no_paired_difference():
+    first, second = (
+        bootstrap_samples(lambda w: {"mean": w.mean(1)}, groups, n=5) for groups in (list("abc"), list("abd"))
+    )
+    with pytest.raises(MetricError, match="different patients or draws"):
+        first.minus(second, "mean")
+
+
+def test_bad_input_is_named():
+    with pytest.raises(MetricError, match="level is 95"):
+        bootstrap_interval(metrics.accuracy, [0, 1], [0, 1], [0, 1], level=95)
+    with pytest.raises(MetricError, match="no rows"):
+        bootstrap_interval(metrics.accuracy, [], [], [])
+    with pytest.raises(MetricError, match="0 resamples"):
+        bootstrap_interval(metrics.accuracy, [0, 1], [0, 1], [0, 1], n=0)

@@ -1,0 +1,64 @@
+"""Runs in a process of their own: stopped with a checkpoint, resumed, never two on one folder."""
+
+import os
+import time
+
+import psutil
+import pytest
+
+from endofm_lab.errors import UserError
+from endofm_lab.files import read_json, write_json
+from endofm_lab.pretraining.background import PROCESS, is_running, printed, resume_run, start_run, stop_run
+from endofm_lab.training.checkpoints import Checkpoints
+from endofm_lab.training.loop import read_log
+from tests.pretraining.test_trainer import SETTINGS
+
+
+def wait_until(condition, run, seconds=250):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, printed(run)
+        time.sleep(0.05)
+
+
+def test_a_run_in_the_background_stops_with_a_checkpoint_and_goes_on(manifest, tmp_path):
+    run = tmp_path / "run"
+    start_run(manifest, run, ["100000" if word == "8" else word for word in SETTINGS])
+    with pytest.raises(UserError, match=r"holds a run already|is being worked on"):
+        start_run(manifest, run)
+    wait_until(lambda: len(read_log(run / "log.jsonl")) >= 3 or not is_running(run), run)
+    stop_run(run)
+    wait_until(lambda: not is_running(run), run)
+    done = len(read_log(run / "log.jsonl"))
+    assert done >= 3 and Checkpoints(run / "checkpoints").all()[-1].name == f"step-{done:08d}"
+    assert "Stopped." in printed(run)
+    resume_run(run)
+    with pytest.raises(UserError, match="is being worked on"):
+        resume_run(run)
+    wait_until(lambda: len(read_log(run / "log.jsonl")) > done or not is_running(run), run)
+    stop_run(run)
+    wait_until(lambda: not is_running(run), run)
+    records = read_log(run / "log.jsonl")
+    assert len(records) > done and [r["step"] for r in records] == list(range(len(records)))
+
+
+def test_another_process_with_that_number_is_not_the_run(tmp_path):
+    own = psutil.Process(os.getpid())
+    write_json(tmp_path / PROCESS, {"pid": own.pid, "created": own.create_time() - 100})
+    assert not is_running(tmp_path)
+    stop_run(tmp_path)  # would end this test
+    write_json(tmp_path / PROCESS, {"pid": own.pid, "created": own.create_time()})
+    assert is_running(tmp_path)
+
+
+def test_a_folder_without_a_run_has_nothing_to_resume(tmp_path):
+    assert not is_running(tmp_path) and printed(tmp_path) == ""
+    with pytest.raises(UserError, match="no run to resume"):
+        resume_run(tmp_path)
+
+
+def test_a_run_that_cannot_begin_says_why(manifest, tmp_path):
+    start_run(manifest, tmp_path / "run", ["--preset", "enormous"])
+    wait_until(lambda: not is_running(tmp_path / "run"), tmp_path / "run")
+    assert "enormous" in printed(tmp_path / "run")
+    assert read_json(tmp_path / "run" / PROCESS)["pid"] > 0

@@ -1,0 +1,191 @@
+"""Runs: learn, resume bit for bit, save a model that says what it is, refuse what cannot go on."""
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import endofm_lab as lab
+from endofm_lab.cli.main import main
+from endofm_lab.data.manifest import write_manifest
+from endofm_lab.errors import ManifestError, UserError
+from endofm_lab.files import read_json
+from endofm_lab.pretraining.config import PRESETS, from_json, to_json, with_settings
+from endofm_lab.pretraining.trainer import pretrain, resume, run_config
+from endofm_lab.reports.pretraining import REFERENCE, health_of, reference_for, report_run
+from endofm_lab.training.checkpoints import Checkpoints
+from endofm_lab.training.loop import read_log
+from tests.pretraining.conftest import micro
+
+
+def losses(records):
+    return [record["loss"] for record in records]
+
+
+@pytest.mark.parametrize("objective", ["dino", "masked", "vcl"])
+def test_a_run_killed_and_resumed_has_the_losses_of_the_whole(manifest, tmp_path, objective):
+    whole = losses(lab.pretrain(micro(manifest, tmp_path / "whole", objective=objective)))
+    assert len(set(whole)) == 6
+    run = pretrain(micro(manifest, tmp_path / "cut", objective=objective))
+    for _ in range(3):
+        next(run)
+    shutil.copytree(tmp_path / "cut", tmp_path / "killed")
+    run.close()
+    assert losses(resume(tmp_path / "killed")) == whole[2:]
+    assert losses(resume(tmp_path / "cut")) == whole[3:]
+    assert losses(read_log(tmp_path / "killed" / "log.jsonl")) == whole
+
+
+def test_the_public_name_is_the_function_however_often_it_is_asked_for(manifest, tmp_path):
+    for n in range(2):
+        assert next(lab.pretrain(micro(manifest, tmp_path / str(n))))["step"] == 0
+
+
+def test_a_finished_run_leaves_a_model_that_says_what_it_is(manifest, tmp_path):
+    config = micro(manifest, tmp_path / "run", probe=manifest, probe_every=3)
+    records = list(pretrain(config))
+    assert records[2]["knn"] >= 0 and records[-1]["rankme"] >= 1 and "knn" not in records[1]
+    model = lab.load_model(tmp_path / "run" / "model")
+    card = model.card
+    assert card.initialisation["words"].startswith("Random")
+    assert card.data["fingerprint"] == lab.read_manifest(manifest).fingerprint and card.data["generated"]
+    assert card.audit and card.input.size_px == 32
+    assert {m["name"].split(", ")[-1] for m in card.metrics} == {"untrained", "trained"}
+    assert model.backbone(torch.zeros(1, 3, 2, 32, 32)).cls.shape == (1, 32)
+
+
+def test_a_run_starts_from_the_model_of_another_and_says_so(manifest, tmp_path):
+    list(pretrain(micro(manifest, tmp_path / "first", steps=2)))
+    start = str(tmp_path / "first" / "model")
+    list(pretrain(micro(manifest, tmp_path / "second", steps=2, initialisation=start)))
+    said = read_json(tmp_path / "second" / "config.json")["initialisation"]["words"]
+    assert "tensors come from dino pre-training" in said
+
+
+def test_a_folder_with_another_run_is_refused(manifest, tmp_path):
+    next(pretrain(micro(manifest, tmp_path)))
+    with pytest.raises(UserError, match=r"other settings \(batch, seed\).*--resume"):
+        next(pretrain(micro(manifest, tmp_path, seed=3, batch=2)))
+    with pytest.raises(UserError, match="no pre-training run"):
+        run_config(tmp_path / "nothing")
+
+
+def test_a_manifest_that_changed_is_refused(manifest, tmp_path):
+    own = tmp_path / "data"
+    shutil.copytree(manifest.parent, own)
+    list(pretrain(micro(own / manifest.name, tmp_path / "run", steps=2)))
+    table = pd.read_csv(own / manifest.name)
+    write_manifest(table[table.index != 1], own / manifest.name)
+    with pytest.raises(UserError, match="has changed since"):
+        next(resume(tmp_path / "run"))
+
+
+def test_missing_files_are_listed_before_the_run_begins(manifest, tmp_path):
+    own = tmp_path / "data"
+    shutil.copytree(manifest.parent, own)
+    (own / "1_polyp.mkv").unlink()
+    with pytest.raises(ManifestError, match=r"1 of 8 files are missing: 1_polyp\.mkv"):
+        next(pretrain(micro(own / manifest.name, tmp_path / "run")))
+
+
+def test_held_out_rows_are_not_learned_from(manifest, tmp_path):
+    next(pretrain(micro(manifest, tmp_path)))
+    assert read_json(tmp_path / "config.json")["n_clips"] == 8
+    next(pretrain(micro(manifest, tmp_path / "val", split="val")))
+    assert read_json(tmp_path / "val" / "config.json")["n_clips"] == 4
+
+
+def test_an_unreadable_video_is_in_the_report(manifest, tmp_path):
+    own = tmp_path / "data"
+    shutil.copytree(manifest.parent, own)
+    table = pd.read_csv(own / manifest.name)
+    (own / "0_polyp.mkv").write_bytes(b"no video")
+    fine = table[table["video"] == "1_polyp.mkv"]
+    for n in range(100):  # a hundred readable files beside the broken one
+        (own / f"copy{n}.mkv").symlink_to(own / "1_polyp.mkv")
+    copies = pd.concat([fine.assign(video=f"copy{n}.mkv") for n in range(100)])
+    broken = table[table["video"] == "0_polyp.mkv"]
+    write_manifest(pd.concat([copies, broken]), own / "many.csv")
+    records = list(pretrain(micro(own / "many.csv", tmp_path / "run", steps=26)))
+    assert records[-1]["left_out"] == 1
+    report_run(tmp_path / "run")
+    assert "0_polyp.mkv" in (tmp_path / "run" / "report.html").read_text()
+    assert list(read_json(tmp_path / "run" / "report.json")["left_out"]) == ["0_polyp.mkv"]
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_configurations_survive_json(tmp_path, preset):
+    config = PRESETS[preset](tmp_path / "m.csv", tmp_path / "run")
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+def test_any_setting_can_be_changed_by_its_name(tmp_path):
+    config = PRESETS["endo-fm"](tmp_path / "m.csv", tmp_path)
+    changed = with_settings(config, {"views.global_px": 112, "batch": 4, "dino.momentum": 1, "steps": 7})
+    assert (changed.views.global_px, changed.batch, changed.dino.momentum, changed.steps) == (112, 4, 1.0, 7)
+    assert with_settings(config, {"backbone": "small"}).backbone.width == 384
+    for wrong in ({"backbone": "huge"}, {"views.globl_px": 1}, {"batches": 1}, {"batch": "many"}, {"views.flip": True}):
+        with pytest.raises(UserError):
+            with_settings(config, wrong)
+
+
+def test_the_default_preset_is_the_published_recipe(tmp_path):
+    config = PRESETS["endo-fm"](tmp_path / "m.csv", tmp_path)
+    assert (config.epochs, config.batch, config.warmup_epochs, config.clip) == (30, 12, 10, 3.0)
+    assert config.lr * config.batch / 256 == pytest.approx(2.34375e-5)
+    assert config.n_steps(32_896) == 30 * 2741 and config.dino.prototypes == 65_536
+    assert config.backbone.width == 768 and len(config.views.local_frames) == 8
+
+
+SETTINGS = [
+    "--preset", "tiny", "--objective", "dino", "--precision", "float32", "--steps", "8", "--batch", "4",
+    "--set", "backbone=micro",
+    "views.global_px=32", "views.local_px=16", "dino.prototypes=32", "save_every=2", "trackers=[]",
+    "views.global_frames=[2, 4]", "views.local_frames=[2, 2]",
+]  # fmt: skip
+
+
+def test_the_command_runs_reports_and_resumes(manifest, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["pretrain", str(manifest), "--out", str(out), *SETTINGS]) == 0
+    said = capsys.readouterr().out
+    assert "Report:" in said and "Health: too early to say" in said
+    assert {p.name for p in out.iterdir()} >= {"report.html", "report.json", "model", "log.jsonl", "checkpoints"}
+    assert len(read_log(out / "log.jsonl")) == 8
+    assert main(["pretrain", "--resume", str(out)]) == 0
+    assert main(["pretrain", "--resume", str(tmp_path / "none")]) == 2
+    assert main(["pretrain"]) == 2
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(manifest, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["pretrain", str(manifest), "--out", str(out), *SETTINGS, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert '"global_px": 32' in said and "8 steps, 2 per epoch, 4 clips each" in said
+    assert "GB at the peak" in said and "s per step (median of 8)" in said
+    assert not out.exists()
+
+
+def test_what_a_fresh_network_says_depends_on_the_clip(manifest, tmp_path):
+    """CLS and its position start at zero: nothing in the feature is the same for every clip but what clips share."""
+    running = pretrain(micro(manifest, tmp_path, lr=1e-9, lr_end=1e-9))
+    next(running)
+    running.close()
+    weights = load_file(Checkpoints(tmp_path / "checkpoints").all()[-1] / "model.safetensors")
+    assert float(weights["teacher.backbone.cls_token"].abs().max()) < 1e-6
+    assert float(weights["teacher.backbone.pos_embed"][:, 0].abs().max()) < 1e-6
+    assert float(weights["teacher.backbone.pos_embed"][:, 1:].std()) > 0.01
+
+
+def test_the_shipped_log_is_a_healthy_run_of_the_preset_and_is_drawn_behind_its_like(manifest, tmp_path):
+    assert health_of(REFERENCE).state == "healthy"
+    shipped = read_json(REFERENCE / "config.json")["config"]
+    ours = json.loads(json.dumps(to_json(PRESETS["tiny"](manifest, tmp_path))))
+    own = {"manifest", "out", "probe", "precision"}  # of the machine
+    assert {name: shipped[name] for name in shipped.keys() - own} == {name: ours[name] for name in ours.keys() - own}
+    log = reference_for(ours)
+    assert len(log) == shipped["steps"] and log[-1]["loss"] < 0.8 * log[30]["loss"]
+    assert reference_for(ours | {"objective": "dino"}) == [] == reference_for(ours | {"batch": 8})

@@ -1,0 +1,339 @@
+"""Run folders, their comparison, and the paper table."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from endofm_lab.cli import compare as command
+from endofm_lab.metrics.classification import f1
+from endofm_lab.metrics.intervals import bootstrap_difference, bootstrap_interval
+from endofm_lab.metrics.masks import mask_metrics
+from endofm_lab.runs.compare import compare
+from endofm_lab.runs.paper_table import paper_table
+from endofm_lab.runs.run import Run, RunError, find_runs, measured, read_run, write_run
+
+
+def made_run(name, task="classification", skill=1.0, seeds=(0,), n_patients=20, **changes):
+    """A run whose test items and truths depend on the task only, and whose predictions on name, skill and seed."""
+    truth, draw = np.random.default_rng(0), np.random.default_rng([len(name), int(100 * skill)])
+    n = 3 * n_patients
+    patients = [f"p{k // 3:02d}" for k in range(n)]
+    target = truth.integers(0, 2, n)
+    boxes = truth.uniform(0, 50, (n, 2))
+    boxes = np.concatenate([boxes, boxes + 30], 1)
+    parts = []
+    for seed in seeds:
+        part = pd.DataFrame({"seed": seed, "row": [f"item-{k:02d}" for k in range(n)], "patient": patients})
+        if task == "classification":
+            score = 1 / (1 + np.exp(-skill * (2 * target - 1) - draw.normal(0, 1, n)))
+            part = part.assign(target=target, score_normal=1 - score, score_polyp=score)
+        elif task == "segmentation":
+            masks = [np.pad(np.ones((10, 10), bool), 5) & bool(t) for t in target]
+            found = [np.roll(m, int(draw.integers(0, 8) / skill), axis=1) for m in masks]
+            part = pd.concat([part, mask_metrics(masks, found)], axis=1)
+        elif task == "detection":
+            part["true_boxes"] = [[list(b)] if t else [] for b, t in zip(boxes, target, strict=True)]
+            part["true_labels"] = [[0] if t else [] for t in target]
+            part["boxes"] = [[list(b + draw.normal(0, 6 / skill, 4))] for b in boxes]
+            part["scores"] = [[float(s)] for s in draw.uniform(0.3, 1, n) * (0.4 + 0.6 * target)]
+            part["labels"] = [[0]] * n
+        else:
+            wrong = draw.random(n) > 0.5 + 0.4 * skill
+            part = part.assign(video=patients, target=target, predicted=np.where(wrong, 1 - target, target))
+        parts.append(part)
+    fields = {
+        "run": name,
+        "task": task,
+        "method": "linear probe",
+        "initialisation": "scratch",
+        "seeds": tuple(seeds),
+        "protocol": {"dataset": "made", "chosen_on": "validation", "input": {"frames": 8}},
+        "test": {"fingerprint": "abc", "split": "patient-wise"},
+        "audit": {"findings": []},
+        "predictions": pd.concat(parts, ignore_index=True),
+    }
+    return Run(**{**fields, **changes})
+
+
+TASKS = ["classification", "segmentation", "detection", "phases"]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_written_run_reads_back_and_measures_the_same(tmp_path, task):
+    run = made_run("a", task, seeds=(0, 1))
+    write_run(tmp_path / "a", run)
+    back = read_run(tmp_path / "a")
+    samples, again = run.samples(n=20), back.samples(n=20)
+    assert again.values == samples.values
+    for name, values in samples.samples.items():
+        np.testing.assert_array_equal(values, again.samples[name])
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert set(report) == {"run", "task", "method", "initialisation", "seeds", "protocol", "test", "metrics", "audit"}
+    for name, row in report["metrics"].items():
+        assert row["value"] == pytest.approx(samples.values[name])
+        assert row["patients"] == 20
+        assert row["seed_std"] == pytest.approx(run.seed_std()[name])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_better_run_comes_first_whatever_the_order(task):
+    runs = [made_run("weak", task, skill=0.5), made_run("strong", task, skill=3.0 if task != "phases" else 1.0)]
+    for order in (runs, runs[::-1]):
+        found = compare(order, n=100)
+        assert found.ranked
+        assert [(line.rank, line.run.run) for line in found.lines] == [(1, "strong"), (2, "weak")]
+        assert found.lines[1].to_best[found.by].value < 0
+        assert found.lines[0].to_best is None
+
+
+def test_values_intervals_and_the_paired_test_are_those_of_the_bootstrap():
+    strong, weak = made_run("strong", skill=2.0), made_run("weak", skill=0.5)
+    found = compare([weak, strong], n=200, seed=3)
+    arrays = [
+        (run.predictions["target"].to_numpy() == 1, run.predictions["score_polyp"].to_numpy() > 0.5)
+        for run in (strong, weak)
+    ]
+    groups = strong.predictions["patient"].to_numpy()
+    assert found.lines[0].metrics["f1"] == bootstrap_interval(f1, groups, *arrays[0], n=200, seed=3)
+    assert found.lines[1].to_best["f1"] == bootstrap_difference(f1, groups, *arrays, n=200, seed=3)
+
+
+def test_a_metric_where_less_is_more_ranks_the_other_way():
+    runs = [made_run("weak", "segmentation", skill=0.5), made_run("strong", "segmentation", skill=3.0)]
+    found = compare(runs, by="hd95_px", n=20)
+    assert found.lines[0].run.run == "strong"
+    assert found.lines[0].metrics["hd95_px"].value < found.lines[1].metrics["hd95_px"].value
+
+
+def test_seeds_are_averaged_and_their_deviation_is_given():
+    run = made_run("a", seeds=(0, 1, 2))
+    values = []
+    for _, part in run.predictions.groupby("seed"):
+        values.append(f1(part["target"] == 1, part["score_polyp"] > 0.5))
+    line = compare([run], n=20).lines[0]
+    assert line.metrics["f1"].value == pytest.approx(np.mean(values))
+    assert line.seed_std["f1"] == pytest.approx(np.std(values, ddof=1))
+    assert f"] ±{np.std(values, ddof=1):.3f} |" in compare([run], n=20).to_markdown()
+
+
+def test_the_order_of_rows_in_a_file_changes_nothing():
+    run = made_run("a", seeds=(0, 1))
+    mixed = replace(run, predictions=run.predictions.sample(frac=1, random_state=0))
+    a, b = run.samples(n=30), mixed.samples(n=30)
+    for name in a.values:
+        assert b.values[name] == pytest.approx(a.values[name])
+        np.testing.assert_allclose(b.samples[name], a.samples[name])
+    assert compare([run, replace(mixed, run="b")], n=5).ranked
+
+
+def changed(run, **columns):
+    return replace(run, predictions=run.predictions.assign(**columns))
+
+
+def test_runs_that_cannot_be_ranked_are_shown_without_ranks_and_every_reason_is_named():
+    a, b = made_run("a"), made_run("b", skill=2.0)
+    protocol = {"dataset": "made", "chosen_on": "test", "input": {"frames": 16}, "budget": 5}
+    cases = [
+        (
+            replace(b, test={"fingerprint": "xyz", "split": "patient-wise"}),
+            ["test fingerprint differs: a has abc, b has xyz"],
+        ),
+        (replace(b, test={"fingerprint": "abc", "split": "released"}), ["test split differs: a has patient-wise"]),
+        (
+            replace(b, protocol=protocol),
+            [
+                "protocol 'chosen_on' differs: a has validation, b has test",
+                "protocol 'input.frames' differs: a has 8, b has 16",
+                "protocol 'budget' differs: a has not given, b has 5",
+            ],
+        ),
+        (replace(b, predictions=b.predictions.iloc[3:]), ["test items differ: a has 60, b has 57, 57 are common"]),
+        (
+            changed(b, target=1 - b.predictions["target"]),
+            ["the same test items have other patients or truths in a than in b"],
+        ),
+        (changed(b, patient="one"), ["the same test items have other patients or truths in a than in b"]),
+    ]
+    for other, reasons in cases:
+        found = compare([a, other], n=5)
+        assert not found.ranked
+        assert [line.run.run for line in found.lines] == ["a", "b"]  # as given, though b is better
+        assert all(line.rank is None and line.to_best is None for line in found.lines)
+        assert "rank" not in found.cells()[0]
+        assert not any("to_best" in name for name in found.table())
+        assert len(found.reasons) == len(reasons)
+        for reason in reasons:
+            assert f"Not ranked: {reason}" in found.to_markdown()
+
+
+def test_moved_true_boxes_are_another_test_set():
+    a, b = made_run("a", "detection"), made_run("b", "detection")
+    boxes = b.predictions["true_boxes"].map(lambda cell: [[x + 1 for x in box] for box in cell])
+    assert compare([a, b], n=2).ranked
+    assert compare([a, changed(b, true_boxes=boxes)], n=2).reasons
+
+
+def test_the_files_hold_the_table_and_escape_what_comes_from_the_runs(tmp_path):
+    a = made_run("<script>alert(1)</script>", skill=2.0, audit={"findings": ["2 patients | in train & test"]})
+    paths = compare([a, made_run("b|c")], n=20).write(tmp_path)
+    assert [path.name for path in paths] == ["comparison.md", "comparison.csv", "comparison.html"]
+    markdown, _, page = (path.read_text() for path in paths)
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "2 patients | in train &amp; test" in page
+    assert "<script>" not in markdown
+    assert "b\\|c" in markdown
+    assert "2 patients \\| in train" in markdown
+    table = pd.read_csv(paths[1])
+    assert table["rank"].tolist() == [1, 2]
+    assert np.isnan(table["f1_to_best"][0])
+    assert {"f1", "f1_low", "f1_high", "f1_seed_std", "f1_to_best_p", "ece", "brier", "auc"} <= set(table)
+    assert table["run"].tolist() == ["<script>alert(1)</script>", "b|c"]
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1  # every row has every column
+
+
+def test_undefined_values_and_left_out_resamples_are_said():
+    run = made_run("a", n_patients=3)
+    target = [0] * 6 + [1] * 3
+    found = compare([changed(run, target=target)], n=200)
+    assert "auc is not defined in " in found.to_markdown()
+    found = compare([changed(run, target=0)], n=10)
+    assert "a: auc is not defined on this test set." in found.to_markdown()
+    assert "not defined" in found.cells()[1][0]
+
+
+def test_labels_that_exclude_nothing_are_compared_too():
+    run = made_run("a")
+    table = run.predictions.rename(columns={"target": "target_polyp"}).assign(
+        target_normal=1 - run.predictions["target"]
+    )
+    found = compare([replace(run, predictions=table)], n=10).lines[0].metrics
+    single = compare([run], n=10).lines[0].metrics
+    assert found["auc"].value == pytest.approx(single["auc"].value)
+    assert "ece" not in found
+
+
+def test_phases_are_measured_per_video_and_resampled_per_patient():
+    run = made_run("a", "phases", n_patients=6)
+    rows = run.predictions.assign(patient=lambda t: t["video"].str[-1].astype(int) // 2)
+    patients, metrics = measured("phases", rows)
+    assert patients.tolist() == [0, 0, 1, 1, 2, 2]
+    assert metrics(np.ones(6))["accuracy"] == pytest.approx(
+        (rows["target"] == rows["predicted"]).groupby(rows["video"]).mean().mean()
+    )
+
+
+def test_what_cannot_be_compared_is_refused():
+    a = made_run("a")
+    with pytest.raises(RunError, match="no runs to compare"):
+        compare([])
+    with pytest.raises(RunError, match="several runs are called a"):
+        compare([a, made_run("a")])
+    with pytest.raises(RunError, match=r"different tasks \(classification, segmentation\)"):
+        compare([a, made_run("b", "segmentation")])
+    with pytest.raises(RunError, match="no metric 'dice'; the runs have f1"):
+        compare([a], by="dice", n=2)
+
+
+def test_an_unfinished_or_broken_run_is_named(tmp_path):
+    run = made_run("a")
+    write_run(tmp_path, run)
+    report = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps({k: v for k, v in report.items() if k != "protocol"}))
+    with pytest.raises(RunError, match=r"report\.json lacks protocol"):
+        read_run(tmp_path)
+    (tmp_path / "report.json").write_text("{")
+    with pytest.raises(RunError, match="cannot be read"):
+        read_run(tmp_path)
+    (tmp_path / "report.json").unlink()
+    with pytest.raises(RunError, match=r"has no report\.json; the run is not finished"):
+        read_run(tmp_path)
+    write_run(tmp_path, run)
+    (tmp_path / "predictions.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RunError, match=r"predictions\.parquet"):
+        read_run(tmp_path)
+
+
+def test_a_run_that_breaks_the_contract_is_not_written(tmp_path):
+    run = made_run("a", seeds=(0, 1))
+    table = run.predictions
+    cases = [
+        (replace(run, task="regression"), "task is 'regression'"),
+        (replace(run, protocol={"dataset": "x"}), "protocol lacks chosen_on"),
+        (replace(run, test={"split": "x"}), "test lacks fingerprint"),
+        (replace(run, audit={}), "audit lacks findings"),
+        (replace(run, seeds=(0, 1, 2)), r"of seeds \[0, 1\], the report says \[0, 1, 2\]"),
+        (replace(run, predictions=table.drop(columns="target")), "lack the columns target"),
+        (replace(run, predictions=table.drop(columns=["score_polyp", "score_normal"])), "lack score_<class>"),
+        (replace(run, predictions=table.iloc[:0]), "have no rows"),
+        (replace(run, predictions=table.iloc[1:]), "1 test items are not predicted by every seed"),
+        (replace(run, predictions=pd.concat([table, table.iloc[:2]])), "2 rows are repeated"),
+        (changed(run, patient=None), "120 rows have no patient"),
+    ]
+    for bad, message in cases:
+        with pytest.raises(RunError, match=message):
+            write_run(tmp_path / "bad", bad)
+    assert not (tmp_path / "bad").exists()
+
+
+def test_the_command_prints_the_table_and_writes_the_files(tmp_path, capsys):
+    for name, skill in (("strong", 2.0), ("weak", 0.5)):
+        write_run(tmp_path / name, made_run(name, skill=skill))
+    command.compare((tmp_path / "weak", tmp_path / "strong"), out=tmp_path / "out")
+    text = capsys.readouterr().out
+    assert text.index("| 1    | strong") < text.index("| 2    | weak")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "comparison.csv",
+        "comparison.html",
+        "comparison.md",
+    ]
+
+
+def polypdiag(name, split="patient-wise", chosen_on="validation"):
+    protocol = {"dataset": "PolypDiag", "chosen_on": chosen_on}
+    return made_run(name, protocol=protocol, test={"fingerprint": "abc", "split": split})
+
+
+def test_the_paper_table_has_the_published_rows_and_marks_other_protocols():
+    cvc = made_run("c", "segmentation", protocol={"dataset": "CVC-12k", "chosen_on": "validation"})
+    text = paper_table([polypdiag("ours"), polypdiag("theirs", "released", "test"), cvc, made_run("other")])
+    lines = text.splitlines()
+    assert any(
+        "Endo-FM (published)" in line and "| 90.7" in line and "| 73.9" in line and "| 84.1" in line for line in lines
+    )
+    ours, theirs = (next(line for line in lines if line.startswith(f"| {name} (")) for name in ("ours", "theirs"))
+    assert "(1) (2)" in ours
+    assert "(1)" not in theirs
+    assert "- (1) split 'patient-wise' (published: 'released')" in text
+    assert "- (2) epoch chosen on validation (published: test)" in text
+    assert "- (3) Dice over frames with a lesion" in text
+    assert "7 of the 9 test sequences (121 of 171 frames)" in text
+    assert text.index("not comparable") < text.index("| other (")
+
+
+def test_the_paper_table_finds_runs_in_a_folder_and_says_what_it_left_out(tmp_path, capsys):
+    write_run(tmp_path / "deep" / "a", polypdiag("a"))
+    write_run(tmp_path / "broken", polypdiag("b"))
+    (tmp_path / "broken" / "report.json").write_text("{}")
+    runs, problems = find_runs(tmp_path)
+    assert [run.run for run in runs] == ["a"]
+    assert "lacks run, task" in problems[0]
+    command.paper_table(tmp_path)
+    text = capsys.readouterr().out
+    assert "| a (linear probe; scratch)" in text
+    assert "Left out: " in text
+    command.paper_table(tmp_path / "nowhere")
+    assert "There are no local runs yet." in capsys.readouterr().out
+
+
+def test_a_run_whose_metric_is_not_defined_comes_last():
+    silent = made_run("silent", "detection")
+    silent = changed(silent, scores=[[0.0]] * len(silent.predictions))
+    found = compare([silent, made_run("b", "detection")], by="centre_precision", n=5)
+    assert [line.run.run for line in found.lines] == ["b", "silent"]
+    assert "| 2    | silent" in found.to_markdown()
+    assert "silent: centre_precision is not defined on this test set." in found.to_markdown()

@@ -1,0 +1,105 @@
+"""Decisions on the findings of a study: kept for good, found again, refused where they cannot be read."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from endofm_lab.errors import UserError
+from endofm_lab.study.review import CONFIRM, OPEN, REJECT, REVIEW, decide, list_findings, read_review, with_decisions
+
+
+def table(*rows):
+    """Findings: (finding, start_s, end_s, frame), ten frames a second."""
+    columns = ["finding", "start_s", "end_s", "frame"]
+    made = pd.DataFrame(rows, columns=columns).assign(head="finding", score=0.1 + 0.2)
+    made["time_s"] = made["frame"] / 10
+    made.insert(0, "number", np.arange(1, len(made) + 1))
+    return made
+
+
+POLYP, ULCER = ("polyp", 1.0, 3.0, 20), ("ulcer", 5.0, 6.0, 50)
+
+
+def decisions(folder, findings):
+    return with_decisions(findings, read_review(folder))["decision"].tolist()
+
+
+def test_the_last_decision_counts_and_earlier_ones_stay_in_the_file(tmp_path):
+    found = table(POLYP, ULCER)
+    assert decisions(tmp_path, found) == [OPEN, OPEN]
+    decide(tmp_path, found.iloc[0], CONFIRM, "flat, 5 mm")
+    before = (tmp_path / REVIEW).read_bytes()
+    decide(tmp_path, found.iloc[0], REJECT, 'a fold, "not" a polyp,\nsecond line')
+    decide(tmp_path, found.iloc[1], CONFIRM)
+    decide(tmp_path, found.iloc[1], OPEN)
+    assert (tmp_path / REVIEW).read_bytes().startswith(before)
+    seen = with_decisions(found, read_review(tmp_path))
+    assert seen["decision"].tolist() == [REJECT, OPEN]
+    assert seen.loc[0, "remark"] == 'a fold, "not" a polyp,\nsecond line'
+    assert read_review(tmp_path)["decision"].tolist() == [CONFIRM, REJECT, CONFIRM, OPEN]
+    assert read_review(tmp_path)["score"].tolist() == [0.1 + 0.2] * 4
+
+
+def test_a_decision_holds_for_the_stretch_around_its_frame_however_it_is_cut(tmp_path):
+    decide(tmp_path, table(POLYP).iloc[0], CONFIRM)
+    assert decisions(tmp_path, table(("polyp", 0.5, 4.0, 33))) == [CONFIRM]
+    assert decisions(tmp_path, table(("polyp", 1.0, 2.0, 12), ("polyp", 2.0, 3.0, 25))) == [OPEN, CONFIRM]
+    assert decisions(tmp_path, table(("ulcer", 1.0, 3.0, 20)))[0] == OPEN, "another finding at the same time"
+
+
+def test_a_decision_outside_every_stretch_is_still_listed(tmp_path):
+    decide(tmp_path, table(POLYP).iloc[0], CONFIRM, "sure")
+    seen = with_decisions(table(ULCER), read_review(tmp_path))
+    assert seen[["number", "finding", "decision", "remark"]].values.tolist() == [
+        [1, "ulcer", OPEN, ""],
+        [2, "polyp", CONFIRM, "sure"],
+    ]
+    decide(tmp_path, table(POLYP).iloc[0], OPEN)
+    assert len(with_decisions(table(ULCER), read_review(tmp_path))) == 1
+
+
+def test_listing_adds_what_is_new_and_takes_nothing_back(tmp_path):
+    list_findings(tmp_path, table(POLYP, ULCER))
+    decide(tmp_path, table(POLYP).iloc[0], REJECT)
+    again = list_findings(tmp_path, table(("polyp", 0.0, 4.0, 30), ULCER))  # smoothed otherwise: another best frame
+    assert again["decision"].tolist() == [REJECT, OPEN]
+    assert read_review(tmp_path)["frame"].tolist() == [20, 50, 20, 30]
+    assert decisions(tmp_path, table(("polyp", 0.0, 4.0, 30))) == [REJECT]
+
+
+def test_a_table_filled_in_by_hand_is_read(tmp_path):
+    list_findings(tmp_path, table(POLYP, ULCER))
+    text = (tmp_path / REVIEW).read_text().splitlines()
+    text[1] = text[1].removesuffix(",,,") + ",Confirm ,seen twice,"
+    (tmp_path / REVIEW).write_text("\ufeff" + "\r\n".join(text), encoding="utf-8")  # the last line left open
+    assert decisions(tmp_path, table(POLYP, ULCER)) == [CONFIRM, OPEN]
+    decide(tmp_path, table(ULCER).iloc[0], REJECT)
+    assert decisions(tmp_path, table(POLYP, ULCER)) == [CONFIRM, REJECT]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda text: text.replace(",", ";"), "commas and the columns"),
+        (lambda text: text.replace("confirm", "maybe"), "line 2: the decision is 'maybe'"),
+        (lambda text: text.replace(",20,", ",twenty,"), "twenty"),
+        (lambda text: "", "commas and the columns"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_refused_and_left_as_it_is(tmp_path, spoil, words):
+    decide(tmp_path, table(POLYP).iloc[0], CONFIRM)
+    text = spoil((tmp_path / REVIEW).read_text())
+    (tmp_path / REVIEW).write_text(text)
+    with pytest.raises(UserError, match=words):
+        read_review(tmp_path)
+    with pytest.raises(UserError, match=REVIEW):
+        decide(tmp_path, table(ULCER).iloc[0], REJECT)
+    assert (tmp_path / REVIEW).read_text() == text
+
+
+def test_what_cannot_be_kept_is_said(tmp_path):
+    with pytest.raises(UserError, match="'perhaps'"):
+        decide(tmp_path, table(POLYP).iloc[0], "perhaps")
+    (tmp_path / "a file").write_text("in the folder's place")
+    with pytest.raises(UserError, match="not kept"):
+        decide(tmp_path / "a file", table(POLYP).iloc[0], CONFIRM)
