@@ -1,7 +1,5 @@
 """README's lists follow from the code. `python -m tests.test_readme` writes them anew."""
 
-import ast
-import json
 import re
 from pathlib import Path
 
@@ -19,42 +17,7 @@ def commands() -> str:
     return "\n".join(["| command | |", "|---|---|", *rows])
 
 
-def tree() -> str:
-    """A line per file: the first sentence of its docstring, title or heading."""
-    paths = [
-        path
-        for folder, pattern in (
-            ("endofm_lab", "**/*.py"),
-            ("app", "**/*.py"),
-            ("data_recipes", "**/*.yaml"),
-            ("notebooks", "*.ipynb"),
-        )
-        for path in sorted((ROOT / folder).glob(pattern), key=lambda path: (path.parent, path.name))
-        if path.name != "__init__.py" and ".ipynb_checkpoints" not in path.parts
-    ]
-    lines, last = ["```"], None
-    for path in paths:
-        folder = path.parent.relative_to(ROOT)
-        if folder != last:
-            lines.append(f"{folder}/")
-            last = folder
-        lines.append(f"  {path.name:<30} {about(path)}")
-    return "\n".join([*lines, "```"])
-
-
-def about(path: Path) -> str:
-    """One line on a file."""
-    if path.suffix == ".py":
-        text = ast.get_docstring(ast.parse(path.read_text())) or ""
-    elif path.suffix == ".ipynb":
-        text = "".join(json.loads(path.read_text())["cells"][0]["source"]).lstrip("# ")
-    else:
-        names = re.findall(r"^(?:full_name|title|name|about|description): *['\"]?(.+?)['\"]?$", path.read_text(), re.M)
-        text = names[0] if names else path.read_text().splitlines()[0].lstrip("# ")
-    return " ".join(text.split("\n\n")[0].split())
-
-
-BLOCKS = {"commands": commands, "tree": tree}
+BLOCKS = {"commands": commands}
 
 
 def block(text: str, name: str) -> re.Match[str]:
