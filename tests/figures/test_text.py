@@ -19,7 +19,7 @@ from endofm_lab.figures.embeddings import picture_sheet, scatter
 from endofm_lab.figures.export import export
 from endofm_lab.figures.prediction import frame_figure
 from endofm_lab.figures.style import CONFIG, tidy
-from endofm_lab.report import write_report
+from endofm_lab.reports.html import write_report
 
 HOSTILE = '<a href="http://attacker.invalid">x</a><br><span style="cursor:url(http://attacker.invalid/y.png)">&'
 ROOT = Path(__file__).resolve().parents[2]
