@@ -1,13 +1,21 @@
-"""Files that are either whole or absent, and their fingerprints."""
+"""Files that are either whole or absent, their fingerprints, and tables that spreadsheets open."""
 
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A spreadsheet takes text that begins like this for a formula; apostrophes before it are our own marks.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 @contextmanager
@@ -66,3 +74,31 @@ def cache_folder(*names: str) -> Path:
     folder = root.joinpath(*names)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def formulas_as_text(table: "pd.DataFrame") -> "pd.DataFrame":
+    """A table for a CSV file that spreadsheets open: text that begins like a formula has an apostrophe before it.
+
+    Spreadsheets run cells that begin with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return; names of files,
+    classes and runs can. Column names are treated alike; numbers stay numbers. `text_from_cells` takes the
+    apostrophes back.
+    """
+    marked = _mapped(table, _marked)
+    marked.columns = [_marked(name) for name in table.columns]
+    return marked
+
+
+def text_from_cells(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The cells as they were before `formulas_as_text`."""
+    return _mapped(table, lambda cell: cell[1:] if isinstance(cell, str) and _marked(cell[1:]) == cell else cell)
+
+
+def _mapped(table: "pd.DataFrame", change: Callable[[Any], Any]) -> "pd.DataFrame":
+    """A copy with a function applied to the cells of its columns of text."""
+    return table.apply(lambda column: column.map(change) if column.dtype.kind == "O" else column)
+
+
+def _marked(cell: Any) -> Any:
+    if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
+        return f"'{cell}"
+    return cell

@@ -54,12 +54,11 @@ def show_comparison(comparison: Comparison) -> None:
     st.plotly_chart(intervals(comparison), width="stretch", key="intervals", config=STILL)
     notes = [note for note in comparison.notes() if not note.startswith("Not ranked: ")]
     st.markdown("\n".join(f"- {state.plain(note)}" for note in notes))
-    table = comparison.table().to_csv(index=False)
     for column, (text, ending, kind) in zip(
         st.columns(3),
         [
             (comparison.to_markdown(), "md", "text/markdown"),
-            (table, "csv", "text/csv"),
+            (comparison.to_csv(), "csv", "text/csv"),
             (comparison.to_html(), "html", "text/html"),
         ],
         strict=True,

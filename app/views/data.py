@@ -15,6 +15,7 @@ from endofm_lab.data.splits import Split
 from endofm_lab.figures.data import class_counts, split_balance
 from endofm_lab.figures.embeddings import picture_sheet
 from endofm_lab.figures.style import STILL
+from endofm_lab.files import formulas_as_text
 
 VIEWS = ["Manifest", "Classes", "Split", "Audit", "Recipes"]
 AS_IT_IS, HOLD_OUT, FOLDS = "as in the manifest", "hold-out", "k-fold"
@@ -100,7 +101,9 @@ def show_classes(key: Key) -> None:
     st.dataframe(report.labels, hide_index=True)
     st.subheader("Rows of each class")
     st.dataframe(report.classes.T)
-    st.download_button("Coverage as CSV", report.labels.to_csv(index=False), "coverage.csv", "text/csv")
+    st.download_button(
+        "Coverage as CSV", formulas_as_text(report.labels).to_csv(index=False), "coverage.csv", "text/csv"
+    )
 
 
 def show_split(data: Manifest, split: Split | None) -> None:

@@ -11,6 +11,7 @@ import endofm_lab as lab
 from endofm_lab.figures.comparison import ribbons
 from endofm_lab.figures.prediction import frame_figure, frame_timeline, timeline
 from endofm_lab.figures.style import CONFIG, STILL
+from endofm_lab.files import formulas_as_text
 from endofm_lab.finetuning.config import HEADS
 from endofm_lab.metrics.smoothing import hmm_filter, hmm_smooth, stay_transition
 from endofm_lab.model.card import HeadSpec
@@ -132,7 +133,10 @@ def show_provenance(prediction: VideoPrediction) -> None:
         )
         st.json({k: v for k, v in about.items() if k != "initialisation"}, expanded=False)
         st.download_button(
-            "Scores as CSV", prediction.table().to_csv(index=False), file_name="clips.csv", mime="text/csv"
+            "Scores as CSV",
+            formulas_as_text(prediction.table()).to_csv(index=False),
+            file_name="clips.csv",
+            mime="text/csv",
         )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import multilabel_confusion_matrix, roc_auc_score
 
 from endofm_lab.errors import UserError
-from endofm_lab.files import atomic_path
+from endofm_lab.files import atomic_path, formulas_as_text, text_from_cells
 from endofm_lab.metrics.calibration import confident_errors, ece
 from endofm_lab.metrics.classification import nan_mean, ratio
 
@@ -199,7 +199,7 @@ def write_submission(path: str | Path, images: Sequence[str], probabilities: Arr
         raise SubmissionError(path, [f"the ending is '{suffix}'; use .xlsx or .csv."])
     with atomic_path(path) as temporary:
         if suffix == ".csv":
-            table.to_csv(temporary, index=False)
+            formulas_as_text(table).to_csv(temporary, index=False)
         else:
             _write_sheet(table, temporary)
 
@@ -272,7 +272,7 @@ def _read_table(path: str | Path) -> pd.DataFrame:
         table = (
             pd.read_excel(path)
             if path.suffix.lower() == ".xlsx"
-            else pd.read_csv(path, dtype=dict.fromkeys(_IMAGE_COLUMNS, str))
+            else text_from_cells(pd.read_csv(path, dtype=dict.fromkeys(_IMAGE_COLUMNS, str)))
         )
     except ImportError as error:
         raise SubmissionError(path, [_NEEDS_OPENPYXL]) from error

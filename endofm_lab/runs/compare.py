@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 
-from endofm_lab.files import atomic_path
+from endofm_lab.files import atomic_path, formulas_as_text
 from endofm_lab.metrics.intervals import Difference, Interval
 from endofm_lab.runs.run import Run, RunError
 
@@ -126,6 +126,10 @@ class Comparison:
             markdown_table(*self.cells()) + "\n\n" + "\n".join(f"- {_markdown(note)}" for note in self.notes()) + "\n"
         )
 
+    def to_csv(self) -> str:
+        """The plain numbers as CSV; names that a spreadsheet would run as a formula are text."""
+        return formulas_as_text(self.table()).to_csv(index=False)
+
     def to_html(self) -> str:
         """A stand-alone HTML page of the table and its notes; everything that comes from the runs is escaped."""
         head, rows = self.cells()
@@ -142,9 +146,7 @@ class Comparison:
     def write(self, folder: str | Path) -> list[Path]:
         """Write ``comparison.md``, ``.csv`` and ``.html`` into ``folder``; returns their paths."""
         paths = [Path(folder) / f"comparison.{ending}" for ending in ("md", "csv", "html")]
-        for path, text in zip(
-            paths, (self.to_markdown(), self.table().to_csv(index=False), self.to_html()), strict=True
-        ):
+        for path, text in zip(paths, (self.to_markdown(), self.to_csv(), self.to_html()), strict=True):
             with atomic_path(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
         return paths

@@ -2,7 +2,8 @@
 
 Rows of `REVIEW` are findings without a decision, to fill in by hand, and decisions, each with its time. A decision
 belongs to the frame it was made on: it holds for the stretch of its finding in which that frame lies, however much the
-scores are smoothed. Of several the last counts; an empty one takes back.
+scores are smoothed. Of several the last counts; an empty one takes back. What a spreadsheet would run as a formula is
+written as text.
 """
 
 import io
@@ -15,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from endofm_lab.errors import UserError
-from endofm_lab.files import atomic_path
+from endofm_lab.files import atomic_path, formulas_as_text, text_from_cells
 
 REVIEW = "review.csv"
 CONFIRM, REJECT, OPEN = "confirm", "reject", ""
@@ -38,6 +39,7 @@ def read_review(folder: str | Path) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=dict.fromkeys(_TEXTS, str), keep_default_na=False, encoding="utf-8-sig")
         if list(table.columns) != [*_FINDING, *_DECISION]:
             raise ValueError(f"its columns are {', '.join(map(str, table.columns))}")
+        table[_TEXTS] = text_from_cells(table[_TEXTS])
         table = table.astype({"start_s": float, "end_s": float, "frame": int, "time_s": float, "score": float})
     except ValueError as error:
         raise UserError(
@@ -120,7 +122,7 @@ def _append(folder: Path, rows: pd.DataFrame) -> None:
             with atomic_path(path) as temporary:
                 pd.DataFrame(columns=[*_FINDING, *_DECISION]).to_csv(temporary, index=False)
         text = io.StringIO()
-        rows[[*_FINDING, *_DECISION]].to_csv(text, index=False, header=False, lineterminator="\n")
+        formulas_as_text(rows[[*_FINDING, *_DECISION]]).to_csv(text, index=False, header=False, lineterminator="\n")
         with path.open("a+b", buffering=0) as file:
             file.seek(-1, os.SEEK_END)
             closed = file.read(1) == b"\n"  # an editor may have left the last line open

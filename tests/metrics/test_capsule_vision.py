@@ -268,3 +268,14 @@ def test_the_published_team_file_scores_to_its_published_metrics():
     assert largest_difference(expected, found) < 1e-9
     assert found["ece"] == pytest.approx(0.041, abs=5e-4)
     assert found["errors_above_0.9"] == pytest.approx(0.18, abs=5e-3)
+
+
+def test_image_names_that_a_spreadsheet_would_run_are_text_in_csv_and_read_as_they_were(tmp_path):
+    names = ["=HYPERLINK(1).jpg", "@a.jpg", "-1+1.jpg", "+b.jpg", "'=c.jpg", "plain.jpg"]
+    probabilities = np.full((len(names), 10), 0.1)
+    write_submission(tmp_path / "s.csv", names, probabilities)
+    lines = (tmp_path / "s.csv").read_text().splitlines()[1:]
+    assert not [line for line in lines if line[0] in "=+-@"] and lines[0].startswith("'=HYPERLINK(1).jpg,0.1,")
+    read = read_probabilities(tmp_path / "s.csv")
+    assert list(read.index) == names
+    np.testing.assert_array_equal(read.to_numpy(), probabilities)

@@ -1,5 +1,8 @@
 """Decisions on the findings of a study: kept for good, found again, refused where they cannot be read."""
 
+import csv
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,3 +106,17 @@ def test_what_cannot_be_kept_is_said(tmp_path):
     (tmp_path / "a file").write_text("in the folder's place")
     with pytest.raises(UserError, match="not kept"):
         decide(tmp_path / "a file", table(POLYP).iloc[0], CONFIRM)
+
+
+def test_what_a_spreadsheet_would_run_is_written_as_text_and_read_as_it_was(tmp_path):
+    texts = ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "'=quoted", "''@twice", "'plain", "-0.5", "a=b", ""]
+    for number, text in enumerate(texts):
+        finding = {"head": text, "finding": text, "start_s": -1.5, "end_s": 2.0, "frame": number, "time_s": 0.5}
+        decide(tmp_path, {**finding, "score": 0.75}, CONFIRM, text)
+    read = read_review(tmp_path)
+    assert list(read["head"]) == list(read["finding"]) == list(read["remark"]) == texts
+    assert list(read["start_s"]) == [-1.5] * len(texts), "numbers stay numbers"
+    with (tmp_path / REVIEW).open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    runs = [cell for cell in cells if cell[:1] in tuple("=+-@") and not re.fullmatch(r"-[0-9.]+", cell)]
+    assert not runs and "'=cmd|' /C calc'!A0" in cells and "-1.5" in cells
