@@ -1,4 +1,4 @@
-"""README's lists follow from the code. `python -m tests.test_readme` writes them anew."""
+"""README's lists follow from the code. `python -m tests.test_docs` writes them anew."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def block(text: str, name: str) -> re.Match[str]:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_lists_of_the_readme_are_those_of_the_code(name):
-    assert block(README.read_text(), name).group() == BLOCKS[name](), "write it anew: python -m tests.test_readme"
+    assert block(README.read_text(), name).group() == BLOCKS[name](), "write it anew: python -m tests.test_docs"
 
 
 if __name__ == "__main__":
