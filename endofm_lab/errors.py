@@ -1,5 +1,6 @@
 """Errors that a user can put right. Everything else is a defect of ours."""
 
+import errno
 from pathlib import Path
 
 
@@ -29,3 +30,37 @@ class CheckpointError(UserError):
 
 class ManifestError(UserError):
     """A manifest that is malformed or names files that are not there."""
+
+
+_REMEDIES = {
+    errno.ENOSPC: "the disk is full. Free some space or choose a folder on another disk, then run the same again.",
+    errno.EDQUOT: "your share of the disk is used up. Free some space or choose another disk, then run the same again.",
+    errno.EROFS: "this place can only be read. Choose a folder that can be written to.",
+    errno.EACCES: "permission is denied. Ask its owner for permission, or choose another place.",
+    errno.EPERM: "permission is denied. Ask its owner for permission, or choose another place.",
+    errno.ENOENT: "there is no such file or folder. Check the path.",
+    errno.ENOTDIR: "a part of this path is a file, not a folder. Check the path, or choose another one.",
+    errno.EISDIR: "this is a folder, but a file is needed. Name a file.",
+    errno.EEXIST: "something with this name exists already. Choose another name.",
+    errno.ENOTEMPTY: "this folder is not empty. Choose another one.",
+    errno.ENAMETOOLONG: "the name is too long for this disk. Choose a shorter one.",
+    errno.ELOOP: "this link leads back to itself. Name the file or folder itself.",
+    errno.EMFILE: "too many files are open. Allow more with `ulimit -n 4096`, then run the same again.",
+    errno.ENFILE: "too many files are open on this machine. Close other programs, then run the same again.",
+    errno.EIO: "the disk reports an error. Check the disk or the network drive, then run the same again.",
+    errno.ESTALE: "the network drive has lost this file. Connect it again, then run the same again.",
+}
+
+
+def storage_sentence(error: OSError) -> str | None:
+    """A sentence with file, cause and remedy for an error of the disk; None for other errors of the system.
+
+    >>> storage_sentence(PermissionError(errno.EACCES, "Permission denied", "/data/run"))
+    '/data/run: permission is denied. Ask its owner for permission, or choose another place.'
+    """
+    short_write = error.errno is None and "requested and" in str(error)  # how numpy says that a disk is full
+    remedy = _REMEDIES.get(errno.ENOSPC if short_write else error.errno or 0)
+    if remedy is None:
+        return None
+    name = str(error.filename or "A file could not be written or read")
+    return f"{name if len(name) <= 200 else name[:197] + '...'}: {remedy}"

@@ -1,14 +1,18 @@
-"""Files that are either whole or absent, their fingerprints, and tables that spreadsheets open."""
+"""Files that are whole or absent, what a killed write leaves, fingerprints, and tables that spreadsheets open."""
 
 import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,25 +21,53 @@ if TYPE_CHECKING:
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
+SAMPLE_BYTES = 64 * 1024  # read at the beginning, in the middle and at the end of a file for its fingerprint
+SAMPLED_FILES = 256  # of a folder, evenly spaced in the order of their names
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_PART = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part(\..*)?")  # host, process, a number per write
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
     """A temporary path beside ``target`` that becomes ``target`` when the block ends well, and vanishes otherwise.
 
     The block may create a file or a folder there. Ending (``.mp4``) and folder are kept, so that writers which look at
-    the name work and the rename stays on one file system. An existing file is replaced; an existing folder too.
+    the name work and the rename stays on one file system. An existing file is replaced; an existing folder too. No two
+    writers share a temporary path. The content is on disk before it gets its name, and may be read by whom the
+    process's umask allows (safetensors would write for the owner alone).
+
+    Raises:
+        OSError: as the block raises it, with ``target`` as its file name where it names none or the temporary path.
     """
     target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
-    _remove(temporary)
+    writer = f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
+    temporary = target.with_name(f".{target.stem}.{writer}.part{target.suffix}")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        _settle(temporary)
         if temporary.is_dir() and target.is_dir():
             shutil.rmtree(target)
         temporary.replace(target)
+    except OSError as error:
+        if error.errno is not None and (error.filename is None or str(error.filename).startswith(str(temporary))):
+            error.filename, error.filename2 = str(target), None
+        raise
     finally:
         _remove(temporary)
+
+
+def _settle(path: Path) -> None:
+    """Give a finished file, or all those of a folder, the usual permissions, and wait until they are on disk."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if not file.is_file():
+            continue
+        mode = file.stat().st_mode
+        file.chmod(mode | (0o666 & ~_UMASK))
+        with file.open("r+b") as opened:  # Windows flushes only what may be written
+            os.fsync(opened.fileno())
 
 
 def _remove(path: Path) -> None:
@@ -43,6 +75,27 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers of this machine left in a folder and below; a living writer's files stay."""
+    for path in list(folder.rglob(".*.part*")):
+        found = _PART.fullmatch(path.name)
+        if found and found[1] == _HOST and not _writes(int(found[2]), path):
+            with suppress(PermissionError):  # another user's
+                _remove(path)
+
+
+def _writes(pid: int, path: Path) -> bool:
+    """Whether a process that can have begun a temporary file or folder is alive."""
+    try:
+        process = psutil.Process(pid)
+        alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return alive and process.create_time() <= path.stat().st_mtime + 1
+    except (psutil.NoSuchProcess, FileNotFoundError):
+        return False
+    except psutil.AccessDenied:
+        return True
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -63,6 +116,42 @@ def sha256_of(path: str | Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def fingerprint_of(path: str | Path) -> str:
+    """32 hexadecimal digits that change when a file or a folder of files does, without reading all of it.
+
+    Of a file: its size, the time of its last change, and `SAMPLE_BYTES` from its beginning, middle and end. Of a
+    folder: names, sizes and times of all files in it and below, and the samples of at most `SAMPLED_FILES` of them.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path.
+    """
+    path = Path(path)
+    digest = hashlib.sha256()
+    if not path.is_dir():
+        _add_facts(digest, path, "")
+        _add_samples(digest, path)
+        return digest.hexdigest()[:32]
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    for file in files:
+        _add_facts(digest, file, file.relative_to(path).as_posix())
+    for file in files[:: max(1, -(-len(files) // SAMPLED_FILES))]:
+        _add_samples(digest, file)
+    return digest.hexdigest()[:32]
+
+
+def _add_facts(digest: "hashlib._Hash", file: Path, name: str) -> None:
+    stat = file.stat()
+    digest.update(f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+
+
+def _add_samples(digest: "hashlib._Hash", file: Path) -> None:
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        for start in sorted({0, max(0, (size - SAMPLE_BYTES) // 2), max(0, size - SAMPLE_BYTES)}):
+            opened.seek(start)
+            digest.update(opened.read(SAMPLE_BYTES))
 
 
 def cache_folder(*names: str) -> Path:

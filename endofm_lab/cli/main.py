@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import tyro
 
 from endofm_lab import __version__
-from endofm_lab.errors import UserError
+from endofm_lab.errors import UserError, storage_sentence
 
 # Command -> (module in endofm_lab.cli, what it holds: a function or a dict of functions, one line of help).
 COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -64,7 +64,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     except SystemExit as exit_request:  # tyro: 0 after --help, 2 after a wrong argument
         return int(exit_request.code or 0)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and (sentence := storage_sentence(error)):
+            print(f"Error: {sentence}", file=sys.stderr)
+            return 2
         traceback.print_exc()
         print(
             "This is a defect of endofm-lab, not of your input: please report it with the lines above.", file=sys.stderr

@@ -6,7 +6,7 @@ import numpy as np
 
 from endofm_lab import __version__
 from endofm_lab.errors import UserError
-from endofm_lab.files import cache_folder
+from endofm_lab.files import cache_folder, sweep
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
 
@@ -38,6 +38,7 @@ def sample_video(name: str) -> Path:
     patient, scenes = SAMPLES[name]
     path = cache_folder("samples") / f"{name.lower().replace(' ', '_').replace(',', '')}_{__version__}.mp4"
     if not path.exists():
+        sweep(path.parent)
         clips = [
             render(PhantomSpec(seed=patient + at, patient=patient, device=patient % 3, finding=finding, motion=motion))
             for at, (finding, motion) in enumerate(scenes)

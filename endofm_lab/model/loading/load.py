@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from endofm_lab.errors import CheckpointError
@@ -38,14 +39,19 @@ def save_model(model: VideoModel, folder: str | Path) -> Path:
     belong together. Other files in the folder stay.
 
     Raises:
-        CheckpointError: ``folder`` is a file.
+        CheckpointError: ``folder`` is a file, or the weights cannot be written there.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file, but a model is saved as a folder; choose another name.")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(folder / CARD_FILE) as card_part, atomic_path(folder / WEIGHTS_FILE) as weights_part:
-        save_file(tensors, weights_part, metadata={"format": "pt"})
+        try:
+            save_file(tensors, weights_part, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"{folder / WEIGHTS_FILE} cannot be written ({error}). Make room, or choose another folder."
+            ) from error
         card = replace(model.card, weights_sha256=sha256_of(weights_part))
         write_json(card_part, card.to_json())
     model.card = card
