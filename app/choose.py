@@ -1,22 +1,49 @@
-"""The choice of a video in the side bar, the same on every page."""
+"""The choice of a video and a model in the side bar, the same on every page."""
 
 from pathlib import Path
 
+import session
 import state
 import streamlit as st
 
+from endofm_lab.files import cache_folder
 from endofm_lab.video.samples import SAMPLES
 
 
 def choose_video() -> tuple[str | None, bool]:
     """The path of the chosen video, and whether it is generated."""
-    source = st.sidebar.radio(
-        "Video", ["Generated sample", "File or folder on this machine", "Upload"], key="video source"
-    )
-    if source == "Generated sample":
-        return state.sample(st.sidebar.selectbox("Sample", list(SAMPLES))), True
-    if source == "Upload":
-        upload = st.sidebar.file_uploader("Video or image", type=state.VIDEO_ENDINGS)
-        return (state.keep_upload(upload.name, upload.getvalue()), False) if upload else (None, False)
-    typed = st.sidebar.text_input("Path", placeholder="a video file, or a folder of frames", key="video path").strip()
+    source = st.sidebar.radio("Video", list(session.SOURCES.values()), **session.field("source"))
+    if source == session.SAMPLE:
+        return state.sample(st.sidebar.selectbox("Sample", list(SAMPLES), **session.field("sample"))), True
+    if source == session.UPLOAD:
+        return choose_upload(), False
+    placeholder = "a video file, or a folder of frames"
+    typed = st.sidebar.text_input("Path", placeholder=placeholder, **session.field("path")).strip()
     return (str(Path(typed).expanduser()), False) if typed else (None, False)
+
+
+def choose_model() -> str:
+    """The name or path of the chosen model."""
+    help_ = '"demo", the folder of a model, or a released checkpoint'
+    return st.sidebar.text_input("Model", help=help_, **session.field("model"))
+
+
+def choose_upload() -> str | None:
+    """The path of the uploaded video in the cache, where it stays when the page changes or is loaded again."""
+    st.sidebar.file_uploader("Video or image", type=state.VIDEO_ENDINGS, key="upload field", on_change=take_upload)
+    name = session.current().upload
+    if not name:
+        return None
+    path = cache_folder("uploads") / name
+    if not path.is_file():
+        st.error("The uploaded video is no longer kept on this machine. Upload the video again.")
+        return None
+    if st.session_state.get("upload field") is None:
+        st.sidebar.caption("The video that was uploaded last is still chosen.")
+    return str(path)
+
+
+def take_upload() -> None:
+    """Keep an upload, or forget the upload that was removed."""
+    upload = st.session_state["upload field"]
+    session.change(upload=Path(state.keep_upload(upload.name, upload.getvalue())).name if upload else "")

@@ -25,4 +25,5 @@ page = st.navigation(
     ]
 )
 st.sidebar.caption("**For research only.** Not a medical device; not for diagnosis. Nothing leaves this machine.")
+st.session_state["the page"] = page.url_path
 page.run()

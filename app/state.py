@@ -304,6 +304,14 @@ def sample_runs() -> None:
             list(finetune(FinetuneConfig(manifest, out, method=method, clips=1), resume=True))
 
 
+def clicked(point: dict) -> list[int | float]:
+    """The ``customdata`` of a point that was clicked, as a list: a browser gives a list, a dict or one number."""
+    data = point["customdata"]
+    if isinstance(data, dict):
+        data = [data[key] for key in sorted(data, key=int)]
+    return data if isinstance(data, list) else [data]
+
+
 def plain(text: str) -> str:
     """Text from a file as Markdown that shows it as it is."""
     return re.sub(r"([\\`*_{}\[\]()#+!|~$<>:])", r"\\\1", text)

@@ -18,6 +18,7 @@ from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.video.reader import VideoInfo
 
 BOX_COLUMNS = ["frame", "time_s", "label", "score", "x1", "y1", "x2", "y2"]
+NORMAL = frozenset({"normal", "normal clean mucosa", "background"})  # classes that are no finding
 NOTICE = "For research only. Not a medical device; not for diagnosis."
 
 
@@ -62,6 +63,30 @@ class VideoPrediction:
     def seen_frame(self, frame: int) -> int:
         """The frame nearest to ``frame`` that the model saw: its own masks and boxes are those to show."""
         return int(self.frames[np.abs(self.frames - frame).argmin()])
+
+    def opening_frame(self) -> int:
+        """The frame to show first: in the clip that scores highest for a finding, the one with the most evidence.
+
+        Evidence is the area of the mask, or without a mask the score of the surest box; without either, the frame in
+        the middle. Where no head tells findings from what is normal, the whole video is searched.
+        """
+        start_s, end_s = self.times_s.min(), self.times_s.max()
+        scores = {head: values for head, values in self.scores.items() if NORMAL & set(self.classes[head])}
+        if scores:
+            of_finding = [
+                values[:, [name not in NORMAL for name in self.classes[head]]].max(axis=1, initial=0.0)
+                for head, values in scores.items()
+            ]
+            start_s, end_s = self.times_s[np.max(of_finding, axis=0).argmax()]
+        inside = np.flatnonzero((self.frame_times_s >= start_s) & (self.frame_times_s <= end_s))
+        if self.masks is not None:
+            area = (np.asarray(self.masks[inside]) >= 128).any(axis=1).sum(axis=(1, 2))
+            if area.max(initial=0) > 0:
+                return int(self.frames[inside[area.argmax()]])
+        boxes = self.boxes_xyxy[self.boxes_xyxy["frame"].isin(self.frames[inside])]
+        if len(boxes):
+            return int(boxes["frame"].to_numpy()[boxes["score"].to_numpy().argmax()])
+        return int(self.frames[np.abs(self.frame_times_s - (start_s + end_s) / 2).argmin()])
 
     def mask(self, frame: int, threshold: float = 0.5) -> np.ndarray:
         """Bool (K, H, W) in the video's own size: where the mask probability reaches ``threshold``.

@@ -13,7 +13,7 @@ from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
 from endofm_lab.model.transformer import build_backbone
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.predict import predict_video, prediction_steps
-from endofm_lab.prediction import load_prediction
+from endofm_lab.prediction import VideoPrediction, load_prediction
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.reader import VideoReader, open_video, write_video
 from endofm_lab.video.transforms import IMAGENET, to_input
@@ -189,3 +189,33 @@ def test_automatic_precision_leaves_the_model_as_it_is_and_the_scores_nearly(vid
     assert fast.provenance["dtype"] in ("float32", "bfloat16")
     with pytest.raises(UserError, match="precision is 'half'"):
         predict_video(video, model, precision="half", progress=False)
+
+
+def test_the_opening_frame_is_the_one_with_the_most_evidence_in_the_clip_surest_of_a_finding():
+    masks = np.zeros((8, 1, 4, 4), np.uint8)
+    masks[1] = 255  # larger, but in a clip where the class head finds nothing
+    masks[5, 0, :2], masks[6, 0, :3] = 255, 255
+    scores = {
+        "motion": np.array([[0.99, 0.01], [0.5, 0.5]], np.float32),
+        "finding": np.array([[0.9, 0.1], [0.2, 0.8]], np.float32),
+    }
+    found = VideoPrediction(
+        times_s=np.array([[0.0, 3.0], [4.0, 7.0]]),
+        scores=scores,
+        classes={
+            "motion": ["advancing", "still"],
+            "finding": ["normal", "polyp"],
+            "mask": ["lesion"],
+            "box": ["polyp"],
+        },
+        frames=np.arange(8) * 2,
+        frame_times_s=np.arange(8.0),
+        masks=masks,
+        boxes_xyxy=pd.DataFrame({"frame": [2, 8, 14], "score": [0.9, 0.3, 0.6]}),
+        video=None,
+    )
+    assert found.opening_frame() == 12
+    assert replace(found, masks=None).opening_frame() == 14, "the surest box of that clip"
+    empty = pd.DataFrame({"frame": [], "score": []})
+    assert replace(found, masks=masks * 0, boxes_xyxy=empty).opening_frame() == 10, "the middle of that clip"
+    assert replace(found, scores={"motion": scores["motion"]}).opening_frame() == 2, "the largest mask of the video"

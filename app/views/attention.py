@@ -1,9 +1,10 @@
 """Page: where a model looks in a clip, in space and in time, and what its answer rests on."""
 
 import pandas as pd
+import session
 import state
 import streamlit as st
-from choose import choose_video
+from choose import choose_model, choose_video
 
 import endofm_lab as lab
 from endofm_lab.explain.attention import AttentionMaps, By, Head
@@ -25,16 +26,9 @@ Key = tuple[str, str, str, str, float]  # path, its stamp, model, its stamp, sta
 
 def choose_clip() -> tuple[str | None, bool, str, float]:
     """Path, whether it is generated, model, and start of the clip in seconds."""
-    look = st.session_state.get("look")
-    if look is not None:
-        st.sidebar.info(f"The clip at {look['start_s']:.2f} s of the Prediction page.")
-        if not st.sidebar.button("Choose another clip"):
-            return look["path"], look["generated"], look["model"], look["start_s"]
-        del st.session_state["look"]
-        st.rerun()
     path, generated = choose_video()
-    model = st.sidebar.text_input("Model", "demo", help='"demo", the folder of a model, or a released checkpoint')
-    start_s = st.sidebar.number_input("Start of the clip (s)", 0.0, value=0.0, step=0.5)
+    model = choose_model()
+    start_s = st.sidebar.number_input("Start of the clip (s)", 0.0, step=0.5, **session.field("start_s"))
     return path, generated, model, float(start_s)
 
 
@@ -50,7 +44,7 @@ def take_patch() -> None:
     """Make the clicked patch the query."""
     points = st.session_state["picker"]["selection"]["points"]
     if points:
-        row, column = points[0]["customdata"][:2]
+        row, column = state.clicked(points[0])[:2]
         st.session_state["patch"] = (int(row), int(column))
 
 

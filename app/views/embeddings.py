@@ -14,6 +14,16 @@ from endofm_lab.figures.embeddings import picture_sheet, scatter
 from endofm_lab.figures.style import CONFIG, STILL
 
 SHOWN = 18  # pictures on a sheet
+CLICK = "Click a marker"
+# Streamlit passes no click on while the mouse draws a lasso or a box, so the page asks what the mouse shall do.
+MOUSE = {
+    CLICK: (
+        "pan",
+        "Click a marker to see its neighbours. To see the pictures of many, change to the lasso or the box.",
+    ),
+    "Draw a lasso": ("lasso", "Draw round markers to see their pictures, round a single one to see its neighbours."),
+    "Draw a box": ("select", "Draw a box round markers to see their pictures, round one to see its neighbours."),
+}
 
 
 def picture(store: EmbeddingStore, row: pd.Series) -> np.ndarray:
@@ -54,14 +64,19 @@ try:
     generated = " · the model was trained on generated video only" if store.about["generated"] else ""
     st.caption(f"{len(rows)} clips · {store.about['model_name']}{generated}{left_out}")
     figure = scatter(state.projection(folder, stamp, method), rows, color)
+    mouse = st.segmented_control("Mouse", list(MOUSE), default=CLICK, key="mouse", label_visibility="collapsed")
+    mode, words = MOUSE[mouse or CLICK]
+    figure.update_layout(dragmode=mode, modebar={"remove": ["lasso2d", "select2d"]})
     chosen = st.plotly_chart(
-        figure, width="stretch", key="map", on_select="rerun", selection_mode=("points", "lasso", "box"), config=CONFIG
+        figure,
+        width="stretch",
+        key=f"map {mode}",
+        on_select="rerun",
+        selection_mode=("points", "lasso", "box"),
+        config=CONFIG,
     )
-    st.caption("Draw round some markers to see their pictures; click one to see its neighbours.")
-    points = [
-        int(p["customdata"][0] if isinstance(p["customdata"], list) else p["customdata"])
-        for p in chosen["selection"]["points"]
-    ]
+    st.caption(words)
+    points = [int(state.clicked(point)[0]) for point in chosen["selection"]["points"]]
     if len(points) == 1:
         not_same = st.radio(
             "Leave out neighbours from", ["the same video", "the same patient", "nowhere"], horizontal=True

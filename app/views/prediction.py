@@ -2,9 +2,10 @@
 
 import numpy as np
 import pandas as pd
+import session
 import state
 import streamlit as st
-from choose import choose_video
+from choose import choose_model, choose_video
 from study import show_study
 
 import endofm_lab as lab
@@ -20,14 +21,14 @@ from endofm_lab.prediction import VideoPrediction
 
 def move_to(frame: int) -> None:
     """Show a frame from the next rerun on."""
-    st.session_state["frame"] = frame
+    session.change(frame=frame)
 
 
 def follow_click(prediction: VideoPrediction) -> None:
     """Move the viewer to the clip that was clicked in the time line."""
     points = st.session_state["timeline"]["selection"]["points"]
     if points:
-        start, end = prediction.times_s[int(points[0]["customdata"][0])]
+        start, end = prediction.times_s[int(state.clicked(points[0])[0])]
         nearest = int(np.abs(prediction.frame_times_s - (start + end) / 2).argmin())
         move_to(int(prediction.frames[nearest]))
 
@@ -36,17 +37,15 @@ def follow_frame() -> None:
     """Move the viewer to the frame that was clicked in the time line of masks and boxes."""
     points = st.session_state["frames"]["selection"]["points"]
     if points:
-        move_to(int(np.ravel(points[0]["customdata"])[0]))
+        move_to(int(state.clicked(points[0])[0]))
 
 
 def show_viewer(path: str, prediction: VideoPrediction, generated: bool) -> int:
     """The frame with its overlays and the controls to move; returns the frame shown."""
     last = prediction.video.n_frames - 1
     times = state.frame_times(path, state.stamp(path))
-    if st.session_state.get("video") != path:
-        st.session_state["video"] = path
-        move_to(prediction.seen_frame(last // 2))
-    index = min(st.session_state["frame"], last)
+    chosen = session.current().frame
+    index = prediction.opening_frame() if chosen is None else min(chosen, last)
     seen = prediction.seen_frame(index)
     exact = "" if seen == index else f" · mask and boxes of frame {seen}, the nearest that the model saw"
     overlays = st.pills("Show", ["Mask", "Boxes"], selection_mode="multi", default=["Mask", "Boxes"], key="overlays")
@@ -63,7 +62,7 @@ def show_viewer(path: str, prediction: VideoPrediction, generated: bool) -> int:
         back, slider, forward = st.columns([1, 6, 1], vertical_alignment="bottom")
         back.button("◀", on_click=move_to, args=(max(index - 1, 0),), help="One frame back", width="stretch")
         forward.button("▶", on_click=move_to, args=(min(index + 1, last),), help="One frame on", width="stretch")
-        slider.slider("Frame", 0, last, key="frame")
+        slider.slider("Frame", 0, last, **session.field("frame", index))
     return index
 
 
@@ -151,10 +150,10 @@ if view == "Study":
         st.error(state.plain(str(error)))
     st.stop()
 path, generated = choose_video()
-model_name = st.sidebar.text_input(
-    "Model", "demo", key="model", help='"demo", the folder of a model, or a released checkpoint'
+model_name = choose_model()
+every_frame = st.sidebar.toggle(
+    "Masks for every frame", help="Slower: otherwise every clip's own frames get one", **session.field("every_frame")
 )
-every_frame = st.sidebar.toggle("Masks for every frame", help="Slower: otherwise every clip's own frames get one")
 if path is None:
     st.info("Choose a video in the side bar: a generated sample, a file or folder on this machine, or an upload.")
     st.stop()
@@ -172,8 +171,7 @@ try:
     with right:
         show_scores(prediction, heads, time_s)
         if st.button("What did the model look at in this clip?", icon=":material/visibility:"):
-            start_s = float(prediction.times_s[prediction.clip_at(time_s), 0])
-            st.session_state["look"] = {"path": path, "generated": generated, "model": model_name, "start_s": start_s}
+            session.change(start_s=float(prediction.times_s[prediction.clip_at(time_s), 0]))
             st.switch_page("views/attention.py")
     if prediction.scores:
         st.plotly_chart(

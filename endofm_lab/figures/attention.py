@@ -72,7 +72,7 @@ def patch_picker(
             y=(row + 0.5) * H / h,
             mode="markers",
             marker={"size": 9, "color": "rgba(255,255,255,0.5)", "line": {"width": 1, "color": "rgba(0,0,0,0.5)"}},
-            customdata=np.column_stack([row, column]),
+            customdata=np.column_stack([row, column]).tolist(),  # a click returns rows of arrays as dicts
             text=[f"{value:.4f}" for value in values.ravel()],
             hovertemplate="row %{customdata[0]}, column %{customdata[1]}: %{text}<extra></extra>",
             showlegend=False,

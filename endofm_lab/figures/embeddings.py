@@ -76,7 +76,7 @@ def _markers(
         mode="markers",
         marker=marker,
         name=name,
-        customdata=place,
+        customdata=place.tolist(),
         text=texts,
         hovertemplate="%{text}<extra>%{customdata}</extra>",
     )

@@ -7,9 +7,8 @@ import pandas as pd
 
 from endofm_lab.errors import UserError
 from endofm_lab.metrics.smoothing import median_smooth, smoothing_effect, stay_transition
+from endofm_lab.prediction import NORMAL
 from endofm_lab.study.study import DUPLICATE, UNREADABLE, Study
-
-NORMAL = frozenset({"normal", "normal clean mucosa", "background"})  # classes that are no finding
 
 
 def smooth_scores(study: Study, head: str, width: int = 9) -> np.ndarray:

@@ -37,7 +37,7 @@ def page(tmp_path, monkeypatch, model_folder, video):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(APP))
     app = AppTest.from_file(str(APP / "views" / "attention.py"), default_timeout=120)
-    app.session_state["look"] = {"path": str(video), "generated": True, "model": str(model_folder), "start_s": 0.5}
+    app.query_params |= {"source": "file", "path": str(video), "model": str(model_folder), "start_s": "0.5"}
     return app
 
 
@@ -48,9 +48,9 @@ def captions(app):
 def test_the_clip_of_the_prediction_page_is_looked_into(page):
     page.run()
     assert not page.exception and not page.error
-    assert "0.50 s" in page.sidebar.info[0].value
+    assert page.sidebar.number_input[0].value == 0.5
     assert "4 frames from 0.50 s" in captions(page) and "2 blocks of 2 heads" in captions(page)
-    assert "Generated" in captions(page)
+    assert "Generated" not in captions(page)
     assert "Where **CLS** looks" in captions(page)
     page.slider(key="clip_frame").set_value(2).run()
     assert "0.83 s" in captions(page)
@@ -83,7 +83,7 @@ def test_every_view_draws(page, view):
 
 def test_a_model_without_time_asked_for_time_is_a_red_box(page, tmp_path):
     save_model(small_model(attention="space_only"), tmp_path / "still")
-    page.session_state["look"] = {**page.session_state["look"], "model": str(tmp_path / "still")}
+    page.query_params["model"] = str(tmp_path / "still")
     page.session_state["view"] = "Time"
     page.run()
     assert not page.exception

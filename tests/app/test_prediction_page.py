@@ -38,7 +38,7 @@ def test_a_marker_of_the_time_line_carries_clip_start_and_end_as_a_plain_list(ap
 
 def test_the_slider_moves_the_viewer_to_exactly_that_frame(app):
     app.run()
-    app.slider(key="frame").set_value(7).run()
+    app.slider(key="session frame").set_value(7).run()
     assert "frame 7 of" in captions(app)
     forward = next(button for button in app.button if button.label == "▶")
     forward.click().run()

@@ -110,9 +110,7 @@ def press(app, label):
 def test_a_frame_model_predicts_every_frame_of_a_video_on_the_page(made, cache, monkeypatch):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
     app = AppTest.from_file(str(APP), default_timeout=250)
-    app.session_state["video source"] = "File or folder on this machine"
-    app.session_state["video path"] = str(made / "video.mp4")
-    app.session_state["model"] = str(made / "model")
+    app.query_params |= {"source": "file", "path": str(made / "video.mp4"), "model": str(made / "model"), "frame": "11"}
     app.run()
     assert not app.exception and not app.error, [*app.exception, *app.error]
     drawn = charts(app)

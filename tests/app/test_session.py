@@ -1,0 +1,168 @@
+"""What is chosen on one page holds on every page, after a reload, and after back and forward."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from endofm_lab.model.loading.load import save_model
+from endofm_lab.video.phantom import PhantomSpec, render
+from endofm_lab.video.reader import write_video
+from tests.explain.models import small_model
+
+APP = Path(__file__).resolve().parents[2] / "app"
+OWN = "File or folder on this machine"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A cache, a video of one's own, and a small model."""
+    folder = tmp_path_factory.mktemp("made")
+    write_video(
+        folder / "own.mp4", render(PhantomSpec(1, finding="polyp", n_frames=20, size_px=64)).frames, Fraction(6)
+    )
+    save_model(small_model(), folder / "model")
+    return folder
+
+
+@pytest.fixture
+def opened(made, monkeypatch):
+    monkeypatch.setenv("ENDOFM_LAB_CACHE", str(made / "cache"))
+
+    def open_app(**address: str) -> AppTest:
+        app = AppTest.from_file(str(APP / "main.py"), default_timeout=250)
+        app.query_params |= address
+        return app.run()
+
+    return open_app
+
+
+def go(app, page):
+    """Another page by its link, which brings an empty address."""
+    app.query_params = {}
+    app.switch_page(f"views/{page}.py").run()
+    assert not app.exception and not app.error, (page, [one.value for one in (*app.exception, *app.error)])
+
+
+def field(app, label):
+    return next(one for one in [*app.sidebar.text_input, *app.sidebar.selectbox] if one.label == label)
+
+
+def captions(app):
+    return " ".join(caption.value for caption in app.caption)
+
+
+def own(made):
+    return {"source": "file", "path": str(made / "own.mp4"), "model": str(made / "model")}
+
+
+def test_video_model_and_frame_stay_chosen_on_every_page(made, opened):
+    app = opened()
+    app.sidebar.radio[0].set_value(OWN).run()
+    field(app, "Path").set_value(str(made / "own.mp4")).run()
+    field(app, "Model").set_value(str(made / "model")).run()
+    app.slider(key="session frame").set_value(3).run()
+    assert not app.exception and "frame 3 of 19" in captions(app)
+    for page in ("attention", "embeddings", "views", "training", "comparison"):
+        go(app, page)
+        if page in ("attention", "views"):
+            assert field(app, "Path").value == str(made / "own.mp4")
+        go(app, "prediction")
+        assert field(app, "Path").value == str(made / "own.mp4") and field(app, "Model").value == str(made / "model")
+        assert "frame 3 of 19" in captions(app) and "Generated picture" not in captions(app)
+
+
+def test_a_reload_shows_what_the_address_says(made, opened):
+    app = opened(**own(made), frame="7")
+    assert "frame 7 of 19" in captions(app) and "Generated picture" not in captions(app)
+    app.slider(key="session frame").set_value(9).run()
+    assert app.query_params == own(made) | {"frame": "9"}
+    assert "frame 9 of 19" in captions(opened(**app.query_params))
+
+
+def test_back_and_forward_bring_the_earlier_address_back(made, opened):
+    app = opened(**own(made), frame="7")
+    app.slider(key="session frame").set_value(9).run()
+    app.query_params = own(made) | {"frame": "7"}
+    app.run()
+    assert "frame 7 of 19" in captions(app) and app.slider(key="session frame").value == 7
+    app.query_params = {"source": "sample"}
+    app.run()
+    assert "Generated picture" in captions(app) and app.sidebar.radio[0].value == "Generated sample"
+
+
+def test_another_video_begins_at_its_own_opening_frame(made, opened):
+    app = opened(**own(made), frame="7", start_s="1.5")
+    app.sidebar.radio[0].set_value("Generated sample").run()
+    assert "frame" not in app.query_params and "start_s" not in app.query_params
+    assert not app.exception and "Generated picture" in captions(app)
+
+
+def test_after_a_corrected_path_and_a_corrected_model_the_prediction_is_shown(made, opened):
+    app = opened(**own(made))
+    for label, wrong in (("Path", "/nowhere/absent.mp4"), ("Model", "/nowhere/weights.pth")):
+        right = field(app, label).value
+        field(app, label).set_value(wrong).run()
+        assert Path(wrong).name in app.error[0].value.replace("\\", "") and not app.exception
+        field(app, label).set_value(right).run()
+        assert not app.exception and not app.error and "of 19" in captions(app)
+
+
+def test_an_upload_is_kept_by_its_hash_and_a_lost_one_is_named(made, opened):
+    app = opened()
+    app.sidebar.radio[0].set_value("Upload").run()
+    content = (made / "own.mp4").read_bytes()
+    app.get("file_uploader")[0].set_value(("own.mp4", content, "video/mp4")).run()
+    assert not app.exception and "of 19" in captions(app)
+    name = app.query_params["upload"]
+    assert "own" not in name, "a file's name may be a patient's"
+    go(app, "views")
+    go(app, "prediction")
+    assert "of 19" in captions(app)
+    (made / "cache" / "uploads" / name).unlink()
+    app = opened(source="upload", upload=name)
+    assert not app.exception and "no longer kept on this machine" in app.error[0].value
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"source": "elsewhere"},
+        {"sample": "none"},
+        {"source": "upload", "upload": "../../etc/passwd"},
+        {"frame": "-1"},
+        {"frame": "9" * 400},
+        {"start_s": "nan"},
+        {"start_s": "soon"},
+        {"every_frame": "perhaps"},
+    ],
+)
+def test_what_an_address_cannot_say_is_named_and_left_out(opened, wrong):
+    app = opened(**wrong)
+    assert not app.exception and not app.error
+    assert "not possible" in app.toast[0].value
+    assert wrong.items() - {("source", "upload")} - app.query_params.items()
+
+
+def test_a_frame_behind_the_end_shows_the_last_one(made, opened):
+    app = opened(**own(made), frame="5000")
+    assert not app.exception and "frame 19 of 19" in captions(app)
+
+
+def test_clicked_points_are_read_in_every_form_that_a_browser_gives(monkeypatch):
+    monkeypatch.syspath_prepend(str(APP))
+    import state
+
+    assert state.clicked({"customdata": [3, 4]}) == [3, 4]
+    assert state.clicked({"customdata": {"1": 4, "0": 3}}) == [3, 4]
+    assert state.clicked({"customdata": 3}) == [3]
+
+
+def test_markers_that_can_be_clicked_carry_plain_numbers():
+    """A browser hands typed arrays back as dicts."""
+    from endofm_lab.figures.attention import patch_picker
+
+    figure = patch_picker(np.zeros((8, 8, 3), np.uint8), np.zeros((2, 2)))
+    assert figure.to_dict()["data"][1]["customdata"] == [[0, 0], [0, 1], [1, 0], [1, 1]]
