@@ -1,52 +1,115 @@
-"""Stand-alone HTML reports: one file, no network, everything that a reader wrote escaped."""
+"""Stand-alone HTML reports: one file, one style, no network; every text from outside is escaped.
 
+Every report of the project is made here, from headed sections of paragraphs, tables, figures and pictures.
+"""
+
+import base64
 import html
+import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from endofm_lab import __version__
+from endofm_lab import NOTICE, __version__
 from endofm_lab.figures.style import CONFIG
 from endofm_lab.files import atomic_path
-from endofm_lab.prediction import NOTICE
 
-Item: TypeAlias = str | pd.DataFrame | go.Figure  # a paragraph, a table, or a figure
+
+@dataclass(frozen=True)
+class Markup:
+    """HTML that a report of the project has written and that is used as it is; texts in it have gone through `escape`."""
+
+    html: str
+
+
+Item: TypeAlias = str | pd.DataFrame | go.Figure | Markup  # a paragraph, a table, a figure, or HTML
+Section: TypeAlias = tuple[str, Sequence[Item]]  # a heading and what stands below it
 
 _STYLE = """
-body { font: 16px/1.5 'Source Sans 3', 'Segoe UI', Helvetica, Arial, sans-serif; color: #1c1c1c;
+body { font: 16px/1.5 'Source Sans 3', 'Segoe UI', Helvetica, Arial, sans-serif; color: #1c1c1c; background: #fff;
        max-width: 1100px; margin: 2rem auto; padding: 0 1.2rem; }
 h1 { font-size: 1.7rem; margin-bottom: 0; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 .notice { color: #8a3b00; } footer { margin-top: 3rem; color: #666; font-size: .85rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
 th:first-child, td:first-child { text-align: left; }
+.verdict { padding: .8rem 1rem; border-left: 6px solid; font-weight: 600; }
+.bad { border-color: #b3261e; background: #fbeceb; } .good { border-color: #2e6b34; background: #edf5ee; }
+.unsure { border-color: #8a5a00; background: #fcf4e4; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(440px, 1fr)); gap: 1rem; }
+.pair { border: 1px solid #ddd; padding: .5rem; font-size: .85rem; }
+.sides { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; }
+figure { margin: 0; font-size: .8rem; overflow-wrap: anywhere; }
+figure img { width: 100%; height: 220px; object-fit: contain; background: #000; }
+.absent { height: 60px; display: grid; place-items: center; background: #eee; color: #444; }
 """
 
+escape = html.escape
 
-def write_report(path: str | Path, title: str, sections: Sequence[tuple[str, Sequence[Item]]]) -> Path:
-    """Write a report of headed sections as one HTML file (about 5 MB, because it carries Plotly); atomic."""
-    body = [f"<h1>{html.escape(title)}</h1>", f'<p class="notice">{html.escape(NOTICE)}</p>']
-    for heading, items in sections:
-        body.append(f"<h2>{html.escape(heading)}</h2>")
-        body += [_item(item) for item in items]
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head><body>{''.join(body)}"
-        f"<footer>endofm_lab {__version__}</footer></body></html>"
-    )
+
+def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:
+    """Write `report_page` as one file; atomic. Returns the path.
+
+    Args:
+        path: the HTML file.
+        title: title and first heading of the page.
+        sections: headings and what stands below them; a section without a heading continues the one before.
+    """
     path = Path(path)
     with atomic_path(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(report_page(title, sections), encoding="utf-8")
     return path
 
 
+def report_page(title: str, sections: Sequence[Section]) -> str:
+    """A report of headed sections as HTML that needs no network; with a figure it carries Plotly (about 5 MB)."""
+    body = [f"<h1>{escape(title)}</h1>", f'<p class="notice">{escape(NOTICE)}</p>']
+    for heading, items in sections:
+        body.append(f"<h2>{escape(heading)}</h2>" * bool(heading))
+        body += [_item(item) for item in items]
+    drawn = any(isinstance(item, go.Figure) for _, items in sections for item in items)
+    plotly = f"<script>{get_plotlyjs()}</script>" if drawn else ""
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style>{plotly}</head><body>{''.join(body)}"
+        f"<footer>endofm_lab {__version__}</footer></body></html>"
+    )
+
+
+def bullets(sentences: Sequence[str]) -> Markup:
+    """A list of sentences."""
+    return Markup("<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>")
+
+
+def verdict(sentence: str, kind: str) -> Markup:
+    """The one sentence of a report that a reader must not miss; ``kind`` is "good", "bad" or "unsure"."""
+    return Markup(f'<p class="verdict {kind}">{escape(sentence)}</p>')
+
+
+def picture(pixels: np.ndarray | None, name: str, side_px: int = 220) -> str:
+    """HTML of a small picture (H, W, 3) uint8 inside the page; None, a picture that is missing, gives a sentence."""
+    if pixels is None:
+        return '<div class="absent">the picture is not here</div>'
+    small = Image.fromarray(pixels)
+    small.thumbnail((side_px, side_px))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return f'<img alt="{escape(name)}" src="data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+
+
 def _item(item: Item) -> str:
+    if isinstance(item, Markup):
+        return item.html
     if isinstance(item, go.Figure):
         return item.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)
     if isinstance(item, pd.DataFrame):
-        return item.to_html(index=False, border=0, escape=True, float_format=lambda value: f"{value:.4g}")
-    return f"<p>{html.escape(item)}</p>"
+        table = item.to_html(index=False, border=0, escape=True, float_format=lambda value: f"{value:.4g}")
+        return f'<div class="wide">{table}</div>'
+    return f"<p>{escape(item)}</p>"
