@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from endofm_lab import NOTICE
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE = "endofm_lab_session"
 SESSION_S = 12 * 3600
@@ -147,7 +149,7 @@ def _page(said: str = "") -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>endofm_lab</title><style>'
         "body { font: 16px/1.5 'Segoe UI', Helvetica, Arial, sans-serif; max-width: 24rem; margin: 20vh auto; }"
         "input, button { font: inherit; padding: .4rem .6rem; } .wrong { color: #b3261e; }</style></head><body>"
-        "<h1>endofm_lab</h1><p>For research only. Not a medical device; not for diagnosis.</p>"
+        f"<h1>endofm_lab</h1><p>{html.escape(NOTICE)}</p>"
         f'<p class="wrong" role="alert">{html.escape(said)}</p><form method="post" action="/login">'
         '<label>Password <input type="password" name="password" autofocus autocomplete="current-password"></label> '
         "<button>Sign in</button></form></body></html>"

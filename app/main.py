@@ -5,6 +5,8 @@ from pathlib import Path
 import streamlit as st
 from guard import LOOPBACK, is_known
 
+from endofm_lab import NOTICE
+
 st.set_page_config(page_title="endofm_lab", page_icon=Path(__file__).with_name("icon.svg"), layout="wide")
 
 # A second line behind the guard of serve.py, for whoever serves this file with `streamlit run`.
@@ -24,6 +26,6 @@ page = st.navigation(
         st.Page("views/comparison.py", title="Comparison", icon=":material/balance:"),
     ]
 )
-st.sidebar.caption("**For research only.** Not a medical device; not for diagnosis. Nothing leaves this machine.")
+st.sidebar.caption(f"{NOTICE} Nothing leaves this machine.")
 st.session_state["the page"] = page.url_path
 page.run()

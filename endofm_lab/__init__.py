@@ -4,6 +4,7 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
+NOTICE = "For research only. Not a medical device; not for diagnosis."
 
 # Public name -> module. Imported at first use, so that `import endofm_lab` and `endofm-lab --help` stay quick.
 _PUBLIC = {
@@ -40,7 +41,7 @@ _PUBLIC = {
     "load_store": "explain.embeddings",
 }
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["NOTICE", "__version__", *_PUBLIC]
 
 
 def __getattr__(name: str) -> Any:

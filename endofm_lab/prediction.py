@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from endofm_lab import NOTICE
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.video.reader import VideoInfo
 
 BOX_COLUMNS = ["frame", "time_s", "label", "score", "x1", "y1", "x2", "y2"]
 NORMAL = frozenset({"normal", "normal clean mucosa", "background"})  # classes that are no finding
-NOTICE = "For research only. Not a medical device; not for diagnosis."
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import endofm_lab as lab
 from endofm_lab.figures.comparison import classes, intervals, reliability_of
 from endofm_lab.figures.style import STILL
 from endofm_lab.files import cache_folder
+from endofm_lab.reports.comparison import comparison_page
 from endofm_lab.runs.compare import Comparison
 from endofm_lab.runs.paper_table import paper_table
 from endofm_lab.runs.run import Run, run_folders
@@ -59,7 +60,7 @@ def show_comparison(comparison: Comparison) -> None:
         [
             (comparison.to_markdown(), "md", "text/markdown"),
             (comparison.to_csv(), "csv", "text/csv"),
-            (comparison.to_html(), "html", "text/html"),
+            (comparison_page(comparison), "html", "text/html"),
         ],
         strict=True,
     ):

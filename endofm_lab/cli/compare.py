@@ -23,11 +23,12 @@ def compare(
         by: metric to rank by; by default f1, dice, ap50 or jaccard, by task.
         json: print the table's numbers, reasons against a ranking and notes as JSON.
     """
+    from endofm_lab.reports.comparison import write_comparison
     from endofm_lab.runs.compare import compare as compare_runs
     from endofm_lab.runs.run import read_run
 
     comparison = compare_runs([read_run(folder) for folder in runs], by)
-    written = [str(path) for path in comparison.write(out)] if out is not None else []
+    written = [str(path) for path in write_comparison(comparison, out)] if out is not None else []
     if json:
         rows = json_format.loads(comparison.table().to_json(orient="records"))  # what is not defined becomes null
         told = {"task": comparison.task, "by": comparison.by, "ranked": comparison.ranked, "runs": rows}

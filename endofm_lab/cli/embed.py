@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from endofm_lab import NOTICE
+
 
 def embed(
     manifest: Annotated[Path, tyro.conf.Positional],
@@ -61,4 +63,4 @@ def embed(
     if len(shortcuts):
         print("What a linear probe tells from the vectors:")
         print(shortcuts.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
-    print(f"Written to {out}. For research only: not a medical device, not for diagnosis.")
+    print(f"Written to {out}. {NOTICE}")

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import tyro
 
+from endofm_lab import NOTICE
+
 
 def explain(
     video: Annotated[Path, tyro.conf.Positional],
@@ -108,4 +110,4 @@ def explain(
         np.savez(file, **arrays)
     for path in (report, out / "maps.npz"):
         print(path)
-    print("For research only: not a medical device, not for diagnosis.")
+    print(NOTICE)

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from endofm_lab import NOTICE
+
 
 def finetune(
     manifest: Annotated[Path, tyro.conf.Positional],
@@ -128,4 +130,4 @@ def print_run(folder: Path) -> None:
         spread = "" if metric["seed_std"] is None else f" ±{metric['seed_std']:.3f} over seeds"
         print(f"{name:<28} {metric['value']:.3f}{interval}{spread}   ({metric['patients']} patients)")
     print(f"Audit: {report['audit']['verdict']}")
-    print(f"Written to {folder}. For research only: not a medical device, not for diagnosis.")
+    print(f"Written to {folder}. {NOTICE}")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import tyro
 
-from endofm_lab import __version__
+from endofm_lab import NOTICE, __version__
 from endofm_lab.errors import UserError, storage_sentence
 
 # Command -> (module in endofm_lab.cli, what it holds: a function or a dict of functions, one line of help).
@@ -93,7 +93,7 @@ def _overview() -> str:
         [
             "usage: endofm-lab COMMAND [options]   (endofm-lab COMMAND --help says more)",
             "",
-            "A workbench for Endo-FM. For research only: not a medical device, not for diagnosis.",
+            f"A workbench for Endo-FM. {NOTICE}",
             "",
             *lines,
         ]

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
+from endofm_lab import NOTICE
+
 
 def predict(
     video: Annotated[Path, tyro.conf.Positional],
@@ -51,4 +53,4 @@ def predict(
     print(f"\n{len(table)} clips, {len(prediction.frames)} frames with masks, {len(prediction.boxes_xyxy)} boxes.")
     origin = prediction.provenance
     print(f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}")
-    print(f"Written to {out}. For research only: not a medical device, not for diagnosis.")
+    print(f"Written to {out}. {NOTICE}")

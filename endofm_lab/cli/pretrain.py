@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from endofm_lab import NOTICE
 from endofm_lab.errors import UserError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def run(config: "PretrainConfig") -> None:
             if len(probed := probe_table(config.out)):
                 print(f"Probe (balanced accuracy, 95 % interval over patients):\n{probed.to_string(index=False)}")
     if main:
-        print(f"Model: {config.out / 'model'}. For research only: not a medical device, not for diagnosis.")
+        print(f"Model: {config.out / 'model'}. {NOTICE}")
 
 
 def _dry_run(config: "PretrainConfig") -> None:

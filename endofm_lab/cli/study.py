@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from endofm_lab import NOTICE
+
 
 def study(
     video: Annotated[Path, tyro.conf.Positional],
@@ -53,4 +55,4 @@ def study(
     print(found.to_string(index=False, max_rows=24) if len(found) else "No finding scores at least 0.5.")
     print(f"\n{len(result.state):,} frames, {skipped:,} near-duplicates not scored, {lost:,} unreadable.")
     print("Confirm or reject them in the app (Prediction, Study), or in review.csv.")
-    print(f"Report: {report}. For research only: not a medical device, not for diagnosis.")
+    print(f"Report: {report}. {NOTICE}")

@@ -24,7 +24,7 @@ from endofm_lab.files import atomic_path
 
 @dataclass(frozen=True)
 class Markup:
-    """HTML that a report of the project has written and that is used as it is; texts in it have gone through `escape`."""
+    """HTML that is used as it is: the report that wrote it has escaped the texts in it."""
 
     html: str
 

@@ -8,12 +8,11 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from endofm_lab.files import atomic_path, formulas_as_text
+from endofm_lab.files import formulas_as_text
 from endofm_lab.metrics.intervals import Difference, Interval
 from endofm_lab.runs.run import Run, RunError
 
@@ -130,27 +129,6 @@ class Comparison:
         """The plain numbers as CSV; names that a spreadsheet would run as a formula are text."""
         return formulas_as_text(self.table()).to_csv(index=False)
 
-    def to_html(self) -> str:
-        """A stand-alone HTML page of the table and its notes; everything that comes from the runs is escaped."""
-        head, rows = self.cells()
-        heading = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        body = "\n".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        notes = "\n".join(f"<li>{html.escape(note)}</li>" for note in self.notes())
-        title = html.escape(f"Comparison of {len(rows)} runs: {self.task}")
-        return (
-            f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n'
-            f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n<table><thead><tr>{heading}</tr></thead>\n<tbody>\n{body}\n</tbody></table>\n"
-            f"<ul>\n{notes}\n</ul>\n<p>For research only: not a medical device, not for diagnosis.</p></body></html>\n"
-        )
-
-    def write(self, folder: str | Path) -> list[Path]:
-        """Write ``comparison.md``, ``.csv`` and ``.html`` into ``folder``; returns their paths."""
-        paths = [Path(folder) / f"comparison.{ending}" for ending in ("md", "csv", "html")]
-        for path, text in zip(paths, (self.to_markdown(), self.to_csv(), self.to_html()), strict=True):
-            with atomic_path(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        return paths
-
 
 def compare(
     runs: Sequence[Run], by: str | None = None, n: int = 1000, seed: int = 0, level: float = 0.95
@@ -225,12 +203,6 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
-
-
-_STYLE = (
-    "body{font:15px/1.5 sans-serif;margin:2em;max-width:80em}table{border-collapse:collapse}"
-    "th,td{border:1px solid #bbb;padding:.3em .6em;text-align:left}th{background:#eee}"
-)
 
 
 def _differs(what: str, first: Run, value: Any, run: Run, other: Any) -> str:

@@ -11,6 +11,7 @@ from endofm_lab.cli import compare as command
 from endofm_lab.metrics.classification import f1
 from endofm_lab.metrics.intervals import bootstrap_difference, bootstrap_interval
 from endofm_lab.metrics.masks import mask_metrics
+from endofm_lab.reports.comparison import write_comparison
 from endofm_lab.runs.compare import compare
 from endofm_lab.runs.paper_table import paper_table
 from endofm_lab.runs.run import Run, RunError, find_runs, measured, read_run, write_run
@@ -178,7 +179,7 @@ def test_moved_true_boxes_are_another_test_set():
 
 def test_the_files_hold_the_table_and_escape_what_comes_from_the_runs(tmp_path):
     a = made_run("<script>alert(1)</script>", skill=2.0, audit={"findings": ["2 patients | in train & test"]})
-    paths = compare([a, made_run("b|c")], n=20).write(tmp_path)
+    paths = write_comparison(compare([a, made_run("b|c")], n=20), tmp_path)
     assert [path.name for path in paths] == ["comparison.md", "comparison.csv", "comparison.html"]
     markdown, _, page = (path.read_text() for path in paths)
     assert "<script>" not in page
