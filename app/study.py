@@ -58,7 +58,7 @@ def show_summary(study: Study) -> None:
     if not study.finished:
         st.warning(
             f"This study is **not finished**: {len(study.times_s):,} of {study.video.n_frames:,} frames are below. The "
-            "same `endofm-lab study` command with `--resume` goes on."
+            "same `endofm-lab study` command goes on."
         )
     if study.provenance["training_data"].get("generated"):
         st.warning("This model was trained on generated video only: on a real one its scores mean nothing yet.")

@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 SAMPLE_BYTES = 64 * 1024  # read at the beginning, in the middle and at the end of a file for its fingerprint
 SAMPLED_FILES = 256  # of a folder, evenly spaced in the order of their names
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-_PART = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part(\..*)?")  # host, process, a number per write
+LEFTOVER = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part(\..*)?")  # host, process, a number per write
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -80,7 +80,7 @@ def _remove(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove what killed writers of this machine left in a folder and below; a living writer's files stay."""
     for path in list(folder.rglob(".*.part*")):
-        found = _PART.fullmatch(path.name)
+        found = LEFTOVER.fullmatch(path.name)
         if found and found[1] == _HOST and not _writes(int(found[2]), path):
             with suppress(PermissionError):  # another user's
                 _remove(path)

@@ -14,6 +14,7 @@ RANK = {
     "__init__": 0,
     "errors": 0,
     "files": 0,
+    "run_folder": 1,
     "video": 1,
     "data": 2,
     "model": 3,

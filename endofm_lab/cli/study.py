@@ -14,7 +14,6 @@ def study(
     out: Path,
     model: str,
     skip_near_duplicates: bool = False,
-    resume: bool = False,
     batch: int = 64,
     fps: float | None = None,
     smooth: int = 9,
@@ -23,14 +22,14 @@ def study(
 ) -> None:
     """Scores for every frame of a whole study, and a report to confirm or reject what was found.
 
-    Memory does not grow with the study. A study that was stopped, however, goes on with --resume.
+    Memory does not grow with the study. A study that was stopped goes on where it was when the same command is given
+    again.
 
     Args:
         video: a video file or a folder of frames.
         out: folder for frames.parquet, study.json, report.html and review.csv; the app opens it too.
         model: folder of a frame model, or timm:NAME.
         skip_near_duplicates: frames that hardly differ from the last scored one take its scores.
-        resume: go on with the unfinished study in the folder.
         batch: frames that go through the model together.
         fps: frames per second of a folder of frames; 25 if not given.
         smooth: frames of the running median that findings are cut from (odd; 1 does not smooth).
@@ -41,9 +40,7 @@ def study(
     from endofm_lab.study.findings import findings
     from endofm_lab.study.study import DUPLICATE, UNREADABLE, run_study
 
-    result = run_study(
-        video, model, out, skip_near_duplicates=skip_near_duplicates, resume=resume, batch=batch, fps=fps
-    )
+    result = run_study(video, model, out, skip_near_duplicates=skip_near_duplicates, batch=batch, fps=fps)
     report = write_study_report(result, out, smooth, labels)
     found = findings(result, smooth)
     skipped, lost = int((result.state == DUPLICATE).sum()), int((result.state == UNREADABLE).sum())

@@ -1,6 +1,7 @@
 """Reading weights files without running anything that is in them, and putting tensors into a module strictly."""
 
 import argparse
+import hashlib
 import json
 import pickle
 import re
@@ -126,3 +127,13 @@ def check_fit(
 def first_of(names: list[str]) -> str:
     """The first three of some names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more tensors" if len(names) > 3 else "")
+
+
+def state_fingerprint(model: nn.Module) -> str:
+    """SHA-256 of a model's tensors in memory with their names: another one after any change of a weight."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -6,10 +6,9 @@ A part holds the scores of `PART_FRAMES` frames. A kill at any moment loses the 
 cross a part's border, a resumed study equals one that was never stopped.
 """
 
-import hashlib
 import shutil
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -24,11 +23,13 @@ from tqdm import tqdm
 
 from endofm_lab import __version__
 from endofm_lab.errors import UserError, VideoError
-from endofm_lab.files import atomic_path, read_json, write_json
+from endofm_lab.files import atomic_path, fingerprint_of, read_json, write_json
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.model.weight_files import state_fingerprint
+from endofm_lab.run_folder import claim
 from endofm_lab.study.stream import THREADS, Batches, Kept
-from endofm_lab.video.reader import VideoInfo, open_video
+from endofm_lab.video.reader import VideoInfo, VideoReader, open_video
 
 PART_FRAMES = 4096
 FORM = 1  # of the files of a study; another number when an older program could no longer read them
@@ -87,28 +88,30 @@ def run_study(
     out: str | Path,
     *,
     skip_near_duplicates: bool = False,
-    resume: bool = False,
     batch: int = 64,
     fps: float | None = None,
     progress: bool = True,
 ) -> Study:
     """Score every frame of a video or a folder of images; the result is also in ``out`` (`load_study`).
 
+    A study that was stopped goes on when called again with the same video, model and options; a finished one is read
+    back.
+
     Args:
         path: a video file or a folder of frames.
         model: a frame model (its clips have one frame) with class heads, its folder, or a name for `load_model`.
         out: folder for ``frames.parquet`` and ``study.json``, and for the parts while it runs.
         skip_near_duplicates: frames that hardly differ from the last scored one take its scores.
-        resume: go on with the unfinished study in ``out``; a finished one is read back.
         batch: frames that go through the model together.
         fps: frames per second of a folder, 25 if not given.
         progress: show a progress bar.
 
     Raises:
         VideoError: the video cannot be opened, or no frame of it can be read.
-        UserError: the model looks at clips or has no class head, or ``out`` holds something else.
+        UserError: the model looks at clips or has no class head, ``out`` holds something else (the message names what
+            differs), or another process works there.
     """
-    steps = study_steps(path, model, out, skip_near_duplicates, resume, batch, fps)
+    steps = study_steps(path, model, out, skip_near_duplicates, batch, fps)
     with tqdm(unit="frame", desc=Path(path).name, disable=not progress) as bar:
         while True:
             try:
@@ -123,7 +126,6 @@ def study_steps(
     model: VideoModel | str | Path,
     out: str | Path,
     skip_near_duplicates: bool = False,
-    resume: bool = False,
     batch: int = 64,
     fps: float | None = None,
 ) -> Generator[tuple[int, int], None, Study]:
@@ -136,8 +138,9 @@ def study_steps(
     _check_model(model)
     with open_video(path, None if fps is None else Fraction(fps).limit_denominator(100_000), check=False) as reader:
         request = {
-            "video": _identity(Path(path)),
+            "video": fingerprint_of(path),
             "model": model.card.fingerprint,
+            "weights": state_fingerprint(model),
             "skip_near_duplicates": skip_near_duplicates,
             "batch": batch,
             "fps": str(reader.info.fps),
@@ -146,30 +149,48 @@ def study_steps(
             "form": FORM,
         }
         about = _describe(reader.info, model, request)
-        folder = _open_job(Path(out), request, about, resume)
-        if (folder / "study.json").exists():
-            return load_study(folder)
-        parts = sorted((folder / "parts").glob("part_*.npz"))
-        n_frames = reader.info.n_frames
-        first = min(len(parts) * PART_FRAMES, n_frames)
-        yield first, n_frames
-        kept = Kept.of_part(parts[-1]) if parts and skip_near_duplicates else Kept()
-        stream = Batches(reader, model, first, batch, PART_FRAMES, kept if skip_near_duplicates else None)
-        # Batches side by side, each with its share of the cores: threads that share a batch wait for each other and for
-        # the decoders. Helpers of this thread would spin between its small steps, on the time of all others.
-        threads = torch.get_num_threads()
-        scorers = ThreadPoolExecutor(THREADS, "study-scorer", torch.set_num_threads, (max(1, threads // THREADS),))
-        torch.set_num_threads(1)
-        try:
-            for start in range(first, n_frames, PART_FRAMES):
-                times_s = reader.times_s[start : start + PART_FRAMES]
-                _run_part(stream, model, scorers, start, times_s, folder / "parts")
-                yield min(start + PART_FRAMES, n_frames), n_frames
-        finally:
-            scorers.shutdown(cancel_futures=True)
-            stream.close()
-            torch.set_num_threads(threads)  # those of a study set it for themselves, and so for all later ones
-        return _assemble(folder, about)
+        with claim(out, request, "a study", about={"about": about}) as folder:
+            if (folder / "study.json").exists():
+                shutil.rmtree(folder / "parts", ignore_errors=True)  # left if the last call was killed at its very end
+                return load_study(folder)
+            yield from _score(reader, model, folder / "parts", batch, skip_near_duplicates)
+            return _assemble(folder, about)
+
+
+def _score(
+    reader: VideoReader, model: VideoModel, folder: Path, batch: int, skip_near_duplicates: bool
+) -> Iterator[tuple[int, int]]:
+    """Write the parts that are still missing, and yield (frames done, frames in all)."""
+    folder.mkdir(exist_ok=True)
+    n_frames = reader.info.n_frames
+    parts = _joined(folder, n_frames)
+    first = min(len(parts) * PART_FRAMES, n_frames)
+    yield first, n_frames
+    kept = Kept.of_part(parts[-1]) if parts and skip_near_duplicates else Kept()
+    stream = Batches(reader, model, first, batch, PART_FRAMES, kept if skip_near_duplicates else None)
+    # Batches side by side, each with its share of the cores: threads that share a batch wait for each other and for
+    # the decoders. Helpers of this thread would spin between its small steps, on the time of all others.
+    threads = torch.get_num_threads()
+    scorers = ThreadPoolExecutor(THREADS, "study-scorer", torch.set_num_threads, (max(1, threads // THREADS),))
+    torch.set_num_threads(1)
+    try:
+        for start in range(first, n_frames, PART_FRAMES):
+            _run_part(stream, model, scorers, start, reader.times_s[start : start + PART_FRAMES], folder)
+            yield min(start + PART_FRAMES, n_frames), n_frames
+    finally:
+        scorers.shutdown(cancel_futures=True)
+        stream.close()
+        torch.set_num_threads(threads)  # those of a study set it for themselves, and so for all later ones
+
+
+def _joined(folder: Path, n_frames: int) -> list[Path]:
+    """The parts from the first frame on that follow each other; later ones, behind a gap, are removed."""
+    found = sorted(folder.glob("part_*.npz"))
+    wanted = [folder / f"part_{start:09d}.npz" for start in range(0, n_frames, PART_FRAMES)]
+    missing = next((at for at, path in enumerate(wanted) if path not in found), len(wanted))
+    for path in set(found) - set(wanted[:missing]):
+        path.unlink()
+    return wanted[:missing]
 
 
 def load_study(folder: str | Path, unfinished: bool = False) -> Study:
@@ -196,7 +217,7 @@ def load_study(folder: str | Path, unfinished: bool = False) -> Study:
         if not unfinished or not parts:
             yet = "" if parts else ", not even its first part"
             raise UserError(
-                f"{folder} holds a study that is not finished{yet}: run the same `endofm-lab study` with --resume."
+                f"{folder} holds a study that is not finished{yet}: run the same `endofm-lab study` command again."
             )
         return _of_parts(job["about"], parts)
     except UserError:
@@ -258,12 +279,23 @@ def _of_table(about: dict[str, Any], table: pd.DataFrame) -> Study:
 
 
 def _of_parts(about: dict[str, Any], parts: Sequence[Path]) -> Study:
-    """The study of the frames in the first parts."""
+    """The study of the frames in the first parts, which must follow each other.
+
+    Raises:
+        UserError: a part is missing.
+    """
     collected: dict[str, list[np.ndarray]] = {}
+    n_frames = 0
     for path in parts:
+        if path.name != f"part_{n_frames:09d}.npz":
+            raise UserError(
+                f"{path.parent}: the part with frame {n_frames} is missing, {path.name} comes next. Run the same study "
+                "again; it scores the missing frames."
+            )
         with np.load(path, allow_pickle=False) as part:
             for name in part.files:
                 collected.setdefault(name, []).append(part[name])
+            n_frames += len(part["state"])
     joined = {name: np.concatenate(values) for name, values in collected.items() if not name.startswith("kept")}
     state, stands_for, times_s, lost = (joined[name] for name in ("state", "stands_for", "times_s", "unreadable"))
     scores = {name: joined[f"scores/{name}"] for name in about["classes"]}
@@ -295,32 +327,6 @@ def _check_model(model: VideoModel) -> None:
         )
     if not _class_heads(model):
         raise UserError(f"{model.card.name} has no class head, so it gives no scores; train one on it first.")
-
-
-def _identity(path: Path) -> str:
-    """SHA-256 of the names, sizes and times of a file or a folder's files: reading hours of video takes too long."""
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(repr(seen).encode()).hexdigest()
-
-
-def _open_job(out: Path, request: dict[str, Any], about: dict[str, Any], resume: bool) -> Path:
-    """The folder for this study, with its ``parts``."""
-    job = out / "job.json"
-    if job.exists():
-        before = read_json(job)
-        changed = [name for name, value in request.items() if before.get(name) != value]
-        if changed:
-            raise UserError(
-                f"{out} holds a study with another {', '.join(changed)}: choose another folder or delete this one."
-            )
-        if not resume:
-            raise UserError(f"{out} holds this study already, finished or not: add --resume, or choose another folder.")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} holds something else than a study: choose a new or an empty folder.")
-    (out / "parts").mkdir(parents=True, exist_ok=True)
-    write_json(job, {**request, "about": about})
-    return out
 
 
 def _run_part(
@@ -376,6 +382,11 @@ def _run_part(
 def _assemble(folder: Path, about: dict[str, Any]) -> Study:
     """Join the parts, write the result, and take the parts away."""
     study = _of_parts(about, sorted((folder / "parts").glob("part_*.npz")))
+    if not study.finished:
+        raise UserError(
+            f"{folder} has the scores of {len(study.times_s)} frames, but {study.video.path} has "
+            f"{study.video.n_frames}: run the same study again, without removing files while it runs."
+        )
     if (study.state == UNREADABLE).all():
         raise VideoError(study.video.path, f"none of its {len(study.state)} frames can be read; copy it again")
     with atomic_path(folder / "frames.parquet") as temporary:

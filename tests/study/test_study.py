@@ -120,18 +120,92 @@ def test_a_study_stopped_three_times_equals_one_that_was_not(video, model, tmp_p
     whole = run_study(video, model, tmp_path / "whole", skip_near_duplicates=skip, batch=5, progress=False)
     done = []
     for _ in range(3):
-        steps = study_steps(video, model, tmp_path / "parts", skip, resume=True, batch=5)
+        steps = study_steps(video, model, tmp_path / "parts", skip, batch=5)
         done.append(next(steps)[0])
         next(steps)
         steps.close()
         (tmp_path / "parts" / "parts" / ".part_000000032.1.part.npz").write_bytes(b"half")  # what a kill leaves behind
     assert done == [0, 32, 64]
-    resumed = run_study(
-        video, model, tmp_path / "parts", skip_near_duplicates=skip, resume=True, batch=5, progress=False
-    )
+    resumed = run_study(video, model, tmp_path / "parts", skip_near_duplicates=skip, batch=5, progress=False)
     for head, values in whole.scores.items():
         assert np.array_equal(resumed.scores[head], values)
     assert np.array_equal(resumed.stands_for, whole.stands_for)
+
+
+def stopped_after(parts, video, model, out):
+    steps = study_steps(video, model, out)
+    for _ in range(parts + 1):
+        next(steps)
+    steps.close()
+
+
+def test_a_part_that_was_removed_is_scored_again_and_no_frame_is_renumbered(video, model, tmp_path):
+    whole = run_study(video, model, tmp_path / "whole", progress=False)
+    stopped_after(3, video, model, tmp_path / "out")
+    (tmp_path / "out" / "parts" / "part_000000032.npz").unlink()
+    with pytest.raises(UserError, match="part with frame 32 is missing"):
+        load_study(tmp_path / "out", unfinished=True)
+    study = run_study(video, model, tmp_path / "out", progress=False)
+    assert len(study.state) == N
+    assert np.array_equal(study.scores["finding"], whole.scores["finding"])
+    assert np.array_equal(study.times_s, whole.times_s)
+
+
+def test_a_part_that_disappears_while_the_study_runs_is_no_finished_study(video, model, tmp_path):
+    for name, sentence in [("000000064", "part with frame 64 is missing"), (f"{N // 32 * 32:09d}", f"has {N}")]:
+        steps = study_steps(video, model, tmp_path / name)
+        with pytest.raises(UserError, match=sentence):
+            for done, n_frames in steps:
+                if done == n_frames:
+                    (tmp_path / name / "parts" / f"part_{name}.npz").unlink()
+        assert not (tmp_path / name / "study.json").exists()
+
+
+def test_two_studies_in_one_folder_at_once_are_refused(video, model, tmp_path):
+    steps = study_steps(video, model, tmp_path)
+    next(steps)
+    with pytest.raises(UserError, match="is being worked on by process"):
+        run_study(video, model, tmp_path, progress=False)
+    steps.close()
+    assert len(run_study(video, model, tmp_path, progress=False).state) == N
+
+
+@pytest.mark.parametrize("moment", ["job.json", "frames.parquet", "study.json"])
+def test_a_study_killed_before_or_after_a_file_gets_its_name_goes_on(video, model, tmp_path, monkeypatch, moment):
+    whole = run_study(video, model, tmp_path / "whole", progress=False)
+    replace = Path.replace
+    for when in ("before", "after"):
+
+        def killed(path, target, when=when):
+            if when == "after" or Path(target).name != moment:
+                replace(path, target)
+            if Path(target).name == moment:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as fault, pytest.raises(KeyboardInterrupt):
+            fault.setattr(Path, "replace", killed)
+            run_study(video, model, tmp_path / when, progress=False)
+        study = run_study(video, model, tmp_path / when, progress=False)
+        assert np.array_equal(study.scores["finding"], whole.scores["finding"])
+        names = sorted(path.name for path in (tmp_path / when).iterdir())
+        assert names == ["frames.parquet", "job.json", "study.json"]
+
+
+def test_a_video_or_a_model_that_changed_in_place_is_refused(video, model, tmp_path):
+    path = Path(shutil.copy(video, tmp_path / "video.mp4"))
+    stopped_after(1, path, model, tmp_path / "out")
+    data, times = bytearray(path.read_bytes()), path.stat()
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(UserError, match="other settings: different video"):
+        run_study(path, model, tmp_path / "out", progress=False)
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.heads["finding"].linear.bias[0] += 1e-3
+    stopped_after(1, video, model, tmp_path / "other")
+    with pytest.raises(UserError, match="other settings: different weights"):
+        run_study(video, changed, tmp_path / "other", progress=False)
 
 
 def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_number(
@@ -274,10 +348,8 @@ def test_what_cannot_be_studied_is_refused(video, model, tmp_path):
     with pytest.raises(UserError, match="no class head"):
         run_study(video, build_frame_model("vit_micro"), tmp_path / "b", progress=False)
     run_study(video, model, tmp_path / "c", progress=False)
-    with pytest.raises(UserError, match="--resume"):
-        run_study(video, model, tmp_path / "c", progress=False)
-    with pytest.raises(UserError, match="another skip_near_duplicates"):
-        run_study(video, model, tmp_path / "c", skip_near_duplicates=True, resume=True, progress=False)
+    with pytest.raises(UserError, match=r"other settings: skip_near_duplicates is false there, true here\."):
+        run_study(video, model, tmp_path / "c", skip_near_duplicates=True, progress=False)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="something else"):
@@ -344,8 +416,7 @@ def test_the_command_writes_report_and_review(video, model, tmp_path, capsys):
     assert "polyp: best frames" in text and "To confirm or reject" in text and "not a medical device" in text.lower()
     review = read_review(tmp_path / "out")
     assert len(review) and (review["decision"] == "").all()
-    assert main(args) == 2 and "--resume" in capsys.readouterr().err
-    assert main([*args, "--resume"]) == 0
+    assert main(args) == 0, "a finished study is read back"
 
 
 def test_names_in_reports_are_escaped(video, model, tmp_path):
@@ -400,7 +471,7 @@ def test_a_long_study_stays_in_flat_memory_and_survives_three_kills(kind, tmp_pa
     program = (
         "import sys, endofm_lab.study.study as s\n"
         f"s.PART_FRAMES = {study_module.PART_FRAMES}\n"
-        "for done, n in s.study_steps(*sys.argv[1:], resume=True): print(done, flush=True)"
+        "for done, n in s.study_steps(*sys.argv[1:]): print(done, flush=True)"
     )
     command = [sys.executable, "-c", program, str(path), str(tmp_path / "model"), str(tmp_path / "killed")]
     for kill in range(1, 4):
