@@ -222,17 +222,16 @@ def losses_of(
 ) -> dict[str, Tensor]:
     """The losses of a batch; their sum is what is minimised. The mask's is over clips, and also over single frames."""
     logits = model(clip).logits
-    box_head = model.heads["box"]
-    assert isinstance(box_head, BoxHead)
-    losses = {
-        "finding": ClipClassifier.loss(logits["finding"], target["finding"]),
-        "motion": ClipClassifier.loss(logits["motion"], target["motion"]),
-        "mask": MaskHead.loss(logits["mask"], target["mask"]),
-        "box": box_head.loss(logits["box"], target["box"], torch.zeros(target["box"].shape[:3], dtype=torch.long)),
+    batch = {
+        "finding": {"target": target["finding"]},
+        "motion": {"target": target["motion"]},
+        "mask": {"mask": target["mask"]},
+        "box": {"boxes": target["box"], "labels": torch.zeros(target["box"].shape[:3], dtype=torch.long)},
     }
+    losses = {name: model.head(name).loss(logits[name], batch[name]) for name in batch}
     if every_frame_alike:
         frames, truth = (rearrange(x, "b k t h w -> (b t) k 1 h w") for x in (logits["mask"], target["mask"]))
-        losses["frame mask"] = MaskHead.loss(frames, truth)
+        losses["frame mask"] = model.head("mask").loss(frames, {"mask": truth})
     return losses
 
 
@@ -242,7 +241,8 @@ def order_losses(model: VideoModel, clip: Tensor, motion: Tensor) -> dict[str, T
     What both directions share carries no answer and cancels out of the gradient: what is left is the order.
     """
     both, answers = torch.cat([clip, clip.flip(2)]), torch.cat([motion, 1 - motion])
-    return {"motion": ClipClassifier.loss(model.heads["motion"](model.backbone(both)), answers)}
+    head = model.head("motion")
+    return {"motion": head.loss(head(model.backbone(both)), {"target": answers})}
 
 
 def train_demo(

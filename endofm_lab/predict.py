@@ -16,10 +16,8 @@ from tqdm import tqdm
 from endofm_lab import __version__
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, sha256_of, write_json
-from endofm_lab.model.heads import BoxHead
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.loading.load import load_model
-from endofm_lab.model.paper.detector import StftBoxHead
 from endofm_lab.model.precision import automatic_dtype
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.prediction import Part, VideoPrediction, assemble, load_prediction
@@ -139,7 +137,7 @@ def prediction_steps(
             frame_times_s=reader.times_s,
             video=reader.info,
             classes={name: list(head.classes) for name, head in heads.items()},
-            box_head=next((name for name, head in heads.items() if head.kind == "box"), None),
+            box_head=next((name for name, head in heads.items() if head.answer == "boxes"), None),
             provenance=provenance,
             folder=folder,
         )
@@ -247,12 +245,10 @@ def _part(
     masks, boxes = [], []
     for frame, outputs in finished:
         for name, values in outputs.items():
-            if model.card.heads[name].kind == "mask":
+            if model.card.heads[name].answer == "map":
                 masks.append((values * 255).round().astype(np.uint8))
                 continue
-            head = model.heads[name]
-            assert isinstance(head, BoxHead | StftBoxHead)
-            ((xyxy, score, label),) = head.decode(torch.from_numpy(values)[None, :, None])[0]
+            ((xyxy, score, label),) = model.head(name).decode(torch.from_numpy(values)[None, :, None])[0]
             rows = torch.cat([torch.full_like(score, frame)[:, None], label[:, None], score[:, None], xyxy], dim=1)
             boxes.append(rows.numpy())
     waiting = sorted(dense.sums)

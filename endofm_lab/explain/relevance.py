@@ -39,16 +39,13 @@ def attention_relevance(model: VideoModel, clip: Tensor, head: str, label: str) 
     if isinstance(model.backbone, FrameBackbone):
         raise UserError("Gradient-weighted attention needs a video transformer; for image models use Grad-CAM.")
     spec = model.card.heads.get(head)
-    if spec is None or spec.kind not in ("multiclass", "multilabel") or label not in spec.classes:
-        possible = [f"{n}: {', '.join(s.classes)}" for n, s in model.card.heads.items() if s.kind.startswith("multi")]
+    if spec is None or spec.answer != "clip" or label not in spec.classes:
+        possible = [f"{n}: {', '.join(s.classes)}" for n, s in model.card.heads.items() if s.answer == "clip"]
         raise UserError(
             f"There is no class {label!r} of a class head {head!r}; there are {'; '.join(possible) or 'none'}."
         )
     output = model(clip.clone().requires_grad_(), attention=True)
-    logits = output.logits[head][0].float()
-    k = spec.classes.index(label)
-    others = [i for i in range(len(logits)) if i != k]
-    score = logits[k] - logits[others].logsumexp(0) if spec.kind == "multiclass" and others else logits[k]
+    score = model.head(head).evidence(output.logits[head].float(), spec.classes.index(label), spec)[0]
     maps = _weighted(output.tokens, score, model.backbone.config.attention)
     T, h, w = maps.grid
     row = torch.zeros(T, 1 + h * w)

@@ -22,10 +22,7 @@ class Target:
 def target_of(model: VideoModel, head: str, label: str) -> Target:
     """The evidence of one head for one of its classes.
 
-    - class head: the log odds of the class, in nats: its logit less the log-sum-exp of the others (multi-class), or its
-      logit (multi-label). Unlike a probability it does not saturate.
-    - mask head: the sum of the mask's probabilities over all pixels of its grid.
-    - box head: the largest logit of the class over all locations of each frame, averaged over the frames.
+    The head says what counts: the log odds of a class, the area of a mask, the surest box; see `Head.evidence`.
 
     Raises:
         UserError: there is no such head or class.
@@ -35,19 +32,11 @@ def target_of(model: VideoModel, head: str, label: str) -> Target:
         raise UserError(f"The model has no head {head!r}; it has {', '.join(specs) or 'none'}.")
     if label not in specs[head].classes:
         raise UserError(f"The head {head!r} has no class {label!r}; it has {', '.join(specs[head].classes)}.")
-    kind, k = specs[head].kind, specs[head].classes.index(label)
-    name = f"{head}: {label}" if kind in ("multiclass", "multilabel") else f"{head} ({label})"
+    spec, k = specs[head], specs[head].classes.index(label)
+    name = f"{head}: {label}" if spec.answer == "clip" else f"{head} ({label})"
 
     def score(clips: Tensor) -> Tensor:
-        logits = model(clips).logits[head].float()
-        if kind == "multiclass":
-            others = [i for i in range(logits.shape[1]) if i != k]
-            return logits[:, k] - logits[:, others].logsumexp(dim=1) if others else logits[:, k]
-        if kind == "multilabel":
-            return logits[:, k]
-        if kind == "mask":
-            return logits[:, k].sigmoid().sum(dim=(1, 2, 3))
-        return logits[:, k].flatten(2).amax(dim=2).mean(dim=1)  # the class logits come first in every box head
+        return model.head(head).evidence(model(clips).logits[head].float(), k, spec)
 
     return Target(name, score)
 

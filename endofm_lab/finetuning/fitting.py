@@ -16,10 +16,8 @@ from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.metrics.probes import L2, NEIGHBOURS, fit_linear, knn_scores, linear_scores
 from endofm_lab.model.adapters import is_adapter
 from endofm_lab.model.frame import FrameBackbone
-from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
-from endofm_lab.model.paper.detector import StftBoxHead
+from endofm_lab.model.heads import ClipClassifier
 from endofm_lab.model.paper.hybrid import HybridTransformer
-from endofm_lab.model.paper.transunet import TransUNetHead
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.tasks.clips import Batch, ClipData
 from endofm_lab.tasks.examples import Example, targets_of
@@ -60,21 +58,8 @@ class HeadTraining(Trainable):
 
     def forward(self, batch: Batch, part: Any, step: int) -> dict[str, Tensor]:
         """The loss of a batch as ``ClipData.collate`` makes it."""
-        head, logits = self.model.heads[self.head], self.model(batch["clip"]).logits[self.head]
-        if isinstance(head, BoxHead | StftBoxHead):
-            return {"loss": head.loss(logits, batch["boxes"], batch["labels"])}
-        if isinstance(head, MaskHead | TransUNetHead):
-            return {"loss": head.loss(logits, batch["mask"])}
-        return {"loss": ClipClassifier.loss(logits, batch["target"])}
-
-
-def set_linear(model: VideoModel, head_name: str, weight: Tensor, bias: Tensor) -> None:
-    """Put a linear probe into a model's head."""
-    head = model.heads[head_name]
-    assert isinstance(head, ClipClassifier)
-    with torch.no_grad():
-        head.linear.weight.copy_(weight)
-        head.linear.bias.copy_(bias)
+        logits = self.model(batch["clip"]).logits[self.head]
+        return {"loss": self.model.head(self.head).loss(logits, batch)}
 
 
 def layer_groups(model: VideoModel, decay: float) -> list[dict[str, Any]]:
@@ -182,7 +167,9 @@ class Fit:
             if validation > best.validation:
                 best, solution = Choice({"l2": l2}, validation), (weight, bias)
         assert solution is not None
-        set_linear(self.model, self.head, *solution)
+        classifier = self.model.head(self.head)
+        assert isinstance(classifier, ClipClassifier)
+        classifier.set_linear(*solution)
         return best
 
     def knn(self) -> Generator[Record, None, tuple[Choice, pd.DataFrame]]:

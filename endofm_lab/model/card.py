@@ -6,11 +6,13 @@ from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict, get_args
+from typing import Any, NotRequired, TypedDict
 
 from endofm_lab import __version__
 from endofm_lab.errors import CheckpointError
 from endofm_lab.files import read_json
+from endofm_lab.model.head import Answer
+from endofm_lab.model.heads import HEADS
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import InputSpec
 
@@ -19,17 +21,13 @@ RESEARCH_USE = "For research and teaching only. Not a medical device; not for di
 WEIGHTS_FILE = "model.safetensors"  # the two files of a model folder
 CARD_FILE = "card.json"
 
-HeadKind = Literal["multiclass", "multilabel", "mask", "box"]
-FORMS = {"transunet": "mask", "stft": "box"}  # forms of the paper's heads, and the kind that they are of
-_FORMS_IN_WORDS = ", ".join(f"{form!r} for {kind} heads" for form, kind in FORMS.items())
-
 
 @dataclass(frozen=True)
 class HeadSpec:
     """What one head answers.
 
     Attributes:
-        kind: of answer.
+        kind: of answer: "multiclass", "multilabel", "mask", "box", or what else `model.heads.HEADS` lists.
         classes: in the order of its outputs.
         temperature: divides logits of class heads.
         pooling: of class heads: None reads CLS, "attention" all tokens by a learned query.
@@ -37,31 +35,43 @@ class HeadSpec:
         channels: of the "stft" head's pyramid and towers; None: 256, as in the paper.
     """
 
-    kind: HeadKind
+    kind: str
     classes: tuple[str, ...]
     temperature: float | None = None
-    pooling: Literal["attention"] | None = None
-    form: Literal["transunet", "stft"] | None = None
+    pooling: str | None = None
+    form: str | None = None
     channels: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(HeadKind):
-            raise CheckpointError(f"A head's kind is {self.kind!r}; it must be one of {', '.join(get_args(HeadKind))}.")
+        kinds = list(dict.fromkeys(kind for kind, _ in HEADS))
+        if self.kind not in kinds:
+            raise CheckpointError(f"A head's kind is {self.kind!r}; it must be one of {', '.join(kinds)}.")
         object.__setattr__(self, "classes", tuple(self.classes))
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise CheckpointError(f"A head has the classes {list(self.classes)}; give at least one, all different.")
-        if self.pooling not in (None, "attention") or (self.pooling and self.kind not in ("multiclass", "multilabel")):
+        variants = [variant for kind, variant in HEADS if kind == self.kind and variant]
+        if self.variant not in (None, *variants) or (self.pooling and self.form):
             raise CheckpointError(
-                f"A {self.kind} head has pooling {self.pooling!r}; a class head may have 'attention'."
+                f"A {self.kind} head has pooling {self.pooling!r} and form {self.form!r}; one of them may be "
+                f"{' or '.join(map(repr, variants)) or 'nothing but None'}."
             )
-        if self.form is not None and FORMS.get(self.form) != self.kind:
-            raise CheckpointError(f"A {self.kind} head has form {self.form!r}; there are {_FORMS_IN_WORDS}.")
-        if self.channels is not None and (self.form != "stft" or self.channels < 8 or self.channels % 8):
+        options = HEADS[self.kind, self.variant].options
+        if self.channels is not None and ("channels" not in options or self.channels < 8 or self.channels % 8):
             raise CheckpointError(f"A head has {self.channels} channels; 'stft' heads have a multiple of 8.")
-        if self.temperature is not None and not (self.temperature > 0 and self.kind in ("multiclass", "multilabel")):
+        if self.temperature is not None and not (self.temperature > 0 and "temperature" in options):
             raise CheckpointError(
                 f"A {self.kind} head has temperature {self.temperature}; it must be above 0 and belong to a class head."
             )
+
+    @property
+    def variant(self) -> str | None:
+        """Which head of its kind: the second key of `model.heads.HEADS`."""
+        return self.pooling or self.form
+
+    @property
+    def answer(self) -> Answer:
+        """Scores of whole clips, maps of frames, or boxes; see `model.head.Head`."""
+        return HEADS[self.kind, self.variant].answer
 
 
 class Resized(TypedDict):

@@ -1,6 +1,7 @@
-"""Light heads on the tokens of a backbone: clip classes from CLS, masks and boxes from patches.
+"""Light heads on the tokens of a backbone, and the table of all heads.
 
-Each head is layers, loss and decoding side by side. They read any backbone that gives `VideoTokens`.
+Clip classes come from CLS, masks and boxes from patches. Each head is layers, loss and decoding side by side, as
+`model.head` asks for it, and reads any backbone that gives `VideoTokens`.
 """
 
 import torch
@@ -9,10 +10,13 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, generalized_box_iou_loss, sigmoid_focal_loss
 
+from endofm_lab.model.head import Batch, BoxesHead, ClassHead, FrameBoxes, Head, MapHead
+from endofm_lab.model.paper.detector import StftBoxHead
+from endofm_lab.model.paper.transunet import TransUNetHead
 from endofm_lab.model.transformer import VideoTokens
 
 
-class ClipClassifier(nn.Module):
+class ClipClassifier(ClassHead):
     """Logits (B, K) of a clip from its CLS token, a single linear layer as in Endo-FM's PolypDiag model.
 
     The same layer serves multi-class (softmax) and multi-label (sigmoid) targets: the card says which.
@@ -28,19 +32,18 @@ class ClipClassifier(nn.Module):
         """Logits (B, K)."""
         return self.linear(tokens.cls)
 
-    @staticmethod
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
-        """Cross-entropy for class indices (B,), binary cross-entropy for indicators (B, K) in 0..1."""
-        if target.ndim == 1:
-            return F.cross_entropy(logits.float(), target)
-        return F.binary_cross_entropy_with_logits(logits.float(), target.float())
+    def set_linear(self, weight: Tensor, bias: Tensor) -> None:
+        """Replace the layer by a linear probe's solution: weight (K, D) and bias (K,)."""
+        with torch.no_grad():
+            self.linear.weight.copy_(weight)
+            self.linear.bias.copy_(bias)
 
 
-class AttentiveClassifier(nn.Module):
+class AttentiveClassifier(ClassHead):
     """Logits (B, K) of a clip from all its tokens: one learned query attends to CLS and patches, then a linear layer.
 
     Attentive probing of frozen features, as in CAE (arXiv 2202.03026) and V-JEPA (2404.08471); one attention head per
-    64 channels. Its loss is that of `ClipClassifier`.
+    64 channels.
     """
 
     def __init__(self, width: int, n_classes: int) -> None:
@@ -60,7 +63,7 @@ class AttentiveClassifier(nn.Module):
         return self.linear(self.norm(pooled[:, 0]))
 
 
-class MaskHead(nn.Module):
+class MaskHead(MapHead):
     """Mask logits (B, K, T, 4h, 4w) from patch tokens: two steps of convolution and pixel shuffle, frame by frame.
 
     Time was mixed in the backbone; a frame's mask depends on the other frames through its tokens only.
@@ -82,15 +85,14 @@ class MaskHead(nn.Module):
         x = F.gelu(F.pixel_shuffle(self.up2(x), 2))
         return rearrange(self.out(x), "(b t) k h w -> b k t h w", t=frames)
 
-    @staticmethod
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Half binary cross-entropy, half soft Dice over each clip (0 where prediction and truth are both empty).
 
-        ``target``: (B, K, T, H, W) in 0..1, any size; it is averaged down to the logits' grid.
+        ``batch["mask"]``: (B, K, T, H, W) in 0..1, any size; it is averaged down to the logits' grid.
         """
         logits = logits.float()
         t, h, w = logits.shape[2:]
-        target = F.adaptive_avg_pool3d(target.float(), (t, h, w))
+        target = F.adaptive_avg_pool3d(batch["mask"].float(), (t, h, w))
         cross_entropy = F.binary_cross_entropy_with_logits(logits, target)
         p = logits.sigmoid()
         overlap = (p * target).sum(dim=(2, 3, 4))
@@ -98,7 +100,7 @@ class MaskHead(nn.Module):
         return 0.5 * cross_entropy + 0.5 * dice.mean()
 
 
-class BoxHead(nn.Module):
+class BoxHead(BoxesHead):
     """Dense boxes from patch tokens, one prediction per patch: FCOS (arXiv 1904.01355) on a single level.
 
     Output (B, K + 4, T, h, w): K class logits, then the logarithms of the distances left, top, right, bottom from the
@@ -130,17 +132,18 @@ class BoxHead(nn.Module):
         x = (torch.arange(w, device=raw.device) + 0.5)[None, :]
         return torch.stack([(x - left) / w, (y - top) / h, (x + right) / w, (y + bottom) / h], dim=-1)
 
-    def loss(self, raw: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Focal loss of the classes plus GIoU loss of the boxes, both per patch that belongs to a box.
 
         A patch belongs to a box if its centre is in the middle half of the box, or if it holds the box's centre;
         where boxes overlap, to the smaller one (FCOS).
 
         Args:
-            raw: what ``forward`` returned.
-            boxes: (B, T, M, 4) in fractions of the frame, rows of NaN where a frame has fewer than M boxes.
-            labels: (B, T, M) class indices; ignored where the box is NaN.
+            logits: what ``forward`` returned.
+            batch: with ``boxes`` (B, T, M, 4) in fractions of the frame, rows of NaN where a frame has fewer than M
+                boxes, and ``labels`` (B, T, M), class indices that are ignored where the box is NaN.
         """
+        raw, boxes, labels = logits, batch["boxes"], batch["labels"]
         h, w = raw.shape[-2:]
         y = (torch.arange(h, device=raw.device) + 0.5) / h
         x = (torch.arange(w, device=raw.device) + 0.5) / w
@@ -165,9 +168,7 @@ class BoxHead(nn.Module):
         regression = generalized_box_iou_loss(self.boxes(raw)[positive], truth, reduction="sum") / count
         return classification + regression
 
-    def decode(
-        self, raw: Tensor, min_score: float = 0.3, max_boxes: int = 10
-    ) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
+    def decode(self, raw: Tensor, min_score: float = 0.3, max_boxes: int = 10) -> list[list[FrameBoxes]]:
         """Per clip and frame: boxes (n, 4) in fractions within 0..1, scores (n,) in 0..1, class indices (n,).
 
         Sorted by score after non-maximum suppression at IoU 0.5 per class; at most ``max_boxes`` of at least
@@ -184,3 +185,17 @@ class BoxHead(nn.Module):
                 frames.append((xyxy[patch][keep], s[patch, label][keep], label[keep]))
             found.append(frames)
         return found
+
+
+# Every head by its kind and its variant (`HeadSpec.pooling` or `HeadSpec.form`; None is the plain one). A new kind of
+# head needs a line here and nothing else: cards, training, prediction and explanations ask the class.
+HEADS: dict[tuple[str, str | None], type[Head]] = {
+    ("multiclass", None): ClipClassifier,
+    ("multiclass", "attention"): AttentiveClassifier,
+    ("multilabel", None): ClipClassifier,
+    ("multilabel", "attention"): AttentiveClassifier,
+    ("mask", None): MaskHead,
+    ("mask", "transunet"): TransUNetHead,
+    ("box", None): BoxHead,
+    ("box", "stft"): StftBoxHead,
+}

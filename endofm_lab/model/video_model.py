@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,10 @@ from endofm_lab.errors import CheckpointError
 from endofm_lab.model import frame
 from endofm_lab.model.card import HeadSpec, ModelCard
 from endofm_lab.model.frame import FrameBackbone, FrameConfig
-from endofm_lab.model.heads import AttentiveClassifier, BoxHead, ClipClassifier, MaskHead
+from endofm_lab.model.head import Head
+from endofm_lab.model.heads import HEADS
 from endofm_lab.model.paper import hybrid
-from endofm_lab.model.paper.detector import StftBoxHead
 from endofm_lab.model.paper.hybrid import HybridConfig, HybridTransformer
-from endofm_lab.model.paper.transunet import TransUNetHead
 from endofm_lab.model.transformer import BackboneConfig, VideoTokens, VideoTransformer
 from endofm_lab.video.clips import ClipSpec
 
@@ -66,17 +65,12 @@ class VideoModel(nn.Module):
         ``decode``.
         """
         output = self(clip.to(next(self.parameters()).device))
-        return {name: _scores(logits.float(), self.card.heads[name]).cpu() for name, logits in output.logits.items()}
+        specs = self.card.heads
+        return {n: self.head(n).scores(x.float(), specs[n]).cpu() for n, x in output.logits.items()}
 
-
-def _scores(logits: Tensor, head: HeadSpec) -> Tensor:
-    if head.kind == "multiclass":
-        return (logits / (head.temperature or 1.0)).softmax(dim=-1)
-    if head.kind == "multilabel":
-        return (logits / (head.temperature or 1.0)).sigmoid()
-    if head.form == "transunet":
-        return TransUNetHead.probabilities(logits)
-    return logits.sigmoid() if head.kind == "mask" else logits
+    def head(self, name: str) -> Head:
+        """The head of that name."""
+        return cast(Head, self.heads[name])
 
 
 def build_model(card: ModelCard) -> VideoModel:
@@ -133,26 +127,13 @@ def build_frame_model(
     return VideoModel(backbone, built, card)
 
 
-def build_head(spec: HeadSpec, backbone: Backbone, image_px: int) -> nn.Module:
+def build_head(spec: HeadSpec, backbone: Backbone, image_px: int) -> Head:
     """The freshly initialised head that answers ``spec`` from a backbone's tokens of pictures of ``image_px``.
 
     Raises:
         CheckpointError: the head does not go with the backbone.
     """
-    width, n_classes = backbone.config.width, len(spec.classes)
-    if spec.form == "transunet":
-        if not isinstance(backbone, HybridTransformer):
-            raise CheckpointError("A transunet head needs a backbone with a convolutional stem for its skips.")
-        return TransUNetHead(width, backbone.stem.skip_channels, n_classes)
-    if spec.form == "stft":
-        if isinstance(backbone, FrameBackbone):
-            raise CheckpointError("An stft head needs a video transformer; this is a model of single frames.")
-        return StftBoxHead(width, n_classes, backbone.config.patch_px, image_px, spec.channels or 256)
-    if spec.kind == "mask":
-        return MaskHead(width, n_classes)
-    if spec.kind == "box":
-        return BoxHead(width, n_classes)
-    return (AttentiveClassifier if spec.pooling else ClipClassifier)(width, n_classes)
+    return HEADS[spec.kind, spec.variant].build(spec, backbone, image_px)
 
 
 def describe(config: Config) -> dict[str, Any]:

@@ -316,7 +316,7 @@ def _of_parts(about: dict[str, Any], parts: Sequence[Path]) -> Study:
 
 
 def _class_heads(model: VideoModel) -> dict[str, Any]:
-    return {name: head for name, head in model.card.heads.items() if head.kind in ("multiclass", "multilabel")}
+    return {name: head for name, head in model.card.heads.items() if head.answer == "clip"}
 
 
 def _check_model(model: VideoModel) -> None:

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from endofm_lab.metrics.masks import mask_metrics
 from endofm_lab.model.card import HeadSpec
-from endofm_lab.model.heads import BoxHead
-from endofm_lab.model.paper.detector import StftBoxHead
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.tasks.clips import covering_clips, in_batches, spread_clips
 from endofm_lab.tasks.examples import Example, targets_of
@@ -88,13 +86,11 @@ def mask_table(model: VideoModel, head: str, examples: Sequence[Example]) -> pd.
 
 def box_table(model: VideoModel, head: str, examples: Sequence[Example]) -> pd.DataFrame:
     """One row per frame of every example: true boxes and found ones, in pixels of the frame."""
-    box_head = model.heads[head]
-    assert isinstance(box_head, BoxHead | StftBoxHead)
     none = (np.zeros((0, 4)), np.zeros(0, np.int64))
     rows = []
     for some in in_batches(covering_clips(examples, model.card.clip, model.card.input), BATCH):
         raw = model.predict(torch.stack([seen.clip for seen in some]))[head]
-        for seen, frames in zip(some, box_head.decode(raw, MIN_SCORE, MAX_BOXES), strict=True):
+        for seen, frames in zip(some, model.head(head).decode(raw, MIN_SCORE, MAX_BOXES), strict=True):
             assert seen.example.boxes is not None
             height, width = seen.frame_hw
             numbers, first = np.unique(seen.indices, return_index=True)

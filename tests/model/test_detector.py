@@ -269,7 +269,7 @@ class Light(nn.Module):
         )
         for i, (b, c) in enumerate(zip(boxes, labels, strict=True)):
             xyxy[i, :, : len(b)], classes[i, 0, : len(c)] = b / clip.shape[-1], c
-        return self.box.loss(self(clip), xyxy, classes.expand(-1, clip.shape[2], -1))
+        return self.box.loss(self(clip), {"boxes": xyxy, "labels": classes.expand(-1, clip.shape[2], -1)})
 
     @torch.inference_mode()
     def detect(self, clip, min_score=0.0):

@@ -2,8 +2,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
-from endofm_lab.model.transformer import VideoTokens
+from endofm_lab.model.card import HeadSpec
+from endofm_lab.model.heads import HEADS, BoxHead, ClipClassifier, MaskHead
+from endofm_lab.model.paper.hybrid import HybridTransformer
+from endofm_lab.model.transformer import VideoTokens, build_backbone
+from endofm_lab.model.video_model import build_head
 
 
 @pytest.fixture
@@ -35,21 +38,23 @@ def test_the_mask_of_a_frame_comes_from_the_tokens_of_that_frame(tokens):
 
 
 def test_class_loss_is_softmax_for_indices_and_sigmoid_for_indicators():
+    head = ClipClassifier(4, 2)
     logits = torch.tensor([[2.0, -1.0], [0.5, 0.0]])
-    assert ClipClassifier.loss(logits, torch.tensor([0, 1])) == F.cross_entropy(logits, torch.tensor([0, 1]))
+    assert head.loss(logits, {"target": torch.tensor([0, 1])}) == F.cross_entropy(logits, torch.tensor([0, 1]))
     indicators = torch.tensor([[1, 1], [0, 0]])
     p = logits.sigmoid()
     by_hand = -(p[0].log().sum() + (1 - p[1]).log().sum()) / 4
-    torch.testing.assert_close(ClipClassifier.loss(logits, indicators), by_hand)
+    torch.testing.assert_close(head.loss(logits, {"target": indicators}), by_hand)
 
 
 def test_mask_loss_is_zero_for_a_sure_right_mask_also_if_it_is_empty():
     truth = torch.zeros(1, 1, 2, 8, 8)
     truth[..., 2:6, 2:6] = 1
     sure = (truth * 2 - 1) * 40
-    assert MaskHead.loss(sure, truth) < 1e-4
-    assert MaskHead.loss(torch.full_like(truth, -40), torch.zeros_like(truth)) < 1e-4
-    assert MaskHead.loss(-sure, truth) > 10
+    head = MaskHead(32)
+    assert head.loss(sure, {"mask": truth}) < 1e-4
+    assert head.loss(torch.full_like(truth, -40), {"mask": torch.zeros_like(truth)}) < 1e-4
+    assert head.loss(-sure, {"mask": truth}) > 10
 
 
 def perfect(head, box, label, grid=(6, 8)):
@@ -81,14 +86,14 @@ def test_boxes_are_decoded_to_the_box_that_was_drawn():
 def test_box_loss_falls_from_a_wrong_to_a_right_answer_and_is_small_for_an_empty_frame():
     head, box = BoxHead(16, 2), [0.2, 0.3, 0.7, 0.8]
     truth = torch.tensor(box)[None, None, None]
-    right = head.loss(perfect(head, box, 1), truth, torch.tensor([[[1]]]))
-    moved = head.loss(perfect(head, [0.3, 0.4, 0.9, 0.95], 1), truth, torch.tensor([[[1]]]))
-    other_class = head.loss(perfect(head, box, 0), truth, torch.tensor([[[1]]]))
+    right = head.loss(perfect(head, box, 1), {"boxes": truth, "labels": torch.tensor([[[1]]])})
+    moved = head.loss(perfect(head, [0.3, 0.4, 0.9, 0.95], 1), {"boxes": truth, "labels": torch.tensor([[[1]]])})
+    other_class = head.loss(perfect(head, box, 0), {"boxes": truth, "labels": torch.tensor([[[1]]])})
     assert right < 0.5 * moved
     assert right < 0.1 * other_class
     nothing = torch.full((1, 6, 1, 6, 8), -12.0)
     missing = torch.full((1, 1, 1, 4), torch.nan)
-    assert head.loss(nothing, missing, torch.tensor([[[-1]]])) < 1e-4
+    assert head.loss(nothing, {"boxes": missing, "labels": torch.tensor([[[-1]]])}) < 1e-4
 
 
 def test_where_boxes_overlap_a_patch_belongs_to_the_smaller_one():
@@ -99,15 +104,40 @@ def test_where_boxes_overlap_a_patch_belongs_to_the_smaller_one():
     big = perfect(head, [0.0, 0.0, 1.0, 1.0], 0)
     inside = small[:, 1:2] > 0
     both = torch.where(inside, small, big)
-    assert head.loss(both, boxes, labels) < head.loss(big, boxes, labels)
+    assert head.loss(both, {"boxes": boxes, "labels": labels}) < head.loss(big, {"boxes": boxes, "labels": labels})
 
 
 def test_every_parameter_of_every_head_receives_a_gradient(tokens):
     truth_box = torch.tensor([0.1, 0.1, 0.6, 0.9]).expand(2, 3, 1, 4)
-    for head, loss in (
-        (ClipClassifier(32, 2), lambda out: ClipClassifier.loss(out, torch.tensor([0, 1]))),
-        (MaskHead(32), lambda out: MaskHead.loss(out, torch.ones(2, 1, 3, 32, 40))),
-        (box := BoxHead(32), lambda out: box.loss(out, truth_box, torch.zeros(2, 3, 1, dtype=torch.long))),
+    for head, batch in (
+        (ClipClassifier(32, 2), {"target": torch.tensor([0, 1])}),
+        (MaskHead(32), {"mask": torch.ones(2, 1, 3, 32, 40)}),
+        (BoxHead(32), {"boxes": truth_box, "labels": torch.zeros(2, 3, 1, dtype=torch.long)}),
     ):
-        loss(head(tokens)).backward()
+        head.loss(head(tokens), batch).backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in head.parameters())
+
+
+@pytest.mark.parametrize(("kind", "variant"), HEADS)
+def test_every_head_of_the_table_keeps_the_contract(kind, variant):
+    backbone = build_backbone("micro")
+    if variant == "transunet":
+        backbone = HybridTransformer.around(backbone, stem_width=32, stem_units=(1, 1, 1))
+    options = {"pooling" if kind.startswith("multi") else "form": variant} if variant else {}
+    spec = HeadSpec(kind, ("a", "b"), **options, **({"channels": 16} if variant == "stft" else {}))
+    head = build_head(spec, backbone.eval(), 64).eval()
+    batch = {
+        "target": torch.tensor([[0, 1]]) if kind == "multilabel" else torch.tensor([1]),
+        "mask": torch.zeros(1, 2, 2, 64, 64),
+        "boxes": torch.tensor([0.1, 0.2, 0.6, 0.7]).expand(1, 2, 1, 4),
+        "labels": torch.zeros(1, 2, 1, dtype=torch.long),
+    }
+    logits = head(backbone(torch.randn(1, 3, 2, 64, 64)))
+    assert head.loss(logits, batch).shape == () and head.loss(logits, batch).requires_grad
+    assert head.evidence(logits, 1, spec).shape == (1,)
+    scores = head.scores(logits.detach(), spec)
+    assert scores.shape == logits.shape and spec.answer == head.answer
+    if head.answer == "boxes":
+        assert [len(frames) for frames in head.decode(scores)] == [2]
+    else:
+        assert scores.ndim == (2 if head.answer == "clip" else 5) and ((scores >= 0) & (scores <= 1)).all()

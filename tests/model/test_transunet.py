@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from endofm_lab.errors import CheckpointError, UserError
+from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.loading.downstream import CVC12K_INPUT
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.model.paper.hybrid import HybridTransformer
@@ -80,7 +81,12 @@ def test_probabilities_are_those_of_a_softmax_over_background_and_classes():
     with torch.inference_mode():
         tokens = model.backbone(clip)
         wanted = model.head.class_logits(tokens).softmax(dim=1)[:, 1:]
-        torch.testing.assert_close(TransUNetHead.probabilities(model.head(tokens)), wanted, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            model.head.scores(model.head(tokens), HeadSpec("mask", ("a", "b"), form="transunet")),
+            wanted,
+            rtol=0,
+            atol=1e-6,
+        )
 
 
 def test_shares_of_classes_become_the_class_of_every_pixel_in_the_loss():
@@ -89,7 +95,9 @@ def test_shares_of_classes_become_the_class_of_every_pixel_in_the_loss():
     shares[0, 1, 0, 0, 0], shares[0, 0, 0, 1, 1], shares[0, 0, 0, 0, 1] = 0.9, 0.6, 0.4
     masks = torch.tensor([[[[2, 0], [0, 1]]]])
     full = torch.cat([torch.zeros(1, 1, 1, 2, 2), logits], dim=1)
-    assert TransUNetHead.loss(logits, shares).item() == pytest.approx(segmentation_loss(full, masks).item())
+    assert small(n_classes=2).head.loss(logits, {"mask": shares}).item() == pytest.approx(
+        segmentation_loss(full, masks).item()
+    )
 
 
 def test_every_frame_has_a_mask_and_a_single_image_is_a_clip_of_one_frame():
@@ -146,7 +154,7 @@ def test_gradients_reach_every_parameter_and_a_few_steps_learn_a_square():
     optimiser = torch.optim.AdamW(model.parameters(), 3e-3)
     losses = []
     for _ in range(20):
-        loss = model.head.loss(model(x), masks[:, None].float())
+        loss = model.head.loss(model(x), {"mask": masks[:, None].float()})
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

@@ -1,17 +1,22 @@
 """The paper's box head: a feature pyramid on patch tokens, FCOS and STFT; supports are the clip's other frames."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
-from endofm_lab.errors import UserError
+from endofm_lab.errors import CheckpointError, UserError
+from endofm_lab.model.head import Batch, BoxesHead, FrameBoxes
 from endofm_lab.model.paper.detection_loss import assign, decode_deltas, detection_losses
 from endofm_lab.model.paper.pyramid import TokenPyramid
 from endofm_lab.model.paper.stft import LevelOutput, StftLayers, one_image
 from endofm_lab.model.transformer import VideoTokens
+
+if TYPE_CHECKING:
+    from endofm_lab.model.card import HeadSpec
 
 MIN_SCORE = 0.05  # of FCOS alone, sqrt(class * centerness)
 MAX_PER_LEVEL = 1000
@@ -28,7 +33,7 @@ class Detections:
     labels: Tensor  # (N,) int64, class indices from 0
 
 
-class StftBoxHead(nn.Module):
+class StftBoxHead(BoxesHead):
     """Boxes for every frame of a clip, with the clip's other frames as its supports.
 
     A clip of one frame has no supports: STFT then refines boxes from the frame itself, so still images can train it.
@@ -45,6 +50,8 @@ class StftBoxHead(nn.Module):
         n_convs: convolutions per tower, 4 in the paper's detector.
     """
 
+    options = frozenset({"channels"})
+
     def __init__(
         self, width: int, n_classes: int, patch_px: int, image_px: int, channels: int = 256, n_convs: int = 4
     ) -> None:
@@ -55,6 +62,14 @@ class StftBoxHead(nn.Module):
         self.sides = (2 * side, side, side // 2, -(-(side // 2) // 2), -(-(side // 2) // 4))  # P6 and P7 round up
         self.pyramid = TokenPyramid(width, channels)
         self.layers = StftLayers(n_classes, channels, n_convs, self.strides_px)
+
+    @classmethod
+    def build(cls, spec: "HeadSpec", backbone: Any, image_px: int) -> "StftBoxHead":
+        """The head on a video transformer."""
+        if not hasattr(backbone, "blocks"):
+            raise CheckpointError("An stft head needs a video transformer; this is a model of single frames.")
+        config = backbone.config
+        return cls(config.width, len(spec.classes), config.patch_px, image_px, spec.channels or 256)
 
     def forward(self, tokens: VideoTokens) -> Tensor:
         """Raw outputs (B, 2 K + 13, T, N, 1), at least float32.
@@ -80,15 +95,9 @@ class StftBoxHead(nn.Module):
             levels.append(LevelOutput(*maps))
         return levels
 
-    def loss(self, raw: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
-        """The sum of the detector's five losses, with every frame as a target.
-
-        Args:
-            raw: what ``forward`` returned.
-            boxes: (B, T, M, 4) in fractions of the frame, rows of NaN where a frame has fewer than M boxes.
-            labels: (B, T, M) class indices; ignored where the box is NaN.
-        """
-        outputs = self.outputs(raw)
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The sum of the detector's five losses, with every frame as a target; ``batch`` as for `BoxHead.loss`."""
+        outputs, boxes, labels = self.outputs(logits), batch["boxes"], batch["labels"]
         targets = []
         for i, (xyxy, label) in enumerate(zip(boxes.flatten(0, 1), labels.flatten(0, 1), strict=True)):
             real = xyxy.isfinite().all(dim=1)
@@ -96,9 +105,7 @@ class StftBoxHead(nn.Module):
             targets.append(assign(xyxy[real] * self.image_px, label[real], image, self.strides_px))
         return torch.stack(list(detection_losses(outputs, targets).values())).sum()
 
-    def decode(
-        self, raw: Tensor, min_score: float = 0.3, max_boxes: int = 10
-    ) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
+    def decode(self, raw: Tensor, min_score: float = 0.3, max_boxes: int = 10) -> list[list[FrameBoxes]]:
         """As `BoxHead.decode`: per clip and frame boxes (n, 4) in fractions within 0..1, scores (n,), classes (n,)."""
         found = []
         for one in detections(self.outputs(raw), self.image_px, self.image_px):

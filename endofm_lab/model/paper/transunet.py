@@ -1,17 +1,24 @@
 """The paper's mask head: TransUNet's decoder with skips from the convolutional stem, and its loss."""
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from endofm_lab.errors import CheckpointError
+from endofm_lab.model.head import Batch, MapHead
 from endofm_lab.model.transformer import VideoTokens
+
+if TYPE_CHECKING:
+    from endofm_lab.model.card import HeadSpec
 
 CHANNELS = (256, 128, 64, 16)
 ENTER_CHANNELS = 512
 
 
-class TransUNetHead(nn.Module):
+class TransUNetHead(MapHead):
     """Mask logits for every frame of a clip, at the frame's own size, from tokens of a `HybridTransformer`.
 
     Background is a class of its own; what is returned is every other class's logit less the background's.
@@ -24,6 +31,13 @@ class TransUNetHead(nn.Module):
         self.decoder = Decoder(width, skip_channels)
         self.out = nn.Conv2d(CHANNELS[-1], 1 + n_classes, 3, padding=1)
 
+    @classmethod
+    def build(cls, spec: "HeadSpec", backbone: Any, image_px: int) -> "TransUNetHead":
+        """The head on a backbone with a convolutional stem, whose finer maps it takes in."""
+        if not hasattr(backbone, "stem"):
+            raise CheckpointError("A transunet head needs a backbone with a convolutional stem for its skips.")
+        return cls(backbone.config.width, backbone.stem.skip_channels, len(spec.classes))
+
     def forward(self, tokens: VideoTokens) -> Tensor:
         """Logits (B, K, T, H, W) relative to the background."""
         logits = self.class_logits(tokens)
@@ -35,14 +49,13 @@ class TransUNetHead(nn.Module):
         x = rearrange(tokens.patches, "b t h w d -> (b t) d h w")
         return rearrange(self.out(self.decoder(x, tokens.skips)), "(b t) k h w -> b k t h w", b=len(tokens.cls))
 
-    @staticmethod
-    def probabilities(logits: Tensor) -> Tensor:
-        """Of every class but the background, (B, K, T, H, W) in 0..1; with the background's they sum to one."""
+    def scores(self, logits: Tensor, spec: "HeadSpec") -> Tensor:
+        """Probabilities (B, K, T, H, W) of every class but the background; with the background's they sum to one."""
         return _with_background(logits).softmax(dim=1)[:, 1:]
 
-    @staticmethod
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
-        """`segmentation_loss` for shares (B, K, T, H, W) in 0..1 of every class in every pixel."""
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """`segmentation_loss` for ``batch["mask"]``: shares (B, K, T, H, W) in 0..1 of every class in every pixel."""
+        target = batch["mask"]
         background = 1 - target.sum(dim=1, keepdim=True)
         masks = torch.cat([background, target], dim=1).argmax(dim=1)
         return segmentation_loss(_with_background(logits.float()), masks)
