@@ -31,6 +31,8 @@ class Session:
         start_s: start of the clip that the page Attention looks into.
         frame: the frame that the page Prediction shows; None: the one with the most evidence.
         every_frame: predict masks for every frame.
+        store: the folder of an embedding store, as it was typed.
+        runs: a folder with finished runs, as it was typed.
     """
 
     source: str = SAMPLE
@@ -41,6 +43,8 @@ class Session:
     start_s: float = 0.0
     frame: int | None = None
     every_frame: bool = False
+    store: str = ""
+    runs: str = ""
 
 
 def current() -> Session:
@@ -112,7 +116,7 @@ def value_of(name: str, text: str) -> Any:
             return SOURCES[text]
         case "sample" if text in SAMPLES:
             return text
-        case "path" | "model":
+        case "path" | "model" | "store" | "runs":
             return text
         case "upload" if re.fullmatch(r"[0-9a-f]{24}\.[a-z0-9]{1,5}", text):
             return text

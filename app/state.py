@@ -159,6 +159,16 @@ def attention(path: str, stamp: str, model_name: str, model_stamp: str, start_s:
     return look(network, lab.to_input(seen.frames, network.card.input), norms=video)
 
 
+@st.cache_data(max_entries=40, show_spinner=False)
+def top_classes(path: str, stamp: str, model_name: str, model_stamp: str, start_s: float) -> dict[str, int]:
+    """The class with the highest score in that clip, by its number, of every class head."""
+    network = model(model_name, model_stamp)
+    seen = clip(path, stamp, model_name, model_stamp, start_s)
+    scores = network.predict(lab.to_input(seen.frames, network.card.input))
+    heads = network.card.heads
+    return {name: int(scores[name][0].argmax()) for name in heads if heads[name].kind in ("multiclass", "multilabel")}
+
+
 @st.cache_data(max_entries=40, show_spinner="Attributing ...")
 def attribution(
     path: str, stamp: str, model_name: str, model_stamp: str, start_s: float, head: str, label: str, method: str

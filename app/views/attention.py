@@ -112,7 +112,8 @@ def show_attribution(seen, key: Key, heads: dict) -> None:
         return
     first, second, third = st.columns(3)
     head = first.selectbox("Head", list(heads), key="target_head")
-    label = second.selectbox("Class", heads[head].classes, index=min(1, len(heads[head].classes) - 1))
+    top = state.top_classes(*key).get(head, 0)  # of another clip or model it may be another class: so the widget's key
+    label = second.selectbox("Class", heads[head].classes, index=top, key=f"class of {head} in {key}")
     method = third.selectbox("Method", list(METHODS))
     found = state.attribution(*key, head, label, method)
     st.plotly_chart(overlay(seen.frames, found.values, seen.times_s, found.target), width="stretch", config=CONFIG)

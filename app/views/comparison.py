@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
+import session
 import state
 import streamlit as st
 
@@ -102,7 +103,8 @@ st.markdown(
     "Finished runs side by side: **values with intervals over patients**, and a paired test. Runs are ranked only if "
     "they answered the same test items by the same protocol."
 )
-typed = st.sidebar.text_input("Folder with runs", placeholder="default: the runs of this app").strip()
+placeholder = "default: the runs of this app"
+typed = st.sidebar.text_input("Folder with runs", placeholder=placeholder, **session.field("runs")).strip()
 root = Path(typed).expanduser() if typed else cache_folder("runs")
 try:
     found, chosen = choose_runs(root)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import session
 import state
 import streamlit as st
 
@@ -44,7 +45,8 @@ def sheet(store: EmbeddingStore, rows: pd.DataFrame, extra: list[str] | None = N
 
 
 st.title("Embeddings")
-folder = st.sidebar.text_input("Embedding store", placeholder="a folder made by endofm-lab embed").strip()
+placeholder = "a folder made by endofm-lab embed"
+folder = st.sidebar.text_input("Embedding store", placeholder=placeholder, **session.field("store")).strip()
 if not folder:
     st.info(
         "Embed a manifest first: `endofm-lab embed MANIFEST --model demo --out STORE`. "

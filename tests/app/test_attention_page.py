@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from endofm_lab.data.manifest import write_manifest
 from endofm_lab.explain.embeddings import embed
-from endofm_lab.model.loading.load import save_model
+from endofm_lab.model.loading.load import load_model, save_model
 from endofm_lab.video.reader import write_video
 from tests.explain.models import small_model
 
@@ -79,6 +79,19 @@ def test_every_view_draws(page, view):
             "Insertion less deletion",
             "Same with shuffled weights",
         ]
+
+
+def test_attribution_asks_first_for_the_class_with_the_highest_score(page, tmp_path, model_folder):
+    for k in range(2):
+        model = load_model(model_folder)
+        head, spec = next((n, s) for n, s in model.card.heads.items() if s.kind in ("multiclass", "multilabel"))
+        model.heads[head].linear.bias.data[k] += 100
+        save_model(model, tmp_path / f"sure of {k}")
+        page.query_params["model"] = str(tmp_path / f"sure of {k}")
+        page.session_state["view"] = "Attribution"
+        page.run()
+        assert not page.exception and not page.error
+        assert next(box for box in page.selectbox if box.label == "Class").value == spec.classes[k]
 
 
 def test_a_model_without_time_asked_for_time_is_a_red_box(page, tmp_path):

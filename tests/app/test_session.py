@@ -74,6 +74,18 @@ def test_video_model_and_frame_stay_chosen_on_every_page(made, opened):
         assert "frame 3 of 19" in captions(app) and "Generated picture" not in captions(app)
 
 
+def test_the_folders_of_embeddings_and_runs_stay_too(opened):
+    app = opened()
+    for page, label in (("embeddings", "Embedding store"), ("comparison", "Folder with runs")):
+        app.query_params = {}
+        app.switch_page(f"views/{page}.py").run()
+        field(app, label).set_value(f"/nowhere/{page}").run()
+        go(app, "data")
+        app.query_params = {}
+        app.switch_page(f"views/{page}.py").run()
+        assert not app.exception and field(app, label).value == f"/nowhere/{page}"
+
+
 def test_a_reload_shows_what_the_address_says(made, opened):
     app = opened(**own(made), frame="7")
     assert "frame 7 of 19" in captions(app) and "Generated picture" not in captions(app)
