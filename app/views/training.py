@@ -10,13 +10,13 @@ from endofm_lab.data.phantom_set import write_phantom
 from endofm_lab.figures.style import CONFIG
 from endofm_lab.files import cache_folder, read_json
 from endofm_lab.pretraining.background import is_running, printed, resume_run, start_run, stop_run
+from endofm_lab.pretraining.config import OBJECTIVES, signs_of, tiny
 from endofm_lab.pretraining.health import verdict
-from endofm_lab.reports.pretraining import CURVES, curve, probe_table, prototypes_of, reference_for
+from endofm_lab.reports.pretraining import curves, probe_table, reference_for
 from endofm_lab.training.loop import LOG, read_log
 
 DATA = {"Generated, small (seconds to draw)": "tiny", "Generated, tutorial (minutes to draw)": "tutorial"}
 OWN = "A manifest on this machine"
-SHOWN_FIRST = ["Loss", "Teacher (nats)", "Prototypes used in a batch", "Probe, balanced accuracy"]
 VERDICT = {"healthy": st.success, "too early to say": st.info}
 
 
@@ -35,8 +35,12 @@ def new_run() -> None:
         name = left.text_input("Name", "first run")
         data = left.selectbox("Videos", [*DATA, OWN])
         typed = left.text_input("Manifest", placeholder="only for your own: path of a CSV or Parquet table")
+        default = tiny(Path(), Path()).objective
         objective = middle.selectbox(
-            "Objective", ["vcl", "dino", "masked"], help="vcl learns in minutes; Endo-FM's and EndoFM-LV's take longer"
+            "Objective",
+            list(OBJECTIVES),
+            index=list(OBJECTIVES).index(default),
+            help=f"{default} learns in minutes; the others take longer",
         )
         steps = middle.number_input("Steps", 1, 1_000_000, 200, help="About two seconds each on a laptop")
         batch = middle.number_input("Clips per step", 2, 4096, 32)
@@ -116,13 +120,12 @@ def show_run(run: Path) -> None:
         return
     if not running and len(records) < described["steps"]:
         st.caption(f"It last said: {printed(run, 2)}" if printed(run) else "")
-    health = verdict(records, prototypes_of(described["config"]))
+    health = verdict(records, signs_of(described))
     VERDICT.get(health.state, st.warning)(str(health))
     if left_out := records[-1].get("left_out"):
         st.warning(f"{left_out} videos cannot be read and are left out; the run's report names them.")
     reference = reference_for(described["config"]) if st.session_state.get("reference", True) else []
-    titles = [*SHOWN_FIRST, *(title for title in CURVES if title not in SHOWN_FIRST)]
-    figures = {title: figure for title in titles if (figure := curve(records, title, reference)) is not None}
+    figures = curves(described, records, reference)
     for place, (title, figure) in enumerate(figures.items()):
         if place % 2 == 0:
             columns = st.columns(2)

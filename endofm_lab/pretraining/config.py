@@ -14,11 +14,14 @@ from endofm_lab.model.transformer import PRESETS as BACKBONES
 from endofm_lab.model.transformer import BackboneConfig
 from endofm_lab.pretraining.dino import DinoConfig
 from endofm_lab.pretraining.masked import MaskConfig
+from endofm_lab.pretraining.objective import Objective, Signs
 from endofm_lab.pretraining.vcl import ContrastConfig
 from endofm_lab.pretraining.views import ViewSpec
 from endofm_lab.video.transforms import InputSpec
 
-Objective = Literal["dino", "masked", "vcl"]
+# The objectives: name -> the setting of a run that holds its numbers.
+OBJECTIVES = {DinoConfig.name: "dino", MaskConfig.name: "masking", ContrastConfig.name: "contrast"}
+OWN = "objective_settings"  # in config.json: the numbers of an objective from outside this table
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class PretrainConfig:
     Attributes:
         manifest: table of the videos.
         out: folder of the run.
-        objective: "dino" (Endo-FM), "masked" (EndoFM-LV: dino and masked tokens), "vcl" (contrast of videos).
+        objective: a name in `OBJECTIVES`: "dino" (Endo-FM), "masked" (EndoFM-LV), "vcl" (contrast of videos).
         backbone: the network.
         views: what it sees.
         dino: numbers of the objectives dino and masked.
@@ -60,7 +63,7 @@ class PretrainConfig:
 
     manifest: Path
     out: Path
-    objective: Objective = "dino"
+    objective: str = "dino"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     views: ViewSpec = field(default_factory=ViewSpec)
     dino: DinoConfig = field(default_factory=DinoConfig)
@@ -89,16 +92,23 @@ class PretrainConfig:
     probe_every: int = 500
 
     def __post_init__(self) -> None:
-        if self.objective not in get_args(Objective):
-            raise UserError(f"objective is {self.objective!r}; choose one of {', '.join(get_args(Objective))}.")
+        if self.objective not in OBJECTIVES:
+            raise UserError(
+                f"objective is {self.objective!r}; choose one of {', '.join(OBJECTIVES)}, or hand an objective of your "
+                "own to pretrain(config, objective=...)."
+            )
         for name in ("epochs", "batch", "lr", "clip", "probe_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number above 0.")
         for px in (self.views.global_px, self.views.local_px):
             if px % self.backbone.patch_px:
                 raise UserError(f"views of {px} px do not divide into patches of {self.backbone.patch_px} px.")
-        if self.objective == "masked" and not self.backbone.mask_token:
-            object.__setattr__(self, "backbone", replace(self.backbone, mask_token=True))
+        object.__setattr__(self, "backbone", self.chosen.backbone(self.backbone))
+
+    @property
+    def chosen(self) -> Objective:
+        """The objective, with its numbers."""
+        return getattr(self, OBJECTIVES[self.objective])
 
     def steps_per_epoch(self, n_clips: int) -> int:
         """Updates in which every clip is seen once."""
@@ -221,7 +231,7 @@ def _backbone(name: str) -> BackboneConfig:
 
 def to_json(config: PretrainConfig) -> dict[str, Any]:
     """The configuration as plain JSON values."""
-    return _plain(asdict(config))
+    return plain(asdict(config))
 
 
 def from_json(tree: dict[str, Any]) -> PretrainConfig:
@@ -229,11 +239,38 @@ def from_json(tree: dict[str, Any]) -> PretrainConfig:
     return _built(PretrainConfig, tree, "config")
 
 
-def _plain(value: Any) -> Any:
+def settings(config: PretrainConfig, objective: Objective) -> dict[str, Any]:
+    """All settings of a run as plain JSON values, those of an objective from outside the table included."""
+    tree = to_json(config)
+    if objective != config.chosen:
+        tree |= {"objective": objective.name, OWN: plain(asdict(objective))}
+    return tree
+
+
+def stored_settings(tree: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a run folder holds, completed by the defaults of those that are newer than the folder."""
+    own = {name: tree[name] for name in ("objective", OWN) if name in tree}
+    known = {name: value for name, value in tree.items() if name not in own}
+    return to_json(from_json(known)) | own
+
+
+def signs_of(described: dict[str, Any]) -> Signs:
+    """How the log of a run is to be read, from what its ``config.json`` holds.
+
+    Folders written before the signs were kept there are read by the name of their objective.
+    """
+    if "signs" in described:
+        return _built(Signs, described["signs"], "signs")
+    config = from_json(described["config"])
+    return config.chosen.signs(config)
+
+
+def plain(value: Any) -> Any:
+    """Nested dicts and sequences with lists in place of tuples and strings in place of paths, as JSON has them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -249,6 +286,8 @@ def _built(kind: Any, value: Any, name: str) -> Any:
         if unknown := [key for key in value if key not in known]:
             raise UserError(f"{name}: unknown setting {', '.join(unknown)}; there are {', '.join(known)}.")
         return kind(**{key: _built(hints[key], item, key) for key, item in value.items()})  # type: ignore[operator]
+    if origin is dict and isinstance(value, dict):
+        return {key: _built(get_args(kind)[1], item, key) for key, item in value.items()}
     if origin is tuple and isinstance(value, list):
         kinds = get_args(kind)
         each = [kinds[0]] * len(value) if kinds[-1] is Ellipsis else list(kinds)

@@ -4,12 +4,11 @@ Written from DINO (arXiv 2104.14294, section 3 and algorithm 1), SVT (2112.01514
 Letters: V student views, G global (teacher) views, B clips, K prototypes, D width.
 """
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -18,13 +17,22 @@ from torch import Tensor, nn
 
 from endofm_lab.errors import UserError
 from endofm_lab.model.transformer import VideoTransformer
-from endofm_lab.pretraining.queue import Queue
-from endofm_lab.training.loop import Trainable
+from endofm_lab.pretraining.objective import Objective, Signs, StudentTeacher, follow
 from endofm_lab.training.schedules import cosine, linear
+
+if TYPE_CHECKING:
+    from endofm_lab.pretraining.config import PretrainConfig
+
+CURVES = {
+    "Loss": ("loss", "L_dm", "L_cv"),
+    "Teacher (nats)": ("teacher_entropy", "kl_to_uniform"),
+    "Prototypes used in a batch": ("prototypes_used",),
+    "Centre norm": ("centre_norm",),
+}
 
 
 @dataclass(frozen=True)
-class DinoConfig:
+class DinoConfig(Objective):
     """The objective's numbers; the defaults are those of Endo-FM.
 
     Attributes:
@@ -40,6 +48,9 @@ class DinoConfig:
         frozen_epochs: epochs in which the prototypes do not learn.
         centring: False leaves the centre at zero, to watch the collapse that it prevents.
     """
+
+    name: ClassVar[str] = "dino"
+    words: ClassVar[str] = "self-distillation between views, with prototypes (Endo-FM)"
 
     prototypes: int = 65_536
     hidden: int = 2048
@@ -62,6 +73,14 @@ class DinoConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number from 0 to 1.")
         if self.prototypes < 2:
             raise UserError(f"prototypes is {self.prototypes}; at least 2 are needed to tell anything apart.")
+
+    def signs(self, config: "PretrainConfig") -> Signs:
+        """Health is read from the loss between two global views, because that one compares with ln K."""
+        return Signs(CURVES, prototypes=self.prototypes, loss="L_dm")
+
+    def build(self, backbone: VideoTransformer, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "Dino":
+        """Student and teacher with their heads."""
+        return Dino(backbone, self, steps, steps_per_epoch)
 
 
 class ProjectionHead(nn.Module):
@@ -187,7 +206,7 @@ class Centre(nn.Module):
         self.reset()
 
 
-class Dino(Trainable):
+class Dino(StudentTeacher):
     """Student and teacher with their heads, centre and EMA; the teacher learns nothing by gradient.
 
     A batch is a list of views, each (B, 3, T, H, W): first the G = 2 global ones, then the local. The loss is a sum
@@ -196,24 +215,11 @@ class Dino(Trainable):
     """
 
     def __init__(self, backbone: VideoTransformer, config: DinoConfig, steps: int, steps_per_epoch: int) -> None:
-        super().__init__()
-        self.config, self.steps, self.steps_per_epoch = config, steps, steps_per_epoch
         head = ProjectionHead(backbone.config.width, config.prototypes, config.hidden, config.bottleneck)
-        self.student = nn.ModuleDict({"backbone": backbone, "head": head})
-        self.teacher = make_teacher(self.student)
+        super().__init__(backbone, head)
+        self.config, self.steps, self.steps_per_epoch = config, steps, steps_per_epoch
         self.centre = Centre(config.prototypes, config.centre_momentum)
-        self.recent = Queue(512, backbone.config.width)  # features of the last clips, for the run's health
         self._targets: Tensor | None = None  # (G, B, K) of the batch whose parts are being computed
-
-    def train(self, mode: bool = True) -> "Dino":
-        """Set the student's mode; the teacher drops no paths."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def units(self) -> list[nn.Module]:
-        """The blocks of student and teacher."""
-        return blocks(self.student, self.teacher)
 
     def parts(self, batch: Any) -> list[list[int]]:
         """Places of the views of each part: two parts with about as many pixels, equal shapes side by side.
@@ -274,24 +280,6 @@ class Dino(Trainable):
         momentum = cosine(step, self.config.momentum, 1.0, self.steps)
         follow(self.teacher, self.student, momentum)
         return {"momentum": momentum, "centre_norm": float(self.centre.value.norm())}
-
-
-def make_teacher(student: nn.ModuleDict) -> nn.ModuleDict:
-    """A copy that takes no gradient and drops no paths."""
-    teacher = copy.deepcopy(student)
-    teacher.requires_grad_(False)
-    return teacher.eval()
-
-
-def blocks(student: nn.ModuleDict, teacher: nn.ModuleDict) -> list[nn.Module]:
-    """The blocks of both backbones."""
-    return [*student["backbone"].blocks, *teacher["backbone"].blocks]  # type: ignore[misc]
-
-
-@torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """Teacher <- momentum * teacher + (1 - momentum) * student, parameter by parameter."""
-    torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)
 
 
 def teacher_measures(targets: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import ManifestError
+from endofm_lab.pretraining.objective import Signs
 from endofm_lab.video.clips import ClipSpec, clip_indices
 from endofm_lab.video.transforms import InputSpec, to_input
 
@@ -59,23 +60,22 @@ class Health:
         return f"{self.state}: {self.words}" + (f" Try: {self.advice}" if self.advice else "")
 
 
-def verdict(records: Sequence[Record], prototypes: int | None) -> Health:
+def verdict(records: Sequence[Record], signs: Signs) -> Health:
     """What a run's records say about it.
 
     Args:
         records: of the log, oldest first.
-        prototypes: outputs K of the head; None for objectives without prototypes (contrast), which cannot collapse onto
-            one and are judged by their features alone.
+        signs: how the objective's log is to be read. Objectives without prototypes cannot collapse onto one and are
+            judged by their loss and the spread of their features alone.
     """
-    # Between two global views where there are any: it compares with ln K, whatever else is in the whole loss.
-    losses = [_number(record.get("L_dm", record["loss"])) for record in records]
+    losses = [_number(record.get(signs.loss, record["loss"])) for record in records]
     if not all(map(math.isfinite, losses[-_RECENT:])):
         return Health("diverging", "the loss is not a number.", _LESS)
     if len(records) < _EARLY:
         return Health("too early to say", f"{len(records)} steps; the verdict needs {_EARLY}.")
     loss, first, recent = _mean(losses[-_RECENT:]), _mean(losses[:5]), records[-_RECENT:]
-    spread = _last(records, "feature_std")
-    if prototypes is not None:
+    spread = _last(records, signs.spread)
+    if (prototypes := signs.prototypes) is not None:
         uniform = math.log(prototypes)
         entropy = _mean([record["teacher_entropy"] for record in recent]) / uniform
         used = _mean([record["prototypes_used"] for record in recent])
@@ -99,8 +99,10 @@ def verdict(records: Sequence[Record], prototypes: int | None) -> Health:
         if loss > 1.3 * (first := _mean(full[:5])):
             return Health("diverging", f"the loss went from {first:.2f} to {loss:.2f}.", _LESS)
         words = f"loss {first:.2f} -> {loss:.2f}"
-    if spread is not None and spread < 0.03:
-        return Health("collapsed to uniform", f"all clips have nearly the same feature (std {spread:.3f}).", _UNIFORM)
+    if spread is not None and spread < signs.least_spread:
+        return Health(
+            "collapsed to uniform", f"all clips have nearly the same feature ({signs.spread} {spread:.3f}).", _UNIFORM
+        )
     rank = _last(records, "rankme")
     return Health("healthy", words + (f", features of rank {rank:.1f}." if rank is not None else "."))
 

@@ -4,27 +4,34 @@ Written from iBOT (arXiv 2111.07832, section 3): the student sees global views w
 token and predicts, at those patches, the teacher's answer to the whole view; one head for CLS and patches.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from endofm_lab.errors import UserError
-from endofm_lab.model.transformer import VideoTokens, VideoTransformer
+from endofm_lab.model.transformer import BackboneConfig, VideoTokens, VideoTransformer
 from endofm_lab.pretraining.adapt import block_mask
-from endofm_lab.pretraining.dino import Centre, Dino, DinoConfig, teacher_targets
+from endofm_lab.pretraining.dino import CURVES, Centre, Dino, DinoConfig, teacher_targets
+from endofm_lab.pretraining.objective import Objective, Signs
+
+if TYPE_CHECKING:
+    from endofm_lab.pretraining.config import PretrainConfig
 
 
 @dataclass(frozen=True)
-class MaskConfig:
-    """Which patches are masked, and how much they count.
+class MaskConfig(Objective):
+    """Which patches are masked, and how much they count; the numbers of `DinoConfig` hold as well.
 
     Attributes:
         weight: of the patch loss beside the DINO loss.
         share: smallest and largest share of a frame's patches that is masked; one draw per clip.
         probability: that a clip is masked at all.
     """
+
+    name: ClassVar[str] = "masked"
+    words: ClassVar[str] = "self-distillation and masked tokens (EndoFM-LV)"
 
     weight: float = 1.0
     share: tuple[float, float] = (0.1, 0.5)
@@ -36,6 +43,19 @@ class MaskConfig:
                 f"share is {self.share}, probability {self.probability}, weight {self.weight}; give shares between 0 "
                 "and 1, a probability from 0 to 1 and a weight of 0 or more."
             )
+
+    def backbone(self, config: BackboneConfig) -> BackboneConfig:
+        """The backbone with a mask token."""
+        return replace(config, mask_token=True)
+
+    def signs(self, config: "PretrainConfig") -> Signs:
+        """As those of `DinoConfig`, with the patch loss."""
+        curves = CURVES | {"Loss": (*CURVES["Loss"], "L_patch")}
+        return replace(config.dino.signs(config), curves=curves)
+
+    def build(self, backbone: VideoTransformer, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "Masked":
+        """Student and teacher with their heads."""
+        return Masked(backbone, config.dino, self, steps, steps_per_epoch)
 
 
 class Masked(Dino):

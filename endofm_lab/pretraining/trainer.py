@@ -23,15 +23,13 @@ from endofm_lab.model.card import InitialisationRecord, Metric, ModelCard
 from endofm_lab.model.loading.load import initialise, save_model
 from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.model.video_model import VideoModel, describe
-from endofm_lab.pretraining.config import PretrainConfig, from_json, to_json
+from endofm_lab.pretraining.config import OWN, PretrainConfig, from_json, plain, settings, stored_settings
 from endofm_lab.pretraining.corpus import Corpus
-from endofm_lab.pretraining.dino import Dino
 from endofm_lab.pretraining.health import ProbeData, encode, feature_measures, load_probe, probe, verdict
-from endofm_lab.pretraining.masked import Masked
-from endofm_lab.pretraining.vcl import VCL
+from endofm_lab.pretraining.objective import Objective
 from endofm_lab.pretraining.views import MultiView
 from endofm_lab.training.checkpoints import Checkpoints
-from endofm_lab.training.loop import CHECKPOINTS, LOG, LoopConfig, Record, Trainable, parameter_groups, read_log, train
+from endofm_lab.training.loop import CHECKPOINTS, LOG, LoopConfig, Record, parameter_groups, read_log, train
 from endofm_lab.training.processes import gathered, processes
 from endofm_lab.training.schedules import cosine
 from endofm_lab.video.clips import ClipSpec
@@ -41,28 +39,31 @@ CONFIG, MODEL, PROBE = "config.json", "model", "probe.json"
 _FEATURES_EVERY = 10  # steps between looks at the features' spread and rank
 
 
-def pretrain(config: PretrainConfig) -> Generator[Record, None, None]:
+def pretrain(config: PretrainConfig, objective: Objective | None = None) -> Generator[Record, None, None]:
     """Pre-train, from where the run folder is, and yield a record per step.
 
     >>> for record in pretrain(tiny(Path("phantom/manifest.csv"), Path("runs/first"))):
     ...     print(record["step"], record["loss"], record["health"])
 
+    Args:
+        config: the run.
+        objective: one of your own, in place of that which the configuration names.
+
     Yields:
-        What the loop logs (see `endofm_lab.training.loop.train`): "loss" and, by objective, "L_dm", "L_cv", "L_patch"
-        or "found" and "others"; "teacher_entropy", "kl_to_uniform", "prototypes_used", "centre_norm", "momentum"; every
-        ten steps "feature_std" and "rankme"; after a probe "knn", "linear" and "chance" (balanced accuracy). "health"
-        is the verdict's state, which is not logged, as it follows from the log.
+        What the loop logs (see `endofm_lab.training.loop.train`): "loss" and the objective's other numbers; every ten
+        steps "feature_std" and "rankme"; after a probe "knn", "linear" and "chance" (balanced accuracy). "health" is
+        the verdict's state, which is not logged, because it follows from the log.
 
     Raises:
         UserError: the folder holds another run, or the manifest has changed since; settings that cannot work.
         ManifestError: no rows to learn from, or missing files.
-        TrainingDiverged: the loss is not a number.
+        DivergenceError: the loss is not a number.
     """
-    run = _Pretraining(config)
+    run = _Pretraining(config, objective)
     records = read_log(config.out / LOG)[: run.steps_done]
     for record in run.train():
         records.append(record)
-        yield record | {"health": verdict(records, run.prototypes).state}
+        yield record | {"health": verdict(records, run.signs).state}
     run.save_model()
 
 
@@ -84,17 +85,24 @@ def run_config(out: str | Path) -> PretrainConfig:
     path = Path(out) / CONFIG
     if not path.is_file():
         raise UserError(f"{out} holds no pre-training run ({CONFIG} is missing); start one with --out {out}.")
-    return dataclasses.replace(from_json(read_json(path)["config"]), out=Path(out))
+    config = read_json(path)["config"]
+    if OWN in config:
+        raise UserError(
+            f"The run in {out} has an objective of its own ({config['objective']}); go on with it by "
+            "pretrain(config, objective=...), from where that objective is defined."
+        )
+    return dataclasses.replace(from_json(config), out=Path(out))
 
 
 class _Pretraining:
     """Everything that one run needs: data, network, objective, optimiser."""
 
-    def __init__(self, config: PretrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: PretrainConfig, objective: Objective | None) -> None:
+        self.objective = config.chosen if objective is None else objective
+        config = dataclasses.replace(config, backbone=self.objective.backbone(config.backbone))
+        self.config, self.signs = config, self.objective.signs(config)
         self.manifest = read_manifest(config.manifest)
-        views = dataclasses.replace(config.views, local_frames=()) if config.objective == "vcl" else config.views
-        self.corpus = Corpus(self.manifest, MultiView(views), config.split)
+        self.corpus = Corpus(self.manifest, MultiView(self.objective.views(config.views)), config.split)
         self.steps = config.n_steps(len(self.corpus))
         self.per_epoch = config.steps_per_epoch(len(self.corpus))
         done = Checkpoints(config.out / CHECKPOINTS).all()
@@ -110,10 +118,10 @@ class _Pretraining:
                 if config.initialisation == "scratch":
                     _forget_constants(backbone)
                 described["initialisation"] = self.initialisation
-            self.model = _objective(backbone, config, self.steps, self.per_epoch)
-        self.prototypes = None if config.objective == "vcl" else config.dino.prototypes
+            self.model = self.objective.build(backbone, config, self.steps, self.per_epoch)
         if config.compile:
-            self.model.student["backbone"].compile()  # type: ignore[union-attr,operator,index]
+            for module in self.model.backbones():
+                module.compile()
         self.probe, self.last_probe = self._load_probes()
         if processes().is_main_process:
             write_json(config.out / CONFIG, described)
@@ -121,10 +129,11 @@ class _Pretraining:
     def _described(self) -> dict[str, Any]:
         """What ``config.json`` holds, checked against what it may hold already."""
         path = self.config.out / CONFIG
-        config = to_json(self.config)
+        config = settings(self.config, self.objective)
         if not path.is_file():
             return {
                 "config": config,
+                "signs": plain(dataclasses.asdict(self.signs)),
                 "manifest_fingerprint": self.manifest.fingerprint,
                 "n_clips": len(self.corpus),
                 "n_files": self.corpus.n_files,
@@ -134,7 +143,8 @@ class _Pretraining:
                 "torch": torch.__version__,
             }
         there = read_json(path)
-        differing = [k for k, v in config.items() if k != "out" and there["config"].get(k) != v]
+        before = stored_settings(there["config"])
+        differing = [k for k, v in config.items() if k != "out" and before.get(k) != v]
         if differing:
             raise UserError(
                 f"{self.config.out} holds a run with other settings ({', '.join(differing)}); go on with it by "
@@ -184,7 +194,7 @@ class _Pretraining:
         numbers: Record = {}
         last = step + 1 == self.steps
         if (step + 1) % _FEATURES_EVERY == 0 or last:
-            numbers |= feature_measures(self.model.recent.rows())  # type: ignore[union-attr,operator]
+            numbers |= feature_measures(self.model.recent.rows())
         if self.config.probe is not None and ((step + 1) % self.config.probe_every == 0 or last):
             teacher = self.teacher()
             if self.probe is not None:
@@ -201,7 +211,7 @@ class _Pretraining:
         """The backbone that is kept, with the weights of now; to be asked for in every process where they share it."""
         with torch.device("meta"):
             backbone = VideoTransformer(self.config.backbone)
-        state = gathered(self.model.teacher["backbone"].state_dict())  # type: ignore[union-attr,index]
+        state = gathered(self.model.kept().state_dict())
         backbone.load_state_dict(state, assign=True)
         return backbone.to(processes().device).eval()
 
@@ -217,7 +227,7 @@ class _Pretraining:
         if not processes().is_main_process:
             return
         card = ModelCard(
-            name=f"{c.objective} pre-training, {self.steps} steps",
+            name=f"{self.objective.name} pre-training, {self.steps} steps",
             backbone=describe(c.backbone),
             input=self.input,
             clip=ClipSpec(n_frames=c.views.global_frames[0], duration_s=c.views.clip_s),
@@ -257,11 +267,3 @@ def _forget_constants(backbone: VideoTransformer) -> None:
     """
     backbone.cls_token.zero_()
     backbone.pos_embed[:, :1].zero_()
-
-
-def _objective(backbone: VideoTransformer, config: PretrainConfig, steps: int, per_epoch: int) -> Trainable:
-    if config.objective == "vcl":
-        return VCL(backbone, config.contrast, steps)
-    if config.objective == "masked":
-        return Masked(backbone, config.dino, config.masking, steps, per_epoch)
-    return Dino(backbone, config.dino, steps, per_epoch)

@@ -4,8 +4,8 @@ The baseline VCL of Endo-FM's paper (arXiv 2203.14465), built from its idea with
 (1911.05722), which keeps enough other videos at hand when a batch is small.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -14,14 +14,17 @@ from torch import Tensor, nn
 
 from endofm_lab.errors import UserError
 from endofm_lab.model.transformer import VideoTransformer
-from endofm_lab.pretraining.dino import blocks, follow, make_teacher
+from endofm_lab.pretraining.objective import Objective, Signs, StudentTeacher, follow
 from endofm_lab.pretraining.queue import Queue
-from endofm_lab.training.loop import Trainable
+from endofm_lab.pretraining.views import ViewSpec
 from endofm_lab.training.schedules import cosine
+
+if TYPE_CHECKING:
+    from endofm_lab.pretraining.config import PretrainConfig
 
 
 @dataclass(frozen=True)
-class ContrastConfig:
+class ContrastConfig(Objective):
     """The contrast's numbers.
 
     Attributes:
@@ -31,6 +34,9 @@ class ContrastConfig:
         queue: keys of earlier batches that serve as other videos.
         momentum: share of the old key encoder that stays at step 0; grows to 1 by a cosine.
     """
+
+    name: ClassVar[str] = "vcl"
+    words: ClassVar[str] = "contrast of videos"
 
     width: int = 128
     hidden: int = 2048
@@ -44,6 +50,18 @@ class ContrastConfig:
                 f"temperature is {self.temperature}, queue {self.queue}, momentum {self.momentum}; give a temperature "
                 "and a queue above 0 and a momentum from 0 to 1."
             )
+
+    def views(self, spec: ViewSpec) -> ViewSpec:
+        """The two global views."""
+        return replace(spec, local_frames=())
+
+    def signs(self, config: "PretrainConfig") -> Signs:
+        """Without prototypes a run cannot collapse onto one; it is judged by its features."""
+        return Signs({"Loss": ("loss", "found")})
+
+    def build(self, backbone: VideoTransformer, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "VCL":
+        """Query and key encoder with their projections."""
+        return VCL(backbone, self, steps)
 
 
 def info_nce(queries: Tensor, keys: Tensor, others: Tensor, own: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -63,12 +81,10 @@ def info_nce(queries: Tensor, keys: Tensor, others: Tensor, own: Tensor, tempera
     return F.cross_entropy(logits, own), (logits.argmax(dim=1) == own).float().mean()
 
 
-class VCL(Trainable):
+class VCL(StudentTeacher):
     """Query and key encoder with projections; a batch is two global views, each (B, 3, T, H, W)."""
 
     def __init__(self, backbone: VideoTransformer, config: ContrastConfig, steps: int) -> None:
-        super().__init__()
-        self.config, self.steps = config, steps
         D = backbone.config.width
         # Standardised over the batch of a process (MoCo v3 has batch norms in its projection, 2104.02057), or what all
         # clips share is most of every key at first, and a short training does not get beyond it.
@@ -76,22 +92,11 @@ class VCL(Trainable):
         head = nn.Sequential(
             standardise, nn.Linear(D, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width)
         )
-        self.student = nn.ModuleDict({"backbone": backbone, "head": head})
-        self.teacher = make_teacher(self.student)
+        super().__init__(backbone, head)
+        self.config, self.steps = config, steps
         self.queue = Queue(config.queue, config.width)
-        self.recent = Queue(512, D)
         self._keys: Tensor | None = None  # (2, N, D) of all processes
         self._fresh: list[Tensor] = []  # keys since the last step
-
-    def train(self, mode: bool = True) -> "VCL":
-        """Set the student's mode; the key encoder drops no paths."""
-        super().train(mode)
-        self.teacher.eval()
-        return self
-
-    def units(self) -> list[nn.Module]:
-        """The blocks of query and key encoder."""
-        return blocks(self.student, self.teacher)
 
     def parts(self, batch: Any) -> list[int]:
         """One part per view."""

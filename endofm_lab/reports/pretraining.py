@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from endofm_lab.errors import UserError
 from endofm_lab.figures.style import PALETTE, tidy
 from endofm_lab.files import read_json, write_json
+from endofm_lab.pretraining.config import OBJECTIVES, signs_of
 from endofm_lab.pretraining.health import Health, verdict
 from endofm_lab.reports.html import Item, write_report
 from endofm_lab.training.checkpoints import STATE, Checkpoints
@@ -18,25 +19,35 @@ from endofm_lab.training.loop import CHECKPOINTS, LOG, Record, read_log
 
 REFERENCE = Path(__file__).parents[1] / "weights" / "reference"
 
-# Figure -> the numbers of the log that it draws.
+# Figure -> the numbers of the log that it draws, for every objective; each adds its own in front.
 CURVES = {
-    "Loss": ("loss", "L_dm", "L_cv", "L_patch", "found"),
-    "Teacher (nats)": ("teacher_entropy", "kl_to_uniform"),
-    "Prototypes used in a batch": ("prototypes_used",),
-    "Centre norm": ("centre_norm",),
+    "Probe, balanced accuracy": ("knn", "linear", "chance"),
     "Feature standard deviation (1: all directions alike)": ("feature_std",),
     "Rank of the features (RankMe)": ("rankme",),
-    "Probe, balanced accuracy": ("knn", "linear", "chance"),
     "Learning rate": ("lr",),
     "Gradient norm": ("grad_norm",),
     "Seconds per step": ("step_s", "data_s"),
 }
 
 
-def curve(records: Sequence[Record], title: str, reference: Sequence[Record] = ()) -> go.Figure | None:
-    """One figure of `CURVES` over the steps, a reference run's curves dotted behind; None if the log has none of it."""
+def curves(
+    described: dict[str, Any], records: Sequence[Record], reference: Sequence[Record] = ()
+) -> dict[str, go.Figure]:
+    """The figures of a run by title, those of its objective first; what the log has nothing of is left out.
+
+    Args:
+        described: what the run's ``config.json`` holds.
+        records: of its log.
+        reference: log of another run, drawn dotted behind.
+    """
+    titles = signs_of(described).curves | CURVES
+    figures = {title: _curve(records, title, names, reference) for title, names in titles.items()}
+    return {title: figure for title, figure in figures.items() if figure.data}
+
+
+def _curve(records: Sequence[Record], title: str, names: Sequence[str], reference: Sequence[Record]) -> go.Figure:
     figure = go.Figure()
-    for colour, name in zip(PALETTE, CURVES[title], strict=False):
+    for colour, name in zip(PALETTE, names, strict=False):
         for run, log, dash in (("reference", reference, "dot"), ("", records, "solid")):
             points = [(record["step"], record[name]) for record in log if record.get(name) is not None]
             if points:
@@ -50,8 +61,6 @@ def curve(records: Sequence[Record], title: str, reference: Sequence[Record] = (
                     mode="lines+markers" if len(points) < 20 else "lines",
                     opacity=0.5 if run else 1,
                 )
-    if not figure.data:
-        return None
     figure.update_layout(title=title, xaxis_title="step", height=340, showlegend=True)
     return tidy(figure)
 
@@ -63,22 +72,18 @@ def health_of(run: str | Path) -> Health:
         UserError: the folder holds none.
     """
     described = _described(Path(run))
-    return verdict(read_log(Path(run) / LOG), prototypes_of(described["config"]))
-
-
-def prototypes_of(config: dict[str, Any]) -> int | None:
-    """Prototypes of a run's head; None for an objective without."""
-    return None if config["objective"] == "vcl" else int(config["dino"]["prototypes"])
+    return verdict(read_log(Path(run) / LOG), signs_of(described))
 
 
 def reference_for(config: dict[str, Any]) -> list[Record]:
     """The shipped log of a healthy run, to draw behind the curves of a run of the same kind; empty for another kind.
 
     It is the run of `endofm-lab pretrain --preset tiny` on the phantom's preset "demo", seed 0. Only runs with the same
-    objective, numbers of the contrast and batch can be compared with it: others have losses on another scale.
+    objective, numbers of the objective and batch can be compared with it: others have losses on another scale.
     """
     described = read_json(REFERENCE / "config.json")["config"]
-    same = all(config[name] == described[name] for name in ("objective", "contrast", "batch"))
+    alike = ("objective", OBJECTIVES[described["objective"]], "batch")
+    same = all(config.get(name) == described[name] for name in alike)
     return read_log(REFERENCE / LOG) if same else []
 
 
@@ -92,7 +97,7 @@ def report_run(run: str | Path) -> Path:
     """
     run = Path(run)
     described, records = _described(run), read_log(run / LOG)
-    health, reference = verdict(records, prototypes_of(described["config"])), reference_for(described["config"])
+    health, reference = verdict(records, signs_of(described)), reference_for(described["config"])
     left_out = _left_out(run)
     probes = _probes(run)
     summary = {
@@ -104,7 +109,6 @@ def report_run(run: str | Path) -> Path:
         "probe": probes,
     }
     write_json(run / "report.json", summary)
-    figures = [figure for title in CURVES if (figure := curve(records, title, reference)) is not None]
     about: list[Item] = [
         f"Health: {health}",
         f"Initialisation: {described['initialisation']['words']}",
@@ -118,7 +122,7 @@ def report_run(run: str | Path) -> Path:
         about.append(probe_table(run))
     sections: list[tuple[str, Sequence[Item]]] = [
         ("Summary", about),
-        ("Curves", figures),
+        ("Curves", list(curves(described, records, reference).values())),
         ("Configuration", [pd.DataFrame(_rows(described["config"]), columns=["setting", "value"])]),
         ("Versions", [f"endofm_lab {described['endofm_lab']}, torch {described['torch']}"]),
     ]

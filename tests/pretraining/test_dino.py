@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from endofm_lab.errors import UserError
 from endofm_lab.model.transformer import build_backbone
-from endofm_lab.pretraining.dino import Centre, Dino, DinoConfig, ProjectionHead, dino_loss, follow, make_teacher
+from endofm_lab.pretraining.dino import Centre, Dino, DinoConfig, ProjectionHead, dino_loss
+from endofm_lab.pretraining.objective import follow, make_teacher
 from endofm_lab.training.schedules import cosine, linear
 from tests.goldens.weights_from_names import input_for, state_dict_for
 

@@ -21,6 +21,7 @@ from endofm_lab.pretraining.health import (
     rankme,
     verdict,
 )
+from endofm_lab.pretraining.objective import Signs
 from endofm_lab.pretraining.queue import Queue
 from endofm_lab.video.transforms import IMAGENET
 
@@ -74,7 +75,7 @@ def test_the_teachers_measures_on_answers_made_by_hand():
     ],
 )
 def test_the_verdict_names_what_happens_and_what_to_try(log, state):
-    health = verdict(log, K)
+    health = verdict(log, Signs(prototypes=K))
     assert health.state == state
     assert bool(health.advice) == (state not in ("healthy", "too early to say"))
     assert state in str(health)
@@ -82,15 +83,15 @@ def test_the_verdict_names_what_happens_and_what_to_try(log, state):
 
 def test_a_run_without_prototypes_is_judged_by_loss_and_features():
     log = [{"step": s, "loss": 3.0 - s / 100, "feature_std": 0.5, "rankme": 9.0} for s in range(60)]
-    assert verdict(log, None).state == "healthy" and "rank 9.0" in verdict(log, None).words
-    assert verdict([r | {"feature_std": 0.001} for r in log], None).state == "collapsed to uniform"
+    assert verdict(log, Signs()).state == "healthy" and "rank 9.0" in verdict(log, Signs()).words
+    assert verdict([r | {"feature_std": 0.001} for r in log], Signs()).state == "collapsed to uniform"
 
 
 def test_a_loss_that_grows_while_the_queue_fills_is_no_divergence():
     filling = [{"step": s, "loss": 1.0 + s / 10, "others": 7 + 8 * s} for s in range(20)]
     full = [{"step": s, "loss": 3.0 - s / 100, "others": 167} for s in range(20, 60)]
-    assert verdict(filling + full, None).state == "healthy"
-    assert verdict(filling + [r | {"loss": 4.0 if r["step"] > 40 else 3.0} for r in full], None).state == "diverging"
+    assert verdict(filling + full, Signs()).state == "healthy"
+    assert verdict(filling + [r | {"loss": 4.0 if r["step"] > 40 else 3.0} for r in full], Signs()).state == "diverging"
 
 
 def probe_data(informative, n=60):

@@ -13,7 +13,7 @@ from endofm_lab.cli.main import main
 from endofm_lab.data.manifest import write_manifest
 from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.files import read_json
-from endofm_lab.pretraining.config import PRESETS, from_json, to_json, with_settings
+from endofm_lab.pretraining.config import PRESETS, from_json, stored_settings, to_json, with_settings
 from endofm_lab.pretraining.trainer import pretrain, resume, run_config
 from endofm_lab.reports.pretraining import REFERENCE, health_of, reference_for, report_run
 from endofm_lab.training.checkpoints import Checkpoints
@@ -182,7 +182,7 @@ def test_what_a_fresh_network_says_depends_on_the_clip(manifest, tmp_path):
 
 def test_the_shipped_log_is_a_healthy_run_of_the_preset_and_is_drawn_behind_its_like(manifest, tmp_path):
     assert health_of(REFERENCE).state == "healthy"
-    shipped = read_json(REFERENCE / "config.json")["config"]
+    shipped = stored_settings(read_json(REFERENCE / "config.json")["config"])
     ours = json.loads(json.dumps(to_json(PRESETS["tiny"](manifest, tmp_path))))
     own = {"manifest", "out", "probe", "precision"}  # of the machine
     assert {name: shipped[name] for name in shipped.keys() - own} == {name: ours[name] for name in ours.keys() - own}

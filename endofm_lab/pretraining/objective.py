@@ -1,0 +1,144 @@
+"""The contract of an objective, and what objectives share: a student and a teacher that follows it.
+
+An objective is one file: a frozen dataclass of settings, which answers questions before any network exists
+(`Objective`), and the networks that learn by it (`Learner`). `endofm_lab.pretraining.config.OBJECTIVES` is the table of
+those that a configuration can name; any other object with this contract goes to ``pretrain(config, objective=...)``.
+"""
+
+import copy
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import nn
+
+from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
+from endofm_lab.pretraining.queue import Queue
+from endofm_lab.pretraining.views import ViewSpec
+from endofm_lab.training.loop import Trainable
+
+if TYPE_CHECKING:
+    from endofm_lab.pretraining.config import PretrainConfig
+
+_RECENT = 512  # clips whose features are kept for the run's health
+
+
+@dataclass(frozen=True)
+class Signs:
+    """How the log of an objective is to be read. Plain values: the run folder keeps them for reports and the app.
+
+    Attributes:
+        curves: title of a figure -> the numbers of the log that it shows.
+        prototypes: outputs K of a head whose answers are probabilities; None for an objective without one. The log then
+            holds "teacher_entropy" and "prototypes_used".
+        loss: number of the log that shows divergence; with prototypes it is a cross-entropy, at most ln K on average.
+        spread: number of the log that falls to 0 when all clips get the same answer.
+        least_spread: below this value of ``spread`` the run has collapsed.
+    """
+
+    curves: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"Loss": ("loss",)})
+    prototypes: int | None = None
+    loss: str = "loss"
+    spread: str = "feature_std"
+    least_spread: float = 0.03
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The settings of an objective; a subclass adds its own as fields.
+
+    Attributes:
+        name: how the configuration and the command line call it.
+        words: what it is, in one line.
+    """
+
+    name: ClassVar[str]
+    words: ClassVar[str]
+
+    def backbone(self, config: BackboneConfig) -> BackboneConfig:
+        """The backbone with what the objective needs of it.
+
+        Raises:
+            UserError: the objective cannot work with this backbone.
+        """
+        return config
+
+    def views(self, spec: ViewSpec) -> ViewSpec:
+        """The views with what the objective needs of them; those that it does not use are left out."""
+        return spec
+
+    def signs(self, config: "PretrainConfig") -> Signs:
+        """How the log of a run with this configuration is to be read."""
+        return Signs()
+
+    def build(
+        self, backbone: VideoTransformer, config: "PretrainConfig", steps: int, steps_per_epoch: int
+    ) -> "Learner":
+        """The networks that learn, with everything that a checkpoint needs.
+
+        Args:
+            backbone: initialised; it becomes part of the result.
+            config: of the run.
+            steps: updates of the whole run, for schedules.
+            steps_per_epoch: updates in which every clip is seen once.
+        """
+        raise NotImplementedError
+
+
+class Learner(Trainable):
+    """Networks that learn by an objective; a batch is a list of views, each (B, 3, T, H, W), the two global ones first.
+
+    Attributes:
+        recent: features (N, D) of the last clips, for the run's health.
+    """
+
+    recent: Queue
+
+    def kept(self) -> nn.Module:
+        """The backbone that the run is for: it is probed, and saved at the end."""
+        raise NotImplementedError
+
+    def backbones(self) -> list[nn.Module]:
+        """The backbones that take gradients; they are compiled if the configuration says so."""
+        raise NotImplementedError
+
+
+class StudentTeacher(Learner):
+    """A student with a head, and a teacher of the same shape that learns nothing by gradient. The teacher is kept."""
+
+    def __init__(self, backbone: VideoTransformer, head: nn.Module) -> None:
+        super().__init__()
+        self.student = nn.ModuleDict({"backbone": backbone, "head": head})
+        self.teacher = make_teacher(self.student)
+        self.recent = Queue(_RECENT, backbone.config.width)
+
+    def train(self, mode: bool = True) -> "StudentTeacher":
+        """Set the student's mode; the teacher drops no paths."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def kept(self) -> nn.Module:
+        """The teacher's backbone."""
+        return self.teacher["backbone"]
+
+    def backbones(self) -> list[nn.Module]:
+        """The student's backbone."""
+        return [self.student["backbone"]]
+
+    def units(self) -> list[nn.Module]:
+        """The blocks of student and teacher."""
+        return [*self.student["backbone"].blocks, *self.teacher["backbone"].blocks]  # type: ignore[misc]
+
+
+def make_teacher(student: nn.ModuleDict) -> nn.ModuleDict:
+    """A copy that takes no gradient and drops no paths."""
+    teacher = copy.deepcopy(student)
+    teacher.requires_grad_(False)
+    return teacher.eval()
+
+
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Teacher <- momentum * teacher + (1 - momentum) * student, parameter by parameter."""
+    torch._foreach_lerp_(list(teacher.parameters()), [p.detach() for p in student.parameters()], 1 - momentum)

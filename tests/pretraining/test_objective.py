@@ -1,0 +1,101 @@
+"""The contract of an objective: those of the table, one from outside, and run folders older than the contract."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+
+from endofm_lab.cli.main import main
+from endofm_lab.errors import UserError
+from endofm_lab.files import read_json, write_json
+from endofm_lab.model.transformer import VideoTransformer
+from endofm_lab.pretraining.config import OBJECTIVES, signs_of, to_json
+from endofm_lab.pretraining.objective import Signs
+from endofm_lab.pretraining.trainer import pretrain, resume
+from endofm_lab.pretraining.vcl import ContrastConfig
+from endofm_lab.reports.pretraining import curves, health_of, report_run
+from endofm_lab.training.loop import read_log
+from tests.pretraining.conftest import micro
+
+
+@dataclass(frozen=True)
+class Own(ContrastConfig):
+    """A contrast of another name, whose health is read from another number."""
+
+    name: ClassVar[str] = "own"
+    words: ClassVar[str] = "an objective that the table does not hold"
+
+    colour: str = "green"
+
+    def signs(self, config) -> Signs:
+        return Signs({"Loss": ("loss",), "Found": ("found",)}, spread="rankme", least_spread=1000.0)
+
+
+OWN = Own(hidden=32, width=16, queue=16, momentum=0.9)
+
+
+def losses(records):
+    return [record["loss"] for record in records]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_of_the_table_answers_the_contract(manifest, tmp_path, name):
+    config = micro(manifest, tmp_path, objective=name)
+    objective = config.chosen
+    assert objective.name == name and objective.words
+    learner = objective.build(VideoTransformer(config.backbone), config, steps=4, steps_per_epoch=2)
+    assert isinstance(learner.kept(), VideoTransformer) and learner.units()
+    learning = {id(p) for p in learner.parameters() if p.requires_grad}
+    for backbone in learner.backbones():
+        assert {id(p) for p in backbone.parameters()} <= learning
+    assert learner.recent.rows().shape == (0, config.backbone.width)
+    assert signs_of({"config": to_json(config)}) == objective.signs(config)
+
+
+def test_an_objective_from_outside_runs_resumes_and_is_reported(manifest, tmp_path):
+    whole = losses(pretrain(micro(manifest, tmp_path / "whole", steps=22), objective=OWN))
+    config = micro(manifest, tmp_path / "cut", steps=22)
+    run = pretrain(config, objective=OWN)
+    for _ in range(3):
+        next(run)
+    run.close()
+    assert losses(pretrain(config, objective=OWN)) == whole[3:]
+    described = read_json(config.out / "config.json")
+    assert described["config"]["objective"] == "own"
+    assert health_of(config.out).state == "collapsed to uniform"  # by the number that it names, here always too low
+    assert list(curves(described, read_log(config.out / "log.jsonl")))[:2] == ["Loss", "Found"]
+    assert "objective_settings.colour" in report_run(config.out).read_text()
+    assert "own pre-training, 22 steps" in (config.out / "model" / "card.json").read_text()
+
+
+def test_an_objective_from_outside_is_the_same_or_refused(manifest, tmp_path, capsys):
+    config = micro(manifest, tmp_path)
+    next(pretrain(config, objective=OWN))
+    with pytest.raises(UserError, match=r"other settings \(objective_settings\)"):
+        next(pretrain(config, objective=replace(OWN, colour="blue")))
+    with pytest.raises(UserError, match=r"other settings \(objective\)"):
+        next(pretrain(config))
+    with pytest.raises(UserError, match=r"an objective of its own \(own\)"):
+        resume(tmp_path)
+    assert main(["pretrain", "--resume", str(tmp_path)]) == 2
+    assert "pretrain(config, objective=...)" in capsys.readouterr().err
+
+
+def test_a_folder_older_than_the_contract_resumes_and_is_reported(manifest, tmp_path):
+    whole = losses(pretrain(micro(manifest, tmp_path / "whole")))
+    run = pretrain(micro(manifest, tmp_path / "old"))
+    for _ in range(3):
+        next(run)
+    run.close()
+    described = read_json(tmp_path / "old" / "config.json")
+    del described["signs"]
+    del described["config"]["probe_every"]  # as if that setting were newer than the folder
+    write_json(tmp_path / "old" / "config.json", described)
+    assert signs_of(described).prototypes == 32
+    assert losses(resume(tmp_path / "old")) == whole[3:]
+    report_run(tmp_path / "old")
+
+
+def test_a_name_that_is_in_no_table_is_refused(manifest, tmp_path):
+    with pytest.raises(UserError, match="objective is 'simclr'; choose one of dino, masked, vcl"):
+        micro(manifest, tmp_path, objective="simclr")
