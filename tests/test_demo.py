@@ -11,7 +11,10 @@ from torch import nn
 import endofm_lab
 from endofm_lab.cli.main import main
 from endofm_lab.data.manifest import read_manifest
-from endofm_lab.demo import DemoConfig, boxes_of, build_demo_model, draw_batch, load_clips, order_losses, train_demo
+from endofm_lab.demo.clips import boxes_of, draw_batch, load_clips
+from endofm_lab.demo.config import DemoConfig
+from endofm_lab.demo.model import build_demo_model
+from endofm_lab.demo.training import order_losses, train_demo
 from endofm_lab.files import read_json
 from endofm_lab.model.card import ModelCard
 from endofm_lab.model.loading.formats import is_temporal
@@ -172,7 +175,7 @@ def test_demo_train_pre_trains_once_then_fits_the_heads_and_measures_what_it_sto
 ):
     short = DemoConfig(order_steps=1, small_steps=1, steps=1, frame_steps=(1,), batch=2)
     monkeypatch.setattr("endofm_lab.data.phantom_set.write_phantom", lambda *_, **__: phantom)
-    monkeypatch.setattr("endofm_lab.demo.DemoConfig", lambda seed: replace(short, seed=seed))
+    monkeypatch.setattr("endofm_lab.demo.config.DemoConfig", lambda seed: replace(short, seed=seed))
     monkeypatch.setattr("endofm_lab.pretraining.config.tiny", lambda *a: replace(tiny(*a), steps=2, batch=4))
     command = ["demo", "train", "--out", str(tmp_path / "demo"), "--seed", "3"]
     assert main(command) == 0

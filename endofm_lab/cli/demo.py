@@ -95,7 +95,9 @@ def train(out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/pha
     from endofm_lab.cli.pretrain import run
     from endofm_lab.data.manifest import read_manifest
     from endofm_lab.data.phantom_set import write_phantom
-    from endofm_lab.demo import DemoConfig, build_demo_model, carded, train_demo
+    from endofm_lab.demo.config import DemoConfig
+    from endofm_lab.demo.model import build_demo_model, carded
+    from endofm_lab.demo.training import train_demo
     from endofm_lab.model.loading.load import load_model, save_model
     from endofm_lab.pretraining.config import tiny, with_settings
     from endofm_lab.pretraining.trainer import MODEL
@@ -139,7 +141,7 @@ def evaluate(model: str = "demo", data: Path = Path("outputs/phantom"), seed: in
 
 
 def _print_numbers(model: "VideoModel", manifest: "Manifest", split: str) -> "dict[str, Interval]":
-    from endofm_lab.demo import evaluate_demo
+    from endofm_lab.demo.evaluation import evaluate_demo
 
     numbers = evaluate_demo(model, manifest, split)
     for name, interval in numbers.items():

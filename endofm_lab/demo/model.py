@@ -1,0 +1,112 @@
+"""The demo model before training, and the card that it gets afterwards.
+
+Finding (normal, polyp, ulcer, bleeding), motion (advancing, withdrawing), mask and box of the finding.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from endofm_lab.data.manifest import Manifest
+from endofm_lab.demo.config import DemoConfig
+from endofm_lab.metrics.intervals import Interval
+from endofm_lab.model.card import HeadSpec, Metric, ModelCard
+from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
+from endofm_lab.model.loading.load import initialise, load_model
+from endofm_lab.model.transformer import Block, VideoTransformer, build_backbone
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.video.clips import ClipSpec
+from endofm_lab.video.phantom import FINDINGS, MOTIONS
+from endofm_lab.video.transforms import IMAGENET
+
+
+def build_demo_model(n_frames: int = 8, seed: int = 0, pretrained: str | Path = "scratch") -> VideoModel:
+    """The demo model before training: the spatial part and the normalisation are those of a pre-trained `tiny` model.
+
+    The temporal part is always new: motion is learned from a start that tells frames apart (`_notice_time`).
+
+    Args:
+        n_frames: of a clip.
+        seed: of all that is new.
+        pretrained: as the source of `initialise`; "scratch" with ImageNet's normalisation.
+
+    Raises:
+        CheckpointError: as `initialise`.
+    """
+    torch.manual_seed(seed)
+    backbone = build_backbone("tiny", frames=n_frames)
+    record = initialise(backbone, pretrained, part="spatial")
+    input_spec = IMAGENET if pretrained == "scratch" else load_model(pretrained).card.input
+    _notice_time(backbone)
+    width = backbone.config.width
+    heads: dict[str, nn.Module] = {
+        "finding": ClipClassifier(width, len(FINDINGS)),
+        "motion": ClipClassifier(width, len(MOTIONS)),
+        "mask": MaskHead(width),
+        "box": BoxHead(width),
+    }
+    card = ModelCard(
+        name="demo (tiny, trained on generated video)",
+        backbone={},
+        input=replace(input_spec, size_px=backbone.config.image_px),
+        clip=ClipSpec(n_frames=n_frames, fps=6.0),
+        initialisation={**record, "words": f"{record['words']} {_NOTICED}"},
+        heads={
+            "finding": HeadSpec("multiclass", FINDINGS),
+            "motion": HeadSpec("multiclass", MOTIONS),
+            "mask": HeadSpec("mask", ("finding",)),
+            "box": HeadSpec("box", ("finding",)),
+        },
+    )
+    return VideoModel(backbone, nn.ModuleDict(heads), card)
+
+
+_NOTICED = "Then time embedding and temporal attention were drawn larger, to tell frames apart from the first step on."
+
+
+def _notice_time(backbone: VideoTransformer) -> None:
+    """Let the temporal attention of a fresh backbone tell frames apart from the first step on, in place.
+
+    With the usual start (embeddings and weights of 0.02, ``temporal_fc`` of zeros) attention in time is uniform, so
+    what it adds does not depend on the frames' order, and a label that is nothing but order has no gradient to begin
+    with. Larger time embeddings, queries and keys give every head its own weights over the frames.
+    """
+    nn.init.normal_(backbone.time_embed, std=0.7)
+    width = backbone.config.width
+    for block in backbone.blocks:
+        assert isinstance(block, Block)
+        with torch.no_grad():
+            block.temporal_attn.qkv.weight[: 2 * width].normal_(std=0.12)  # queries and keys
+        nn.init.xavier_uniform_(block.temporal_attn.qkv.weight[2 * width :])
+        nn.init.xavier_uniform_(block.temporal_attn.proj.weight)
+        nn.init.xavier_uniform_(block.temporal_fc.weight)
+
+
+def carded(model: VideoModel, manifest: Manifest, config: DemoConfig, metrics: dict[str, Interval]) -> VideoModel:
+    """The model with a card that says what it was trained on and what it reached."""
+    command = f"endofm-lab demo evaluate --seed {config.seed}"
+    card = replace(
+        model.card,
+        data={
+            "description": "Phantom, preset demo: generated endoscopy-like video",
+            "fingerprint": manifest.fingerprint,
+            "generated": True,
+            "split": "by patient: train, val, test; pre-trained without labels and trained on train, measured "
+            "on test, which was in view when the length of the training was chosen",
+        },
+        metrics=tuple(
+            Metric(
+                name=name,
+                value=interval.value,
+                interval=[interval.low, interval.high],
+                data="phantom, preset demo (generated)",
+                split="test",
+                seed=config.seed,
+                command=command,
+            )
+            for name, interval in metrics.items()
+        ),
+    )
+    return VideoModel(model.backbone, model.heads, card)
