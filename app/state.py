@@ -26,7 +26,6 @@ from endofm_lab.figures.study import frames_figure, study_timeline
 from endofm_lab.files import cache_folder
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.finetune import finetune
-from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.predict import prediction_steps
 from endofm_lab.prediction import VideoPrediction, load_prediction
@@ -155,8 +154,7 @@ def attention(path: str, stamp: str, model_name: str, model_stamp: str, start_s:
     """All attention of that clip, with norms where they can be measured."""
     network = model(model_name, model_stamp)
     seen = clip(path, stamp, model_name, model_stamp, start_s)
-    video = not isinstance(network.backbone, FrameBackbone)
-    return look(network, lab.to_input(seen.frames, network.card.input), norms=video)
+    return look(network, lab.to_input(seen.frames, network.card.input), norms=network.backbone.has_video_blocks)
 
 
 @st.cache_data(max_entries=40, show_spinner=False)

@@ -26,7 +26,6 @@ from endofm_lab.explain.targets import target_of
 from endofm_lab.explain.trust import Pointing, pointing_game, randomised
 from endofm_lab.metrics.classification import weighted_mean
 from endofm_lab.metrics.intervals import bootstrap_interval
-from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.video_model import VideoModel
 
 SLOW = "Shapley values"  # hundreds of forward passes per clip
@@ -48,7 +47,7 @@ def maps_of(model: VideoModel, x: torch.Tensor, head: str, label: str, quick: bo
         if name != SLOW and not (quick and name in ("integrated gradients", "occlusion")):
             options = {"tube": (x.shape[2], 2)} if name == "occlusion" else {}
             found[name] = method(model, x, target, **options).values  # type: ignore[call-arg]
-    video = not isinstance(model.backbone, FrameBackbone)
+    video = model.backbone.has_video_blocks
     attention = lab.look(model, x, norms=video)
     found["rollout"] = attention.rollout()
     if video:

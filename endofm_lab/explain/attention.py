@@ -13,8 +13,7 @@ from torch import Tensor
 
 from endofm_lab.errors import UserError
 from endofm_lab.explain.norms import StepNorms, step_norms
-from endofm_lab.model.frame import FrameBackbone
-from endofm_lab.model.transformer import VideoTokens, VideoTransformer
+from endofm_lab.model.encoder import Encoder, VideoTokens
 from endofm_lab.model.video_model import VideoModel
 
 Head = int | Literal["mean", "max"]
@@ -250,7 +249,7 @@ def _residual(rows: Tensor, share: float) -> Tensor:
 
 
 @torch.inference_mode()
-def look(model: VideoModel | VideoTransformer | FrameBackbone, clip: Tensor, norms: bool = False) -> AttentionMaps:
+def look(model: VideoModel | Encoder, clip: Tensor, norms: bool = False) -> AttentionMaps:
     """The attention of one clip (1, 3, T, H, W), normalised as the model's card says.
 
     Image models (ViT, DINOv2, EVA-02 with its rotary positions) attend in space only.
@@ -269,15 +268,20 @@ def look(model: VideoModel | VideoTransformer | FrameBackbone, clip: Tensor, nor
         raise UserError(
             f"The clip has shape {tuple(clip.shape)}; attention is looked at one clip at a time, (1, 3, T, H, W)."
         )
+    kind = backbone.attention_kind
+    if kind is None or backbone.frames_per_token != 1:
+        raise UserError(
+            f"A backbone of kind {backbone.kind!r} like this one has no attention from a CLS token to the "
+            "patches of each frame, so there are no maps to look at. Attribution by gradients or occlusion works for "
+            "every model."
+        )
+    if norms and not backbone.has_video_blocks:
+        raise UserError("Norms of steps are measured in video transformers; for image models use plain rollout.")
     clip = clip.to(next(backbone.parameters()).device)
-    if isinstance(backbone, FrameBackbone):
-        if norms:
-            raise UserError("Norms of steps are measured in video transformers; for image models use plain rollout.")
-        return maps_of(backbone(clip, attention=True), "space_only")
     if not norms:
-        return maps_of(backbone(clip, attention=True), backbone.config.attention)
+        return maps_of(backbone(clip, attention=True), kind)
     tokens, measured = step_norms(backbone, clip)
-    return replace(maps_of(tokens, backbone.config.attention), norms=measured)
+    return replace(maps_of(tokens, kind), norms=measured)
 
 
 def maps_of(tokens: VideoTokens, kind: str) -> AttentionMaps:

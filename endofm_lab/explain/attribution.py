@@ -21,7 +21,6 @@ from torch import Tensor
 
 from endofm_lab.errors import UserError
 from endofm_lab.explain.targets import Target
-from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.video.transforms import InputSpec
 
@@ -100,20 +99,22 @@ def grad_cam(model: VideoModel, clip: Tensor, target: Target, block: int = -1) -
     Raises:
         UserError: the model has no transformer blocks, or not this one.
     """
-    network = model.backbone.net if isinstance(model.backbone, FrameBackbone) else model.backbone
-    blocks = getattr(network, "blocks", None)
-    if blocks is None or not hasattr(blocks[0], "norm1"):
+    blocks = model.backbone.attention_blocks()
+    if not blocks:
         raise UserError("Grad-CAM reads the tokens of transformer blocks, and this model has none; use occlusion.")
     if not -len(blocks) <= block < len(blocks):
         raise UserError(f"There is no block {block}; this model has the blocks 0 to {len(blocks) - 1}.")
     kept: list[Tensor] = []
-    hook = blocks[block].norm1.register_forward_hook(lambda _, __, output: kept.append(output))
+    norm = blocks[block].get_submodule("norm1")
+    hook = norm.register_forward_hook(lambda _, __, output: kept.append(output))
     try:
         score = target.score(_one(clip).clone().requires_grad_())
     finally:
         hook.remove()
     (gradient,) = torch.autograd.grad(score.sum(), kept[0])
+    n = model.backbone.frames_per_token
     T, h, w = _grid(clip, model)
+    T = T // n
 
     def patches(tokens: Tensor) -> Tensor:
         """(1, T, 1 + N, D), (1, 1, 1 + T N, D) or (T, P + N, D) to (T, h, w, D)."""
@@ -121,7 +122,7 @@ def grad_cam(model: VideoModel, clip: Tensor, target: Target, block: int = -1) -
         return tokens.reshape(frames, -1, D)[:, -(T * h * w // frames) :].reshape(T, h, w, D)
 
     weights = patches(gradient).mean(dim=(0, 1, 2))
-    values = (patches(kept[0]) @ weights).clamp(min=0)
+    values = (patches(kept[0]) @ weights).clamp(min=0).repeat_interleave(n, dim=0)
     return Attribution(values.detach().float().cpu(), "Grad-CAM", target.name)
 
 
@@ -214,11 +215,11 @@ def _one(clip: Tensor) -> Tensor:
 
 def _grid(clip: Tensor, model: VideoModel) -> tuple[int, int, int]:
     """T, h and w."""
-    patch = model.backbone.config.patch_px
+    patch = model.backbone.patch_px
     return clip.shape[2], clip.shape[3] // patch, clip.shape[4] // patch
 
 
 def _on_patches(pixels: Tensor, model: VideoModel) -> Tensor:
     """(1, 3, T, H, W) summed over colours and each patch: (T, h, w)."""
-    patch = model.backbone.config.patch_px
+    patch = model.backbone.patch_px
     return F.avg_pool2d(pixels.detach()[0].sum(dim=0), patch).float().cpu() * patch**2

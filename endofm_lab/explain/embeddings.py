@@ -70,7 +70,9 @@ def embed(
     batch_clips: int = 8,
     progress: bool = True,
 ) -> EmbeddingStore:
-    """One vector (CLS of the clip in the middle of each row's time) per row of a manifest, kept in a folder.
+    """One vector per row of a manifest, kept in a folder: CLS of the clip in the middle of each row's time.
+
+    Encoders without a CLS token give the mean over all patches; ``vector`` in ``store.json`` says which.
 
     A run that was stopped goes on where it was when called again with the same manifest and model; a finished one is
     read back. Rows whose video cannot be read are kept, with the reason, and have no vector.
@@ -92,7 +94,7 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
     """`embed` in steps, for callers that draw their own progress: yields how many rows are done."""
     if batch_clips < 1:
         raise UserError(f"batch_clips is {batch_clips}; at least 1 clip must go through the model at a time.")
-    out, N, D = Path(out), len(manifest), model.backbone.config.width
+    out, N, D = Path(out), len(manifest), model.backbone.width
     about = {
         "model_name": model.card.name,
         "model_fingerprint": model.card.fingerprint,
@@ -100,6 +102,7 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
         "generated": bool(model.card.data.get("generated")),
         "rows": N,
         "width": D,
+        "vector": "CLS token" if model.backbone.has_cls else "mean over all patches, as the backbone has no CLS token",
     }
     _claim(out, about)
     if (out / "store.json").exists():
@@ -125,7 +128,7 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
                 batch.append({"time_s": None, "error": error.reason})
         if clips:
             with torch.inference_mode():
-                found = backbone(torch.cat([pixels for _, pixels in clips]).to(first.device)).cls
+                found = backbone(torch.cat([pixels for _, pixels in clips]).to(first.device)).pooled()
             vectors[[at for at, _ in clips]] = found.float().cpu().numpy()
         vectors.flush()
         with log.open("a", encoding="utf-8") as file:

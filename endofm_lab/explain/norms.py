@@ -12,8 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from endofm_lab.model.paper.hybrid import HybridTransformer
-from endofm_lab.model.transformer import Attention, Block, VideoTokens, VideoTransformer
+from endofm_lab.model.encoder import Encoder, VideoTokens
+from endofm_lab.model.transformer import Attention, Block
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,18 @@ class StepNorms:
     time: tuple[Tensor, ...]
 
 
-def step_norms(backbone: VideoTransformer | HybridTransformer, clip: Tensor) -> tuple[VideoTokens, StepNorms]:
+def step_norms(backbone: Encoder, clip: Tensor) -> tuple[VideoTokens, StepNorms]:
     """Tokens with their attention of one clip (1, 3, T, H, W), and the shares of every step.
 
-    MLPs and adapters in time change every token after its step and are left out, as in every rollout.
+    The encoder has video blocks. MLPs and adapters in time change every token after its step and are left out, as in
+    every rollout.
     """
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}  # norm -> what entered and left it, (1, T, 1 + N or N, D)
 
     def keep(norm: nn.Module, entered: tuple[Tensor, ...], left: Tensor) -> None:
         seen[norm] = (entered[0], left)
 
-    blocks = cast(list[Block], list(backbone.blocks))
+    blocks = cast(list[Block], backbone.attention_blocks())
     norms = [norm for b in blocks for norm in ((b.temporal_norm1, b.norm1) if b.divided else (b.norm1,))]
     hooks = [norm.register_forward_hook(keep) for norm in norms]
     try:
@@ -55,7 +56,7 @@ def step_norms(backbone: VideoTransformer | HybridTransformer, clip: Tensor) -> 
     space, time = [], []
     for number, block in enumerate(blocks):
         softmax = (tokens.spatial or tokens.joint or ())[number]
-        within = softmax if backbone.config.attention == "joint" else softmax[0]
+        within = softmax if backbone.attention_kind == "joint" else softmax[0]
         x, y = seen[block.norm1]
         space.append(_shares(block.attn, None, x[0], y[0], within))
         if tokens.temporal is not None:

@@ -9,8 +9,7 @@ from torch.autograd.graph import GradientEdge
 from endofm_lab.errors import UserError
 from endofm_lab.explain.attention import AttentionMaps
 from endofm_lab.explain.targets import Target
-from endofm_lab.model.frame import FrameBackbone
-from endofm_lab.model.transformer import VideoTokens
+from endofm_lab.model.encoder import VideoTokens
 from endofm_lab.model.video_model import VideoModel
 
 
@@ -36,7 +35,7 @@ def attention_relevance(model: VideoModel, clip: Tensor, head: str, label: str) 
     Raises:
         UserError: no such class head or class, or an image model.
     """
-    if isinstance(model.backbone, FrameBackbone):
+    if not model.backbone.has_video_blocks:
         raise UserError("Gradient-weighted attention needs a video transformer; for image models use Grad-CAM.")
     spec = model.card.heads.get(head)
     if spec is None or spec.answer != "clip" or label not in spec.classes:
@@ -46,7 +45,7 @@ def attention_relevance(model: VideoModel, clip: Tensor, head: str, label: str) 
         )
     output = model(clip.clone().requires_grad_(), attention=True)
     score = model.head(head).evidence(output.logits[head].float(), spec.classes.index(label), spec)[0]
-    maps = _weighted(output.tokens, score, model.backbone.config.attention)
+    maps = _weighted(output.tokens, score, str(model.backbone.attention_kind))
     T, h, w = maps.grid
     row = torch.zeros(T, 1 + h * w)
     row[:, 0] = 1 / T

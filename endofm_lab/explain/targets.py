@@ -42,10 +42,10 @@ def target_of(model: VideoModel, head: str, label: str) -> Target:
 
 
 def similarity_to(model: VideoModel, clip: Tensor, name: str = "the chosen clip") -> Target:
-    """The cosine similarity of a clip's CLS feature to that of a chosen clip (1, 3, T, H, W)."""
+    """The cosine similarity of a clip's pooled feature to that of a chosen clip (1, 3, T, H, W)."""
     with torch.no_grad():
-        chosen = F.normalize(model.backbone(clip).cls.float(), dim=1)
+        chosen = F.normalize(model.backbone(clip).pooled().float(), dim=1)
     return Target(
         f"similarity to {name}",
-        lambda clips: (F.normalize(model.backbone(clips).cls.float(), dim=1) * chosen).sum(dim=1),
+        lambda clips: (F.normalize(model.backbone(clips).pooled().float(), dim=1) * chosen).sum(dim=1),
     )

@@ -15,9 +15,7 @@ from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.metrics.probes import L2, NEIGHBOURS, fit_linear, knn_scores, linear_scores
 from endofm_lab.model.adapters import is_adapter
-from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.heads import ClipClassifier
-from endofm_lab.model.paper.hybrid import HybridTransformer
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.tasks.clips import Batch, ClipData
 from endofm_lab.tasks.examples import Example, targets_of
@@ -63,17 +61,11 @@ class HeadTraining(Trainable):
 
 
 def layer_groups(model: VideoModel, decay: float) -> list[dict[str, Any]]:
-    """Groups for the optimiser: ``lr_scale`` is 1 for heads and last norm, ``decay`` for the last block, ``decay`` ** 2
-    for the one before, and so on down to the embeddings. A convolutional stem is as new as the heads: 1.
+    """Groups for the optimiser: ``lr_scale`` is 1 for heads and the encoder's last layer, ``decay`` for the one below,
+    ``decay`` ** 2 for the next, and so on down to the embeddings.
     """
-    backbone = model.backbone
-    assert not isinstance(backbone, FrameBackbone)
-    embeddings = nn.ParameterList(
-        p for name, p in backbone.named_parameters() if not name.startswith(("blocks.", "norm."))
-    )
-    top, blocks = nn.ModuleList([model.heads, backbone.norm]), reversed(list(backbone.blocks))
-    hybrid = isinstance(backbone, HybridTransformer)
-    layers = [nn.ModuleList([top, embeddings]), *blocks] if hybrid else [top, *blocks, embeddings]
+    *below, last = model.backbone.layers()
+    layers = [nn.ModuleList([model.heads, last]), *reversed(below)]
     return [
         {**group, "lr_scale": decay**depth}
         for depth, layer in enumerate(layers)

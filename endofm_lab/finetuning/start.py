@@ -7,13 +7,14 @@ from torch import nn
 
 from endofm_lab.errors import UserError
 from endofm_lab.model.card import HeadSpec, InitialisationRecord, ModelCard
+from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.loading.formats import sizes_of
 from endofm_lab.model.loading.load import initialise, load_state
 from endofm_lab.model.loading.locate import locate
 from endofm_lab.model.loading.released import KNOWN, card_of
-from endofm_lab.model.paper.hybrid import HybridConfig, HybridTransformer
+from endofm_lab.model.paper.hybrid import HybridTransformer
 from endofm_lab.model.transformer import PRESETS, BackboneConfig, VideoTransformer
-from endofm_lab.model.video_model import Backbone, VideoModel, backbone_config, build_head
+from endofm_lab.model.video_model import VideoModel, build_head, encoder_of
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, InputSpec
 
@@ -55,8 +56,6 @@ class Start:
             CheckpointError: the source cannot be read or does not fit.
         """
         config, spec, clip = self._described()
-        if isinstance(config, HybridConfig):
-            raise UserError(f"{self.source} has a convolutional stem; start from the weights that it was made from.")
         config = replace(config, image_px=self.image_px or config.image_px, frames=self.n_frames or config.frames)
         if adapters:
             config = replace(config, attention="space_only", adapter=config.width // 2)
@@ -66,7 +65,7 @@ class Start:
         torch.manual_seed(seed)
         transformer = VideoTransformer(config)
         record = initialise(transformer, self.source, "spatial" if adapters else "all")
-        backbone: Backbone = transformer
+        backbone: Encoder = transformer
         if head.form == "transunet":
             backbone, record = _with_stem(transformer, record)
         if head.form == "stft" and config.width < PAPER_WIDTH:
@@ -98,12 +97,12 @@ class Start:
         if card is None and not checkpoint.is_image and KNOWN[checkpoint.layout].input is not None:
             card = card_of(checkpoint, {"words": ""})
         if card is not None:
-            described = backbone_config(card)
-            if not isinstance(described, BackboneConfig):
+            encoder, config = encoder_of(card)
+            if not encoder.takes_image_weights:
                 raise UserError(
-                    f"{self.source} is a model of single frames; fine-tuning here starts from video models."
+                    f"{self.source} is a model of kind {encoder.kind!r}; fine-tuning starts from video transformers."
                 )
-            return described, card.input, card.clip
+            return config, card.input, card.clip
         sizes = sizes_of(checkpoint) | {"attention": "space_only" if self.n_frames == 1 else "divided", "frames": 8}
         return BackboneConfig(**sizes), IMAGENET, ClipSpec(n_frames=8, stride=2)
 

@@ -5,6 +5,7 @@ of its frames' features, so a clip of one frame is that frame.
 """
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,23 +15,26 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.data import resolve_data_config
-from timm.models import PretrainedCfg, get_pretrained_cfg, is_model
+from timm.models import PretrainedCfg, get_pretrained_cfg, group_parameters, is_model
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.files import sha256_of
 from endofm_lab.model.card import SCRATCH, InitialisationRecord, collapse
-from endofm_lab.model.transformer import VideoTokens
+from endofm_lab.model.encoder import Encoder, VideoTokens
 from endofm_lab.model.weight_files import check_fit, read_weights
+from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import InputSpec
 
-KIND = "timm"  # of backbone, in the card
 HUB = "hub"  # as source of weights: those that timm knows for the architecture, fetched
 
 # The sizes of an architecture that may be set. A card comes with a model folder, perhaps a stranger's, and timm would
 # also take names of files to load and of places to fetch from: nothing else gets through.
 SETTINGS = ("embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size", "depths", "dims", "drop_path_rate")
+
+# timm puts the last norm into the layer of the last block by this number; a larger one makes a layer of it.
+_WITH_THE_ONE_BEFORE, _LAST = 99999, 100000
 
 # Small variants for tests and lessons: architecture, side of its pictures in pixels, sizes.
 TINY: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -103,22 +107,61 @@ def frame_input(config: FrameConfig) -> InputSpec:
     return InputSpec(config.image_px, tuple(data["mean"]), tuple(data["std"]))
 
 
-class FrameBackbone(nn.Module):
-    """A timm image model behind the interface of the video transformer.
+class FrameBackbone(Encoder):
+    """A timm image model as an encoder of clips: every frame is a picture of its own.
 
     Raises:
         UserError: timm cannot build it, or its tokens are not of the configuration's width.
     """
 
+    kind = "timm"
+    Config = FrameConfig
+    takes_video = False
+
     def __init__(self, config: FrameConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.net: Any = _create(config)
         if self.net.num_features != config.width:
             raise UserError(
                 f"{config.architecture} has tokens of width {self.net.num_features}, not {config.width}; "
                 "make its configuration with frame_config."
             )
+
+    @property
+    def attention_kind(self) -> str | None:
+        """Maps within frames where a class token attends to patches, as in ViT, DINOv2, DINOv3 and EVA-02."""
+        has_maps = getattr(self.net, "cls_token", None) is not None and bool(self.attention_blocks())
+        return "space_only" if has_maps else None
+
+    def layers(self) -> list[nn.Module]:
+        """Layers as timm numbers them for its own layer-wise learning rates, the last norm apart."""
+        matcher = {
+            name: [(what, (_LAST,) if place == (_WITH_THE_ONE_BEFORE,) else place) for what, place in patterns]
+            if isinstance(patterns, list)
+            else patterns
+            for name, patterns in self.net.group_matcher(coarse=False).items()
+        }
+        groups = group_parameters(self.net, matcher, return_values=True)
+        return [nn.ParameterList(groups[number]) for number in sorted(groups)]
+
+    def attention_blocks(self) -> Sequence[nn.Module]:
+        """The blocks of vision transformers; convolutional models have none."""
+        blocks = list(getattr(self.net, "blocks", ()))
+        return blocks if all(hasattr(block, "norm1") for block in blocks) else ()
+
+    def default_input(self) -> InputSpec:
+        """As timm says."""
+        return frame_input(self.config)
+
+    def default_clip(self) -> ClipSpec:
+        """Single frames."""
+        return ClipSpec(n_frames=1, stride=1)
+
+    def fitted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Positions and patches at this model's sizes, as timm resizes them."""
+        convert = getattr(sys.modules[type(self.net).__module__], "checkpoint_filter_fn", None)
+        of_net = {name.removeprefix("net."): tensor for name, tensor in tensors.items()}
+        return {f"net.{name}": t for name, t in (convert(of_net, self.net) if convert else of_net).items()}
 
     def forward(self, clip: Tensor, attention: bool = False) -> VideoTokens:
         """Tokens of a clip, each frame on its own, and the attention maps if asked for.

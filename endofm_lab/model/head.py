@@ -1,12 +1,12 @@
 """What every head gives: outputs from tokens, their loss, and the scores that a prediction shows."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from endofm_lab.model.transformer import VideoTokens
+from endofm_lab.model.encoder import Encoder, VideoTokens
 
 if TYPE_CHECKING:
     from endofm_lab.model.card import HeadSpec
@@ -29,13 +29,13 @@ class Head(nn.Module):
     options: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
-    def build(cls, spec: "HeadSpec", backbone: Any, image_px: int) -> "Head":
+    def build(cls, spec: "HeadSpec", backbone: Encoder, image_px: int) -> "Head":
         """The freshly initialised head that answers ``spec`` from a backbone's tokens of pictures of ``image_px``.
 
         Raises:
             CheckpointError: the head does not go with the backbone.
         """
-        return cls(backbone.config.width, len(spec.classes))  # type: ignore[call-arg]
+        return cls(backbone.width, len(spec.classes))  # type: ignore[call-arg]
 
     def forward(self, tokens: VideoTokens) -> Tensor:
         """Outputs, called logits wherever the head is not known: (B, K) or (B, C, T, h, w)."""

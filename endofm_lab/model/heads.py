@@ -10,10 +10,10 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, generalized_box_iou_loss, sigmoid_focal_loss
 
+from endofm_lab.model.encoder import VideoTokens
 from endofm_lab.model.head import Batch, BoxesHead, ClassHead, FrameBoxes, Head, MapHead
 from endofm_lab.model.paper.detector import StftBoxHead
 from endofm_lab.model.paper.transunet import TransUNetHead
-from endofm_lab.model.transformer import VideoTokens
 
 
 class ClipClassifier(ClassHead):
@@ -30,7 +30,7 @@ class ClipClassifier(ClassHead):
 
     def forward(self, tokens: VideoTokens) -> Tensor:
         """Logits (B, K)."""
-        return self.linear(tokens.cls)
+        return self.linear(tokens.pooled())
 
     def set_linear(self, weight: Tensor, bias: Tensor) -> None:
         """Replace the layer by a linear probe's solution: weight (K, D) and bias (K,)."""
@@ -58,7 +58,7 @@ class AttentiveClassifier(ClassHead):
 
     def forward(self, tokens: VideoTokens) -> Tensor:
         """Logits (B, K)."""
-        every = torch.cat([tokens.cls[:, None], tokens.patches.flatten(1, 3)], dim=1)  # (B, 1 + T h w, D)
+        every = tokens.every()  # (B, 1 + T h w, D)
         pooled, _ = self.attention(self.query.expand(len(every), -1, -1), every, every, need_weights=False)
         return self.linear(self.norm(pooled[:, 0]))
 
@@ -79,11 +79,11 @@ class MaskHead(MapHead):
 
     def forward(self, tokens: VideoTokens) -> Tensor:
         """Mask logits (B, K, T, 4h, 4w)."""
-        frames = tokens.patches.shape[1]
-        x = rearrange(tokens.patches, "b t h w d -> (b t) d h w")
+        patches = tokens.per_frame()
+        x = rearrange(patches, "b t h w d -> (b t) d h w")
         x = F.gelu(F.pixel_shuffle(self.up1(x), 2))
         x = F.gelu(F.pixel_shuffle(self.up2(x), 2))
-        return rearrange(self.out(x), "(b t) k h w -> b k t h w", t=frames)
+        return rearrange(self.out(x), "(b t) k h w -> b k t h w", t=patches.shape[1])
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Half binary cross-entropy, half soft Dice over each clip (0 where prediction and truth are both empty).
@@ -118,10 +118,10 @@ class BoxHead(BoxesHead):
 
     def forward(self, tokens: VideoTokens) -> Tensor:
         """Raw outputs (B, K + 4, T, h, w)."""
-        frames = tokens.patches.shape[1]
-        x = rearrange(tokens.patches, "b t h w d -> (b t) d h w")
+        patches = tokens.per_frame()
+        x = rearrange(patches, "b t h w d -> (b t) d h w")
         x = self.out(F.gelu(self.tower(x)))
-        return rearrange(x, "(b t) k h w -> b k t h w", t=frames)
+        return rearrange(x, "(b t) k h w -> b k t h w", t=patches.shape[1])
 
     def boxes(self, raw: Tensor) -> Tensor:
         """Boxes (B, T, h, w, 4) as x1, y1, x2, y2 in fractions of the frame, one per patch; may leave 0..1."""

@@ -10,7 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from endofm_lab.model.transformer import Block, VideoTransformer, attend
+from endofm_lab.model.encoder import Encoder
+from endofm_lab.model.transformer import Block, attend
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -19,14 +20,13 @@ def for_inference(model: M, dtype: torch.dtype) -> M:
     """A copy of a model that computes in ``dtype``, on CPUs in fewer passes; the model stays as it is.
 
     The copy's answers are the model's up to rounding, but its blocks have no parameters: it cannot be trained or saved.
-    Models with adapters and image models are copied without rearrangement.
+    Encoders that do not say how (`Encoder.pack`) are copied without rearrangement.
     """
     quick = deepcopy(model).to(dtype).eval()
     on_cpu = next(quick.parameters()).device.type == "cpu" and torch.backends.mkldnn.is_available()
-    for backbone in list(quick.modules()):
-        if on_cpu and isinstance(backbone, VideoTransformer) and not backbone.config.adapter:
-            for i, block in enumerate(backbone.blocks):
-                backbone.blocks[i] = PackedBlock(block)  # type: ignore[arg-type]
+    for encoder in [module for module in quick.modules() if isinstance(module, Encoder)]:
+        if on_cpu:
+            encoder.pack(PackedBlock)
     return quick
 
 

@@ -8,6 +8,7 @@ no rearrangement. In the divided model the copies are equal at all times, becaus
 over the frames; the price is one extra row in 197.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -20,6 +21,8 @@ from torchvision.ops import StochasticDepth
 
 from endofm_lab.errors import UserError
 from endofm_lab.model.adapters import STAdapter
+from endofm_lab.model.encoder import Encoder, VideoTokens
+from endofm_lab.video.clips import ClipSpec
 
 AttentionKind = Literal["divided", "space_only", "joint"]
 ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
@@ -98,30 +101,6 @@ def build_backbone(name: str, **overrides: Any) -> "VideoTransformer":
     for unknown in overrides.keys() - set(possible):
         raise UserError(f"A backbone has no setting {unknown!r}; choose among {', '.join(possible)}.")
     return VideoTransformer(replace(PRESETS[name], **overrides))
-
-
-@dataclass(frozen=True)
-class VideoTokens:
-    """What the backbone returns, after its final norm.
-
-    Attributes:
-        cls: ``(B, D)``, the feature of the clip.
-        patches: ``(B, T, h, w, D)``.
-        spatial: attention within frames, per block ``(B, T, heads, 1 + h*w, 1 + h*w)``; row = query, column = key,
-            entry 0 is CLS. None unless asked for, and in the joint model.
-        temporal: attention between frames at one patch, per block ``(B, h, w, heads, T, T)``. None unless asked for,
-            and in models without temporal attention.
-        joint: attention among all tokens of the joint model, per block ``(B, heads, 1 + T*h*w, 1 + T*h*w)``; entry 0
-            is CLS, then frame after frame. None unless asked for, and in the other models.
-        skips: maps of a convolutional stem (see hybrid.py), coarsest first, each ``(B*T, C, H, W)`` at 1/8, 1/4, 1/2.
-    """
-
-    cls: Tensor
-    patches: Tensor
-    spatial: tuple[Tensor, ...] | None = None
-    temporal: tuple[Tensor, ...] | None = None
-    joint: tuple[Tensor, ...] | None = None
-    skips: tuple[Tensor, ...] | None = None
 
 
 class Attention(nn.Module):
@@ -245,7 +224,7 @@ class PatchEmbed(nn.Module):
         return rearrange(self.proj(frames), "(b t) d h w -> b t h w d", b=clip.shape[0])
 
 
-class VideoTransformer(nn.Module):
+class VideoTransformer(Encoder):
     """A vision transformer over clips.
 
     ``config.attention`` chooses how frames exchange information:
@@ -257,9 +236,14 @@ class VideoTransformer(nn.Module):
     The state-dict keys of ``divided`` are those of the released weights.
     """
 
+    kind = "video_transformer"
+    Config = BackboneConfig
+    has_video_blocks = True
+    takes_image_weights = True
+    state_is_whole = True
+
     def __init__(self, config: BackboneConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         D, grid = config.width, config.image_px // config.patch_px
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, D))
@@ -287,6 +271,37 @@ class VideoTransformer(nn.Module):
         for module in self.modules():
             if isinstance(module, STAdapter):
                 module.reset_parameters()
+
+    @property
+    def attention_kind(self) -> str | None:
+        """The kind of the configuration."""
+        return self.config.attention
+
+    def layers(self) -> list[nn.Module]:
+        """Embeddings, blocks, last norm."""
+        embeddings = nn.ParameterList(
+            p for name, p in self.named_parameters() if not name.startswith(("blocks.", "norm."))
+        )
+        return [embeddings, *self.blocks, self.norm]
+
+    def attention_blocks(self) -> Sequence[nn.Module]:
+        """All blocks."""
+        return list(self.blocks)
+
+    def pack(self, packed: Callable[[Any], nn.Module]) -> None:
+        """Replace the blocks, unless there are adapters in them."""
+        if not self.config.adapter:
+            for i, block in enumerate(self.blocks):
+                self.blocks[i] = packed(block)
+
+    def default_clip(self) -> ClipSpec:
+        """As many frames as there are time embeddings, every other frame."""
+        return ClipSpec(n_frames=self.config.frames, stride=2)
+
+    @classmethod
+    def resized(cls, config: BackboneConfig, image_px: int | None, n_frames: int | None) -> BackboneConfig:
+        """The configuration with another number of patches and time embeddings."""
+        return replace(config, image_px=image_px or config.image_px, frames=n_frames or config.frames)
 
     def forward(self, clip: Tensor, attention: bool = False, mask: Tensor | None = None) -> VideoTokens:
         """Tokens of a clip, and its attention maps if asked for.

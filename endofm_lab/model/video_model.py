@@ -1,27 +1,27 @@
 """A backbone with its heads and its card: the thing that is trained, saved, loaded and asked for predictions."""
 
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from endofm_lab.errors import CheckpointError
+from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.model import frame
-from endofm_lab.model.card import HeadSpec, ModelCard
-from endofm_lab.model.frame import FrameBackbone, FrameConfig
+from endofm_lab.model.card import SCRATCH, HeadSpec, InitialisationRecord, ModelCard
+from endofm_lab.model.encoder import Encoder, VideoTokens
+from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.head import Head
 from endofm_lab.model.heads import HEADS
-from endofm_lab.model.paper import hybrid
-from endofm_lab.model.paper.hybrid import HybridConfig, HybridTransformer
-from endofm_lab.model.transformer import BackboneConfig, VideoTokens, VideoTransformer
-from endofm_lab.video.clips import ClipSpec
+from endofm_lab.model.paper.hybrid import HybridTransformer
+from endofm_lab.model.transformer import VideoTransformer
 
-KIND = "video_transformer"  # of backbone, in the card
-Backbone = VideoTransformer | HybridTransformer | FrameBackbone
-Config = BackboneConfig | FrameConfig  # a HybridConfig is a BackboneConfig
-_KINDS: dict[str, type[Config]] = {KIND: BackboneConfig, hybrid.KIND: HybridConfig, frame.KIND: FrameConfig}
+# The kinds of encoder that a card may name without being asked for.
+ENCODERS: dict[str, type[Encoder]] = {e.kind: e for e in (VideoTransformer, HybridTransformer, FrameBackbone)}
+Allowed = Sequence[str | type[Encoder]]  # further encoders: classes, or "module:Class"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class VideoModel(nn.Module):
         CheckpointError: heads and card name different heads.
     """
 
-    def __init__(self, backbone: Backbone, heads: nn.ModuleDict, card: ModelCard) -> None:
+    def __init__(self, backbone: Encoder, heads: nn.ModuleDict, card: ModelCard) -> None:
         super().__init__()
         if set(heads) != set(card.heads):
             raise CheckpointError(
@@ -49,7 +49,7 @@ class VideoModel(nn.Module):
             )
         self.backbone = backbone
         self.heads = heads
-        self.card = replace(card, backbone=describe(backbone.config))
+        self.card = replace(card, backbone=backbone.describe(backbone.config))
 
     def forward(self, clip: Tensor, attention: bool = False) -> VideoOutput:
         """Tokens and logits of clips (B, 3, T, H, W) float, normalised by ``card.input``; attention maps on request."""
@@ -73,18 +73,14 @@ class VideoModel(nn.Module):
         return cast(Head, self.heads[name])
 
 
-def build_model(card: ModelCard) -> VideoModel:
-    """The freshly initialised model that a card describes.
+def build_model(card: ModelCard, encoders: Allowed = ()) -> VideoModel:
+    """The freshly initialised model that a card describes; ``encoders`` as in `encoder_of`.
 
     Raises:
-        CheckpointError: as `backbone_config`, or a head's name cannot be used.
+        CheckpointError: as `encoder_of`, or a head's name cannot be used.
     """
-    config = backbone_config(card)
-    backbone: Backbone
-    if isinstance(config, FrameConfig):
-        backbone = FrameBackbone(config)
-    else:
-        backbone = HybridTransformer(config) if isinstance(config, HybridConfig) else VideoTransformer(config)
+    encoder, config = encoder_of(card, encoders)
+    backbone = encoder(config)
     heads = nn.ModuleDict()
     for name, spec in card.heads.items():
         if not name.isidentifier() or hasattr(heads, name):
@@ -114,20 +110,36 @@ def build_frame_model(
         CheckpointError: the weights cannot be read or do not fit.
     """
     backbone, record = frame.build_frame_backbone(name, weights, image_px, **settings)
-    config, heads = backbone.config, heads or {}
+    return model_on(backbone, heads or {}, backbone.config.architecture, record)
+
+
+def model_on(
+    backbone: Encoder, heads: dict[str, HeadSpec], name: str, record: InitialisationRecord | None = None
+) -> VideoModel:
+    """A model of an encoder and fresh heads; input and clips are the encoder's defaults.
+
+    Args:
+        backbone: the encoder.
+        heads: name -> what it answers.
+        name: of the model.
+        record: of the encoder's start; None for a random one.
+
+    Raises:
+        CheckpointError: a head does not go with the encoder.
+    """
     card = ModelCard(
-        name=config.architecture,
-        backbone=describe(config),
-        input=frame.frame_input(config),
-        clip=ClipSpec(n_frames=1, stride=1),
+        name=name,
+        backbone={},
+        input=backbone.default_input(),
+        clip=backbone.default_clip(),
         heads=heads,
-        initialisation=record,
+        initialisation=record or SCRATCH.copy(),
     )
     built = nn.ModuleDict({name: build_head(spec, backbone, card.input.size_px) for name, spec in heads.items()})
     return VideoModel(backbone, built, card)
 
 
-def build_head(spec: HeadSpec, backbone: Backbone, image_px: int) -> Head:
+def build_head(spec: HeadSpec, backbone: Encoder, image_px: int) -> Head:
     """The freshly initialised head that answers ``spec`` from a backbone's tokens of pictures of ``image_px``.
 
     Raises:
@@ -136,34 +148,41 @@ def build_head(spec: HeadSpec, backbone: Backbone, image_px: int) -> Head:
     return HEADS[spec.kind, spec.variant].build(spec, backbone, image_px)
 
 
-def describe(config: Config) -> dict[str, Any]:
-    """What a card says about a backbone; `backbone_config` reads it back."""
-    kind = next(kind for kind, of_kind in _KINDS.items() if type(config) is of_kind)
-    settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
-    return {"kind": kind, **settings}
+def encoder_of(card: ModelCard, encoders: Allowed = ()) -> tuple[type[Encoder], Any]:
+    """The class and the configuration of the encoder that a card describes.
 
+    A card is data and cannot bring code with it: the kinds it may name are those of `ENCODERS` and of the classes that
+    the caller allows.
 
-def backbone_config(card: ModelCard) -> Config:
-    """The configuration of the backbone that a card describes: a video transformer (also with a convolutional stem), or
-    an image model of timm.
+    Args:
+        card: of a model.
+        encoders: further classes, or their names as "module:Class", which are imported.
 
     Raises:
-        CheckpointError: the backbone is of another kind, or has unknown or impossible settings.
+        UserError: there is no such class.
+        CheckpointError: the encoder is of another kind, or has unknown or impossible settings.
     """
-    settings = dict(card.backbone)
-    kind = settings.pop("kind", None)
-    config = _KINDS.get(str(kind))
-    if config is None:
+    known = ENCODERS | {encoder.kind: encoder for encoder in map(_allowed, encoders)}
+    kind = card.backbone.get("kind")
+    if kind not in known:
         raise CheckpointError(
-            f"{card.name}: the backbone is of kind {kind!r}; this version knows {', '.join(map(repr, _KINDS))}."
+            f"{card.name}: the backbone is of kind {kind!r}; this version knows {', '.join(map(repr, known))}. If you "
+            "have the class of that kind, allow it by name: encoders=['module:Class']."
         )
-    known = [field.name for field in fields(config)]
-    if unknown := [name for name in settings if name not in known]:
-        raise CheckpointError(
-            f"{card.name}: the backbone has the unknown setting {', '.join(unknown)}; known are {', '.join(known)}. "
-            "The card may come from a newer version of endofm_lab: update it."
-        )
+    return known[kind], known[kind].read_config(card.backbone, card.name)
+
+
+def _allowed(encoder: str | type[Encoder]) -> type[Encoder]:
+    """The class of an encoder that the caller named."""
+    if not isinstance(encoder, str):
+        return encoder
+    module, _, name = encoder.partition(":")
     try:
-        return config(**settings)
-    except TypeError as error:
-        raise CheckpointError(f"{card.name}: a setting of the backbone has the wrong type ({error}).") from error
+        found = getattr(import_module(module), name)
+    except (ImportError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"There is no encoder {encoder!r} ({error}); give 'module:Class' of an installed one."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Encoder)):
+        raise UserError(f"{encoder} is no Encoder; derive its class from endofm_lab.model.encoder.Encoder.")
+    return found

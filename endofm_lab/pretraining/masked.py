@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from endofm_lab.errors import UserError
-from endofm_lab.model.transformer import BackboneConfig, VideoTokens, VideoTransformer
+from endofm_lab.model.encoder import VideoTokens
+from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
 from endofm_lab.pretraining.adapt import block_mask
 from endofm_lab.pretraining.dino import CURVES, Centre, Dino, DinoConfig, teacher_targets
 from endofm_lab.pretraining.objective import Objective, Signs

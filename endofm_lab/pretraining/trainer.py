@@ -22,7 +22,7 @@ from endofm_lab.files import read_json, write_json
 from endofm_lab.model.card import InitialisationRecord, Metric, ModelCard
 from endofm_lab.model.loading.load import initialise, save_model
 from endofm_lab.model.transformer import VideoTransformer
-from endofm_lab.model.video_model import VideoModel, describe
+from endofm_lab.model.video_model import VideoModel
 from endofm_lab.pretraining.config import OWN, PretrainConfig, from_json, plain, settings, stored_settings
 from endofm_lab.pretraining.corpus import Corpus
 from endofm_lab.pretraining.health import ProbeData, encode, feature_measures, load_probe, probe, verdict
@@ -228,7 +228,7 @@ class _Pretraining:
             return
         card = ModelCard(
             name=f"{self.objective.name} pre-training, {self.steps} steps",
-            backbone=describe(c.backbone),
+            backbone=VideoTransformer.describe(c.backbone),
             input=self.input,
             clip=ClipSpec(n_frames=c.views.global_frames[0], duration_s=c.views.clip_s),
             initialisation=self.initialisation,

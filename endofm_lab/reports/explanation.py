@@ -19,7 +19,6 @@ from endofm_lab.explain.trust import Curves, deletion_insertion, randomisation_t
 from endofm_lab.figures.attention import curves, film_strip, head_statistics, overlay, temporal_matrices
 from endofm_lab.files import atomic_path
 from endofm_lab.model.card import ModelCard
-from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.reports.html import Item, Section, write_report
@@ -117,7 +116,7 @@ def explain(
     refused: dict[str, str] = {}
     maps = None
     try:
-        maps = look(network, x, norms=not isinstance(network.backbone, FrameBackbone))
+        maps = look(network, x, norms=network.backbone.has_video_blocks)
     except UserError as error:
         refused["attention"] = str(error)
     rollouts = {} if maps is None else _rollouts(maps)

@@ -45,11 +45,11 @@ def clip_scores(model: VideoModel, head: str, examples: Sequence[Example], n_cli
 
 @torch.inference_mode()
 def clip_features(model: VideoModel, examples: Sequence[Example], n_clips: int, batch: int = 8) -> Tensor:
-    """CLS tokens (N, n_clips, D) float32 of evenly spread clips of every row; ``model`` is in evaluation mode."""
+    """Pooled features (N, n_clips, D) float32 of evenly spread clips of every row; ``model`` is in evaluation mode."""
     device = next(model.parameters()).device
     clips = spread_clips(examples, model.card.clip, model.card.input, n_clips)
     parts = [
-        model.backbone(torch.stack([seen.clip for seen in some]).to(device)).cls.float().cpu()
+        model.backbone(torch.stack([seen.clip for seen in some]).to(device)).pooled().float().cpu()
         for some in in_batches(clips, batch)
     ]
     return torch.cat(parts).unflatten(0, (len(examples), n_clips))

@@ -3,9 +3,10 @@ import torch
 from torch.nn import functional as F
 
 from endofm_lab.model.card import HeadSpec
+from endofm_lab.model.encoder import VideoTokens
 from endofm_lab.model.heads import HEADS, BoxHead, ClipClassifier, MaskHead
 from endofm_lab.model.paper.hybrid import HybridTransformer
-from endofm_lab.model.transformer import VideoTokens, build_backbone
+from endofm_lab.model.transformer import build_backbone
 from endofm_lab.model.video_model import build_head
 
 

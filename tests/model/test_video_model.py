@@ -11,8 +11,8 @@ from torch import nn
 
 from endofm_lab.errors import CheckpointError
 from endofm_lab.model.card import HeadSpec, ModelCard
-from endofm_lab.model.transformer import PRESETS, BackboneConfig
-from endofm_lab.model.video_model import VideoModel, build_model, describe
+from endofm_lab.model.transformer import PRESETS, BackboneConfig, VideoTransformer
+from endofm_lab.model.video_model import VideoModel, build_model
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET
 
@@ -24,7 +24,7 @@ HEADS = {
 }
 CARD = ModelCard(
     name="micro",
-    backbone=describe(PRESETS["micro"]),
+    backbone=VideoTransformer.describe(PRESETS["micro"]),
     input=replace(IMAGENET, size_px=64),
     clip=ClipSpec(n_frames=4, fps=Fraction(30000, 1001)),
     heads=HEADS,
@@ -92,7 +92,7 @@ def test_evaluation_is_repeatable_and_clips_do_not_see_each_other(model):
 
 def test_the_card_describes_the_backbone_that_is_there(model):
     wrong = VideoModel(model.backbone, model.heads, replace(CARD, backbone={}))
-    assert wrong.card.backbone == describe(PRESETS["micro"]) and wrong.card == CARD
+    assert wrong.card.backbone == VideoTransformer.describe(PRESETS["micro"]) and wrong.card == CARD
 
 
 def test_heads_and_card_must_agree(model):
@@ -106,8 +106,8 @@ def test_heads_and_card_must_agree(model):
     [
         ({"kind": "perceiver"}, "'perceiver'"),
         ({}, "kind None"),
-        (describe(BackboneConfig()) | {"wings": 2}, "unknown setting wings"),
-        (describe(BackboneConfig()) | {"width": "wide"}, "wrong type"),
+        (VideoTransformer.describe(BackboneConfig()) | {"wings": 2}, "unknown setting wings"),
+        (VideoTransformer.describe(BackboneConfig()) | {"width": "wide"}, "wrong type"),
     ],
 )
 def test_an_unknown_backbone_is_refused(backbone, said):

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from endofm_lab.model.card import HeadSpec, ModelCard
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
-from endofm_lab.model.video_model import build_model, describe
+from endofm_lab.model.video_model import build_model
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET
 
@@ -133,7 +133,7 @@ def write(name, folder):
 
 def card(**changes):
     heads = {"finding": HeadSpec("multiclass", ("normal", "polyp"), 1.5), "area": HeadSpec("mask", ("polyp",))}
-    settings = describe(CONFIG)
+    settings = VideoTransformer.describe(CONFIG)
     return replace(ModelCard("tested", settings, IMAGENET, ClipSpec(n_frames=4, stride=2), heads), **changes)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from endofm_lab.errors import CheckpointError
 from endofm_lab.model.card import HeadSpec, ModelCard, collapse
 from endofm_lab.model.loading.formats import LAYOUTS, Checkpoint, config_of, sizes_of
-from endofm_lab.model.paper.hybrid import STEM_STRIDE, HybridConfig
-from endofm_lab.model.video_model import describe
+from endofm_lab.model.paper.hybrid import STEM_STRIDE, HybridConfig, HybridTransformer
+from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import InputSpec
 
@@ -78,7 +78,7 @@ def parts_of(checkpoint: Checkpoint, source: str) -> tuple[ModelCard, dict[str, 
         n_classes = len(_tensor(checkpoint, "segmentation_head.0.bias")) - 1
         classes = ("polyp",) if n_classes == 1 else tuple(f"class {k + 1}" for k in range(n_classes))
         heads = {"mask": HeadSpec("mask", classes, form="transunet")}
-        backbone = describe(config)
+        backbone = HybridTransformer.describe(config)
         spec = InputSpec(config.image_px, spec.mean, spec.std, own_range=True)
         tensors = renamed(tensors, SEGMENTER_NAMES)
     else:
@@ -87,7 +87,7 @@ def parts_of(checkpoint: Checkpoint, source: str) -> tuple[ModelCard, dict[str, 
         classes = KUMC_CLASSES if n_classes == 2 else tuple(f"class {k}" for k in range(n_classes))
         channels = _tensor(checkpoint, "rpn.head.centerness.weight").shape[1]
         heads = {"box": HeadSpec("box", classes, form="stft", channels=channels)}
-        backbone = describe(config_of(checkpoint)) | {"frames_alone": True}
+        backbone = VideoTransformer.describe(config_of(checkpoint)) | {"frames_alone": True}
         tensors = renamed(tensors, DETECTOR_NAMES)
         kernels = "backbone.patch_embed.proj.weight"
         tensors[kernels] = tensors[kernels].flip(1)

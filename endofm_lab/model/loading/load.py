@@ -17,7 +17,7 @@ from endofm_lab.model.loading.initialisation import initialise, public_name, rec
 from endofm_lab.model.loading.inspection import CheckpointReport, inspect_checkpoint
 from endofm_lab.model.loading.locate import locate
 from endofm_lab.model.loading.released import KNOWN, card_of, head_tensors
-from endofm_lab.model.video_model import VideoModel, build_frame_model, build_model
+from endofm_lab.model.video_model import Allowed, VideoModel, build_frame_model, build_model, encoder_of
 from endofm_lab.model.weight_files import load_strictly
 
 __all__ = [
@@ -58,7 +58,7 @@ def save_model(model: VideoModel, folder: str | Path) -> Path:
     return folder
 
 
-def load_model(path_or_name: str | Path) -> VideoModel:
+def load_model(path_or_name: str | Path, encoders: Allowed = ()) -> VideoModel:
     """A model in evaluation mode, on the CPU, in float32.
 
     Args:
@@ -66,6 +66,8 @@ def load_model(path_or_name: str | Path) -> VideoModel:
             checkpoint with a video transformer, a Hugging Face Hub id (``hf:owner/name``), or an image model of timm
             with its weights from the Hub (``timm:eva02_base_patch14_224.mim_in22k``). Released checkpoints have no
             head, or theirs: PolypDiag's classes, the CVC-12k segmenter's masks, the KUMC detector's boxes.
+        encoders: classes of encoders that a model folder may name besides the library's own, or their importable names
+            ("module:Class"). A folder cannot make the library import anything that is not named here.
 
     Raises:
         CheckpointError: it cannot be read, is unsafe, is not a video transformer, or its tensors do not fit.
@@ -74,7 +76,7 @@ def load_model(path_or_name: str | Path) -> VideoModel:
         return build_frame_model(str(path_or_name).removeprefix("timm:"), weights=frame.HUB).eval()
     checkpoint = load_state(locate(path_or_name))
     if checkpoint.card is not None:
-        model = _built_empty(replace(checkpoint.card, weights_sha256=checkpoint.sha256))
+        model = _built_empty(replace(checkpoint.card, weights_sha256=checkpoint.sha256), encoders)
         load_strictly(model, checkpoint.tensors, checkpoint.path)
         return model.eval()
     if checkpoint.layout in downstream.RENAMES:
@@ -95,14 +97,14 @@ def load_model(path_or_name: str | Path) -> VideoModel:
     return model.eval()
 
 
-def _built_empty(card: ModelCard) -> VideoModel:
+def _built_empty(card: ModelCard, encoders: Allowed = ()) -> VideoModel:
     """The model of a card with undefined parameters: drawing the base model's 121 M takes seconds for nothing.
 
     Strict loading fills every parameter and saved buffer; others would stay undefined, so there must be none.
     """
-    if card.backbone["kind"] == frame.KIND:  # timm's rotary positions are such buffers: build those models in full
-        return build_model(card)
+    if not encoder_of(card, encoders)[0].state_is_whole:
+        return build_model(card, encoders)
     with torch.device("meta"):
-        model = build_model(card)
+        model = build_model(card, encoders)
     assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys()
     return model.to_empty(device="cpu")

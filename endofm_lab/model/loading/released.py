@@ -9,7 +9,7 @@ from torch import Tensor
 
 from endofm_lab.model.card import HeadSpec, InitialisationRecord, ModelCard
 from endofm_lab.model.loading.formats import LAYOUTS, Checkpoint, config_of
-from endofm_lab.model.video_model import describe
+from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, TIMESFORMER, InputSpec
 
@@ -63,7 +63,7 @@ def card_of(checkpoint: Checkpoint, initialisation: InitialisationRecord) -> Mod
         heads[known.head[0]] = HeadSpec("multiclass", names)
     return ModelCard(
         name=checkpoint.path.stem,
-        backbone=describe(config),
+        backbone=VideoTransformer.describe(config),
         input=replace(known.input, size_px=config.image_px),
         clip=replace(known.clip, n_frames=config.frames),
         heads=heads,

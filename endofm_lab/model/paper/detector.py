@@ -1,7 +1,7 @@
 """The paper's box head: a feature pyramid on patch tokens, FCOS and STFT; supports are the clip's other frames."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
@@ -9,11 +9,11 @@ from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from endofm_lab.errors import CheckpointError, UserError
+from endofm_lab.model.encoder import Encoder, VideoTokens
 from endofm_lab.model.head import Batch, BoxesHead, FrameBoxes
 from endofm_lab.model.paper.detection_loss import assign, decode_deltas, detection_losses
 from endofm_lab.model.paper.pyramid import TokenPyramid
 from endofm_lab.model.paper.stft import LevelOutput, StftLayers, one_image
-from endofm_lab.model.transformer import VideoTokens
 
 if TYPE_CHECKING:
     from endofm_lab.model.card import HeadSpec
@@ -64,12 +64,11 @@ class StftBoxHead(BoxesHead):
         self.layers = StftLayers(n_classes, channels, n_convs, self.strides_px)
 
     @classmethod
-    def build(cls, spec: "HeadSpec", backbone: Any, image_px: int) -> "StftBoxHead":
+    def build(cls, spec: "HeadSpec", backbone: Encoder, image_px: int) -> "StftBoxHead":
         """The head on a video transformer."""
-        if not hasattr(backbone, "blocks"):
+        if not backbone.takes_video:
             raise CheckpointError("An stft head needs a video transformer; this is a model of single frames.")
-        config = backbone.config
-        return cls(config.width, len(spec.classes), config.patch_px, image_px, spec.channels or 256)
+        return cls(backbone.width, len(spec.classes), backbone.patch_px, image_px, spec.channels or 256)
 
     def forward(self, tokens: VideoTokens) -> Tensor:
         """Raw outputs (B, 2 K + 13, T, N, 1), at least float32.
@@ -77,10 +76,11 @@ class StftBoxHead(BoxesHead):
         Raises:
             UserError: frames of another size than ``image_px``.
         """
-        B, T, h, w, _ = tokens.patches.shape
+        patches = tokens.per_frame()
+        B, T, h, w, _ = patches.shape
         if {h, w} != {self.sides[1]}:
             raise UserError(f"Frames of {h} x {w} patches; this head takes pictures of {self.image_px} px.")
-        outputs = self.layers(self.pyramid(tokens.patches), range(T))
+        outputs = self.layers(self.pyramid(patches), range(T))
         raw = torch.cat([_packed(level) for level in outputs], dim=2)  # (B*T, C, N)
         return rearrange(raw, "(b t) c n -> b c t n 1", b=B)
 

@@ -1,5 +1,6 @@
 """A video transformer whose patches come from a convolutional stem: the backbone of TransUNet over a clip."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from endofm_lab.errors import UserError
+from endofm_lab.model.encoder import Encoder, VideoTokens
 from endofm_lab.model.paper.resnet import HybridStem
-from endofm_lab.model.transformer import BackboneConfig, Block, VideoTokens, VideoTransformer
+from endofm_lab.model.transformer import BackboneConfig, Block, VideoTransformer
 
-KIND = "hybrid_transformer"  # of backbone, in the card
 STEM_STRIDE = 16
 
 
@@ -43,7 +44,7 @@ class HybridConfig(BackboneConfig):
         super().__post_init__()
 
 
-class HybridTransformer(nn.Module):
+class HybridTransformer(Encoder):
     """Tokens of a clip and the stem's finer maps; a single image is a clip of one frame.
 
     Patches get a position embedding of their own, frames no time embedding: frames exchange information in the blocks'
@@ -52,10 +53,15 @@ class HybridTransformer(nn.Module):
     Source: Chen et al., *TransUNet*, arXiv 2102.04306, with the blocks of Endo-FM (arXiv 2306.16741).
     """
 
+    kind = "hybrid_transformer"
+    Config = HybridConfig
+    has_video_blocks = True
+    state_is_whole = True
+
     def __init__(self, config: HybridConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.stem = HybridStem(config.stem_width, config.stem_units)
+        self.skip_channels = self.stem.skip_channels
         self.project = nn.Conv2d(self.stem.out_channels, config.width, 1)
         self.pos_embed = nn.Parameter(torch.zeros(1, (config.image_px // STEM_STRIDE) ** 2, config.width))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -78,6 +84,20 @@ class HybridTransformer(nn.Module):
         hybrid = cls(HybridConfig(**settings, **stem))
         hybrid.blocks, hybrid.norm, hybrid.cls_token = backbone.blocks, backbone.norm, backbone.cls_token
         return hybrid
+
+    @property
+    def attention_kind(self) -> str | None:
+        """The kind of the configuration."""
+        return self.config.attention
+
+    def layers(self) -> list[nn.Module]:
+        """Blocks, then the last norm with everything before the blocks: a stem is as new as the heads."""
+        before = nn.ParameterList(p for name, p in self.named_parameters() if not name.startswith(("blocks.", "norm.")))
+        return [*self.blocks, nn.ModuleList([self.norm, before])]
+
+    def attention_blocks(self) -> Sequence[nn.Module]:
+        """All blocks."""
+        return list(self.blocks)
 
     def forward(self, clip: Tensor, attention: bool = False) -> VideoTokens:
         """Tokens of clips (B, 3, T, H, W) with H = W = ``image_px``, and ``skips`` for a decoder.

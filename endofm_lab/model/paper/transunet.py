@@ -1,6 +1,6 @@
 """The paper's mask head: TransUNet's decoder with skips from the convolutional stem, and its loss."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from endofm_lab.errors import CheckpointError
+from endofm_lab.model.encoder import Encoder, VideoTokens
 from endofm_lab.model.head import Batch, MapHead
-from endofm_lab.model.transformer import VideoTokens
 
 if TYPE_CHECKING:
     from endofm_lab.model.card import HeadSpec
@@ -32,11 +32,11 @@ class TransUNetHead(MapHead):
         self.out = nn.Conv2d(CHANNELS[-1], 1 + n_classes, 3, padding=1)
 
     @classmethod
-    def build(cls, spec: "HeadSpec", backbone: Any, image_px: int) -> "TransUNetHead":
+    def build(cls, spec: "HeadSpec", backbone: Encoder, image_px: int) -> "TransUNetHead":
         """The head on a backbone with a convolutional stem, whose finer maps it takes in."""
-        if not hasattr(backbone, "stem"):
+        if backbone.skip_channels is None:
             raise CheckpointError("A transunet head needs a backbone with a convolutional stem for its skips.")
-        return cls(backbone.config.width, backbone.stem.skip_channels, len(spec.classes))
+        return cls(backbone.width, backbone.skip_channels, len(spec.classes))
 
     def forward(self, tokens: VideoTokens) -> Tensor:
         """Logits (B, K, T, H, W) relative to the background."""
@@ -47,7 +47,7 @@ class TransUNetHead(MapHead):
         """Logits (B, 1 + K, T, H, W), background first."""
         assert tokens.skips is not None
         x = rearrange(tokens.patches, "b t h w d -> (b t) d h w")
-        return rearrange(self.out(self.decoder(x, tokens.skips)), "(b t) k h w -> b k t h w", b=len(tokens.cls))
+        return rearrange(self.out(self.decoder(x, tokens.skips)), "(b t) k h w -> b k t h w", b=len(tokens.patches))
 
     def scores(self, logits: Tensor, spec: "HeadSpec") -> Tensor:
         """Probabilities (B, K, T, H, W) of every class but the background; with the background's they sum to one."""

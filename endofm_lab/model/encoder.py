@@ -1,0 +1,172 @@
+"""The contract of an encoder, the part of a model that turns clips into tokens. All else asks it, never its type.
+
+To write one, derive from `Encoder`: a frozen dataclass of JSON values as its configuration, ``forward`` and ``layers``.
+tests/model/test_foreign_encoder.py holds a whole example.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from endofm_lab.errors import CheckpointError
+from endofm_lab.video.clips import ClipSpec
+from endofm_lab.video.transforms import IMAGENET, InputSpec
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """What an encoder returns, after its final norm. Letters: B clips, T frames, h w patches, D width.
+
+    Attributes:
+        cls: ``(B, D)``, the feature of the clip; None if the encoder has no CLS token, see `pooled`.
+        patches: ``(B, T, h, w, D)``, or ``(B, T / n, h, w, D)`` with ``n = frames_per_token``.
+        spatial: attention within frames, per block ``(B, T, heads, 1 + h*w, 1 + h*w)``; row = query, column = key,
+            entry 0 is CLS. None unless asked for, and in the joint model.
+        temporal: attention between frames at one patch, per block ``(B, h, w, heads, T, T)``. None unless asked for,
+            and in models without temporal attention.
+        joint: attention among all tokens of the joint model, per block ``(B, heads, 1 + T*h*w, 1 + T*h*w)``; entry 0
+            is CLS, then frame after frame. None unless asked for, and in the other models.
+        skips: maps of a convolutional stem (see hybrid.py), coarsest first, each ``(B*T, C, H, W)`` at 1/8, 1/4, 1/2.
+        frames_per_token: token t shows the frames t * n to t * n + n - 1 (a tubelet).
+    """
+
+    cls: Tensor | None
+    patches: Tensor
+    spatial: tuple[Tensor, ...] | None = None
+    temporal: tuple[Tensor, ...] | None = None
+    joint: tuple[Tensor, ...] | None = None
+    skips: tuple[Tensor, ...] | None = None
+    frames_per_token: int = 1
+
+    def pooled(self) -> Tensor:
+        """The feature of the clip, ``(B, D)``: CLS, or the mean over all patches where there is no CLS."""
+        return self.patches.mean(dim=(1, 2, 3)) if self.cls is None else self.cls
+
+    def every(self) -> Tensor:
+        """All tokens in a row, CLS first where there is one: ``(B, 1 + T h w, D)`` or ``(B, T h w, D)``."""
+        patches = self.patches.flatten(1, 3)
+        return patches if self.cls is None else torch.cat([self.cls[:, None], patches], dim=1)
+
+    def per_frame(self) -> Tensor:
+        """The patches of every frame, ``(B, T, h, w, D)``: a token of several frames stands for each of them."""
+        n = self.frames_per_token
+        return self.patches if n == 1 else self.patches.repeat_interleave(n, dim=1)
+
+
+class Encoder(nn.Module, ABC):
+    """Clips in, `VideoTokens` out. What follows is all that heads, tasks, explanations and files want to know of one.
+
+    Attributes:
+        kind: its name in a model's card.
+        Config: a frozen dataclass with at least ``width``, ``image_px`` and ``patch_px``; its values are JSON values.
+        config: the configuration that this encoder was built with, ``type(self)(config)``.
+        has_cls: whether `VideoTokens.cls` is given; otherwise the mean over the patches stands for the clip.
+        frames_per_token: 1, or the length of a tubelet; clips then have a multiple of it as their length.
+        takes_video: False for image models, to which the frames of a clip are separate pictures.
+        has_video_blocks: ``blocks`` are those of `VideoTransformer`: norms of their steps can be measured and gradients
+            taken at their attention.
+        takes_image_weights: it can start from the weights of an image transformer, and take adapters between its
+            blocks or a convolutional stem before them: true of the plain `VideoTransformer`.
+        state_is_whole: its state dict holds every tensor that it computes with, so that it can be built empty and
+            filled from a file.
+        skip_channels: channels of `VideoTokens.skips`, coarsest first; None without a convolutional stem.
+    """
+
+    kind: ClassVar[str]
+    Config: ClassVar[Any]
+    has_cls: ClassVar[bool] = True
+    takes_video: ClassVar[bool] = True
+    has_video_blocks: ClassVar[bool] = False
+    takes_image_weights: ClassVar[bool] = False
+    state_is_whole: ClassVar[bool] = False
+    frames_per_token: int = 1
+    skip_channels: tuple[int, ...] | None = None
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def forward(self, clip: Tensor, attention: bool = False) -> VideoTokens:
+        """Tokens of clips ``(B, 3, T, H, W)``, normalised; with ``attention``, the maps of every block.
+
+        Raises:
+            UserError: a clip of a shape that it cannot take.
+        """
+
+    @abstractmethod
+    def layers(self) -> list[nn.Module]:
+        """Its parameters as layers, from the embeddings to the last norm, for learning rates that grow upwards."""
+
+    @property
+    def attention_kind(self) -> str | None:
+        """How its tokens attend, as the maps show it: "divided", "space_only" or "joint"; None if it gives no maps."""
+        return None
+
+    def attention_blocks(self) -> Sequence[nn.Module]:
+        """Transformer blocks with a ``norm1`` over tokens, for Grad-CAM; empty where there are none."""
+        return ()
+
+    def pack(self, packed: Callable[[Any], nn.Module]) -> None:
+        """Replace every block by ``packed(block)`` for inference on CPUs, if that is known to work (inference.py)."""
+
+    @property
+    def width(self) -> int:
+        """D of its tokens."""
+        return self.config.width
+
+    @property
+    def image_px(self) -> int:
+        """Side of the pictures it is made for."""
+        return self.config.image_px
+
+    @property
+    def patch_px(self) -> int:
+        """Pixels from one patch to the next."""
+        return self.config.patch_px
+
+    def default_input(self) -> InputSpec:
+        """Size and normalisation of its pictures, where no card says otherwise."""
+        return replace(IMAGENET, size_px=self.image_px)
+
+    def default_clip(self) -> ClipSpec:
+        """Frames per clip and their spacing, where no card says otherwise."""
+        return ClipSpec(n_frames=8, stride=2)
+
+    def fitted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of an encoder of this kind at the sizes of this one; by default as they are."""
+        return tensors
+
+    @classmethod
+    def resized(cls, config: Any, image_px: int | None, n_frames: int | None) -> Any:
+        """A configuration for pictures and clips of another size; None leaves a size as it is."""
+        return config if image_px is None else replace(config, image_px=image_px)
+
+    @classmethod
+    def describe(cls, config: Any) -> dict[str, Any]:
+        """What a card says about an encoder of this kind; `read_config` reads it back."""
+        settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
+        return {"kind": cls.kind, **settings}
+
+    @classmethod
+    def read_config(cls, described: dict[str, Any], source: str) -> Any:
+        """The configuration that a card describes.
+
+        Raises:
+            CheckpointError: a setting is unknown or impossible; the message names it and ``source``.
+        """
+        settings = {name: value for name, value in described.items() if name != "kind"}
+        known = [field.name for field in fields(cls.Config)]
+        if unknown := [name for name in settings if name not in known]:
+            raise CheckpointError(
+                f"{source}: the backbone has the unknown setting {', '.join(unknown)}; known are {', '.join(known)}. "
+                "The card may come from a newer version of endofm_lab: update it."
+            )
+        try:
+            return cls.Config(**settings)
+        except TypeError as error:
+            raise CheckpointError(f"{source}: a setting of the backbone has the wrong type ({error}).") from error
