@@ -3,10 +3,10 @@
 polyp.mp4 -> sliding clips -> model -> scores per clip, masks and boxes per frame that the model saw
 """
 
-import hashlib
+import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -15,12 +15,14 @@ from tqdm import tqdm
 
 from endofm_lab import __version__
 from endofm_lab.errors import UserError
-from endofm_lab.files import read_json, sha256_of, write_json
+from endofm_lab.files import fingerprint_of, sha256_of
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.model.precision import automatic_dtype
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.prediction import Part, VideoPrediction, assemble, load_prediction
+from endofm_lab.model.weight_files import state_fingerprint
+from endofm_lab.prediction import Part, VideoPrediction, assemble, joined_parts, load_prediction
+from endofm_lab.run_folder import claim
 from endofm_lab.video.clips import sliding_clips
 from endofm_lab.video.reader import VideoReader, open_video
 from endofm_lab.video.transforms import to_input
@@ -63,7 +65,8 @@ def predict_video(
 
     Raises:
         VideoError: the video cannot be read.
-        UserError: an option out of range, or ``out`` holds something else.
+        UserError: an option out of range, ``out`` holds something else (the message names what differs), or another
+            process works there.
     """
     steps = prediction_steps(path, model, step_s, every_frame, batch_clips, precision, out)
     with tqdm(unit="clip", desc=Path(path).name, disable=not progress) as bar:
@@ -101,8 +104,8 @@ def prediction_steps(
     dtype = automatic_dtype(first.device) if precision == "auto" else torch.float32
     network = for_inference(model, dtype)
     with open_video(path) as reader:
-        request = {
-            "video": _fingerprint(Path(path)),
+        request: dict[str, Any] = {
+            "video": fingerprint_of(path) if Path(path).is_dir() else sha256_of(path),
             "model": model.card.fingerprint,
             "step_s": step_s,
             "every_frame": every_frame,
@@ -110,37 +113,49 @@ def prediction_steps(
             "dtype": str(dtype).removeprefix("torch."),
             "version": __version__,
         }
-        folder = _open_job(Path(out), request) if out is not None else None
-        if folder is not None and (folder / "prediction.json").exists():
-            return load_prediction(folder)
-        clips = _plan(model, reader, step_s, every_frame)
-        parts: list[Part | Path] = []
-        if folder is not None:
-            parts += sorted((folder / "parts").glob("part_*.npz"))
-        last = Part.read(parts[-1]) if parts else None  # type: ignore[arg-type]
-        yield (last.stop_clip if last else 0), len(clips)
-        for part in _run(network, reader, clips, last, batch_clips):
-            parts.append(part.save(folder / "parts") if folder else part)
-            yield part.stop_clip, len(clips)
-        heads = model.card.heads
-        provenance = {
-            **request,
-            "model_name": model.card.name,
-            "initialisation": model.card.initialisation,
-            "training_data": model.card.data,
-            "decoder": reader.info.decoder,
-            "torch": torch.__version__,
-        }
-        return assemble(
-            parts,
-            times_s=np.array([[start, end] for start, end, _ in clips], dtype=np.float64),
-            frame_times_s=reader.times_s,
-            video=reader.info,
-            classes={name: list(head.classes) for name, head in heads.items()},
-            box_head=next((name for name, head in heads.items() if head.answer == "boxes"), None),
-            provenance=provenance,
-            folder=folder,
-        )
+        if out is None:
+            return (yield from _predict(model, network, reader, request, None))
+        request["weights"] = state_fingerprint(model)
+        with claim(out, request, "a prediction") as folder:
+            if (folder / "prediction.json").exists():
+                shutil.rmtree(folder / "parts", ignore_errors=True)  # left if the last call was killed at its very end
+                return load_prediction(folder)
+            return (yield from _predict(model, network, reader, request, folder))
+
+
+def _predict(
+    model: VideoModel, network: VideoModel, reader: VideoReader, request: dict[str, Any], folder: Path | None
+) -> Generator[tuple[int, int], None, VideoPrediction]:
+    """Run the clips that no part in ``folder`` holds yet, and join the parts."""
+    clips = _plan(model, reader, request["step_s"], request["every_frame"])
+    parts: list[Part | Path] = []
+    if folder is not None:
+        (folder / "parts").mkdir(exist_ok=True)
+        parts += joined_parts(folder / "parts")
+    last = Part.read(parts[-1]) if parts else None  # type: ignore[arg-type]
+    yield (last.stop_clip if last else 0), len(clips)
+    for part in _run(network, reader, clips, last, request["batch_clips"]):
+        parts.append(part.save(folder / "parts") if folder else part)
+        yield part.stop_clip, len(clips)
+    heads = model.card.heads
+    provenance = {
+        **request,
+        "model_name": model.card.name,
+        "initialisation": model.card.initialisation,
+        "training_data": model.card.data,
+        "decoder": reader.info.decoder,
+        "torch": torch.__version__,
+    }
+    return assemble(
+        parts,
+        times_s=np.array([[start, end] for start, end, _ in clips], dtype=np.float64),
+        frame_times_s=reader.times_s,
+        video=reader.info,
+        classes={name: list(head.classes) for name, head in heads.items()},
+        box_head=next((name for name, head in heads.items() if head.answer == "boxes"), None),
+        provenance=provenance,
+        folder=folder,
+    )
 
 
 def _plan(model: VideoModel, reader: VideoReader, step_s: float | None, every_frame: bool) -> list[PlannedClip]:
@@ -264,28 +279,3 @@ def _part(
         carry_frames=np.array(waiting, dtype=np.int64),
         carry_counts=np.array([dense.counts[frame] for frame in waiting], dtype=np.int64),
     )
-
-
-def _fingerprint(path: Path) -> str:
-    """The SHA-256 of a video file, or of the names, sizes and times of a folder's files."""
-    if not path.is_dir():
-        return sha256_of(path)
-    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in path.iterdir())
-    return hashlib.sha256(repr(files).encode()).hexdigest()
-
-
-def _open_job(out: Path, request: dict) -> Path:
-    """The folder for this prediction; it may hold an unfinished or finished one of the same request."""
-    job = out / "job.json"
-    if job.exists():
-        before = read_json(job)
-        changed = [name for name, value in request.items() if before.get(name) != value]
-        if changed:
-            raise UserError(
-                f"{out} holds a prediction with another {', '.join(changed)}: choose another folder or delete this one."
-            )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} holds something else than a prediction: choose a new or an empty folder.")
-    (out / "parts").mkdir(parents=True, exist_ok=True)
-    write_json(job, request)
-    return out

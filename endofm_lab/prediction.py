@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -227,6 +228,26 @@ class Part:
         return cls(start, stop, grouped["scores"], carry=grouped["carry"], **plain)
 
 
+def joined_parts(folder: Path) -> list[Path]:
+    """The parts from the first clip on that follow each other and can be read; the others are removed."""
+    joined: list[Path] = []
+    clip = 0
+    found = sorted(folder.glob("part_*.npz"))
+    for path in found:
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                start, stop = stored["span"].tolist()
+        except (OSError, ValueError, KeyError, BadZipFile):
+            break
+        if start != clip:
+            break
+        joined.append(path)
+        clip = stop
+    for path in found[len(joined) :]:
+        path.unlink()
+    return joined
+
+
 def assemble(
     parts: Iterable[Part | Path],
     times_s: np.ndarray,
@@ -240,17 +261,26 @@ def assemble(
     """Join the parts of a finished run; with a folder, save the result there and remove the parts.
 
     ``classes`` holds every head's names, ``box_head`` the one that gave the boxes, ``frame_times_s`` all frames' times.
+
+    Raises:
+        UserError: a part is missing.
     """
     scores: dict[str, list[np.ndarray]] = {}
     frames, masks, boxes = [], [], []
+    clip = 0
     for part in parts:
         part = Part.read(part) if isinstance(part, Path) else part
+        if part.start_clip != clip:
+            raise UserError(f"The part with clip {clip} is missing: predict again, it computes the missing clips.")
+        clip = part.stop_clip
         for head, values in part.scores.items():
             scores.setdefault(head, []).append(values)
         frames.append(part.frames)
         if part.masks.size:
             masks.append(part.masks)
         boxes.append(part.boxes)
+    if clip != len(times_s):
+        raise UserError(f"{clip} of {len(times_s)} clips were predicted: predict again, it computes the missing ones.")
     index = np.concatenate(frames)
     found = np.concatenate(boxes)
     names = classes[box_head] if box_head else []

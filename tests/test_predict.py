@@ -1,10 +1,14 @@
+import copy
+import os
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from endofm_lab.errors import UserError, VideoError
@@ -131,6 +135,73 @@ def test_a_stopped_prediction_goes_on_and_equals_an_uninterrupted_one(video, mod
     pd.testing.assert_frame_equal(resumed.boxes_xyxy, whole.boxes_xyxy)
 
 
+def stopped(video, model, out, parts=3):
+    steps = prediction_steps(video, model, step_s=0.2, batch_clips=2, out=out)
+    for _ in range(parts + 1):
+        next(steps)
+    steps.close()
+
+
+@pytest.mark.parametrize("damage", ["removed", "cut off"])
+def test_a_part_that_was_removed_or_damaged_is_computed_again(video, model, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr("endofm_lab.predict.PART_BATCHES", 2)
+    whole = predict_video(video, model, step_s=0.2, batch_clips=2, progress=False)
+    stopped(video, model, tmp_path)
+    second = sorted((tmp_path / "parts").iterdir())[1]
+    if damage == "removed":
+        second.unlink()
+    else:
+        second.write_bytes(second.read_bytes()[:100])
+    resumed = predict_video(video, model, step_s=0.2, batch_clips=2, out=tmp_path, progress=False)
+    np.testing.assert_array_equal(resumed.masks, whole.masks)
+    pd.testing.assert_frame_equal(resumed.table(), whole.table())
+
+
+@pytest.mark.parametrize("moment", ["job.json", "part_00000004.npz", "clips.parquet", "masks", "prediction.json"])
+def test_a_prediction_killed_before_or_after_a_file_gets_its_name_goes_on(video, model, tmp_path, monkeypatch, moment):
+    monkeypatch.setattr("endofm_lab.predict.PART_BATCHES", 2)
+    whole = predict_video(video, model, step_s=0.2, batch_clips=2, progress=False)
+    replace_file = Path.replace
+    for when in ("before", "after"):
+
+        def killed(path, target, when=when):
+            if when == "after" or Path(target).name != moment:
+                replace_file(path, target)
+            if Path(target).name == moment:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as fault, pytest.raises(KeyboardInterrupt):
+            fault.setattr(Path, "replace", killed)
+            predict_video(video, model, step_s=0.2, batch_clips=2, out=tmp_path / when, progress=False)
+        resumed = predict_video(video, model, step_s=0.2, batch_clips=2, out=tmp_path / when, progress=False)
+        np.testing.assert_array_equal(resumed.masks, whole.masks)
+        pd.testing.assert_frame_equal(resumed.boxes_xyxy, whole.boxes_xyxy)
+        assert not (tmp_path / when / "parts").exists()
+
+
+def test_two_predictions_in_one_folder_and_models_or_frames_that_changed_are_refused(video, model, tmp_path):
+    steps = prediction_steps(video, model, out=tmp_path / "p")
+    next(steps)
+    with pytest.raises(UserError, match="is being worked on by process"):
+        predict_video(video, model, out=tmp_path / "p", progress=False)
+    steps.close()
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.heads["kind"].linear.bias[0] += 1e-3
+    with pytest.raises(UserError, match="other settings: different weights"):
+        predict_video(video, changed, out=tmp_path / "p", progress=False)
+    (tmp_path / "frames").mkdir()
+    for number in range(6):
+        Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "frames" / f"{number}.bmp")
+    predict_video(tmp_path / "frames", model, out=tmp_path / "q", progress=False)
+    frame = tmp_path / "frames" / "3.bmp"
+    times = frame.stat()
+    Image.fromarray(np.full((40, 50, 3), 91, np.uint8)).save(frame)
+    os.utime(frame, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(UserError, match="other settings: different video"):
+        predict_video(tmp_path / "frames", model, out=tmp_path / "q", progress=False)
+
+
 def test_a_saved_prediction_reads_back_the_same(video, model, tmp_path):
     kept = predict_video(video, model, out=tmp_path / "p", progress=False)
     back = load_prediction(tmp_path / "p")
@@ -157,8 +228,6 @@ def test_a_folder_with_another_prediction_or_anything_else_is_refused(video, mod
 
 
 def test_a_single_image_is_a_video_of_one_clip(model, tmp_path):
-    from PIL import Image
-
     Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "still.png")
     prediction = predict_video(tmp_path / "still.png", model, progress=False)
     assert prediction.frames.tolist() == [0]

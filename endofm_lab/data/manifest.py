@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from endofm_lab.errors import ManifestError
-from endofm_lab.files import atomic_path
+from endofm_lab.files import atomic_path, fingerprint_of
 from endofm_lab.video.reader import VideoReader, open_video
 
 REQUIRED = ("video", "start_s", "end_s", "label", "patient", "dataset", "split")
@@ -92,6 +92,12 @@ class Manifest:
         """
         path = self.resolve(row["video"])
         return open_video(path, folder_fps(path, row), check=False)
+
+    def contents(self, *columns: str) -> dict[str, str]:
+        """Cell -> `fingerprint_of` the file or folder that it means; "" where there is none. By default the videos'."""
+        cells = {cell for column in columns or ("video",) if column in self.table for cell in self.table[column]}
+        paths = {cell: self.resolve(cell) for cell in sorted(cells - {""})}
+        return {cell: fingerprint_of(path) if path.exists() else "" for cell, path in paths.items()}
 
     @property
     def _name(self) -> str:

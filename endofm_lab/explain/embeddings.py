@@ -1,15 +1,18 @@
 """Embeddings of a manifest's clips on disk: one vector per row, resumable, and the questions one asks of them.
 
 A store is a folder: ``vectors.npy`` (N, D) float32, memory-mapped; ``rows.parquet``, the manifest's rows in the same
-order; ``store.json``, which comes last and says which model made it.
+order; ``store.json``, which comes last and says which model made it. While it is made, ``vectors.part.npy`` grows by
+the rows that are done and ``done.jsonl`` names them.
 """
 
+import io
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -23,8 +26,12 @@ from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.model.weight_files import state_fingerprint
+from endofm_lab.run_folder import claim
 from endofm_lab.video.clips import clip_indices
 from endofm_lab.video.transforms import to_input
+
+STORE, LOG = "store.json", "done.jsonl"
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ def embed(
 
     Raises:
         ManifestError: the manifest is malformed.
-        UserError: ``out`` holds something else, or embeddings of another manifest or model version.
+        UserError: ``out`` holds something else, or embeddings of another manifest or model, or a video has changed (the
+            message names what differs), or another process works there.
     """
     manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
     model = model if isinstance(model, VideoModel) else load_model(model)
@@ -94,7 +102,7 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
     """`embed` in steps, for callers that draw their own progress: yields how many rows are done."""
     if batch_clips < 1:
         raise UserError(f"batch_clips is {batch_clips}; at least 1 clip must go through the model at a time.")
-    out, N, D = Path(out), len(manifest), model.backbone.width
+    N, D = len(manifest), model.backbone.width
     about = {
         "model_name": model.card.name,
         "model_fingerprint": model.card.fingerprint,
@@ -104,45 +112,125 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
         "width": D,
         "vector": "CLS token" if model.backbone.has_cls else "mean over all patches, as the backbone has no CLS token",
     }
-    _claim(out, about)
-    if (out / "store.json").exists():
-        yield N
-        return
+    request = {
+        "model": model.card.fingerprint,
+        "weights": state_fingerprint(model),
+        "manifest": manifest.fingerprint,
+        "videos": manifest.contents(),
+    }
+    with claim(out, request, "embeddings") as folder:
+        if (folder / STORE).exists():
+            (folder / LOG).unlink(missing_ok=True)  # left if the last call was killed at its very end
+            yield N
+            return
+        done = _Done.found(folder, N, D)
+        if not done.entries:
+            _check_room(folder, N, D)
+        yield from _embed_rows(manifest, model, done, N, D, batch_clips)
+        rows = manifest.table.assign(**{name: [entry[name] for entry in done.entries] for name in ("time_s", "error")})
+        rows["time_s"] = rows["time_s"].astype(float)
+        with atomic_path(folder / "rows.parquet") as temporary:
+            rows.to_parquet(temporary, index=False)
+        done.finish()
+        write_json(folder / STORE, {**about, "root": str(manifest.root.resolve()), "version": __version__})
+        done.log.unlink()
+
+
+def _embed_rows(
+    manifest: Manifest, model: VideoModel, done: "_Done", N: int, D: int, batch_clips: int
+) -> Iterator[int]:
+    """Fill in the rows that are still missing; yields how many are done."""
     model.eval()
-    vectors = np.lib.format.open_memmap(
-        out / "vectors.part.npy", "r+" if (out / "vectors.part.npy").exists() else "w+", np.float32, (N, D)
-    )
-    log = out / "done.jsonl"  # per finished batch: its rows' times and errors; a torn last line does not count
-    told = _finished(log)
     first = next(model.parameters())
     backbone = for_inference(model.backbone, first.dtype)
-    while len(told) < N:
-        batch, clips = [], []
-        for at in range(len(told), min(len(told) + batch_clips, N)):
+    for start in range(len(done.entries), N, batch_clips):
+        rows = range(start, min(start + batch_clips, N))
+        vectors = np.full((len(rows), D), np.nan, np.float32)
+        entries: list[dict[str, Any]] = []
+        clips = []
+        for row in rows:
             try:
-                pixels, time_s = _middle_clip(manifest, manifest.table.iloc[at], model)
-                clips.append((at, pixels))
-                batch.append({"time_s": time_s, "error": ""})
+                pixels, time_s = _middle_clip(manifest, manifest.table.iloc[row], model)
+                clips.append((row - start, pixels))
+                entries.append({"row": row, "time_s": time_s, "error": ""})
             except VideoError as error:
-                vectors[at] = np.nan
-                batch.append({"time_s": None, "error": error.reason})
+                entries.append({"row": row, "time_s": None, "error": error.reason})
         if clips:
             with torch.inference_mode():
                 found = backbone(torch.cat([pixels for _, pixels in clips]).to(first.device)).pooled()
             vectors[[at for at, _ in clips]] = found.float().cpu().numpy()
-        vectors.flush()
-        with log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(batch) + "\n")
-        told += batch
-        yield len(told)
-    del vectors
-    rows = manifest.table.assign(time_s=[t["time_s"] for t in told], error=[t["error"] for t in told])
-    rows["time_s"] = rows["time_s"].astype(float)
-    with atomic_path(out / "rows.parquet") as temporary:
-        rows.to_parquet(temporary, index=False)
-    (out / "vectors.part.npy").replace(out / "vectors.npy")
-    write_json(out / "store.json", {**about, "root": str(manifest.root.resolve()), "version": __version__})
-    log.unlink()
+        done.add(vectors, entries)
+        yield len(done.entries)
+
+
+@dataclass
+class _Done:
+    """The rows of a store under way: their vectors in a file that grows, and what is noted about them in a log.
+
+    Vectors are on disk before the log names their rows, so that a row which the log names has its vector.
+    """
+
+    folder: Path
+    shape: tuple[int, int]
+    entries: list[dict[str, Any]]
+
+    @property
+    def vectors(self) -> Path:
+        return self.folder / "vectors.part.npy"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / LOG
+
+    @classmethod
+    def found(cls, folder: Path, N: int, D: int) -> "_Done":
+        """What an earlier call finished: rows that the log names and that have their vectors; the rest is cut off."""
+        done = cls(folder, (N, D), [])
+        lines = done.log.read_text(encoding="utf-8").splitlines(keepends=True) if done.log.exists() else []
+        entries = [entry for line in lines if line.endswith("\n") for entry in json.loads(line)]
+        n = next((at for at, entry in enumerate(entries) if entry["row"] != at), len(entries))
+        if n == N and (folder / "vectors.npy").exists() and not done.vectors.exists():  # killed at the very end
+            done.entries = entries
+            return done
+        size = done.vectors.stat().st_size if done.vectors.exists() else 0
+        n = min(n, max(0, size - len(done._header())) // (4 * D))
+        with done._opened() as file:
+            file.write(done._header())
+            file.truncate(len(done._header()) + n * 4 * D)
+        done.entries = entries[:n]
+        done.log.write_text("".join(json.dumps([entry]) + "\n" for entry in done.entries), encoding="utf-8")
+        return done
+
+    def add(self, vectors: np.ndarray, entries: list[dict[str, Any]]) -> None:
+        """Keep the next rows."""
+        with self._opened() as file:
+            file.seek(len(self._header()) + len(self.entries) * 4 * self.shape[1])
+            file.write(vectors.astype("<f4").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        with self.log.open("a", encoding="utf-8") as log:
+            log.write(json.dumps(entries) + "\n")
+        self.entries += entries
+
+    def finish(self) -> None:
+        """Give the whole file of vectors its name."""
+        if self.vectors.exists():
+            self.vectors.replace(self.folder / "vectors.npy")
+
+    def _opened(self) -> BinaryIO:
+        return self.vectors.open("r+b" if self.vectors.exists() else "w+b")
+
+    def _header(self) -> bytes:
+        """The beginning of a ``.npy`` file of all vectors."""
+        header = io.BytesIO()
+        described = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(header, described)
+        return header.getvalue()
+
+
+def _check_room(folder: Path, N: int, D: int) -> None:
+    if shutil.disk_usage(folder).free < N * D * 4 * 1.1:
+        raise UserError(f"{folder} has no room for {N} vectors of {D} numbers; choose another disk.")
 
 
 def load_store(path: str | Path) -> EmbeddingStore:
@@ -152,9 +240,9 @@ def load_store(path: str | Path) -> EmbeddingStore:
         UserError: there is none.
     """
     path = Path(path)
-    if not (path / "store.json").exists():
+    if not (path / STORE).exists():
         raise UserError(f"{path} holds no finished embeddings: run `endofm-lab embed MANIFEST --out {path}` (again).")
-    about = read_json(path / "store.json")
+    about = read_json(path / STORE)
     vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
     rows = pd.read_parquet(path / "rows.parquet")
     if vectors.shape != (len(rows), about["width"]):
@@ -176,37 +264,3 @@ def _middle_clip(manifest: Manifest, row: pd.Series, model: VideoModel) -> tuple
         start_s = min(row["start_s"] + max(spare, 0.0) / 2, float(reader.times_s[-1]))
         index = clip_indices(model.card.clip, reader.info, start_s, reader.times_s)
         return to_input(reader.read(index), model.card.input), float(reader.times_s[index[0]])
-
-
-def _finished(log: Path) -> list[dict[str, Any]]:
-    told: list[dict[str, Any]] = []
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        log.write_text("".join(whole), encoding="utf-8")
-    for line in whole:
-        told += json.loads(line)
-    return told
-
-
-def _claim(out: Path, about: dict[str, Any]) -> None:
-    """Make ``out`` ours: new, empty, or of the same manifest and model."""
-    mark = out / "job.json"
-    if mark.exists():
-        before = read_json(mark)
-        names = {"model_fingerprint": "model version", "manifest_fingerprint": "manifest"}
-        changed = [word for name, word in names.items() if before[name] != about[name]]
-        if changed:
-            raise UserError(
-                f"{out} holds embeddings of another {' and '.join(changed)} (made by {before['model_name']}, "
-                f"{before['model_fingerprint'][:12]}): choose another folder or delete this one."
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} holds something else than embeddings: choose a new or an empty folder.")
-    out.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(out).free < about["rows"] * about["width"] * 4 * 1.1:
-        raise UserError(
-            f"{out} has no room for {about['rows']} vectors of {about['width']} numbers; choose another disk."
-        )
-    write_json(mark, about)

@@ -292,10 +292,13 @@ def _of_parts(about: dict[str, Any], parts: Sequence[Path]) -> Study:
                 f"{path.parent}: the part with frame {n_frames} is missing, {path.name} comes next. Run the same study "
                 "again; it scores the missing frames."
             )
-        with np.load(path, allow_pickle=False) as part:
-            for name in part.files:
-                collected.setdefault(name, []).append(part[name])
-            n_frames += len(part["state"])
+        try:
+            with np.load(path, allow_pickle=False) as part:
+                for name in part.files:
+                    collected.setdefault(name, []).append(part[name])
+                n_frames += len(part["state"])
+        except (ValueError, KeyError, BadZipFile) as error:
+            raise UserError(f"{path} is damaged ({error}): delete it and run the same study again.") from error
     joined = {name: np.concatenate(values) for name, values in collected.items() if not name.startswith("kept")}
     state, stands_for, times_s, lost = (joined[name] for name in ("state", "stands_for", "times_s", "unreadable"))
     scores = {name: joined[f"scores/{name}"] for name in about["classes"]}

@@ -1,8 +1,10 @@
 """The embedding store: what is in it, stopping and going on, and what it refuses."""
 
 import json
+import os
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -83,12 +85,67 @@ def test_a_stopped_run_goes_on_where_it_was(manifest, model, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("moment", ["job.json", "rows.parquet", "vectors.npy", "store.json"])
+def test_a_store_killed_before_or_after_a_file_gets_its_name_goes_on_to_the_same_vectors(
+    manifest, model, tmp_path, monkeypatch, moment
+):
+    """A full disk or a kill between the move of the vectors and store.json once gave vectors of zeros."""
+    whole = embed(manifest, model, tmp_path / "whole", batch_clips=2, progress=False)
+    replace_file = Path.replace
+    for when in ("before", "after"):
+
+        def killed(path, target, when=when):
+            if when == "after" or Path(target).name != moment:
+                replace_file(path, target)
+            if Path(target).name == moment:
+                raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as fault, pytest.raises(OSError, match="No space"):
+            fault.setattr(Path, "replace", killed)
+            embed(manifest, model, tmp_path / when, batch_clips=2, progress=False)
+        store = embed(manifest, model, tmp_path / when, batch_clips=2, progress=False)
+        np.testing.assert_array_equal(store.vectors, whole.vectors)
+        pd.testing.assert_frame_equal(store.rows, whole.rows)
+        names = sorted(path.name for path in (tmp_path / when).iterdir())
+        assert names == ["job.json", "rows.parquet", "store.json", "vectors.npy"]
+
+
+@pytest.mark.parametrize("left", ["nothing", "a row and a half"])
+def test_rows_that_the_log_names_but_that_have_no_vector_are_embedded_again(manifest, model, tmp_path, left):
+    whole = embed(manifest, model, tmp_path / "whole", batch_clips=2, progress=False)
+    steps = embedding_steps(manifest, model, tmp_path / "store", batch_clips=2)
+    assert [next(steps), next(steps)] == [2, 4]
+    steps.close()
+    vectors = tmp_path / "store" / "vectors.part.npy"
+    if left == "nothing":
+        vectors.unlink()
+    else:
+        vectors.write_bytes(vectors.read_bytes()[: 128 + 6 * 32])
+    store = embed(manifest, model, tmp_path / "store", batch_clips=2, progress=False)
+    np.testing.assert_array_equal(store.vectors, whole.vectors)
+
+
+def test_two_at_once_are_refused_and_a_changed_video_is_named(manifest, model, tmp_path):
+    steps = embedding_steps(manifest, model, tmp_path / "store", batch_clips=2)
+    next(steps)
+    with pytest.raises(UserError, match="is being worked on by process"):
+        embed(manifest, model, tmp_path / "store", progress=False)
+    steps.close()
+    video = tmp_path / "1.mp4"
+    data, times = bytearray(video.read_bytes()), video.stat()
+    data[-1] ^= 1
+    video.write_bytes(data)
+    os.utime(video, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(UserError, match=r"other settings: different videos\.1\.mp4\."):
+        embed(manifest, model, tmp_path / "store", progress=False)
+
+
 def test_a_store_of_another_model_version_is_refused(manifest, model, tmp_path):
     store = embed(manifest, model, tmp_path / "store", progress=False)
     newer = VideoModel(model.backbone, model.heads, replace(model.card, weights_sha256="1" * 64))
     with pytest.raises(UserError, match=r"made by small .* not by small"):
         store.must_be_of(newer)
-    with pytest.raises(UserError, match="another model version"):
+    with pytest.raises(UserError, match="other settings: different model"):
         embed(manifest, newer, tmp_path / "store", progress=False)
 
 
