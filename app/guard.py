@@ -22,6 +22,15 @@ SESSION_S = 12 * 3600
 OPEN_PATHS = ("/_stcore/health",)  # says only that the app runs
 _LONGEST_FORM = 4096  # bytes
 
+# A second line behind `texts.plain`: browsers fetch nothing from elsewhere for a page of the app, show it in no frame
+# of another site, and tell no other site where a visitor came from.
+_POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
+_HEADERS = [
+    (b"content-security-policy", (_POLICY + "form-action 'self'; frame-ancestors 'self'").encode()),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+]
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -66,7 +75,7 @@ class Guard:
         if refusal := self._refusal(scope):
             return await _answer(scope, send, *refusal)
         if self._password is None or scope["path"] in OPEN_PATHS or self._is_signed_in(scope):
-            return await self.app(scope, receive, send)
+            return await self.app(scope, receive, _with_policy(send))
         if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] == "/login":
             return await self._sign_in(scope, receive, send)
         return await _answer(scope, send, 401, _page())
@@ -113,6 +122,17 @@ def _header(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key.lower() == name]
 
 
+def _with_policy(send: Send) -> Send:
+    """The same, with the headers that bind a browser to this app."""
+
+    async def send_bound(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", []), *_HEADERS]}
+        await send(message)
+
+    return send_bound
+
+
 async def _body(receive: Receive) -> bytes:
     """The first bytes of a request's body; a longer one is no form of this page."""
     body = b""
@@ -136,7 +156,7 @@ async def _answer(
         (b"content-type", b"text/html; charset=utf-8" if text.startswith("<") else b"text/plain; charset=utf-8"),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
-        (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'; form-action 'self'"),
+        *_HEADERS,
         *headers,
     ]
     await send({"type": f"{kind}.response.start", "status": status, "headers": about})

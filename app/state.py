@@ -318,8 +318,3 @@ def clicked(point: dict) -> list[int | float]:
     if isinstance(data, dict):
         data = [data[key] for key in sorted(data, key=int)]
     return data if isinstance(data, list) else [data]
-
-
-def plain(text: str) -> str:
-    """Text from a file as Markdown that shows it as it is."""
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$<>:])", r"\\\1", text)

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 import state
 import streamlit as st
+from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.figures.study import clock
@@ -39,12 +40,12 @@ def show_study() -> None:
     found, stretches, smoothing = state.study_tables(folder, stamp, width)
     timeline, best = state.study_best(folder, stamp)
     st.plotly_chart(timeline, width="stretch", key="study timeline", config=STILL)
-    st.caption(state.plain(calibration(study)))
+    st.caption(plain(calibration(study)))
     show_review(folder, stamp, width, found)
     show_best(folder, stamp, best)
     st.subheader("Segments")
     for head, table in stretches.items():
-        st.caption(state.plain(head))
+        st.caption(plain(head))
         st.dataframe(readable(table), hide_index=True, key=f"segments {head}", column_config={"mean score": SCORE})
     st.subheader("What smoothing changes")
     share = {"share of frames changed": st.column_config.NumberColumn(format="percent")}
@@ -62,7 +63,7 @@ def show_summary(study: Study) -> None:
         )
     if study.provenance["training_data"].get("generated"):
         st.warning("This model was trained on generated video only: on a real one its scores mean nothing yet.")
-    st.markdown(state.plain(summary(study)))
+    st.markdown(plain(summary(study)))
     if len(study.unreadable):
         with st.expander(f"{len(study.unreadable):,} frames could not be read", icon=":material/broken_image:"):
             st.dataframe(readable(study.unreadable), hide_index=True, key="unreadable")
@@ -74,7 +75,7 @@ def show_review(folder: str, stamp: str, width: int, found: pd.DataFrame) -> Non
     try:
         table = with_decisions(found, read_review(folder))
     except lab.UserError as error:
-        st.error(state.plain(str(error)))
+        st.error(plain(error))
         return
     if table.empty:
         st.info("No finding scores at least 0.5.")
@@ -115,7 +116,7 @@ def show_review(folder: str, stamp: str, width: int, found: pd.DataFrame) -> Non
         )
     if chosen["decided_at"]:
         said = SAID[chosen["decision"]].capitalize()
-        st.caption(f"{said} since {state.plain(chosen['decided_at'][:16]).replace('T', ' ')} UTC.")
+        st.caption(f"{said} since {plain(chosen['decided_at'][:16]).replace('T', ' ')} UTC.")
     show_frames(folder, stamp, [(int(chosen["frame"]), float(chosen["score"]))], "found")
 
 
@@ -138,7 +139,7 @@ def keep(folder: str, chosen: dict[str, Any], decision: str, field: str, followi
         decide(folder, chosen, decision, st.session_state[field])
         st.session_state["finding"] = following
     except lab.UserError as error:
-        st.error(state.plain(str(error)))
+        st.error(plain(error))
 
 
 def show_frames(folder: str, stamp: str, frames: list[tuple[int, float]], key: str) -> None:
@@ -146,7 +147,7 @@ def show_frames(folder: str, stamp: str, frames: list[tuple[int, float]], key: s
     try:
         figure = state.study_frames(folder, stamp, tuple(frames))
     except lab.VideoError as error:
-        st.warning(f"The frames cannot be shown: {state.plain(str(error))}")
+        st.warning(f"The frames cannot be shown: {plain(error)}")
         return
     st.plotly_chart(figure, width="content", theme=None, key=key, config=STILL)
 
@@ -168,7 +169,7 @@ def show_files(folder: str, study: Study) -> None:
     """The report as it was written, and where the numbers come from."""
     with st.expander("Model and provenance"):
         about = study.provenance
-        st.markdown(f"**{state.plain(about['model_name'])}** · {state.plain(about['initialisation']['words'])}")
+        st.markdown(f"**{plain(about['model_name'])}** · {plain(about['initialisation']['words'])}")
         st.json({k: v for k, v in about.items() if k != "initialisation"}, expanded=False)
         report = Path(folder) / "report.html"
         if report.is_file():

@@ -5,6 +5,7 @@ import session
 import state
 import streamlit as st
 from choose import choose_model, choose_video
+from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.explain.attention import AttentionMaps, By, Head
@@ -168,7 +169,7 @@ try:
     T, h, w = maps.grid
     what = "**Generated** video: it shows no patient. " if generated else ""
     st.caption(
-        f"{what}{network.card.name} · {T} frames from {seen.times_s[0]:.2f} s to {seen.times_s[-1]:.2f} s · "
+        f"{what}{plain(network.card.name)} · {T} frames from {seen.times_s[0]:.2f} s to {seen.times_s[-1]:.2f} s · "
         f"{h} x {w} patches · {maps.blocks} blocks of {maps.heads} heads"
     )
     view = st.segmented_control("View", VIEWS, default="Space", key="view", label_visibility="collapsed") or "Space"
@@ -185,4 +186,4 @@ try:
     else:
         show_two(path, network.card.name, start_s, maps, seen)
 except lab.UserError as error:
-    st.error(str(error))
+    st.error(plain(error))

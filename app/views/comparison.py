@@ -6,6 +6,7 @@ import pandas as pd
 import session
 import state
 import streamlit as st
+from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.figures.comparison import classes, intervals, reliability_of
@@ -27,11 +28,11 @@ def choose_runs(root: Path) -> tuple[list[Run], list[Path]]:
         except lab.UserError as error:
             problems.append(str(error))
     for problem in problems:
-        st.warning(f"Left out: {problem}")
+        st.warning(f"Left out: {plain(problem)}")
     if not found:
         return [], []
     tasks = sorted({run.task for run in found.values()})
-    task = st.segmented_control("Task", tasks, default=tasks[0]) or tasks[0]
+    task = st.segmented_control("Task", tasks, default=tasks[0], format_func=plain) or tasks[0]
     own = [folder for folder, run in found.items() if run.task == task]
     chosen = st.multiselect(
         "Runs",
@@ -48,14 +49,14 @@ def show_comparison(comparison: Comparison) -> None:
     if not comparison.ranked:
         st.warning(
             "**These runs are not ranked**, and no test is given, because they were not measured alike:\n\n"
-            + "\n".join(f"- {state.plain(reason)}" for reason in comparison.reasons)
+            + "\n".join(f"- {plain(reason)}" for reason in comparison.reasons)
         )
     head, rows = comparison.cells()
     narrow = {"initialisation": st.column_config.TextColumn(width="medium")}
     st.dataframe(pd.DataFrame(rows, columns=head), hide_index=True, width="stretch", column_config=narrow)
     st.plotly_chart(intervals(comparison), width="stretch", key="intervals", config=STILL)
     notes = [note for note in comparison.notes() if not note.startswith("Not ranked: ")]
-    st.markdown("\n".join(f"- {state.plain(note)}" for note in notes))
+    st.markdown("\n".join(f"- {plain(note)}" for note in notes))
     for column, (text, ending, kind) in zip(
         st.columns(3),
         [
@@ -121,4 +122,4 @@ try:
     st.subheader("Beside the published results")
     st.markdown(paper_table(found))
 except lab.UserError as error:
-    st.error(str(error))
+    st.error(plain(error))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import state
 import streamlit as st
+from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.data.audit.checks import Example, Finding
@@ -92,9 +93,9 @@ def show_classes(key: Key) -> None:
     ):
         column.metric(" or ".join(names), f"{sum(rows.get(one, 0) for one in names) / total:.1%}", help=help_)
     if report.empty:
-        st.warning(f"Classes that no row names exactly: {', '.join(report.empty)}.")
+        st.warning(f"Classes that no row names exactly: {plain(', '.join(report.empty))}.")
     if report.unverified:
-        st.warning(f"Label names not checked against an official list: {', '.join(report.unverified)}.")
+        st.warning(f"Label names not checked against an official list: {plain(', '.join(report.unverified))}.")
     if len(report.conflicts):
         st.warning(f"{report.conflicts['item'].nunique():,} pictures are listed with contradicting labels.")
         st.dataframe(report.conflicts, hide_index=True)
@@ -127,13 +128,13 @@ def show_audit(key: Key, choice: tuple, generated: bool) -> None:
     pictures = st.toggle("Open the pictures", help="Looks for near-duplicates; minutes for tens of thousands")
     found, page = state.audited(*key, choice, pictures)
     box = st.error if found.leaks else st.warning if found.unchecked or len(found.parts) < 2 else st.success
-    box(found.verdict)
+    box(plain(found.verdict))
     if generated:
         st.caption("**Generated** pictures: they show no patient.")
     for number, finding in enumerate(found.findings):
         show_finding(finding, number)
     for sentence in found.unchecked:
-        st.markdown(f":gray-badge[not checked] {sentence}")
+        st.markdown(f":gray-badge[not checked] {plain(sentence)}")
     left, right = st.columns(2)
     findings = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
     left.download_button("Report as a page", page, "audit.html", "text/html", width="stretch")
@@ -143,7 +144,7 @@ def show_audit(key: Key, choice: tuple, generated: bool) -> None:
 def show_finding(finding: Finding, number: int) -> None:
     """One finding and its first pairs."""
     colour = {"leak": "red", "warning": "orange", "note": "gray"}[finding.severity]
-    st.markdown(f":{colour}-badge[{finding.severity}] **{finding.check}** — {finding.message}")
+    st.markdown(f":{colour}-badge[{finding.severity}] **{plain(finding.check)}** — {plain(finding.message)}")
     if not finding.examples:
         return
     count = min(PAIRS_SHOWN, len(finding.examples))
@@ -166,8 +167,8 @@ def show_pair(place, example: Example) -> None:
         else:
             side.image(seen, width="stretch")
         moment = f" at {start_s:.2f} s" if start_s else ""
-        side.caption(f"{part or 'no split'} · {label or 'no label'} · {Path(path).name}{moment}")
-    place.caption(example.why)
+        side.caption(plain(f"{part or 'no split'} · {label or 'no label'} · {Path(path).name}{moment}"))
+    place.caption(plain(example.why))
 
 
 def show_recipes() -> None:
@@ -202,7 +203,7 @@ try:
     patients, sets = set(data.table["patient"]) - {""}, sorted(set(data.table["dataset"]))
     st.caption(
         f"{'**Generated** data · ' if generated else ''}{len(data):,} rows · {len(data.classes)} classes · "
-        f"{len(patients):,} patients · {', '.join(sets)}"
+        f"{len(patients):,} patients · {plain(', '.join(sets))}"
     )
     if view == "Manifest":
         show_manifest(data, generated)
@@ -213,4 +214,4 @@ try:
     else:
         show_audit(key, choice, generated)
 except lab.UserError as error:
-    st.error(str(error))
+    st.error(plain(error))

@@ -7,6 +7,7 @@ import pandas as pd
 import session
 import state
 import streamlit as st
+from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.explain.atlas import Neighbours, linear_cka, outlier_scores, procrustes, shortcut_test
@@ -64,7 +65,7 @@ try:
     color = st.sidebar.selectbox("Colour", columns, index=columns.index("label"))
     left_out = f" · {int((~usable).sum())} could not be read" if not usable.all() else ""
     generated = " · the model was trained on generated video only" if store.about["generated"] else ""
-    st.caption(f"{len(rows)} clips · {store.about['model_name']}{generated}{left_out}")
+    st.caption(f"{len(rows)} clips · {plain(store.about['model_name'])}{generated}{left_out}")
     figure = scatter(state.projection(folder, stamp, method), rows, color)
     mouse = st.segmented_control("Mouse", list(MOUSE), default=CLICK, key="mouse", label_visibility="collapsed")
     mode, words = MOUSE[mouse or CLICK]
@@ -113,4 +114,4 @@ try:
             left.metric("Linear CKA (1 = alike)", f"{linear_cka(*pair):.3f}")
             right.metric("Procrustes distance (0 = alike)", f"{procrustes(*pair):.3f}")
 except lab.UserError as error:
-    st.error(str(error))
+    st.error(plain(error))

@@ -7,6 +7,7 @@ import state
 import streamlit as st
 from choose import choose_model, choose_video
 from study import show_study
+from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.figures.comparison import ribbons
@@ -124,11 +125,11 @@ def show_provenance(prediction: VideoPrediction) -> None:
     """Where video, model and numbers come from."""
     about = prediction.provenance
     with st.expander("Model and provenance"):
-        st.markdown(f"**{about['model_name']}** · Initialisation: {about['initialisation']['words']}")
+        st.markdown(f"**{plain(about['model_name'])}** · Initialisation: {plain(about['initialisation']['words'])}")
         video = prediction.video
         st.markdown(
             f"Video: {video.width_px} x {video.height_px} px, {video.n_frames} frames, "
-            f"{float(video.fps):.3f} per second, {video.codec}, read with {video.decoder}."
+            f"{float(video.fps):.3f} per second, {plain(video.codec)}, read with {plain(video.decoder)}."
         )
         st.json({k: v for k, v in about.items() if k != "initialisation"}, expanded=False)
         st.download_button(
@@ -147,7 +148,7 @@ if view == "Study":
     try:
         show_study()
     except lab.UserError as error:
-        st.error(state.plain(str(error)))
+        st.error(plain(error))
     st.stop()
 path, generated = choose_video()
 model_name = choose_model()
@@ -197,4 +198,4 @@ try:
         st.caption("Masks and boxes of every frame that the model saw. Click a marker to move the viewer to it.")
     show_provenance(prediction)
 except lab.UserError as error:
-    st.error(str(error))
+    st.error(plain(error))

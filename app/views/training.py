@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import streamlit as st
+from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.data.phantom_set import write_phantom
@@ -88,7 +89,7 @@ def show_state(run: Path, running: bool, described: dict, n_records: int) -> Non
     done, steps = n_records, int(described["steps"])
     words = "running" if running else "finished" if done >= steps else "stopped"
     text, button = st.columns([5, 1], vertical_alignment="center")
-    text.progress(min(done / steps, 1.0), text=f"**{run.name}** · {words} · {done} of {steps} steps")
+    text.progress(min(done / steps, 1.0), text=f"**{plain(run.name)}** · {words} · {done} of {steps} steps")
     if running and button.button("Stop", icon=":material/stop:", help="Saves a checkpoint, then ends"):
         stop_run(run)
         st.toast("The run saves a checkpoint and ends.")
@@ -105,25 +106,26 @@ def show_run(run: Path) -> None:
             st.info("The run is starting: it reads the manifest and builds the network.")
         else:
             st.error(
-                f"{run} holds no run."
+                f"{plain(run)} holds no run."
                 if not printed(run)
-                else f"The run ended before its first step: {printed(run, 3)}"
+                else f"The run ended before its first step: {plain(printed(run, 3))}"
             )
         return
     described, records = read_json(run / "config.json"), read_log(run / LOG)
     show_state(run, running, described, len(records))
     st.caption(
-        f"{described['n_clips']} clips of {described['n_files']} videos · {described['initialisation']['words']}"
+        f"{plain(described['n_clips'])} clips of {plain(described['n_files'])} videos · "
+        f"{plain(described['initialisation']['words'])}"
     )
     if not records:
         st.info("No step is done yet. With a probe, the untrained network is measured first.")
         return
     if not running and len(records) < described["steps"]:
-        st.caption(f"It last said: {printed(run, 2)}" if printed(run) else "")
+        st.caption(f"It last said: {plain(printed(run, 2))}" if printed(run) else "")
     health = verdict(records, signs_of(described))
-    VERDICT.get(health.state, st.warning)(str(health))
+    VERDICT.get(health.state, st.warning)(plain(health))
     if left_out := records[-1].get("left_out"):
-        st.warning(f"{left_out} videos cannot be read and are left out; the run's report names them.")
+        st.warning(f"{plain(left_out)} videos cannot be read and are left out; the run's report names them.")
     reference = reference_for(described["config"]) if st.session_state.get("reference", True) else []
     figures = curves(described, records, reference)
     for place, (title, figure) in enumerate(figures.items()):
@@ -150,4 +152,4 @@ try:
         st.sidebar.toggle("Reference run behind the curves", True, key="reference")
         st.fragment(show_run, run_every=3.0 if is_running(run) else None)(run)
 except lab.UserError as error:
-    st.error(str(error))
+    st.error(plain(error))

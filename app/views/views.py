@@ -8,6 +8,7 @@ import pandas as pd
 import state
 import streamlit as st
 from choose import choose_video
+from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.figures.style import STILL
@@ -129,4 +130,4 @@ try:
     spec = choose_spec()
     show(state.views(path, state.stamp(path), spec, seed), spec, generated)
 except lab.UserError as error:
-    st.error(str(error))
+    st.error(plain(error))

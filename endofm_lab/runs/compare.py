@@ -6,6 +6,7 @@ given order, has no ranks and no tests, and says why.
 
 import html
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -249,4 +250,5 @@ def _p(p_value: float) -> str:
 
 def _markdown(text: str) -> str:
     """Text that stays text in a Markdown table, also where Markdown allows HTML: no link, no picture to fetch."""
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("](", "]\\(")
+    escaped = html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+    return re.sub(r"\](?=[(\[:])", r"]\\", escaped)

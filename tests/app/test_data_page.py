@@ -94,7 +94,7 @@ def test_a_hold_out_mends_what_the_manifests_own_split_tears_apart(page):
 def test_the_audit_shows_the_leak_with_its_pictures_and_follows_the_split(page):
     app = page("Audit")
     assert not app.exception
-    assert "LEAKAGE: 1 of 5 test rows (20.0 %)" in app.error[0].value
+    assert "LEAKAGE: 1 of 5 test rows (20.0 %)" in app.error[0].value.replace("\\", "")
     assert "1 of 3 patients of test are also in train" in values(app.markdown)
     assert "patient p3" in values(app.caption)
     assert len(app.get("image")) == 2
