@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-import state
 import streamlit as st
+from texts import plain
 
 from endofm_lab.video.samples import SAMPLES
 
@@ -101,7 +101,7 @@ def read_address(session: Session, address: dict[str, str]) -> None:
             try:
                 value = value_of(one.name, address[one.name])
             except ValueError as error:
-                st.toast(state.plain(str(error)), icon=":material/link_off:")
+                st.toast(plain(error), icon=":material/link_off:")
         setattr(session, one.name, value)
 
 

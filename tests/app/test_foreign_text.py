@@ -23,8 +23,9 @@ def opened(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(APP))
     write_hostile_runs(tmp_path / "cache" / "runs")
 
-    def open_page(name: str, typed: dict[str, object], **state) -> AppTest:
+    def open_page(name: str, typed: dict[str, object], address: dict[str, str] | None = None, **state) -> AppTest:
         app = AppTest.from_file(str(APP / "views" / f"{name}.py"), default_timeout=250)
+        app.query_params |= address or {}
         for key, value in state.items():
             app.session_state[key.replace("_", " ") if key.startswith(("video", "prediction")) else key] = value
         app.run()
@@ -58,13 +59,10 @@ def held(app, at_least=1):
         assert not re.search(r"\]\(|\]\[|(?<!\\)<img", text), text
 
 
-def look(files):
-    return {"path": str(files["video"]), "generated": False, "model": str(files["model"]), "start_s": 0.5}
-
-
 @pytest.mark.parametrize("view", ["Space", "Attribution"])
 def test_the_attention_page_shows_foreign_text_as_text(opened, files, view):
-    held(opened("attention", {}, look=look(files), view=view))
+    address = {"source": "file", "path": str(files["video"]), "model": str(files["model"]), "start_s": "0.5"}
+    held(opened("attention", {}, address, view=view))
 
 
 def test_the_prediction_page_shows_foreign_text_as_text(opened, files):

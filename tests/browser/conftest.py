@@ -49,11 +49,16 @@ def page(chromium, tmp_path):
 
 @pytest.fixture(scope="session")
 def app_url(tmp_path_factory):
+    yield from served_app(tmp_path_factory.mktemp("cache"))
+
+
+def served_app(cache: Path):
+    """The address of a running app with a cache of its own; it is stopped when the generator goes on."""
     from endofm_lab.cli.app import command
     from endofm_lab.cli.demo import _free_port
 
     port = _free_port(8600)
-    environment = {**os.environ, "ENDOFM_LAB_CACHE": str(tmp_path_factory.mktemp("cache")), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "ENDOFM_LAB_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
     server = subprocess.Popen(command(port, headless=True), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     end = time.monotonic() + 90
