@@ -9,6 +9,7 @@ from torch import Tensor
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.demo.config import DemoConfig
 from endofm_lab.model.card import ModelCard
+from endofm_lab.video.augment import square_view
 from endofm_lab.video.phantom import FINDINGS, MOTIONS
 from endofm_lab.video.reader import open_video
 from endofm_lab.video.transforms import normalise
@@ -61,10 +62,6 @@ def draw_batch(
 
     A clip may be mirrored, turned, zoomed, change its colours, and run backwards: its motion label then turns too.
     """
-
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(shape, generator=random)
-
     clips, masks, findings, motions = [], [], [], []
     span = (card.clip.n_frames - 1) * config.stride + 1
     for video in torch.randint(len(source.frames), (config.batch,), generator=random).tolist():
@@ -76,18 +73,8 @@ def draw_batch(
         motion = int(source.motion[video])
         if torch.rand((), generator=random) < 0.5:
             clip, mask, motion = clip.flip(0), mask.flip(0), 1 - motion
-        if torch.rand((), generator=random) < 0.5:
-            clip, mask = clip.flip(-1), mask.flip(-1)
-        turns = int(torch.randint(4, (1,), generator=random))
-        clip, mask = clip.rot90(turns, (-2, -1)), mask.rot90(turns, (-2, -1))
-        size = clip.shape[-1]
-        side = int(uniform(0.75, 1.0, 1) * size)
-        top, left = (int(v) for v in torch.randint(size - side + 1, (2,), generator=random))
-        window = (..., slice(top, top + side), slice(left, left + side))
-        clip = F.interpolate(clip[window], size=(size, size), mode="bilinear")
-        mask = F.interpolate(mask[window], size=(size, size), mode="bilinear")
-        gain, bias = uniform(0.75, 1.25, 1, 3, 1, 1), uniform(-0.06, 0.06, 1, 1, 1, 1)
-        clips.append((clip * gain + bias).clamp(0, 1))
+        clip, mask = square_view(clip, mask, random)
+        clips.append(clip)
         masks.append(mask[:, 0] > 0.5)
         findings.append(int(source.finding[video]))
         motions.append(motion)

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import v2
 
 from endofm_lab.data.labels import LabelMapping, map_labels
 from endofm_lab.data.manifest import Manifest, folder_fps
 from endofm_lab.errors import ManifestError
+from endofm_lab.video.augment import augmented
 from endofm_lab.video.reader import VideoReader, open_video
 from endofm_lab.video.transforms import InputSpec, to_input
 
@@ -118,36 +117,3 @@ def balanced_order(targets: np.ndarray) -> np.ndarray:
     counts = np.bincount(targets)
     rows = [np.resize(np.flatnonzero(targets == k), counts.max()) for k in np.flatnonzero(counts)]
     return np.concatenate(rows)
-
-
-def augmented(picture: np.ndarray, size_px: int, seed: int) -> np.ndarray:
-    """The paper's augmentation: uint8 (H, W, 3) to uint8 (size, size, 3), a function of the seed.
-
-    Random resized crop (0.5 to 1 of the area), flips, quarter turns, blur (kernel 3 to 7), grid distortion (0.09),
-    colour jitter (0.2, hue 0.05).
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        x = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
-        x = v2.RandomResizedCrop(size_px, scale=(0.5, 1.0), antialias=True)(x)
-        x = v2.RandomVerticalFlip()(v2.RandomHorizontalFlip()(x))
-        x = x.rot90(int(torch.randint(4, ())), (1, 2))
-        if torch.rand(()) < 0.5:
-            x = v2.GaussianBlur(3 + 2 * int(torch.randint(3, ())))(x)
-        if torch.rand(()) < 0.5:
-            x = grid_distorted(x, 0.09)
-        x = v2.ColorJitter(0.2, 0.2, 0.2, 0.05)(x)
-        return x.permute(1, 2, 0).contiguous().numpy()
-
-
-def grid_distorted(x: Tensor, limit: float, cells: int = 5) -> Tensor:
-    """A picture (3, S, S) uint8 with its ``cells`` x ``cells`` grid stretched by up to ``limit`` of a cell's side."""
-    edges = []
-    for _ in range(2):
-        steps = 1 + limit * (2 * torch.rand(cells) - 1)
-        nodes = torch.cat([torch.zeros(1), steps.cumsum(0) / steps.sum()]) * 2 - 1  # (cells + 1,) in -1..1
-        edges.append(F.interpolate(nodes[None, None], size=x.shape[-1], mode="linear", align_corners=True)[0, 0])
-    y, x_at = torch.meshgrid(edges[0], edges[1], indexing="ij")
-    grid = torch.stack([x_at, y], dim=-1)[None]
-    moved = F.grid_sample(x[None].float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
-    return moved[0].round().clamp(0, 255).byte()

@@ -6,7 +6,6 @@ frames; a seed gives the same views again.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,11 +18,11 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from endofm_lab.errors import UserError, VideoError
+from endofm_lab.video.augment import Colour, draw_colour, draw_crop, recoloured
 from endofm_lab.video.clips import ClipSpec, clip_indices
 from endofm_lab.video.reader import open_video
 from endofm_lab.video.transforms import IMAGENET, InputSpec
 
-_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of grey and contrast
 _MIN_WINDOW = 2  # frames; a view of fewer would be an image
 
 
@@ -107,9 +106,9 @@ class ViewSpec:
         return max(self.global_shift + _MIN_WINDOW, local)
 
 
-@dataclass(frozen=True)
-class ViewDraw:
-    """What chance decided for one view.
+@dataclass(frozen=True, kw_only=True)
+class ViewDraw(Colour):
+    """What chance decided for one view, its colours included.
 
     Attributes:
         name: "global 1", ..., "local 1", ...
@@ -119,12 +118,6 @@ class ViewDraw:
         crop_xyxy: corners in pixels of the clip's frames.
         size_px: side that the crop is resized to.
         flip: mirrored left to right.
-        brightness: factor, 1 for none.
-        contrast: factor, 1 for none.
-        saturation: factor, 1 for none.
-        grey: without colour.
-        blur_sigma_px: standard deviation of the blur, 0 for none.
-        solarise: bright pixels inverted.
     """
 
     name: str
@@ -134,12 +127,6 @@ class ViewDraw:
     crop_xyxy: tuple[int, int, int, int]
     size_px: int
     flip: bool
-    brightness: float
-    contrast: float
-    saturation: float
-    grey: bool
-    blur_sigma_px: float
-    solarise: bool
 
 
 @dataclass(frozen=True)
@@ -213,15 +200,18 @@ class MultiView:
             first = int(random.integers(0, n_frames - length + 1))
             window = (first, first + length)
         frames = np.linspace(window[0], window[1] - 1, T).round().astype(int)
-        crop = _random_crop(size_hw, spec.global_scale if kind == "global" else spec.local_scale, random)
+        crop = draw_crop(random, size_hw, spec.global_scale if kind == "global" else spec.local_scale)
         flip = bool(random.random() < spec.flip)
-        jittered = random.random() < spec.jitter
-        limits = np.array([spec.brightness, spec.contrast, spec.saturation])
-        factors = 1 + limits * random.uniform(-1, 1, size=3) * jittered
-        grey = bool(random.random() < spec.grey)
         of_place = min(place, 2)
-        blurred = random.random() < spec.blur[of_place]
-        sigma = random.uniform(*spec.blur_sigma) * blurred
+        colour = draw_colour(
+            random,
+            jitter=spec.jitter,
+            limits=(spec.brightness, spec.contrast, spec.saturation),
+            grey=spec.grey,
+            blur=spec.blur[of_place],
+            blur_sigma_px=spec.blur_sigma,
+            solarise=spec.solarise[of_place],
+        )
         return ViewDraw(
             name=f"{kind} {place + 1 if kind == 'global' else place - 1}",
             kind=kind,
@@ -230,12 +220,7 @@ class MultiView:
             crop_xyxy=crop,
             size_px=spec.global_px if kind == "global" else spec.local_px,
             flip=flip,
-            brightness=float(factors[0]),
-            contrast=float(factors[1]),
-            saturation=float(factors[2]),
-            grey=grey,
-            blur_sigma_px=float(sigma),
-            solarise=bool(random.random() < spec.solarise[of_place]),
+            **asdict(colour),
         )
 
     def show(self, frames: Tensor, frame_numbers: np.ndarray, draw: ViewDraw) -> Tensor:
@@ -244,7 +229,7 @@ class MultiView:
         rows = torch.from_numpy(np.searchsorted(frame_numbers, draw.frames))
         x = frames[:, top:bottom, left:right][rows].permute(0, 3, 1, 2)  # (T, 3, h, w), channels last in memory
         x = tv.resize(x, [draw.size_px, draw.size_px], InterpolationMode.BICUBIC, antialias=True)
-        x = colour(x, draw)
+        x = recoloured(x, draw)
         if draw.flip:
             x = x.flip(-1)
         mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.spec.input.mean, self.spec.input.std))
@@ -306,49 +291,6 @@ class MultiView:
             return pixels
         resized = tv.resize(pixels.permute(0, 3, 1, 2), list(size_hw), InterpolationMode.BILINEAR, antialias=True)
         return resized.permute(0, 2, 3, 1).contiguous()
-
-
-def colour(x: Tensor, draw: ViewDraw) -> Tensor:
-    """Colours of a view, float32 (T, 3, h, w) in 0..1, from uint8.
-
-    Brightness, contrast and saturation are affine maps of RGB that commute (grey keeps the luma that contrast turns
-    around), so they are one 3 x 3 matrix and an offset, and values are cut to 0..1 once, at the end. Contrast turns
-    around the mean luma of the whole view, so that all frames of a view are changed alike.
-    """
-    x = x.float().mul_(1 / 255)
-    luma = torch.tensor(_LUMA)
-    saturation = 0.0 if draw.grey else draw.saturation
-    if (draw.brightness, draw.contrast, saturation) != (1.0, 1.0, 1.0):
-        mean = draw.brightness * float(x.mean(dim=(0, 2, 3)) @ luma)
-        matrix = draw.brightness * draw.contrast * (saturation * torch.eye(3) + (1 - saturation) * luma.expand(3, 3))
-        T, _, h, w = x.shape
-        offset = torch.full((T, 3, 1), (1 - draw.contrast) * mean)
-        x = torch.baddbmm(offset, matrix.expand(T, 3, 3), x.reshape(T, 3, h * w)).clamp_(0, 1).view(T, 3, h, w)
-    if draw.blur_sigma_px:
-        reach = 2 * math.ceil(3 * draw.blur_sigma_px) + 1
-        reach = min(reach, 2 * ((min(x.shape[-2:]) - 1) // 2) + 1)
-        x = tv.gaussian_blur(x, [reach, reach], [draw.blur_sigma_px, draw.blur_sigma_px])
-    return torch.where(x >= 0.5, 1 - x, x) if draw.solarise else x
-
-
-def _random_crop(
-    size_hw: tuple[int, int], scale: Sequence[float], random: np.random.Generator
-) -> tuple[int, int, int, int]:
-    """Corners of a box with a uniform share of the area and a log-uniform ratio of sides from 3:4 to 4:3.
-
-    As torchvision's RandomResizedCrop (Szegedy et al. 2015): ten tries, then the largest centred box of such a ratio.
-    """
-    H, W = size_hw
-    for _ in range(10):
-        area = H * W * random.uniform(scale[0], scale[1])
-        ratio = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= W and 0 < h <= H:
-            top, left = int(random.integers(0, H - h + 1)), int(random.integers(0, W - w + 1))
-            return left, top, left + w, top + h
-    w, h = min(W, round(H * 4 / 3)), min(H, round(W * 4 / 3))
-    left, top = (W - w) // 2, (H - h) // 2
-    return left, top, left + w, top + h
 
 
 def _sized_hw(size_hw: tuple[int, int], short_side_px: int) -> tuple[int, int]:

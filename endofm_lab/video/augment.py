@@ -1,14 +1,23 @@
-"""One random view of a clip for training: crop, flip and colour, the same for all frames, masks and boxes with them."""
+"""The one place where training draws crops, flips and colours by chance, and applies them.
 
+Four recipes draw from here, each with random numbers in an order of its own, so that a seed gives what it always gave:
+a view for fine-tuning, with its masks and boxes (`draw_view`); the views of pre-training (`draw_crop`, `draw_colour`);
+a strongly augmented frame for adaptation (`augmented`); and a square clip of the demo (`square_view`).
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-# Training may show this part of the frame's area, and change brightness, contrast and saturation by this factor.
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of grey and contrast
+# Fine-tuning may show this part of the frame's area, and change brightness, contrast and saturation by this factor.
 AREA = (0.5, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 COLOUR = 0.25
@@ -80,3 +89,157 @@ def draw_view(random: np.random.Generator, height: int, width: int) -> View:
     brightness, contrast, saturation = random.uniform(1 - COLOUR, 1 + COLOUR, size=3).tolist()
     mirrored, overturned = (random.random(2) < 0.5).tolist()
     return View(top, left, h, w, mirrored, overturned, (brightness, contrast, saturation))
+
+
+@dataclass(frozen=True)
+class Colour:
+    """How the colours of a view are changed; the defaults change nothing.
+
+    Attributes:
+        brightness: factor.
+        contrast: factor.
+        saturation: factor.
+        grey: without colour.
+        blur_sigma_px: standard deviation of the blur, 0 for none.
+        solarise: bright pixels inverted.
+    """
+
+    brightness: float = 1.0
+    contrast: float = 1.0
+    saturation: float = 1.0
+    grey: bool = False
+    blur_sigma_px: float = 0.0
+    solarise: bool = False
+
+
+def draw_colour(
+    random: np.random.Generator,
+    jitter: float,
+    limits: tuple[float, float, float],
+    grey: float,
+    blur: float,
+    blur_sigma_px: tuple[float, float],
+    solarise: float,
+) -> Colour:
+    """A random change of colours.
+
+    Args:
+        random: drawn from as often whatever the outcome.
+        jitter: probability that brightness, contrast and saturation change.
+        limits: their largest relative changes.
+        grey: probability of grey.
+        blur: probability of a blur.
+        blur_sigma_px: its smallest and largest standard deviation.
+        solarise: probability of inverting bright pixels.
+    """
+    jittered = random.random() < jitter
+    factors = 1 + np.array(limits) * random.uniform(-1, 1, size=3) * jittered
+    is_grey = bool(random.random() < grey)
+    blurred = random.random() < blur
+    sigma = random.uniform(*blur_sigma_px) * blurred
+    brightness, contrast, saturation = factors.tolist()
+    return Colour(brightness, contrast, saturation, is_grey, float(sigma), bool(random.random() < solarise))
+
+
+def recoloured(x: Tensor, colour: Colour) -> Tensor:
+    """Frames of a view in other colours: uint8 (T, 3, h, w) to float32 in 0..1.
+
+    Brightness, contrast and saturation are affine maps of RGB that commute (grey keeps the luma that contrast turns
+    around), so they are one 3 x 3 matrix and an offset, and values are cut to 0..1 once, at the end. Contrast turns
+    around the mean luma of the whole view, so that all frames of a view are changed alike.
+    """
+    x = x.float().mul_(1 / 255)
+    luma = torch.tensor(LUMA)
+    saturation = 0.0 if colour.grey else colour.saturation
+    if (colour.brightness, colour.contrast, saturation) != (1.0, 1.0, 1.0):
+        mean = colour.brightness * float(x.mean(dim=(0, 2, 3)) @ luma)
+        matrix = (
+            colour.brightness * colour.contrast * (saturation * torch.eye(3) + (1 - saturation) * luma.expand(3, 3))
+        )
+        T, _, h, w = x.shape
+        offset = torch.full((T, 3, 1), (1 - colour.contrast) * mean)
+        x = torch.baddbmm(offset, matrix.expand(T, 3, 3), x.reshape(T, 3, h * w)).clamp_(0, 1).view(T, 3, h, w)
+    if colour.blur_sigma_px:
+        reach = 2 * math.ceil(3 * colour.blur_sigma_px) + 1
+        reach = min(reach, 2 * ((min(x.shape[-2:]) - 1) // 2) + 1)
+        x = tv.gaussian_blur(x, [reach, reach], [colour.blur_sigma_px, colour.blur_sigma_px])
+    return torch.where(x >= 0.5, 1 - x, x) if colour.solarise else x
+
+
+def draw_crop(
+    random: np.random.Generator, size_hw: tuple[int, int], scale: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """Corners of a box with a uniform share of the area and a log-uniform ratio of sides from 3:4 to 4:3.
+
+    As torchvision's RandomResizedCrop (Szegedy et al. 2015): ten tries, then the largest centred box of such a ratio.
+    """
+    H, W = size_hw
+    for _ in range(10):
+        area = H * W * random.uniform(scale[0], scale[1])
+        ratio = math.exp(random.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= W and 0 < h <= H:
+            top, left = int(random.integers(0, H - h + 1)), int(random.integers(0, W - w + 1))
+            return left, top, left + w, top + h
+    w, h = min(W, round(H * ASPECT[1])), min(H, round(W * ASPECT[1]))
+    left, top = (W - w) // 2, (H - h) // 2
+    return left, top, left + w, top + h
+
+
+def augmented(picture: np.ndarray, size_px: int, seed: int) -> np.ndarray:
+    """A strongly augmented frame, uint8 (H, W, 3) to uint8 (size, size, 3), a function of the seed.
+
+    Random resized crop (0.5 to 1 of the area), flips, quarter turns, blur (kernel 3 to 7), grid distortion (0.09),
+    colour jitter (0.2, hue 0.05).
+
+    Source:
+        Roth et al., arXiv 2410.21302.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        x = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+        x = v2.RandomResizedCrop(size_px, scale=AREA, antialias=True)(x)
+        x = v2.RandomVerticalFlip()(v2.RandomHorizontalFlip()(x))
+        x = x.rot90(int(torch.randint(4, ())), (1, 2))
+        if torch.rand(()) < 0.5:
+            x = v2.GaussianBlur(3 + 2 * int(torch.randint(3, ())))(x)
+        if torch.rand(()) < 0.5:
+            x = grid_distorted(x, 0.09)
+        x = v2.ColorJitter(0.2, 0.2, 0.2, 0.05)(x)
+        return x.permute(1, 2, 0).contiguous().numpy()
+
+
+def grid_distorted(x: Tensor, limit: float, cells: int = 5) -> Tensor:
+    """A picture (3, S, S) uint8 with its ``cells`` x ``cells`` grid stretched by up to ``limit`` of a cell's side."""
+    edges = []
+    for _ in range(2):
+        steps = 1 + limit * (2 * torch.rand(cells) - 1)
+        nodes = torch.cat([torch.zeros(1), steps.cumsum(0) / steps.sum()]) * 2 - 1  # (cells + 1,) in -1..1
+        edges.append(F.interpolate(nodes[None, None], size=x.shape[-1], mode="linear", align_corners=True)[0, 0])
+    y, x_at = torch.meshgrid(edges[0], edges[1], indexing="ij")
+    grid = torch.stack([x_at, y], dim=-1)[None]
+    moved = F.grid_sample(x[None].float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return moved[0].round().clamp(0, 255).byte()
+
+
+def square_view(clip: Tensor, mask: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A random view of a square clip (T, 3, S, S) in 0..1 and of its mask (T, 1, S, S), in the same shapes.
+
+    Mirrored, turned by quarters, zoomed (0.75 to 1 of the side), with another gain of every channel.
+    """
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(shape, generator=random)
+
+    if torch.rand((), generator=random) < 0.5:
+        clip, mask = clip.flip(-1), mask.flip(-1)
+    turns = int(torch.randint(4, (1,), generator=random))
+    clip, mask = clip.rot90(turns, (-2, -1)), mask.rot90(turns, (-2, -1))
+    size = clip.shape[-1]
+    side = int(uniform(0.75, 1.0, 1) * size)
+    top, left = (int(v) for v in torch.randint(size - side + 1, (2,), generator=random))
+    window = (..., slice(top, top + side), slice(left, left + side))
+    clip = F.interpolate(clip[window], size=(size, size), mode="bilinear")
+    mask = F.interpolate(mask[window], size=(size, size), mode="bilinear")
+    gain, bias = uniform(0.75, 1.25, 1, 3, 1, 1), uniform(-0.06, 0.06, 1, 1, 1, 1)
+    return (clip * gain + bias).clamp(0, 1), mask

@@ -26,7 +26,7 @@ from endofm_lab.pretraining.adapt import (
     frame_scores,
     macro_recall,
 )
-from endofm_lab.pretraining.frames import FrameCorpus, augmented, balanced_order, grid_distorted
+from endofm_lab.pretraining.frames import FrameCorpus, balanced_order
 
 pytestmark = pytest.mark.slow  # both training stages: run with `pytest -m slow -n 0`
 
@@ -96,22 +96,6 @@ def test_a_sample_is_a_function_of_its_index_and_seed(manifest):
     assert torch.equal(one, again) and not torch.equal(one, other) and one.shape == (3, 1, 56, 56)
     assert torch.equal(val.sample(3, 7)[0], val.sample(3, 8)[0])
     assert len(train) == 72 and train.name(71).startswith("train_ulcer")
-
-
-def test_grid_distortion_moves_little_and_keeps_the_corners():
-    ramp = torch.arange(101, dtype=torch.uint8).expand(3, 101, 101).contiguous()
-    torch.manual_seed(0)
-    moved = grid_distorted(ramp, 0.09)
-    shift = (moved.float() - ramp.float()).abs()
-    assert 0.5 < shift.max() <= 0.09 * 2 / 5 * 101 * 1.5
-    assert torch.equal(moved[:, :, [0, -1]], ramp[:, :, [0, -1]])
-    assert torch.equal(grid_distorted(ramp, 0.0), ramp)
-
-
-def test_augmented_pictures_keep_their_kind():
-    picture = np.random.default_rng(0).integers(0, 255, (60, 90, 3)).astype(np.uint8)
-    out = augmented(picture, 48, 5)
-    assert out.shape == (48, 48, 3) and out.dtype == np.uint8 and np.array_equal(out, augmented(picture, 48, 5))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.75])

@@ -10,7 +10,8 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 from endofm_lab.errors import UserError, VideoError
-from endofm_lab.pretraining.views import MultiView, ViewSpec, colour
+from endofm_lab.pretraining.views import MultiView, ViewSpec
+from endofm_lab.video.augment import recoloured
 from endofm_lab.video.reader import VideoReader, write_video
 
 PLAIN = {"flip": 0.0, "jitter": 0.0, "grey": 0.0}
@@ -127,15 +128,15 @@ def test_colour_is_torchvisions_where_nothing_is_cut_off(grey):
     y = tv.adjust_brightness(x / 255, 1.2)
     y = tv.adjust_saturation(tv.adjust_contrast(y, 0.7), 0.9)
     y = tv.rgb_to_grayscale(y, num_output_channels=3) if grey else y
-    torch.testing.assert_close(colour(x, draw), y, atol=2e-3, rtol=0)
+    torch.testing.assert_close(recoloured(x, draw), y, atol=2e-3, rtol=0)
 
 
 def test_blur_smooths_and_solarise_inverts_the_bright_half():
     draw = MultiView(replace(SMALL, **PLAIN)).draw(24, (60, 80), 0)[0]
     x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    blurred = colour(x, replace(draw, blur_sigma_px=2.0))
-    assert blurred.std() < 0.3 * colour(x, draw).std()
-    solarised = colour(x, replace(draw, solarise=True))
+    blurred = recoloured(x, replace(draw, blur_sigma_px=2.0))
+    assert blurred.std() < 0.3 * recoloured(x, draw).std()
+    solarised = recoloured(x, replace(draw, solarise=True))
     expected = torch.where(x >= 128, 255 - x, x) / 255
     torch.testing.assert_close(solarised, expected, atol=1e-6, rtol=0)
 
