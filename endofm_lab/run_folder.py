@@ -13,7 +13,7 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -28,6 +28,7 @@ from endofm_lab.files import LEFTOVER, read_json, sweep, write_json
 LOCK = ".lock"
 _UNFINISHED_S = 2.0  # a lock without content is of a process that was killed while it wrote it, after this time
 _FINGERPRINT = re.compile(r"[0-9a-f]{32,64}")
+Completion = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 class FolderInUseError(UserError):
@@ -42,20 +43,29 @@ class Holder:
     host: str
     born_s: float  # seconds since 1970; process numbers are used again
     since: str
+    folder: int  # its number on the disk: in a copy of the folder nobody works
     token: str
 
     @classmethod
-    def this_process(cls) -> "Holder":
-        """This process, from now on."""
+    def this_process(cls, folder: Path) -> "Holder":
+        """This process, from now on, in a folder."""
         now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         pid = os.getpid()
-        return cls(pid, socket.gethostname(), psutil.Process(pid).create_time(), now, secrets.token_hex(8))
+        return cls(
+            pid,
+            socket.gethostname(),
+            psutil.Process(pid).create_time(),
+            now,
+            folder.stat().st_ino,
+            secrets.token_hex(8),
+        )
 
-    @property
-    def is_dead(self) -> bool:
-        """Whether the process has ended; one on another machine is taken to be alive."""
+    def is_gone_from(self, folder: Path) -> bool:
+        """Whether the process has ended, or never worked here; one on another machine is taken to be alive."""
         if self.host != socket.gethostname():
             return False
+        if self.folder != folder.stat().st_ino:
+            return True
         try:
             process = psutil.Process(self.pid)
             return abs(process.create_time() - self.born_s) > 1 or process.status() == psutil.STATUS_ZOMBIE
@@ -74,6 +84,7 @@ def claim(
     record: str = "job.json",
     about: Mapping[str, Any] | None = None,
     beside: Sequence[str] = (),
+    completed: Completion = dict,
 ) -> Iterator[Path]:
     """Work in a folder that is new, empty, or of the same request; nobody else may meanwhile.
 
@@ -84,6 +95,7 @@ def claim(
         record: name of the file that keeps the request.
         about: what is written beside the request and not compared.
         beside: names of files that may lie in a new folder.
+        completed: adds to the record of an older version what that did not note yet.
 
     Yields:
         The folder.
@@ -99,7 +111,7 @@ def claim(
     wanted = json.loads(json.dumps(request, default=str))
     with _locked(folder):
         if (folder / record).exists():
-            check_request(folder, wanted, kind, record)
+            check_request(folder, wanted, kind, record, completed)
         else:
             _refuse_foreign(folder, kind, beside)
             write_json(folder / record, {**wanted, **(about or {})})
@@ -107,7 +119,9 @@ def claim(
         yield folder
 
 
-def check_request(folder: Path, request: Mapping[str, Any], kind: str, record: str = "job.json") -> None:
+def check_request(
+    folder: Path, request: Mapping[str, Any], kind: str, record: str = "job.json", completed: Completion = dict
+) -> None:
     """Refuse a folder whose request was another one.
 
     Raises:
@@ -120,7 +134,7 @@ def check_request(folder: Path, request: Mapping[str, Any], kind: str, record: s
         before = None
     if not isinstance(before, dict):
         raise UserError(f"{folder / record} is damaged: choose another folder, or delete this one.")
-    if differing := list(_differences(before, wanted)):
+    if differing := list(_differences(completed(before), wanted)):
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
             f"{folder} holds {kind} with other settings: {'; '.join(differing[:5])}{more}. Choose another folder, or "
@@ -131,7 +145,7 @@ def check_request(folder: Path, request: Mapping[str, Any], kind: str, record: s
 def held_by(folder: str | Path) -> Holder | None:
     """The living process that works in a folder, if there is one."""
     holder = _read(Path(folder) / LOCK)
-    return None if holder is None or holder.is_dead else holder
+    return None if holder is None or holder.is_gone_from(Path(folder)) else holder
 
 
 def refuse_held(folder: str | Path) -> None:
@@ -148,7 +162,7 @@ def refuse_held(folder: str | Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    lock, own = folder / LOCK, Holder.this_process()
+    lock, own = folder / LOCK, Holder.this_process(folder)
     for _ in range(100):
         try:
             number = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -223,10 +237,9 @@ def _differences(before: Mapping[str, Any], wanted: Mapping[str, Any], name: str
         old = before[key]
         if isinstance(value, dict) and isinstance(old, dict):
             yield from _differences(old, value, f"{path}.")
-            yield from (f"{path}.{gone} is only there" for gone in old if gone not in value)
         elif old != value:
             if isinstance(value, str) and _FINGERPRINT.fullmatch(value):
-                yield f"different {path}"
+                yield f"different {path.removesuffix('_fingerprint')}"
             else:
                 yield f"{path} is {_short(old)} there, {_short(value)} here"
 

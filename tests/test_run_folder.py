@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -82,17 +83,25 @@ def test_a_living_process_is_named_and_a_killed_one_is_noticed(tmp_path):
 
 
 def test_another_process_with_the_number_of_a_dead_one_is_not_its_holder(tmp_path):
-    own = Holder.this_process()
+    own = Holder.this_process(tmp_path)
     (tmp_path / LOCK).write_text(json.dumps({**vars(own), "born_s": own.born_s - 1000}))
     with claim(tmp_path, REQUEST, "a run"):
         pass
 
 
 def test_a_holder_on_another_machine_is_named_with_the_file_to_delete(tmp_path):
-    holder = {**vars(Holder.this_process()), "pid": 2**22, "host": f"not-{socket.gethostname()}"}
+    holder = {**vars(Holder.this_process(tmp_path)), "pid": 2**22, "host": f"not-{socket.gethostname()}"}
     (tmp_path / LOCK).write_text(json.dumps(holder))
     with pytest.raises(FolderInUseError, match=rf"on not-.*delete .*{LOCK}"), claim(tmp_path, REQUEST, "a run"):
         pass
+
+
+def test_nobody_works_in_a_copy_of_a_folder(tmp_path):
+    with claim(tmp_path / "run", REQUEST, "a run"):
+        shutil.copytree(tmp_path / "run", tmp_path / "copy")
+        assert (tmp_path / "copy" / LOCK).exists()
+        with claim(tmp_path / "copy", REQUEST, "a run"):
+            pass
 
 
 def test_a_lock_that_was_cut_off_is_taken_away_after_a_moment(tmp_path):
@@ -114,7 +123,7 @@ def test_of_processes_that_find_a_dead_holder_at_once_one_works(tmp_path):
         "    print('worked')\n"
         "except UserError: print('refused')"
     )
-    own = Holder.this_process()
+    own = Holder.this_process(tmp_path)
     (tmp_path / "job.json").write_text("{}")
     (tmp_path / LOCK).write_text(json.dumps({**vars(own), "born_s": own.born_s - 1000}))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}

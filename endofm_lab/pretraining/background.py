@@ -12,6 +12,7 @@ import psutil
 
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, write_json
+from endofm_lab.run_folder import held_by, refuse_held
 
 PROCESS, OUTPUT = "process.json", "output.txt"
 
@@ -46,8 +47,8 @@ def stop_run(out: str | Path) -> None:
 
 
 def is_running(out: str | Path) -> bool:
-    """Whether the process of a run is alive."""
-    return _process(Path(out)) is not None
+    """Whether a process works on a run, also one that was started in a terminal."""
+    return _process(Path(out)) is not None or held_by(out) is not None
 
 
 def printed(out: str | Path, lines: int = 20) -> str:
@@ -61,6 +62,7 @@ def printed(out: str | Path, lines: int = 20) -> str:
 
 def _start(out: Path, arguments: list[str]) -> None:
     if is_running(out):
+        refuse_held(out)
         raise UserError(f"{out} is being worked on; stop that run first.")
     out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "endofm_lab.cli.main", "pretrain", *arguments]

@@ -8,6 +8,7 @@ them, within rounding.
 
 import dataclasses
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ from endofm_lab.model.card import InitialisationRecord, Metric, ModelCard
 from endofm_lab.model.loading.load import initialise, save_model
 from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.pretraining.background import OUTPUT, PROCESS
 from endofm_lab.pretraining.config import OWN, PretrainConfig, from_json, plain, settings, stored_settings
 from endofm_lab.pretraining.corpus import Corpus
 from endofm_lab.pretraining.health import ProbeData, encode, feature_measures, load_probe, probe, verdict
 from endofm_lab.pretraining.objective import Objective
 from endofm_lab.pretraining.views import MultiView
+from endofm_lab.run_folder import check_request, claim
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import CHECKPOINTS, LOG, LoopConfig, Record, parameter_groups, read_log, train
 from endofm_lab.training.processes import gathered, processes
@@ -60,11 +63,13 @@ def pretrain(config: PretrainConfig, objective: Objective | None = None) -> Gene
         DivergenceError: the loss is not a number.
     """
     run = _Pretraining(config, objective)
-    records = read_log(config.out / LOG)[: run.steps_done]
-    for record in run.train():
-        records.append(record)
-        yield record | {"health": verdict(records, run.signs).state}
-    run.save_model()
+    with run.claimed():
+        run.prepare()
+        records = read_log(config.out / LOG)[: run.steps_done]
+        for record in run.train():
+            records.append(record)
+            yield record | {"health": verdict(records, run.signs).state}
+        run.save_model()
 
 
 def resume(out: str | Path) -> Generator[Record, None, None]:
@@ -105,9 +110,14 @@ class _Pretraining:
         self.corpus = Corpus(self.manifest, MultiView(self.objective.views(config.views)), config.split)
         self.steps = config.n_steps(len(self.corpus))
         self.per_epoch = config.steps_per_epoch(len(self.corpus))
+
+    def prepare(self) -> None:
+        """Build the network, or as it was when the run began, and write down where its weights come from."""
+        config = self.config
         done = Checkpoints(config.out / CHECKPOINTS).all()
         self.steps_done = int(done[-1].name.removeprefix("step-")) if done else 0
-        described = self._described()
+        path = config.out / CONFIG
+        described = read_json(path) if path.is_file() else {}  # of several processes one writes it
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             backbone = VideoTransformer(config.backbone)
@@ -124,38 +134,33 @@ class _Pretraining:
                 module.compile()
         self.probe, self.last_probe = self._load_probes()
         if processes().is_main_process:
-            write_json(config.out / CONFIG, described)
+            write_json(path, described)
 
-    def _described(self) -> dict[str, Any]:
-        """What ``config.json`` holds, checked against what it may hold already."""
-        path = self.config.out / CONFIG
-        config = settings(self.config, self.objective)
-        if not path.is_file():
-            return {
-                "config": config,
-                "signs": plain(dataclasses.asdict(self.signs)),
-                "manifest_fingerprint": self.manifest.fingerprint,
-                "n_clips": len(self.corpus),
-                "n_files": self.corpus.n_files,
-                "steps": self.steps,
-                "steps_per_epoch": self.per_epoch,
-                "endofm_lab": __version__,
-                "torch": torch.__version__,
-            }
-        there = read_json(path)
-        before = stored_settings(there["config"])
-        differing = [k for k, v in config.items() if k != "out" and before.get(k) != v]
-        if differing:
-            raise UserError(
-                f"{self.config.out} holds a run with other settings ({', '.join(differing)}); go on with it by "
-                "--resume, or choose another folder."
-            )
-        if there["manifest_fingerprint"] != self.manifest.fingerprint:
-            raise UserError(
-                f"{self.config.manifest} has changed since the run in {self.config.out} began, so that it would not go "
-                "on as it was; start a new run in another folder."
-            )
-        return there
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the run folder in the main process; in all of them refuse that of another run."""
+        tree = settings(self.config, self.objective)
+        config = {name: value for name, value in tree.items() if name != "out"}
+        request = {"config": config, "manifest_fingerprint": self.manifest.fingerprint}
+        kind, out = "a pre-training run", self.config.out
+        if not processes().is_main_process:
+            if (out / CONFIG).is_file():
+                check_request(out, request, kind, CONFIG, _completed)
+            yield
+            return
+        about = {
+            "config": tree,
+            "signs": plain(dataclasses.asdict(self.signs)),
+            "n_clips": len(self.corpus),
+            "n_files": self.corpus.n_files,
+            "steps": self.steps,
+            "steps_per_epoch": self.per_epoch,
+            "endofm_lab": __version__,
+            "torch": torch.__version__,
+            "initialisation": {"words": "Not known yet: the network is being built."},
+        }
+        with claim(out, request, kind, record=CONFIG, about=about, beside=(PROCESS, OUTPUT), completed=_completed):
+            yield
 
     def _load_probes(self) -> tuple[ProbeData | None, ProbeData | None]:
         """Whom to ask during the run ("val" rows if there are any), and before and after it ("test" rows likewise)."""
@@ -255,6 +260,11 @@ class _Pretraining:
                     data=self.config.probe.name,
                     seed=self.config.seed,
                 )
+
+
+def _completed(described: dict[str, Any]) -> dict[str, Any]:
+    """What ``config.json`` holds, with the defaults of settings that are newer than it."""
+    return {**described, "config": stored_settings(described["config"])}
 
 
 @torch.no_grad()

@@ -67,10 +67,19 @@ def test_a_run_starts_from_the_model_of_another_and_says_so(manifest, tmp_path):
 
 def test_a_folder_with_another_run_is_refused(manifest, tmp_path):
     next(pretrain(micro(manifest, tmp_path)))
-    with pytest.raises(UserError, match=r"other settings \(batch, seed\).*--resume"):
+    with pytest.raises(UserError, match=r"other settings: config.batch is 4 there, 2 here; config.seed is 0 there, 3"):
         next(pretrain(micro(manifest, tmp_path, seed=3, batch=2)))
     with pytest.raises(UserError, match="no pre-training run"):
         run_config(tmp_path / "nothing")
+
+
+def test_a_second_process_is_refused_while_a_run_goes_on(manifest, tmp_path):
+    run = pretrain(micro(manifest, tmp_path))
+    next(run)
+    with pytest.raises(UserError, match=r"is being worked on by process \d+ here since"):
+        next(pretrain(micro(manifest, tmp_path)))
+    assert [record["step"] for record in run] == [1, 2, 3, 4, 5]
+    assert [record["step"] for record in read_log(tmp_path / "log.jsonl")] == list(range(6))
 
 
 def test_a_manifest_that_changed_is_refused(manifest, tmp_path):
@@ -79,7 +88,7 @@ def test_a_manifest_that_changed_is_refused(manifest, tmp_path):
     list(pretrain(micro(own / manifest.name, tmp_path / "run", steps=2)))
     table = pd.read_csv(own / manifest.name)
     write_manifest(table[table.index != 1], own / manifest.name)
-    with pytest.raises(UserError, match="has changed since"):
+    with pytest.raises(UserError, match=r"other settings: different manifest\."):
         next(resume(tmp_path / "run"))
 
 
