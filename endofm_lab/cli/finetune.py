@@ -15,7 +15,7 @@ def finetune(
     method: Literal["full", "frozen", "ST-Adapter", "attentive probe", "linear probe", "knn"] = "full",
     head: Literal["light", "transunet", "stft"] = "light",
     start: str = "demo",
-    size: Literal["micro", "tiny", "small", "base"] | None = None,
+    size: str | None = None,
     image_px: int | None = None,
     n_frames: int | None = None,
     stride: int | None = None,
@@ -47,8 +47,10 @@ def finetune(
             of a frozen image transformer; the probes and knn say what frozen features know.
         head: light reads patch tokens; transunet (masks) and stft (boxes, each frame with the clip's others as its
             supports) are the heads of the paper.
-        start: "scratch", "demo", a model's folder, or a file of weights (also of an image transformer).
-        size: of the backbone, for a start from scratch.
+        start: "scratch", "demo", a model's folder, a file of weights (also of an image transformer), or an image model
+            of timm as timm:NAME, which sees every frame alone.
+        size: of the backbone, for a start from scratch: micro, tiny, small, base, or timm:NAME; also timm:NAME for a
+            file of timm's weights that shall stay that image model.
         image_px: side of the pictures; by default that of the start.
         n_frames: frames per clip; by default those of the start.
         stride: frames apart; by default the spacing of the start.

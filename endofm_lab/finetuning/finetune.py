@@ -247,6 +247,7 @@ def _claim(config: FinetuneConfig, fingerprint: str, resume: bool) -> None:
     request = {**asdict(config), "manifest": str(config.manifest), "manifest_fingerprint": fingerprint}
     request.pop("out")
     request["seeds"] = list(config.seeds)
+    request["start"] |= {"encoders": list(config.start.encoders)}
     if not path.is_file():
         if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
             raise UserError(f"{config.out} holds something else than a run: choose a new folder.")

@@ -1,14 +1,17 @@
-"""The model that a fine-tuning starts from: a backbone by the name of its initialisation, with a fresh head."""
+"""The model that a fine-tuning starts from: an encoder by the name of its initialisation, with a fresh head."""
 
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from endofm_lab.errors import UserError
-from endofm_lab.model.card import HeadSpec, InitialisationRecord, ModelCard
+from endofm_lab.model.card import SCRATCH, HeadSpec, InitialisationRecord, ModelCard
 from endofm_lab.model.encoder import Encoder
+from endofm_lab.model.frame import HUB, FrameBackbone, frame_config, frame_input, load_frame_weights
 from endofm_lab.model.loading.formats import sizes_of
+from endofm_lab.model.loading.initialisation import Part
 from endofm_lab.model.loading.load import initialise, load_state
 from endofm_lab.model.loading.locate import locate
 from endofm_lab.model.loading.released import KNOWN, card_of
@@ -21,6 +24,8 @@ from endofm_lab.video.transforms import IMAGENET, InputSpec
 # Backbones from this width on get heads as in the paper.
 PAPER_WIDTH = 384
 LIGHT_STEM, LIGHT_CHANNELS = {"stem_width": 32, "stem_units": (1, 1, 1)}, 64
+TIMM = "timm:"  # before the name of an image model
+Described = tuple[type[Encoder], Any, InputSpec, ClipSpec]  # class of the encoder, configuration, its input and clips
 
 
 @dataclass(frozen=True)
@@ -28,12 +33,16 @@ class Start:
     """Where a training starts.
 
     Attributes:
-        source: "scratch", or weights as `load_model` takes them: a file, a model folder, "demo", a hub id. Image
-            weights (DINO, DINOv2, timm's ViTs) give the spatial part; the temporal part then adds nothing at first.
-        size: backbone preset; needed by "scratch" alone, other sources bring their own.
+        source: "scratch", or weights as `load_model` takes them: a file, a model folder, "demo", a hub id, an image
+            model of timm (``timm:eva02_base_patch14_224.mim_in22k``). Other image weights (DINO, DINOv2, timm's ViTs)
+            give the spatial part of a video transformer; the temporal part then adds nothing at first.
+        size: backbone preset, or ``timm:NAME`` for an image model of timm, frame by frame. "scratch" needs one; a file
+            of timm's weights may have ``timm:NAME`` to become that image model; other sources bring their own.
         image_px: side of the pictures; None: as the source (or preset) has it.
-        n_frames: frames per clip; None: as the source has it, 8 for images and the preset's for scratch.
+        n_frames: frames per clip; None: as the source has it, 8 for images and the preset's for scratch, 1 for image
+            models.
         stride: frames apart; None: the spacing of the source's clips, 2 for scratch and images.
+        encoders: classes of encoders that a model folder may name besides the library's own, as "module:Class".
     """
 
     source: str = "demo"
@@ -41,6 +50,7 @@ class Start:
     image_px: int | None = None
     n_frames: int | None = None
     stride: int | None = None
+    encoders: tuple[str, ...] = ()
 
     def build(self, head_name: str, head: HeadSpec, seed: int, adapters: bool = False) -> VideoModel:
         """The model before training; ``seed`` draws whatever is new in it.
@@ -51,43 +61,63 @@ class Start:
         backbones narrower than ViT-S get lighter ones, for laptops.
 
         Raises:
-            UserError: a size with a source that brings its own, or none for scratch; a source with a convolutional
-                stem.
+            UserError: a size with a source that brings its own, or none for scratch; adapters or a transunet head for
+                another encoder than a plain video transformer; clips that the encoder's tokens do not divide.
             CheckpointError: the source cannot be read or does not fit.
         """
-        config, spec, clip = self._described()
-        config = replace(config, image_px=self.image_px or config.image_px, frames=self.n_frames or config.frames)
+        encoder, config, spec, clip = self._described()
+        if (adapters or head.form == "transunet") and not encoder.takes_image_weights:
+            raise UserError(
+                f"{self.source} has a backbone of kind {encoder.kind!r}; adapters and a transunet's stem go into a "
+                f"backbone of kind {VideoTransformer.kind!r}. Start from such a model, or choose another method."
+            )
+        config = encoder.resized(config, self.image_px, self.n_frames)
         if adapters:
             config = replace(config, attention="space_only", adapter=config.width // 2)
-        clip = replace(clip, n_frames=config.frames)
-        if self.stride is not None:
-            clip = ClipSpec(n_frames=config.frames, stride=self.stride)
+        n_frames = self.n_frames or clip.n_frames
+        clip = replace(clip, n_frames=n_frames) if self.stride is None else ClipSpec(n_frames, stride=self.stride)
         torch.manual_seed(seed)
-        transformer = VideoTransformer(config)
-        record = initialise(transformer, self.source, "spatial" if adapters else "all")
-        backbone: Encoder = transformer
+        backbone = encoder(config)
+        if n_frames % backbone.frames_per_token:
+            raise UserError(
+                f"Clips have {n_frames} frames, but a token of {self.source} shows {backbone.frames_per_token}; give a "
+                "multiple of that as n_frames."
+            )
+        record = self._fill(backbone, "spatial" if adapters else "all")
         if head.form == "transunet":
-            backbone, record = _with_stem(transformer, record)
-        if head.form == "stft" and config.width < PAPER_WIDTH:
+            backbone, record = _with_stem(cast(VideoTransformer, backbone), record)
+        if head.form == "stft" and backbone.width < PAPER_WIDTH:
             head = replace(head, channels=LIGHT_CHANNELS)
         card = ModelCard(
-            name=f"{head_name} head on {config.width}-wide transformer",
+            name=f"{head_name} head on {backbone.width}-wide {'transformer' if backbone.takes_video else encoder.kind}",
             backbone={},
-            input=replace(spec, size_px=config.image_px),
+            input=replace(spec, size_px=backbone.image_px),
             clip=clip,
             heads={head_name: head},
             initialisation=record,
         )
-        return VideoModel(backbone, nn.ModuleDict({head_name: build_head(head, backbone, config.image_px)}), card)
+        return VideoModel(backbone, nn.ModuleDict({head_name: build_head(head, backbone, backbone.image_px)}), card)
 
-    def _described(self) -> tuple[BackboneConfig, InputSpec, ClipSpec]:
+    @property
+    def _image_model(self) -> str | None:
+        """The name of the image model of timm that is asked for, if one is."""
+        named = [text for text in (self.source, self.size or "") if text.startswith(TIMM)]
+        return named[0].removeprefix(TIMM) if named else None
+
+    def _described(self) -> Described:
+        """What the source is, before anything of it is changed or read into a model."""
+        if (name := self._image_model) is not None:
+            config = frame_config(name, self.image_px)
+            return FrameBackbone, config, frame_input(config), ClipSpec(n_frames=1, stride=1)
         if self.source == "scratch":
             if self.size not in PRESETS:
-                raise UserError(f"Scratch needs a backbone's size, not {self.size!r}: one of {', '.join(PRESETS)}.")
-            config = PRESETS[self.size]
+                raise UserError(
+                    f"Scratch needs a backbone's size, not {self.size!r}: one of {', '.join(PRESETS)}, or timm:NAME."
+                )
+            preset = PRESETS[self.size]
             if self.n_frames == 1:
-                config = replace(config, attention="space_only")
-            return config, IMAGENET, ClipSpec(n_frames=config.frames, stride=2)
+                preset = replace(preset, attention="space_only")
+            return VideoTransformer, preset, IMAGENET, ClipSpec(n_frames=preset.frames, stride=2)
         if self.size is not None:
             raise UserError(
                 f"The size of the backbone is {self.size!r}, but {self.source} brings its own: leave it out."
@@ -96,15 +126,21 @@ class Start:
         card = checkpoint.card
         if card is None and not checkpoint.is_image and KNOWN[checkpoint.layout].input is not None:
             card = card_of(checkpoint, {"words": ""})
-        if card is not None:
-            encoder, config = encoder_of(card)
-            if not encoder.takes_image_weights:
-                raise UserError(
-                    f"{self.source} is a model of kind {encoder.kind!r}; fine-tuning starts from video transformers."
-                )
-            return config, card.input, card.clip
-        sizes = sizes_of(checkpoint) | {"attention": "space_only" if self.n_frames == 1 else "divided", "frames": 8}
-        return BackboneConfig(**sizes), IMAGENET, ClipSpec(n_frames=8, stride=2)
+        if card is None:
+            sizes = sizes_of(checkpoint) | {"attention": "space_only" if self.n_frames == 1 else "divided", "frames": 8}
+            return VideoTransformer, BackboneConfig(**sizes), IMAGENET, ClipSpec(n_frames=8, stride=2)
+        encoder, config = encoder_of(card, self.encoders)
+        # A video transformer has as many time embeddings as the clips it was trained on have frames.
+        clip = replace(card.clip, n_frames=config.frames) if encoder.takes_image_weights else card.clip
+        return encoder, config, card.input, clip
+
+    def _fill(self, backbone: Encoder, part: Part) -> InitialisationRecord:
+        """Read the source into a fresh encoder."""
+        if self._image_model is None:
+            return initialise(backbone, self.source, part)
+        if self.source == "scratch":
+            return SCRATCH.copy()
+        return load_frame_weights(cast(FrameBackbone, backbone), HUB if self.source.startswith(TIMM) else self.source)
 
 
 def _with_stem(

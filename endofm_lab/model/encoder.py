@@ -102,6 +102,10 @@ class Encoder(nn.Module, ABC):
     def layers(self) -> list[nn.Module]:
         """Its parameters as layers, from the embeddings to the last norm, for learning rates that grow upwards."""
 
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew, as in a fresh encoder of this configuration."""
+        self.load_state_dict(type(self)(self.config).state_dict())
+
     @property
     def attention_kind(self) -> str | None:
         """How its tokens attend, as the maps show it: "divided", "space_only" or "joint"; None if it gives no maps."""

@@ -4,15 +4,16 @@ import copy
 import math
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from endofm_lab.errors import UserError
+from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.model.card import SCRATCH, InitialisationRecord, Resized, collapse
+from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.loading.formats import LAYOUTS, Checkpoint, grid_of, is_temporal, load_state
 from endofm_lab.model.loading.image_weights import spatial_part
 from endofm_lab.model.loading.locate import locate
@@ -22,13 +23,14 @@ from endofm_lab.model.weight_files import check_fit
 Part = Literal["all", "spatial"]
 
 
-def initialise(backbone: VideoTransformer, source: str | Path, part: Part = "all") -> InitialisationRecord:
+def initialise(backbone: Encoder, source: str | Path, part: Part = "all") -> InitialisationRecord:
     """Fill a backbone from weights, in place, and say what was taken, left new and resized.
 
     Everything that is not taken is drawn anew; a new temporal part adds nothing (``temporal_fc`` and the time embedding
     are zero). Image models give the spatial part. Video models whose embeddings are of another size have them resized
     by nearest neighbour: the backbone then computes what the source computes on clips of that size. Sizes that no
-    resizing can reconcile (width, depth, MLP) are errors.
+    resizing can reconcile (width, depth, MLP) are errors. Encoders of another kind than the video transformer take all
+    weights of a model folder of their own kind.
 
     Args:
         backbone: takes the weights.
@@ -46,7 +48,9 @@ def initialise(backbone: VideoTransformer, source: str | Path, part: Part = "all
         backbone.reset_parameters()
         return copy.copy(SCRATCH)
     checkpoint = load_state(locate(source))
-    tensors, resized, folded = _fitting(checkpoint, backbone, part)
+    if not backbone.takes_image_weights:
+        return _of_its_kind(backbone, checkpoint, public_name(source, checkpoint))
+    tensors, resized, folded = _fitting(checkpoint, cast(VideoTransformer, backbone), part)
     target = backbone.state_dict()
     may_be_new = {name for name in target if name == "mask_token"}
     if checkpoint.is_image or part == "spatial":
@@ -57,9 +61,28 @@ def initialise(backbone: VideoTransformer, source: str | Path, part: Part = "all
     if tensors.keys() != target.keys():
         backbone.reset_parameters()
         if "time_embed" in target and "time_embed" not in tensors:
-            nn.init.zeros_(backbone.time_embed)
+            nn.init.zeros_(cast(VideoTransformer, backbone).time_embed)
     backbone.load_state_dict(tensors, strict=False)
     return record_of(checkpoint, public_name(source, checkpoint), list(tensors), list(target), resized, folded)
+
+
+def _of_its_kind(backbone: Encoder, checkpoint: Checkpoint, name: str) -> InitialisationRecord:
+    """Fill an encoder from a model folder whose encoder is of the same kind."""
+    kind = checkpoint.card.backbone["kind"] if checkpoint.card else "none that is known"
+    if kind != backbone.kind:
+        raise CheckpointError(
+            f"{checkpoint.path} holds a backbone of kind {kind}, but one of kind {backbone.kind!r} is needed; give a "
+            "model folder with such a backbone."
+        )
+    tensors = backbone.fitted(checkpoint.backbone)
+    check_fit(backbone, tensors, checkpoint.path)
+    resized: list[Resized] = [
+        {"key": key, "before": [*before.shape], "after": [*tensors[key].shape], "how": "as the backbone resizes"}
+        for key, before in checkpoint.backbone.items()
+        if key in tensors and before.shape != tensors[key].shape
+    ]
+    backbone.load_state_dict(tensors)
+    return record_of(checkpoint, name, list(tensors), list(tensors), resized, [])
 
 
 def record_of(
