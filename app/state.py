@@ -32,10 +32,11 @@ from endofm_lab.prediction import VideoPrediction, load_prediction
 from endofm_lab.pretraining.views import MultiView, Views, ViewSpec
 from endofm_lab.reports.audit import picture_at, write_audit_html
 from endofm_lab.runs.by_class import by_class
-from endofm_lab.runs.compare import PRIMARY, Comparison, compare
+from endofm_lab.runs.compare import Comparison, compare
 from endofm_lab.runs.run import REPORT, Run, read_run
 from endofm_lab.study.findings import findings, segments, smoothing_table, top_frames
 from endofm_lab.study.study import Study, load_study
+from endofm_lab.tasks import TASKS
 from endofm_lab.video.clips import Clip
 from endofm_lab.video.samples import sample_video
 
@@ -287,7 +288,7 @@ def run(folder: str, stamp: str) -> Run:
 
 def metric_names(one: Run) -> list[str]:
     """The metrics of a run, the usual one of its task first."""
-    return sorted(one.samples(n=1).values, key=lambda name: name != PRIMARY[one.task])
+    return sorted(one.samples(n=1).values, key=lambda name: name != TASKS[one.task].primary)
 
 
 @st.cache_resource(max_entries=16, show_spinner="Comparing ...")

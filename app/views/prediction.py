@@ -14,10 +14,10 @@ from endofm_lab.figures.comparison import ribbons
 from endofm_lab.figures.prediction import frame_figure, frame_timeline, timeline
 from endofm_lab.figures.style import CONFIG, STILL
 from endofm_lab.files import formulas_as_text
-from endofm_lab.finetuning.config import HEADS
 from endofm_lab.metrics.smoothing import hmm_filter, hmm_smooth, stay_transition
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.prediction import VideoPrediction
+from endofm_lab.tasks.phases import Phases
 
 
 def move_to(frame: int) -> None:
@@ -99,7 +99,7 @@ def show_scores(prediction: VideoPrediction, heads: dict[str, HeadSpec], time_s:
 
 def show_phases(prediction: VideoPrediction) -> None:
     """The phase at every clip's end, as scored and smoothed from the past only or from the whole video."""
-    head = HEADS["phases"]
+    head = Phases.head_name
     scores, names = prediction.scores[head].astype(np.float64), prediction.classes[head]
     ends_s = prediction.times_s[:, 1]
     step_s = float(np.median(np.diff(ends_s)))
@@ -184,7 +184,7 @@ try:
             config=CONFIG,
         )
         st.caption("Click a marker to move the viewer to that clip.")
-    if HEADS["phases"] in prediction.scores and len(prediction.times_s) > 2:
+    if Phases.head_name in prediction.scores and len(prediction.times_s) > 2:
         show_phases(prediction)
     if any(head.kind in ("mask", "box") for head in heads.values()):
         st.plotly_chart(

@@ -25,7 +25,8 @@ from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.finetune import finetune
 from endofm_lab.finetuning.start import Start
 from endofm_lab.runs.compare import compare
-from endofm_lab.runs.run import measured, read_run
+from endofm_lab.runs.run import read_run
+from endofm_lab.tasks import TASKS
 
 # Left out -> who chooses; irrigator and cleaning do not occur in every video, but always in the two that are left.
 CHOOSES = {"VID68": "VID70", "VID70": "VID75", "VID74": "VID70", "VID75": "VID70"}
@@ -149,7 +150,7 @@ def main() -> None:
         for name, paths in folds.items():
             tables = [read_run(path).predictions for path in paths]
             rows = pd.concat(tables, ignore_index=True)
-            patients, metrics = measured(task, rows.assign(row=range(len(rows))))
+            patients, metrics = TASKS[task].measured(rows.assign(row=range(len(rows))))
             values = {key: float(np.ravel(v)[0]) for key, v in metrics(np.ones((1, len(patients)))).items()}
             print(name, "over", len(paths), "videos:", {key: round(value, 3) for key, value in values.items()})
         if task == "phases":

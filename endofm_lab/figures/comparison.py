@@ -12,6 +12,7 @@ from endofm_lab.figures.style import PALETTE, color_of, tidy
 from endofm_lab.metrics.calibration import reliability_curve
 from endofm_lab.runs.compare import Comparison
 from endofm_lab.runs.run import Run
+from endofm_lab.tasks import TASKS
 
 
 def intervals(comparison: Comparison, metric: str | None = None, title: str = "") -> go.Figure:
@@ -57,12 +58,12 @@ def reliability(scores: Mapping[str, tuple[ArrayLike, ArrayLike]], n_bins: int =
 
 
 def reliability_of(runs: Sequence[Run], title: str = "") -> go.Figure | None:
-    """The reliability of classification runs with one class per item, their first seed; None if there is none."""
+    """The reliability of runs whose answers are probabilities of classes, their first seed; None if there is none."""
     curves = {}
     for run in runs:
-        if run.task == "classification" and "target" in run.predictions:
-            rows = run.predictions[run.predictions["seed"] == run.seeds[0]]
-            curves[run.run] = (rows["target"].to_numpy(), rows.filter(like="score_").to_numpy(np.float64))
+        rows = run.predictions[run.predictions["seed"] == run.seeds[0]]
+        if (found := TASKS[run.task].probabilities(rows)) is not None:
+            curves[run.run] = found
     return reliability(curves, title=title) if curves else None
 
 

@@ -3,24 +3,17 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.finetuning.start import Start
-from endofm_lab.tasks.examples import Task
+from endofm_lab.tasks import TASKS, Task, task_named
+from endofm_lab.tasks.classification import Classification
 from endofm_lab.tasks.phases import Smoother
 
 Method = Literal["full", "frozen", "ST-Adapter", "attentive probe", "linear probe", "knn"]
 Head = Literal["light", "transunet", "stft"]
-HEADS = {"classification": "label", "segmentation": "mask", "detection": "box", "phases": "phase"}
-_METHODS = {
-    "classification": get_args(Method),
-    "segmentation": ("full", "frozen", "ST-Adapter"),
-    "detection": ("full", "frozen", "ST-Adapter"),
-    "phases": ("full", "frozen", "ST-Adapter", "attentive probe"),
-}
-_TASK_OF_HEAD = {"transunet": "segmentation", "stft": "detection"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +23,8 @@ class FinetuneConfig:
     Attributes:
         manifest: with the splits train, val and test.
         out: folder of the run.
-        task: what the head answers.
+        task: what the head answers: a key of ``tasks.TASKS``. ``label``, ``several_labels``, ``clips``, ``step_s`` and
+            ``smoother`` are options of those tasks that have them.
         method: "full" trains everything, "frozen" the head alone, "ST-Adapter" the head and small modules that mix
             neighbouring frames in a frozen image transformer, "attentive probe" a head that attends to all frozen
             tokens; "linear probe" (logistic regression) and "knn" (nearest neighbours) answer classes from frozen CLS
@@ -59,7 +53,7 @@ class FinetuneConfig:
 
     manifest: Path
     out: Path
-    task: Task = "classification"
+    task: str = Classification.name
     method: Method = "full"
     head: Head = "light"
     start: Start = field(default_factory=Start)
@@ -82,29 +76,27 @@ class FinetuneConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.task not in HEADS:
-            raise UserError(f"The task is {self.task!r}; choose one of {', '.join(HEADS)}.")
-        if self.method not in _METHODS[self.task]:
-            raise UserError(f"The method is {self.method!r}; {self.task} has {', '.join(_METHODS[self.task])}.")
-        if self.head not in get_args(Head) or _TASK_OF_HEAD.get(self.head, self.task) != self.task:
-            raise UserError(
-                f"The head is {self.head!r} for {self.task}; choose 'light', 'transunet' for segmentation, 'stft' for "
-                "detection."
-            )
+        task = self.asked
+        if self.method not in task.methods:
+            raise UserError(f"The method is {self.method!r}; {task.name} has {', '.join(task.methods)}.")
+        if self.head not in ("light", *task.forms):
+            others = [f"{form!r} for {other.name}" for other in TASKS.values() for form in other.forms]
+            raise UserError(f"The head is {self.head!r} for {task.name}; choose 'light', or {', or '.join(others)}.")
         if self.head == "transunet" and self.method != "full":
             raise UserError(f"The method is {self.method!r}, but a transunet has a new stem to learn: choose 'full'.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds are {list(self.seeds)}; give at least one, all different.")
-        if self.validate_every < 1 or self.clips < 1:
-            raise UserError(f"validate_every is {self.validate_every} and clips {self.clips}; both must be above 0.")
-        if not self.step_s > 0 or self.smoother not in get_args(Smoother):
-            raise UserError(
-                f"step_s is {self.step_s} (above 0) and smoother {self.smoother!r} ({', '.join(get_args(Smoother))})."
-            )
+        if self.validate_every < 1:
+            raise UserError(f"validate_every is {self.validate_every}; validate every 1 step or less often.")
         if not 0 < self.layer_decay <= 1 or not self.lr > 0:
             raise UserError(
                 f"layer_decay is {self.layer_decay} (0 to 1) and lr {self.lr} (above 0); give such numbers."
             )
+
+    @property
+    def asked(self) -> Task:
+        """The task with its options."""
+        return task_named(self.task).of(vars(self))
 
 
 def polypdiag(manifest: Path, out: Path, start: str) -> FinetuneConfig:

@@ -9,10 +9,8 @@ from endofm_lab.errors import UserError
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.runs.run import REPORT, Run, write_run
-from endofm_lab.tasks.examples import read_examples, read_split
-from endofm_lab.tasks.scoring import answers
-
-TASK_OF = {"multiclass": "classification", "multilabel": "classification", "mask": "segmentation", "box": "detection"}
+from endofm_lab.tasks import task_answered_by
+from endofm_lab.tasks.examples import read_split
 
 
 def evaluate(
@@ -44,19 +42,18 @@ def evaluate(
     loaded = load_model(model)
     name = _head(loaded, head)
     spec = loaded.card.heads[name]
-    task = TASK_OF[spec.kind]
-    predictions = answers(loaded, name, read_examples(table, "test", spec, label), clips)
+    task = task_answered_by(spec.kind).of({"label": label, "clips": clips})
+    predictions = task.table(loaded, name, task.examples(table, "test", spec), [])
     predictions.insert(0, "seed", 0)
     protocol: dict[str, Any] = {
         "dataset": ", ".join(sorted(set(table.table["dataset"]))),
         "chosen_on": "not said",
         "classes": ", ".join(spec.classes),
+        **task.protocol(),
     }
-    if task == "classification":
-        protocol |= {"label": label, "clips": clips}
     run = Run(
         run=out.name,
-        task=task,
+        task=task.name,
         method=f"{loaded.card.name}, head {name}",
         initialisation=loaded.card.initialisation["words"],
         seeds=(0,),

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -18,35 +17,23 @@ from endofm_lab.data.audit.audit import audit
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.files import atomic_path, read_json, write_json
-from endofm_lab.finetuning.config import HEADS, FinetuneConfig
+from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.fitting import Choice, Fit
-from endofm_lab.metrics.calibration import fit_temperature
 from endofm_lab.model.card import HeadSpec, Metric
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, measured, write_run
-from endofm_lab.tasks.examples import (
-    SPLITS,
-    Example,
-    head_of,
-    read_examples,
-    read_split,
-    refuse_shared_patients,
-    targets_of,
-)
-from endofm_lab.tasks.phases import phase_table
-from endofm_lab.tasks.scoring import answers, clip_scores
+from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, write_run
+from endofm_lab.tasks import Task
+from endofm_lab.tasks.examples import SPLITS, Example, read_split, refuse_shared_patients
 from endofm_lab.training.loop import Record
 
-# Validation chooses by this number, the earliest of equals wins. AUC is finer than F1 where patients are few.
-CHOSEN_BY = {"classification": "auc", "segmentation": "dice", "detection": "ap50", "phases": "accuracy"}
 
-
-def finetune(config: FinetuneConfig, resume: bool = False) -> Iterator[Record]:
+def finetune(config: FinetuneConfig, resume: bool = False, task: Task | None = None) -> Iterator[Record]:
     """Train, choose, test and write the run.
 
     A run that was stopped goes on with ``resume``: on CPU in float32 its numbers are, bit for bit, those of a run that
-    was never stopped.
+    was never stopped. ``task`` carries options that a configuration does not have: it is one of the class that
+    ``config.task`` names.
 
     Yields:
         One record per seed at its start ("seed", "initialisation", "split", "audit": all in words); one per training
@@ -58,7 +45,7 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> Iterator[Record]:
         UserError: bad data (refused by name, with the count), ``out`` holds another run, or this one without
             ``resume``.
     """
-    job = _Job.open(config, resume)
+    job = _Job.open(config, task or config.asked, resume)
     if (config.out / REPORT).is_file():
         return
     for seed in config.seeds:
@@ -72,6 +59,7 @@ class _Job:
     """A run under way."""
 
     config: FinetuneConfig
+    task: Task
     manifest: Manifest
     head: HeadSpec
     examples: dict[str, list[Example]]
@@ -79,7 +67,9 @@ class _Job:
     leaks: list[str]
 
     @classmethod
-    def open(cls, config: FinetuneConfig, resume: bool) -> "_Job":
+    def open(cls, config: FinetuneConfig, task: Task, resume: bool) -> "_Job":
+        if task.name != config.task:
+            raise UserError(f"The task is one of {task.name}, the configuration asks for {config.task}: name the same.")
         manifest = read_split(config.manifest, config.split_name)
         if config.shared_patients == "refuse":
             refuse_shared_patients(manifest)
@@ -89,26 +79,22 @@ class _Job:
                 f"The split {config.split_name!r} has no rows of {', '.join(missing)}, but training needs all three: "
                 f"validation chooses, never test. Make them with `endofm-lab data split`. Audit: {found.verdict}"
             )
-        head = head_of(manifest, config.task, config.label, config.several_labels)
+        head = task.head(manifest)
         if config.method == "attentive probe":
             head = replace(head, pooling="attention")
         if config.head != "light":
             head = replace(head, form=config.head)
-        examples = {split: read_examples(manifest, split, head, config.label) for split in SPLITS}
+        examples = {split: task.examples(manifest, split, head) for split in SPLITS}
         leaks = [finding.message for finding in found.findings if finding.severity == "leak"]
-        _claim(config, manifest.fingerprint, resume)
-        return cls(config, manifest, head, examples, found.verdict, leaks)
-
-    @property
-    def name(self) -> str:
-        return HEADS[self.config.task]
+        _claim(config, task, manifest.fingerprint, resume)
+        return cls(config, task, manifest, head, examples, found.verdict, leaks)
 
     @property
     def method(self) -> str:
         """The method in words."""
         words = _METHOD_NAMES[self.config.method]
         words += _HEAD_NAMES.get(self.config.head, "")
-        return f"{words}, {_SMOOTHER_NAMES[self.config.smoother]}" if self.config.task == "phases" else words
+        return ", ".join(filter(None, [words, self.task.words()]))
 
     def folder(self, seed: int) -> Path:
         return self.config.out / f"seed-{seed}"
@@ -117,7 +103,7 @@ class _Job:
         """Train, choose and test with one seed."""
         config, folder = self.config, self.folder(seed)
         torch.manual_seed(seed)
-        model = config.start.build(self.name, self.head, seed, adapters=config.method == "ST-Adapter").eval()
+        model = config.start.build(self.task.head_name, self.head, seed, adapters=config.method == "ST-Adapter").eval()
         write_json(folder / "start.json", model.card.initialisation)
         yield {
             "seed": seed,
@@ -125,27 +111,21 @@ class _Job:
             "split": f"{config.split_name}: {', '.join(f'{len(rows)} {name}' for name, rows in self.examples.items())}",
             "audit": self.verdict,
         }
-        fit = Fit(config, seed, model, self.name, self.examples, folder, self.table, self._score)
+        fit = Fit(config, seed, self.task, model, self.examples, folder)
         choice: Choice
         if config.method == "knn":
             choice, table = yield from fit.knn()
         else:
             choice = yield from fit.linear_probe() if config.method == "linear probe" else fit.train()
-            self._calibrate(model)
-            table = self.table(model, "test")
-        metrics = self._metrics(table)
+            spec = self.task.calibrated(model, self.task.head_name, self.examples["val"])
+            model.card = replace(model.card, heads={self.task.head_name: spec})
+            table = fit.table("test")
+        metrics = fit.metrics(table)
         if config.method != "knn":  # a bank of neighbours is no model
             self._save(seed, model, metrics)
         with atomic_path(folder / PREDICTIONS) as temporary:
             table.to_parquet(temporary, index=False)
         yield {"seed": seed, "chosen": choice.chosen, "validation": choice.validation, "test": metrics}
-
-    def table(self, model: VideoModel, split: str) -> pd.DataFrame:
-        """Truth and answers of a split; see ``runs.run``."""
-        config, examples = self.config, self.examples[split]
-        if config.task != "phases":
-            return answers(model, self.name, examples, config.clips)
-        return phase_table(model, self.name, examples, self.examples["train"], config.step_s, config.smoother)
 
     def finish(self) -> None:
         """Write the run that compares."""
@@ -160,11 +140,8 @@ class _Job:
             "chosen_on": "validation",
             "classes": ", ".join(self.head.classes),
             **{split: Manifest(manifest.rows(split), manifest.root).fingerprint for split in ("train", "val")},
+            **self.task.protocol(),
         }
-        if config.task == "classification":
-            protocol |= {"label": config.label, "clips": config.clips}
-        if config.task == "phases":
-            protocol |= {"label": config.label, "step_s": config.step_s}
         run = Run(
             run=config.out.name,
             task=config.task,
@@ -180,31 +157,6 @@ class _Job:
             predictions=pd.concat(tables, ignore_index=True),
         )
         write_run(config.out, run)
-
-    def _metrics(self, table: pd.DataFrame) -> dict[str, float]:
-        """The task's metrics on all rows of one seed's table."""
-        patients, metrics = measured(self.config.task, table)
-        return {name: float(np.ravel(value)[0]) for name, value in metrics(np.ones((1, len(patients)))).items()}
-
-    def _score(self, table: pd.DataFrame) -> float:
-        name = CHOSEN_BY[self.config.task]
-        value = self._metrics(table)[name]
-        if math.isnan(value):
-            raise UserError(
-                f"{name} is not defined on the validation rows, so they can choose nothing: they lack a class, or "
-                "every finding. Move patients between the splits."
-            )
-        return value
-
-    def _calibrate(self, model: VideoModel) -> None:
-        """Temperature scaling of exclusive classes on validation; it changes no ranking within a clip."""
-        if self.config.task != "classification" or self.head.kind != "multiclass":
-            return
-        scores = clip_scores(model, self.name, self.examples["val"], self.config.clips)  # (N, clips, K)
-        target = targets_of(self.examples["val"]).repeat(self.config.clips)
-        scaling = fit_temperature(target, np.log(np.clip(scores, 1e-12, 1)).reshape(len(target), -1))
-        heads = {self.name: replace(self.head, temperature=scaling.temperature)}
-        model.card = replace(model.card, heads=heads)
 
     def _save(self, seed: int, model: VideoModel, metrics: dict[str, float]) -> None:
         """The model with a card that says what it was trained on and what it reached."""
@@ -238,14 +190,14 @@ _METHOD_NAMES = {
     "knn": "nearest neighbours",
 }
 _HEAD_NAMES = {"transunet": ", TransUNet head", "stft": ", FCOS head with STFT"}
-_SMOOTHER_NAMES = {"none": "not smoothed", "causal": "causal smoother", "offline": "offline smoother"}
 
 
-def _claim(config: FinetuneConfig, fingerprint: str, resume: bool) -> None:
+def _claim(config: FinetuneConfig, task: Task, fingerprint: str, resume: bool) -> None:
     """Make ``out`` ours: new, or the same run that is resumed."""
     path = config.out / "config.json"
     request = {**asdict(config), "manifest": str(config.manifest), "manifest_fingerprint": fingerprint}
     request.pop("out")
+    request |= asdict(task)
     request["seeds"] = list(config.seeds)
     request["start"] |= {"encoders": list(config.start.encoders)}
     if not path.is_file():

@@ -1,25 +1,30 @@
 """How one model is fitted to a task: trained step by step, or solved on frozen features; validation chooses."""
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.metrics.probes import L2, NEIGHBOURS, fit_linear, knn_scores, linear_scores
 from endofm_lab.model.adapters import is_adapter
+from endofm_lab.model.head import Batch
 from endofm_lab.model.heads import ClipClassifier
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.tasks.clips import Batch, ClipData
-from endofm_lab.tasks.examples import Example, targets_of
-from endofm_lab.tasks.scoring import class_table, clip_features
+from endofm_lab.tasks import Task
+from endofm_lab.tasks.clips import ClipData
+from endofm_lab.tasks.examples import Example
+from endofm_lab.tasks.scoring import class_table, clip_features, targets_of
+from endofm_lab.tasks.task import Loss
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import CHECKPOINTS, LoopConfig, Record, Trainable, parameter_groups, train
 from endofm_lab.training.schedules import cosine
@@ -38,12 +43,13 @@ class Choice:
 class HeadTraining(Trainable):
     """A model of which everything learns one task, or with ``frozen`` the head alone, and adapters where it has them.
 
-    The loss is the head's own.
+    ``loss``: of logits and a batch; by default the head's own.
     """
 
-    def __init__(self, model: VideoModel, head: str, frozen: bool) -> None:
+    def __init__(self, model: VideoModel, head: str, frozen: bool, loss: Loss | None = None) -> None:
         super().__init__()
         self.model, self.head, self.frozen = model, head, frozen
+        self.loss = loss or model.head(head).loss
         for name, parameter in model.backbone.named_parameters():
             parameter.requires_grad_(not frozen or is_adapter(name))
 
@@ -57,7 +63,7 @@ class HeadTraining(Trainable):
     def forward(self, batch: Batch, part: Any, step: int) -> dict[str, Tensor]:
         """The loss of a batch as ``ClipData.collate`` makes it."""
         logits = self.model(batch["clip"]).logits[self.head]
-        return {"loss": self.model.head(self.head).loss(logits, batch)}
+        return {"loss": self.loss(logits, batch)}
 
 
 def layer_groups(model: VideoModel, decay: float) -> list[dict[str, Any]]:
@@ -81,27 +87,52 @@ class Fit:
     Attributes:
         config: what was asked for.
         seed: of everything random.
-        model: fitted in place.
-        head: the name of the head that learns.
+        task: what is asked.
+        model: fitted in place; the task names the head that learns.
         examples: rows by split.
         folder: of this seed: log, checkpoints, validations, chosen weights.
-        table: truth and answers of a model on a split, as ``runs.run`` describes it.
-        score: the number that chooses, from such a table.
     """
 
     config: FinetuneConfig
     seed: int
+    task: Task
     model: VideoModel
-    head: str
     examples: dict[str, list[Example]]
     folder: Path
-    table: Callable[[VideoModel, str], pd.DataFrame]
-    score: Callable[[pd.DataFrame], float]
+
+    @property
+    def head(self) -> str:
+        """The name of the head that learns."""
+        return self.task.head_name
+
+    def table(self, split: str) -> pd.DataFrame:
+        """Truth and answers of the model on a split; see ``runs.run``."""
+        return self.task.table(self.model, self.head, self.examples[split], self.examples["train"])
+
+    def metrics(self, table: pd.DataFrame) -> dict[str, float]:
+        """The task's metrics on all rows of a table."""
+        patients, metrics = self.task.measured(table)
+        return {name: float(np.ravel(value)[0]) for name, value in metrics(np.ones((1, len(patients)))).items()}
+
+    def score(self, table: pd.DataFrame) -> float:
+        """The metric that chooses, of a table of the validation rows.
+
+        Raises:
+            UserError: it is not defined on them.
+        """
+        value = self.metrics(table)[self.task.chosen_by]
+        if math.isnan(value):
+            raise UserError(
+                f"{self.task.chosen_by} is not defined on the validation rows, so they can choose nothing: they lack a "
+                "class, or every finding. Move patients between the splits."
+            )
+        return value
 
     def train(self) -> Generator[Record, None, Choice]:
         """Train by gradient, validate every so often, and end with the weights of the best validation."""
         config, model = self.config, self.model
-        training = HeadTraining(model, self.head, frozen=config.method != "full")
+        loss = self.task.loss(model.head(self.head), self.examples["train"])
+        training = HeadTraining(model, self.head, config.method != "full", loss)
         groups = layer_groups(model, config.layer_decay)
         optimiser: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=config.lr)
         if config.optimiser == "sgd":
@@ -114,7 +145,7 @@ class Fit:
             training.eval()
             device = next(model.parameters()).device.type
             with torch.autocast(device, _DTYPES[config.precision], enabled=config.precision != "float32"):
-                score = self.score(self.table(model, "val"))
+                score = self.score(self.table("val"))
             training.train()
             kept.add(done, score, model)
             return {"validation": score}
@@ -136,7 +167,7 @@ class Fit:
             save_every=config.validate_every,
             workers=config.workers,
         )
-        data = ClipData(self.examples["train"], model.card.clip, model.card.input, model.card.heads[self.head])
+        data = ClipData(self.examples["train"], model.card.clip, model.card.input, self.task)
         for record in train(training, optimiser, schedule, data, loop, self.folder, lambda step: validate(step + 1)):
             yield {"seed": self.seed, **record}
         model.load_state_dict(load_file(self.folder / _Kept.WEIGHTS))

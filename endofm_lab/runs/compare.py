@@ -16,9 +16,8 @@ import pandas as pd
 from endofm_lab.files import formulas_as_text
 from endofm_lab.metrics.intervals import Difference, Interval
 from endofm_lab.runs.run import Run, RunError
+from endofm_lab.tasks import TASKS
 
-# The metric a task is ranked by unless another is asked for.
-PRIMARY = {"classification": "f1", "segmentation": "dice", "detection": "ap50", "phases": "jaccard"}
 LOWER_IS_BETTER = {"hd95_px", "ece", "brier", "false_positive_frame_rate"}
 
 
@@ -138,7 +137,7 @@ def compare(
 
     Args:
         runs: at least one, with names of their own.
-        by: metric to rank by; None takes the task's in ``PRIMARY``.
+        by: metric to rank by; None takes the task's primary one.
         n: resamples of the patients, the same for every run.
         seed: of the resamples.
         level: of confidence.
@@ -154,7 +153,7 @@ def compare(
     if len(tasks := {run.task for run in runs}) > 1:
         raise RunError(f"the runs are of different tasks ({', '.join(sorted(tasks))}); compare one task at a time.")
     samples = [run.samples(n, seed) for run in runs]
-    by = by or PRIMARY[runs[0].task]
+    by = by or TASKS[runs[0].task].primary
     if by not in samples[0].values:
         raise RunError(f"there is no metric '{by}'; the runs have {', '.join(samples[0].values)}.")
     reasons = why_not_ranked(runs)

@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from endofm_lab.metrics.intervals import Interval
-from endofm_lab.runs.compare import PRIMARY, markdown_table
+from endofm_lab.runs.compare import markdown_table
 from endofm_lab.runs.run import Run
+from endofm_lab.tasks import TASKS
+from endofm_lab.tasks.classification import Classification
+from endofm_lab.tasks.detection import Detection
+from endofm_lab.tasks.segmentation import Segmentation
 
 # Endo-FM (arXiv 2306.16741), table 2, and the tables of the later papers: F1 / Dice / F1.
 PUBLISHED = (
@@ -41,7 +45,7 @@ class Benchmark:
 BENCHMARKS = (
     Benchmark(
         "PolypDiag",
-        "classification",
+        Classification.name,
         "f1",
         "",
         "released",
@@ -50,7 +54,7 @@ BENCHMARKS = (
     ),
     Benchmark(
         "CVC-12k",
-        "segmentation",
+        Segmentation.name,
         "dice",
         "Dice over frames with a lesion (published: a frame without one scores 1 if anything is predicted, else 0)",
         "released",
@@ -58,7 +62,7 @@ BENCHMARKS = (
         "7 of the 9 test sequences (121 of 171 frames) are also in the training list",
     ),
     Benchmark(
-        "KUMC", "detection", "frame_presence_f1", "", "released", "test", "frame presence at score 0.5, without IoU"
+        "KUMC", Detection.name, "frame_presence_f1", "", "released", "test", "frame presence at score 0.5, without IoU"
     ),
 )
 
@@ -77,7 +81,7 @@ def paper_table(runs: Sequence[Run]) -> str:
         column = next(
             (k for k, b in enumerate(BENCHMARKS) if (b.dataset, b.task) == (run.protocol["dataset"], run.task)), None
         )
-        name = PRIMARY[run.task] if column is None else BENCHMARKS[column].metric
+        name = TASKS[run.task].primary if column is None else BENCHMARKS[column].metric
         value = _percent(run.samples().interval(name))
         title = f"{run.run} ({run.method}; {run.initialisation})"
         if column is None:

@@ -5,7 +5,7 @@
 | key | content |
 |---|---|
 | run | name, unique among the runs that are compared |
-| task | "classification", "segmentation", "detection" or "phases" |
+| task | name of a task: a key of ``tasks.TASKS`` |
 | method | "linear probe", "full fine-tuning", "ST-Adapter", ... |
 | initialisation | the true initialisation in words, e.g. "Endo-FM teacher, 176 of 176 tensors" |
 | seeds | list of integers, one for every training that was repeated |
@@ -31,31 +31,21 @@ A clip that could not be read has no row; the writer reports it in ``audit``.
 """  # noqa: E501  (a Markdown table cannot be wrapped)
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, read_json, write_json
-from endofm_lab.metrics.boxes import FrameBoxes, detection_metrics, frame_boxes
-from endofm_lab.metrics.calibration import brier, ece
-from endofm_lab.metrics.classification import Values, classification_metrics, weighted_mean
+from endofm_lab.metrics.classification import Values
 from endofm_lab.metrics.intervals import MetricSet, Samples, bootstrap_samples
-from endofm_lab.metrics.phases import phase_metrics
+from endofm_lab.tasks import TASKS
 
 REPORT, PREDICTIONS = "report.json", "predictions.parquet"
-COLUMNS = {
-    "classification": [],
-    "segmentation": ["lesion", "dice", "iou", "hd95_px", "false_positive"],
-    "detection": ["true_boxes", "true_labels", "boxes", "scores", "labels"],
-    "phases": ["video", "target", "predicted"],
-}
-TRUTH = {"segmentation": ["lesion"], "detection": ["true_boxes", "true_labels"], "phases": ["video", "target"]}
 
 
 class RunError(UserError):
@@ -95,40 +85,14 @@ class Run:
     def _measured(self) -> tuple[NDArray, list[MetricSet]]:
         """The patient of every unit and, for each training seed, the metrics of these units in the same order."""
         parts = [self.predictions[self.predictions["seed"] == seed].set_index("row") for seed in self.seeds]
-        pairs = [measured(self.task, part.loc[parts[0].index]) for part in parts]
+        pairs = [TASKS[self.task].measured(part.loc[parts[0].index]) for part in parts]
         return pairs[0][0], [metrics for _, metrics in pairs]
 
     def truth(self) -> pd.DataFrame:
         """What was to be found, one line per test item in order of ``row``: equal for runs on the same test set."""
-        columns = TRUTH.get(self.task, [name for name in map(str, self.predictions) if name.startswith("target")])
+        columns = TASKS[self.task].truth_columns(self.predictions)
         first = self.predictions[self.predictions["seed"] == self.seeds[0]]
         return first.set_index("row")[["patient", *columns]].sort_index()
-
-
-def measured(task: str, rows: pd.DataFrame) -> tuple[NDArray, MetricSet]:
-    """The patient of every unit (N,) and the task's metrics as a function of the units' weights (R, N).
-
-    Units are the rows of one training seed; for phases they are the videos. Empty cases are those of
-    ``metrics.classification`` and its neighbours.
-    """
-    patients = rows["patient"].to_numpy()
-    if task == "segmentation":
-        columns = {"dice": "dice", "iou": "iou", "hd95_px": "hd95_px", "false_positive_frame_rate": "false_positive"}
-        return patients, _means({name: rows[column].to_numpy(np.float64) for name, column in columns.items()})
-    if task == "detection":
-        return patients, detection_metrics(boxes_of(rows))
-    if task == "phases":
-        table = phase_metrics(rows["video"], rows["target"], rows["predicted"])
-        owner = rows.groupby("video", sort=False)["patient"].first()
-        return owner.loc[table.index].to_numpy(), _means({str(name): table[name].to_numpy() for name in table})
-    return patients, _classification(rows)
-
-
-def boxes_of(rows: pd.DataFrame) -> list[FrameBoxes]:
-    """Truth and detections of every row of a detection run; Parquet gives boxes back as arrays of arrays."""
-    boxes = ([np.array([list(box) for box in cell]) for cell in rows[name]] for name in ("true_boxes", "boxes"))
-    columns = zip(*boxes, *(rows[name] for name in ("scores", "true_labels", "labels")), strict=True)
-    return [frame_boxes(*row) for row in columns]
 
 
 def write_run(folder: str | Path, run: Run) -> None:
@@ -204,8 +168,8 @@ def _check(run: Run, folder: Path) -> None:
     def refuse(problem: str) -> None:
         raise RunError(f"{folder}: {problem}")
 
-    if run.task not in COLUMNS:
-        refuse(f"the task is '{run.task}'; it must be one of {', '.join(COLUMNS)}.")
+    if run.task not in TASKS:
+        refuse(f"the task is '{run.task}'; it must be one of {', '.join(TASKS)}.")
     for name, holder, keys in [
         ("protocol", run.protocol, ["dataset", "chosen_on"]),
         ("test", run.test, ["fingerprint", "split"]),
@@ -214,13 +178,8 @@ def _check(run: Run, folder: Path) -> None:
         if missing := [key for key in keys if not isinstance(holder, dict) or key not in holder]:
             refuse(f"{name} lacks {', '.join(missing)}.")
     table = run.predictions
-    needed = ["seed", "row", "patient", *COLUMNS[run.task]]
-    if run.task == "classification" and not any(str(name).startswith("target_") for name in table):
-        needed.append("target")
-    if missing := [name for name in needed if name not in table]:
-        refuse(f"the predictions lack the columns {', '.join(missing)}.")
-    if run.task == "classification" and sum(str(name).startswith("score_") for name in table) < 1:
-        refuse("the predictions lack score_<class> columns.")
+    if problem := TASKS[run.task].problem(table):
+        refuse(problem)
     if table.empty:
         refuse("the predictions have no rows.")
     if (seeds := sorted(table["seed"].unique().tolist())) != sorted(run.seeds):
@@ -232,24 +191,6 @@ def _check(run: Run, folder: Path) -> None:
     counts = table.groupby("row", sort=False)["seed"].size()
     if uneven := int((counts != len(run.seeds)).sum()):
         refuse(f"{uneven} test items are not predicted by every seed.")
-
-
-def _classification(rows: pd.DataFrame) -> MetricSet:
-    names = [name.removeprefix("score_") for name in map(str, rows) if name.startswith("score_")]
-    scores = rows[[f"score_{name}" for name in names]].to_numpy(np.float64)
-    if "target" not in rows:
-        labels = rows[[f"target_{name}" for name in names]].to_numpy(bool)
-        return lambda weights: classification_metrics(labels, scores, weights)
-    target = rows["target"].to_numpy()
-    return lambda weights: {
-        **classification_metrics(target, scores, weights),
-        "ece": ece(target, scores, weights),
-        "brier": brier(target, scores, weights),
-    }
-
-
-def _means(columns: dict[str, NDArray[np.float64]]) -> Callable[[ArrayLike], dict[str, Values]]:
-    return lambda weights: {name: weighted_mean(values, weights) for name, values in columns.items()}
 
 
 def _json(value: float | int) -> float | int | None:

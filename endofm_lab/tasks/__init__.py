@@ -1,0 +1,41 @@
+"""Tasks: what is asked of a video. The contract stands in ``tasks.task``, each task in a file of its own.
+
+Fine-tuning, evaluation, runs, figures, the app and the command line ask the task, and know none of them by name. To add
+a task, write ``tasks/<name>.py`` with a subclass of `Task` and add it to ``TASKS``. A task outside this package works
+the same way once it is in the table: ``TASKS[MyTask.name] = MyTask``, and ``model.heads.HEADS`` for a new kind of head.
+"""
+
+from endofm_lab.errors import UserError
+from endofm_lab.tasks.classification import Classification
+from endofm_lab.tasks.detection import Detection
+from endofm_lab.tasks.phases import Phases
+from endofm_lab.tasks.segmentation import Segmentation
+from endofm_lab.tasks.task import Task
+
+__all__ = ["TASKS", "Task", "task_answered_by", "task_named"]
+
+# The first task that a kind of head answers is the one that a model is evaluated by.
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Segmentation, Detection, Phases)}
+
+
+def task_named(name: str) -> type[Task]:
+    """The task of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in TASKS:
+        raise UserError(f"The task is {name!r}; choose one of {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def task_answered_by(kind: str) -> type[Task]:
+    """The first task that a kind of head (`HeadSpec.kind`) answers.
+
+    Raises:
+        UserError: there is none.
+    """
+    for task in TASKS.values():
+        if kind in task.kinds:
+            return task
+    raise UserError(f"No task is answered by {kind!r} heads; tasks are {', '.join(TASKS)}.")

@@ -1,46 +1,73 @@
 """Clips of a manifest's rows as batches: random views for training, fixed clips for validation and test."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from endofm_lab.model.card import HeadSpec
 from endofm_lab.tasks.examples import Example, Timeline
 from endofm_lab.video.augment import View, draw_view
 from endofm_lab.video.clips import ClipSpec, clip_indices
 from endofm_lab.video.reader import VideoInfo, VideoReader
 from endofm_lab.video.transforms import InputSpec, to_input
 
-Batch = dict[str, Tensor]
+if TYPE_CHECKING:
+    from endofm_lab.tasks.task import Task
+
 # Frames of training are kept in memory once read, reduced to this times the model's size, up to so many bytes. A random
 # view shows 71 % of a frame's side or more, so that most views still have a pixel for each of the model's.
 MARGIN, MEMORY = 1.25, 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a training clip shows of its row: for a task that looks up the truth of the clip.
+
+    Attributes:
+        indices: (T,) numbers of its frames.
+        view: the random view of them.
+        shrunk: factors by which width and height of the frames were reduced before the view was cut.
+        size_px: side of the model's pictures.
+        memory: frames and other pictures that were read before.
+    """
+
+    indices: np.ndarray
+    view: View
+    shrunk: tuple[float, float]
+    size_px: int
+    memory: "Memory"
+
+    def pictures(self, path: Path, read: Callable[[list[int]], np.ndarray]) -> np.ndarray:
+        """(T, ...) pictures of the frames from another file or folder; ``read`` gives those with the given numbers."""
+        return self.memory.pictures(path, self.indices, read)
+
+    def reduced(self, pictures: Tensor) -> Tensor:
+        """(T, C, H, W) reduced as the frames are, to be cut by the same view."""
+        return self.memory.reduced(pictures)
 
 
 @dataclass
 class ClipData:
     """The rows of a split as training data (``training.draws.Data``): one clip at a random instant, randomly seen.
 
-    A batch holds ``clip`` (B, 3, T, S, S) and, by the head, ``target`` ((B,) classes or (B, K) of 0 and 1), ``mask``
-    (B, 1, T, S, S) in 0..1, or ``boxes`` (B, T, M, 4) in fractions with rows of NaN and ``labels`` (B, T, M).
+    A batch holds ``clip`` (B, 3, T, S, S) and the truth that the task's ``sample`` and ``collate`` give.
     """
 
     examples: list[Example]
     clip: ClipSpec
     input: InputSpec
-    head: HeadSpec
+    task: "Task"
     n_files: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.n_files = len({example.video for example in self.examples})
-        self._kept = _KeptFrames(math.ceil(MARGIN * self.input.size_px))
+        self._memory = Memory(math.ceil(MARGIN * self.input.size_px))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -50,41 +77,21 @@ class ClipData:
         return self.examples[index].name
 
     def sample(self, index: int, seed: int) -> dict[str, Any]:
-        """One clip of a row; what is random about it follows from ``seed``."""
+        """One clip of a row and its truth; what is random about it follows from ``seed``."""
         random = np.random.default_rng(seed)
         example = self.examples[index]
-        timeline = self._kept.timeline(example)
+        timeline = self._memory.timeline(example)
         earliest, latest = _starts(example, timeline, self.clip)
         indices = _indices(example, timeline, self.clip, float(random.uniform(earliest, latest)))
-        frames = self._kept.frames(example, indices)
+        frames = self._memory.frames(example, indices)
         view = draw_view(random, *frames.shape[1:3])
-        sample: dict[str, Any] = {"clip": to_input(view.frames(frames), self.input)[0]}
-        if self.head.kind == "mask":
-            sample["mask"] = view.masks(self._kept.masks(example, indices), self.input.size_px)[None]
-        elif self.head.kind == "box":
-            shrunk = frames.shape[2] / timeline.info.width_px, frames.shape[1] / timeline.info.height_px
-            sample |= _seen_boxes(example, indices, view, shrunk)
-        else:
-            sample["target"] = torch.tensor(example.target)
-        return sample
+        shrunk = frames.shape[2] / timeline.info.width_px, frames.shape[1] / timeline.info.height_px
+        shown = Shown(indices, view, shrunk, self.input.size_px, self._memory)
+        return {"clip": to_input(view.frames(frames), self.input)[0], **self.task.sample(example, shown)}
 
-    def collate(self, samples: list[dict[str, Any]]) -> Batch:
-        """A batch; frames with fewer boxes than the fullest one get rows of NaN."""
-        batch = {
-            name: torch.stack([sample[name] for sample in samples])
-            for name in samples[0]
-            if name not in ("boxes", "labels")
-        }
-        if "boxes" in samples[0]:
-            most = max(1, *(len(boxes) for sample in samples for boxes in sample["boxes"]))
-            shape = (len(samples), len(samples[0]["boxes"]), most)
-            batch["boxes"] = torch.full((*shape, 4), torch.nan)
-            batch["labels"] = torch.zeros(shape, dtype=torch.long)
-            for b, sample in enumerate(samples):
-                for t, (boxes, labels) in enumerate(zip(sample["boxes"], sample["labels"], strict=True)):
-                    batch["boxes"][b, t, : len(boxes)] = torch.from_numpy(boxes).float()
-                    batch["labels"][b, t, : len(boxes)] = torch.from_numpy(labels)
-        return batch
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """A batch, as the task makes it."""
+        return self.task.collate(samples)
 
 
 @dataclass(frozen=True)
@@ -157,22 +164,11 @@ def _indices(example: Example, reader: Timeline, clip: ClipSpec, start_s: float)
     return np.clip(clip_indices(clip, reader.info, start_s, reader.times_s), first, after - 1)
 
 
-def _seen_boxes(
-    example: Example, indices: np.ndarray, view: View, shrunk: tuple[float, float]
-) -> dict[str, list[np.ndarray]]:
-    """Boxes and labels of the frames that a view shows; the frames' width and height were reduced by ``shrunk``."""
-    assert example.boxes is not None
-    none = (np.zeros((0, 4)), np.zeros(0, np.int64))
-    of_frames = [example.boxes.get(int(frame), none) for frame in indices]
-    seen = [view.boxes(boxes * [*shrunk, *shrunk]) for boxes, _ in of_frames]
-    return {
-        "boxes": [boxes for boxes, _ in seen],
-        "labels": [labels[kept] for (_, labels), (_, kept) in zip(of_frames, seen, strict=True)],
-    }
+class Memory:
+    """Frames and other pictures of training in memory, at most ``side_px`` high and wide.
 
-
-class _KeptFrames:
-    """Frames and masks in memory, at most ``side_px`` high and wide; what is kept and what is read again is equal."""
+    What is kept and what is read again is equal.
+    """
 
     def __init__(self, side_px: int) -> None:
         self.side_px = side_px
@@ -189,40 +185,29 @@ class _KeptFrames:
 
     def frames(self, example: Example, indices: np.ndarray) -> np.ndarray:
         """uint8 (T, h, w, 3) of the frames with these numbers."""
-        missing = self._missing(example.video, indices)
-        fresh: dict[int, np.ndarray] = {}
-        if missing:
+
+        def read(numbers: list[int]) -> np.ndarray:
             with example.open() as reader:
-                pixels = torch.from_numpy(reader.read(missing)).permute(0, 3, 1, 2)
-            reduced = self._reduced(pixels).permute(0, 2, 3, 1).contiguous().numpy()
-            fresh = dict(zip(missing, reduced, strict=True))
-        return self._stacked(example.video, indices, fresh)
+                pixels = torch.from_numpy(reader.read(numbers)).permute(0, 3, 1, 2)
+            return self.reduced(pixels).permute(0, 2, 3, 1).contiguous().numpy()
 
-    def masks(self, example: Example, indices: np.ndarray) -> np.ndarray:
-        """Bool (T, h, w) of the masks of these frames."""
-        assert example.masks is not None
-        missing = self._missing(example.masks, indices)
-        fresh: dict[int, np.ndarray] = {}
-        if missing:
-            shares = self._reduced(torch.from_numpy(example.read_masks(missing))[:, None].float())
-            fresh = dict(zip(missing, (shares[:, 0] > 0.5).numpy(), strict=True))
-        return self._stacked(example.masks, indices, fresh)
+        return self.pictures(example.video, indices, read)
 
-    def _reduced(self, pictures: Tensor) -> Tensor:
-        """(T, C, H, W) no larger than the side, antialiased."""
-        height, width = (min(n, self.side_px) for n in pictures.shape[2:])
-        return tv.resize(pictures, [height, width], antialias=True)
-
-    def _missing(self, path: Path, indices: np.ndarray) -> list[int]:
-        return [number for number in np.unique(indices).tolist() if (path, number) not in self._pictures]
-
-    def _stacked(self, path: Path, indices: np.ndarray, fresh: dict[int, np.ndarray]) -> np.ndarray:
+    def pictures(self, path: Path, indices: np.ndarray, read: Callable[[list[int]], np.ndarray]) -> np.ndarray:
+        """(T, ...) pictures of a file or folder with these numbers; ``read`` gives those that are not in memory."""
+        missing = [number for number in np.unique(indices).tolist() if (path, number) not in self._pictures]
+        fresh = dict(zip(missing, read(missing), strict=True)) if missing else {}
         pictures = [fresh[i] if i in fresh else self._pictures[path, i] for i in indices.tolist()]
         for number, picture in fresh.items():
             if self._bytes + picture.nbytes <= MEMORY:
                 self._bytes += picture.nbytes
                 self._pictures[path, number] = picture.copy()
         return np.stack(pictures)
+
+    def reduced(self, pictures: Tensor) -> Tensor:
+        """(T, C, H, W) no larger than the side, antialiased."""
+        height, width = (min(n, self.side_px) for n in pictures.shape[2:])
+        return tv.resize(pictures, [height, width], antialias=True)
 
 
 @dataclass(frozen=True)

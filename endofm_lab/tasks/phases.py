@@ -3,71 +3,132 @@
 The rows of a video are its phases, one after the other; instants between two rows have no phase and are not asked for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from endofm_lab.errors import ManifestError
+from endofm_lab.data.manifest import Manifest
+from endofm_lab.errors import ManifestError, UserError
+from endofm_lab.metrics.classification import weighted_mean
+from endofm_lab.metrics.intervals import MetricSet
+from endofm_lab.metrics.phases import phase_metrics
 from endofm_lab.metrics.smoothing import hmm_filter, hmm_smooth, transition_from_labels
+from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.tasks.clips import SeenClip, in_batches, see
-from endofm_lab.tasks.examples import Example, targets_of
+from endofm_lab.tasks.clips import SeenClip, Shown, in_batches, see
+from endofm_lab.tasks.examples import Example
+from endofm_lab.tasks.labels import class_head, class_targets, recall_and_precision, score_names
+from endofm_lab.tasks.scoring import BATCH, targets_of
+from endofm_lab.tasks.task import ClassMetrics, Task
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.reader import VideoReader
 from endofm_lab.video.transforms import InputSpec
 
 Smoother = Literal["none", "causal", "offline"]
-BATCH = 8  # clips that go through the model together
 
 
-def phase_table(
-    model: VideoModel,
-    head: str,
-    examples: Sequence[Example],
-    training: Sequence[Example],
-    step_s: float,
-    smoother: Smoother,
-) -> pd.DataFrame:
-    """One row per instant: ``row``, ``patient``, ``video``, ``target``, ``predicted`` and ``score_<class>`` (raw).
+@dataclass(frozen=True)
+class Phases(Task):
+    """Phases of long videos. Its table has one row per instant: ``video``, ``target``, ``predicted``, and raw scores.
 
-    The smoother is a hidden Markov model whose transitions are counted in the training videos at the same steps; its
-    prior is the share of each class among training rows, which is how often training shows it.
-
-    Args:
-        model: with a class head.
-        head: its name.
-        examples: rows to answer.
-        training: rows that the model was trained on.
-        step_s: seconds between instants.
+    Attributes:
+        label: column of the manifest that holds the phase.
+        step_s: seconds from one answer to the next.
         smoother: "causal" answers from the past only, "offline" from the whole video, "none" from the clip alone.
-
-    Raises:
-        ManifestError: rows of one video overlap in time.
     """
-    classes = model.card.heads[head].classes
-    rows: list[dict] = []
-    scores = []
-    for some in in_batches(_instants(examples, model.card.clip, model.card.input, step_s, rows), BATCH):
-        scores.append(model.predict(torch.stack([seen.clip for seen in some]))[head].double().numpy())
-    table = pd.DataFrame(rows)
-    values = np.concatenate(scores)
-    table[[f"score_{name}" for name in classes]] = values
-    table["predicted"] = values.argmax(1)
-    if smoother == "none":
+
+    label: str = "label"
+    step_s: float = 1.0
+    smoother: Smoother = "causal"
+
+    name = "phases"
+    head_name = "phase"
+    kinds = ("multiclass",)
+    methods = ("full", "frozen", "ST-Adapter", "attentive probe")
+    columns = ("video", "target", "predicted")
+    truth = ("video", "target")
+    primary = "jaccard"
+    chosen_by = "accuracy"
+
+    def __post_init__(self) -> None:
+        if not self.step_s > 0 or self.smoother not in get_args(Smoother):
+            raise UserError(
+                f"step_s is {self.step_s} (above 0) and smoother {self.smoother!r} ({', '.join(get_args(Smoother))})."
+            )
+
+    def head(self, manifest: Manifest) -> HeadSpec:
+        """The head for the phases of the training rows."""
+        return class_head(manifest, self.label)
+
+    def targets(self, manifest: Manifest, split: str, head: HeadSpec) -> Sequence[Any]:
+        """The number of every row's phase."""
+        return class_targets(manifest, split, head, self.label)
+
+    def sample(self, example: Example, shown: Shown) -> dict[str, Any]:
+        """``target``: the number of the phase."""
+        return {"target": torch.tensor(example.target)}
+
+    def table(
+        self, model: VideoModel, head: str, examples: Sequence[Example], training: Sequence[Example]
+    ) -> pd.DataFrame:
+        """One row per instant, smoothed over time.
+
+        The smoother is a hidden Markov model whose transitions are counted in the training videos at the same steps;
+        its prior is the share of each class among training rows, which is how often training shows it.
+
+        Raises:
+            ManifestError: rows of one video overlap in time.
+        """
+        classes = model.card.heads[head].classes
+        rows: list[dict] = []
+        scores = []
+        for some in in_batches(_instants(examples, model.card.clip, model.card.input, self.step_s, rows), BATCH):
+            scores.append(model.predict(torch.stack([seen.clip for seen in some]))[head].double().numpy())
+        table = pd.DataFrame(rows)
+        values = np.concatenate(scores)
+        table[[f"score_{name}" for name in classes]] = values
+        table["predicted"] = values.argmax(1)
+        if self.smoother == "none":
+            return table
+        transition = transition_from_labels(_label_sequences(training, self.step_s), len(classes))
+        counts = np.bincount(targets_of(training), minlength=len(classes))
+        smooth = hmm_filter if self.smoother == "causal" else hmm_smooth
+        for video in table["video"].unique():
+            own = (table["video"] == video).to_numpy()
+            chances = smooth(np.clip(values[own], 1e-9, None), transition, counts / counts.sum())
+            table.loc[own, "predicted"] = chances.argmax(1)
         return table
-    transition = transition_from_labels(_label_sequences(training, step_s), len(classes))
-    counts = np.bincount(targets_of(training), minlength=len(classes))
-    smooth = hmm_filter if smoother == "causal" else hmm_smooth
-    for video in table["video"].unique():
-        own = (table["video"] == video).to_numpy()
-        chances = smooth(np.clip(values[own], 1e-9, None), transition, counts / counts.sum())
-        table.loc[own, "predicted"] = chances.argmax(1)
-    return table
+
+    def protocol(self) -> dict[str, Any]:
+        """The column and the step."""
+        return {"label": self.label, "step_s": self.step_s}
+
+    def words(self) -> str:
+        """The smoother."""
+        return {"none": "not smoothed", "causal": "causal smoother", "offline": "offline smoother"}[self.smoother]
+
+    @classmethod
+    def measured(cls, rows: pd.DataFrame) -> tuple[NDArray, MetricSet]:
+        """Units are videos; metrics are means over them."""
+        table = phase_metrics(rows["video"], rows["target"], rows["predicted"])
+        owner = rows.groupby("video", sort=False)["patient"].first()
+        columns = {str(name): table[name].to_numpy() for name in table}
+        return owner.loc[table.index].to_numpy(), lambda weights: {
+            name: weighted_mean(values, weights) for name, values in columns.items()
+        }
+
+    @classmethod
+    def by_class(cls, rows: pd.DataFrame, protocol: Mapping[str, Any]) -> list[tuple[str, int, ClassMetrics]]:
+        """``recall`` and ``precision`` over time steps."""
+        target, predicted = rows["target"].to_numpy(), rows["predicted"].to_numpy()
+        names = score_names(rows) or [f"class {k}" for k in range(int(max(target.max(), predicted.max())) + 1)]
+        return recall_and_precision(names, *(v[:, None] == np.arange(len(names)) for v in (target, predicted)))
 
 
 def causal_indices(clip: ClipSpec, reader: VideoReader, at_s: float) -> NDArray[np.int64]:

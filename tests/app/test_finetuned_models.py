@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from endofm_lab.finetuning.config import HEADS
 from endofm_lab.finetuning.start import Start
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.loading.load import save_model
+from endofm_lab.tasks import TASKS
 
 APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
 SPECS = {
@@ -28,7 +28,7 @@ def cache(tmp_path_factory):
 def opened(task, folder, cache, monkeypatch):
     """The page with a model of that task, named and headed as fine-tuning does."""
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
-    model = Start("scratch", size="micro").build(HEADS[task], SPECS[task], seed=0)
+    model = Start("scratch", size="micro").build(TASKS[task].head_name, SPECS[task], seed=0)
     if task == "detection":  # an untrained head finds nothing: let it find something everywhere
         model.heads["box"].out.bias.data[:2] = 1.0
     save_model(model, folder / "model")

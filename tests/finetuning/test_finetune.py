@@ -22,9 +22,11 @@ from endofm_lab.model.transformer import build_backbone
 from endofm_lab.predict import predict_video
 from endofm_lab.runs.compare import compare
 from endofm_lab.runs.run import read_run
+from endofm_lab.tasks import TASKS
+from endofm_lab.tasks.classification import Classification
 from endofm_lab.tasks.clips import ClipData
-from endofm_lab.tasks.examples import head_of, read_examples
-from endofm_lab.tasks.scoring import class_scores
+from endofm_lab.tasks.scoring import clip_scores
+from endofm_lab.tasks.segmentation import Segmentation
 from endofm_lab.video.clips import ClipSpec
 
 SCRATCH = Start("scratch", size="micro")
@@ -59,7 +61,7 @@ def test_a_linear_probe_leaves_a_run_and_a_model_that_gives_its_scores(phantom, 
     model = load_model(config.out / "seed-0" / "model")
     manifest = read_manifest(phantom)
     head = model.card.heads["label"]
-    scores = class_scores(model, "label", read_examples(manifest, "test", head), config.clips)
+    scores = clip_scores(model, "label", Classification().examples(manifest, "test", head), config.clips).mean(1)
     written = run.predictions[[f"score_{name}" for name in head.classes]].to_numpy()
     np.testing.assert_allclose(scores, written, atol=1e-6)
     np.testing.assert_allclose(written.sum(1), 1, atol=1e-6)
@@ -231,13 +233,13 @@ def test_masks_of_another_size_or_not_binary_are_refused_with_the_count(phantom,
     folder = manifest.resolve(manifest.rows("train")["masks"].iloc[0])
     files = sorted(folder.iterdir())
     Image.fromarray(np.full((64, 64), 77, np.uint8)).save(files[0])
-    head = head_of(manifest, "segmentation")
+    head = Segmentation().head(manifest)
     with pytest.raises(ManifestError, match="1 masks of train are not binary"):
-        read_examples(manifest, "train", head)
+        Segmentation().examples(manifest, "train", head)
     for file in files[:2]:
         Image.fromarray(np.zeros((32, 64), bool)).save(file)
     with pytest.raises(ManifestError, match="2 masks of train are of another size"):
-        read_examples(manifest, "train", head)
+        Segmentation().examples(manifest, "train", head)
 
 
 def test_masks_that_jpeg_has_blurred_are_refused_by_name_with_the_count(phantom, tmp_path, capsys):
@@ -309,7 +311,8 @@ def test_other_methods_leave_the_backbone_as_it_was_and_a_model_that_loads(phant
     assert any(name.startswith("heads.") for name in learned)
     assert any("temporal_adapter" in name for name in learned) == adapted
     assert all(name.startswith("heads.") or "temporal_adapter" in name for name in learned)
-    scores = class_scores(model, "label", read_examples(read_manifest(phantom), "test", model.card.heads["label"]), 1)
+    rows = Classification().examples(read_manifest(phantom), "test", model.card.heads["label"])
+    scores = clip_scores(model, "label", rows, 1).mean(1)
     written = run.predictions.filter(like="score_").to_numpy()
     np.testing.assert_allclose(scores, written, atol=1e-6)
 
@@ -336,14 +339,14 @@ def test_clips_of_one_frame_from_scratch_have_no_attention_in_time():
 
 @pytest.mark.parametrize("task", ["segmentation", "detection"])
 def test_frames_from_memory_are_those_that_were_read(phantom, monkeypatch, task):
-    manifest = read_manifest(phantom)
-    head = head_of(manifest, task)
+    manifest, task = read_manifest(phantom), TASKS[task]()
+    head = task.head(manifest)
     model = SCRATCH.build("x", head, seed=0)
     small = replace(model.card.input, size_px=32)
-    data = ClipData(read_examples(manifest, "train", head), model.card.clip, small, head)
+    data = ClipData(task.examples(manifest, "train", head), model.card.clip, small, task)
     first, again = data.collate([data.sample(3, 7)]), data.collate([data.sample(3, 7)])
     monkeypatch.setattr("endofm_lab.tasks.clips.MEMORY", 0)
-    unkept = ClipData(data.examples, model.card.clip, small, head)
+    unkept = ClipData(data.examples, model.card.clip, small, task)
     for other in (again, unkept.collate([unkept.sample(3, 7)])):
         assert first.keys() == other.keys()
         assert all(torch.equal(first[k].nan_to_num(-1.0), other[k].nan_to_num(-1.0)) for k in first)
@@ -353,10 +356,12 @@ def test_boxes_and_masks_of_reduced_frames_still_agree(phantom):
     """The frames are reduced from 64 to 40 px in memory; the box of the mask is the box."""
     manifest = read_manifest(phantom)
     small = replace(SCRATCH.build("x", _two_classes(), seed=0).card.input, size_px=32)
-    heads = {task: head_of(manifest, task) for task in ("segmentation", "detection")}
+    tasks = [TASKS[name]() for name in ("segmentation", "detection")]
     data = {
-        task: ClipData(read_examples(manifest, "train", head), ClipSpec(n_frames=2, stride=2), small, head)
-        for task, head in heads.items()
+        task.name: ClipData(
+            task.examples(manifest, "train", task.head(manifest)), ClipSpec(n_frames=2, stride=2), small, task
+        )
+        for task in tasks
     }
     compared = 0
     for index in range(8):

@@ -14,7 +14,8 @@ from endofm_lab.metrics.masks import mask_metrics
 from endofm_lab.reports.comparison import write_comparison
 from endofm_lab.runs.compare import compare
 from endofm_lab.runs.paper_table import paper_table
-from endofm_lab.runs.run import Run, RunError, find_runs, measured, read_run, write_run
+from endofm_lab.runs.run import Run, RunError, find_runs, read_run, write_run
+from endofm_lab.tasks.phases import Phases
 
 
 def made_run(name, task="classification", skill=1.0, seeds=(0,), n_patients=20, **changes):
@@ -221,7 +222,7 @@ def test_labels_that_exclude_nothing_are_compared_too():
 def test_phases_are_measured_per_video_and_resampled_per_patient():
     run = made_run("a", "phases", n_patients=6)
     rows = run.predictions.assign(patient=lambda t: t["video"].str[-1].astype(int) // 2)
-    patients, metrics = measured("phases", rows)
+    patients, metrics = Phases.measured(rows)
     assert patients.tolist() == [0, 0, 1, 1, 2, 2]
     assert metrics(np.ones(6))["accuracy"] == pytest.approx(
         (rows["target"] == rows["predicted"]).groupby(rows["video"]).mean().mean()

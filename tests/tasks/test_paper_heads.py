@@ -23,14 +23,13 @@ from endofm_lab.finetuning.start import Start
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.predict import predict_video
 from endofm_lab.runs.run import read_run
-from endofm_lab.tasks.examples import read_examples
-from endofm_lab.tasks.scoring import answers
+from endofm_lab.tasks import TASKS
 from tests.data.trees import build_tree
 from tests.model.released_goldens import small_detector_state, small_segmenter_state
 from tests.model.weight_layouts import polypdiag
 
 SCRATCH = Start("scratch", size="micro", n_frames=2)
-TASKS = {"transunet": "segmentation", "stft": "detection"}
+TASK_OF = {"transunet": "segmentation", "stft": "detection"}
 
 
 def video_of(manifest: Path) -> Path:
@@ -47,16 +46,17 @@ def few(phantom, tmp_path_factory):
     return write_manifest(table, folder / "manifest.csv").path
 
 
-@pytest.mark.parametrize("head", TASKS)
+@pytest.mark.parametrize("head", TASK_OF)
 def test_a_fine_tuned_folder_loads_gives_its_run_again_and_predicts(few, tmp_path, head):
-    options = ["--task", TASKS[head], "--head", head, "--start", "scratch", "--size", "micro", "--n-frames", "2"]
+    options = ["--task", TASK_OF[head], "--head", head, "--start", "scratch", "--size", "micro", "--n-frames", "2"]
     options += ["--steps", "1", "--batch", "2", "--validate-every", "1"]
     assert main(["finetune", str(few), "--out", str(tmp_path / "run"), *options]) == 0
     folder = tmp_path / "run" / "seed-0" / "model"
     run, model = read_run(tmp_path / "run"), load_model(folder)
     (name, spec), *_ = model.card.heads.items()
     assert spec.form == head and ("TransUNet" if head == "transunet" else "STFT") in run.method
-    again = answers(model, name, read_examples(read_manifest(few), "test", spec), 1)
+    task = TASKS[TASK_OF[head]]()
+    again = task.table(model, name, task.examples(read_manifest(few), "test", spec), [])
     written = run.predictions
     if head == "transunet":
         np.testing.assert_allclose(again["iou"], written["iou"], atol=1e-6)

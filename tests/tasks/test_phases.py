@@ -11,8 +11,7 @@ from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.finetune import finetune
 from endofm_lab.finetuning.start import Start
 from endofm_lab.runs.run import read_run
-from endofm_lab.tasks.examples import head_of, read_examples
-from endofm_lab.tasks.phases import causal_indices, phase_table
+from endofm_lab.tasks.phases import Phases, causal_indices
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.reader import open_video, write_video
 
@@ -61,15 +60,16 @@ def test_phases_are_learned_and_answered_at_every_step(operations, tmp_path):
 
 def test_a_causal_answer_does_not_know_the_future(operations):
     manifest = read_manifest(operations)
-    head = head_of(manifest, "phases")
-    train, test = (read_examples(manifest, split, head) for split in ("train", "test"))
+    head = Phases().head(manifest)
+    train, test = (Phases().examples(manifest, split, head) for split in ("train", "test"))
     model = Start("scratch", size="micro", stride=1).build("phase", head, seed=0).eval()
     with torch.no_grad():
         model.heads["phase"].linear.weight.mul_(50)  # a fresh head is too unsure to be smoothed visibly
     one = [example for example in test if example.name == test[0].name]
     for smoother in ("causal", "none"):
-        long = phase_table(model, "phase", one, train, 0.5, smoother)
-        short = phase_table(model, "phase", one[:3], train, 0.5, smoother)
+        task = Phases(step_s=0.5, smoother=smoother)
+        long = task.table(model, "phase", one, train)
+        short = task.table(model, "phase", one[:3], train)
         assert len(short) == 12 and len(long) == 16
         np.testing.assert_allclose(long.filter(like="score_")[:12], short.filter(like="score_"), atol=1e-6)
         assert long["predicted"].tolist()[:12] == short["predicted"].tolist()
@@ -86,8 +86,9 @@ def test_a_clip_ends_at_its_instant_and_repeats_the_first_frame_before_the_video
 def test_rows_that_overlap_in_time_are_refused_with_the_count(operations):
     manifest = read_manifest(operations)
     manifest.table.loc[manifest.table["label"] == "dark", "end_s"] += 0.5
-    head = head_of(manifest, "phases")
+    task = Phases(step_s=0.5, smoother="none")
+    head = task.head(manifest)
     model = Start("scratch", size="micro").build("phase", head, seed=0).eval()
-    examples = read_examples(manifest, "test", head)
+    examples = task.examples(manifest, "test", head)
     with pytest.raises(ManifestError, match="2 rows start before the one before them ends"):
-        phase_table(model, "phase", examples, examples, 0.5, "none")
+        task.table(model, "phase", examples, examples)

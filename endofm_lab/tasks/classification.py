@@ -1,0 +1,138 @@
+"""Classification: one class, or any number of labels, for a row of a manifest from the clips spread over it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from endofm_lab.data.manifest import Manifest
+from endofm_lab.errors import UserError
+from endofm_lab.metrics.calibration import brier, ece, fit_temperature
+from endofm_lab.metrics.classification import classification_metrics
+from endofm_lab.metrics.intervals import MetricSet
+from endofm_lab.model.card import HeadSpec
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.tasks.clips import Shown
+from endofm_lab.tasks.examples import Example
+from endofm_lab.tasks.labels import class_head, class_targets, recall_and_precision, score_names
+from endofm_lab.tasks.scoring import class_table, clip_scores, targets_of
+from endofm_lab.tasks.task import ClassMetrics, Task
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """Classes of rows. Its table has ``target`` (or ``target_<class>`` for several labels) and ``score_<class>``.
+
+    Attributes:
+        label: column of the manifest that holds the class.
+        several_labels: cells of that column hold any number of labels, joined by ``|``.
+        clips: per row, whose scores are averaged.
+    """
+
+    label: str = "label"
+    several_labels: bool = False
+    clips: int = 3
+
+    name = "classification"
+    head_name = "label"
+    kinds = ("multiclass", "multilabel")
+    methods = ("full", "frozen", "ST-Adapter", "attentive probe", "linear probe", "knn")
+    columns = ()
+    truth = ()
+    primary = "f1"
+    chosen_by = "auc"  # finer than F1 where patients are few
+
+    def __post_init__(self) -> None:
+        if self.clips < 1:
+            raise UserError(f"clips is {self.clips}; give at least one clip per row.")
+
+    def head(self, manifest: Manifest) -> HeadSpec:
+        """The head for the classes of the training rows."""
+        return class_head(manifest, self.label, self.several_labels)
+
+    def targets(self, manifest: Manifest, split: str, head: HeadSpec) -> Sequence[Any]:
+        """Class numbers, or tuples (K,) of 0 and 1."""
+        return class_targets(manifest, split, head, self.label)
+
+    def sample(self, example: Example, shown: Shown) -> dict[str, Any]:
+        """``target``: a class number, or (K,) of 0 and 1."""
+        return {"target": torch.tensor(example.target)}
+
+    def table(
+        self, model: VideoModel, head: str, examples: Sequence[Example], training: Sequence[Example]
+    ) -> pd.DataFrame:
+        """One row per example, its scores the mean over its clips."""
+        scores = clip_scores(model, head, examples, self.clips).mean(1)
+        return class_table(examples, scores, model.card.heads[head])
+
+    def calibrated(self, model: VideoModel, head: str, validation: Sequence[Example]) -> HeadSpec:
+        """Temperature scaling of exclusive classes; it changes no ranking within a clip."""
+        spec = model.card.heads[head]
+        if spec.kind != "multiclass":
+            return spec
+        scores = clip_scores(model, head, validation, self.clips)  # (N, clips, K)
+        target = targets_of(validation).repeat(self.clips)
+        scaling = fit_temperature(target, np.log(np.clip(scores, 1e-12, 1)).reshape(len(target), -1))
+        return replace(spec, temperature=scaling.temperature)
+
+    def protocol(self) -> dict[str, Any]:
+        """The column and the clips."""
+        return {"label": self.label, "clips": self.clips}
+
+    @classmethod
+    def problem(cls, table: pd.DataFrame) -> str | None:
+        """Truth and scores have columns that are named after the classes."""
+        if "target" not in table and not any(str(name).startswith("target_") for name in table):
+            return super().problem(table) or "the predictions lack the columns target."
+        if not score_names(table):
+            return super().problem(table) or "the predictions lack score_<class> columns."
+        return super().problem(table)
+
+    @classmethod
+    def truth_columns(cls, table: pd.DataFrame) -> list[str]:
+        """``target``, or ``target_<class>``."""
+        return [name for name in map(str, table) if name.startswith("target")]
+
+    @classmethod
+    def measured(cls, rows: pd.DataFrame) -> tuple[NDArray, MetricSet]:
+        """Units are rows; exclusive classes also have ``ece`` and ``brier``."""
+        patients, found = rows["patient"].to_numpy(), cls.probabilities(rows)
+        if found is None:
+            labels, scores = _several(rows)
+            return patients, lambda weights: classification_metrics(labels, scores, weights)
+        target, probabilities = found
+        return patients, lambda weights: {
+            **classification_metrics(target, probabilities, weights),
+            "ece": ece(target, probabilities, weights),
+            "brier": brier(target, probabilities, weights),
+        }
+
+    @classmethod
+    def by_class(cls, rows: pd.DataFrame, protocol: Mapping[str, Any]) -> list[tuple[str, int, ClassMetrics]]:
+        """``recall`` and ``precision`` over rows: of the surest class, or of labels with a score of 0.5 or more."""
+        names, found = score_names(rows), cls.probabilities(rows)
+        if found is None:
+            truth, scores = _several(rows)
+            return recall_and_precision(names, truth, scores >= 0.5)
+        target, probabilities = found
+        truth, predicted = (v[:, None] == np.arange(len(names)) for v in (target, probabilities.argmax(1)))
+        return recall_and_precision(names, truth, predicted)
+
+    @classmethod
+    def probabilities(cls, rows: pd.DataFrame) -> tuple[NDArray, NDArray] | None:
+        """Class numbers and scores of exclusive classes; None for several labels."""
+        if "target" not in rows:
+            return None
+        scores = rows[[f"score_{name}" for name in score_names(rows)]].to_numpy(np.float64)
+        return rows["target"].to_numpy(), scores
+
+
+def _several(rows: pd.DataFrame) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Truth and scores (N, K) of several labels per row."""
+    names = score_names(rows)
+    truth = rows[[f"target_{name}" for name in names]].to_numpy(bool)
+    return truth, rows[[f"score_{name}" for name in names]].to_numpy(np.float64)

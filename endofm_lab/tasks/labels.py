@@ -1,0 +1,84 @@
+"""Classes of rows, for the tasks whose truth is a label: read from a manifest, and counted class by class."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from endofm_lab.data.manifest import Manifest
+from endofm_lab.data.splits import class_matrix
+from endofm_lab.errors import ManifestError
+from endofm_lab.metrics.classification import ratio
+from endofm_lab.model.card import HeadSpec
+from endofm_lab.tasks.examples import SPLITS, named
+from endofm_lab.tasks.task import ClassMetrics
+
+
+def class_head(manifest: Manifest, column: str, several: bool = False) -> HeadSpec:
+    """The head for the classes that the rows of the split "train" have in a column.
+
+    ``several``: cells hold any number of labels, joined by ``|``.
+
+    Raises:
+        ManifestError: the column or a label is missing, or there are fewer than two classes.
+    """
+    classes = class_matrix(_labelled(manifest, column, several).query("split == 'train'"))[1]
+    if len(classes) < 2 and not several:
+        raise ManifestError(f"Training has the classes {classes} in the column {column!r}; at least two are needed.")
+    return HeadSpec("multilabel" if several else "multiclass", tuple(classes))
+
+
+def class_targets(manifest: Manifest, split: str, head: HeadSpec, column: str) -> list[int] | list[tuple[int, ...]]:
+    """The class number of every row of a split, or (K,) of 0 and 1 for several labels.
+
+    Raises:
+        ManifestError: a label is missing, or training never saw it.
+    """
+    several = head.kind == "multilabel"
+    table = _labelled(manifest, column, several)
+    table = table[table["split"] == split]
+    cells = [[label for label in cell.split("|") if label] for cell in table["label"]]
+    unknown = sorted({label for cell in cells for label in cell} - set(head.classes))
+    if unknown:
+        count = sum(bool(set(cell) & set(unknown)) for cell in cells)
+        raise ManifestError(
+            f"{count} rows of {split} have a class that training never saw: {named(unknown)}. Training has "
+            f"{named(head.classes)}; move such rows to training or take them out."
+        )
+    if several:
+        return [tuple(int(name in cell) for name in head.classes) for cell in cells]
+    return [head.classes.index(cell[0]) for cell in cells]
+
+
+def score_names(rows: pd.DataFrame) -> list[str]:
+    """The classes K of a table with the columns ``score_<class>``, in their order."""
+    return [name.removeprefix("score_") for name in map(str, rows) if name.startswith("score_")]
+
+
+def recall_and_precision(
+    names: Sequence[str], truth: NDArray[np.bool_], predicted: NDArray[np.bool_]
+) -> list[tuple[str, int, ClassMetrics]]:
+    """Name, true rows and the two metrics of every class, from truth and answers (N, K)."""
+    return [(name, int(truth[:, k].sum()), _of_class(truth[:, k], predicted[:, k])) for k, name in enumerate(names)]
+
+
+def _of_class(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> ClassMetrics:
+    return lambda weights: {
+        "recall": ratio(weights @ (truth & predicted), weights @ truth),
+        "precision": ratio(weights @ (truth & predicted), weights @ predicted),
+    }
+
+
+def _labelled(manifest: Manifest, column: str, several: bool) -> pd.DataFrame:
+    """The manifest's table with the asked column as ``label``; every row of the splits has one."""
+    if column not in manifest.table:
+        raise ManifestError(f"There is no column {column!r}; there are {', '.join(map(str, manifest.table))}.")
+    table = manifest.table.assign(label=manifest.table[column].astype(str))
+    table = table[table["split"].isin(SPLITS)]
+    if not several:
+        if empty := int((table["label"] == "").sum()):
+            raise ManifestError(f"{empty} rows have nothing in the column {column!r}; label them or take them out.")
+        if joined := int(table["label"].str.contains("|", regex=False).sum()):
+            raise ManifestError(f"{joined} rows have several labels in the column {column!r}; say several_labels.")
+    return table

@@ -1,0 +1,148 @@
+"""The contract of a task: one question asked of video, from the rows of a manifest to the metrics of a finished run."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from endofm_lab.data.manifest import Manifest
+from endofm_lab.metrics.classification import Values
+from endofm_lab.metrics.intervals import MetricSet
+from endofm_lab.model.card import HeadSpec
+from endofm_lab.model.head import Batch, Head
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.tasks.clips import Shown
+from endofm_lab.tasks.examples import Example, examples_of
+
+Loss = Callable[[Tensor, Batch], Tensor]
+ClassMetrics = Callable[[NDArray[np.float64]], dict[str, Values]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task has to say; ``tasks.TASKS`` lists all of them. The fields of a subclass are its options.
+
+    Attributes:
+        name: in configurations, on the command line and in ``report.json``.
+        head_name: of the head that fine-tuning gives a model.
+        kinds: of heads (`HeadSpec.kind`) that answer the task.
+        forms: of heads (`HeadSpec.form`) that a user may choose besides the light one.
+        methods: of fine-tuning that suit it.
+        columns: of its table of answers, besides ``row`` and ``patient``; `runs.run` describes them.
+        truth: those of the columns that hold what was to be found.
+        primary: metric by which runs are ranked.
+        chosen_by: metric by which validation chooses; the earliest of equals wins.
+    """
+
+    name: ClassVar[str]
+    head_name: ClassVar[str]
+    kinds: ClassVar[tuple[str, ...]]
+    forms: ClassVar[tuple[str, ...]] = ()
+    methods: ClassVar[tuple[str, ...]] = ("full", "frozen", "ST-Adapter")
+    columns: ClassVar[tuple[str, ...]]
+    truth: ClassVar[tuple[str, ...]]
+    primary: ClassVar[str]
+    chosen_by: ClassVar[str]
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """The task with those of the options that it has; others belong to other tasks."""
+        return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
+
+    # Rows, targets and batches.
+
+    def head(self, manifest: Manifest) -> HeadSpec:
+        """The head that answers the task, with the classes that occur among the rows of the split "train".
+
+        Raises:
+            UserError: a column is missing, or there are too few classes.
+        """
+        raise NotImplementedError
+
+    def targets(self, manifest: Manifest, split: str, head: HeadSpec) -> Sequence[Any]:
+        """What is to be found in every row of a split, checked: it becomes `Example.target`.
+
+        Raises:
+            UserError: truth is missing, does not fit its video, or has a class that the head does not have.
+        """
+        raise NotImplementedError
+
+    def examples(self, manifest: Manifest, split: str, head: HeadSpec) -> list[Example]:
+        """The rows of a split with their targets.
+
+        Raises:
+            UserError: as ``targets``.
+        """
+        return examples_of(manifest, split, self.targets(manifest, split, head))
+
+    def sample(self, example: Example, shown: Shown) -> dict[str, Any]:
+        """The truth of one training clip, seen through its random view: the entries that `Head.loss` reads."""
+        raise NotImplementedError
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """A batch of samples, each of them ``clip`` (3, T, S, S) and what ``sample`` gave."""
+        return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+    def loss(self, head: Head, training: Sequence[Example]) -> Loss:
+        """The loss of logits and a batch; ``training`` tells how frequent each class is."""
+        return head.loss
+
+    # Answers.
+
+    def table(
+        self, model: VideoModel, head: str, examples: Sequence[Example], training: Sequence[Example]
+    ) -> pd.DataFrame:
+        """Truth and answers of one head on some rows: ``row``, ``patient`` and the task's columns.
+
+        ``training`` are the rows that the model was trained on, where an answer depends on them.
+        """
+        raise NotImplementedError
+
+    def calibrated(self, model: VideoModel, head: str, validation: Sequence[Example]) -> HeadSpec:
+        """The head's description after its scores were calibrated on validation rows, if the task does that."""
+        return model.card.heads[head]
+
+    def protocol(self) -> dict[str, Any]:
+        """Options that must be equal in runs that are ranked together."""
+        return {}
+
+    def words(self) -> str:
+        """What the name of a run's method adds about the task, such as its smoother; empty for nothing."""
+        return ""
+
+    # Metrics of a table that is read back from a run, whose options are not known any more.
+
+    @classmethod
+    def problem(cls, table: pd.DataFrame) -> str | None:
+        """Why a table is not one of this task's, as the end of a sentence; None if it is."""
+        missing = [name for name in ("seed", "row", "patient", *cls.columns) if name not in table]
+        return f"the predictions lack the columns {', '.join(missing)}." if missing else None
+
+    @classmethod
+    def truth_columns(cls, table: pd.DataFrame) -> list[str]:
+        """The columns of a table that hold what was to be found: equal in runs on the same test rows."""
+        return list(cls.truth)
+
+    @classmethod
+    def measured(cls, rows: pd.DataFrame) -> tuple[NDArray, MetricSet]:
+        """The patient of every unit (N,), and the metrics as a function of the units' weights (R, N).
+
+        Units are the rows of one training seed unless the task says otherwise. Empty cases are those of
+        ``metrics.classification`` and its neighbours.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def by_class(cls, rows: pd.DataFrame, protocol: Mapping[str, Any]) -> list[tuple[str, int, ClassMetrics]]:
+        """Name, number of true items and metrics (of weights of the rows) of every class; empty without classes."""
+        return []
+
+    @classmethod
+    def probabilities(cls, rows: pd.DataFrame) -> tuple[NDArray, NDArray] | None:
+        """Class numbers (N,) and probabilities (N, K) where the answers are such: their reliability can be drawn."""
+        return None
