@@ -110,13 +110,19 @@ def claim(
     folder.mkdir(parents=True, exist_ok=True)
     wanted = json.loads(json.dumps(request, default=str))
     with _locked(folder):
-        if (folder / record).exists():
-            check_request(folder, wanted, kind, record, completed)
-        else:
+        new = not (folder / record).exists()
+        if new:
             _refuse_foreign(folder, kind, beside)
             write_json(folder / record, {**wanted, **(about or {})})
+        else:
+            check_request(folder, wanted, kind, record, completed)
         sweep(folder)
-        yield folder
+        try:
+            yield folder
+        except UserError:  # such as a missing option: what was put right may be asked for in the same folder
+            if new and not _foreign(folder, (record, *beside)):
+                (folder / record).unlink()
+            raise
 
 
 def check_request(
@@ -211,8 +217,16 @@ def _read(lock: Path) -> Holder | None:
 
 
 def _refuse_foreign(folder: Path, kind: str, beside: Sequence[str]) -> None:
-    """Refuse a folder with files that no killed run of ours can have left."""
-    foreign = [
+    if foreign := _foreign(folder, beside):
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise UserError(
+            f"{folder} holds something else than {kind} ({foreign[0]}{more}): choose a new or an empty folder."
+        )
+
+
+def _foreign(folder: Path, beside: Sequence[str]) -> list[str]:
+    """Names of what lies in a folder and cannot be what a killed run of ours left before it had finished anything."""
+    return [
         path.name
         for path in sorted(folder.iterdir())
         if path.name not in beside
@@ -220,11 +234,6 @@ def _refuse_foreign(folder: Path, kind: str, beside: Sequence[str]) -> None:
         and not LEFTOVER.fullmatch(path.name)
         and not (path.is_dir() and not any(path.iterdir()))
     ]
-    if foreign:
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        raise UserError(
-            f"{folder} holds something else than {kind} ({foreign[0]}{more}): choose a new or an empty folder."
-        )
 
 
 def _differences(before: Mapping[str, Any], wanted: Mapping[str, Any], name: str = "") -> Iterator[str]:

@@ -153,6 +153,16 @@ def test_a_folder_with_other_files_is_refused_and_one_that_a_kill_left_bare_is_t
         pass
 
 
+def test_a_request_that_was_refused_before_anything_was_made_does_not_block_the_folder(tmp_path):
+    with pytest.raises(UserError, match="no rate"), claim(tmp_path, REQUEST, "a run") as folder:
+        (folder / "parts").mkdir()
+        raise UserError("There is no rate.")
+    with claim(tmp_path, {"steps": 1}, "a run"):
+        (tmp_path / "parts" / "part").write_text("work")
+    with pytest.raises(UserError, match="other settings"), claim(tmp_path, REQUEST, "a run"):
+        pass
+
+
 def test_a_damaged_record_is_a_sentence(tmp_path):
     (tmp_path / "job.json").write_text('{"steps"')
     with pytest.raises(UserError, match=r"job\.json is damaged"), claim(tmp_path, REQUEST, "a run"):

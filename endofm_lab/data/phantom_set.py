@@ -13,6 +13,7 @@ from tqdm import tqdm
 from endofm_lab.data.manifest import write_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, write_json
+from endofm_lab.run_folder import check_request, claim
 from endofm_lab.video.phantom import DEVICES, FINDINGS, MOTIONS, PhantomSpec, render
 from endofm_lab.video.reader import write_video
 
@@ -43,6 +44,7 @@ PRESETS = {
     "demo": PhantomSet(train=48, val=4, test=16, n_frames=48, size_px=160),  # the demo weights
 }
 
+RECORD = "phantom.json"
 _ALONE_PX = 10_000_000  # about six seconds
 
 
@@ -60,10 +62,18 @@ def write_phantom(out: str | Path, preset: str = "tutorial", seed: int = 0, prog
         raise UserError(f"There is no phantom preset {preset!r}; choose one of {', '.join(PRESETS)}.")
     out, plan = Path(out), clips_of(PRESETS[preset], seed)
     request = {"preset": preset, "seed": seed, **asdict(PRESETS[preset])}
-    _claim(out, request)
     manifest = out / "manifest.csv"
-    if manifest.exists():
+    if manifest.exists() and (out / RECORD).exists():
+        check_request(out, request, "a phantom", RECORD)
         return manifest
+    with claim(out, request, "a phantom", record=RECORD):
+        if not manifest.exists():
+            _draw(out, plan, seed, progress)
+    return manifest
+
+
+def _draw(out: Path, plan: list[tuple[str, str, PhantomSpec]], seed: int, progress: bool) -> None:
+    """Write the clips that are not there yet, their boxes, and the manifest."""
     # Workers take seconds to start, as long as drawing this many pixels alone.
     few = sum(spec.n_frames * spec.size_px**2 for _, _, spec in plan) < _ALONE_PX
     # They do not load the running script again, as those of multiprocessing do: it may be a page of the app.
@@ -92,8 +102,7 @@ def write_phantom(out: str | Path, preset: str = "tutorial", seed: int = 0, prog
         }
         for name, split, spec in plan
     ]
-    write_manifest(pd.DataFrame(rows), manifest)
-    return manifest
+    write_manifest(pd.DataFrame(rows), out / "manifest.csv")
 
 
 def clips_of(size: PhantomSet, seed: int) -> list[tuple[str, str, PhantomSpec]]:
@@ -141,17 +150,3 @@ def _write_clip(spec: PhantomSpec, name: str, out: Path) -> list[dict]:
     ]
     write_json(kept, boxes)
     return boxes
-
-
-def _claim(out: Path, request: dict) -> None:
-    """Make ``out`` ours: it must be new, empty, or hold the same phantom."""
-    mark = out / "phantom.json"
-    if mark.exists():
-        if json.loads(mark.read_text()) != request:
-            raise UserError(
-                f"{out} holds a phantom of another preset, size or seed: choose another folder or delete it."
-            )
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} holds something else than a phantom: choose a new or an empty folder.")
-    write_json(mark, request)

@@ -1,7 +1,7 @@
 """The training of the demo model: the order of frames first, then every head, at last masks frame by frame."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from einops import rearrange
@@ -11,6 +11,8 @@ from endofm_lab.data.manifest import Manifest
 from endofm_lab.demo.clips import ClipSource, draw_batch, half_size, load_clips
 from endofm_lab.demo.config import DemoConfig
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.model.weight_files import state_fingerprint
+from endofm_lab.run_folder import claim
 from endofm_lab.training.checkpoints import Checkpoints
 
 
@@ -54,6 +56,17 @@ def train_demo(
 
     With ``checkpoints`` a training that was stopped goes on where it was, to the same weights.
     """
+    if checkpoints is None:
+        yield from _steps(model, manifest, config, None)
+        return
+    request = {**asdict(config), "manifest": manifest.fingerprint, "start": state_fingerprint(model)}
+    with claim(checkpoints.folder, request, "a training of the demo"):
+        yield from _steps(model, manifest, config, checkpoints)
+
+
+def _steps(
+    model: VideoModel, manifest: Manifest, config: DemoConfig, checkpoints: Checkpoints | None
+) -> Iterator[dict[str, float]]:
     torch.manual_seed(config.seed)
     random = torch.Generator().manual_seed(config.seed)
     optimiser = _adamw(model, config)

@@ -94,3 +94,8 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path):
         write_phantom(tmp_path, "tiny", progress=False)
     with pytest.raises(UserError, match="tiny, tutorial, demo"):
         write_phantom(tmp_path / "x", "huge", progress=False)
+
+
+def test_a_phantom_of_another_seed_is_refused_by_naming_it(phantom):
+    with pytest.raises(UserError, match=r"holds a phantom with other settings: seed is \d+ there, 99 here"):
+        write_phantom(phantom.parent, "tiny", seed=99, progress=False)

@@ -17,6 +17,7 @@ from endofm_lab.data.prepare.layouts import LayoutError
 from endofm_lab.data.prepare.prepare import prepare
 from endofm_lab.data.prepare.recipes import list_recipes, load_recipe
 from endofm_lab.errors import UserError
+from endofm_lab.run_folder import claim
 from endofm_lab.video.reader import open_video, write_video
 from tests.data.trees import BOX, HEIGHT, WIDTH, build_tree, mask, picture
 
@@ -251,6 +252,20 @@ def test_a_second_run_reads_nothing_again_and_a_changed_file_is_read_again(tmp_p
     picture(tmp_path / "disk" / "images" / f"{names[2]}.jpg", 77)
     prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
     assert read[len(names) :] == [f"images/{names[2]}.jpg"]
+
+
+def test_a_folder_with_another_preparation_is_refused_by_naming_what_differs(tmp_path):
+    kvasir(tmp_path / "disk", n=3)
+    prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
+    before = (tmp_path / "out" / "manifest.parquet").read_bytes()
+    with pytest.raises(
+        UserError, match=r'a preparation with other settings: name is "kvasir-seg" there, "clinic" here'
+    ):
+        prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced", name="clinic")
+    assert (tmp_path / "out" / "manifest.parquet").read_bytes() == before
+    held = claim(tmp_path / "elsewhere" / ".prepare", {}, "a preparation")
+    with held, pytest.raises(UserError, match="is being worked on by process"):
+        prepare("kvasir-seg", tmp_path / "disk", tmp_path / "elsewhere", layout="reduced")
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_like_one_that_was_not(tmp_path, monkeypatch):

@@ -33,8 +33,10 @@ from endofm_lab.data.prepare.scan import (
 )
 from endofm_lab.data.prepare.sequences import encoded_rows, sequence_rows, window_rows
 from endofm_lab.errors import UserError
-from endofm_lab.files import atomic_path
+from endofm_lab.files import atomic_path, sweep
+from endofm_lab.run_folder import claim
 
+WORK, JOURNAL = ".prepare", "journal.jsonl"  # a folder in the target, and what it holds
 Cut = Literal["no", "windows", "encode"]
 COLUMNS = ("video", "start_s", "end_s", "label", "patient", "dataset", "split", "sequence", "frame", "device")
 MADE_COLUMNS = ("masks", "boxes", "width_px", "height_px", "source", "recipe", "sha256")
@@ -58,6 +60,8 @@ def prepare(
 ) -> Prepared:
     """Turn an unpacked data set into ``out/manifest.parquet`` (or ``.csv``).
 
+    A preparation that was stopped goes on when called again with the same arguments.
+
     Args:
         recipe: Name of a recipe, path of a recipe file, or a recipe.
         root: Folder of the unpacked archive; it may lie up to two folders deeper. Never written to.
@@ -76,20 +80,36 @@ def prepare(
     Raises:
         RecipeError: No such recipe, or it is malformed.
         LayoutError: Nothing on disk fits the recipe; the message names what was tried and what is there.
-        UserError: The folder is not there.
+        UserError: The folder is not there, ``out`` holds another preparation (the message names what differs), or
+            another process works there.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, recipes)
     root, out = Path(root), Path(out)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: give the folder of the unpacked archive")
     workers = workers or os.cpu_count() or 1
-    with Journal(out / ".prepare" / "journal.jsonl") as journal:
+    request = {
+        "recipe": f"{recipe.name}@{recipe.version}",
+        "root": str(root.resolve()),
+        "cut": cut,
+        "layout": layout,
+        "lists": str(Path(lists).resolve()) if lists else None,
+        "name": name or recipe.name,
+        "fps": fps,
+        "parts": {part: str(Path(folder).resolve()) for part, folder in (parts or {}).items()},
+        "format": kind,
+    }
+    with (
+        claim(out / WORK, request, "a preparation", beside=(JOURNAL,)) as folder,
+        Journal(folder / JOURNAL) as journal,
+    ):
         run = _Run(out, journal, workers, cut, fps)
         if recipe.parts:
             collected = _merged(run, recipe, root, parts or {}, recipes)
         else:
             collected = _one(run, recipe, root, layout, Path(lists) if lists else None, name or recipe.name)
-    return write_prepared(recipe, root, out, collected, kind, cut)
+        sweep(out)
+        return write_prepared(recipe, root, out, collected, kind, cut)
 
 
 @dataclass
