@@ -9,7 +9,7 @@ from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.explain.attention import AttentionMaps, By, Head
-from endofm_lab.explain.attribution import METHODS
+from endofm_lab.explain.attribution import methods_for
 from endofm_lab.figures.attention import (
     curves,
     film_strip,
@@ -115,7 +115,7 @@ def show_attribution(seen, key: Key, heads: dict) -> None:
     head = first.selectbox("Head", list(heads), key="target_head")
     top = state.top_classes(*key).get(head, 0)  # of another clip or model it may be another class: so the widget's key
     label = second.selectbox("Class", heads[head].classes, index=top, key=f"class of {head} in {key}")
-    method = third.selectbox("Method", list(METHODS))
+    method = third.selectbox("Method", methods_for(state.model(*key[2:4]), head))
     found = state.attribution(*key, head, label, method)
     st.plotly_chart(overlay(seen.frames, found.values, seen.times_s, found.target), width="stretch", config=CONFIG)
     if st.toggle("Test this map", help="Deletion and insertion, and maps of the same model with shuffled weights"):

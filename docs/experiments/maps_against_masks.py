@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import endofm_lab as lab
 from endofm_lab.data.manifest import Manifest, read_manifest
-from endofm_lab.explain.attribution import METHODS
+from endofm_lab.explain.attribution import METHODS, methods_for
 from endofm_lab.explain.relevance import attention_relevance, exchange_matrix
 from endofm_lab.explain.targets import target_of
 from endofm_lab.explain.trust import Pointing, pointing_game, randomised
@@ -43,18 +43,16 @@ def maps_of(model: VideoModel, x: torch.Tensor, head: str, label: str, quick: bo
     """Method -> map (T, h, w); ``quick`` leaves out what needs dozens of passes."""
     target = target_of(model, head, label)
     found = {}
-    for name, method in METHODS.items():
+    for name in methods_for(model, head):
         if name != SLOW and not (quick and name in ("integrated gradients", "occlusion")):
             options = {"tube": (x.shape[2], 2)} if name == "occlusion" else {}
-            found[name] = method(model, x, target, **options).values  # type: ignore[call-arg]
+            found[name] = METHODS[name](model, x, target, **options).values  # type: ignore[call-arg]
     video = model.backbone.has_video_blocks
     attention = lab.look(model, x, norms=video)
     found["rollout"] = attention.rollout()
     if video:
         found["rollout by norms"] = attention.rollout(by="norms")
     found["rollout of the last two blocks"] = attention.since(-2).rollout()
-    if model.card.heads[head].kind.startswith("multi") and video:
-        found["attention relevance"] = attention_relevance(model, x, head, label).values
     return found
 
 
@@ -68,7 +66,7 @@ def in_time(model: VideoModel, x: torch.Tensor, row: dict, head: str) -> dict[st
     other = (head, next(name for name in model.card.heads[head].classes if name != row["label"]))
     flat = []
     for question in (motion, own, other):
-        time = attention_relevance(model, x, *question).time
+        time = attention_relevance(model, x, target_of(model, *question)).time
         assert time is not None
         flat.append(time.flatten())
     pairs = torch.triu_indices(x.shape[2], x.shape[2], 1)

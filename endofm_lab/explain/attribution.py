@@ -20,6 +20,7 @@ from captum.attr import InputXGradient, IntegratedGradients, Occlusion, ShapleyV
 from torch import Tensor
 
 from endofm_lab.errors import UserError
+from endofm_lab.explain.relevance import attention_relevance
 from endofm_lab.explain.targets import Target
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.video.transforms import InputSpec
@@ -197,14 +198,31 @@ def shapley(
     return Attribution(values, "Shapley values", target.name, error)
 
 
+def relevance(model: VideoModel, clip: Tensor, target: Target) -> Attribution:
+    """Attention relevance as an attribution; see `attention_relevance`, which also says which frame reads which."""
+    found = attention_relevance(model, _one(clip), target)
+    return Attribution(found.values, "attention relevance", target.name)
+
+
 Method = Callable[[VideoModel, Tensor, Target], Attribution]
+# Sorted by how often the map of the demo model points at the finding (docs/results.md), the best first.
 METHODS: dict[str, Method] = {
-    "Grad-CAM": grad_cam,
-    "integrated gradients": integrated_gradients,
+    "attention relevance": relevance,
     "gradient x input": gradient_x_input,
+    "integrated gradients": integrated_gradients,
     "occlusion": occlusion,
     "Shapley values": shapley,
+    "Grad-CAM": grad_cam,
 }
+
+
+def methods_for(model: VideoModel, head: str) -> list[str]:
+    """Names in `METHODS` of those that can explain this head of a model; the others refuse in a sentence."""
+    backbone = model.backbone
+    refused = set() if backbone.attention_blocks() else {"Grad-CAM"}
+    if not backbone.has_video_blocks or model.card.heads[head].answer != "clip":
+        refused.add("attention relevance")
+    return [name for name in METHODS if name not in refused]
 
 
 def _one(clip: Tensor) -> Tensor:

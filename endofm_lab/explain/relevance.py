@@ -26,32 +26,32 @@ class Relevance:
     target: str
 
 
-def attention_relevance(model: VideoModel, clip: Tensor, head: str, label: str) -> Relevance:
-    """Attention relevance (Chefer et al. 2021, arXiv 2103.15679), in space and time, for one class of one class head.
+def attention_relevance(model: VideoModel, clip: Tensor, target: Target) -> Relevance:
+    """Attention relevance (Chefer et al. 2021, arXiv 2103.15679) of one clip (1, 3, T, H, W), in space and time.
 
-    Plain attention is the same whatever one asks. Here every map is weighted by the gradient of the class's logit:
+    Plain attention is the same whatever one asks. Here every map is weighted by the gradient of the target's score:
     ``A' = mean over heads of max(0, dy/dA * A)``, and the row of CLS walks backwards as in rollout with ``M = I + A'``.
 
     Raises:
-        UserError: no such class head or class, or an image model.
+        UserError: the target is a mask or a box, or the model is no video transformer.
     """
     if not model.backbone.has_video_blocks:
-        raise UserError("Gradient-weighted attention needs a video transformer; for image models use Grad-CAM.")
-    spec = model.card.heads.get(head)
-    if spec is None or spec.answer != "clip" or label not in spec.classes:
+        raise UserError("Gradient-weighted attention needs a video transformer; for other models use another method.")
+    if target.of_output is None:
         possible = [f"{n}: {', '.join(s.classes)}" for n, s in model.card.heads.items() if s.answer == "clip"]
         raise UserError(
-            f"There is no class {label!r} of a class head {head!r}; there are {'; '.join(possible) or 'none'}."
+            f"Attention relevance follows what reaches CLS, and {target.name} is an answer of patches; there are "
+            f"{'; '.join(possible) or 'no class heads'}."
         )
     output = model(clip.clone().requires_grad_(), attention=True)
-    score = model.head(head).evidence(output.logits[head].float(), spec.classes.index(label), spec)[0]
+    score = target.of_output(output)[0]
     maps = _weighted(output.tokens, score, str(model.backbone.attention_kind))
     T, h, w = maps.grid
     row = torch.zeros(T, 1 + h * w)
     row[:, 0] = 1 / T
     values = maps.walk(row, share=1.0)[:, 1:].reshape(T, h, w)
     time = torch.stack([m.mean(dim=(0, 1, 2)) for m in maps.time]).sum(dim=0) if maps.time else None
-    return Relevance(values, time, f"{head}: {label}")
+    return Relevance(values, time, target.name)
 
 
 @torch.inference_mode()

@@ -8,15 +8,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from endofm_lab.errors import UserError
-from endofm_lab.model.video_model import VideoModel
+from endofm_lab.model.encoder import VideoTokens
+from endofm_lab.model.video_model import VideoModel, VideoOutput
 
 
 @dataclass(frozen=True)
 class Target:
-    """A name for figures, and a differentiable score (B,) of clips (B, 3, T, H, W)."""
+    """What is explained.
+
+    Attributes:
+        name: for figures.
+        score: differentiable, (B,) of clips (B, 3, T, H, W).
+        of_output: the same score (B,) of what the model returned for those clips, where it follows from the pooled
+            feature of the clip; None for masks and boxes, which follow from patches.
+    """
 
     name: str
     score: Callable[[Tensor], Tensor]
+    of_output: Callable[[VideoOutput], Tensor] | None = None
 
 
 def target_of(model: VideoModel, head: str, label: str) -> Target:
@@ -35,17 +44,22 @@ def target_of(model: VideoModel, head: str, label: str) -> Target:
     spec, k = specs[head], specs[head].classes.index(label)
     name = f"{head}: {label}" if spec.answer == "clip" else f"{head} ({label})"
 
-    def score(clips: Tensor) -> Tensor:
-        return model.head(head).evidence(model(clips).logits[head].float(), k, spec)
+    def evidence(output: VideoOutput) -> Tensor:
+        return model.head(head).evidence(output.logits[head].float(), k, spec)
 
-    return Target(name, score)
+    return Target(name, lambda clips: evidence(model(clips)), evidence if spec.answer == "clip" else None)
 
 
 def similarity_to(model: VideoModel, clip: Tensor, name: str = "the chosen clip") -> Target:
     """The cosine similarity of a clip's pooled feature to that of a chosen clip (1, 3, T, H, W)."""
     with torch.no_grad():
         chosen = F.normalize(model.backbone(clip).pooled().float(), dim=1)
+
+    def similarity(tokens: VideoTokens) -> Tensor:
+        return (F.normalize(tokens.pooled().float(), dim=1) * chosen).sum(dim=1)
+
     return Target(
         f"similarity to {name}",
-        lambda clips: (F.normalize(model.backbone(clips).pooled().float(), dim=1) * chosen).sum(dim=1),
+        lambda clips: similarity(model.backbone(clips)),
+        lambda output: similarity(output.tokens),
     )

@@ -25,8 +25,7 @@ from endofm_lab.reports.html import Item, Section, write_report
 from endofm_lab.video.clips import Clip, read_clip
 from endofm_lab.video.transforms import to_input
 
-_SHOWN = ("attention relevance", "integrated gradients", "Grad-CAM")
-DEFAULT_METHODS = tuple(name for name in _SHOWN if name in METHODS)
+DEFAULT_METHODS = ("attention relevance", "integrated gradients", "Grad-CAM")
 _ROLLOUT = (
     "By norms, a step counts by the length of what arrives; by attention alone, a patch that is looked at counts even "
     "if it brings nothing."

@@ -11,6 +11,7 @@ from endofm_lab.explain.attribution import (
     grad_cam,
     gradient_x_input,
     integrated_gradients,
+    methods_for,
     occlusion,
     shapley,
 )
@@ -82,7 +83,15 @@ def test_every_method_explains_every_head(model):
             found = method(model, clip, target)
             assert found.values.shape == (4, 2, 2) and found.target == target.name
             assert found.values.isfinite().all()
-    assert set(METHODS) == {"Grad-CAM", "integrated gradients", "gradient x input", "occlusion", "Shapley values"}
+
+
+def test_the_methods_are_those_that_point_best_first_and_each_head_has_those_that_can_answer(model):
+    gradients = ["gradient x input", "integrated gradients", "occlusion", "Shapley values"]
+    assert list(METHODS) == ["attention relevance", *gradients, "Grad-CAM"]
+    assert methods_for(model, "finding") == list(METHODS)
+    assert methods_for(model, "mask") == methods_for(model, "box") == [*gradients, "Grad-CAM"]
+    frames = build_frame_model("convnext_micro", {"finding": model_head()})
+    assert methods_for(frames, "finding") == gradients
 
 
 def test_targets_are_what_they_say(model):
@@ -115,7 +124,7 @@ def test_an_image_model_is_explained_too():
     for method in (grad_cam, gradient_x_input):
         assert method(network, clip, target_of(network, "finding", "polyp")).values.shape == (1, 4, 4)
     with pytest.raises(UserError, match="video transformer"):
-        attention_relevance(network, clip, "finding", "polyp")
+        attention_relevance(network, clip, target_of(network, "finding", "polyp"))
 
 
 def model_head():
@@ -128,7 +137,9 @@ def model_head():
 def test_the_gradient_of_a_map_is_that_of_the_score(kind):
     """Relevance of a one-block model against gradients from a forward pass written out with the maps as inputs."""
     model = small_model(attention=kind)
-    found = attention_relevance(model, small_clip(), "finding", "polyp")
+    target = target_of(model, "finding", "polyp")
+    found = attention_relevance(model, small_clip(), target)
+    assert torch.equal(METHODS["attention relevance"](model, small_clip(), target).values, found.values)
     assert found.values.shape == (4, 2, 2) and (found.values >= 0).all() and found.values.sum() > 0
     assert (found.time is None) == (kind != "divided")
 
@@ -136,7 +147,8 @@ def test_the_gradient_of_a_map_is_that_of_the_score(kind):
 def test_relevance_depends_on_the_question(model):
     clip = small_clip()
     one, other = (
-        attention_relevance(model, clip, *question) for question in (("finding", "polyp"), ("motion", "advancing"))
+        attention_relevance(model, clip, target_of(model, *question))
+        for question in (("finding", "polyp"), ("motion", "advancing"))
     )
     assert (one.values / one.values.sum() - other.values / other.values.sum()).abs().max() > 1e-4
     assert one.time.shape == (4, 4)
@@ -199,7 +211,10 @@ def test_only_scores_that_depend_on_order_move_when_frames_change_places():
             lambda m, c: gradient_x_input(m, torch.cat([c, c]), target_of(m, "finding", "polyp")),
             "one clip is explained",
         ),
-        (lambda m, c: attention_relevance(m, c, "mask", "finding"), "there are finding: normal, polyp, ulcer; motion"),
+        (
+            lambda m, c: attention_relevance(m, c, target_of(m, "mask", "finding")),
+            "there are finding: normal, polyp, ulcer; motion",
+        ),
         (lambda m, c: occlusion(m, c, target_of(m, "mask", "finding"), tube=(0, 1)), "at least 1 frame and 1 patch"),
     ],
 )
