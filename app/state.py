@@ -310,7 +310,7 @@ def sample_runs() -> None:
         manifest = lab.write_phantom(folder, preset="tiny", seed=41, progress=False)
         for method in ("linear probe", "knn"):
             out = cache_folder("runs") / f"sample {method}"
-            list(finetune(FinetuneConfig(manifest, out, method=method, clips=1), resume=True))
+            list(finetune(FinetuneConfig(manifest, out, method=method, clips=1)))
 
 
 def clicked(point: dict) -> list[int | float]:

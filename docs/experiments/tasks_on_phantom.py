@@ -85,7 +85,7 @@ def main() -> None:
         start = Start(args.start, image_px=args.image_px)
         manifest = operations(args.manifest, args.runs / "operations") if task == "phases" else args.manifest
         for config in configs(task, manifest, args.runs / task, start, args.steps):
-            for record in finetune(config, resume=True):
+            for record in finetune(config):
                 show(record)
             folders.append(config.out)
         print(compare([read_run(folder) for folder in folders]).to_markdown(), flush=True)

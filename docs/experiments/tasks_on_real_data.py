@@ -118,7 +118,7 @@ def guessed(tables: list[pd.DataFrame]) -> float:
 
 def run(config: FinetuneConfig) -> None:
     """Finish a run, from where it is."""
-    for record in finetune(config, resume=True):
+    for record in finetune(config):
         show(record)
 
 

@@ -35,7 +35,6 @@ def finetune(
     split_name: str = "manifest",
     precision: Literal["float32", "bfloat16", "float16"] = "float32",
     workers: int = 0,
-    resume: bool = False,
 ) -> None:
     """Train on a manifest's train rows, choose on val, test once on test, and write a run for `endofm-lab compare`.
 
@@ -70,7 +69,6 @@ def finetune(
         split_name: "manifest" for the column `split`, or NAME for `split_NAME`, such as released lists.
         precision: of the training's arithmetic.
         workers: processes that load data.
-        resume: go on with the run in `out` where it was stopped.
     """
     from endofm_lab.finetuning.config import FinetuneConfig, polypdiag
     from endofm_lab.finetuning.finetune import finetune as run
@@ -102,7 +100,7 @@ def finetune(
             precision=precision,
             workers=workers,
         )
-    for record in run(config, resume):
+    for record in run(config):
         show(record)
     print_run(out)
 

@@ -1,5 +1,6 @@
 """A model that exists, tested on the test rows of a manifest: a run like those of fine-tuning, without training."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import UserError
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.runs.run import REPORT, Run, write_run
-from endofm_lab.tasks import task_answered_by
+from endofm_lab.model.weight_files import state_fingerprint
+from endofm_lab.run_folder import claim
+from endofm_lab.runs.run import REPORT, Run, read_run, write_run
+from endofm_lab.tasks import Task, task_answered_by
 from endofm_lab.tasks.examples import read_split
 
 
@@ -24,6 +27,8 @@ def evaluate(
 ) -> Run:
     """Test one head of a model on the rows of the split "test" and write the run to ``out``.
 
+    A finished run of the same model, data and options is read back.
+
     Args:
         model: as `load_model` takes it.
         manifest: with a split "test"; it needs no other.
@@ -34,16 +39,34 @@ def evaluate(
         split_name: "manifest" for its column ``split``, or the name of a further one (column ``split_NAME``).
 
     Raises:
-        UserError: no such head, a run in ``out`` already, or bad data (refused by name, with the count).
+        UserError: no such head, ``out`` holds another run (the message names what differs), another process works
+            there, or bad data (refused by name, with the count).
     """
     out, table = Path(out), read_split(manifest, split_name)
-    if (out / REPORT).is_file():
-        raise UserError(f"{out} holds a finished run already; choose another folder.")
     loaded = load_model(model)
     name = _head(loaded, head)
-    spec = loaded.card.heads[name]
-    task = task_answered_by(spec.kind).of({"label": label, "clips": clips})
-    predictions = task.table(loaded, name, task.examples(table, "test", spec), [])
+    task = task_answered_by(loaded.card.heads[name].kind).of({"label": label, "clips": clips})
+    request = {
+        "model": loaded.card.fingerprint,
+        "weights": state_fingerprint(loaded),
+        "head": name,
+        **asdict(task),
+        "split_name": split_name,
+        "manifest_fingerprint": table.fingerprint,
+        "files": table.contents("video", "masks", "boxes"),
+    }
+    with claim(out, request, "a run"):
+        if (out / REPORT).is_file():
+            return read_run(out)
+        run = _tested(loaded, name, task, table, out.name, split_name)
+        write_run(out, run)
+        return run
+
+
+def _tested(model: VideoModel, name: str, task: Task, table: Manifest, run_name: str, split_name: str) -> Run:
+    """The run of a model's head on the test rows."""
+    spec = model.card.heads[name]
+    predictions = task.table(model, name, task.examples(table, "test", spec), [])
     predictions.insert(0, "seed", 0)
     protocol: dict[str, Any] = {
         "dataset": ", ".join(sorted(set(table.table["dataset"]))),
@@ -51,19 +74,17 @@ def evaluate(
         "classes": ", ".join(spec.classes),
         **task.protocol(),
     }
-    run = Run(
-        run=out.name,
+    return Run(
+        run=run_name,
         task=task.name,
-        method=f"{loaded.card.name}, head {name}",
-        initialisation=loaded.card.initialisation["words"],
+        method=f"{model.card.name}, head {name}",
+        initialisation=model.card.initialisation["words"],
         seeds=(0,),
         protocol=protocol,
         test={"fingerprint": Manifest(table.rows("test"), table.root).fingerprint, "split": split_name},
-        audit=_audit(loaded, table),
+        audit=_audit(model, table),
         predictions=predictions,
     )
-    write_run(out, run)
-    return run
 
 
 def _head(model: VideoModel, head: str | None) -> str:

@@ -22,18 +22,21 @@ from endofm_lab.finetuning.fitting import Choice, Fit
 from endofm_lab.model.card import HeadSpec, Metric
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.run_folder import claim
 from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, write_run
 from endofm_lab.tasks import Task
 from endofm_lab.tasks.examples import SPLITS, Example, read_split, refuse_shared_patients
 from endofm_lab.training.loop import Record
 
+CONFIG = "config.json"
 
-def finetune(config: FinetuneConfig, resume: bool = False, task: Task | None = None) -> Iterator[Record]:
+
+def finetune(config: FinetuneConfig, task: Task | None = None) -> Iterator[Record]:
     """Train, choose, test and write the run.
 
-    A run that was stopped goes on with ``resume``: on CPU in float32 its numbers are, bit for bit, those of a run that
-    was never stopped. ``task`` carries options that a configuration does not have: it is one of the class that
-    ``config.task`` names.
+    A run that was stopped goes on when called again with the same configuration: on CPU in float32 its numbers are, bit
+    for bit, those of a run that was never stopped. A finished one yields nothing. ``task`` carries options that a
+    configuration does not have: it is one of the class that ``config.task`` names.
 
     Yields:
         One record per seed at its start ("seed", "initialisation", "split", "audit": all in words); one per training
@@ -42,16 +45,18 @@ def finetune(config: FinetuneConfig, resume: bool = False, task: Task | None = N
         name).
 
     Raises:
-        UserError: bad data (refused by name, with the count), ``out`` holds another run, or this one without
-            ``resume``.
+        UserError: bad data (refused by name, with the count), ``out`` holds another run or this one with another start
+            or other videos (the message names what differs), or another process works there.
     """
-    job = _Job.open(config, task or config.asked, resume)
-    if (config.out / REPORT).is_file():
-        return
-    for seed in config.seeds:
-        if not (job.folder(seed) / PREDICTIONS).is_file():
-            yield from job.one_seed(seed)
-    job.finish()
+    job = _Job.open(config, task or config.asked)
+    manifest = {"manifest": str(Path(config.manifest).absolute())}  # for readers; its content is what counts
+    with claim(config.out, job.request(), "a run", record=CONFIG, about=manifest):
+        if (config.out / REPORT).is_file():
+            return
+        for seed in config.seeds:
+            if not (job.folder(seed) / PREDICTIONS).is_file():
+                yield from job.one_seed(seed)
+        job.finish()
 
 
 @dataclass
@@ -67,7 +72,7 @@ class _Job:
     leaks: list[str]
 
     @classmethod
-    def open(cls, config: FinetuneConfig, task: Task, resume: bool) -> "_Job":
+    def open(cls, config: FinetuneConfig, task: Task) -> "_Job":
         if task.name != config.task:
             raise UserError(f"The task is one of {task.name}, the configuration asks for {config.task}: name the same.")
         manifest = read_split(config.manifest, config.split_name)
@@ -86,8 +91,17 @@ class _Job:
             head = replace(head, form=config.head)
         examples = {split: task.examples(manifest, split, head) for split in SPLITS}
         leaks = [finding.message for finding in found.findings if finding.severity == "leak"]
-        _claim(config, task, manifest.fingerprint, resume)
         return cls(config, task, manifest, head, examples, found.verdict, leaks)
+
+    def request(self) -> dict[str, Any]:
+        """What the run's numbers depend on."""
+        settings = {**asdict(self.config), **asdict(self.task)}
+        return {
+            **{name: value for name, value in settings.items() if name not in ("manifest", "out", "workers")},
+            "start_weights": self.config.start.content(),
+            "manifest_fingerprint": self.manifest.fingerprint,
+            "files": self.manifest.contents("video", "masks", "boxes"),
+        }
 
     @property
     def method(self) -> str:
@@ -190,23 +204,3 @@ _METHOD_NAMES = {
     "knn": "nearest neighbours",
 }
 _HEAD_NAMES = {"transunet": ", TransUNet head", "stft": ", FCOS head with STFT"}
-
-
-def _claim(config: FinetuneConfig, task: Task, fingerprint: str, resume: bool) -> None:
-    """Make ``out`` ours: new, or the same run that is resumed."""
-    path = config.out / "config.json"
-    request = {**asdict(config), "manifest": str(config.manifest), "manifest_fingerprint": fingerprint}
-    request.pop("out")
-    request |= asdict(task)
-    request["seeds"] = list(config.seeds)
-    request["start"] |= {"encoders": list(config.start.encoders)}
-    if not path.is_file():
-        if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-            raise UserError(f"{config.out} holds something else than a run: choose a new folder.")
-        write_json(path, request)
-        return
-    if not resume:
-        raise UserError(f"{config.out} holds a run already; resume it, or choose another folder.")
-    there = read_json(path)
-    if other := sorted(key for key in request if there.get(key) != request[key]):
-        raise UserError(f"{config.out} holds a run with other settings ({', '.join(other)}); choose another folder.")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from endofm_lab.errors import UserError
+from endofm_lab.files import fingerprint_of
 from endofm_lab.model.card import SCRATCH, HeadSpec, InitialisationRecord, ModelCard
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.frame import HUB, FrameBackbone, frame_config, frame_input, load_frame_weights
@@ -103,6 +104,16 @@ class Start:
         """The name of the image model of timm that is asked for, if one is."""
         named = [text for text in (self.source, self.size or "") if text.startswith(TIMM)]
         return named[0].removeprefix(TIMM) if named else None
+
+    def content(self) -> str:
+        """`fingerprint_of` the source's file or folder; "" for a start from scratch and for models of timm's Hub.
+
+        Raises:
+            CheckpointError: there is no such source.
+        """
+        if self.source == "scratch" or self.source.startswith(TIMM):
+            return ""
+        return fingerprint_of(locate(self.source))
 
     def _described(self) -> Described:
         """What the source is, before anything of it is changed or read into a model."""

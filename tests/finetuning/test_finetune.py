@@ -1,3 +1,4 @@
+import os
 import shutil
 from dataclasses import replace
 
@@ -17,7 +18,8 @@ from endofm_lab.finetuning.evaluate import evaluate
 from endofm_lab.finetuning.finetune import finetune
 from endofm_lab.finetuning.fitting import HeadTraining, layer_groups
 from endofm_lab.finetuning.start import Start
-from endofm_lab.model.loading.load import load_model
+from endofm_lab.model.card import HeadSpec
+from endofm_lab.model.loading.load import load_model, save_model
 from endofm_lab.model.transformer import build_backbone
 from endofm_lab.predict import predict_video
 from endofm_lab.runs.compare import compare
@@ -79,7 +81,10 @@ def test_a_model_that_is_evaluated_again_gives_the_same_numbers(phantom, probe, 
     assert main(["evaluate", str(model), str(phantom), "--out", str(tmp_path / "told")]) == 0
     told = capsys.readouterr().out
     assert f"{records[-1]['test']['auc']:.3f}" in told and run.audit["verdict"] in told
-    assert main(["evaluate", str(model), str(phantom), "--out", str(tmp_path / "told")]) == 2
+    assert main(["evaluate", str(model), str(phantom), "--out", str(tmp_path / "told")]) == 0
+    assert f"{records[-1]['test']['auc']:.3f}" in capsys.readouterr().out, "a finished run is read back"
+    assert main(["evaluate", str(model), str(phantom), "--out", str(tmp_path / "told"), "--clips", "1"]) == 2
+    assert "clips is 3 there, 1 here" in capsys.readouterr().err
     elsewhere = edited(phantom, tmp_path / "other", lambda t: t.assign(device="x"))
     assert "CANNOT TELL" in evaluate(model, elsewhere, tmp_path / "elsewhere").audit["verdict"]
 
@@ -146,19 +151,47 @@ def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_one_that_was_not
     running.close()
     if stop_after == 2:  # as if killed after the checkpoint of that step and before its validation was written
         (stopped.out / "seed-0" / "validation.json").unlink()
-    list(finetune(stopped, resume=True))
+    list(finetune(stopped))
     weights = [load_model(config.out / "seed-0" / "model").state_dict() for config in (whole, stopped)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     pd.testing.assert_frame_equal(read_run(whole.out).predictions, read_run(stopped.out).predictions)
-    assert list(finetune(stopped, resume=True)) == []
+    assert list(finetune(stopped)) == []
 
 
 def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(phantom, probe):
     config, _ = probe
-    with pytest.raises(UserError, match="holds a run already"):
+    written = (config.out / "report.json").stat().st_mtime_ns
+    assert list(finetune(config)) == [], "a finished run is not trained again"
+    with pytest.raises(UserError, match=rf"other settings: clips is {config.clips} there, 5 here\."):
+        next(finetune(FinetuneConfig(phantom, config.out, method="linear probe", start=SCRATCH, clips=5)))
+    assert (config.out / "report.json").stat().st_mtime_ns == written
+
+
+def test_two_processes_in_a_run_and_a_video_or_a_start_that_was_replaced_are_refused(phantom, tmp_path):
+    shutil.copytree(phantom.parent, tmp_path / "data")
+    manifest = tmp_path / "data" / phantom.name
+    start = SCRATCH.build("label", HeadSpec("multiclass", ("a", "b")), seed=0)
+    save_model(start, tmp_path / "start")
+    config = FinetuneConfig(manifest, tmp_path / "run", start=Start(str(tmp_path / "start")), steps=4, batch=2)
+    running = finetune(config)
+    for _ in range(2):
+        next(running)
+    with pytest.raises(UserError, match="is being worked on by process"):
         next(finetune(config))
-    with pytest.raises(UserError, match=r"other settings \(clips\)"):
-        next(finetune(FinetuneConfig(phantom, config.out, method="linear probe", start=SCRATCH, clips=5), resume=True))
+    running.close()
+    video = next((tmp_path / "data" / "videos").iterdir())
+    data, times = bytearray(video.read_bytes()), video.stat()
+    video.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(video, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(UserError, match=rf"other settings: different files\.videos/{video.name}\."):
+        next(finetune(config))
+    video.write_bytes(data)
+    os.utime(video, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with torch.no_grad():
+        start.heads["label"].linear.bias += 1
+    save_model(start, tmp_path / "start")
+    with pytest.raises(UserError, match=r"other settings: different start_weights\."):
+        next(finetune(config))
 
 
 def test_several_seeds_give_mean_and_standard_deviation(phantom, tmp_path):
