@@ -41,21 +41,27 @@ def asked(page):
     return beyond
 
 
+def done(page):
+    """Wait until the page has taken up what was typed or clicked, and has nothing left to do."""
+    page.wait_for_timeout(700)  # the work begins a moment after the click
+    settled(page)
+
+
 def fill(page, label, text):
     field = page.get_by_label(label, exact=True).first
     field.fill(str(text))
     field.press("Control+Enter")
-    settled(page)
+    done(page)
 
 
 def own_video(page, files):
     page.get_by_text("File or folder on this machine").click()
-    settled(page)
+    done(page)
     fill(page, "Path", files["video"])
 
 
 def held(page, asked, mentions=True):
-    settled(page)
+    done(page)
     if mentions:
         page.get_by_text("attacker.invalid").first.wait_for(state="attached", timeout=60_000)
     page.wait_for_timeout(500)
@@ -66,12 +72,12 @@ def held(page, asked, mentions=True):
 
 def view(page, name):
     page.get_by_test_id("stMain").get_by_text(name, exact=True).first.click()
-    settled(page)
+    done(page)
 
 
 def test_predictions_studies_and_attention_ask_loopback_only(page, hostile_url, files, asked):
     page.goto(hostile_url)
-    settled(page)
+    done(page)
     icon = page.locator("link[rel*=icon]").first.get_attribute("href")
     assert "fonts" not in icon and page.locator("[data-testid=stSidebarNav]").count() == 1
     own_video(page, files)
@@ -83,7 +89,7 @@ def test_predictions_studies_and_attention_ask_loopback_only(page, hostile_url, 
     view(page, "Attribution")
     held(page, asked)
     page.goto(hostile_url)
-    settled(page)
+    done(page)
     view(page, "Study")
     fill(page, "Study", files["study"])
     held(page, asked)
@@ -91,9 +97,9 @@ def test_predictions_studies_and_attention_ask_loopback_only(page, hostile_url, 
 
 def test_data_embeddings_and_views_ask_loopback_only(page, hostile_url, files, asked):
     page.goto(f"{hostile_url}/data")
-    settled(page)
+    done(page)
     page.get_by_text("Manifests on this machine").click()
-    settled(page)
+    done(page)
     fill(page, "Manifests", files["manifest.csv"])
     for name in ("Manifest", "Classes", "Split", "Audit"):
         view(page, name)
@@ -101,11 +107,11 @@ def test_data_embeddings_and_views_ask_loopback_only(page, hostile_url, files, a
     view(page, "Recipes")
     held(page, asked, mentions=False)
     page.goto(f"{hostile_url}/embeddings")
-    settled(page)
+    done(page)
     fill(page, "Embedding store", files["store"])
     held(page, asked)
     page.goto(f"{hostile_url}/views")
-    settled(page)
+    done(page)
     own_video(page, files)
     held(page, asked, mentions=False)
 
