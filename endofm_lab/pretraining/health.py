@@ -74,7 +74,6 @@ def verdict(records: Sequence[Record], signs: Signs) -> Health:
     if len(records) < _EARLY:
         return Health("too early to say", f"{len(records)} steps; the verdict needs {_EARLY}.")
     loss, first, recent = _mean(losses[-_RECENT:]), _mean(losses[:5]), records[-_RECENT:]
-    spread = _last(records, signs.spread)
     if (prototypes := signs.prototypes) is not None:
         uniform = math.log(prototypes)
         entropy = _mean([record["teacher_entropy"] for record in recent]) / uniform
@@ -99,10 +98,10 @@ def verdict(records: Sequence[Record], signs: Signs) -> Health:
         if loss > 1.3 * (first := _mean(full[:5])):
             return Health("diverging", f"the loss went from {first:.2f} to {loss:.2f}.", _LESS)
         words = f"loss {first:.2f} -> {loss:.2f}"
-    if spread is not None and spread < signs.least_spread:
-        return Health(
-            "collapsed to uniform", f"all clips have nearly the same feature ({signs.spread} {spread:.3f}).", _UNIFORM
-        )
+    for name, least in signs.least.items():
+        if (spread := _last(records, name)) is not None and spread < least:
+            words = f"all clips have nearly the same feature ({name} {spread:.3f}, at least {least} is expected)."
+            return Health("collapsed to uniform", words, _UNIFORM)
     rank = _last(records, "rankme")
     return Health("healthy", words + (f", features of rank {rank:.1f}." if rank is not None else "."))
 

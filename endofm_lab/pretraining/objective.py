@@ -32,15 +32,14 @@ class Signs:
         prototypes: outputs K of a head whose answers are probabilities; None for an objective without one. The log then
             holds "teacher_entropy" and "prototypes_used".
         loss: number of the log that shows divergence; with prototypes it is a cross-entropy, at most ln K on average.
-        spread: number of the log that falls to 0 when all clips get the same answer.
-        least_spread: below this value of ``spread`` the run has collapsed.
+        least: numbers of the log that fall to 0 when all clips get the same answer -> below which value the run counts
+            as collapsed.
     """
 
     curves: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"Loss": ("loss",)})
     prototypes: int | None = None
     loss: str = "loss"
-    spread: str = "feature_std"
-    least_spread: float = 0.03
+    least: dict[str, float] = field(default_factory=lambda: {"feature_std": 0.03})
 
 
 @dataclass(frozen=True)

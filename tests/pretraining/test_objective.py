@@ -28,7 +28,7 @@ class Own(ContrastConfig):
     colour: str = "green"
 
     def signs(self, config) -> Signs:
-        return Signs({"Loss": ("loss",), "Found": ("found",)}, spread="rankme", least_spread=1000.0)
+        return Signs({"Loss": ("loss",), "Found": ("found",)}, least={"rankme": 1000.0})
 
 
 OWN = Own(hidden=32, width=16, queue=16, momentum=0.9)
