@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from endofm_lab.errors import UserError
-from endofm_lab.model.transformer import VideoTransformer
+from endofm_lab.model.encoder import Encoder
 from endofm_lab.pretraining.objective import Objective, Signs, StudentTeacher, follow
 from endofm_lab.training.schedules import cosine, linear
 
@@ -78,7 +78,7 @@ class DinoConfig(Objective):
         """Health is read from the loss between two global views, because that one compares with ln K."""
         return Signs(CURVES, prototypes=self.prototypes, loss="L_dm")
 
-    def build(self, backbone: VideoTransformer, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "Dino":
+    def build(self, backbone: Encoder, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "Dino":
         """Student and teacher with their heads."""
         return Dino(backbone, self, steps, steps_per_epoch)
 
@@ -214,7 +214,7 @@ class Dino(StudentTeacher):
     computed. Part 0 also asks the teacher.
     """
 
-    def __init__(self, backbone: VideoTransformer, config: DinoConfig, steps: int, steps_per_epoch: int) -> None:
+    def __init__(self, backbone: Encoder, config: DinoConfig, steps: int, steps_per_epoch: int) -> None:
         head = ProjectionHead(backbone.config.width, config.prototypes, config.hidden, config.bottleneck)
         super().__init__(backbone, head)
         self.config, self.steps, self.steps_per_epoch = config, steps, steps_per_epoch
@@ -237,7 +237,7 @@ class Dino(StudentTeacher):
         assert self._targets is not None
         places = self.parts(batch)[part]
         alike = [list(some) for _, some in groupby(places, key=lambda place: batch[place].shape)]
-        cls = [self.student["backbone"](torch.cat([batch[v] for v in some])).cls for some in alike]
+        cls = [self.student["backbone"](torch.cat([batch[v] for v in some])).pooled() for some in alike]
         return self._match(torch.cat(cls), places, len(batch)) | measured  # of (V' B, D)
 
     def _match(self, features: Tensor, places: list[int], n_views: int) -> dict[str, Tensor]:
@@ -249,7 +249,7 @@ class Dino(StudentTeacher):
     @torch.no_grad()
     def _ask_teacher(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Set the targets of a batch; returns what is measured on them."""
-        return self._set_targets([self.teacher["backbone"](view).cls for view in batch[:2]], step)
+        return self._set_targets([self.teacher["backbone"](view).pooled() for view in batch[:2]], step)
 
     def _set_targets(self, features: list[Tensor], step: int) -> dict[str, Tensor]:
         logits = self.teacher["head"](torch.stack(features))  # (G, B, K)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from endofm_lab.errors import UserError
-from endofm_lab.model.encoder import VideoTokens
-from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
+from endofm_lab.model.encoder import Encoder, VideoTokens
+from endofm_lab.model.transformer import BackboneConfig
 from endofm_lab.pretraining.adapt import block_mask
 from endofm_lab.pretraining.dino import CURVES, Centre, Dino, DinoConfig, teacher_targets
 from endofm_lab.pretraining.objective import Objective, Signs
@@ -54,7 +54,7 @@ class MaskConfig(Objective):
         curves = CURVES | {"Loss": (*CURVES["Loss"], "L_patch")}
         return replace(config.dino.signs(config), curves=curves)
 
-    def build(self, backbone: VideoTransformer, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "Masked":
+    def build(self, backbone: Encoder, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "Masked":
         """Student and teacher with their heads."""
         return Masked(backbone, config.dino, self, steps, steps_per_epoch)
 
@@ -66,7 +66,7 @@ class Masked(Dino):
     """
 
     def __init__(
-        self, backbone: VideoTransformer, config: DinoConfig, masking: MaskConfig, steps: int, steps_per_epoch: int
+        self, backbone: Encoder, config: DinoConfig, masking: MaskConfig, steps: int, steps_per_epoch: int
     ) -> None:
         super().__init__(backbone, config, steps, steps_per_epoch)
         self.masking = masking
@@ -87,7 +87,7 @@ class Masked(Dino):
         measured = self._ask_teacher(batch, step) if part == 0 else {}
         view = places[0]
         tokens = self.student["backbone"](batch[view], mask=self._masks[view])
-        losses = self._match(tokens.cls, places, len(batch))
+        losses = self._match(tokens.pooled(), places, len(batch))
         patch_loss = self._patch_loss(tokens, view, step) / 2  # the mean over two views
         losses["loss"] = losses["loss"] + self.masking.weight * patch_loss
         return losses | {"L_patch": patch_loss.detach()} | measured
@@ -97,7 +97,7 @@ class Masked(Dino):
         tokens = [self.teacher["backbone"](view) for view in batch[:2]]
         self._masks = [self._draw_mask(t.patches) for t in tokens]
         self._patches = [t.patches[mask] for t, mask in zip(tokens, self._masks, strict=True)]
-        return self._set_targets([t.cls for t in tokens], step)
+        return self._set_targets([t.pooled() for t in tokens], step)
 
     def _draw_mask(self, patches: Tensor) -> Tensor:
         B, T, h, w, _ = patches.shape

@@ -7,12 +7,13 @@ those that a configuration can name; any other object with this contract goes to
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import torch
 from torch import nn
 
-from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
+from endofm_lab.model.encoder import Encoder
+from endofm_lab.model.transformer import BackboneConfig
 from endofm_lab.pretraining.queue import Queue
 from endofm_lab.pretraining.views import ViewSpec
 from endofm_lab.training.loop import Trainable
@@ -20,7 +21,7 @@ from endofm_lab.training.loop import Trainable
 if TYPE_CHECKING:
     from endofm_lab.pretraining.config import PretrainConfig
 
-_RECENT = 512  # clips whose features are kept for the run's health
+RECENT = 512  # clips whose features are kept for the run's health
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,7 @@ class Objective:
         """How the log of a run with this configuration is to be read."""
         return Signs()
 
-    def build(
-        self, backbone: VideoTransformer, config: "PretrainConfig", steps: int, steps_per_epoch: int
-    ) -> "Learner":
+    def build(self, backbone: Encoder, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "Learner":
         """The networks that learn, with everything that a checkpoint needs.
 
         Args:
@@ -93,23 +92,29 @@ class Learner(Trainable):
 
     recent: Queue
 
-    def kept(self) -> nn.Module:
+    def kept(self) -> Encoder:
         """The backbone that the run is for: it is probed, and saved at the end."""
         raise NotImplementedError
 
-    def backbones(self) -> list[nn.Module]:
+    def backbones(self) -> list[Encoder]:
         """The backbones that take gradients; they are compiled if the configuration says so."""
         raise NotImplementedError
+
+    def units(self) -> list[nn.Module]:
+        """The blocks of all backbones, a frozen teacher's too; none where a backbone is no transformer."""
+        return [
+            block for module in self.modules() if isinstance(module, Encoder) for block in module.attention_blocks()
+        ]
 
 
 class StudentTeacher(Learner):
     """A student with a head, and a teacher of the same shape that learns nothing by gradient. The teacher is kept."""
 
-    def __init__(self, backbone: VideoTransformer, head: nn.Module) -> None:
+    def __init__(self, backbone: Encoder, head: nn.Module) -> None:
         super().__init__()
         self.student = nn.ModuleDict({"backbone": backbone, "head": head})
         self.teacher = make_teacher(self.student)
-        self.recent = Queue(_RECENT, backbone.config.width)
+        self.recent = Queue(RECENT, backbone.config.width)
 
     def train(self, mode: bool = True) -> "StudentTeacher":
         """Set the student's mode; the teacher drops no paths."""
@@ -117,17 +122,13 @@ class StudentTeacher(Learner):
         self.teacher.eval()
         return self
 
-    def kept(self) -> nn.Module:
+    def kept(self) -> Encoder:
         """The teacher's backbone."""
-        return self.teacher["backbone"]
+        return cast(Encoder, self.teacher["backbone"])
 
-    def backbones(self) -> list[nn.Module]:
+    def backbones(self) -> list[Encoder]:
         """The student's backbone."""
-        return [self.student["backbone"]]
-
-    def units(self) -> list[nn.Module]:
-        """The blocks of student and teacher."""
-        return [*self.student["backbone"].blocks, *self.teacher["backbone"].blocks]  # type: ignore[misc]
+        return [cast(Encoder, self.student["backbone"])]
 
 
 def make_teacher(student: nn.ModuleDict) -> nn.ModuleDict:

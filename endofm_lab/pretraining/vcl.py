@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from endofm_lab.errors import UserError
-from endofm_lab.model.transformer import VideoTransformer
+from endofm_lab.model.encoder import Encoder
 from endofm_lab.pretraining.objective import Objective, Signs, StudentTeacher, follow
 from endofm_lab.pretraining.queue import Queue
 from endofm_lab.pretraining.views import ViewSpec
@@ -59,7 +59,7 @@ class ContrastConfig(Objective):
         """Without prototypes a run cannot collapse onto one; it is judged by its features."""
         return Signs({"Loss": ("loss", "found")})
 
-    def build(self, backbone: VideoTransformer, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "VCL":
+    def build(self, backbone: Encoder, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "VCL":
         """Query and key encoder with their projections."""
         return VCL(backbone, self, steps)
 
@@ -84,7 +84,7 @@ def info_nce(queries: Tensor, keys: Tensor, others: Tensor, own: Tensor, tempera
 class VCL(StudentTeacher):
     """Query and key encoder with projections; a batch is two global views, each (B, 3, T, H, W)."""
 
-    def __init__(self, backbone: VideoTransformer, config: ContrastConfig, steps: int) -> None:
+    def __init__(self, backbone: Encoder, config: ContrastConfig, steps: int) -> None:
         D = backbone.config.width
         # Standardised over the batch of a process (MoCo v3 has batch norms in its projection, 2104.02057), or what all
         # clips share is most of every key at first, and a short training does not get beyond it.
@@ -114,7 +114,7 @@ class VCL(StudentTeacher):
             self._find_keys(batch)
         assert self._keys is not None
         B = len(batch[part])
-        queries = F.normalize(self.student["head"](self.student["backbone"](batch[part]).cls).float(), dim=-1)
+        queries = F.normalize(self.student["head"](self.student["backbone"](batch[part]).pooled()).float(), dim=-1)
         rank = dist.get_rank() if _distributed() else 0
         own = rank * B + torch.arange(B, device=queries.device)
         others = self.queue.rows()
@@ -123,7 +123,7 @@ class VCL(StudentTeacher):
 
     @torch.no_grad()
     def _find_keys(self, batch: Any) -> None:
-        features = [self.teacher["backbone"](view).cls for view in batch[:2]]
+        features = [self.teacher["backbone"](view).pooled() for view in batch[:2]]
         self.recent.push(features[0].float())
         keys = F.normalize(torch.stack([self.teacher["head"](x) for x in features]).float(), dim=-1)  # (2, B, D)
         if _distributed():
