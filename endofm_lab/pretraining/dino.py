@@ -29,6 +29,10 @@ CURVES = {
     "Prototypes used in a batch": ("prototypes_used",),
     "Centre norm": ("centre_norm",),
 }
+_ADVICE = (
+    "a lower teacher temperature (0.04), a teacher momentum nearer to 1 (0.996), a lower learning rate with a longer "
+    "warm-up, fewer prototypes for little data; in the first epochs this can also be just the start."
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class DinoConfig(Objective):
 
     def signs(self, config: "PretrainConfig") -> Signs:
         """Health is read from the loss between two global views, because that one compares with ln K."""
-        return Signs(CURVES, prototypes=self.prototypes, loss="L_dm")
+        return Signs(CURVES, prototypes=self.prototypes, loss="L_dm", advice=_ADVICE)
 
     def build(self, backbone: Encoder, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "Dino":
         """Student and teacher with their heads."""

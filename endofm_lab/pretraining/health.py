@@ -88,7 +88,7 @@ def verdict(records: Sequence[Record], signs: Signs) -> Health:
             words = (
                 f"the teacher's answers stay uniform: entropy {entropy:.1%} of ln K, loss {loss:.2f} of {uniform:.2f}."
             )
-            return Health("collapsed to uniform", words, _UNIFORM)
+            return Health("collapsed to uniform", words, signs.advice)
         words = f"the teacher is {'decided' if entropy < 0.9 else 'still undecided'} (entropy {entropy:.0%} of ln K), "
         words += f"uses {used:.1f} prototypes in a batch, loss {first:.2f} -> {loss:.2f}"
     else:
@@ -101,7 +101,7 @@ def verdict(records: Sequence[Record], signs: Signs) -> Health:
     for name, least in signs.least.items():
         if (spread := _last(records, name)) is not None and spread < least:
             words = f"all clips have nearly the same feature ({name} {spread:.3f}, at least {least} is expected)."
-            return Health("collapsed to uniform", words, _UNIFORM)
+            return Health("collapsed to uniform", words, signs.advice)
     rank = _last(records, "rankme")
     return Health("healthy", words + (f", features of rank {rank:.1f}." if rank is not None else "."))
 
@@ -110,10 +110,6 @@ _LESS = "a lower learning rate, a longer warm-up, gradient clipping, bfloat16 or
 _ONE = (
     "centring switched on, a higher teacher temperature (0.04 -> 0.07), a larger batch, fewer prototypes, prototypes "
     "frozen for longer."
-)
-_UNIFORM = (
-    "a lower teacher temperature (0.04), a teacher momentum nearer to 1 (0.996), a lower learning rate with a longer "
-    "warm-up, fewer prototypes for little data; in the first epochs this can also be just the start."
 )
 
 

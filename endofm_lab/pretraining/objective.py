@@ -35,12 +35,14 @@ class Signs:
         loss: number of the log that shows divergence; with prototypes it is a cross-entropy, at most ln K on average.
         least: numbers of the log that fall to 0 when all clips get the same answer -> below which value the run counts
             as collapsed.
+        advice: what to try when a run has collapsed like that.
     """
 
     curves: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"Loss": ("loss",)})
     prototypes: int | None = None
     loss: str = "loss"
     least: dict[str, float] = field(default_factory=lambda: {"feature_std": 0.03})
+    advice: str = "a larger batch, a lower learning rate with a longer warm-up."
 
 
 @dataclass(frozen=True)
