@@ -16,11 +16,17 @@ from endofm_lab.pretraining.dino import DinoConfig
 from endofm_lab.pretraining.masked import MaskConfig
 from endofm_lab.pretraining.objective import Objective, Signs
 from endofm_lab.pretraining.vcl import ContrastConfig
+from endofm_lab.pretraining.vicreg import VicregConfig
 from endofm_lab.pretraining.views import ViewSpec
 from endofm_lab.video.transforms import InputSpec
 
 # The objectives: name -> the setting of a run that holds its numbers.
-OBJECTIVES = {DinoConfig.name: "dino", MaskConfig.name: "masking", ContrastConfig.name: "contrast"}
+OBJECTIVES = {
+    DinoConfig.name: "dino",
+    MaskConfig.name: "masking",
+    ContrastConfig.name: "contrast",
+    VicregConfig.name: "vicreg",
+}
 OWN = "objective_settings"  # in config.json: the numbers of an objective from outside this table
 
 
@@ -31,12 +37,13 @@ class PretrainConfig:
     Attributes:
         manifest: table of the videos.
         out: folder of the run.
-        objective: a name in `OBJECTIVES`: "dino" (Endo-FM), "masked" (EndoFM-LV), "vcl" (contrast of videos).
+        objective: a name in `OBJECTIVES`: "dino" (Endo-FM), "masked" (EndoFM-LV), "vcl" (contrast of videos), "vicreg".
         backbone: the network.
         views: what it sees.
         dino: numbers of the objectives dino and masked.
         masking: more numbers of masked.
         contrast: numbers of vcl.
+        vicreg: numbers of vicreg.
         initialisation: "scratch", or weights: a file (Endo-FM, SVT, image models), a model's folder, a hub id.
         split: rows to learn from; None takes "pretrain", "train" and rows without a split, never "val" and "test".
         epochs: passes over the rows.
@@ -69,6 +76,7 @@ class PretrainConfig:
     dino: DinoConfig = field(default_factory=DinoConfig)
     masking: MaskConfig = field(default_factory=MaskConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    vicreg: VicregConfig = field(default_factory=VicregConfig)
     initialisation: str = "scratch"
     split: str | None = None
     epochs: float = 30
