@@ -33,13 +33,19 @@ class FinetuneConfig:
         start: where the weights come from.
         label: column of the manifest that holds the class.
         several_labels: cells of that column hold any number of labels, joined by ``|``.
+        mapping: name or path of a label mapping, which turns the labels of all data sets into common classes; rows that
+            do not stand for exactly one are left out; for classification.
+        balanced: repeat training rows so that every class is drawn as often as the most frequent one.
+        augmentation: of training clips: "light" (crop, flips, colour), or "strong" (also quarter turns, blur and grid
+            distortion), with which masks and boxes cannot move.
         seeds: one training for each; results are means over them.
         steps: updates.
         batch: clips per update.
         lr: at the end of the warm-up (a tenth of the steps); falls to 1 % along a cosine.
+        lr_decay: another schedule: ``lr`` from the start, times this after every epoch; None for the cosine.
         weight_decay: of matrices and kernels.
         layer_decay: the learning rate of a layer is this times that of the layer above it (Clark et al. 2020).
-        optimiser: AdamW, or SGD with momentum 0.9.
+        optimiser: AdamW, SGD with momentum 0.9, or AdaBelief (arXiv 2010.07468).
         validate_every: steps between validations.
         clips: per row at validation and test, their scores averaged; for classification.
         step_s: seconds from one answer to the next in a long video; for phases.
@@ -59,13 +65,17 @@ class FinetuneConfig:
     start: Start = field(default_factory=Start)
     label: str = "label"
     several_labels: bool = False
+    mapping: str | None = None
+    balanced: bool = False
+    augmentation: Literal["light", "strong"] = "light"
     seeds: tuple[int, ...] = (0,)
     steps: int = 300
     batch: int = 8
     lr: float = 5e-4
+    lr_decay: float | None = None
     weight_decay: float = 0.05
     layer_decay: float = 0.75
-    optimiser: Literal["adamw", "sgd"] = "adamw"
+    optimiser: Literal["adamw", "sgd", "adabelief"] = "adamw"
     validate_every: int = 50
     clips: int = 3
     step_s: float = 1.0
@@ -88,9 +98,11 @@ class FinetuneConfig:
             raise UserError(f"seeds are {list(self.seeds)}; give at least one, all different.")
         if self.validate_every < 1:
             raise UserError(f"validate_every is {self.validate_every}; validate every 1 step or less often.")
-        if not 0 < self.layer_decay <= 1 or not self.lr > 0:
+        decays = [self.layer_decay] if self.lr_decay is None else [self.layer_decay, self.lr_decay]
+        if not self.lr > 0 or not all(0 < decay <= 1 for decay in decays):
             raise UserError(
-                f"layer_decay is {self.layer_decay} (0 to 1) and lr {self.lr} (above 0); give such numbers."
+                f"lr is {self.lr}, layer_decay {self.layer_decay} and lr_decay {self.lr_decay}; give a rate above 0, "
+                "and decays above 0 and at most 1."
             )
 
     @property

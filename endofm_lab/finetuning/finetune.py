@@ -89,6 +89,8 @@ class _Job:
             head = replace(head, pooling="attention")
         if config.head != "light":
             head = replace(head, form=config.head)
+        if config.augmentation == "strong" and head.answer != "clip":
+            raise UserError(f"Masks and boxes cannot follow the strong augmentation; choose 'light' for {task.name}.")
         examples = {split: task.examples(manifest, split, head) for split in SPLITS}
         leaks = [finding.message for finding in found.findings if finding.severity == "leak"]
         return cls(config, task, manifest, head, examples, found.verdict, leaks)

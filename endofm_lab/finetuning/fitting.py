@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
+from timm.optim import AdaBelief
 from torch import Tensor, nn
 
 from endofm_lab.errors import UserError
@@ -23,6 +24,7 @@ from endofm_lab.model.video_model import VideoModel
 from endofm_lab.tasks import Task
 from endofm_lab.tasks.clips import ClipData
 from endofm_lab.tasks.examples import Example
+from endofm_lab.tasks.labels import balanced
 from endofm_lab.tasks.scoring import class_table, clip_features, targets_of
 from endofm_lab.tasks.task import Loss
 from endofm_lab.training.checkpoints import Checkpoints
@@ -133,11 +135,10 @@ class Fit:
         config, model = self.config, self.model
         loss = self.task.loss(model.head(self.head), self.examples["train"])
         training = HeadTraining(model, self.head, config.method != "full", loss)
-        groups = layer_groups(model, config.layer_decay)
-        optimiser: torch.optim.Optimizer = torch.optim.AdamW(groups, lr=config.lr)
-        if config.optimiser == "sgd":
-            optimiser = torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
-        kept = _Kept(self.folder)
+        optimiser, kept = self._optimiser(), _Kept(self.folder)
+        rows = balanced(self.examples["train"]) if config.balanced else self.examples["train"]
+        strong = config.augmentation == "strong"
+        data = ClipData(rows, model.card.clip, model.card.input, self.task, strong)
 
         def validate(done: int) -> Record:
             if done % config.validate_every and done != config.steps:
@@ -151,7 +152,10 @@ class Fit:
             return {"validation": score}
 
         def schedule(step: int) -> dict[str, float]:
-            lr = cosine(step, config.lr, 0.01 * config.lr, config.steps, warmup=config.steps // 10)
+            if config.lr_decay is not None:
+                lr = config.lr * config.lr_decay ** (step // math.ceil(len(data) / config.batch))
+            else:
+                lr = cosine(step, config.lr, 0.01 * config.lr, config.steps, warmup=config.steps // 10)
             return {"lr": lr, "weight_decay": config.weight_decay}
 
         # A run can be stopped after a step and before its validation: what is missing is measured first.
@@ -167,12 +171,19 @@ class Fit:
             save_every=config.validate_every,
             workers=config.workers,
         )
-        data = ClipData(self.examples["train"], model.card.clip, model.card.input, self.task)
         for record in train(training, optimiser, schedule, data, loop, self.folder, lambda step: validate(step + 1)):
             yield {"seed": self.seed, **record}
         model.load_state_dict(load_file(self.folder / _Kept.WEIGHTS))
         model.eval()
         return kept.best
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        config, groups = self.config, layer_groups(self.model, self.config.layer_decay)
+        if config.optimiser == "sgd":
+            return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+        if config.optimiser == "adabelief":
+            return AdaBelief(groups, lr=config.lr, eps=1e-16)
+        return torch.optim.AdamW(groups, lr=config.lr)
 
     def linear_probe(self) -> Generator[Record, None, Choice]:
         """Logistic regression on CLS, its penalty chosen; no random choice."""

@@ -98,7 +98,7 @@ class FrameCorpus:
             at = int(torch.randint(len(inside), (), generator=torch.Generator().manual_seed(seed)))
         picture = reader.read([inside[at]])[0]
         if self.augment:
-            picture = augmented(picture, self.input.size_px, seed)
+            picture = augmented(picture[None], self.input.size_px, seed)[0]
         return to_input(picture[None], self.input)[0]
 
     def collate(self, samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:

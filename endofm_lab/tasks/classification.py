@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from endofm_lab.data.labels import read_mapping
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import UserError
 from endofm_lab.metrics.calibration import brier, ece, fit_temperature
@@ -17,8 +18,8 @@ from endofm_lab.metrics.intervals import MetricSet
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.tasks.clips import Shown
-from endofm_lab.tasks.examples import Example
-from endofm_lab.tasks.labels import class_head, class_targets, recall_and_precision, score_names
+from endofm_lab.tasks.examples import Example, examples_of
+from endofm_lab.tasks.labels import class_head, class_targets, mapped_manifest, recall_and_precision, score_names
 from endofm_lab.tasks.scoring import class_table, clip_scores, targets_of
 from endofm_lab.tasks.task import ClassMetrics, Task
 
@@ -31,11 +32,14 @@ class Classification(Task):
         label: column of the manifest that holds the class.
         several_labels: cells of that column hold any number of labels, joined by ``|``.
         clips: per row, whose scores are averaged.
+        mapping: name or path of a file that says for which common classes the labels of each data set stand (see
+            ``data.labels``); rows that do not stand for exactly one are left out. None takes labels as they are.
     """
 
     label: str = "label"
     several_labels: bool = False
     clips: int = 3
+    mapping: str | None = None
 
     name = "classification"
     head_name = "label"
@@ -51,12 +55,22 @@ class Classification(Task):
             raise UserError(f"clips is {self.clips}; give at least one clip per row.")
 
     def head(self, manifest: Manifest) -> HeadSpec:
-        """The head for the classes of the training rows."""
-        return class_head(manifest, self.label, self.several_labels)
+        """The head for the classes of the training rows, in the order of the mapping if there is one."""
+        head = class_head(self._mapped(manifest), self.label, self.several_labels)
+        if self.mapping is None:
+            return head
+        return replace(head, classes=tuple(c for c in read_mapping(self.mapping).leaves if c in head.classes))
 
     def targets(self, manifest: Manifest, split: str, head: HeadSpec) -> Sequence[Any]:
         """Class numbers, or tuples (K,) of 0 and 1."""
-        return class_targets(manifest, split, head, self.label)
+        return class_targets(self._mapped(manifest), split, head, self.label)
+
+    def examples(self, manifest: Manifest, split: str, head: HeadSpec) -> list[Example]:
+        """The rows of a split that have a class, with it."""
+        return examples_of(self._mapped(manifest), split, self.targets(manifest, split, head))
+
+    def _mapped(self, manifest: Manifest) -> Manifest:
+        return manifest if self.mapping is None else mapped_manifest(manifest, self.mapping, self.label)
 
     def sample(self, example: Example, shown: Shown) -> dict[str, Any]:
         """``target``: a class number, or (K,) of 0 and 1."""
@@ -80,8 +94,13 @@ class Classification(Task):
         return replace(spec, temperature=scaling.temperature)
 
     def protocol(self) -> dict[str, Any]:
-        """The column and the clips."""
-        return {"label": self.label, "clips": self.clips}
+        """The column, the clips and the mapping."""
+        mapping = {} if self.mapping is None else {"mapping": read_mapping(self.mapping).name}
+        return {"label": self.label, "clips": self.clips, **mapping}
+
+    def words(self) -> str:
+        """Which classes the mapping made."""
+        return "" if self.mapping is None else f"classes of {read_mapping(self.mapping).name}"
 
     @classmethod
     def problem(cls, table: pd.DataFrame) -> str | None:

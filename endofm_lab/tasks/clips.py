@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from endofm_lab.tasks.examples import Example, Timeline
-from endofm_lab.video.augment import View, draw_view
+from endofm_lab.video.augment import View, augmented, draw_view
 from endofm_lab.video.clips import ClipSpec, clip_indices
 from endofm_lab.video.reader import VideoInfo, VideoReader
 from endofm_lab.video.transforms import InputSpec, to_input
@@ -56,13 +56,15 @@ class Shown:
 class ClipData:
     """The rows of a split as training data (``training.draws.Data``): one clip at a random instant, randomly seen.
 
-    A batch holds ``clip`` (B, 3, T, S, S) and the truth that the task's ``sample`` and ``collate`` give.
+    A batch holds ``clip`` (B, 3, T, S, S) and the truth that the task's ``sample`` and ``collate`` give. ``strong``
+    changes the frames as `video.augment.augmented` does; masks and boxes cannot follow that.
     """
 
     examples: list[Example]
     clip: ClipSpec
     input: InputSpec
     task: "Task"
+    strong: bool = False
     n_files: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +89,8 @@ class ClipData:
         view = draw_view(random, *frames.shape[1:3])
         shrunk = frames.shape[2] / timeline.info.width_px, frames.shape[1] / timeline.info.height_px
         shown = Shown(indices, view, shrunk, self.input.size_px, self._memory)
-        return {"clip": to_input(view.frames(frames), self.input)[0], **self.task.sample(example, shown)}
+        seen = augmented(frames, self.input.size_px, seed) if self.strong else view.frames(frames)
+        return {"clip": to_input(seen, self.input)[0], **self.task.sample(example, shown)}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """A batch, as the task makes it."""

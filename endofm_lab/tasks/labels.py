@@ -1,17 +1,19 @@
 """Classes of rows, for the tasks whose truth is a label: read from a manifest, and counted class by class."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from endofm_lab.data.labels import map_labels, read_mapping
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.data.splits import class_matrix
-from endofm_lab.errors import ManifestError
+from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.metrics.classification import ratio
 from endofm_lab.model.card import HeadSpec
-from endofm_lab.tasks.examples import SPLITS, named
+from endofm_lab.tasks.examples import SPLITS, Example, named
 from endofm_lab.tasks.task import ClassMetrics
 
 
@@ -49,6 +51,49 @@ def class_targets(manifest: Manifest, split: str, head: HeadSpec, column: str) -
     if several:
         return [tuple(int(name in cell) for name in head.classes) for cell in cells]
     return [head.classes.index(cell[0]) for cell in cells]
+
+
+def mapped_manifest(manifest: Manifest, name_or_path: str, column: str) -> Manifest:
+    """A manifest whose column ``column`` holds the classes that a mapping gives its labels.
+
+    Rows whose labels do not stand for exactly one class of the mapping are left out.
+
+    Raises:
+        UserError: there is no such mapping, it gives several labels per row, or leaves a split without rows.
+    """
+    mapping = read_mapping(name_or_path)
+    if mapping.multi_label:
+        raise UserError(
+            f"The mapping {mapping.name} gives rows several labels; fine-tuning needs one class per row, so use a "
+            "mapping without multi_label."
+        )
+    if column not in manifest.table:
+        raise ManifestError(f"There is no column {column!r}; there are {', '.join(map(str, manifest.table))}.")
+    found = map_labels(manifest.table.assign(label=manifest.table[column]), mapping)
+    classes = np.array(found.leaves)[found.allowed.argmax(axis=1)]
+    kept = manifest.table.assign(**{column: classes})[found.exact].reset_index(drop=True)
+    if empty := sorted(set(manifest.table["split"]) & set(SPLITS) - set(kept["split"])):
+        raise ManifestError(
+            f"With the mapping {mapping.name} no row of {', '.join(empty)} stands for exactly one class; see "
+            f"`endofm-lab data coverage {manifest.path} --mapping {name_or_path}`."
+        )
+    return replace(manifest, table=kept)
+
+
+def balanced(examples: Sequence[Example]) -> list[Example]:
+    """Examples in which every class that occurs is as frequent as the most frequent one; rows repeat in turn.
+
+    This is sampling by inverse frequency without chance.
+
+    Raises:
+        UserError: the examples are not of one class each.
+    """
+    if not all(isinstance(example.target, int) for example in examples):
+        raise UserError("Draws are balanced between classes, but these rows do not have one class each: leave it out.")
+    targets = np.array([example.target for example in examples])
+    counts = np.bincount(targets)
+    rows = [np.resize(np.flatnonzero(targets == k), counts.max()) for k in np.flatnonzero(counts)]
+    return [examples[row] for row in np.concatenate(rows)]
 
 
 def score_names(rows: pd.DataFrame) -> list[str]:

@@ -2,7 +2,7 @@
 
 Four recipes draw from here, each with random numbers in an order of its own, so that a seed gives what it always gave:
 a view for fine-tuning, with its masks and boxes (`draw_view`); the views of pre-training (`draw_crop`, `draw_colour`);
-a strongly augmented frame for adaptation (`augmented`); and a square clip of the demo (`square_view`).
+a strongly augmented clip of which one class is asked (`augmented`); and a square clip of the demo (`square_view`).
 """
 
 import math
@@ -186,40 +186,40 @@ def draw_crop(
     return left, top, left + w, top + h
 
 
-def augmented(picture: np.ndarray, size_px: int, seed: int) -> np.ndarray:
-    """A strongly augmented frame, uint8 (H, W, 3) to uint8 (size, size, 3), a function of the seed.
+def augmented(frames: np.ndarray, size_px: int, seed: int) -> np.ndarray:
+    """Strongly augmented frames of a clip, uint8 (T, H, W, 3) to uint8 (T, size, size, 3), a function of the seed.
 
     Random resized crop (0.5 to 1 of the area), flips, quarter turns, blur (kernel 3 to 7), grid distortion (0.09),
-    colour jitter (0.2, hue 0.05).
+    colour jitter (0.2, hue 0.05); all frames are changed alike. Masks and boxes cannot follow this.
 
     Source:
         Roth et al., arXiv 2410.21302.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        x = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
+        x = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
         x = v2.RandomResizedCrop(size_px, scale=AREA, antialias=True)(x)
         x = v2.RandomVerticalFlip()(v2.RandomHorizontalFlip()(x))
-        x = x.rot90(int(torch.randint(4, ())), (1, 2))
+        x = x.rot90(int(torch.randint(4, ())), (2, 3))
         if torch.rand(()) < 0.5:
             x = v2.GaussianBlur(3 + 2 * int(torch.randint(3, ())))(x)
         if torch.rand(()) < 0.5:
             x = grid_distorted(x, 0.09)
         x = v2.ColorJitter(0.2, 0.2, 0.2, 0.05)(x)
-        return x.permute(1, 2, 0).contiguous().numpy()
+        return x.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def grid_distorted(x: Tensor, limit: float, cells: int = 5) -> Tensor:
-    """A picture (3, S, S) uint8 with its ``cells`` x ``cells`` grid stretched by up to ``limit`` of a cell's side."""
+    """Frames (T, 3, S, S) uint8 with their ``cells`` x ``cells`` grid stretched by up to ``limit`` of a cell's side."""
     edges = []
     for _ in range(2):
         steps = 1 + limit * (2 * torch.rand(cells) - 1)
         nodes = torch.cat([torch.zeros(1), steps.cumsum(0) / steps.sum()]) * 2 - 1  # (cells + 1,) in -1..1
         edges.append(F.interpolate(nodes[None, None], size=x.shape[-1], mode="linear", align_corners=True)[0, 0])
     y, x_at = torch.meshgrid(edges[0], edges[1], indexing="ij")
-    grid = torch.stack([x_at, y], dim=-1)[None]
-    moved = F.grid_sample(x[None].float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
-    return moved[0].round().clamp(0, 255).byte()
+    grid = torch.stack([x_at, y], dim=-1).expand(len(x), -1, -1, -1)
+    moved = F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return moved.round().clamp(0, 255).byte()
 
 
 def square_view(clip: Tensor, mask: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:

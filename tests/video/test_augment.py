@@ -33,16 +33,17 @@ def test_a_mask_moves_with_its_picture():
 
 
 def test_grid_distortion_moves_little_and_keeps_the_corners():
-    ramp = torch.arange(101, dtype=torch.uint8).expand(3, 101, 101).contiguous()
+    ramp = torch.arange(101, dtype=torch.uint8).expand(1, 3, 101, 101).contiguous()
     torch.manual_seed(0)
     moved = grid_distorted(ramp, 0.09)
     shift = (moved.float() - ramp.float()).abs()
     assert 0.5 < shift.max() <= 0.09 * 2 / 5 * 101 * 1.5
-    assert torch.equal(moved[:, :, [0, -1]], ramp[:, :, [0, -1]])
+    assert torch.equal(moved[..., [0, -1]], ramp[..., [0, -1]])
     assert torch.equal(grid_distorted(ramp, 0.0), ramp)
 
 
 def test_augmented_pictures_keep_their_kind():
-    picture = np.random.default_rng(0).integers(0, 255, (60, 90, 3)).astype(np.uint8)
-    out = augmented(picture, 48, 5)
-    assert out.shape == (48, 48, 3) and out.dtype == np.uint8 and np.array_equal(out, augmented(picture, 48, 5))
+    frames = np.random.default_rng(0).integers(0, 255, (1, 60, 90, 3)).astype(np.uint8).repeat(2, axis=0)
+    out = augmented(frames, 48, 5)
+    assert out.shape == (2, 48, 48, 3) and out.dtype == np.uint8 and np.array_equal(out, augmented(frames, 48, 5))
+    assert np.array_equal(out[0], out[1]), "all frames of a clip are changed alike"

@@ -1,0 +1,168 @@
+"""Image models on labels of several data sets: classes by mapping, balanced draws, options of the paper's recipe."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from endofm_lab.data.manifest import read_manifest, write_manifest
+from endofm_lab.errors import ManifestError, UserError
+from endofm_lab.finetuning.config import FinetuneConfig
+from endofm_lab.finetuning.finetune import finetune
+from endofm_lab.finetuning.fitting import Fit
+from endofm_lab.finetuning.start import Start
+from endofm_lab.model.loading.load import load_model
+from endofm_lab.runs.run import read_run
+from endofm_lab.tasks.classification import Classification
+from endofm_lab.tasks.clips import ClipData
+from endofm_lab.tasks.labels import balanced
+from endofm_lab.training.loop import read_log
+from endofm_lab.video.clips import ClipSpec
+from endofm_lab.video.transforms import IMAGENET
+
+COLOURS = {"normal": (190, 120, 90), "polyp": (120, 190, 90), "ulcer": (90, 90, 200)}
+COUNTS = {"normal": 24, "polyp": 6, "ulcer": 3}
+MAPPING = """
+title: two classes
+targets: [normal, abnormal]
+datasets:
+  made:
+    labels:
+      normal: normal
+      polyp: abnormal
+      ulcer: null
+"""
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """Small pictures whose class is their colour; three patients in every split."""
+    root, random, rows = tmp_path_factory.mktemp("set"), np.random.default_rng(0), []
+    for split in ("train", "val", "test"):
+        for label, count in COUNTS.items():
+            for n in range(count):
+                noise = random.integers(-40, 40, (72, 72, 3))
+                picture = (np.array(COLOURS[label]) + noise).clip(0, 255).astype(np.uint8)
+                name = f"{split}_{label}_{n}.png"
+                Image.fromarray(picture).save(root / name)
+                rows.append((name, 0.0, 0.0, label, f"{split}{n % 3}", "made", split))
+    columns = ["video", "start_s", "end_s", "label", "patient", "dataset", "split"]
+    write_manifest(pd.DataFrame(rows, columns=columns), root / "manifest.csv")
+    (root / "two.yaml").write_text(MAPPING)
+    return root / "manifest.csv"
+
+
+def recipe(manifest, out, **changes):
+    """The paper's supervised stage: every class as often, AdaBelief, the rate falling by 5 % per epoch."""
+    settings = {
+        "start": Start("scratch", size="timm:eva02_micro"),
+        "balanced": True,
+        "augmentation": "strong",
+        "optimiser": "adabelief",
+        "lr": 2e-3,
+        "lr_decay": 0.95,
+        "layer_decay": 1.0,
+        "weight_decay": 2e-4,
+        "steps": 18,
+        "batch": 12,
+        "validate_every": 6,
+        "clips": 1,
+    }
+    return FinetuneConfig(manifest, out, **{**settings, **changes})
+
+
+def examples_of(manifest, **options):
+    task, table = Classification(**options), read_manifest(manifest)
+    return task.head(table), task.examples(table, "train", task.head(table))
+
+
+def test_balanced_draws_show_every_class_equally_often_and_every_row(manifest):
+    head, examples = examples_of(manifest)
+    assert Counter(e.target for e in balanced(examples)) == {0: 24, 1: 24, 2: 24}
+    repeats = Counter(e.row for e in balanced(examples))
+    assert set(repeats) == {e.row for e in examples}
+    assert {repeats[e.row] for e in examples if head.classes[e.target] == "ulcer"} == {8}
+    with pytest.raises(UserError, match="do not have one class each"):
+        balanced([replace(examples[0], target=(1, 0))])
+
+
+def test_a_mapping_decides_on_classes_in_its_order_and_leaves_rows_out(manifest):
+    head, examples = examples_of(manifest, mapping=str(manifest.parent / "two.yaml"))
+    assert head.classes == ("normal", "abnormal")
+    assert Counter(e.target for e in examples) == {0: 24, 1: 6}
+    assert not any("ulcer" in e.name for e in examples)
+    assert examples_of(manifest)[0].classes == ("normal", "polyp", "ulcer")
+
+
+def test_a_mapping_that_leaves_a_split_without_rows_is_refused(manifest, tmp_path):
+    (tmp_path / "none.yaml").write_text(MAPPING.replace("made:", "other:"))
+    with pytest.raises(ManifestError, match=r"mapping none no row of test, train, val .*data coverage"):
+        next(finetune(recipe(manifest, tmp_path / "run", mapping=str(tmp_path / "none.yaml"))))
+    several = MAPPING.replace("targets:", "multi_label: true\ntargets:")
+    (tmp_path / "several.yaml").write_text(several)
+    with pytest.raises(UserError, match="gives rows several labels"):
+        next(finetune(recipe(manifest, tmp_path / "run", mapping=str(tmp_path / "several.yaml"))))
+
+
+def test_a_strongly_augmented_sample_is_a_function_of_its_index_and_seed(manifest):
+    _, examples = examples_of(manifest)
+    data = ClipData(examples, ClipSpec(1, stride=1), replace(IMAGENET, size_px=56), Classification(), strong=True)
+    state = torch.random.get_rng_state()
+    one, again, other = (data.sample(3, seed)["clip"] for seed in (7, 7, 8))
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(one, again) and not torch.equal(one, other) and one.shape == (3, 1, 56, 56)
+
+
+def test_the_recipe_learns_resumes_bit_for_bit_and_says_what_it_was(manifest, tmp_path):
+    mapping = str(manifest.parent / "two.yaml")
+    config = recipe(manifest, tmp_path / "whole", mapping=mapping)
+    whole = list(finetune(config))
+    log = read_log(config.out / "seed-0" / "log.jsonl")
+    assert len(log) == 18 and log[3]["lr"] == config.lr and log[17]["lr"] == pytest.approx(config.lr * 0.95**4)
+    assert whole[-1]["test"]["balanced_accuracy"] > 0.9
+    run = read_run(config.out)
+    assert run.method == "full fine-tuning, classes of two" and run.protocol["mapping"] == "two"
+    assert load_model(config.out / "seed-0" / "model").card.heads["label"].classes == ("normal", "abnormal")
+
+    stopped = replace(config, out=tmp_path / "stopped")
+    steps = finetune(stopped)
+    for _ in range(9):
+        next(steps)
+    steps.close()
+    rest = list(finetune(stopped, resume=True))
+    assert [r["loss"] for r in read_log(stopped.out / "seed-0" / "log.jsonl")] == [r["loss"] for r in log]
+    assert rest[-1]["test"] == whole[-1]["test"]
+
+
+def test_the_options_reach_the_optimiser(manifest, tmp_path):
+    model = Start("scratch", size="timm:eva02_micro").build("label", examples_of(manifest)[0], seed=0)
+    fit = Fit(recipe(manifest, tmp_path), 0, Classification(), model, {}, tmp_path)
+    assert type(fit._optimiser()).__name__ == "AdaBelief"
+    assert {group["lr_scale"] for group in fit._optimiser().param_groups} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr_decay": 0.0}, "lr_decay 0.0; give a rate"),
+        ({"lr_decay": 1.5}, "above 0 and at most 1"),
+        ({"lr": 0.0}, "lr is 0.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(manifest, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        recipe(manifest, tmp_path, **changes)
+
+
+def test_masks_cannot_follow_the_strong_augmentation(tmp_path):
+    import endofm_lab as lab
+
+    phantom = lab.write_phantom(tmp_path / "phantom", preset="tiny", progress=False)
+    with pytest.raises(UserError, match="choose 'light' for segmentation"):
+        next(finetune(recipe(phantom, tmp_path / "run", task="segmentation")))
+    with pytest.raises(UserError, match="leave it out"):
+        list(finetune(recipe(phantom, tmp_path / "run", task="segmentation", augmentation="light")))
