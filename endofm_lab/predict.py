@@ -152,7 +152,6 @@ def _predict(
         frame_times_s=reader.times_s,
         video=reader.info,
         classes={name: list(head.classes) for name, head in heads.items()},
-        box_head=next((name for name, head in heads.items() if head.answer == "boxes"), None),
         provenance=provenance,
         folder=folder,
     )
@@ -196,7 +195,7 @@ def _run(
                 buffer[index] = frame
             clip = torch.stack([torch.stack([buffer[int(i)] for i in indices], dim=1) for indices in batch])
             outputs = {name: values.numpy() for name, values in model.predict(clip).items()}
-            per_frame = [name for name, values in outputs.items() if values.ndim == 5]
+            per_frame = [name for name in outputs if model.card.heads[name].answer != "clip"]
             for name in (name for name in outputs if name not in per_frame):  # in the model's order
                 scores.setdefault(name, []).append(outputs[name])
             dense.add(batch, {name: outputs[name] for name in per_frame})
@@ -257,15 +256,16 @@ def _part(
     dense: _DenseSums,
 ) -> Part:
     """Pack finished frames (masks as uint8, boxes decoded) and what later clips still need."""
-    masks, boxes = [], []
+    maps: dict[str, list[np.ndarray]] = {}
+    boxes: dict[str, list[np.ndarray]] = {}
     for frame, outputs in finished:
         for name, values in outputs.items():
             if model.card.heads[name].answer == "map":
-                masks.append((values * 255).round().astype(np.uint8))
+                maps.setdefault(name, []).append((values * 255).round().astype(np.uint8))
                 continue
             ((xyxy, score, label),) = model.head(name).decode(torch.from_numpy(values)[None, :, None])[0]
             rows = torch.cat([torch.full_like(score, frame)[:, None], label[:, None], score[:, None], xyxy], dim=1)
-            boxes.append(rows.numpy())
+            boxes.setdefault(name, []).append(rows.numpy())
     waiting = sorted(dense.sums)
     names = list(dense.sums[waiting[0]]) if waiting else []
     return Part(
@@ -273,8 +273,8 @@ def _part(
         stop_clip=stop,
         scores=scores,
         frames=np.array([frame for frame, _ in finished], dtype=np.int64),
-        masks=np.stack(masks) if masks else np.zeros((0, 0, 0, 0), np.uint8),
-        boxes=np.concatenate(boxes) if boxes else np.zeros((0, 7), np.float32),
+        maps={name: np.stack(values) for name, values in maps.items()},
+        boxes={name: np.concatenate(rows) for name, rows in boxes.items()},
         carry={name: np.stack([dense.sums[frame][name] for frame in waiting]) for name in names},
         carry_frames=np.array(waiting, dtype=np.int64),
         carry_counts=np.array([dense.counts[frame] for frame in waiting], dtype=np.int64),

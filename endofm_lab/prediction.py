@@ -1,7 +1,7 @@
 """What a prediction is, in memory and on disk."""
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +19,7 @@ from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.video.reader import VideoInfo
 
-BOX_COLUMNS = ["frame", "time_s", "label", "score", "x1", "y1", "x2", "y2"]
+BOX_COLUMNS = ["frame", "time_s", "head", "label", "score", "x1", "y1", "x2", "y2"]
 NORMAL = frozenset({"normal", "normal clean mucosa", "background"})  # classes that are no finding
 
 
@@ -30,11 +30,11 @@ class VideoPrediction:
     Attributes:
         times_s: (N, 2) float64, start and end of each clip in seconds, sorted by start.
         scores: classification head -> (N, K) float32 in 0..1; rows sum to one for a multi-class head.
-        classes: head -> its K class names; for the mask and box head too.
+        classes: head -> its K class names; for mask and box heads too.
         frames: (M,) int64, indices of the frames that some clip showed, ascending.
         frame_times_s: (M,) float64, their presentation times.
-        masks: (M, K, h, w) uint8, probability x 255 on the mask head's grid, or None without such a head.
-        boxes_xyxy: one row per box: frame, time_s, label, score in 0..1, and x1, y1, x2, y2 in pixels of the video.
+        maps: mask head -> (M, K, h, w) uint8, probability x 255 on the head's grid.
+        boxes_xyxy: one row per box: frame, time_s, head, label, score in 0..1, x1, y1, x2, y2 in the video's pixels.
         video: what was read.
         provenance: fingerprints of video and model, options, initialisation, versions.
     """
@@ -44,10 +44,24 @@ class VideoPrediction:
     classes: dict[str, list[str]]
     frames: np.ndarray
     frame_times_s: np.ndarray
-    masks: np.ndarray | None
+    maps: dict[str, np.ndarray]
     boxes_xyxy: pd.DataFrame
     video: VideoInfo
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        """The maps of the only mask head, or None without one.
+
+        Raises:
+            UserError: there are several mask heads.
+        """
+        return self.maps[self._map_head(None)] if self.maps else None
+
+    @property
+    def box_heads(self) -> list[str]:
+        """The heads that answer with boxes, whether they found any or not."""
+        return [head for head in self.classes if head not in self.scores and head not in self.maps]
 
     def table(self) -> pd.DataFrame:
         """One row per clip: clip, start_s, end_s, and one column ``head.class`` per score."""
@@ -80,8 +94,9 @@ class VideoPrediction:
             ]
             start_s, end_s = self.times_s[np.max(of_finding, axis=0).argmax()]
         inside = np.flatnonzero((self.frame_times_s >= start_s) & (self.frame_times_s <= end_s))
-        if self.masks is not None:
-            area = (np.asarray(self.masks[inside]) >= 128).any(axis=1).sum(axis=(1, 2))
+        if self.maps:
+            covered = [(np.asarray(values[inside]) >= 128).any(axis=1) for values in self.maps.values()]
+            area = np.sum([places.sum(axis=(1, 2)) for places in covered], axis=0)
             if area.max(initial=0) > 0:
                 return int(self.frames[inside[area.argmax()]])
         boxes = self.boxes_xyxy[self.boxes_xyxy["frame"].isin(self.frames[inside])]
@@ -89,32 +104,55 @@ class VideoPrediction:
             return int(boxes["frame"].to_numpy()[boxes["score"].to_numpy().argmax()])
         return int(self.frames[np.abs(self.frame_times_s - (start_s + end_s) / 2).argmin()])
 
-    def mask(self, frame: int, threshold: float = 0.5) -> np.ndarray:
+    def mask(self, frame: int, threshold: float = 0.5, head: str | None = None) -> np.ndarray:
         """Bool (K, H, W) in the video's own size: where the mask probability reaches ``threshold``.
 
+        ``head`` must be named where the model has several mask heads.
+
         Raises:
-            UserError: the model saw no such frame, or has no mask head.
+            UserError: the model saw no such frame, has no mask head or no such one, or has several and none is named.
         """
-        if self.masks is None:
-            raise UserError(f"The model {self.provenance.get('model_name')} has no mask head, so there is no mask.")
+        values = self.maps[self._map_head(head)]
         at = int(np.searchsorted(self.frames, frame))
         if at == len(self.frames) or self.frames[at] != frame:
             raise UserError(
                 f"Frame {frame} was in no clip; the nearest that was is {self.seen_frame(frame)}. "
                 "Predict with every_frame=True to have a mask for every frame."
             )
-        grid = torch.from_numpy(np.array(self.masks[at], dtype=np.float32))[None] / 255
+        grid = torch.from_numpy(np.array(values[at], dtype=np.float32))[None] / 255
         size = (self.video.height_px, self.video.width_px)
         return (F.interpolate(grid, size=size, mode="bilinear")[0] >= threshold).numpy()
 
-    def boxes(self, frame: int) -> pd.DataFrame:
-        """The boxes of one frame."""
-        return self.boxes_xyxy[self.boxes_xyxy["frame"] == frame]
+    def boxes(self, frame: int, head: str | None = None) -> pd.DataFrame:
+        """The boxes of one frame, of one head or of all box heads."""
+        own = self.boxes_xyxy["frame"] == frame
+        return self.boxes_xyxy[own if head is None else own & (self.boxes_xyxy["head"] == head)]
+
+    def overlay(self, frame: int, heads: Collection[str] | None = None) -> tuple[np.ndarray | None, pd.DataFrame]:
+        """What to draw on a frame: where any mask of some heads is, bool (H, W) or None, and their boxes.
+
+        ``heads`` None: of all heads.
+        """
+        shown = [head for head in self.maps if heads is None or head in heads]
+        mask = np.any([self.mask(frame, head=head).any(axis=0) for head in shown], axis=0) if shown else None
+        boxes = self.boxes(frame)
+        return mask, boxes if heads is None else boxes[boxes["head"].isin(heads)]
+
+    def _map_head(self, head: str | None) -> str:
+        name = self.provenance.get("model_name")
+        if not self.maps:
+            raise UserError(f"The model {name} has no mask head, so there is no mask.")
+        if head is None and len(self.maps) == 1:
+            return next(iter(self.maps))
+        if head not in self.maps:
+            raise UserError(f"The model {name} has the mask heads {', '.join(self.maps)}; name one, not {head!r}.")
+        return head
 
     def save(self, folder: str | Path) -> Path:
         """Write ``clips.parquet``, ``boxes.parquet``, ``masks.npy``, ``masks/<frame>.png`` (1-bit) and, last, JSON.
 
-        ``prediction.json`` comes last: a folder that holds it is whole. `load_prediction` reads it back.
+        Several mask heads have ``masks_<head>.npy`` and ``masks_<head>/`` each. ``prediction.json`` comes last: a
+        folder that holds it is whole. `load_prediction` reads it back.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,15 +160,16 @@ class VideoPrediction:
             self.table().to_parquet(temporary, index=False)
         with atomic_path(folder / "boxes.parquet") as temporary:
             self.boxes_xyxy.to_parquet(temporary, index=False)
-        if self.masks is not None:
-            if not isinstance(self.masks, np.memmap):
-                with atomic_path(folder / "masks.npy") as temporary, temporary.open("wb") as file:
-                    np.save(file, self.masks)
-            with atomic_path(folder / "masks") as temporary:
+        for head, values in self.maps.items():
+            stem = _stem(head, len(self.maps))
+            if not isinstance(values, np.memmap):
+                with atomic_path(folder / f"{stem}.npy") as temporary, temporary.open("wb") as file:
+                    np.save(file, values)
+            with atomic_path(folder / stem) as temporary:
                 temporary.mkdir()
                 for frame in self.frames.tolist():
-                    for k, mask in enumerate(self.mask(frame)):
-                        name = f"{frame:06d}.png" if len(self.masks[0]) == 1 else f"{frame:06d}_{k}.png"
+                    for k, mask in enumerate(self.mask(frame, head=head)):
+                        name = f"{frame:06d}.png" if values.shape[1] == 1 else f"{frame:06d}_{k}.png"
                         Image.fromarray(mask).save(temporary / name)
         video = {**vars(self.video), "fps": str(self.video.fps), "path": str(self.video.path)}
         write_json(
@@ -140,6 +179,7 @@ class VideoPrediction:
                 "video": video,
                 "classes": self.classes,
                 "heads": list(self.scores),
+                "maps": list(self.maps),
                 "frames": self.frames.tolist(),
                 "frame_times_s": self.frame_times_s.tolist(),
                 "provenance": self.provenance,
@@ -152,7 +192,7 @@ def load_prediction(folder: str | Path) -> VideoPrediction:
     """The prediction that was saved in a folder; masks stay on disk until they are asked for.
 
     Raises:
-        UserError: the folder holds no finished prediction.
+        UserError: the folder holds no finished prediction, or one of an older version that cannot be told apart.
     """
     folder = Path(folder)
     if not (folder / "prediction.json").exists():
@@ -162,7 +202,10 @@ def load_prediction(folder: str | Path) -> VideoPrediction:
     about = read_json(folder / "prediction.json")
     table = pd.read_parquet(folder / "clips.parquet")
     classes = about["classes"]
-    masks = folder / "masks.npy"
+    maps, boxes = _stored_maps(folder, about), pd.read_parquet(folder / "boxes.parquet")
+    if "head" not in boxes:  # written when a model had one box head at most
+        others = [head for head in classes if head not in about["heads"] and head not in maps]
+        boxes.insert(BOX_COLUMNS.index("head"), "head", others[0] if others else "")
     return VideoPrediction(
         times_s=table[["start_s", "end_s"]].to_numpy(),
         scores={
@@ -171,13 +214,35 @@ def load_prediction(folder: str | Path) -> VideoPrediction:
         classes=classes,
         frames=np.array(about["frames"], dtype=np.int64),
         frame_times_s=np.array(about["frame_times_s"], dtype=np.float64),
-        masks=np.load(masks, mmap_mode="r", allow_pickle=False) if masks.exists() else None,
-        boxes_xyxy=pd.read_parquet(folder / "boxes.parquet"),
+        maps=maps,
+        boxes_xyxy=boxes,
         video=VideoInfo(
             **{**about["video"], "fps": Fraction(about["video"]["fps"]), "path": Path(about["video"]["path"])}
         ),
         provenance=about["provenance"],
     )
+
+
+def _stem(head: str, n_heads: int) -> str:
+    """The name of the files with one head's masks."""
+    if not head.isidentifier():
+        raise UserError(f"A mask head is called {head!r}; a name of letters, digits and underscores names its files.")
+    return "masks" if n_heads == 1 else f"masks_{head}"
+
+
+def _stored_maps(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The maps in a folder by head, on disk until they are asked for; ``about`` is its ``prediction.json``."""
+    if "maps" in about:
+        paths = {head: folder / f"{_stem(head, len(about['maps']))}.npy" for head in about["maps"]}
+        return {head: np.load(path, mmap_mode="r", allow_pickle=False) for head, path in paths.items()}
+    if not (folder / "masks.npy").exists():
+        return {}
+    masks = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
+    classes = about["classes"]
+    fitting = [head for head in classes if head not in about["heads"] and len(classes[head]) == masks.shape[1]]
+    if len(masks) != len(about["frames"]) or not fitting:
+        raise UserError(f"{folder} was written by an older version that mixed masks of several heads: predict again.")
+    return {"mask" if "mask" in fitting else fitting[0]: masks}
 
 
 @dataclass(frozen=True)
@@ -187,8 +252,8 @@ class Part:
     Attributes:
         scores: head -> (n, K).
         frames: (m,) frames that no later clip shows.
-        masks: (m, K, h, w) uint8, or (m, 0, 0, 0) without a mask head.
-        boxes: (n, 7) float32: frame, label, score, x1, y1, x2, y2 in fractions of the frame.
+        maps: mask head -> (m, K, h, w) uint8; empty if m is 0.
+        boxes: box head -> (n, 7) float32: frame, label, score, x1, y1, x2, y2 in fractions of the frame.
         carry: sums over clips of the dense outputs of frames that a later clip may still show: head -> (c, K, h, w).
         carry_frames: (c,) their indices.
         carry_counts: (c,) in how many clips they were so far.
@@ -198,8 +263,8 @@ class Part:
     stop_clip: int
     scores: dict[str, np.ndarray]
     frames: np.ndarray
-    masks: np.ndarray
-    boxes: np.ndarray
+    maps: dict[str, np.ndarray]
+    boxes: dict[str, np.ndarray]
     carry: dict[str, np.ndarray]
     carry_frames: np.ndarray
     carry_counts: np.ndarray
@@ -207,25 +272,28 @@ class Part:
     def save(self, folder: Path) -> Path:
         """Write the part as an uncompressed ``.npz`` whose name sorts by clip."""
         arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        arrays |= {f"scores/{head}": value for head, value in self.scores.items()}
-        arrays |= {f"carry/{head}": value for head, value in self.carry.items()}
+        for group in _GROUPS:
+            arrays |= {f"{group}/{head}": value for head, value in getattr(self, group).items()}
         path = folder / f"part_{self.start_clip:08d}.npz"
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, span=np.array([self.start_clip, self.stop_clip]), **arrays)  # type: ignore[arg-type]
+            np.savez(file, clips=np.array([self.start_clip, self.stop_clip]), **arrays)  # type: ignore[arg-type]
         return path
 
     @classmethod
     def read(cls, path: Path) -> "Part":
         """The part that `save` wrote."""
         with np.load(path, allow_pickle=False) as stored:
-            start, stop = stored["span"].tolist()
-            grouped: dict[str, dict[str, np.ndarray]] = {"scores": {}, "carry": {}}
+            start, stop = stored["clips"].tolist()
+            grouped: dict[str, dict[str, np.ndarray]] = {group: {} for group in _GROUPS}
             for name in stored.files:
                 group, _, head = name.partition("/")
                 if head:
                     grouped[group][head] = stored[name]
-            plain = {name: stored[name] for name in ("frames", "masks", "boxes", "carry_frames", "carry_counts")}
-        return cls(start, stop, grouped["scores"], carry=grouped["carry"], **plain)
+            plain = {name: stored[name] for name in ("frames", "carry_frames", "carry_counts")}
+        return cls(start, stop, **grouped, **plain)  # type: ignore[arg-type]
+
+
+_GROUPS = ("scores", "maps", "boxes", "carry")  # the fields of a part that hold arrays by head
 
 
 def joined_parts(folder: Path) -> list[Path]:
@@ -236,7 +304,7 @@ def joined_parts(folder: Path) -> list[Path]:
     for path in found:
         try:
             with np.load(path, allow_pickle=False) as stored:
-                start, stop = stored["span"].tolist()
+                start, stop = stored["clips"].tolist()
         except (OSError, ValueError, KeyError, BadZipFile):
             break
         if start != clip:
@@ -254,50 +322,40 @@ def assemble(
     frame_times_s: np.ndarray,
     video: VideoInfo,
     classes: dict[str, list[str]],
-    box_head: str | None,
     provenance: dict[str, Any],
     folder: Path | None,
 ) -> VideoPrediction:
     """Join the parts of a finished run; with a folder, save the result there and remove the parts.
 
-    ``classes`` holds every head's names, ``box_head`` the one that gave the boxes, ``frame_times_s`` all frames' times.
+    ``classes`` holds every head's names, ``frame_times_s`` the times of all frames.
 
     Raises:
         UserError: a part is missing.
     """
     scores: dict[str, list[np.ndarray]] = {}
-    frames, masks, boxes = [], [], []
-    clip = 0
+    maps: dict[str, list[np.ndarray]] = {}
+    boxes: dict[str, list[np.ndarray]] = {}
+    frames, clip = [], 0
     for part in parts:
         part = Part.read(part) if isinstance(part, Path) else part
         if part.start_clip != clip:
             raise UserError(f"The part with clip {clip} is missing: predict again, it computes the missing clips.")
         clip = part.stop_clip
-        for head, values in part.scores.items():
-            scores.setdefault(head, []).append(values)
+        for into, of_part in ((scores, part.scores), (maps, part.maps), (boxes, part.boxes)):
+            for head, values in of_part.items():
+                into.setdefault(head, []).append(values)
         frames.append(part.frames)
-        if part.masks.size:
-            masks.append(part.masks)
-        boxes.append(part.boxes)
     if clip != len(times_s):
         raise UserError(f"{clip} of {len(times_s)} clips were predicted: predict again, it computes the missing ones.")
     index = np.concatenate(frames)
-    found = np.concatenate(boxes)
-    names = classes[box_head] if box_head else []
-    scale = np.array([video.width_px, video.height_px] * 2, dtype=np.float32)
-    table = pd.DataFrame(found[:, 3:] * scale, columns=BOX_COLUMNS[4:])
-    table.insert(0, "score", found[:, 2])
-    table.insert(0, "label", [names[int(label)] for label in found[:, 1]])
-    table.insert(0, "time_s", frame_times_s[found[:, 0].astype(np.int64)])
-    table.insert(0, "frame", found[:, 0].astype(np.int64))
     prediction = VideoPrediction(
         times_s=times_s,
         scores={head: np.concatenate(values) for head, values in scores.items()},
         classes=classes,
         frames=index,
         frame_times_s=frame_times_s[index],
-        masks=np.concatenate(masks) if masks else None,
-        boxes_xyxy=table,
+        maps={head: np.concatenate(values) for head, values in maps.items()},
+        boxes_xyxy=_box_table({head: np.concatenate(v) for head, v in boxes.items()}, classes, frame_times_s, video),
         video=video,
         provenance=provenance,
     )
@@ -305,3 +363,18 @@ def assemble(
         prediction.save(folder)
         shutil.rmtree(folder / "parts")
     return prediction
+
+
+def _box_table(
+    found: dict[str, np.ndarray], classes: dict[str, list[str]], frame_times_s: np.ndarray, video: VideoInfo
+) -> pd.DataFrame:
+    """`VideoPrediction.boxes_xyxy` from every head's boxes as a `Part` holds them, in order of their frames."""
+    scale = np.array([video.width_px, video.height_px] * 2, dtype=np.float32)
+    tables = []
+    for head, rows in {"": np.zeros((0, 7), np.float32), **found}.items():
+        frames = rows[:, 0].astype(np.int64)
+        columns: dict[str, Any] = {"frame": frames, "time_s": frame_times_s[frames], "head": [head] * len(rows)}
+        columns |= {"label": [classes[head][int(label)] for label in rows[:, 1]], "score": rows[:, 2]}
+        columns |= dict(zip(BOX_COLUMNS[5:], (rows[:, 3:] * scale).T, strict=True))
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables[1:] or tables, ignore_index=True).sort_values("frame", kind="stable", ignore_index=True)

@@ -289,8 +289,7 @@ class PredictionExplorer(Explorer):
         seen = self.prediction.seen_frame(index)
         with open_video(self.path) as reader:
             picture = reader.read([index])[0]
-        mask = None if self.prediction.masks is None else self.prediction.mask(seen).max(axis=0)
-        return frame_figure(picture, mask, self.prediction.boxes(seen))
+        return frame_figure(picture, *self.prediction.overlay(seen))
 
     def _clicked(self, _: Any, points: Any, __: Any) -> None:
         if points.point_inds:

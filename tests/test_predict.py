@@ -12,6 +12,8 @@ from PIL import Image
 from torch import nn
 
 from endofm_lab.errors import UserError, VideoError
+from endofm_lab.figures.prediction import frame_timeline
+from endofm_lab.files import read_json, write_json
 from endofm_lab.model.card import HeadSpec, ModelCard
 from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
 from endofm_lab.model.transformer import build_backbone
@@ -279,12 +281,86 @@ def test_the_opening_frame_is_the_one_with_the_most_evidence_in_the_clip_surest_
         },
         frames=np.arange(8) * 2,
         frame_times_s=np.arange(8.0),
-        masks=masks,
+        maps={"mask": masks},
         boxes_xyxy=pd.DataFrame({"frame": [2, 8, 14], "score": [0.9, 0.3, 0.6]}),
         video=None,
     )
     assert found.opening_frame() == 12
-    assert replace(found, masks=None).opening_frame() == 14, "the surest box of that clip"
+    assert replace(found, maps={}).opening_frame() == 14, "the surest box of that clip"
     empty = pd.DataFrame({"frame": [], "score": []})
-    assert replace(found, masks=masks * 0, boxes_xyxy=empty).opening_frame() == 10, "the middle of that clip"
+    assert replace(found, maps={"mask": masks * 0}, boxes_xyxy=empty).opening_frame() == 10, "the middle of that clip"
     assert replace(found, scores={"motion": scores["motion"]}).opening_frame() == 2, "the largest mask of the video"
+
+
+@pytest.fixture(scope="module")
+def twin(model):
+    """A model with two mask heads of different sizes and two box heads."""
+    torch.manual_seed(1)
+    heads = {"polyp": MaskHead(32), "tools": MaskHead(32, 2), "near": BoxHead(32, 2), "far": BoxHead(32)}
+    for parameter in nn.ModuleDict(heads).parameters():
+        nn.init.normal_(parameter, std=0.2)
+    specs = {
+        "polyp": HeadSpec("mask", ("m",)),
+        "tools": HeadSpec("mask", ("forceps", "snare")),
+        "near": HeadSpec("box", ("p", "q")),
+        "far": HeadSpec("box", ("r",)),
+    }
+    return VideoModel(model.backbone, nn.ModuleDict(heads), replace(model.card, heads=specs)).eval()
+
+
+def alone(twin, head):
+    card = replace(twin.card, heads={head: twin.card.heads[head]})
+    return VideoModel(twin.backbone, nn.ModuleDict({head: twin.heads[head]}), card).eval()
+
+
+def test_two_heads_of_a_kind_are_kept_apart_and_each_answers_as_if_it_were_alone(video, twin, tmp_path, monkeypatch):
+    monkeypatch.setattr("endofm_lab.predict.PART_BATCHES", 2)
+    stopped(video, twin, tmp_path / "both")
+    predict_video(video, twin, step_s=0.2, batch_clips=2, out=tmp_path / "both", progress=False)
+    both = load_prediction(tmp_path / "both")
+    assert list(both.maps) == ["polyp", "tools"] and both.box_heads == ["near", "far"]
+    assert (tmp_path / "both" / "masks_tools" / "000000_1.png").is_file()
+    assert both.boxes_xyxy["frame"].is_monotonic_increasing and set(both.boxes_xyxy["head"]) == {"near", "far"}
+    for head in both.maps:
+        single = predict_video(video, alone(twin, head), step_s=0.2, batch_clips=2, progress=False)
+        np.testing.assert_array_equal(both.maps[head], single.masks)
+        np.testing.assert_array_equal(both.mask(4, head=head), single.mask(4))
+    for head in both.box_heads:
+        single = predict_video(video, alone(twin, head), step_s=0.2, batch_clips=2, progress=False)
+        own = both.boxes_xyxy[both.boxes_xyxy["head"] == head].reset_index(drop=True)
+        pd.testing.assert_frame_equal(own, single.boxes_xyxy)
+    for call in (lambda: both.masks, lambda: both.mask(4), lambda: both.mask(4, head="near")):
+        with pytest.raises(UserError, match="mask heads polyp, tools; name one"):
+            call()
+    mask, boxes = both.overlay(4, ["polyp", "far"])
+    np.testing.assert_array_equal(mask, both.mask(4, head="polyp")[0])
+    assert set(boxes["head"]) <= {"far"} and both.overlay(4, [])[0] is None
+    drawn = {trace.name for trace in frame_timeline(both).data}
+    assert {"polyp", "tools", "box: r"} <= drawn
+
+
+def as_written_before(folder):
+    """The folder of a prediction as it was when a model had one mask head and one box head at most."""
+    boxes = pd.read_parquet(folder / "boxes.parquet").drop(columns="head")
+    boxes.to_parquet(folder / "boxes.parquet", index=False)
+    about = read_json(folder / "prediction.json")
+    del about["maps"]
+    write_json(folder / "prediction.json", about)
+
+
+def test_a_prediction_written_before_heads_had_names_reads_back_the_same(video, model, tmp_path):
+    kept = predict_video(video, model, out=tmp_path / "p", progress=False)
+    as_written_before(tmp_path / "p")
+    back = load_prediction(tmp_path / "p")
+    assert list(back.maps) == ["mask"] and back.box_heads == ["box"]
+    np.testing.assert_array_equal(back.masks, kept.masks)
+    pd.testing.assert_frame_equal(back.boxes_xyxy, kept.boxes_xyxy)
+
+
+def test_an_old_prediction_that_mixed_masks_of_two_heads_is_refused(video, model, tmp_path):
+    predict_video(video, model, out=tmp_path / "p", progress=False)
+    as_written_before(tmp_path / "p")
+    masks = np.load(tmp_path / "p" / "masks.npy")
+    np.save(tmp_path / "p" / "masks.npy", np.repeat(masks, 2, axis=0))
+    with pytest.raises(UserError, match="mixed masks of several heads: predict again"):
+        load_prediction(tmp_path / "p")

@@ -41,6 +41,14 @@ def follow_frame() -> None:
         move_to(int(state.clicked(points[0])[0]))
 
 
+def overlay_names(prediction: VideoPrediction) -> dict[str, str]:
+    """What can be drawn on a frame, by the head that gives it; a head is named where there are several of its kind."""
+    names = {}
+    for word, heads in (("Mask", list(prediction.maps)), ("Boxes", prediction.box_heads)):
+        names |= {word if len(heads) == 1 else f"{word}: {head}": head for head in heads}
+    return names
+
+
 def show_viewer(path: str, prediction: VideoPrediction, generated: bool) -> int:
     """The frame with its overlays and the controls to move; returns the frame shown."""
     last = prediction.video.n_frames - 1
@@ -49,13 +57,10 @@ def show_viewer(path: str, prediction: VideoPrediction, generated: bool) -> int:
     index = prediction.opening_frame() if chosen is None else min(chosen, last)
     seen = prediction.seen_frame(index)
     exact = "" if seen == index else f" · mask and boxes of frame {seen}, the nearest that the model saw"
-    overlays = st.pills("Show", ["Mask", "Boxes"], selection_mode="multi", default=["Mask", "Boxes"], key="overlays")
+    overlays = overlay_names(prediction)
+    chosen = st.pills("Show", list(overlays), selection_mode="multi", default=list(overlays), key="overlays")
     picture = state.frame(path, state.stamp(path), index)
-    figure = frame_figure(
-        picture,
-        mask=prediction.mask(seen).any(axis=0) if "Mask" in overlays and prediction.masks is not None else None,
-        boxes=prediction.boxes(seen) if "Boxes" in overlays else None,
-    )
+    figure = frame_figure(picture, *prediction.overlay(seen, [overlays[name] for name in chosen]))
     st.plotly_chart(figure, width="stretch", key="viewer", config=STILL)
     label = "Generated picture · " if generated else ""
     st.caption(f"{label}frame {index} of {last} · {times[index]:.3f} s{exact}")

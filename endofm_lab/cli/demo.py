@@ -44,7 +44,7 @@ def _write_demo_report(prediction: "VideoPrediction", path: Path, title: str) ->
     with open_video(prediction.video.path) as reader:
         pictures = reader.read(shown)
     figures = [
-        frame_figure(picture, prediction.mask(frame).max(axis=0), prediction.boxes(frame), f"Generated frame {frame}")
+        frame_figure(picture, *prediction.overlay(frame), f"Generated frame {frame}")
         for picture, frame in zip(pictures, shown, strict=True)
     ]
     origin = prediction.provenance

@@ -54,26 +54,28 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Fig
 def frame_timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Figure:
     """How much of each frame the mask covers (%), and each frame's surest box of every class; a line at ``time_s``.
 
-    One row for masks, one for boxes, as the model has them. Frames without a box stand at 0. The ``customdata`` of a
-    marker is its frame.
+    One row for the masks of all mask heads, and one for each box head. Frames without a box stand at 0. The
+    ``customdata`` of a marker is its frame.
     """
     rows: dict[str, dict[str, np.ndarray]] = {}
-    if prediction.masks is not None:
-        covered = (np.asarray(prediction.masks) >= 128).any(axis=1).mean(axis=(1, 2))  # uint8: 128 is the first >= 0.5
-        rows["mask, % of the frame"] = {"mask": 100 * covered}
-    if len(prediction.classes) > len(prediction.scores) + (prediction.masks is not None):
-        best = prediction.boxes_xyxy.pivot_table(index="frame", columns="label", values="score", aggfunc="max")
+    for head, values in prediction.maps.items():
+        covered = (np.asarray(values) >= 128).any(axis=1).mean(axis=(1, 2))  # uint8: 128 is the first >= 0.5
+        rows.setdefault("mask, % of the frame", {})["mask" if len(prediction.maps) == 1 else head] = 100 * covered
+    for head in prediction.box_heads:
+        own = prediction.boxes_xyxy[prediction.boxes_xyxy["head"] == head]
+        best = own.pivot_table(index="frame", columns="label", values="score", aggfunc="max")
         best = best.reindex(prediction.frames).fillna(0.0)
-        found = {str(label): best[label].to_numpy() for label in best}
-        rows["surest box, score"] = found or {"no box": np.zeros(len(prediction.frames))}
+        found = {f"box: {label}": best[label].to_numpy() for label in best}
+        title = "surest box, score" if len(prediction.box_heads) == 1 else f"surest box of {head}, score"
+        rows[title] = found or {"no box": np.zeros(len(prediction.frames))}
     figure = make_subplots(rows=max(len(rows), 1), cols=1, shared_xaxes=True, vertical_spacing=0.14)
     for row, (title, lines) in enumerate(rows.items(), start=1):
         for k, (name, values) in enumerate(lines.items()):
-            colour = f"rgb{MASK_RGB}" if name == "mask" else color_of(name, k + 1)
+            colour = f"rgb{MASK_RGB}" if name == "mask" else color_of(name.removeprefix("box: "), k + 1)
             figure.add_scatter(
                 x=prediction.frame_times_s,
                 y=values,
-                name=name if name in ("mask", "no box") else f"box: {name}",
+                name=name,
                 mode="lines+markers",
                 line={"color": colour, "width": 2},
                 marker={"size": 5},

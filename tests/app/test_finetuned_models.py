@@ -1,5 +1,6 @@
 """Models of the four tasks on the prediction page: each shows what its head gives."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from endofm_lab.finetuning.start import Start
 from endofm_lab.model.card import HeadSpec
+from endofm_lab.model.heads import MaskHead
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.tasks import TASKS
 
@@ -55,3 +57,18 @@ def test_a_model_of_each_task_shows_what_its_head_gives(task, tmp_path, cache, m
     assert ("temperature 1.50" in said) == (task == "classification")
     assert ("Not calibrated" in said) == (task == "phases")
     assert charts == {"viewer", "timeline"} | ({"phases"} if task == "phases" else set())
+
+
+def test_masks_of_two_heads_are_shown_one_by_one(tmp_path, cache, monkeypatch):
+    monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
+    model = Start("scratch", size="micro").build("polyp", HeadSpec("mask", ("polyp",)), seed=0)
+    model.heads["tool"] = MaskHead(model.backbone.config.width)
+    heads = {"polyp": HeadSpec("mask", ("polyp",)), "tool": HeadSpec("mask", ("tool",))}
+    model.card = replace(model.card, heads=heads)
+    save_model(model, tmp_path / "model")
+    app = AppTest.from_file(str(APP), default_timeout=280).run()
+    next(field for field in app.sidebar.text_input if field.label == "Model").set_value(str(tmp_path / "model")).run()
+    pills = next(group for group in app.button_group if group.label == "Show")
+    assert pills.options == ["Mask: polyp", "Mask: tool"]
+    pills.set_value(["Mask: tool"]).run()
+    assert not app.exception and not app.error
