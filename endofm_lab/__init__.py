@@ -3,8 +3,12 @@
 import importlib
 from typing import Any
 
+from endofm_lab.machine import let_threads_sleep
+
 __version__ = "0.1.0"
 NOTICE = "For research only. Not a medical device; not for diagnosis."
+
+let_threads_sleep()  # before anything loads torch
 
 # Public name -> module. Imported at first use, so that `import endofm_lab` and `endofm-lab --help` stay quick.
 _PUBLIC = {

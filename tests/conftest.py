@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-# Threads that spin while they wait slow their neighbours. Given empty (`OMP_WAIT_POLICY= make bench`): as for users.
-if not os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE"):
-    del os.environ["OMP_WAIT_POLICY"]
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, as `import endofm_lab` does it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["ENDOFM_LAB_CACHE"] = tempfile.mkdtemp(prefix="endofm_lab_tests_")
 atexit.register(shutil.rmtree, os.environ["ENDOFM_LAB_CACHE"], ignore_errors=True)

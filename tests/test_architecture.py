@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A module may import from its own room and from rooms of a lower rank.
 RANK = {
+    "machine": -1,
     "__init__": 0,
     "errors": 0,
     "files": 0,

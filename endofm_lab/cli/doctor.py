@@ -22,7 +22,10 @@ def doctor(json: bool = False) -> None:
     Args:
         json: print the checks as JSON.
     """
-    checks = [check() for check in (_python, _packages, _torch, _precision, _decoders, _disk, _demo_model, _optional)]
+    checks = [
+        check()
+        for check in (_python, _machine, _packages, _torch, _precision, _decoders, _disk, _demo_model, _optional)
+    ]
     if json:
         print(json_format.dumps([{"check": name, "ok": ok, "found": found} for name, ok, found in checks], indent=2))
     else:
@@ -34,8 +37,19 @@ def doctor(json: bool = False) -> None:
 
 def _python() -> Check:
     ok = sys.version_info >= (3, 11)
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     return "Python", ok, found if ok else f"{found}: 3.11 or newer is needed"
+
+
+def _machine() -> Check:
+    from endofm_lab.machine import cores, free_memory_mb, memory_mb
+
+    waiting = os.environ.get("OMP_WAIT_POLICY", "not set")
+    found = (
+        f"{cores()} of {os.cpu_count()} cores and {memory_mb() / 1024:.1f} GB of memory for this process, "
+        f"{free_memory_mb() / 1024:.1f} GB free; threads that wait: {waiting}"
+    )
+    return "machine", True, found
 
 
 def _packages() -> Check:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass
-from os import cpu_count
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from endofm_lab.data.manifest import write_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, write_json
+from endofm_lab.machine import cores
 from endofm_lab.run_folder import check_request, claim
 from endofm_lab.video.phantom import DEVICES, FINDINGS, MOTIONS, PhantomSpec, render
 from endofm_lab.video.reader import write_video
@@ -78,7 +78,7 @@ def _draw(out: Path, plan: list[tuple[str, str, PhantomSpec]], seed: int, progre
     few = sum(spec.n_frames * spec.size_px**2 for _, _, spec in plan) < _ALONE_PX
     # They do not load the running script again, as those of multiprocessing do: it may be a page of the app.
     with parallel_config(backend="loky", inner_max_num_threads=1):
-        drawn = Parallel(n_jobs=1 if few else min(cpu_count() or 1, 4), return_as="generator")(
+        drawn = Parallel(n_jobs=1 if few else min(cores(), 4), return_as="generator")(
             delayed(_write_clip)(spec, name, out) for name, _, spec in plan
         )
         bar = tqdm(drawn, total=len(plan), unit="clip", desc="phantom", disable=not progress)

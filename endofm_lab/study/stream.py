@@ -4,7 +4,6 @@ Each thread decodes every n-th segment of the video, from one key frame to anoth
 frames; the segments are put together in their order.
 """
 
-import os
 import queue
 import threading
 from collections.abc import Iterator
@@ -20,12 +19,13 @@ from torch import Tensor
 
 from endofm_lab.data.hashing import Fingerprint, fingerprint, hamming
 from endofm_lab.errors import VideoError
+from endofm_lab.machine import cores
 from endofm_lab.model.card import InputSpec
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.video.reader import VideoReader
 from endofm_lab.video.transforms import normalise, resize
 
-THREADS = min(4, os.cpu_count() or 1)  # that decode; and batches that are scored side by side
+THREADS = min(4, cores())  # that decode; and batches that are scored side by side
 CHUNK_FRAMES = 32  # that a decoder hands over together
 QUEUE_CHUNKS = 8  # of a decoder, ahead of the model: about a segment of H.264 (250 frames), so that no decoder waits
 SEGMENT_FRAMES = 64  # at least

@@ -3,7 +3,6 @@
 Pairs that a shared patient, video or sequence already explains are left out: the audit reports those by their ids.
 """
 
-import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +29,7 @@ from endofm_lab.data.hashing import (
     same_scene,
 )
 from endofm_lab.errors import UserError
+from endofm_lab.machine import cores
 from endofm_lab.video.decoders import IMAGE_SUFFIXES
 from endofm_lab.video.reader import open_video
 
@@ -149,7 +149,7 @@ def read_pictures(rows: Rows, progress: bool = True) -> Pictures:
     colours: list[np.ndarray] = []
     unreadable: list[str] = []
     featureless = 0
-    with tempfile.TemporaryFile() as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with tempfile.TemporaryFile() as file, ThreadPoolExecutor(cores()) as pool:
         for prints, failed in tqdm(
             pool.map(read, batches), "reading pictures", total=len(batches), unit_scale=32, disable=not progress
         ):

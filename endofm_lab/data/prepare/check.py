@@ -1,6 +1,5 @@
 """Does everything that a manifest names exist, open, and still have the content it had when it was prepared?"""
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -13,6 +12,7 @@ from PIL import Image
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.prepare.scan import IMAGE_FORMATS, Journal, Problem, in_parallel, read_facts, stamp
 from endofm_lab.errors import UserError, VideoError
+from endofm_lab.machine import cores
 from endofm_lab.video.reader import open_video
 
 
@@ -56,7 +56,7 @@ def check_manifest(path: str | Path, workers: int | None = None) -> Checked:
     manifest = read_manifest(path)
     table = manifest.table
     problems: list[Problem] = []
-    facts = _facts(manifest, workers or os.cpu_count() or 1, problems)
+    facts = _facts(manifest, workers or cores(), problems)
     for i, row in enumerate(table.to_dict("records")):
         fact = facts.get(row["video"])
         if fact is None:

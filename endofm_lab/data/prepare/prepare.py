@@ -5,7 +5,6 @@ named in ``problems.csv`` and counted in ``prepare.json``. Work that is done is 
 was stopped goes on where it was.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from endofm_lab.data.prepare.scan import (
 from endofm_lab.data.prepare.sequences import encoded_rows, sequence_rows, window_rows
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, sweep
+from endofm_lab.machine import cores
 from endofm_lab.run_folder import claim
 
 WORK, JOURNAL = ".prepare", "journal.jsonl"  # a folder in the target, and what it holds
@@ -87,7 +87,7 @@ def prepare(
     root, out = Path(root), Path(out)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: give the folder of the unpacked archive")
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     request = {
         "recipe": f"{recipe.name}@{recipe.version}",
         "root": str(root.resolve()),
