@@ -132,7 +132,7 @@ def _write_clip(spec: PhantomSpec, name: str, out: Path) -> list[dict]:
     if kept.exists():
         return json.loads(kept.read_text())
     clip = render(spec)
-    write_video(out / "videos" / f"{name}.mp4", clip.frames, spec.fps)
+    write_video(out / "videos" / f"{name}.mp4", clip.frames, spec.fps, generated=True)
     with atomic_path(out / "masks" / name) as folder:
         folder.mkdir()
         for t, mask in enumerate(clip.masks):

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from endofm_lab.data.hashing import Fingerprint, fingerprint, hamming
-from endofm_lab.errors import VideoError
 from endofm_lab.machine import cores
 from endofm_lab.model.card import InputSpec
 from endofm_lab.model.video_model import VideoModel
@@ -222,17 +221,7 @@ def _segments(reader: VideoReader, first: int) -> Iterator[range]:
 def _readable_frames(reader: VideoReader, segment: range) -> Iterator[tuple[int, np.ndarray | str]]:
     """Every frame of a segment as (number, uint8 (H, W, 3)), or (number, reason) where it cannot be read.
 
-    Behind damage a video goes on at its next key frame, since the frames up to there are predicted from what is lost.
+    The reader has to mark damage: behind it a video goes on at its next key frame.
     """
-    at = segment.start
-    while at < segment.stop:
-        try:
-            for number, picture in reader.stream(at, segment.stop):
-                yield number, picture
-                at = number + 1
-        except VideoError as error:
-            yield at, error.reason
-            goes_on = min(reader.next_start(at + 1), segment.stop)
-            for lost in range(at + 1, goes_on):
-                yield lost, f"frame {lost} is predicted from frame {at}, which cannot be decoded"
-            at = goes_on
+    for number, picture in reader.stream(segment.start, segment.stop):
+        yield number, reader.damaged.get(number, picture)

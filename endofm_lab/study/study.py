@@ -136,7 +136,7 @@ def study_steps(
         model = load_model(model)
     model.eval()
     _check_model(model)
-    with open_video(path, None if fps is None else Fraction(fps).limit_denominator(100_000), check=False) as reader:
+    with open_video(path, fps, check=False, damaged="mark") as reader:
         request = {
             "video": fingerprint_of(path),
             "model": model.card.fingerprint,

@@ -23,6 +23,7 @@ from endofm_lab.tasks.clips import Shown, covering_clips, in_batches
 from endofm_lab.tasks.examples import Example, named
 from endofm_lab.tasks.scoring import BATCH
 from endofm_lab.tasks.task import Task
+from endofm_lab.video.masks import check_masks
 from endofm_lab.video.reader import open_video
 from endofm_lab.video.transforms import masks_to_frame
 
@@ -117,14 +118,12 @@ def _faults(manifest: Manifest, video: str, masks: str) -> tuple[list[str], list
     """Names of the masks of one video that have another size than the frame, and of those that are not binary.
 
     Raises:
-        ManifestError: there are not as many masks as frames.
+        VideoError: the masks do not belong to the frames, one to each, by their names.
     """
     path = manifest.resolve(masks)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    with open_video(manifest.resolve(video), check=False) as reader:
-        info = reader.info
-    if len(files) != info.n_frames:
-        raise ManifestError(f"{masks}: {len(files)} masks for {info.n_frames} frames; give one per frame.")
+    with open_video(manifest.resolve(video), check=False) as frames, open_video(path, check=False) as pictures:
+        check_masks(frames, pictures)
+        info, files = frames.info, pictures.files
     sizes, values = [], []
     for file in files:
         with Image.open(file) as image:

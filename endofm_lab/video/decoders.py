@@ -1,12 +1,10 @@
-"""From bytes on disk to RGB pictures: video files (PyAV, and decord for sparse access) and folders of images.
+"""From the bytes of a video file to RGB pictures, frame by frame.
 
-PyAV's list of packets is the truth about a file: which frames are shown, in which order and when. Both decoders answer
-to it. decord is used only where it can be held to that list: in AVI files without presentation times, around open
-groups of pictures and with intra refresh it returns wrong frames, and in a stream-copied cut it counts frames that no
-player shows.
+The list of packets is the truth about a file: which frames are shown, in which order and when. What is decoded answers
+to that list, and the list answers to the container. A frame counts as readable when it, and every frame that it was
+predicted from, was decoded without a complaint.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
@@ -17,34 +15,19 @@ from typing import Any
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
-from PIL import Image, ImageOps
 
 from endofm_lab.errors import VideoError
-from endofm_lab.video.bitstream import CLEAN_START, NO_START, missing_bytes, start_at
-
-try:
-    import decord
-except ImportError:  # no wheel for this platform: PyAV reads everything
-    decord = None
-    _DECORD_ERRORS: tuple[type[Exception], ...] = ()
-else:
-    _DECORD_ERRORS = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError)
-    decord.logging.set_level(decord.logging.QUIET)
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
+from endofm_lab.video.containers import missing_bytes
+from endofm_lab.video.images import GENERATED
+from endofm_lab.video.index import list_packets, read_index
 
 # Demuxers of video files proper. Play lists, image patterns and text renderers stay out: they open other files.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,mxf,gif,dv,rm,h264,hevc"
 
-# decord returns the next frame for one that its decoder drops without an error, as those of HEVC, VP9 and MPEG-4 do
-# with damaged data. The decoders of these two report every damaged frame.
-_DECORD_CODECS = ("h264", "mjpeg")
+# A decoder that meets damage ends with an error; by default it would draw something in its place and go on.
+_STRICT = {"err_detect": "explode"}
 
 _THREADED_PX = 640 * 480
-
-_NO_STAMP = np.iinfo(np.int64).min  # a packet without a time stamp
-_PACKET = [(name, "i8") for name in ("pts", "dts", "duration")]
-_PACKET += [("key", "?"), ("start", "u1"), ("discard", "?"), ("corrupt", "?")]
 
 
 class VideoFile:
@@ -56,13 +39,10 @@ class VideoFile:
     Attributes:
         path: The file.
         codec: FFmpeg's name of the codec, such as ``h264``.
-        fps: Average frame rate.
-        times_s: Presentation times in seconds ``(n_frames,)`` float64, the first frame at 0.
-        first_s: Presentation time of the first frame on the file's own clock, in seconds.
-        duration_s: End of the last frame in seconds.
-        suits_decord: decord can be trusted with it: its decoder reports damage, every key frame is a clean start, and
-            the header promises about as many frames as there are.
+        index: Which frames it shows, and when.
         size_hw_px: Height and width after rotation.
+        generated: The file says that :func:`write_video` wrote a generated video.
+        problem: Why the file as a whole is damaged, or None; single frames may be damaged nevertheless.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,69 +51,57 @@ class VideoFile:
             raise VideoError(
                 path, f"the file is cut off, its header promises {missing:,} more bytes; copy it again from its source"
             )
+        self.problem: VideoError | None = None
         with self._open() as (container, stream):
             self.codec = stream.codec_context.codec.canonical_name
+            self.generated = GENERATED in container.metadata.values()
             self._read_index(container, stream)
-            _, first = next(self.frames([0]))
-            self.size_hw_px = (first.shape[0], first.shape[1])
+        if self.index.lost:
+            self.problem = VideoError(
+                path,
+                f"{self.index.lost} of its {self.n_frames} frames are lost, and the damage begins at "
+                f"{self.times_s[self.index.damaged.argmax()]:.2f} s; copy the file again from its source",
+            )
+        self.size_hw_px = self._first_size()
 
     @property
     def n_frames(self) -> int:
         """Number of frames that are shown."""
-        return len(self.times_s)
+        return len(self.index.stamps)
+
+    @property
+    def times_s(self) -> np.ndarray:
+        """Presentation times in seconds ``(n_frames,)`` float64, the first frame at 0."""
+        return self.index.times_s
+
+    @property
+    def fps(self) -> Fraction:
+        """Average frame rate."""
+        return self.index.fps
+
+    @property
+    def duration_s(self) -> float:
+        """End of the last frame in seconds."""
+        return self.index.duration_s
 
     def _read_index(self, container: Any, stream: Any) -> None:
-        """List the packets of the stream (no decoding): which frames are shown, when, and where decoding can start."""
-        extradata = stream.codec_context.extradata or b""
-        fields = (
-            (
-                _stamp(packet.pts),
-                _stamp(packet.dts),
-                packet.duration or 0,
-                packet.is_keyframe,
-                start_at(packet, self.codec, extradata) if packet.is_keyframe else NO_START,
-                packet.is_discard,
-                packet.is_corrupt,
-            )
-            for packet in container.demux(stream)
-            if packet.size
-        )
         with self._readable("its packets cannot be listed"):
-            packets = np.fromiter(fields, dtype=_PACKET)  # 28 bytes a frame: 3 MB for an hour
-        if packets.size and packets["corrupt"][-1]:
-            raise VideoError(self.path, "the file is cut off inside its last frame; copy it again from its source")
-        stamps, avi = packets["pts"], container.format.name == "avi"
-        if avi:  # knows decoding times only, which are presentation times where no frame is moved
-            stamps = np.where(stamps == _NO_STAMP, packets["dts"], stamps)
-        self._seekable = (
-            not (avi and self.codec in ("h264", "hevc") and stream.codec_context.has_b_frames)
-            and _NO_STAMP not in stamps
-            and len(np.unique(stamps)) == len(stamps)
-        )
-        if not self._seekable:  # no presentation times: frames are counted from the start, evenly spaced in time
-            stamps = np.arange(len(packets))
-        starts = packets["start"] != NO_START
-        keys = stamps[starts]
-        # Pre-roll has negative stamps or the discard flag: needed for decoding, never shown.
-        # What comes before the first key frame cannot be decoded by any player.
-        shown = (stamps >= max(0, keys[0])) & ~packets["discard"] if keys.size else starts
-        if not shown.any():
-            raise VideoError(self.path, "it holds no frame that can be decoded; check that it is a whole video")
-        order = np.argsort(stamps[shown])
-        self._stamps = stamps[shown][order]
-        self._keys = np.sort(keys)
-        rate = stream.average_rate or stream.guessed_rate
-        tick = Fraction(stream.time_base) if self._seekable or not rate else 1 / Fraction(rate)
-        # Numerator first: float64 then rounds once, so that frame 30 of 30000/1001 per second lies at exactly 1.001 s.
-        self.times_s = (self._stamps - self._stamps[0]) * tick.numerator / tick.denominator
-        self.first_s = float(self._stamps[0] * tick)
-        self.fps = Fraction(rate) if rate else Fraction(len(order) - 1 or 1, int(np.ptp(self._stamps)) or 1) / tick
-        last = int(packets["duration"][shown][order][-1]) if self._seekable else 0
-        self.duration_s = float(self.times_s[-1]) + float(last * tick or 1 / self.fps)
-        clean = (packets["start"][packets["key"]] == CLEAN_START).all()
-        # decord reserves memory for what the header promises; a damaged header lets it abort the whole process.
-        promised = max(stream.frames, (container.duration or 0) / av.time_base * float(self.fps))
-        self.suits_decord = bool(self.codec in _DECORD_CODECS and clean and promised < 2 * len(packets) + 1000)
+            packets = list_packets(container, stream, self.codec)
+        self.index = read_index(self.path, container, stream, packets, self.codec)
+
+    def _first_size(self) -> tuple[int, int]:
+        """Height and width of the first frame that can be decoded; it is the very first unless the file is damaged."""
+        number = 0
+        while True:
+            try:
+                _, first = next(self.frames([number]))
+            except VideoError as error:
+                self.problem = self.problem or error
+                number = self.next_start(number + 1)
+                if number >= self.n_frames:
+                    raise self.problem from error
+            else:
+                return first.shape[0], first.shape[1]
 
     def frames(self, wanted: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Decode the frames with the ascending numbers ``wanted``; yields ``(number, uint8 (H, W, 3) RGB)``.
@@ -144,15 +112,18 @@ class VideoFile:
             # Threads pay for large pictures only; for small ones, handing over takes longer than decoding.
             threaded = stream.width * stream.height >= _THREADED_PX
             stream.thread_type, stream.thread_count = ("AUTO", 0) if threaded else ("SLICE", 1)
+            stream.codec_context.options = _STRICT
             to_rgb = VideoReformatter()
             decoded: Iterator[tuple[int, av.VideoFrame]] = iter(())
             at = -1  # number of the last frame that came out
             for number in wanted:
+                if self.index.damaged[number]:
+                    raise VideoError(self.path, self._damage(number))
                 # the frame that follows needs no search
                 if at < 0 or (at + 1 < number and at + 1 < self._key_before(number)):
                     decoded = self._decode_from(container, stream, number)
                 at, frame = next((item for item in decoded if item[0] >= number), (-1, None))
-                if frame is None or at != number or frame.is_corrupt:
+                if frame is None or at != number:
                     raise VideoError(self.path, self._damage(number))
                 with self._readable(self._damage(number)):
                     picture = self._upright(number, frame, to_rgb)
@@ -160,10 +131,10 @@ class VideoFile:
 
     def next_start(self, number: int) -> int:
         """The first frame from ``number`` on that can be decoded without those before it; ``n_frames`` if none can."""
-        if number >= self.n_frames or not self._seekable:
+        if number >= self.n_frames or not self.index.seekable:
             return self.n_frames
-        later = self._keys[np.searchsorted(self._keys, self._stamps[number], side="left") :]
-        return int(np.searchsorted(self._stamps, later[0])) if later.size else self.n_frames
+        later = self.index.keys[self.index.keys >= self.index.stamps[number]]
+        return self.index.number_of(later[0]) if later.size else self.n_frames
 
     def _upright(self, number: int, frame: av.VideoFrame, to_rgb: VideoReformatter) -> np.ndarray:
         quarter_turns, rest = divmod(round(frame.rotation), 90)
@@ -184,21 +155,18 @@ class VideoFile:
 
     def _key_before(self, number: int) -> int:
         """Number of the last frame at or before ``number`` where decoding can start; 0 where seeking is impossible."""
-        if not self._seekable:
-            return 0
-        key = self._keys[np.searchsorted(self._keys, self._stamps[number], side="right") - 1]
-        return int(np.searchsorted(self._stamps, key))
+        return self.index.number_of(self.index.keys[self.index.key_of(number)]) if self.index.seekable else 0
 
     def _decode_from(self, container: Any, stream: Any, number: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames in presentation order with their numbers, the first at or before ``number``."""
-        if not self._seekable:  # just opened, so at the start
+        if not self.index.seekable:  # just opened, so at the start
             return enumerate(self._decoded(container, stream))
-        last = int(np.searchsorted(self._keys, self._stamps[number], side="right")) - 1
-        # Some containers seek by decoding time and land on a later key frame: then start one key frame earlier.
-        for key in self._keys[last::-1]:
+        # Some containers land on a later key frame: then start one key frame earlier.
+        for key in range(self.index.key_of(number), -1, -1):
             with self._readable(self._damage(number)):
-                container.seek(int(key), stream=stream)
-            decoded = self._numbered(self._decoded(container, stream), int(np.searchsorted(self._stamps, key)))
+                container.seek(int(self.index.seek_to[key]), stream=stream)
+            start = self.index.number_of(self.index.keys[key])
+            decoded = self._numbered(self._decoded(container, stream), start)
             first = next(decoded, None)
             if first is not None:
                 return chain([first], decoded)
@@ -210,9 +178,10 @@ class VideoFile:
         Frames that come before are not shown, or were predicted from others that a start here has left out. A gap means
         that a frame was lost; the frames behind it were predicted from it, so it ends there.
         """
+        stamps = self.index.stamps
         for frame in frames:
-            if _stamp(frame.pts) >= self._stamps[number]:
-                if frame.pts != self._stamps[number]:
+            if frame.pts is not None and frame.pts >= stamps[number]:
+                if frame.pts != stamps[number] or frame.is_corrupt:
                     return
                 yield number, frame
                 number += 1
@@ -224,7 +193,7 @@ class VideoFile:
         """Decoded frames up to the end or to the first damaged packet: what depends on that one cannot be trusted."""
         try:
             yield from container.decode(stream)
-        except av.FFmpegError:
+        except (av.FFmpegError, IndexError):
             return
 
     def _damage(self, number: int) -> str:
@@ -249,124 +218,6 @@ class VideoFile:
         """Turn the decoder's complaints into a :class:`VideoError` with ``reason``."""
         try:
             yield
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(self.path, f"{reason} ({error.strerror})") from error
-
-
-def _stamp(time: int | None) -> int:
-    return _NO_STAMP if time is None else time
-
-
-class SparseReader:
-    """decord's random access to a file whose index PyAV has read. Not safe under threads: hold a lock."""
-
-    def __init__(self, reader: Any, first: int) -> None:
-        self._reader = reader
-        self._first = first  # decord also counts the pre-roll frames before the first one that is shown
-
-    @classmethod
-    def of(cls, file: VideoFile) -> "SparseReader | None":
-        """A reader, or None where decord is absent, cannot open the file, or disagrees with its index."""
-        if decord is None or not file.suits_decord:
-            return None
-        try:
-            # decord repeats a neighbour for a damaged frame unless told that not a single one may fail.
-            reader = decord.VideoReader(str(file.path.absolute()), fault_tol=1e-9)
-            stamps_s = reader.get_frame_timestamp(np.arange(len(reader)))[:, 0]  # float32
-        except _DECORD_ERRORS:
-            return None
-        first = len(reader) - file.n_frames
-        if first < 0 or not np.allclose(stamps_s[first:], file.times_s + file.first_s, rtol=1e-6, atol=1e-3):
-            return None
-        return cls(reader, first)
-
-    def read(self, numbers: np.ndarray) -> np.ndarray | None:
-        """Frames with the ascending ``numbers`` as uint8 ``(T, H, W, 3)`` RGB; None where decord gives up."""
-        try:
-            return self._reader.get_batch((numbers + self._first).tolist()).asnumpy()
-        except _DECORD_ERRORS:
-            return None
-
-
-class ImageSequence:
-    """Pictures of one size as a video: a folder in natural order (``9.png`` before ``10.png``), or a single image.
-
-    Hidden files, sub-folders and files of other kinds are ignored. The attributes are those of :class:`VideoFile`.
-    """
-
-    def __init__(self, path: Path, fps: Fraction, check: bool = True) -> None:
-        self.path = path
-        candidates = [path] if path.is_file() else sorted(path.iterdir(), key=_natural)
-        self._files = [
-            file
-            for file in candidates
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
-        ]
-        if not self._files:
-            raise VideoError(path, f"the folder holds no image; supported are {', '.join(sorted(IMAGE_SUFFIXES))}")
-        self.codec = self._files[0].suffix.lower().lstrip(".")
-        self.fps = fps
-        self.times_s = np.arange(len(self._files)) / float(fps)
-        self.duration_s = len(self._files) / float(fps)
-        for number in range(len(self._files)):
-            try:
-                image = self._open(number)
-            except VideoError:
-                if check or number == len(self._files) - 1:
-                    raise
-                continue
-            self.size_hw_px = (image.height, image.width)
-            if not check:  # the first one that can be read gives the size; the others answer when they are asked for
-                break
-
-    @property
-    def n_frames(self) -> int:
-        """Number of images."""
-        return len(self._files)
-
-    def next_start(self, number: int) -> int:
-        """Every image stands for itself: ``number``."""
-        return number
-
-    def frames(self, wanted: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Decode the images with the numbers ``wanted``; yields ``(number, uint8 (H, W, 3) RGB)``."""
-        for number in wanted:
-            with _image_errors(self._files[number]):
-                image = self._open(number)
-                picture = np.array(image if image.mode == "RGB" else image.convert("RGB"))  # converting RGB copies it
-            yield number, picture
-
-    def _open(self, number: int) -> Image.Image:
-        """The image behind its header, upright; pixels are decoded later, unless it has to be turned."""
-        file = self._files[number]
-        with _image_errors(file):
-            image: Image.Image = Image.open(file)
-            if image.getexif().get(0x0112, 1) != 1:
-                image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(("I", "F")):
-            raise VideoError(file, f"its pixels are of kind {image.mode}, not 8 bit; convert it to 8-bit RGB or grey")
-        size = getattr(self, "size_hw_px", (image.height, image.width))
-        if (image.height, image.width) != size:
-            raise VideoError(
-                file,
-                f"it has {image.width}x{image.height} px, the first image {size[1]}x{size[0]} px; "
-                "all frames of a folder need one size",
-            )
-        return image
-
-
-@contextmanager
-def _image_errors(file: Path) -> Iterator[None]:
-    try:
-        yield
-    except VideoError:
-        raise
-    # Pillow's plug-ins raise SyntaxError, ValueError, struct.error and others on broken bytes.
-    except Exception as error:
-        raise VideoError(file, f"the image cannot be decoded ({error}); replace it or remove it") from error
-
-
-def _natural(path: Path) -> list[tuple[int, int | str]]:
-    """Sorting key that compares runs of digits as numbers: ``frame9`` < ``frame10``; ties broken by the name."""
-    parts = re.split(r"(\d+)", path.name)
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in parts if part] + [(2, path.name)]
+        # PyAV raises IndexError where a damaged file brings up a further stream in its middle.
+        except (av.FFmpegError, OSError, IndexError) as error:
+            raise VideoError(self.path, f"{reason} ({getattr(error, 'strerror', error)})") from error

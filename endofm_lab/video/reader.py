@@ -1,13 +1,16 @@
 """Video files and folders of frames: what they hold, frames by number, all frames in flat memory; and writing."""
 
+import math
+import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
+from numbers import Real
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal
 
 import av
@@ -15,18 +18,23 @@ import numpy as np
 
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.files import atomic_path
-from endofm_lab.video.decoders import IMAGE_SUFFIXES, ImageSequence, SparseReader, VideoFile
+from endofm_lab.video.decoders import VideoFile
+from endofm_lab.video.images import GENERATED, IMAGE_SUFFIXES, ImageSequence
 
 # Encoder, pixel format and options for each codec. The first four end up in files that players and browsers open.
+# One thread: with several, the pictures would depend on their number. Without mbtree, which differs from run to run on
+# processors with AVX-512.
+_X265 = "log-level=none:pools=none:frame-threads=1"
 _ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
-    "h264": ("libx264", "yuv420p", {"crf": "18", "preset": "veryfast"}),
-    "hevc": ("libx265", "yuv420p", {"crf": "20", "preset": "veryfast", "x265-params": "log-level=none"}),
-    "vp9": ("libvpx-vp9", "yuv420p", {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6"}),
-    "av1": ("libsvtav1", "yuv420p", {"crf": "26", "preset": "9"}),
-    "mpeg4": ("mpeg4", "yuv420p", {"qmin": "2", "qmax": "4"}),
-    "mjpeg": ("mjpeg", "yuvj420p", {"qmin": "2", "qmax": "3"}),
+    "h264": ("libx264", "yuv420p", {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}),
+    "hevc": ("libx265", "yuv420p", {"crf": "20", "preset": "veryfast", "x265-params": _X265}),
+    "vp9": ("libvpx-vp9", "yuv420p", {"crf": "24", "b": "0", "deadline": "realtime", "cpu-used": "6", "threads": "1"}),
+    "av1": ("libsvtav1", "yuv420p", {"crf": "26", "preset": "9", "svtav1-params": "lp=1"}),
+    "mpeg4": ("mpeg4", "yuv420p", {"qmin": "2", "qmax": "4", "threads": "1"}),
+    "mjpeg": ("mjpeg", "yuvj420p", {"qmin": "2", "qmax": "3", "threads": "1"}),
     "ffv1": ("ffv1", "bgr0", {}),  # lossless; .mkv or .avi
 }
+LEAST_FPS, MOST_FPS = 0.001, 1_000_000
 _CONTAINERS = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 
 
@@ -42,7 +50,8 @@ class VideoInfo:
         height_px: Height after rotation.
         duration_s: End of the last frame, counted from the first.
         codec: FFmpeg's name of the codec, or the image format of a folder.
-        decoder: Who answers :meth:`VideoReader.read`.
+        decoder: What decodes the frames.
+        generated: The file says of itself that it was drawn by the phantom; it is no recording.
     """
 
     path: Path
@@ -52,16 +61,17 @@ class VideoInfo:
     height_px: int
     duration_s: float
     codec: str
-    decoder: Literal["decord", "pyav", "frames"]
+    decoder: Literal["pyav", "frames"]
+    generated: bool = False
 
 
 class VideoReader:
     """Frames of one video in presentation order, as made by :func:`open_video`. Safe to share between threads."""
 
-    def __init__(self, source: VideoFile | ImageSequence) -> None:
+    def __init__(self, source: VideoFile | ImageSequence, mark: bool = False) -> None:
         self._source = source
-        self._lock = threading.Lock()
-        self._sparse = SparseReader.of(source) if isinstance(source, VideoFile) else None
+        self._mark = mark
+        self._damaged: dict[int, str] = {}
         height_px, width_px = source.size_hw_px
         self._info = VideoInfo(
             path=source.path,
@@ -71,24 +81,15 @@ class VideoReader:
             height_px=height_px,
             duration_s=source.duration_s,
             codec=source.codec,
-            decoder="frames" if isinstance(source, ImageSequence) else "decord" if self._sparse else "pyav",
+            decoder="frames" if isinstance(source, ImageSequence) else "pyav",
+            generated=source.generated,
         )
 
     def __enter__(self) -> "VideoReader":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let the decoder go. Reading afterwards works, through PyAV."""
-        with self._lock:
-            self._forget_sparse()
-
-    def _forget_sparse(self) -> None:
-        if self._sparse is not None:
-            self._sparse = None
-            self._info = replace(self._info, decoder="pyav")
+        """Nothing stays open between two calls."""
 
     @property
     def info(self) -> VideoInfo:
@@ -100,11 +101,22 @@ class VideoReader:
         """Presentation time of every frame in seconds ``(n_frames,)`` float64, the first frame at 0."""
         return self._source.times_s.copy()
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The images of a folder, one per frame; empty for a video file."""
+        return self._source.files if isinstance(self._source, ImageSequence) else ()
+
+    @property
+    def damaged(self) -> Mapping[int, str]:
+        """Numbers of the damaged frames that were met so far, with the reasons; empty unless they are marked."""
+        return MappingProxyType(self._damaged)
+
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Frames by number, in the order asked for, repeats allowed: uint8 ``(T, H, W, 3)`` RGB.
 
         Raises:
-            VideoError: A number is outside the video, or its frame cannot be decoded (the message names it).
+            VideoError: A number is outside the video, or its frame cannot be decoded (the message names it). Where
+                damage is marked, such a frame is black instead and stands in :attr:`damaged`.
         """
         numbers = np.asarray(indices, dtype=np.int64).reshape(-1)
         outside = numbers[(numbers < 0) | (numbers >= self.info.n_frames)]
@@ -112,24 +124,16 @@ class VideoReader:
             raise VideoError(
                 self.info.path, f"frame {outside[0]} does not exist; its frames are 0 to {self.info.n_frames - 1}"
             )
-        ascending, places = np.unique(numbers, return_inverse=True)
-        if ascending.size:
-            with self._lock:
-                if self._sparse is not None:
-                    batch = self._sparse.read(ascending)
-                    if batch is not None:
-                        return batch if np.array_equal(ascending, numbers) else batch[places]
-                    self._forget_sparse()  # damaged: PyAV says which frame it is
         frames = np.empty((len(numbers), self.info.height_px, self.info.width_px, 3), dtype=np.uint8)
-        for number, frame in self._source.frames(ascending.tolist()):
+        for number, frame in self._frames(np.unique(numbers).tolist()):
             frames[numbers == number] = frame
         return frames
 
     def stream(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """The frames from ``start`` up to, not including, ``stop``: yields ``(number, uint8 (H, W, 3) RGB)``.
 
-        Each frame is decoded once, and memory stays flat however long the video is: this path always goes through
-        PyAV, since decord keeps what it has decoded. The pixels are those of :meth:`read`.
+        Each frame is decoded once, and memory stays flat however long the video is. The pixels are those of
+        :meth:`read`, and so is what happens at a damaged frame.
 
         Raises:
             VideoError: A frame cannot be decoded (the message names it), or the range lies outside the video.
@@ -137,7 +141,32 @@ class VideoReader:
         stop = self.info.n_frames if stop is None else stop
         if not 0 <= start <= stop <= self.info.n_frames:
             raise VideoError(self.info.path, f"frames {start} to {stop} were asked for, it has {self.info.n_frames}")
-        return self._source.frames(range(start, stop))
+        return self._frames(range(start, stop))
+
+    def _frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        return self._marked(wanted) if self._mark else self._source.frames(wanted)
+
+    def _marked(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Every wanted frame; a damaged one is black, and so are those up to the next key frame, predicted from it."""
+        black = np.zeros((self.info.height_px, self.info.width_px, 3), np.uint8)
+        done = 0
+        while done < len(wanted):
+            try:
+                for number, frame in self._source.frames(wanted[done:]):
+                    self._damaged.pop(number, None)
+                    done += 1
+                    yield number, frame
+            except VideoError as error:
+                first = wanted[done]
+                goes_on = max(first + 1, self.next_start(first + 1))
+                while done < len(wanted) and (number := wanted[done]) < goes_on:
+                    self._damaged[number] = (
+                        error.reason
+                        if number == first
+                        else f"frame {number} is predicted from frame {first}, which cannot be decoded"
+                    )
+                    done += 1
+                    yield number, black.copy()
 
     def next_start(self, number: int) -> int:
         """Where reading can go on behind damage: the first frame from ``number`` on that needs none before it.
@@ -161,8 +190,8 @@ class _Indices:
         self._lock = threading.Lock()
 
     def of(self, path: Path) -> VideoFile:
-        stat = path.stat()
-        key = (path, path.absolute(), stat.st_size, stat.st_mtime_ns)
+        about = path.stat()
+        key = (path, path.absolute(), about.st_size, about.st_mtime_ns)
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
@@ -180,7 +209,12 @@ class _Indices:
 _INDICES = _Indices()
 
 
-def open_video(path: str | Path, fps: Fraction | int | None = None, check: bool = True) -> VideoReader:
+def open_video(
+    path: str | Path,
+    fps: Fraction | float | None = None,
+    check: bool = True,
+    damaged: Literal["refuse", "mark"] = "refuse",
+) -> VideoReader:
     """Open a video file, a folder of frames, or a single image (a video of one frame).
 
     Args:
@@ -189,34 +223,79 @@ def open_video(path: str | Path, fps: Fraction | int | None = None, check: bool 
         fps: Frame rate of a folder or image, 25 if not given. A video file brings its own.
         check: Look at every image of a folder now. Without it, a damaged image or one of another size than the first
             is an error only when it is read: for long studies, which go on behind it.
+        damaged: ``refuse`` ends with an error at a frame that cannot be decoded cleanly, and does not open a file from
+            which frames are lost. ``mark`` goes on: such frames keep their numbers, are black, and stand with the
+            reason in :attr:`VideoReader.damaged`. A frame is clean when neither the container nor the decoder
+            complains about it or about a frame that it was predicted from; a flipped bit that still makes sense to
+            both can be noticed by nobody.
 
     Returns:
         A reader; use it in a ``with`` block. Frames are upright (rotation applied) and RGB; pixels are as stored, a
         pixel aspect ratio other than 1 is not applied.
 
     Raises:
-        VideoError: Missing, empty, cut off (also when the frames up to the cut could be decoded), without video, or
-            damaged at its first frame. Damage further on is raised when the frame is asked for.
+        VideoError: Missing, empty, cut off (also when the frames up to the cut could be decoded), without video,
+            shorter than it declares, or damaged at its first frame. Damage further on is raised when the frame is
+            asked for.
         UserError: A frame rate that is not above 0, or one for a video file.
     """
     path = Path(path)
-    if fps is not None and fps <= 0:
-        raise UserError(f"the frame rate is {fps}, it has to be above 0; give the frames per second of the recording")
-    if not path.exists():
-        raise VideoError(path, "there is no such file or folder; check the path")
-    if path.is_dir() or path.suffix.lower() in IMAGE_SUFFIXES:
-        return VideoReader(ImageSequence(path, Fraction(25 if fps is None else fps), check))
+    if damaged not in ("refuse", "mark"):
+        raise UserError(f"damaged is {damaged!r}; choose refuse or mark.")
     if fps is not None:
-        raise UserError(f"{path}: a video file brings its own frame rate; leave out fps={fps}")
-    if not path.is_file():
-        raise VideoError(path, "it is neither a file nor a folder; give a video file or a folder of frames")
-    if not path.stat().st_size:
-        raise VideoError(path, "the file is empty (0 bytes); copy it again from its source")
-    return VideoReader(_INDICES.of(path))
+        fps = _checked_rate(fps)
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISDIR(kind) or path.suffix.lower() in IMAGE_SUFFIXES:
+            return VideoReader(ImageSequence(path, Fraction(25) if fps is None else fps, check), damaged == "mark")
+        if fps is not None:
+            raise UserError(f"{path}: a video file brings its own frame rate; leave out fps={fps}")
+        if not stat.S_ISREG(kind):
+            raise VideoError(path, "it is neither a file nor a folder; give a video file or a folder of frames")
+        if not path.stat().st_size:
+            raise VideoError(path, "the file is empty (0 bytes); copy it again from its source")
+        file = _INDICES.of(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise _unreachable(path, error) from error
+    if file.problem is not None and damaged == "refuse":
+        raise VideoError(file.problem.path, file.problem.reason)
+    return VideoReader(file, damaged == "mark")
 
 
-def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: Fraction | int, codec: str = "h264") -> None:
-    """Encode frames to a file that is either whole or absent.
+def _checked_rate(fps: Fraction | float) -> Fraction:
+    """A frame rate as an exact number.
+
+    Raises:
+        UserError: It is not a finite number above 0.
+    """
+    if not (isinstance(fps, Real) and math.isfinite(fps) and LEAST_FPS <= fps <= MOST_FPS):
+        raise UserError(
+            f"the frame rate is {fps}, it has to be above 0: from {LEAST_FPS:g} to {MOST_FPS:,}; give the frames per "
+            "second of the recording"
+        )
+    return Fraction(fps).limit_denominator(100_000) if isinstance(fps, float) else Fraction(fps)
+
+
+def _unreachable(path: Path, error: Exception) -> VideoError:
+    """What keeps a path from being opened, in a sentence."""
+    name = str(path)
+    shown = f"{name[:100]}... ({len(name):,} letters)" if len(name) > 300 else name.replace("\0", "\\0")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        if path.is_symlink():
+            return VideoError(shown, "it is a link to a file that is not there; check where the link points")
+        return VideoError(shown, "there is no such file or folder; check the path")
+    if isinstance(error, PermissionError):
+        return VideoError(shown, "it may not be read; ask its owner for the permission to read it")
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return VideoError(shown, f"it cannot be opened ({reason}); check the path")
+
+
+def write_video(
+    path: str | Path, frames: Iterable[np.ndarray], fps: Fraction | float, codec: str = "h264", generated: bool = False
+) -> None:
+    """Encode frames to a file that is either whole or absent; the same frames give the same bytes.
 
     Args:
         path: Target; its ending chooses the container (``.mp4``, ``.mov``, ``.mkv``, ``.webm``, ``.avi``).
@@ -224,6 +303,8 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: Fraction | 
         fps: Frames per second.
         codec: ``h264``, ``hevc``, ``vp9``, ``av1``, ``mpeg4`` or ``mjpeg`` (visually close, 4:2:0 colour; 4:4:4 for odd
             sizes where the codec needs it), or ``ffv1`` (lossless, bit for bit; ``.mkv`` or ``.avi``).
+        generated: The frames were drawn by the phantom. The file says so in its comment, and :class:`VideoInfo` when
+            the file is read.
 
     Raises:
         UserError: Unknown codec, no frames, frames of another kind or size, frame rate not above 0, or a container
@@ -233,18 +314,20 @@ def write_video(path: str | Path, frames: Iterable[np.ndarray], fps: Fraction | 
         raise UserError(f"codec {codec!r} is unknown; choose one of {', '.join(_ENCODERS)}")
     if Path(path).suffix.lower() not in _CONTAINERS:
         raise UserError(f"{path}: the ending chooses the container; use one of {', '.join(_CONTAINERS)}")
-    if fps <= 0:
-        raise UserError(f"the frame rate is {fps}, it has to be above 0")
+    rate = _checked_rate(fps)
     path = Path(path)
     stream: Any = None
     with atomic_path(path) as temporary, _writable(path, codec):
         # The index goes to the front, so that browsers can start before the end has arrived.
-        front = {"movflags": "+faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
-        with av.open(f"file:{temporary.absolute()}", "w", options=front) as container:
+        options = {"movflags": "+faststart"} if path.suffix.lower() in (".mp4", ".mov") else {}
+        options["fflags"] = "+bitexact"  # no time and no random numbers in the file
+        with av.open(f"file:{temporary.absolute()}", "w", options=options) as container:
+            if generated:
+                container.metadata["comment"] = GENERATED
             for frame in frames:
                 _check_frame(frame, (stream.height, stream.width, 3) if stream else frame.shape)
                 if stream is None:
-                    stream = _add_stream(container, codec, Fraction(fps), frame.shape[0], frame.shape[1])
+                    stream = _add_stream(container, codec, rate, frame.shape[0], frame.shape[1])
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                 container.mux(stream.encode(picture))
             if stream is None:

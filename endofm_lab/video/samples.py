@@ -43,5 +43,5 @@ def sample_video(name: str) -> Path:
             render(PhantomSpec(seed=patient + at, patient=patient, device=patient % 3, finding=finding, motion=motion))
             for at, (finding, motion) in enumerate(scenes)
         ]
-        write_video(path, np.concatenate([clip.frames for clip in clips]), clips[0].spec.fps)
+        write_video(path, np.concatenate([clip.frames for clip in clips]), clips[0].spec.fps, generated=True)
     return path

@@ -80,6 +80,11 @@ ENCODINGS: dict[str, dict] = {
     "mjpeg.avi": {"encoder": "mjpeg", "pixel_format": "yuvj420p"},
     "mjpeg.mov": {"encoder": "mjpeg", "pixel_format": "yuvj420p"},
     "av1.mp4": {"encoder": "libsvtav1", "preset": "8", "crf": "20"},
+    "h264.ts": {"g": "12"},
+    "h264_open_gop.ts": {"g": "12", "x264-params": "open-gop=1:bframes=3"},
+    "hevc.ts": {"encoder": "libx265", "x265-params": "keyint=12:log-level=none"},
+    "mpeg2video.ts": {"encoder": "mpeg2video", "g": "12", "bf": "2"},
+    "h264.flv": {"g": "12"},
     "ffv1.mkv": {"encoder": "ffv1", "pixel_format": "bgr0"},
 }
 

@@ -1,14 +1,19 @@
 """Folders of frames and single images."""
 
+import os
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from endofm_lab.errors import UserError, VideoError
-from endofm_lab.video.reader import open_video
+from endofm_lab.video import reader
+from endofm_lab.video.images import GENERATED
+from endofm_lab.video.masks import check_masks
+from endofm_lab.video.reader import open_video, write_video
 from tests.video.conftest import numbered, numbers_in, refused
 
 
@@ -88,6 +93,125 @@ def test_broken_images_are_named(tmp_path: Path) -> None:
 def test_sixteen_bit_images_are_refused_and_not_cut_to_eight(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
     assert "8-bit" in refused(tmp_path / "deep.png").reason
+
+
+@pytest.mark.parametrize("names", [["001.png", "001.jpg"], ["frame1.png", "frame01.png"], ["a.png", "a.bmp"]])
+def test_two_images_for_one_place_are_refused(tmp_path: Path, names: list[str]) -> None:
+    reason = refused(_folder(tmp_path / "frames", [*names, "5.png"])).reason
+    assert "same place" in reason and all(name in reason for name in names)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif"])
+def test_an_animated_image_is_refused_and_not_its_first_picture_taken(tmp_path: Path, suffix: str) -> None:
+    pictures = [Image.fromarray(numbered(number)) for number in range(3)]
+    pictures[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=pictures[1:])
+    assert "3 pictures" in refused(tmp_path / f"a{suffix}").reason
+    folder = _folder(tmp_path / "frames", [f"{number}{suffix}" for number in range(2)])
+    (tmp_path / f"a{suffix}").rename(folder / f"2{suffix}")
+    refused_inside(folder, f"2{suffix}")
+
+
+def test_names_with_odd_digits_are_read(tmp_path: Path) -> None:
+    with open_video(_folder(tmp_path / "frames", ["x².png", "x٣.png", "9" * 200 + ".png"])) as video:
+        assert video.info.n_frames == 3 and len(video.files) == 3
+
+
+def test_masks_are_paired_by_name(tmp_path: Path) -> None:
+    frames = open_video(_folder(tmp_path / "frames", [f"{k}.jpg" for k in range(1, 6)]))
+    check_masks(frames, open_video(_folder(tmp_path / "same", [f"{k}.png" for k in range(1, 6)])))
+    check_masks(frames, open_video(_folder(tmp_path / "numbers", [f"mask_{k:03d}.png" for k in range(1, 6)])))
+    shifted = open_video(_folder(tmp_path / "shifted", [f"{k}.png" for k in (1, 2, 4, 5, 6)]))
+    with pytest.raises(VideoError, match=r"frame 3\.jpg has no mask and mask 6\.png has no frame"):
+        check_masks(frames, shifted)
+    with pytest.raises(VideoError, match=r"frame 3\.jpg has no mask; there are 4 masks for 5 frames"):
+        check_masks(frames, open_video(_folder(tmp_path / "fewer", [f"{k}.png" for k in (1, 2, 4, 5)])))
+    named = open_video(_folder(tmp_path / "named", [f"{k}.png" for k in "abcde"]))
+    with pytest.raises(VideoError, match="name of its frame"):
+        check_masks(frames, named)
+    check_masks(*(open_video(_folder(tmp_path / name, [f"{name}.png"])) for name in ("picture", "outline")))
+
+
+def test_masks_of_a_video_file_are_numbered_without_a_gap(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", [numbered(k) for k in range(5)], 25)
+    video = open_video(tmp_path / "a.mp4")
+    assert video.files == ()
+    for first in (0, 1):
+        check_masks(video, open_video(_folder(tmp_path / f"from_{first}", [f"{first + k}.png" for k in range(5)])))
+    with pytest.raises(VideoError, match=r"4\.png.*without a gap"):
+        check_masks(video, open_video(_folder(tmp_path / "gap", [f"{k}.png" for k in (0, 1, 2, 4, 5)])))
+
+
+@pytest.mark.parametrize("turned", ["picture", "mask"])
+def test_a_picture_and_a_mask_that_are_turned_apart_are_refused(tmp_path: Path, turned: str) -> None:
+    """They may have one size and still not fit; nobody can tell which of the two is meant."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("picture", "mask"):
+        image = Image.fromarray(numbered(5, 128, 128))
+        image.save(tmp_path / f"{name}.png", **({"exif": exif} if name == turned else {}))
+    with pytest.raises(VideoError, match="save both upright"):
+        check_masks(open_video(tmp_path / "picture.png"), open_video(tmp_path / "mask.png"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg"])
+def test_a_picture_that_says_it_is_generated_is_known_as_such(tmp_path: Path, name: str) -> None:
+    note = PngInfo()
+    note.add_text("Comment", GENERATED)
+    image = Image.fromarray(numbered(1))
+    assert not open_video(_folder(tmp_path / "plain", [name])).info.generated
+    image.save(tmp_path / name, **({"pnginfo": note} if name.endswith("png") else {"comment": GENERATED.encode()}))
+    assert open_video(tmp_path / name).info.generated
+
+
+@pytest.mark.parametrize("fps", [float("inf"), float("nan"), -1.0, 1e300, "25", None])
+def test_a_frame_rate_that_is_no_number_is_refused_in_a_sentence(tmp_path: Path, fps: float) -> None:
+    folder = _folder(tmp_path / "frames", ["0.png"])
+    if fps is None:
+        assert open_video(folder, fps=29.97).info.fps == Fraction(2997, 100)
+        return
+    with pytest.raises(UserError, match="above 0"):
+        open_video(folder, fps=fps)
+    with pytest.raises(UserError, match="above 0"):
+        write_video(tmp_path / "a.mp4", [numbered(0)], fps)
+
+
+def test_paths_that_cannot_be_opened_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "nowhere.mp4")
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "file.txt").write_text("text")
+    for path, words in (
+        (tmp_path / "link.mp4", "link"),
+        (tmp_path / "loop.mp4", "cannot be opened"),
+        (tmp_path / "folder.mp4", "no image"),
+        (tmp_path / "file.txt" / "a.mp4", "no such file"),
+        (tmp_path / ("a" * 5000), "letters"),
+        (Path("a/" * 2500), "letters"),
+        (Path("nul\0.mp4"), "cannot be opened"),
+    ):
+        with pytest.raises(VideoError) as caught:
+            open_video(path)
+        assert words in str(caught.value) and len(str(caught.value)) < 500 and "\0" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_said(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "frames", ["0.png"])
+    (folder / "0.png").chmod(0)
+    refused_inside(folder, "0.png")
+    folder.chmod(0)
+    assert "may not be read" in refused(folder).reason
+    folder.chmod(0o700)
+
+
+def test_a_missing_permission_is_said_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "a.mp4", [numbered(0)], 25)
+
+    def forbidden(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(reader._Indices, "of", forbidden)
+    assert "may not be read" in refused(tmp_path / "a.mp4").reason
 
 
 def test_a_folder_without_images_isrefused(tmp_path: Path) -> None:

@@ -71,40 +71,6 @@ def test_info_is_exact(video_of: VideoOf, name: str) -> None:
         assert video.times_s.dtype == np.float64
 
 
-@pytest.mark.parametrize("name", ["h264_short_gop.mp4", "h264_long_gop.mp4", "h264.mkv", "mjpeg.avi", "mjpeg.mov"])
-def test_decord_reads_what_it_reads_exactly(video_of: VideoOf, name: str) -> None:
-    pytest.importorskip("decord")
-    with open_video(video_of(name)) as video:
-        assert video.info.decoder == "decord"
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "av1.mp4",
-        "h264_reordered.avi",
-        "h264_open_gop.mp4",
-        "hevc_open_gop.mkv",
-        "h264_intra_refresh.mp4",
-        "hevc.mov",
-        "vp9.webm",
-        "mpeg4.mp4",
-    ],
-)
-def test_pyav_reads_where_decord_cannot_be_trusted(video_of: VideoOf, name: str) -> None:
-    with open_video(video_of(name)) as video:
-        assert video.info.decoder == "pyav"
-
-
-@pytest.mark.parametrize("name", ["h264_short_gop.mp4", "h264_open_gop.mp4", "hevc.mov", "vp9.mkv", "mjpeg.mov"])
-def test_without_decord_pyav_reads_the_same(video_of: VideoOf, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    order = np.random.default_rng(2).permutation(60)
-    monkeypatch.setattr(decoders, "decord", None)
-    with open_video(video_of(name)) as video:
-        assert video.info.decoder == "pyav"
-        np.testing.assert_array_equal(video.read(order), sequential(video_of(name))[order])
-
-
 def test_times_follow_a_variable_frame_rate(tmp_path: Path) -> None:
     times_ms = np.cumsum([0] + [20, 40, 160, 33, 7] * 11)[:50]
     path = encode(tmp_path / "variable.mp4", 50, times_ms=times_ms.tolist(), g="10")
@@ -119,8 +85,8 @@ def test_pre_roll_frames_are_not_shown(video_of: VideoOf, tmp_path: Path, name: 
     """A cut without encoding begins at frame 18: it needs the key frame before it, which no player shows."""
     source = video_of(name)
     with open_video(source) as video:
-        keys = video._source._keys  # type: ignore[union-attr]
-        stamps = video._source._stamps  # type: ignore[union-attr]
+        keys = video._source.index.keys  # type: ignore[union-attr]
+        stamps = video._source.index.stamps  # type: ignore[union-attr]
         key = int(keys[np.searchsorted(keys, stamps[18], side="right") - 1])
     offset = int(stamps[18])
 
@@ -139,17 +105,15 @@ def test_pre_roll_frames_are_not_shown(video_of: VideoOf, tmp_path: Path, name: 
 @pytest.mark.parametrize(
     ("matrix", "quarter_turns"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1), ((1, 0, 0, 1), 0)]
 )
-def test_rotation_is_applied_by_both_decoders(
+def test_rotation_is_applied_by_both_ways_of_reading(
     video_of: VideoOf,
     tmp_path: Path,
     matrix: tuple[int, ...],
     quarter_turns: int,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = turned(video_of("h264_short_gop.mp4"), tmp_path / "turned.mp4", matrix)
     truth = np.rot90(sequential(video_of("h264_short_gop.mp4")), quarter_turns, axes=(1, 2))
     with open_video(path) as video:
-        assert video.info.decoder == "decord"
         assert (video.info.height_px, video.info.width_px) == truth.shape[1:3]
         np.testing.assert_array_equal(video.read([5, 40]), truth[[5, 40]])
         np.testing.assert_array_equal(np.stack([frame for _, frame in video.stream()]), truth)

@@ -1,5 +1,8 @@
 """What is written comes back, and nothing half-written is left."""
 
+import os
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 
 from endofm_lab.errors import UserError
+from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import open_video, write_video
 from tests.video.conftest import numbered, numbers_in
 
@@ -49,6 +53,49 @@ def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
         write_video(tmp_path / name, (numbered(number) for number in range(30)), 25)
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "h264"),
+        ("a.mkv", "h264"),
+        ("a.mov", "hevc"),
+        ("a.webm", "vp9"),
+        ("a.mp4", "av1"),
+        ("a.avi", "mpeg4"),
+        ("a.avi", "mjpeg"),
+        ("a.mkv", "ffv1"),
+    ],
+)
+def test_another_process_with_another_number_of_threads_writes_the_same_bytes(
+    tmp_path: Path, name: str, codec: str
+) -> None:
+    program = (
+        "import os, sys\n"
+        "os.cpu_count = lambda: 1\n"
+        "if hasattr(os, 'sched_setaffinity'):\n"
+        "    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])\n"
+        "from endofm_lab.video.phantom import PhantomSpec, render\n"
+        "from endofm_lab.video.reader import write_video\n"
+        "clip = render(PhantomSpec(seed=1, finding='polyp', n_frames=24, size_px=96))\n"
+        "write_video(sys.argv[1], clip.frames, 24, sys.argv[2], generated=True)\n"
+    )
+    clip = render(PhantomSpec(seed=1, finding="polyp", n_frames=24, size_px=96))
+    write_video(tmp_path / name, clip.frames, 24, codec, generated=True)
+    other = tmp_path / f"other{Path(name).suffix}"
+    threads = {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
+    subprocess.run([sys.executable, "-c", program, str(other), codec], check=True, env={**os.environ, **threads})
+    assert (tmp_path / name).read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.webm", "a.avi"])
+def test_a_generated_video_says_so_when_it_is_read_back(tmp_path: Path, name: str) -> None:
+    for generated in (False, True):
+        codec = "vp9" if name == "a.webm" else "h264"
+        write_video(tmp_path / name, [numbered(k) for k in range(3)], 25, codec, generated=generated)
+        with open_video(tmp_path / name) as video:
+            assert video.info.generated is generated
 
 
 def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) -> None:

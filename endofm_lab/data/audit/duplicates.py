@@ -30,7 +30,7 @@ from endofm_lab.data.hashing import (
 )
 from endofm_lab.errors import UserError
 from endofm_lab.machine import cores
-from endofm_lab.video.decoders import IMAGE_SUFFIXES
+from endofm_lab.video.images import IMAGE_SUFFIXES
 from endofm_lab.video.reader import open_video
 
 NEAR_COSINE = 0.98

@@ -1,0 +1,255 @@
+"""Whether a video file is whole by the rules of its container; demuxers skip what is broken without a word."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+Span = tuple[int, int]  # first byte, byte after the last
+
+_TS_BYTES = 188  # one packet of MPEG-TS
+_TS_BLOCK = 1 << 16  # packets looked at together: 12 MB
+_LARGEST_CLUSTER = 1 << 28  # 256 MB; writers begin a new cluster after 5 MB
+
+# Elements of Matroska (RFC 9559, section 5) that stand directly in a segment, and those that stand in a cluster.
+_CRC, _CLUSTER, _INFO, _TRACKS = 0xBF, 0x1F43B675, 0x1549A966, 0x1654AE6B
+_IN_SEGMENT = {0x114D9B74, _INFO, _TRACKS, _CLUSTER, 0x1C53BB6B, 0x1043A770, 0x1941A469, 0x1254C367, 0xEC, _CRC}
+_IN_CLUSTER = {0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854, 0xAF, 0xEC, _CRC}
+
+
+def missing_bytes(path: Path) -> int:
+    """How many bytes a file lacks by its own structure; 0 when it is whole or of a kind that does not tell.
+
+    Knows the boxes of MP4 and MOV (ISO/IEC 14496-12), the chunks of AVI (RIFF), the segment of Matroska and WebM
+    (RFC 9559) and the packets of MPEG-TS. Decoders themselves read a file cut off between two frames as a shorter one,
+    without a word.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(4096)
+        if head[:4] == b"RIFF" or head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+            riff = head[:4] == b"RIFF"
+            at = 0
+            while at + 8 <= size:
+                file.seek(at)
+                box = file.read(16)
+                name, length = (box[:4], 8 + int.from_bytes(box[4:8], "little")) if riff else _mp4_box(box)
+                if not name.isalnum() or length < 8:  # padding, or a length that says "to the end of the file"
+                    return 0
+                at += length + (length % 2 if riff else 0)
+            # Writers disagree on whether a RIFF length counts its own header and its padding.
+            return max(0, at - size - (9 if riff else 0))
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        length, at = _ebml_length(head, 4)
+        at += length
+        if head[at : at + 4] == b"\x18\x53\x80\x67":
+            length, at = _ebml_length(head, at + 4)
+            return max(0, at + length - size)
+    return -size % _TS_BYTES if _is_ts(head) else 0
+
+
+def broken_spans(path: Path) -> list[Span]:
+    """The parts of a file that break the rules of its container, in order: where frames are lost.
+
+    An empty list means that the file is whole, or of a kind that cannot tell. Knows the elements and checksums of
+    Matroska and WebM (RFC 9559), the chunks of AVI (RIFF), the tags of FLV (Adobe FLV 10.1, annex E), the packets of
+    MPEG-TS (ISO/IEC 13818-1, 2.4.3) and the fragments of MP4 (ISO/IEC 14496-12, 8.8.5).
+    """
+    with path.open("rb") as file:
+        head = file.read(3 * _TS_BYTES)
+        kind: Callable[[BinaryIO, int], Iterator[Span]]
+        if head[:4] == b"\x1a\x45\xdf\xa3":
+            kind = _broken_matroska
+        elif head[:4] == b"RIFF":
+            kind = _broken_avi
+        elif head[:3] == b"FLV":
+            kind = _broken_flv
+        elif head[4:8] in (b"ftyp", b"styp", b"moov", b"moof"):
+            kind = _broken_mp4
+        elif _is_ts(head):
+            kind = _broken_ts
+        else:
+            return []
+        return list(kind(file, path.stat().st_size))
+
+
+def _is_ts(head: bytes) -> bool:
+    return sum(head[at : at + 1] == b"\x47" for at in (0, _TS_BYTES, 2 * _TS_BYTES)) > 1
+
+
+def _broken_matroska(file: BinaryIO, size: int) -> Iterator[Span]:
+    """Elements whose checksum is wrong or that stand where they cannot."""
+    head = _read(file, 0, 64)
+    length, at = _ebml_length(head, 4)
+    _, end, at = _element(_read(file, at + length, 16), at + length, size)  # the segment
+    while at < end:
+        kind, stop, body = _element(_read(file, at, 16), at, end)
+        if kind not in _IN_SEGMENT or stop > end:
+            yield at, size
+            return
+        if kind in (_CLUSTER, _INFO, _TRACKS):
+            open_end = kind == _CLUSTER and stop == end  # of unknown length, as in a live recording, or the last one
+            inside = _read(file, body, min(stop - body, _LARGEST_CLUSTER))
+            done, clean = _walk_cluster(inside) if kind == _CLUSTER else (len(inside), True)
+            if open_end and not clean and _element(inside[done:], 0, len(inside))[0] in _IN_SEGMENT:
+                stop, inside, clean = body + done, inside[:done], True  # the next one begins here
+            if not (clean and _checksum_holds(inside)):
+                yield at, stop
+        at = stop
+
+
+def _walk_cluster(data: bytes) -> tuple[int, bool]:
+    """How far the elements of a cluster reach, and whether that is to its end."""
+    at = 0
+    while at < len(data):
+        kind, stop, _ = _element(data[at : at + 16], at, len(data) + 1)
+        if kind not in _IN_CLUSTER or stop > len(data):
+            return at, False
+        at = stop
+    return at, True
+
+
+def _checksum_holds(data: bytes) -> bool:
+    """Whether the CRC-32 that an element may begin with fits what follows."""
+    if data[:2] != b"\xbf\x84":
+        return True
+    return zlib.crc32(data[6:]) == int.from_bytes(data[2:6], "little")
+
+
+def _element(head: bytes, at: int, end: int) -> tuple[int, int, int]:
+    """Kind, end and start of the content of the element at ``at``; one of unknown length reaches to ``end``."""
+    n_kind = 9 - head[0].bit_length() if head and head[0] else 0
+    if not n_kind or not head[n_kind : n_kind + 1].strip(b"\0"):
+        return 0, end + 1, at
+    length, body = _ebml_length(head, n_kind)
+    unknown = length == 0 and head[n_kind] & 1 and not head[n_kind + 1 : body].strip(b"\xff")
+    return int.from_bytes(head[:n_kind], "big"), end if unknown else at + body + length, at + body
+
+
+def _broken_avi(file: BinaryIO, size: int) -> Iterator[Span]:
+    """The rest of a list of frames behind a chunk that is none, and an index that does not fit the frames."""
+    at, frames = 0, []
+    while at + 12 <= size:
+        head = _read(file, at, 12)
+        stop = min(size, at + 8 + int.from_bytes(head[4:8], "little"))
+        if head[:4] == b"RIFF":  # a list of lists: look inside
+            at += 12
+            continue
+        if head[:4] == b"LIST" and head[8:12] == b"movi":
+            chunks, broken = _avi_chunks(file, at + 12, stop)
+            frames += chunks
+            if broken is not None:
+                yield broken, stop
+        elif head[:4] == b"idx1":
+            entries = np.frombuffer(_read(file, at + 8, (stop - at - 8) // 16 * 16), np.dtype("V4, <u4, <u4, <u4"))
+            listed = [(bytes(entry[0]), int(entry[3])) for entry in entries if bytes(entry[0]) != b"rec "]
+            offsets = np.array([int(entry[2]) for entry in entries if bytes(entry[0]) != b"rec "], np.int64)
+            places = np.array([place for _, _, place in frames], np.int64)
+            same = listed == [(name, length) for name, length, _ in frames]
+            if not same or len(np.unique(places - offsets)) > 1:  # offsets count from the list or from the file
+                yield at, stop
+        at = stop + stop % 2
+
+
+def _avi_chunks(file: BinaryIO, at: int, stop: int) -> tuple[list[tuple[bytes, int, int]], int | None]:
+    """Name, length and place of the chunks of pictures and sound between two places, and where they end early."""
+    chunks: list[tuple[bytes, int, int]] = []
+    while at + 8 <= stop:
+        head = _read(file, at, 12)
+        name, length = head[:4], int.from_bytes(head[4:8], "little")
+        of_stream = name[:2].isdigit()
+        if name == b"LIST" and head[8:12] == b"rec ":
+            length = 4
+        elif not (of_stream or name[:2] == b"ix" or name == b"JUNK") or at + 8 + length > stop + 1:
+            return chunks, at
+        if of_stream:
+            chunks.append((name, length, at))
+        at += 8 + length + length % 2
+    return chunks, None
+
+
+def _broken_flv(file: BinaryIO, size: int) -> Iterator[Span]:
+    """The rest of a file behind a tag whose length is not repeated behind it."""
+    at = int.from_bytes(_read(file, 5, 4), "big") + 4
+    while at + 11 <= size:
+        head = _read(file, at, 11)
+        stop = at + 11 + int.from_bytes(head[1:4], "big")
+        if head[0] & 31 not in (8, 9, 18) or int.from_bytes(_read(file, stop, 4), "big") != stop - at:
+            yield at, size
+            return
+        at = stop + 4
+
+
+def _broken_mp4(file: BinaryIO, size: int) -> Iterator[Span]:
+    """The rest of a file behind a box that is none, or behind a missing fragment."""
+    at, last = 0, None
+    while at + 8 <= size:
+        head = _read(file, at, 24)
+        name, length = _mp4_box(head)
+        if length < 8 or not name.replace(b" ", b"a").isalnum():
+            if last is not None and length and head.strip(b"\0"):  # without fragments, one index names every frame
+                yield at, size
+            return
+        if name == b"moof" and head[12:16] == b"mfhd":
+            number = int.from_bytes(head[20:24], "big")
+            if last is not None and number != last + 1:
+                yield at, size
+                return
+            last = number
+        at += length
+
+
+def _broken_ts(file: BinaryIO, size: int) -> Iterator[Span]:
+    """Packets without their sync byte, with an error flag, out of count, or that begin no unit though they say so."""
+    counters: dict[int, int] = {}
+    streams: dict[int, bool] = {}  # whether the packets of this number carry units of sound or pictures
+    for first in range(0, size, _TS_BYTES * _TS_BLOCK):
+        raw = np.frombuffer(_read(file, first, _TS_BYTES * _TS_BLOCK), np.uint8)
+        packets = raw[: len(raw) // _TS_BYTES * _TS_BYTES].reshape(-1, _TS_BYTES)
+        wrong = (packets[:, 0] != 0x47) | (packets[:, 1] & 0x80 > 0)
+        number = (packets[:, 1].astype(int) & 0x1F) << 8 | packets[:, 2]
+        payload, adapted = packets[:, 3] & 0x10 > 0, packets[:, 3] & 0x20 > 0
+        begins = packets[:, 1] & 0x40 > 0
+        offset = np.minimum(np.where(adapted, 5 + packets[:, 4].astype(int), 4), _TS_BYTES - 3)
+        start = packets[np.arange(len(packets))[:, None], offset[:, None] + np.arange(3)]
+        is_unit = (start == (0, 0, 1)).all(axis=1)
+        for pid in np.unique(number[payload & ~wrong]):
+            if pid == 0x1FFF:  # stuffing
+                continue
+            at = np.flatnonzero((number == pid) & payload)
+            count = packets[at, 3].astype(int) & 15
+            before = np.concatenate(([counters.get(int(pid), int(count[0]) - 1)], count[:-1]))
+            announced = adapted[at] & (packets[at, 4] > 0) & (packets[at, 5] & 0x80 > 0)  # discontinuity_indicator
+            wrong[at] |= ((count - before) % 16 > 1) & ~announced  # a packet may come twice
+            counters[int(pid)] = int(count[-1])
+            heads = at[begins[at]]
+            if heads.size:
+                carries = streams.setdefault(int(pid), bool(is_unit[heads].mean() > 0.5))
+                wrong[heads] |= carries & ~is_unit[heads]
+        for place in np.flatnonzero(wrong):
+            yield first + int(place) * _TS_BYTES, first + int(place + 1) * _TS_BYTES
+    if size % _TS_BYTES:
+        yield size - size % _TS_BYTES, size
+
+
+def _read(file: BinaryIO, at: int, length: int) -> bytes:
+    file.seek(at)
+    return file.read(length)
+
+
+def _mp4_box(head: bytes) -> tuple[bytes, int]:
+    """Name and whole length of the box that begins with ``head``; a length of 1 says that 64 bits follow."""
+    length = int.from_bytes(head[:4], "big")
+    return head[4:8], int.from_bytes(head[8:16], "big") if length == 1 else length
+
+
+def _ebml_length(data: bytes, at: int) -> tuple[int, int]:
+    """An EBML length at ``at``, its leading zeros give its size, and the place behind it; 0 for "unknown" (live)."""
+    if at >= len(data) or not data[at]:
+        return 0, at
+    n_bytes = 9 - data[at].bit_length()
+    mask = (1 << 7 * n_bytes) - 1
+    value = int.from_bytes(data[at : at + n_bytes], "big") & mask
+    return (0 if value == mask else value), at + n_bytes

@@ -1,0 +1,266 @@
+"""The frames of a video file in presentation order, from its packets alone: when each is shown, and which are lost."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from endofm_lab.errors import VideoError
+from endofm_lab.video.bitstream import can_start
+from endofm_lab.video.containers import Span, broken_spans
+
+# Every packet of these holds one picture that is shown in the order of the file.
+_IN_ORDER = ("vp8", "vp9", "av1", "mjpeg", "ffv1")
+_MOST_REORDERED = 32  # frames; H.264 and HEVC allow 16
+
+_ABSURD = 1000  # a declared duration so many times the real one is a damaged number and not a loss
+
+_HEADER_BYTES = 32  # more than any container writes before a packet
+
+_NO_STAMP = np.iinfo(np.int64).min  # a packet without a time stamp
+_PACKET = [(name, "i8") for name in ("pts", "dts", "duration", "pos", "size")]
+_PACKET += [("start", "?"), ("discard", "?"), ("corrupt", "?")]
+
+
+@dataclass(frozen=True)
+class FrameIndex:
+    """Which frames a file shows.
+
+    Attributes:
+        stamps: Presentation times ``(n,)`` int64 in ticks of the file's own clock, ascending.
+        times_s: The same in seconds ``(n,)`` float64, the first at 0.
+        keys: Stamps at which decoding can start ``(k,)`` int64, ascending.
+        seek_to: Where to seek for each of them ``(k,)`` int64: MPEG-TS finds packets by decoding time.
+        seekable: Stamps come from the file. Otherwise frames are counted from its start.
+        fps: Average frame rate.
+        duration_s: End of the last frame in seconds.
+        damaged: Frames ``(n,)`` bool that are lost, lie in a broken part of the file, or were predicted from one.
+        lost: How many frames are lost from the list, by gaps in a broken file or by the duration it declares.
+    """
+
+    stamps: np.ndarray
+    times_s: np.ndarray
+    keys: np.ndarray
+    seek_to: np.ndarray
+    seekable: bool
+    fps: Fraction
+    duration_s: float
+    damaged: np.ndarray
+    lost: int
+
+    def number_of(self, stamp: int) -> int:
+        """The number of the first frame that is shown at or after a stamp."""
+        return int(np.searchsorted(self.stamps, stamp))
+
+    def key_of(self, number: int) -> int:
+        """Which key, counted from 0, lies last at or before a frame."""
+        return int(np.searchsorted(self.keys, self.stamps[number], side="right")) - 1
+
+
+def list_packets(container: Any, stream: Any, codec: str) -> np.ndarray:
+    """The packets of a stream in the order of the file (no decoding), 43 bytes each: 4 MB for an hour."""
+    extradata = stream.codec_context.extradata or b""
+    fields = (
+        (
+            _NO_STAMP if packet.pts is None else packet.pts,
+            _NO_STAMP if packet.dts is None else packet.dts,
+            packet.duration or 0,
+            -1 if packet.pos is None else packet.pos,
+            packet.size,
+            packet.is_keyframe and packet.size > 0 and can_start(packet, codec, extradata),
+            packet.is_discard,
+            packet.is_corrupt,
+        )
+        for packet in container.demux(stream)
+        if packet.size or packet.pts is not None  # an empty one repeats the last picture; the very last says "end"
+    )
+    return np.fromiter(fields, dtype=_PACKET)
+
+
+def read_index(path: Path, container: Any, stream: Any, packets: np.ndarray, codec: str) -> FrameIndex:
+    """The index of a file from its packets.
+
+    Raises:
+        VideoError: It is cut off, shows no frame, its time stamps contradict each other, or most of it is lost.
+    """
+    filled, spans = packets[packets["size"] > 0], broken_spans(path)
+    if filled.size and filled["corrupt"][-1]:
+        raise VideoError(path, "the file is cut off inside its last frame; copy it again from its source")
+    seekable, stamps = _stamps(path, container, stream, filled, codec, spans)
+    starts = filled["start"]
+    shown = _shown(path, filled, stamps, starts, container.format.name.startswith(("mpeg", "h264", "hevc")))
+    frames, keys = stamps[shown], np.sort(stamps[starts])
+    rate = stream.average_rate or stream.guessed_rate
+    tick = Fraction(stream.time_base) if seekable or not rate else 1 / Fraction(rate)
+    fps = Fraction(rate) if rate else Fraction(len(frames) - 1 or 1, int(np.ptp(frames)) or 1) / tick
+    last = int(filled["duration"][shown[-1]]) if seekable else 0
+
+    step = max(1, round(float(np.median(np.diff(frames))) if len(frames) > 1 else 1 / fps / tick))
+    bounds = _bounds(container, stream, packets, seekable, spans)
+    even = "mov" in container.format.name and len(np.unique(filled["duration"][:-1])) == 1
+    lost = _lost(path, frames, step, bounds, filled[shown], spans, even)
+    damaged = _in_broken_parts(container, filled, starts, spans)[shown]
+    if len(lost):
+        if not seekable:  # which ones are lost behind the first broken place is unknown
+            damaged |= filled["pos"][shown] >= min((span[0] for span in spans), default=0)
+        last = step if lost.max() > frames[-1] else last
+        frames, damaged = np.append(frames, lost), np.append(damaged, np.ones(len(lost), bool))
+        order = np.argsort(frames)
+        frames, damaged = frames[order], damaged[order]
+    # Numerator first: float64 then rounds once, so that frame 30 of 30000/1001 per second lies at exactly 1.001 s.
+    times_s = (frames - frames[0]) * tick.numerator / tick.denominator
+    decoded_at = filled["dts"][starts][np.argsort(stamps[starts])]
+    by_decoding = container.format.name == "mpegts" and seekable and _NO_STAMP not in decoded_at
+    seek_to = np.minimum(keys, decoded_at) if by_decoding else keys
+    kept = np.isin(keys, frames) | (keys < frames[0])
+    return FrameIndex(
+        stamps=frames,
+        times_s=times_s,
+        keys=keys[kept],
+        seek_to=seek_to[kept],
+        seekable=seekable,
+        fps=fps,
+        duration_s=float(times_s[-1]) + float(last * tick or 1 / fps),
+        damaged=damaged,
+        lost=len(lost),
+    )
+
+
+def _stamps(
+    path: Path, container: Any, stream: Any, packets: np.ndarray, codec: str, spans: list[Span]
+) -> tuple[bool, np.ndarray]:
+    """Whether frames can be found by their presentation times, and these times or else the packets' numbers.
+
+    Raises:
+        VideoError: They contradict each other.
+    """
+    stamps, numbers = packets["pts"], np.arange(len(packets))
+    if container.format.name == "avi":  # knows decoding times only: presentation times where no frame is moved
+        stamps = np.where(stamps == _NO_STAMP, packets["dts"], stamps)
+        # Seeking goes by an index, which is of no use when it does not fit.
+        if spans or (codec in ("h264", "hevc") and stream.codec_context.has_b_frames):
+            return False, numbers
+    if _NO_STAMP in stamps or len(np.unique(stamps)) < len(stamps):
+        if spans:
+            raise VideoError(path, "frames are without a time of their own; the file is damaged, copy it again")
+        return False, numbers
+    moved = np.abs(np.argsort(np.argsort(stamps)) - numbers)
+    if (wrong := np.flatnonzero(moved > (0 if codec in _IN_ORDER else _MOST_REORDERED))).size:
+        raise VideoError(
+            path,
+            f"the time stamp of its packet {wrong[0]} contradicts those around it; the file is damaged or joined from "
+            "several: copy it again from its source, or convert it",
+        )
+    return True, stamps
+
+
+def _shown(path: Path, packets: np.ndarray, stamps: np.ndarray, starts: np.ndarray, broadcast: bool) -> np.ndarray:
+    """Numbers of the packets that hold a frame to be shown, in presentation order."""
+    keys = stamps[starts]
+    if not keys.size:
+        raise VideoError(path, "it holds no frame that can be decoded; check that it is a whole video")
+    # Pre-roll has negative stamps or the discard flag: needed for decoding, never shown. What a broadcast holds before
+    # its first key frame cannot be decoded by any player; a file of another kind begins with a key, or is damaged.
+    leading = (np.cumsum(starts) == 0) & (not broadcast)
+    shown = np.flatnonzero(((stamps >= keys.min()) | leading) & (stamps >= 0) & ~packets["discard"])
+    if not shown.size:
+        raise VideoError(path, "it holds no frame that can be decoded; check that it is a whole video")
+    return shown[np.argsort(stamps[shown])]
+
+
+def _bounds(
+    container: Any, stream: Any, packets: np.ndarray, seekable: bool, spans: list[Span]
+) -> tuple[int, int, int | None]:
+    """Where frames can begin, where the packets end, and where they end by what the container declares; in ticks.
+
+    None where the container declares no end for the pictures alone.
+    """
+    if not seekable:
+        return 0, len(packets), int(stream.frames) or None
+    stamps = np.where(packets["pts"] == _NO_STAMP, packets["dts"], packets["pts"])
+    known = stamps != _NO_STAMP
+    first, end = int(stamps[known].min()), int((stamps + packets["duration"])[known].max())
+    name, alone = container.format.name, len(container.streams) == 1
+    whole = round((container.duration or 0) / av.time_base / stream.time_base) if alone else 0
+    if "mov" in name or name == "avi":
+        declared = None if "mov" in name and spans else max(first + (stream.duration or 0), whole)
+        return max(0, first) if name == "avi" else 0, end, declared or None
+    if "matroska" in name:
+        tag = _seconds(stream.metadata.get("DURATION", ""))
+        declared_s = min(tag, (container.duration or 0) / av.time_base)
+        return 0, end, whole or (round(declared_s / stream.time_base) if tag < float("inf") else None) or None
+    return (0, end, whole or None) if name == "flv" else (max(0, first), end, None)
+
+
+def _seconds(clock: str) -> float:
+    """Seconds of a Matroska tag such as 00:00:01.600000000; infinity where it is something else."""
+    try:
+        hours, minutes, seconds = clock.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    except ValueError:
+        return float("inf")
+
+
+def _lost(
+    path: Path,
+    frames: np.ndarray,
+    step: int,
+    bounds: tuple[int, int, int | None],
+    packets: np.ndarray,
+    spans: list[Span],
+    even: bool,
+) -> np.ndarray:
+    """Stamps of frames that are missing from a list of ``frames``, a ``step`` apart.
+
+    A list that ends before the declared duration lacks its end, unless the frame rate varies: then the last frame may
+    be shown for long. A gap alone says nothing either: recorders pause. In a file with a broken part, and in an MP4
+    whose packets follow each other evenly, it says that frames were there.
+    """
+    first, end, declared = bounds
+    runs, after, usual = [], np.diff(frames), np.maximum(step, packets["duration"][:-1])
+    steady = len(after) > 0 and after.max() <= 1.5 * step
+    if spans or even:
+        runs = [(int(frames[at]), after[at]) for at in np.flatnonzero(after > 1.5 * usual)]
+    if spans and packets["pos"][0] > spans[0][0]:
+        runs.append((first - step, frames[0] - first + step))
+    missing = declared - end if declared is not None and (spans or steady) else 0
+    if missing > _ABSURD * (end - frames[0]):
+        missing = 0
+    if missing <= (0.75 if spans else 1.5) * step:
+        # Without a declared end, a broken last part held one frame at least.
+        at_end = spans and declared is None and packets["pos"].max() < spans[-1][0]
+        missing = step if at_end else 0
+    runs.append((int(frames[-1]), missing + step))
+    counts = [max(0, round(length / step) - 1) for _, length in runs]
+    if sum(counts) > 40 * len(frames):
+        raise VideoError(
+            path,
+            f"{sum(counts):,} of its {sum(counts) + len(frames):,} frames are lost; the file is damaged, copy it again "
+            "from its source",
+        )
+    return np.array(
+        [start + step * k for (start, _), n in zip(runs, counts, strict=True) for k in range(1, n + 1)], int
+    )
+
+
+def _in_broken_parts(container: Any, packets: np.ndarray, starts: np.ndarray, spans: list[Span]) -> np.ndarray:
+    """Packets ``(n,)`` bool that lie in a broken part, and those that are decoded after one and before a key frame.
+
+    In Matroska and MPEG-TS all of the part is doubtful. In other containers it is the packet at which the row breaks,
+    and the one before it; what the demuxer finds behind that place is whole again.
+    """
+    damaged = packets["corrupt"].copy()
+    if spans:
+        if not ("matroska" in container.format.name or container.format.name == "mpegts"):
+            spans = [(begin - 1, begin + _HEADER_BYTES) for begin, _ in spans]
+        ends = np.append(packets["pos"][1:], packets["pos"][-1] + packets["size"][-1])
+        begins, stops = np.array([*spans, (np.iinfo(np.int64).max,) * 2]).T
+        damaged |= begins[np.searchsorted(stops, packets["pos"], side="right")] < ends
+    group, numbers = np.cumsum(starts), np.arange(len(packets))
+    first = np.full(group[-1] + 1, len(packets))  # damaged packet of each group
+    np.minimum.at(first, group[damaged], numbers[damaged])
+    first[0] = 0  # before any key frame
+    return numbers >= first[group]
