@@ -12,7 +12,6 @@ import pandas as pd
 
 from endofm_lab.errors import ManifestError
 from endofm_lab.files import atomic_path, fingerprint_of
-from endofm_lab.video.reader import VideoReader, open_video
 
 REQUIRED = ("video", "start_s", "end_s", "label", "patient", "dataset", "split")
 OPTIONAL_TEXT = ("masks", "boxes", "device", "motion", "sequence", "source")
@@ -83,15 +82,6 @@ class Manifest:
                 f"{self._name}: the path {relative!r} climbs out of the manifest's folder; write it without '..'."
             )
         return self.root / relative
-
-    def open(self, row: Mapping[Any, Any] | pd.Series) -> VideoReader:
-        """The video of a row; a folder of frames runs at the row's ``fps``.
-
-        Raises:
-            VideoError: it cannot be read.
-        """
-        path = self.resolve(row["video"])
-        return open_video(path, folder_fps(path, row), check=False)
 
     def contents(self, *columns: str) -> dict[str, str]:
         """Cell -> `fingerprint_of` the file or folder that it means; "" where there is none. By default the videos'."""

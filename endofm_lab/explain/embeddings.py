@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from endofm_lab import __version__
 from endofm_lab.data.manifest import Manifest, read_manifest
+from endofm_lab.data.rows import Row
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.model.inference import for_inference
@@ -28,7 +29,6 @@ from endofm_lab.model.loading.load import load_model
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.run_folder import claim
-from endofm_lab.video.clips import clip_indices
 from endofm_lab.video.transforms import to_input
 
 STORE, LOG = "store.json", "done.jsonl"
@@ -150,7 +150,7 @@ def _embed_rows(
         clips = []
         for row in rows:
             try:
-                pixels, time_s = _middle_clip(manifest, manifest.table.iloc[row], model)
+                pixels, time_s = _middle_clip(Row.of(manifest, manifest.table.iloc[row]), model)
                 clips.append((row - start, pixels))
                 entries.append({"row": row, "time_s": time_s, "error": ""})
             except VideoError as error:
@@ -253,14 +253,8 @@ def load_store(path: str | Path) -> EmbeddingStore:
     return EmbeddingStore(vectors, rows, about, path)
 
 
-def _middle_clip(manifest: Manifest, row: pd.Series, model: VideoModel) -> tuple[torch.Tensor, float]:
+def _middle_clip(row: Row, model: VideoModel) -> tuple[torch.Tensor, float]:
     """The clip (1, 3, T, S, S) in the middle of a row's time, and its first instant in seconds."""
-    with manifest.open(row) as reader:
-        if row["start_s"] >= reader.info.duration_s:
-            reason = f"the row starts at {row['start_s']} s, but the video ends at {float(reader.info.duration_s)} s"
-            raise VideoError(row["video"], reason)
-        end_s = min(row["end_s"], reader.info.duration_s) if row["end_s"] > 0 else reader.info.duration_s
-        spare = end_s - row["start_s"] - model.card.clip.span_s(reader.info)
-        start_s = min(row["start_s"] + max(spare, 0.0) / 2, float(reader.times_s[-1]))
-        index = clip_indices(model.card.clip, reader.info, start_s, reader.times_s)
+    with row.open() as reader:
+        index = row.middle(reader, model.card.clip)
         return to_input(reader.read(index), model.card.input), float(reader.times_s[index[0]])

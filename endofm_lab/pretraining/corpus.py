@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from endofm_lab.data.manifest import Manifest, folder_fps
+from endofm_lab.data.manifest import Manifest
+from endofm_lab.data.rows import Row
 from endofm_lab.errors import ManifestError
 from endofm_lab.pretraining.views import MultiView
 
@@ -33,18 +34,14 @@ class Corpus:
         table = self.manifest.rows(self.split)
         if self.split is None:
             table = table[table["split"].isin(TRAINING_SPLITS)]
-        columns = (table[name].tolist() for name in ("video", "start_s", "end_s"))
-        self.rows = [(str(video), float(start), float(end)) for video, start, end in zip(*columns, strict=True)]
+        self.rows = [Row.of(self.manifest, cells) for cells in table.to_dict("records")]
         if not self.rows:
             raise ManifestError(
                 f"{self.manifest.path}: no row is of the split 'pretrain' or 'train'; name the split to learn from."
             )
-        self.paths = {video: self.manifest.resolve(video) for video, _, _ in self.rows}
-        self.fps = {
-            str(row["video"]): folder_fps(self.paths[str(row["video"])], row) for row in table.to_dict("records")
-        }
-        self.n_files = len(self.paths)
-        if missing := [video for video, path in self.paths.items() if not path.exists()]:
+        paths = {row.name: row.video for row in self.rows}
+        self.n_files = len(paths)
+        if missing := [name for name, path in paths.items() if not path.exists()]:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise ManifestError(
                 f"{self.manifest.path}: {len(missing)} of {self.n_files} files are missing: {shown}. "
@@ -56,12 +53,11 @@ class Corpus:
 
     def name(self, index: int) -> str:
         """The manifest's name of the row's file."""
-        return self.rows[index][0]
+        return self.rows[index].name
 
     def sample(self, index: int, seed: int) -> list[Tensor]:
         """The views of a row, (3, T, px, px) each."""
-        video, start_s, end_s = self.rows[index]
-        return self.views.of_video(self.paths[video], seed, start_s, end_s, self.fps[video]).tensors
+        return self.views.of_row(self.rows[index], seed).tensors
 
     def collate(self, samples: list[list[Tensor]]) -> list[Tensor]:
         """Views (B, 3, T, px, px), global ones first."""

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from endofm_lab.data.labels import LabelMapping, map_labels
-from endofm_lab.data.manifest import Manifest, folder_fps
+from endofm_lab.data.manifest import Manifest
+from endofm_lab.data.rows import Row
 from endofm_lab.errors import ManifestError
 from endofm_lab.video.augment import augmented
 from endofm_lab.video.reader import VideoReader, open_video
@@ -67,12 +68,10 @@ class FrameCorpus:
             )
         self.classes = names
         self.table = table
-        self.rows = [(str(r.video), float(r.start_s), float(r.end_s)) for r in table.itertuples()]
-        records = table.to_dict("records")
-        self.fps = {row["video"]: folder_fps(self.manifest.resolve(row["video"]), row) for row in records}
+        self.rows = [Row.of(self.manifest, cells) for cells in table.to_dict("records")]
         self.targets = np.array([names.index(label) for label in labels])
         self.counts = np.bincount(self.targets, minlength=len(names))
-        self.n_files = len({video for video, *_ in self.rows})
+        self.n_files = len({row.name for row in self.rows})
         self.order = balanced_order(self.targets) if self.balanced else np.arange(len(self.rows))
 
     def __len__(self) -> int:
@@ -80,7 +79,7 @@ class FrameCorpus:
 
     def name(self, index: int) -> str:
         """The manifest's name of the row's file."""
-        return self.rows[self.order[index]][0]
+        return self.rows[self.order[index]].name
 
     def sample(self, index: int, seed: int) -> tuple[Tensor, int]:
         """Frame (3, 1, S, S) and class of a draw."""
@@ -89,10 +88,8 @@ class FrameCorpus:
 
     def frame(self, row: int, seed: int) -> Tensor:
         """The frame of a row as model input (3, 1, S, S)."""
-        video, start_s, end_s = self.rows[row]
-        reader = _opened(self.manifest.resolve(video), self.fps[video])
-        times_s = reader.times_s
-        inside = np.flatnonzero((times_s >= start_s) & (times_s <= (np.inf if np.isnan(end_s) else end_s)))
+        reader = _opened(self.rows[row].video, self.rows[row].fps)
+        inside = np.arange(*self.rows[row].frame_range(reader))
         at = len(inside) // 2
         if self.augment:
             at = int(torch.randint(len(inside), (), generator=torch.Generator().manual_seed(seed)))

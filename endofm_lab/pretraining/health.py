@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from endofm_lab.data.manifest import Manifest
+from endofm_lab.data.rows import Row
 from endofm_lab.errors import ManifestError
 from endofm_lab.pretraining.objective import Signs
-from endofm_lab.video.clips import ClipSpec, clip_indices
 from endofm_lab.video.transforms import InputSpec, to_input
 
 Record = dict[str, Any]
@@ -162,8 +162,8 @@ def load_probe(
         raise ManifestError(f"{manifest.path}: a probe needs labelled rows of 'train' and of 'val' or 'test'.")
     spec = InputSpec(size_px, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     frames = []
-    for row in table.itertuples():
-        frames.append(_clip(manifest, row, n_frames, spec))
+    for cells in table.to_dict("records"):
+        frames.append(_clip(Row.of(manifest, cells), n_frames, spec))
     classes = tuple(sorted(set(table[label])))
     return ProbeData(
         np.stack(frames),
@@ -174,11 +174,9 @@ def load_probe(
     )
 
 
-def _clip(manifest: Manifest, row: Any, n_frames: int, spec: InputSpec) -> np.ndarray:
-    with manifest.open(row._asdict()) as video:
-        end_s = video.info.duration_s if math.isnan(row.end_s) else min(row.end_s, video.info.duration_s)
-        clip = ClipSpec(n_frames, duration_s=max(end_s - row.start_s, 1e-3))
-        frames = video.read(clip_indices(clip, video.info, float(row.start_s), video.times_s))
+def _clip(row: Row, n_frames: int, spec: InputSpec) -> np.ndarray:
+    with row.open() as video:
+        frames = video.read(row.whole(video, n_frames))
     pixels = to_input(frames, spec)[0].permute(1, 2, 3, 0)  # (T, px, px, 3) in 0..1
     return (pixels * 255).round().clamp(0, 255).byte().numpy()
 

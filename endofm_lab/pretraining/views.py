@@ -6,7 +6,7 @@ frames; a seed gives the same views again.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +17,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from endofm_lab.data.rows import Row, Timeline
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.video.augment import Colour, draw_colour, draw_crop, recoloured
-from endofm_lab.video.clips import ClipSpec, clip_indices
-from endofm_lab.video.reader import open_video
+from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, InputSpec
 
 _MIN_WINDOW = 2  # frames; a view of fewer would be an image
@@ -250,39 +250,45 @@ class MultiView:
         end_s: float = math.nan,
         fps: Fraction | None = None,
     ) -> Views:
-        """The views of a random clip between two times of a video (NaN: its end); its frames are decoded once.
+        """`of_row` for a stretch between two times of a video (NaN: its end).
 
         A folder of frames has ``fps`` frames per second.
+        """
+        end_s = math.inf if math.isnan(end_s) else end_s
+        return self.of_row(Row(video=Path(path), name=str(path), start_s=start_s, end_s=end_s, fps=fps), seed)
+
+    def of_row(self, row: Row, seed: int) -> Views:
+        """The views of a random clip of a stretch of video; its frames are decoded once.
 
         Raises:
             VideoError: the video cannot be read, or is shorter than the windows.
         """
         spec = self.spec
-        with open_video(path, fps=fps) as video:
+        with row.open() as video:
             times_s = video.times_s
-            indices = self._clip(video.info, times_s, start_s, end_s, seed)
+            indices = self._clip(row, video, seed)
             height, width = _sized_hw((video.info.height_px, video.info.width_px), spec.short_side_px)
             try:
                 draws = self.draw(len(indices), (height, width), seed)
             except UserError as error:
-                raise VideoError(path, str(error)) from error
+                raise VideoError(row.video, str(error)) from error
             numbers = np.unique(np.concatenate([draw.frames for draw in draws]))
             pixels = self._sized(video.read(indices[numbers]))
         return Views([self.show(pixels, numbers, d) for d in draws], draws, pixels.numpy(), numbers, times_s[indices])
 
-    def _clip(self, info: Any, times_s: np.ndarray, start_s: float, end_s: float, seed: int) -> np.ndarray:
+    def _clip(self, row: Row, video: Timeline, seed: int) -> np.ndarray:
         """Frames of the clip in the video (L,)."""
-        end_s = info.duration_s if math.isnan(end_s) else min(end_s, info.duration_s)
-        length_s = min(self.spec.clip_s, end_s - start_s)
-        free_s = max(0.0, end_s - start_s - length_s)
-        first_s = start_s + np.random.default_rng([seed, 1 << 16]).random() * free_s
-        if length_s <= 0 or first_s >= info.duration_s:
-            raise VideoError(info.path, f"there is nothing between {start_s} s and {end_s} s; check the manifest's row")
+        end_s = row.end_in(video)
+        length_s = min(self.spec.clip_s, end_s - row.start_s)
+        if length_s <= 0:
+            sentence = f"there is nothing between {row.start_s} s and {end_s} s; check the manifest's row"
+            raise VideoError(row.video, sentence)
+        free_s = max(0.0, end_s - row.start_s - length_s)
+        first_s = row.start_s + np.random.default_rng([seed, 1 << 16]).random() * free_s
         if self.spec.clip_fps is not None:
             n = max(1, round(length_s * self.spec.clip_fps))
-            return clip_indices(ClipSpec(n_frames=n, fps=self.spec.clip_fps), info, first_s, times_s)
-        first, stop = np.searchsorted(times_s, [first_s - 1e-6, first_s + length_s - 1e-6])
-        return np.arange(first, stop)
+            return row.clip_at(video, ClipSpec(n_frames=n, fps=self.spec.clip_fps), first_s)
+        return np.arange(*replace(row, start_s=first_s, end_s=first_s + length_s).frame_range(video))
 
     def _sized(self, frames: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(np.require(frames, requirements=("C", "W")))

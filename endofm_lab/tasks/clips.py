@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,10 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
-from endofm_lab.tasks.examples import Example, Timeline
+from endofm_lab.data.rows import Timeline
+from endofm_lab.tasks.examples import Example
 from endofm_lab.video.augment import View, augmented, draw_view
-from endofm_lab.video.clips import ClipSpec, clip_indices
+from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.reader import VideoInfo, VideoReader
 from endofm_lab.video.transforms import InputSpec, to_input
 
@@ -83,8 +85,8 @@ class ClipData:
         random = np.random.default_rng(seed)
         example = self.examples[index]
         timeline = self._memory.timeline(example)
-        earliest, latest = _starts(example, timeline, self.clip)
-        indices = _indices(example, timeline, self.clip, float(random.uniform(earliest, latest)))
+        earliest, latest = example.starts(timeline, self.clip)
+        indices = example.clip_at(timeline, self.clip, float(random.uniform(earliest, latest)))
         frames = self._memory.frames(example, indices)
         view = draw_view(random, *frames.shape[1:3])
         shrunk = frames.shape[2] / timeline.info.width_px, frames.shape[1] / timeline.info.height_px
@@ -111,10 +113,10 @@ def spread_clips(examples: Sequence[Example], clip: ClipSpec, spec: InputSpec, n
     """``n`` clips of every row, evenly spread from its first to its last possible instant (one: in its middle)."""
     for example in examples:
         with example.open() as reader:
-            earliest, latest = _starts(example, reader, clip)
+            earliest, latest = example.starts(reader, clip)
             shares = [0.5] if n == 1 else np.linspace(0, 1, n).tolist()
             for share in shares:
-                indices = _indices(example, reader, clip, earliest + share * (latest - earliest))
+                indices = example.clip_at(reader, clip, earliest + share * (latest - earliest))
                 yield see(example, reader, indices, spec)
 
 
@@ -153,20 +155,6 @@ def see(example: Example, reader: VideoReader, indices: np.ndarray, spec: InputS
     return SeenClip(example, indices, to_input(frames, spec)[0], (frames.shape[1], frames.shape[2]))
 
 
-def _starts(example: Example, reader: Timeline, clip: ClipSpec) -> tuple[float, float]:
-    """The earliest and the latest instant at which a clip of a row may start, in seconds."""
-    times_s = reader.times_s
-    first, after = example.frame_range(reader)
-    end_s = times_s[after] if after < len(times_s) else reader.info.duration_s
-    return float(times_s[first]), float(max(times_s[first], end_s - clip.span_s(reader.info)))
-
-
-def _indices(example: Example, reader: Timeline, clip: ClipSpec, start_s: float) -> np.ndarray:
-    """Frames of a clip, none of them outside its row: a row that is too short repeats its last frame."""
-    first, after = example.frame_range(reader)
-    return np.clip(clip_indices(clip, reader.info, start_s, reader.times_s), first, after - 1)
-
-
 class Memory:
     """Frames and other pictures of training in memory, at most ``side_px`` high and wide.
 
@@ -175,16 +163,17 @@ class Memory:
 
     def __init__(self, side_px: int) -> None:
         self.side_px = side_px
-        self._timelines: dict[Path, _Kept] = {}
+        self._timelines: dict[tuple[Path, Fraction | None], _Kept] = {}
         self._pictures: dict[tuple[Path, int], np.ndarray] = {}
         self._bytes = 0
 
     def timeline(self, example: Example) -> Timeline:
         """Facts and times of a row's video."""
-        if example.video not in self._timelines:
+        key = (example.video, example.fps)
+        if key not in self._timelines:
             with example.open() as reader:
-                self._timelines[example.video] = _Kept(reader.info, reader.times_s)
-        return self._timelines[example.video]
+                self._timelines[key] = _Kept(reader.info, reader.times_s)
+        return self._timelines[key]
 
     def frames(self, example: Example, indices: np.ndarray) -> np.ndarray:
         """uint8 (T, h, w, 3) of the frames with these numbers."""

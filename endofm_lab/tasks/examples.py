@@ -2,62 +2,30 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-
-from endofm_lab.data.manifest import Manifest, folder_fps, read_manifest
+from endofm_lab.data.manifest import Manifest, read_manifest
+from endofm_lab.data.rows import Row, stretch
 from endofm_lab.data.splits import named_split
 from endofm_lab.errors import ManifestError
-from endofm_lab.video.reader import VideoInfo, VideoReader, open_video
 
 SPLITS = ("train", "val", "test")
 
 
-class Timeline(Protocol):
-    """What is asked of a video before its frames are read; an opened video has it."""
-
-    @property
-    def info(self) -> VideoInfo: ...  # noqa: D102
-    @property
-    def times_s(self) -> np.ndarray: ...  # noqa: D102
-
-
-@dataclass(frozen=True)
-class Example:
-    """One row of a manifest.
+@dataclass(frozen=True, kw_only=True)
+class Example(Row):
+    """One row of a split.
 
     Attributes:
         row: its number in its split, from 0: the id of a test item.
-        video: file, folder of frames or image.
-        start_s: where the row starts.
-        end_s: where it ends; infinity stands for the video's end.
         patient: data set and patient; the video's name where the manifest does not say.
-        fps: frame rate of a folder of frames; None where the video brings its own.
         target: what is to be found in it, in the form that its task gives it.
     """
 
     row: int
-    video: Path
-    name: str
-    start_s: float
-    end_s: float
     patient: str
-    fps: Fraction | None
     target: Any
-
-    def open(self) -> VideoReader:
-        """The row's video; images of a folder are looked at when they are read."""
-        return open_video(self.video, fps=self.fps, check=False)
-
-    def frame_range(self, reader: Timeline) -> tuple[int, int]:
-        """First frame of the row and the one after its last; at least one frame."""
-        times_s = reader.times_s
-        first = min(int(np.searchsorted(times_s, self.start_s - 1e-6)), len(times_s) - 1)
-        after = int(np.searchsorted(times_s, self.end_s - 1e-6))
-        return first, max(after, first + 1)
 
 
 def read_split(path: str | Path, name: str = "manifest") -> Manifest:
@@ -74,13 +42,9 @@ def examples_of(manifest: Manifest, split: str, targets: Sequence[Any]) -> list[
     """The rows of a split, each with its target."""
     return [
         Example(
+            **stretch(manifest, row),
             row=number,
-            video=manifest.resolve(row["video"]),
-            name=row["video"],
-            start_s=row["start_s"],
-            end_s=np.inf if np.isnan(row["end_s"]) else row["end_s"],
             patient=f"{row['dataset']}/{row['patient'] or row['video']}",  # patient 1 of two data sets are two
-            fps=folder_fps(manifest.resolve(row["video"]), row),
             target=target,
         )
         for number, (row, target) in enumerate(zip(manifest.rows(split).to_dict("records"), targets, strict=True))

@@ -173,7 +173,7 @@ def _steps(
     name: str, of_video: Sequence[Example], reader: VideoReader, step_s: float
 ) -> Iterator[tuple[float, Example]]:
     """Every instant at a multiple of ``step_s`` seconds, with the row that it lies in."""
-    ends = [min(example.end_s, reader.info.duration_s) for example in of_video]
+    ends = [example.end_in(reader) for example in of_video]
     overlaps = sum(later.start_s < end - 1e-6 for end, later in zip(ends, of_video[1:], strict=False))
     if overlaps:
         raise ManifestError(f"{name}: {overlaps} rows start before the one before them ends; an instant has one phase.")

@@ -1,0 +1,116 @@
+"""A row of a manifest as a stretch of video: which frames lie in it, and which frames a clip of it shows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from math import inf
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from endofm_lab.data.manifest import Manifest, folder_fps
+from endofm_lab.errors import VideoError
+from endofm_lab.video.clips import ClipSpec, clip_indices
+from endofm_lab.video.reader import VideoInfo, VideoReader, open_video
+
+_ROUNDING_S = 1e-6  # instants closer than this are one instant
+
+
+class Timeline(Protocol):
+    """What is asked of a video before its frames are read; an opened video has it."""
+
+    @property
+    def info(self) -> VideoInfo: ...  # noqa: D102
+    @property
+    def times_s(self) -> np.ndarray: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A stretch of a video from ``start_s`` up to, and without, ``end_s``; it has at least one frame.
+
+    A stretch that no frame begins in, such as one between two frames or an image's from 0 to 0, has the frame that is
+    shown at its start. No clip of a row shows a frame outside it.
+
+    Attributes:
+        video: file, folder of frames or image.
+        name: what the manifest calls it.
+        start_s: where the row starts, in seconds.
+        end_s: where it ends; infinity stands for the video's end.
+        fps: frame rate of a folder of frames; None where the video brings its own.
+    """
+
+    video: Path
+    name: str
+    start_s: float = 0.0
+    end_s: float = inf
+    fps: Fraction | None = None
+
+    @classmethod
+    def of(cls, manifest: Manifest, cells: Mapping[Any, Any] | pd.Series) -> "Row":
+        """The row with these cells of a manifest."""
+        return cls(**stretch(manifest, cells))
+
+    def open(self) -> VideoReader:
+        """The row's video; images of a folder are looked at when they are read.
+
+        Raises:
+            VideoError: it cannot be read.
+        """
+        return open_video(self.video, fps=self.fps, check=False)
+
+    def end_in(self, timeline: Timeline) -> float:
+        """Where the row ends, in seconds, at the latest with its video."""
+        return min(self.end_s, timeline.info.duration_s)
+
+    def frame_range(self, timeline: Timeline) -> tuple[int, int]:
+        """Number of the first frame of the row and of the one after its last.
+
+        Raises:
+            VideoError: the row starts behind the end of its video.
+        """
+        duration_s = timeline.info.duration_s
+        if self.start_s >= duration_s:
+            raise VideoError(self.name, f"the row starts at {self.start_s} s, but the video ends at {duration_s} s")
+        first, after = np.searchsorted(timeline.times_s, [self.start_s - _ROUNDING_S, self.end_s - _ROUNDING_S])
+        if after <= first:  # no frame begins in it
+            first = max(int(np.searchsorted(timeline.times_s, self.start_s + _ROUNDING_S)) - 1, 0)
+            after = first + 1
+        return int(first), int(after)
+
+    def starts(self, timeline: Timeline, clip: ClipSpec) -> tuple[float, float]:
+        """The earliest and the latest instant, in seconds, at which a clip of the row may start."""
+        times_s = timeline.times_s
+        first, after = self.frame_range(timeline)
+        end_s = times_s[after] if after < len(times_s) else timeline.info.duration_s
+        return float(times_s[first]), float(max(times_s[first], end_s - clip.span_s(timeline.info)))
+
+    def clip_at(self, timeline: Timeline, clip: ClipSpec, start_s: float) -> np.ndarray:
+        """Frames (T,) of a clip from ``start_s`` on; a row that is too short repeats its last frame."""
+        first, after = self.frame_range(timeline)
+        return np.clip(clip_indices(clip, timeline.info, start_s, timeline.times_s), first, after - 1)
+
+    def middle(self, timeline: Timeline, clip: ClipSpec) -> np.ndarray:
+        """Frames (T,) of the clip in the middle of the row."""
+        earliest, latest = self.starts(timeline, clip)
+        return self.clip_at(timeline, clip, earliest + 0.5 * (latest - earliest))
+
+    def whole(self, timeline: Timeline, n_frames: int) -> np.ndarray:
+        """``n_frames`` frames that are evenly spread over the row."""
+        length_s = max(self.end_in(timeline) - self.start_s, 1e-3)
+        return self.clip_at(timeline, ClipSpec(n_frames, duration_s=length_s), self.start_s)
+
+
+def stretch(manifest: Manifest, cells: Mapping[Any, Any] | pd.Series) -> dict[str, Any]:
+    """The fields of a `Row` with these cells of a manifest."""
+    video = manifest.resolve(cells["video"])
+    end_s = float(cells["end_s"])
+    return {
+        "video": video,
+        "name": str(cells["video"]),
+        "start_s": float(cells["start_s"]),
+        "end_s": inf if np.isnan(end_s) else end_s,
+        "fps": folder_fps(video, cells),
+    }
