@@ -9,7 +9,7 @@ from endofm_lab.data.manifest import read_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.finetuning.start import Start
 from endofm_lab.tasks import TASKS, Task, task_named
-from endofm_lab.tasks.classification import Classification
+from endofm_lab.tasks.classification import Classification, LossName
 from endofm_lab.tasks.phases import Smoother
 
 Method = Literal["full", "frozen", "ST-Adapter", "attentive probe", "linear probe", "knn"]
@@ -35,6 +35,9 @@ class FinetuneConfig:
         several_labels: cells of that column hold any number of labels, joined by ``|``.
         mapping: name or path of a label mapping, which turns the labels of all data sets into common classes; rows that
             do not stand for exactly one are left out; for classification.
+        loss: of class heads: "cross-entropy"; "focal", "class-balanced" or "logit-adjusted" for classes of unequal
+            size; or "coarse", which also learns from training rows whose label stands for several classes of the
+            mapping; for classification (see ``tasks.losses``).
         balanced: repeat training rows so that every class is drawn as often as the most frequent one.
         augmentation: of training clips: "light" (crop, flips, colour), or "strong" (also quarter turns, blur and grid
             distortion), with which masks and boxes cannot move.
@@ -66,6 +69,7 @@ class FinetuneConfig:
     label: str = "label"
     several_labels: bool = False
     mapping: str | None = None
+    loss: LossName = "cross-entropy"
     balanced: bool = False
     augmentation: Literal["light", "strong"] = "light"
     seeds: tuple[int, ...] = (0,)
@@ -94,6 +98,8 @@ class FinetuneConfig:
             raise UserError(f"The head is {self.head!r} for {task.name}; choose 'light', or {', or '.join(others)}.")
         if self.head == "transunet" and self.method != "full":
             raise UserError(f"The method is {self.method!r}, but a transunet has a new stem to learn: choose 'full'.")
+        if self.loss != "cross-entropy" and self.method in ("linear probe", "knn"):
+            raise UserError(f"The loss is {self.loss!r}, but {self.method} has none to choose: leave it out.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds are {list(self.seeds)}; give at least one, all different.")
         if self.validate_every < 1:

@@ -133,10 +133,10 @@ class Fit:
     def train(self) -> Generator[Record, None, Choice]:
         """Train by gradient, validate every so often, and end with the weights of the best validation."""
         config, model = self.config, self.model
-        loss = self.task.loss(model.head(self.head), self.examples["train"])
+        rows = balanced(self.examples["train"]) if config.balanced else self.examples["train"]
+        loss = self.task.criterion(model.head(self.head), rows)
         training = HeadTraining(model, self.head, config.method != "full", loss)
         optimiser, kept = self._optimiser(), _Kept(self.folder)
-        rows = balanced(self.examples["train"]) if config.balanced else self.examples["train"]
         strong = config.augmentation == "strong"
         data = ClipData(rows, model.card.clip, model.card.input, self.task, strong)
 

@@ -178,7 +178,7 @@ def adapt_supervised(
         validation: rows of other patients, not augmented.
         config: how.
         out: folder of the run.
-        loss: of logits and class indices, for example one of `endofm_lab.tasks.imbalance`.
+        loss: of logits and class indices, for example one of `endofm_lab.tasks.losses`.
 
     Raises:
         UserError: head and data have different classes, or the folder holds a run with other settings or other data;

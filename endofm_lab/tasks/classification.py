@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,12 +16,23 @@ from endofm_lab.metrics.calibration import brier, ece, fit_temperature
 from endofm_lab.metrics.classification import classification_metrics
 from endofm_lab.metrics.intervals import MetricSet
 from endofm_lab.model.card import HeadSpec
+from endofm_lab.model.head import Head
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.tasks.clips import Shown
 from endofm_lab.tasks.examples import Example, examples_of
-from endofm_lab.tasks.labels import class_head, class_targets, mapped_manifest, recall_and_precision, score_names
+from endofm_lab.tasks.labels import (
+    class_head,
+    class_targets,
+    compatible_rows,
+    mapped_manifest,
+    recall_and_precision,
+    score_names,
+)
+from endofm_lab.tasks.losses import class_balanced_loss, coarse_cross_entropy, focal_loss, logit_adjusted_loss
 from endofm_lab.tasks.scoring import class_table, clip_scores, targets_of
-from endofm_lab.tasks.task import ClassMetrics, Task
+from endofm_lab.tasks.task import ClassMetrics, Loss, Task
+
+LossName = Literal["cross-entropy", "focal", "class-balanced", "logit-adjusted", "coarse"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +45,15 @@ class Classification(Task):
         clips: per row, whose scores are averaged.
         mapping: name or path of a file that says for which common classes the labels of each data set stand (see
             ``data.labels``); rows that do not stand for exactly one are left out. None takes labels as they are.
+        loss: that training minimises (see ``tasks.losses``). With "coarse", training rows whose label stands for
+            several of the classes are kept: the loss only asks for what the label says.
     """
 
     label: str = "label"
     several_labels: bool = False
     clips: int = 3
     mapping: str | None = None
+    loss: LossName = "cross-entropy"
 
     name = "classification"
     head_name = "label"
@@ -53,6 +67,14 @@ class Classification(Task):
     def __post_init__(self) -> None:
         if self.clips < 1:
             raise UserError(f"clips is {self.clips}; give at least one clip per row.")
+        if self.loss not in get_args(LossName):
+            raise UserError(f"The loss is {self.loss!r}; choose one of {', '.join(get_args(LossName))}.")
+        if self.loss != "cross-entropy" and self.several_labels:
+            raise UserError(f"The loss is {self.loss!r}, which needs one class per row: leave out several_labels.")
+        if self.loss == "coarse" and self.mapping is None:
+            raise UserError(
+                "The loss is 'coarse', which needs to know for which classes a label stands: name a mapping."
+            )
 
     def head(self, manifest: Manifest) -> HeadSpec:
         """The head for the classes of the training rows, in the order of the mapping if there is one."""
@@ -66,7 +88,11 @@ class Classification(Task):
         return class_targets(self._mapped(manifest), split, head, self.label)
 
     def examples(self, manifest: Manifest, split: str, head: HeadSpec) -> list[Example]:
-        """The rows of a split that have a class, with it."""
+        """The rows of a split that have a class, with it; for the coarse loss training rows have (K,) of 0 and 1."""
+        if self.loss == "coarse" and split == "train":
+            assert self.mapping is not None
+            rows, allowed = compatible_rows(manifest, split, head, self.mapping, self.label)
+            return examples_of(rows, split, allowed)
         return examples_of(self._mapped(manifest), split, self.targets(manifest, split, head))
 
     def _mapped(self, manifest: Manifest) -> Manifest:
@@ -75,6 +101,18 @@ class Classification(Task):
     def sample(self, example: Example, shown: Shown) -> dict[str, Any]:
         """``target``: a class number, or (K,) of 0 and 1."""
         return {"target": torch.tensor(example.target)}
+
+    def criterion(self, head: Head, training: Sequence[Example]) -> Loss:
+        """The loss that was chosen."""
+        if self.loss == "cross-entropy":
+            return head.loss
+        if self.loss == "coarse":
+            return lambda logits, batch: coarse_cross_entropy(logits.float(), batch["target"])
+        if self.loss == "focal":
+            return lambda logits, batch: focal_loss(logits, batch["target"])
+        counts = np.bincount(targets_of(training)).tolist()
+        weighted = class_balanced_loss if self.loss == "class-balanced" else logit_adjusted_loss
+        return lambda logits, batch: weighted(logits, batch["target"], counts)
 
     def table(
         self, model: VideoModel, head: str, examples: Sequence[Example], training: Sequence[Example]
@@ -99,8 +137,9 @@ class Classification(Task):
         return {"label": self.label, "clips": self.clips, **mapping}
 
     def words(self) -> str:
-        """Which classes the mapping made."""
-        return "" if self.mapping is None else f"classes of {read_mapping(self.mapping).name}"
+        """Which classes the mapping made, and the loss if it is not the usual one."""
+        classes = "" if self.mapping is None else f"classes of {read_mapping(self.mapping).name}"
+        return ", ".join(filter(None, [classes, "" if self.loss == "cross-entropy" else f"{self.loss} loss"]))
 
     @classmethod
     def problem(cls, table: pd.DataFrame) -> str | None:

@@ -80,6 +80,22 @@ def mapped_manifest(manifest: Manifest, name_or_path: str, column: str) -> Manif
     return replace(manifest, table=kept)
 
 
+def compatible_rows(
+    manifest: Manifest, split: str, head: HeadSpec, name_or_path: str, column: str
+) -> tuple[Manifest, list[tuple[int, ...]]]:
+    """The rows of a split whose labels say something about the head's classes by a mapping, and (K,) of 0 and 1 each.
+
+    1 stands for the classes of the head that the row's label may stand for; rows that may stand for all of them, or for
+    none, are left out. As always in training, every row is taken to be of one of the head's classes.
+    """
+    rows = manifest.rows(split)
+    found = map_labels(rows.assign(label=rows[column]), read_mapping(name_or_path))
+    allowed = found.allowed[:, [found.leaves.index(name) for name in head.classes]]
+    tells = np.flatnonzero(allowed.any(axis=1) & ~allowed.all(axis=1))
+    targets = [tuple(row) for row in allowed[tells].astype(int).tolist()]
+    return replace(manifest, table=rows.iloc[tells].reset_index(drop=True)), targets
+
+
 def balanced(examples: Sequence[Example]) -> list[Example]:
     """Examples in which every class that occurs is as frequent as the most frequent one; rows repeat in turn.
 

@@ -88,7 +88,7 @@ class Task:
         """A batch of samples, each of them ``clip`` (3, T, S, S) and what ``sample`` gave."""
         return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
-    def loss(self, head: Head, training: Sequence[Example]) -> Loss:
+    def criterion(self, head: Head, training: Sequence[Example]) -> Loss:
         """The loss of logits and a batch; ``training`` tells how frequent each class is."""
         return head.loss
 

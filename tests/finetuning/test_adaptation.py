@@ -133,7 +133,7 @@ def test_the_recipe_learns_resumes_bit_for_bit_and_says_what_it_was(manifest, tm
     for _ in range(9):
         next(steps)
     steps.close()
-    rest = list(finetune(stopped, resume=True))
+    rest = list(finetune(stopped))
     assert [r["loss"] for r in read_log(stopped.out / "seed-0" / "log.jsonl")] == [r["loss"] for r in log]
     assert rest[-1]["test"] == whole[-1]["test"]
 
@@ -166,3 +166,66 @@ def test_masks_cannot_follow_the_strong_augmentation(tmp_path):
         next(finetune(recipe(phantom, tmp_path / "run", task="segmentation")))
     with pytest.raises(UserError, match="leave it out"):
         list(finetune(recipe(phantom, tmp_path / "run", task="segmentation", augmentation="light")))
+
+
+COARSE = """
+title: three classes
+targets:
+  - normal
+  - abnormal: [polyp, ulcer]
+datasets:
+  made:
+    labels: {normal: normal, polyp: polyp, ulcer: ulcer, finding: abnormal, anything: [normal, abnormal]}
+"""
+
+
+@pytest.fixture(scope="module")
+def coarse(manifest):
+    """The manifest with every second polyp of training called a finding, one row of which nothing is known."""
+    table = read_manifest(manifest).table.copy()
+    polyps = table.index[(table["split"] == "train") & (table["label"] == "polyp")]
+    table.loc[polyps[::2], "label"] = "finding"
+    table.loc[table.index[(table["split"] == "train") & (table["label"] == "normal")][0], "label"] = "anything"
+    (manifest.parent / "coarse.yaml").write_text(COARSE)
+    return write_manifest(table, manifest.parent / "coarse.csv").path
+
+
+def test_the_coarse_loss_keeps_rows_whose_label_stands_for_several_classes(coarse, tmp_path):
+    mapping = str(coarse.parent / "coarse.yaml")
+    head, exact = examples_of(coarse, mapping=mapping)
+    _, kept = examples_of(coarse, mapping=mapping, loss="coarse")
+    assert head.classes == ("normal", "polyp", "ulcer")
+    assert Counter(e.target for e in exact) == {0: 23, 1: 3, 2: 3}
+    assert Counter(e.target for e in kept) == {(1, 0, 0): 23, (0, 1, 0): 3, (0, 1, 1): 3, (0, 0, 1): 3}
+    settings = {"mapping": mapping, "loss": "coarse", "balanced": False, "steps": 4, "validate_every": 4}
+    config = recipe(coarse, tmp_path / "run", **settings)
+    records = list(finetune(config))
+    assert all(np.isfinite(r["loss"]) for r in records if "loss" in r)
+    run = read_run(config.out)
+    assert run.method == "full fine-tuning, classes of coarse, coarse loss"
+    assert run.predictions["target"].isin([0, 1, 2]).all(), "test rows have one class each"
+
+
+def test_each_loss_trains_with_another_gradient(manifest, tmp_path):
+    losses = ("cross-entropy", "focal", "class-balanced", "logit-adjusted")
+    first = {}
+    for loss in losses:
+        config = recipe(manifest, tmp_path / loss, loss=loss, balanced=False, steps=1, validate_every=1)
+        first[loss] = next(r["loss"] for r in list(finetune(config)) if "loss" in r)
+    assert len({round(value, 6) for value in first.values()}) == len(losses), first
+    assert first["focal"] < first["cross-entropy"]
+    assert read_run(tmp_path / "focal").method == "full fine-tuning, focal loss"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "hinge"}, "'hinge'; choose one of cross-entropy, focal"),
+        ({"loss": "coarse"}, "name a mapping"),
+        ({"loss": "focal", "several_labels": True}, "one class per row"),
+        ({"loss": "focal", "method": "knn"}, "knn has none to choose"),
+    ],
+)
+def test_losses_that_do_not_go_with_the_rest_are_refused(manifest, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        recipe(manifest, tmp_path, **changes)
