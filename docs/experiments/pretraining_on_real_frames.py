@@ -23,7 +23,7 @@ from endofm_lab.model.loading.load import initialise, load_model
 from endofm_lab.model.transformer import PRESETS as BACKBONES
 from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.pretraining.config import PretrainConfig, tiny
-from endofm_lab.pretraining.health import ProbeData, encode, load_probe, probe
+from endofm_lab.pretraining.health import ProbeData, encode, load_probe, probe, with_interval
 from endofm_lab.pretraining.trainer import pretrain
 from endofm_lab.reports.pretraining import health_of
 from endofm_lab.training.loop import LOG, read_log
@@ -152,9 +152,7 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
 
     def add(name: str, path: Path, features: object, minutes: float = math.nan, health: str = "") -> None:
         numbers = read_json(path) if path.exists() else measured(path, features(), data)  # type: ignore[operator]
-        cells = {
-            p: f"{numbers[p]:.3f} [{numbers[f'{p}_low']:.3f}, {numbers[f'{p}_high']:.3f}]" for p in ("knn", "linear")
-        }
+        cells = {p: with_interval(numbers, p) for p in ("knn", "linear")}
         table.append({"features": name, **cells, "minutes": round(minutes, 1), "health": health})
         print(pd.DataFrame(table).to_string(index=False), flush=True)
 

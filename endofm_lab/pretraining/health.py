@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.data.rows import Row
 from endofm_lab.errors import ManifestError
+from endofm_lab.metrics.classification import balanced_accuracy
+from endofm_lab.metrics.intervals import bootstrap_interval
+from endofm_lab.metrics.probes import NEIGHBOURS, fit_linear, knn_scores
 from endofm_lab.pretraining.objective import Signs
 from endofm_lab.video.transforms import InputSpec, to_input
 
@@ -20,6 +23,7 @@ State = Literal["too early to say", "healthy", "collapsing to one prototype", "c
 
 _EARLY = 20  # records; before them the verdict waits
 _RECENT = 20  # records that the verdict looks at
+_LINEAR_L2 = 0.1  # of the linear probe
 
 
 def feature_std(features: Tensor) -> float:
@@ -194,60 +198,32 @@ def encode(backbone: nn.Module, frames: np.ndarray, spec: InputSpec, batch: int 
     return torch.cat(found).numpy()
 
 
-def knn_predict(bank: np.ndarray, labels: np.ndarray, asked: np.ndarray, n_classes: int, k: int = 20) -> np.ndarray:
-    """Labels by the k nearest features in cosine, each voting with exp(similarity / 0.07), as in DINO (section 4.1)."""
-    bank, asked = (x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12) for x in (bank, asked))
-    similarity = asked @ bank.T  # (M, N)
-    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    votes = np.zeros((len(asked), n_classes))
-    weight = np.exp((np.take_along_axis(similarity, nearest, axis=1) - 1) / 0.07)
-    for c in range(n_classes):
-        votes[:, c] = (weight * (labels[nearest] == c)).sum(axis=1)
-    return votes.argmax(axis=1)
-
-
-def linear_predict(bank: np.ndarray, labels: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Labels by a logistic regression on standardised features, classes weighted to be equal."""
-    from sklearn.linear_model import LogisticRegression  # takes a second to load, at the start of every command
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(bank)
-    probe = LogisticRegression(C=0.1, class_weight="balanced", max_iter=2000).fit(scaler.transform(bank), labels)
-    return probe.predict(scaler.transform(asked))
-
-
 def probe(features: np.ndarray, data: ProbeData, n_resamples: int = 0, seed: int = 0) -> dict[str, Any]:
     """Balanced accuracy of "knn" and "linear" on the asked rows, from features (N, D) of all rows, and "chance".
 
-    With ``n_resamples``, also "knn_low", "knn_high", ...: 95 % intervals over resampled patients.
+    Both probes are those of fine-tuning (`endofm_lab.metrics.probes`), at a fixed setting: there are no further rows to
+    choose one on. With ``n_resamples``, also "knn_low", "knn_high", ...: 95 % intervals over resampled patients, None
+    where there are too few of them.
     """
-    bank, asked = features[~data.asked], features[data.asked]
+    bank, asked = (torch.from_numpy(features[rows]).float() for rows in (~data.asked, data.asked))
     known, truth, patients = data.labels[~data.asked], data.labels[data.asked], data.patients[data.asked]
+    K = len(data.classes)
+    weight, bias = fit_linear(bank, torch.from_numpy(known), K, _LINEAR_L2)
     answers = {
-        "knn": knn_predict(bank, known, asked, len(data.classes)),
-        "linear": linear_predict(bank, known, asked),
+        "knn": knn_scores(bank[:, None], known, asked[:, None], K, NEIGHBOURS[0]).argmax(axis=1),
+        "linear": nn.functional.linear(asked, weight, bias).argmax(dim=1).numpy(),
     }
     numbers: dict[str, Any] = {"chance": 1 / len(set(truth))}
     for name, answer in answers.items():
-        numbers[name] = balanced_accuracy(truth, answer)
+        numbers[name] = float(balanced_accuracy(truth, answer))
         if n_resamples:
-            numbers[f"{name}_low"], numbers[f"{name}_high"] = _interval(truth, answer, patients, n_resamples, seed)
+            interval = bootstrap_interval(balanced_accuracy, patients, truth, answer, n=n_resamples, seed=seed)
+            bounds = {f"{name}_low": interval.low, f"{name}_high": interval.high}
+            numbers |= {key: None if math.isnan(value) else value for key, value in bounds.items()}
     return numbers
 
 
-def balanced_accuracy(truth: np.ndarray, answer: np.ndarray) -> float:
-    """Mean over the classes that occur of the share of their rows that was answered rightly."""
-    return float(np.mean([(answer[truth == c] == c).mean() for c in np.unique(truth)]))
-
-
-def _interval(
-    truth: np.ndarray, answer: np.ndarray, patients: np.ndarray, n_resamples: int, seed: int
-) -> tuple[float, float]:
-    random, people = np.random.default_rng(seed), np.unique(patients)
-    rows_of = [np.flatnonzero(patients == person) for person in people]
-    values = []
-    for _ in range(n_resamples):
-        rows = np.concatenate([rows_of[i] for i in random.integers(0, len(people), len(people))])
-        values.append(balanced_accuracy(truth[rows], answer[rows]))
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
+def with_interval(numbers: dict[str, Any], name: str) -> str:
+    """The number of a probe that was given intervals, in words: "0.531 [0.437, 0.641]"."""
+    low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
+    return f"{numbers[name]:.3f} " + ("(no interval: too few patients)" if low is None else f"[{low:.3f}, {high:.3f}]")

@@ -253,13 +253,15 @@ class _Pretraining:
             return
         for state, numbers in read_json(self.config.out / PROBE).items():
             for name in ("knn", "linear"):
-                yield Metric(
+                metric = Metric(
                     name=f"{name} probe of {self.config.probe_label}, balanced accuracy, {state}",
                     value=numbers[name],
-                    interval=[numbers[f"{name}_low"], numbers[f"{name}_high"]],
                     data=self.config.probe.name,
                     seed=self.config.seed,
                 )
+                if numbers[f"{name}_low"] is not None:
+                    metric["interval"] = [numbers[f"{name}_low"], numbers[f"{name}_high"]]
+                yield metric
 
 
 def _completed(described: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from endofm_lab.errors import UserError
 from endofm_lab.figures.style import PALETTE, tidy
 from endofm_lab.files import read_json, write_json
 from endofm_lab.pretraining.config import OBJECTIVES, signs_of
-from endofm_lab.pretraining.health import Health, verdict
+from endofm_lab.pretraining.health import Health, verdict, with_interval
 from endofm_lab.reports.html import Item, write_report
 from endofm_lab.training.checkpoints import STATE, Checkpoints
 from endofm_lab.training.loop import CHECKPOINTS, LOG, Record, read_log
@@ -150,7 +150,7 @@ def probe_table(run: str | Path) -> pd.DataFrame:
     for state, numbers in _probes(Path(run)).items():
         row = {"network": state}
         for name in ("knn", "linear"):
-            row[name] = f"{numbers[name]:.3f} [{numbers[f'{name}_low']:.3f}, {numbers[f'{name}_high']:.3f}]"
+            row[name] = with_interval(numbers, name)
         rows.append(row | {"chance": f"{numbers['chance']:.3f}"})
     return pd.DataFrame(rows)
 

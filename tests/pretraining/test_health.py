@@ -1,6 +1,7 @@
 """The numbers of health on hand-made cases, the verdict on simulated runs, the probe on features that know."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,18 +9,18 @@ import torch
 
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.errors import ManifestError
+from endofm_lab.metrics.probes import fit_linear, knn_scores
 from endofm_lab.model.transformer import build_backbone
 from endofm_lab.pretraining.dino import teacher_measures
 from endofm_lab.pretraining.health import (
     ProbeData,
-    balanced_accuracy,
     encode,
     feature_std,
-    knn_predict,
     load_probe,
     probe,
     rankme,
     verdict,
+    with_interval,
 )
 from endofm_lab.pretraining.objective import Signs
 from endofm_lab.pretraining.queue import Queue
@@ -113,15 +114,26 @@ def test_the_probe_finds_what_features_know_and_nothing_in_noise():
     assert noise["knn_low"] <= noise["knn"] <= noise["knn_high"] and noise["knn_low"] < noise["knn_high"]
 
 
-def test_nearest_neighbours_vote_by_cosine():
-    bank = np.array([[1.0, 0.0], [5.0, 0.1], [0.0, 1.0]])
-    asked = np.array([[0.1, 0.0], [0.0, 9.0]])
-    assert knn_predict(bank, np.array([0, 0, 1]), asked, 2, k=3).tolist() == [0, 1]
+def test_the_probes_are_those_of_fine_tuning_and_weigh_classes_alike():
+    features, data = probe_data(False)
+    labels = np.where(np.arange(len(features)) % 5 == 0, 1, 0)  # one in five
+    data = replace(data, labels=labels, classes=("a", "b"))
+    bank, asked = (torch.from_numpy(features[rows]).float() for rows in (~data.asked, data.asked))
+    truth, numbers = labels[data.asked], probe(features, data)
+    knn = knn_scores(bank[:, None], labels[~data.asked], asked[:, None], 2, 20).argmax(1)
+    weight, bias = fit_linear(bank, torch.from_numpy(labels[~data.asked]), 2, 0.1)
+    linear = (asked @ weight.T + bias).argmax(1).numpy()
+    for name, answer in (("knn", knn), ("linear", linear)):
+        recalls = [np.mean(answer[truth == c] == c) for c in (0, 1)]
+        assert numbers[name] == pytest.approx(np.mean(recalls)), name
+    assert numbers["chance"] == 0.5
 
 
-def test_balanced_accuracy_weighs_classes_alike():
-    truth, answer = np.array([0, 0, 0, 1]), np.array([0, 0, 0, 0])
-    assert balanced_accuracy(truth, answer) == 0.5
+def test_one_patient_gives_no_interval():
+    features, data = probe_data(True)
+    numbers = probe(features, replace(data, patients=np.full(len(features), "p")), n_resamples=50)
+    assert numbers["knn"] == 1.0 and numbers["knn_low"] is None and numbers["linear_high"] is None
+    assert with_interval(numbers, "knn") == "1.000 (no interval: too few patients)"
 
 
 def test_validation_is_asked_during_a_run_and_test_in_the_end(manifest):
