@@ -44,24 +44,23 @@ class Holder:
     born_s: float  # seconds since 1970; process numbers are used again
     since: str
     folder: int  # its number on the disk: in a copy of the folder nobody works
+    job: str  # of Slurm, and how often that has started it again; "" outside
     token: str
 
     @classmethod
     def this_process(cls, folder: Path) -> "Holder":
         """This process, from now on, in a folder."""
         now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        pid = os.getpid()
-        return cls(
-            pid,
-            socket.gethostname(),
-            psutil.Process(pid).create_time(),
-            now,
-            folder.stat().st_ino,
-            secrets.token_hex(8),
-        )
+        pid, number, token = os.getpid(), folder.stat().st_ino, secrets.token_hex(8)
+        return cls(pid, socket.gethostname(), psutil.Process(pid).create_time(), now, number, _job(), token)
 
     def is_gone_from(self, folder: Path) -> bool:
-        """Whether the process has ended, or never worked here; one on another machine is taken to be alive."""
+        """Whether the process has ended, or never worked here; one on another machine is taken to be alive.
+
+        Of a Slurm job that was started again, the processes of the start before have ended, wherever they were.
+        """
+        if self.job and self.job != _job() and self.job.split(".")[0] == _job().split(".")[0]:
+            return True
         if self.host != socket.gethostname():
             return False
         if self.folder != folder.stat().st_ino:
@@ -73,6 +72,11 @@ class Holder:
             return True
         except psutil.AccessDenied:
             return False
+
+
+def _job() -> str:
+    number = os.environ.get("SLURM_JOB_ID", "")
+    return number and f"{number}.{os.environ.get('SLURM_RESTART_COUNT', '0')}"
 
 
 @contextmanager

@@ -11,8 +11,10 @@ import time
 
 import pytest
 
+from endofm_lab.cli.main import main
 from endofm_lab.errors import UserError
 from endofm_lab.run_folder import LOCK, FolderInUseError, Holder, claim, held_by
+from endofm_lab.video.samples import sample_video
 
 REQUEST = {"steps": 100, "seeds": (0, 1), "views": {"px": 64, "frames": 4}, "model": "a" * 64}
 
@@ -94,6 +96,29 @@ def test_a_holder_on_another_machine_is_named_with_the_file_to_delete(tmp_path):
     (tmp_path / LOCK).write_text(json.dumps(holder))
     with pytest.raises(FolderInUseError, match=rf"on not-.*delete .*{LOCK}"), claim(tmp_path, REQUEST, "a run"):
         pass
+
+
+def test_a_slurm_job_that_is_started_again_on_another_machine_takes_its_folder_over(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "71")
+    before = {**vars(Holder.this_process(tmp_path)), "host": f"not-{socket.gethostname()}"}
+    (tmp_path / LOCK).write_text(json.dumps(before))
+    with pytest.raises(FolderInUseError), claim(tmp_path, REQUEST, "a run"):
+        pass  # another task of the same start
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with claim(tmp_path, REQUEST, "a run"):
+        pass
+    (tmp_path / LOCK).write_text(json.dumps(before))
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    with pytest.raises(FolderInUseError), claim(tmp_path, REQUEST, "a run"):
+        pass
+
+
+def test_the_command_in_a_folder_that_is_held_is_a_sentence_and_exit_code_2(tmp_path, capsys):
+    video = sample_video("Polyp, advancing")
+    with claim(tmp_path, {}, "a prediction"):
+        assert main(["predict", str(video), "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert f"is being worked on by process {os.getpid()} here since" in said and "Traceback" not in said
 
 
 def test_nobody_works_in_a_copy_of_a_folder(tmp_path):

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.pretraining.frames import FrameCorpus
+from endofm_lab.run_folder import claim
 from endofm_lab.training.loop import LoopConfig, Record, Trainable, parameter_groups, train
 from endofm_lab.video.transforms import InputSpec
 
@@ -220,7 +221,6 @@ def adapt_masked(module: MaskedFeatures, data: FrameCorpus, config: AdaptConfig,
 def _run(
     module: Trainable, data: FrameCorpus, config: AdaptConfig, out: Path, measure: Callable[[int], Record] | None
 ) -> Iterator[Record]:
-    _claim(module, data, config, out)
     per_epoch = math.ceil(len(data) / config.batch)
     optimiser = AdaBelief(parameter_groups(module), lr=config.lr, eps=1e-16, weight_decay=config.weight_decay)
 
@@ -236,12 +236,13 @@ def _run(
         workers=config.workers,
         precision=config.precision,
     )
-    yield from train(module, optimiser, schedule, data, loop, out, measure)
+    with claim(out, _request(module, data, config), "a run", record=CONFIG):
+        yield from train(module, optimiser, schedule, data, loop, out, measure)
 
 
-def _claim(module: Trainable, data: FrameCorpus, config: AdaptConfig, out: Path) -> None:
-    """Make the folder this run's: new, or the same run that goes on."""
-    settings = {
+def _request(module: Trainable, data: FrameCorpus, config: AdaptConfig) -> dict[str, Any]:
+    """What the run's numbers depend on."""
+    return {
         "stage": type(module).__name__,
         **{name: value for name, value in asdict(config).items() if name != "workers"},
         "data": data.manifest.fingerprint,
@@ -250,11 +251,6 @@ def _claim(module: Trainable, data: FrameCorpus, config: AdaptConfig, out: Path)
         "balanced": data.balanced,
         "augmented": data.augment,
     }
-    path = out / CONFIG
-    before = read_json(path) if path.exists() else settings
-    if differing := [name for name in settings if before.get(name) != settings[name]]:
-        raise UserError(f"{out} holds a run with other settings ({', '.join(differing)}); choose another folder.")
-    write_json(path, settings)
 
 
 def frame_scores(model: VideoModel, data: FrameCorpus, head: str, batch: int = 64) -> np.ndarray:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from endofm_lab.errors import CheckpointError, UserError
+from endofm_lab.files import atomic_path
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.draws import Data, Draws, LeftOut, batches, step_seed
 from endofm_lab.training.processes import gathered, processes, shard, sharding_asked_for
@@ -365,8 +366,8 @@ def read_log(path: str | Path) -> list[Record]:
 def cut_log(path: Path, steps: int) -> None:
     """Keep the records of the first ``steps`` steps: what came after the checkpoint is computed again."""
     kept = [record for record in read_log(path) if record["step"] < steps]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
 
 def _plain(record: Record) -> Record:

@@ -150,7 +150,7 @@ def test_the_supervised_stage_learns_selects_and_resumes_bit_for_bit(manifest, t
     steps.close()
     again = make_model()
     longer = replace(config, epochs=4, lr=1e-3)
-    with pytest.raises(UserError, match=r"holds a run with other settings \(epochs, lr\); choose"):
+    with pytest.raises(UserError, match=r"holds a run with other settings: epochs is \d+ there, \d+ here; lr is "):
         next(adapt_supervised(again, *corpora(manifest, again), longer, tmp_path / "stopped"))
     rest = list(adapt_supervised(again, *corpora(manifest, again), config, tmp_path / "stopped"))
     assert [r["loss"] for r in rest] == [r["loss"] for r in whole[8:]]
