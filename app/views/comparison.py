@@ -48,7 +48,7 @@ def show_comparison(comparison: Comparison) -> None:
     """Why there is no ranking, the table, its figure, its notes, and the files to take away."""
     if not comparison.ranked:
         st.warning(
-            "**These runs are not ranked**, and no test is given, because they were not measured alike:\n\n"
+            "**These runs are not ranked**, and no test is given:\n\n"
             + "\n".join(f"- {plain(reason)}" for reason in comparison.reasons)
         )
     head, rows = comparison.cells()
@@ -101,8 +101,9 @@ def offer_sample() -> None:
 
 st.title("Comparison")
 st.markdown(
-    "Finished runs side by side: **values with intervals over patients**, and a paired test. Runs are ranked only if "
-    "they answered the same test items by the same protocol."
+    "Finished runs side by side: **values with intervals over patients** (over recordings where patients are unknown), "
+    "and a paired test. Runs are ranked only if they answered the same test items by the same protocol, on enough "
+    "patients."
 )
 placeholder = "default: the runs of this app"
 typed = st.sidebar.text_input("Folder with runs", placeholder=placeholder, **session.field("runs")).strip()

@@ -20,7 +20,8 @@ import pandas as pd
 from endofm_lab.cli.finetune import show
 from endofm_lab.data.manifest import read_manifest, write_manifest
 from endofm_lab.data.prepare.prepare import prepare
-from endofm_lab.data.splits import group_ids, holdout
+from endofm_lab.data.splits import holdout
+from endofm_lab.data.units import group_ids
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.finetune import finetune
 from endofm_lab.finetuning.start import Start

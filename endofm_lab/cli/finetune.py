@@ -118,8 +118,11 @@ def show(record: dict[str, Any]) -> None:
 def print_run(folder: Path) -> None:
     """Print what a finished run reached on test."""
     from endofm_lab.files import read_json
+    from endofm_lab.metrics.intervals import caution
+    from endofm_lab.runs.run import unit_of
 
     report = read_json(folder / "report.json")
+    unit = unit_of(report)
     print(f"\n{report['method']}; {report['initialisation']}")
     for name, metric in report["metrics"].items():
         if metric["value"] is None:
@@ -128,6 +131,8 @@ def print_run(folder: Path) -> None:
         low, high = metric["low"], metric["high"]
         interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
         spread = "" if metric["seed_std"] is None else f" ±{metric['seed_std']:.3f} over seeds"
-        print(f"{name:<28} {metric['value']:.3f}{interval}{spread}   ({metric['patients']} patients)")
+        print(f"{name:<28} {metric['value']:.3f}{interval}{spread}   ({unit['words']})")
+    if few := caution(unit["n"], unit["words"]):
+        print(few)
     print(f"Audit: {report['audit']['verdict']}")
     print(f"Written to {folder}. {NOTICE}")

@@ -1,8 +1,8 @@
 """Patient-wise splits: groups stay whole, classes stay balanced, and the balance reached is reported.
 
 A group is what must never be on two sides: all rows that share a patient, a video or a sequence, directly or through
-other rows (connected components). Groups are dealt out greedily, largest first, then improved by moves and exchanges;
-the seed decides between equals, so the same table and seed always give the same split.
+other rows (connected components, see `data.units`). Groups are dealt out greedily, largest first, then improved by
+moves and exchanges; the seed decides between equals, so the same table and seed always give the same split.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
+from endofm_lab.data.units import Units, group_ids, units
 from endofm_lab.errors import UserError
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
-GROUP_COLUMNS = ("patient", "video", "sequence")
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class Split:
         parts: (N,) str, the part of each row; empty where the row has none.
         balance: one row per class and part: ``rows``, ``groups``, ``share`` (of the class's rows), ``wanted``.
         n_groups: number of groups in the table.
+        units: the units of independence of the rows; as many as groups unless `links` joined more.
         torn: number of groups with rows in more than one part; 0 for every split made here.
     """
 
@@ -35,6 +35,7 @@ class Split:
     parts: np.ndarray
     balance: pd.DataFrame
     n_groups: int
+    units: Units
     torn: int
 
     @property
@@ -43,40 +44,23 @@ class Split:
         return float((self.balance["share"] - self.balance["wanted"]).abs().mean())
 
     def text(self) -> str:
-        """The balance as plain text."""
-        head = f"{self.name}: {self.n_groups:,} groups, {self.torn:,} torn apart, mean deviation {self.deviation:.3f}"
+        """The balance as plain text, with a warning where patients are unknown."""
+        head = (
+            f"{self.name}: {self.n_groups:,} groups ({self.units.words}), {self.torn:,} torn apart, mean deviation "
+            f"{self.deviation:.3f}"
+        )
         table = self.balance.assign(share=self.balance["share"].round(3), wanted=self.balance["wanted"].round(3))
-        return head + "\n" + table.to_string(index=False)
+        return "\n".join([head, *([self.warning] if self.warning else []), table.to_string(index=False)])
 
-
-def group_ids(table: pd.DataFrame, links: np.ndarray | None = None) -> np.ndarray:
-    """Int64 (N,) group of every row: rows with a common patient, video or sequence are in one group.
-
-    Patients and sequences are compared within their data set, because `patient 1` of two data sets are two people.
-
-    Args:
-        table: a manifest's table; empty cells bind nothing.
-        links: (L, 2) pairs of row numbers that must stay together too, such as near-duplicates found by the audit.
-    """
-    n = len(table)
-    rows, keys, n_keys = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-    for column in GROUP_COLUMNS:
-        if column not in table:
-            continue
-        text = table[column].fillna("").astype(str)
-        scope = text if column == "video" else table["dataset"].fillna("").astype(str) + "\x00" + text
-        codes, unique = pd.factorize(scope)
-        known = (text != "").to_numpy()
-        rows.append(np.flatnonzero(known))
-        keys.append(codes[known] + n_keys)
-        n_keys += len(unique)
-    start, end = np.concatenate(rows), np.concatenate(keys) + n
-    if links is not None and len(links):
-        start, end = np.concatenate([start, links[:, 0]]), np.concatenate([end, links[:, 1]])
-    size = n + n_keys
-    graph = coo_array((np.ones(len(start), bool), (start, end)), shape=(size, size))
-    component = connected_components(graph, directed=False)[1][:n]
-    return pd.factorize(component)[0].astype(np.int64)  # numbered by first appearance
+    @property
+    def warning(self) -> str:
+        """What the split cannot promise because patients are unknown; empty where every patient is known."""
+        if self.units.patients_known:
+            return ""
+        return (
+            f"WARNING: patients are not known for every row ({self.units.words}). Several groups may be of one "
+            "patient, who is then on two sides of the split. Fill in the column patient or sequence if they are known."
+        )
 
 
 def holdout(
@@ -269,4 +253,4 @@ def _report(name: str, table: pd.DataFrame, groups: np.ndarray, parts: np.ndarra
     placed = parts != ""
     pairs = pd.DataFrame({"group": groups[placed], "part": parts[placed].astype(str)}).drop_duplicates()
     torn = int((pairs["group"].value_counts() > 1).sum())
-    return Split(name, parts, balance, int(groups.max()) + 1, torn)
+    return Split(name, parts, balance, int(groups.max()) + 1, units(table), torn)

@@ -20,12 +20,12 @@ def intervals(comparison: Comparison, metric: str | None = None, title: str = ""
     name = metric or comparison.by
     values = [line.metrics[name] for line in comparison.lines]
     runs = [line.run.run for line in comparison.lines]
-    table = pd.DataFrame(
-        {"value": [v.value for v in values], "low": [v.low for v in values], "high": [v.high for v in values]}
-    )
+    table = pd.DataFrame([(v.value, v.low, v.high, v.units) for v in values], columns=["value", "low", "high", "units"])
     figure = go.Figure(_dots(table, runs, name, PALETTE[0]))
+    kinds = "; ".join(dict.fromkeys(line.run.units_in_words for line in comparison.lines))
     figure.update_yaxes(autorange="reversed", type="category", automargin=True)
-    figure.update_xaxes(title_text=f"{name}, 95 % interval over patients")
+    there = any(not np.isnan(value.low) for value in values)
+    figure.update_xaxes(title_text=f"{name}, 95 % interval over {kinds}" if there else f"{name}; no interval ({kinds})")
     figure.update_layout(title=title, height=130 + _top(title) + 36 * len(runs), margin_t=_top(title), showlegend=False)
     return tidy(figure)
 
@@ -144,6 +144,11 @@ def _top(title: str) -> int:
     return 80 if title else 30
 
 
+def _interval_words(low: float, high: float, units: int) -> str:
+    """The interval and the units behind it, or that there are too few of them."""
+    return f"(no interval, {units} units)" if np.isnan(low) else f"[{low:.3f}, {high:.3f}] ({units} units)"
+
+
 def _dots(table: pd.DataFrame, labels: Sequence[str], name: str, colour: str) -> go.Scatter:
     """Dots at ``value`` with bars from ``low`` to ``high``; no bar where there is no interval."""
     return go.Scatter(
@@ -160,6 +165,6 @@ def _dots(table: pd.DataFrame, labels: Sequence[str], name: str, colour: str) ->
             "color": colour,
             "thickness": 2,
         },
-        customdata=table[["low", "high"]],
-        hovertemplate="%{fullData.name}<br>%{y}: %{x:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<extra></extra>",
+        customdata=[_interval_words(*row) for row in table[["low", "high", "units"]].itertuples(index=False)],
+        hovertemplate="%{fullData.name}<br>%{y}: %{x:.3f} %{customdata}<extra></extra>",
     )

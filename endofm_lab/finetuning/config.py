@@ -53,7 +53,8 @@ class FinetuneConfig:
         clips: per row at validation and test, their scores averaged; for classification.
         step_s: seconds from one answer to the next in a long video; for phases.
         smoother: of the answers over time; "causal" sees the past only, "offline" the whole video; for phases.
-        shared_patients: "refuse" a manifest with patients in two splits, or "accept" it and say so in the run.
+        shared_patients: "refuse" a manifest with a patient or recording in two splits, or "accept" it and say so in
+            the run.
         split_name: "manifest" for its column ``split``, or the name of a further one (column ``split_NAME``), such as
             "released" for the lists of a paper.
         precision: of the training's arithmetic.

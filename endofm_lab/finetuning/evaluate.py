@@ -13,7 +13,7 @@ from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.run_folder import claim
 from endofm_lab.runs.run import REPORT, Run, read_run, write_run
 from endofm_lab.tasks import Task, task_answered_by
-from endofm_lab.tasks.examples import read_split
+from endofm_lab.tasks.examples import read_split, units_of
 
 
 def evaluate(
@@ -84,6 +84,7 @@ def _tested(model: VideoModel, name: str, task: Task, table: Manifest, run_name:
         test={"fingerprint": Manifest(table.rows("test"), table.root).fingerprint, "split": split_name},
         audit=_audit(model, table),
         predictions=predictions,
+        unit=units_of(table, "test").described(),
     )
 
 

@@ -25,7 +25,7 @@ from endofm_lab.model.video_model import VideoModel
 from endofm_lab.run_folder import claim
 from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, write_run
 from endofm_lab.tasks import Task
-from endofm_lab.tasks.examples import SPLITS, Example, read_split, refuse_shared_patients
+from endofm_lab.tasks.examples import SPLITS, Example, read_split, refuse_shared_units, units_of
 from endofm_lab.training.loop import Record
 
 CONFIG = "config.json"
@@ -76,14 +76,14 @@ class _Job:
         if task.name != config.task:
             raise UserError(f"The task is one of {task.name}, the configuration asks for {config.task}: name the same.")
         manifest = read_split(config.manifest, config.split_name)
-        if config.shared_patients == "refuse":
-            refuse_shared_patients(manifest)
         found = audit(manifest, progress=False)
         if missing := sorted(set(SPLITS) - set(manifest.table["split"])):
             raise ManifestError(
                 f"The split {config.split_name!r} has no rows of {', '.join(missing)}, but training needs all three: "
                 f"validation chooses, never test. Make them with `endofm-lab data split`. Audit: {found.verdict}"
             )
+        if config.shared_patients == "refuse":
+            refuse_shared_units(manifest)
         head = task.head(manifest)
         if config.method == "attentive probe":
             head = replace(head, pooling="attention")
@@ -171,6 +171,7 @@ class _Job:
             },
             audit={"findings": self.leaks, "verdict": self.verdict},
             predictions=pd.concat(tables, ignore_index=True),
+            unit=units_of(manifest, "test").described(),
         )
         write_run(config.out, run)
 

@@ -1,7 +1,7 @@
-"""Finished runs in one table: values with patient-level intervals, ranked only where ranking means something.
+"""Finished runs in one table: values with intervals over units, ranked only where ranking means something.
 
-Runs are ranked by one metric if they were tested on the same items by the same protocol; otherwise the table keeps the
-given order, has no ranks and no tests, and says why.
+Runs are ranked by one metric if they were tested on the same items by the same protocol, and on enough units (patients,
+where they are known); otherwise the table keeps the given order, has no ranks and no tests, and says why.
 """
 
 import html
@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from endofm_lab.files import formulas_as_text
-from endofm_lab.metrics.intervals import Difference, Interval
+from endofm_lab.metrics.intervals import MIN_UNITS_FOR_INTERVAL, Difference, Interval, caution
 from endofm_lab.runs.run import Run, RunError
 from endofm_lab.tasks import TASKS
 
@@ -56,7 +56,8 @@ class Comparison:
                 "method": line.run.method,
                 "initialisation": line.run.initialisation,
                 "seeds": len(line.run.seeds),
-                "patients": line.metrics[self.by].patients,
+                "units": line.metrics[self.by].units,
+                "unit": line.run.units_in_words,
             }
             for name, interval in line.metrics.items():
                 row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
@@ -72,13 +73,13 @@ class Comparison:
         """Heading and rows of the table to be read: ``value [low, high]``, and the deviation over seeds."""
         names = list(self.lines[0].metrics)
         names.sort(key=lambda name: name != self.by)  # the ranking metric first, the others as they were
-        head = ["run", "method", "initialisation", *names]
+        head = ["run", "method", "initialisation", "tested on", *names]
         if self.ranked:
-            head = ["rank", *head[:4], "difference to the first", "p", *head[4:]]
+            head = ["rank", *head[:5], "difference to the first", "p", *head[5:]]
         rows = []
         for line in self.lines:
             values = [_cell(line.metrics[name], line.seed_std[name]) for name in names]
-            row = [line.run.run, line.run.method, line.run.initialisation]
+            row = [line.run.run, line.run.method, line.run.initialisation, line.run.units_in_words]
             if self.ranked:
                 gap = None if line.to_best is None else line.to_best[self.by]
                 test = ["", ""] if gap is None else [_signed(gap), _p(gap.p_value)]
@@ -92,10 +93,12 @@ class Comparison:
         interval = self.lines[0].metrics[self.by]
         notes = [f"Not ranked: {reason}" for reason in self.reasons]
         percent = f"{100 * interval.level:g}"
-        notes.append(
-            f"Brackets: {percent} % intervals from {interval.n} resamples of the patients "
-            f"({', '.join(f'{line.run.run}: {line.metrics[self.by].patients}' for line in self.lines)})."
-        )
+        resampled = [line for line in self.lines if line.metrics[self.by].units >= MIN_UNITS_FOR_INTERVAL]
+        if resampled:
+            notes.append(
+                f"Brackets: {percent} % intervals from {interval.n} resamples of the units "
+                f"({', '.join(f'{line.run.run}: {line.run.units_in_words}' for line in resampled)})."
+            )
         if self.ranked and len(self.lines) > 1:
             notes.append(
                 f"Differences and p-values (two-sided) compare {self.by} on the same resamples with the first rank; "
@@ -138,7 +141,7 @@ def compare(
     Args:
         runs: at least one, with names of their own.
         by: metric to rank by; None takes the task's primary one.
-        n: resamples of the patients, the same for every run.
+        n: resamples of the units, the same for every run.
         seed: of the resamples.
         level: of confidence.
 
@@ -171,8 +174,9 @@ def compare(
 
 
 def why_not_ranked(runs: Sequence[Run]) -> list[str]:
-    """Why runs of one task cannot be ranked, a sentence for every difference to the first run; empty if they can."""
-    first, reasons = runs[0], []
+    """Why runs of one task cannot be ranked: too few units, or what differs from the first run; empty if they can."""
+    first = runs[0]
+    reasons = list(dict.fromkeys(filter(None, (caution(run.n_units, run.units_in_words) for run in runs))))
     for run in runs[1:]:
         for key in ("fingerprint", "split"):
             if run.test[key] != first.test[key]:

@@ -70,8 +70,8 @@ BENCHMARKS = (
 def paper_table(runs: Sequence[Run]) -> str:
     """The table as Markdown: published rows, local runs in the same columns, notes, and local runs on other data.
 
-    A run belongs to a column by its ``protocol["dataset"]`` and task. Its cell is the percentage with its patient-level
-    interval; marks lead to the notes that say how its protocol differs.
+    A run belongs to a column by its ``protocol["dataset"]`` and task. Its cell is the percentage with its interval
+    over units; marks lead to the notes that say how its protocol differs.
     """
     head = ["", *(f"{b.dataset} ({b.metric})" for b in BENCHMARKS)]
     rows = [[f"{name} (published)", *(f"{value:.1f}" for value in values)] for name, *values in PUBLISHED]

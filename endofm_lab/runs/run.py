@@ -11,13 +11,14 @@
 | seeds | list of integers, one for every training that was repeated |
 | protocol | everything that must be equal for a ranking, as JSON: always ``dataset`` and ``chosen_on`` ("validation"), and what else the task fixes: training manifest's fingerprint, budget, threshold, clips per video, ... |
 | test | ``fingerprint`` (of the manifest's test rows) and ``split`` (the split's name, e.g. "released" or "patient-wise") |
-| metrics | by name: value, low, high, level, n, patients, undefined, seed_std; computed here from the predictions |
+| unit | of independence, of the test rows: ``kind`` ("patient", "sequence", "video", "image"), ``n``, ``words`` ("16 patients"); a report without it speaks of patients |
+| metrics | by name: value, low, high, level, n, units, undefined, seed_std; computed here from the predictions |
 | audit | ``findings``: a list of sentences, empty when the leakage audit found nothing |
 
 What may differ between compared runs (learning rate, epochs of a method, ...) does not belong into ``protocol``.
 
 ``predictions.parquet`` has one row per test item and seed: ``seed``, ``row`` (id of the item, unique within the seed),
-``patient``, and the columns of its task:
+``patient`` (the unit that the item belongs to, see `data.units`), and the columns of its task:
 
 | task | one row is | columns |
 |---|---|---|
@@ -31,7 +32,7 @@ A clip that could not be read has no row; the writer reports it in ``audit``.
 """  # noqa: E501  (a Markdown table cannot be wrapped)
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,25 +66,36 @@ class Run:
     test: dict[str, str]
     audit: dict[str, Any]
     predictions: pd.DataFrame
+    unit: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_units(self) -> int:
+        """How many units of independence the test items belong to."""
+        return int(self.predictions["patient"].nunique())
+
+    @property
+    def units_in_words(self) -> str:
+        """What the intervals resample: "16 patients", "4 videos; patients unknown"."""
+        return str(self.unit.get("words") or f"{self.n_units:,} patient{'' if self.n_units == 1 else 's'}")
 
     def samples(self, n: int = 1000, seed: int = 0) -> Samples:
-        """The task's metrics, mean over training seeds, on all patients and on ``n`` resamples of them."""
-        patients, seeds = self._measured()
+        """The task's metrics, mean over training seeds, on all units and on ``n`` resamples of them."""
+        units, seeds = self._measured()
 
         def mean_over_seeds(weights: NDArray[np.float64]) -> dict[str, Values]:
             values = [metrics(weights) for metrics in seeds]
             return {name: np.mean(np.array([value[name] for value in values]), axis=0) for name in values[0]}
 
-        return bootstrap_samples(mean_over_seeds, patients, n, seed)
+        return bootstrap_samples(mean_over_seeds, units, n, seed)
 
     def seed_std(self) -> dict[str, float]:
         """Standard deviation of every metric over training seeds (n - 1 in the denominator); NaN for a single seed."""
-        patients, seeds = self._measured()
-        values = pd.DataFrame([metrics(np.ones(len(patients))) for metrics in seeds])
+        units, seeds = self._measured()
+        values = pd.DataFrame([metrics(np.ones(len(units))) for metrics in seeds])
         return {str(name): float(std) for name, std in values.std().items()}
 
     def _measured(self) -> tuple[NDArray, list[MetricSet]]:
-        """The patient of every unit and, for each training seed, the metrics of these units in the same order."""
+        """The unit of every measured item and, for each training seed, the metrics of these items in the same order."""
         parts = [self.predictions[self.predictions["seed"] == seed].set_index("row") for seed in self.seeds]
         pairs = [TASKS[self.task].measured(part.loc[parts[0].index]) for part in parts]
         return pairs[0][0], [metrics for _, metrics in pairs]
@@ -113,6 +125,7 @@ def write_run(folder: str | Path, run: Run) -> None:
         "seeds": list(run.seeds),
         "protocol": run.protocol,
         "test": run.test,
+        "unit": run.unit or {"kind": "patient", "n": run.n_units, "words": run.units_in_words},
         "metrics": {name: {key: _json(value) for key, value in row.items()} for name, row in metrics.items()},
         "audit": run.audit,
     }
@@ -142,10 +155,18 @@ def read_run(folder: str | Path) -> Run:
     missing = [key for key in keys if not isinstance(report, dict) or key not in report]
     if missing:
         raise RunError(f"{folder / REPORT} lacks {', '.join(missing)}; it was not written by a finished run.")
-    values = {key: report[key] for key in keys if key != "metrics"}
+    values = {key: report[key] for key in keys if key != "metrics"} | {"unit": unit_of(report)}
     run = Run(**{**values, "seeds": tuple(report["seeds"])}, predictions=predictions)
     _check(run, folder)
     return run
+
+
+def unit_of(report: dict[str, Any]) -> dict[str, Any]:
+    """The entry ``unit`` of a report; one written before that entry existed speaks of patients."""
+    if "unit" in report:
+        return report["unit"]
+    n = max((metric.get("patients", 0) for metric in report["metrics"].values()), default=0)
+    return {"kind": "patient", "n": n, "words": f"{n:,} patient{'' if n == 1 else 's'}"}
 
 
 def run_folders(folder: str | Path) -> list[Path]:
@@ -185,7 +206,10 @@ def _check(run: Run, folder: Path) -> None:
     if (seeds := sorted(table["seed"].unique().tolist())) != sorted(run.seeds):
         refuse(f"the predictions are of seeds {seeds}, the report says {list(run.seeds)}.")
     if no_patient := int(table["patient"].isna().sum()):
-        refuse(f"{no_patient} rows have no patient; give every video its own where patients are not known.")
+        refuse(
+            f"{no_patient} rows have no unit in the column patient; give the sequence or the video where patients "
+            "are unknown."
+        )
     if repeated := int(table.duplicated(["seed", "row"]).sum()):
         refuse(f"{repeated} rows are repeated within a seed; 'row' must name each test item once.")
     counts = table.groupby("row", sort=False)["seed"].size()

@@ -8,6 +8,7 @@ from typing import Any
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.rows import Row, stretch
 from endofm_lab.data.splits import named_split
+from endofm_lab.data.units import Units, units
 from endofm_lab.errors import ManifestError
 
 SPLITS = ("train", "val", "test")
@@ -19,7 +20,7 @@ class Example(Row):
 
     Attributes:
         row: its number in its split, from 0: the id of a test item.
-        patient: data set and patient; the video's name where the manifest does not say.
+        patient: the unit of independence: data set and patient, or its sequence or video where patients are unknown.
         target: what is to be found in it, in the form that its task gives it.
     """
 
@@ -40,30 +41,36 @@ def read_split(path: str | Path, name: str = "manifest") -> Manifest:
 
 def examples_of(manifest: Manifest, split: str, targets: Sequence[Any]) -> list[Example]:
     """The rows of a split, each with its target."""
+    ids = units_of(manifest, split).ids
     return [
         Example(
             **stretch(manifest, row),
             row=number,
-            patient=f"{row['dataset']}/{row['patient'] or row['video']}",  # patient 1 of two data sets are two
+            patient=str(ids[number]),
             target=target,
         )
         for number, (row, target) in enumerate(zip(manifest.rows(split).to_dict("records"), targets, strict=True))
     ]
 
 
-def shared_patients(manifest: Manifest) -> list[str]:
-    """Patients (with their data set) that are in more than one of the splits, sorted."""
-    rows = manifest.table[(manifest.table["patient"] != "") & manifest.table["split"].isin(SPLITS)]
-    splits = rows.groupby(["dataset", "patient"])["split"].nunique()
-    return sorted(f"{dataset}/{patient}" for dataset, patient in splits[splits > 1].index)
+def units_of(manifest: Manifest, split: str) -> Units:
+    """The units of independence of a split's rows; what the rows of other splits tie together counts too."""
+    return units(manifest.table).take((manifest.table["split"] == split).to_numpy())
 
 
-def refuse_shared_patients(manifest: Manifest) -> None:
-    """Raise a ManifestError that counts and names the patients of more than one split, if there are any."""
-    if shared := shared_patients(manifest):
+def shared_units(manifest: Manifest) -> list[str]:
+    """Patients, sequences and videos (the units, with their data set) in more than one of the splits, sorted."""
+    rows = manifest.table[manifest.table["split"].isin(SPLITS)]
+    splits = rows["split"].groupby(units(rows).ids).nunique()
+    return sorted(map(str, splits[splits > 1].index))
+
+
+def refuse_shared_units(manifest: Manifest) -> None:
+    """Raise a ManifestError that counts and names the units of more than one split, if there are any."""
+    if shared := shared_units(manifest):
         raise ManifestError(
-            f"{len(shared)} patients are in two splits or more: {named(shared)}. Split by patient, or accept it by "
-            "name (shared_patients='accept'); the run then says so."
+            f"{len(shared)} patients or recordings are in two splits or more: {named(shared)}. Split by patient, or "
+            "accept it by name (shared_patients='accept'); the run then says so."
         )
 
 

@@ -33,7 +33,7 @@ class Task:
         kinds: of heads (`HeadSpec.kind`) that answer the task.
         forms: of heads (`HeadSpec.form`) that a user may choose besides the light one.
         methods: of fine-tuning that suit it.
-        columns: of its table of answers, besides ``row`` and ``patient``; `runs.run` describes them.
+        columns: of its table of answers, besides ``row`` and ``patient`` (the unit); `runs.run` describes them.
         truth: those of the columns that hold what was to be found.
         primary: metric by which runs are ranked.
         chosen_by: metric by which validation chooses; the earliest of equals wins.
@@ -130,9 +130,9 @@ class Task:
 
     @classmethod
     def measured(cls, rows: pd.DataFrame) -> tuple[NDArray, MetricSet]:
-        """The patient of every unit (N,), and the metrics as a function of the units' weights (R, N).
+        """The unit of independence of every item (N,), and the metrics as a function of the items' weights (R, N).
 
-        Units are the rows of one training seed unless the task says otherwise. Empty cases are those of
+        Items are the rows of one training seed unless the task says otherwise. Empty cases are those of
         ``metrics.classification`` and its neighbours.
         """
         raise NotImplementedError

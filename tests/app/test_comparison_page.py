@@ -38,13 +38,14 @@ def test_runs_of_one_protocol_are_ranked_with_intervals_and_a_paired_test(cache)
     assert not app.warning
     assert [b.label for b in app.download_button] == ["Table as Markdown", "Table as CSV", "Table as HTML"]
     assert len(app.get("plotly_chart")) == 3, "intervals, class by class, reliability"
-    assert "Endo-FM (published)" in texts(app) and "strong: 20, weak: 20" in texts(app).replace("\\", "")
+    shown = texts(app).replace("\\", "")
+    assert "Endo-FM (published)" in shown and "strong: 20 patients, weak: 20 patients" in shown
 
 
 def test_another_metric_can_rank(cache):
     app = page(made_run("weak", skill=0.5), made_run("strong", skill=3.0), root=cache / "runs")
     next(s for s in app.sidebar.selectbox if s.label == "Rank by").set_value("brier").run()
-    assert app.dataframe[0].value.columns[4] == "brier"
+    assert app.dataframe[0].value.columns[5] == "brier"
     assert "Lower is better: brier, ece" in texts(app).replace("\\", "")
 
 

@@ -19,7 +19,8 @@ from endofm_lab.data.audit.confounding import confounding, cramers_v
 from endofm_lab.data.audit.overlap import frame_gaps, gather, time_gaps
 from endofm_lab.data.hashing import MAX_RADIUS, SAME_SCENE, fingerprint, hamming, near_pairs, same_colour, same_scene
 from endofm_lab.data.manifest import Manifest, checked, write_manifest
-from endofm_lab.data.splits import group_ids, holdout
+from endofm_lab.data.splits import holdout
+from endofm_lab.data.units import group_ids
 from endofm_lab.errors import UserError
 from endofm_lab.reports.audit import write_audit_html
 

@@ -9,7 +9,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from endofm_lab.cli.main import main
 from endofm_lab.data.manifest import read_manifest, write_manifest
-from endofm_lab.data.splits import group_ids, holdout, kfold, named_split, official
+from endofm_lab.data.splits import holdout, kfold, named_split, official
+from endofm_lab.data.units import group_ids
 from endofm_lab.errors import UserError
 
 
@@ -205,7 +206,7 @@ def test_the_command_writes_a_hold_out_or_folds_that_find_their_files(
     (tmp_path / "far").mkdir()
     made, folds = tmp_path / "far" / "holdout.csv", tmp_path / "folds.parquet"
     assert main(["data", "split", str(tmp_path / "m.csv"), "--out", str(made), "--test", "0.3"]) == 0
-    assert "20 groups, 0 torn apart" in capsys.readouterr().out
+    assert "20 groups (20 patients), 0 torn apart" in capsys.readouterr().out
     table = read_manifest(made).table
     assert set(table["split"]) == {"train", "val", "test"} and official(table).torn == 0
     assert table.loc[0, "video"] == str(tmp_path / "p0-0.mp4")

@@ -80,7 +80,7 @@ def test_intervals_are_over_patients():
     mask = np.array([[[True, False]]])
     games = [(f"p{i}", pointing_game(right if i % 4 else wrong, mask)) for i in range(12)]
     found = pointing_intervals(games)
-    assert found["map"].value == pytest.approx(0.75) and found["map"].patients == 12
+    assert found["map"].value == pytest.approx(0.75) and found["map"].units == 12
     assert found["map"].low < 0.75 < found["map"].high
     assert found["random"].value == found["random"].low == 0.5
     with pytest.raises(UserError, match="nothing to point at"):

@@ -131,12 +131,14 @@ def test_a_split_by_name_is_the_one_that_is_used(phantom, tmp_path):
         next(finetune(replace(config, split_name="paper", out=tmp_path / "other")))
 
 
-def test_runs_of_two_methods_on_one_manifest_are_ranked(phantom, probe, tmp_path):
+def test_runs_of_two_methods_on_one_manifest_are_measured_alike_but_two_patients_give_no_ranks(
+    phantom, probe, tmp_path
+):
     config = FinetuneConfig(phantom, tmp_path / "knn", method="knn", start=SCRATCH)
     list(finetune(config))
     compared = compare([read_run(probe[0].out), read_run(config.out)])
-    assert compared.ranked, compared.reasons
-    assert "difference to the first" in compared.to_markdown()
+    assert [reason.split(":")[0] for reason in compared.reasons] == ["The test set has 2 patients"]
+    assert "difference to the first" not in compared.to_markdown()
 
 
 @pytest.mark.parametrize(
@@ -238,7 +240,7 @@ def test_a_patient_in_two_splits_is_refused_and_if_accepted_reported(phantom, tm
         return table
 
     changed = edited(phantom, tmp_path, leak)
-    with pytest.raises(ManifestError, match="1 patients are in two splits"):
+    with pytest.raises(ManifestError, match="1 patients or recordings are in two splits"):
         next(finetune(FinetuneConfig(changed, tmp_path / "refused", start=SCRATCH)))
     assert not (tmp_path / "refused").exists()
     config = FinetuneConfig(
@@ -247,6 +249,30 @@ def test_a_patient_in_two_splits_is_refused_and_if_accepted_reported(phantom, tm
     list(finetune(config))
     assert read_run(config.out).audit["findings"]
     assert load_model(config.out / "seed-0" / "model").card.audit.startswith("LEAKAGE")
+
+
+def test_a_sequence_in_two_splits_is_refused_like_a_patient(phantom, tmp_path):
+    def leak(table):
+        table = table.assign(patient="", sequence=[f"s{k}" for k in range(len(table))])
+        rows = table.index[(table["split"] == "test") | (table.index == table.index[table["split"] == "train"][0])]
+        table.loc[rows, "sequence"] = "one operation"
+        return table
+
+    with pytest.raises(ManifestError, match="in two splits or more: phantom/sequence one operation"):
+        next(finetune(FinetuneConfig(edited(phantom, tmp_path, leak), tmp_path / "refused", start=SCRATCH)))
+
+
+def test_the_frames_of_one_operation_are_tested_as_one_sequence_without_an_interval(phantom, tmp_path):
+    def one_operation(table):
+        table = table.assign(patient="", sequence=[f"s{k}" for k in range(len(table))])
+        table.loc[table["split"] == "test", "sequence"] = "VID75"
+        return table
+
+    config = FinetuneConfig(edited(phantom, tmp_path, one_operation), tmp_path / "run", method="knn", start=SCRATCH)
+    list(finetune(config))
+    report = read_json(config.out / "report.json")
+    assert report["unit"] == {"kind": "sequence", "n": 1, "words": "1 sequence; patients unknown"}
+    assert all(metric["low"] is metric["high"] is None for metric in report["metrics"].values())
 
 
 def test_a_class_that_training_never_saw_is_refused_with_the_count(phantom, tmp_path):

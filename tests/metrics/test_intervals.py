@@ -7,7 +7,15 @@ from sklearn.metrics import f1_score, roc_auc_score
 from endofm_lab.metrics import classification as metrics
 from endofm_lab.metrics import intervals
 from endofm_lab.metrics.classification import MetricError
-from endofm_lab.metrics.intervals import bootstrap_difference, bootstrap_interval, bootstrap_samples, on_repeated_rows
+from endofm_lab.metrics.intervals import (
+    MIN_UNITS_FOR_INTERVAL,
+    MIN_UNITS_FOR_RANK,
+    bootstrap_difference,
+    bootstrap_interval,
+    bootstrap_samples,
+    caution,
+    on_repeated_rows,
+)
 
 
 @pytest.fixture
@@ -39,7 +47,7 @@ def test_the_interval_is_the_percentiles_over_drawn_patients(cohort):
         values.append(f1_score(target[rows], score[rows] > 0.5))
     found = bootstrap_interval(metrics.f1, groups, target, score > 0.5, n=200, seed=7, level=0.9)
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, [0.05, 0.95])))
-    assert (found.value, found.patients, found.undefined) == (f1_score(target, score > 0.5), len(patients), 0)
+    assert (found.value, found.units, found.undefined) == (f1_score(target, score > 0.5), len(patients), 0)
 
 
 def test_memory_blocks_do_not_change_the_draw(cohort, monkeypatch):
@@ -50,10 +58,10 @@ def test_memory_blocks_do_not_change_the_draw(cohort, monkeypatch):
 
 
 def test_resamples_without_both_classes_are_left_out_and_counted():
-    groups, target, score = np.array([0, 1, 2]), np.array([True, False, False]), np.array([0.9, 0.1, 0.2])
-    found = bootstrap_interval(metrics.auc, groups, target, score, n=2000)
-    # all three draws negative: (2/3)^3; all three the positive patient: (1/3)^3
-    assert found.undefined / found.n == pytest.approx((2 / 3) ** 3 + (1 / 3) ** 3, abs=0.03)
+    groups, target = np.arange(5), np.array([True, False, False, False, False])
+    found = bootstrap_interval(metrics.auc, groups, target, np.array([0.9, 0.1, 0.2, 0.1, 0.2]), n=2000)
+    # all five draws negative: (4/5)^5; all five the positive patient: (1/5)^5
+    assert found.undefined / found.n == pytest.approx((4 / 5) ** 5 + (1 / 5) ** 5, abs=0.03)
     assert (found.low, found.value, found.high) == (1, 1, 1)
 
 
@@ -62,6 +70,53 @@ def test_one_patient_has_no_interval():
     assert found.value == 0.75
     assert np.isnan(found.low)
     assert np.isnan(found.high)
+
+
+def test_below_five_units_there_is_no_interval_and_below_ten_no_p_value():
+    values, draw = np.random.default_rng(0).random((2, 300)), np.random.default_rng(1)
+    for units in range(1, 13):
+        groups = draw.permutation(np.arange(300) % units)
+        found = bootstrap_difference(metrics.weighted_mean, groups, (values[0],), (values[1],), n=100)
+        assert np.isnan(found.low) == np.isnan(found.high) == (units < MIN_UNITS_FOR_INTERVAL)
+        assert np.isnan(found.p_value) == (units < MIN_UNITS_FOR_RANK)
+        assert found.units == units and found.value == pytest.approx(values[1].mean() - values[0].mean())
+
+
+def test_a_value_without_an_interval_says_how_many_units_are_needed():
+    few = bootstrap_interval(metrics.accuracy, ["a", "b"], [0, 1], [0, 0], n=10)
+    assert str(few) == "0.500 (no interval: 2 units, at least 5 are needed)"
+    assert str(bootstrap_interval(metrics.accuracy, np.arange(5), np.ones(5), np.ones(5))) == "1.000 [1.000, 1.000]"
+
+
+def test_the_caution_names_the_units_and_the_limits():
+    assert caution(10) == ""
+    assert "4 videos; patients unknown: no interval is given below 5 units" in caution(4, "4 videos; patients unknown")
+    assert "no rank and no p-value is given below 10 units" in caution(9)
+
+
+def test_merging_units_does_not_make_intervals_narrower_on_average():
+    draw, widths = np.random.default_rng(11), []
+    for trial in range(60):
+        values = np.repeat(draw.normal(0, 1, 20), 3) + draw.normal(0, 0.3, 60)  # 20 recordings of three rows
+        fine, coarse = (np.arange(60) // rows for rows in (3, 6))
+        pair = [bootstrap_interval(metrics.weighted_mean, g, values, n=300, seed=trial) for g in (fine, coarse)]
+        widths.append([interval.high - interval.low for interval in pair])
+    rows = [
+        bootstrap_interval(metrics.weighted_mean, np.arange(60), np.repeat(draw.normal(0, 1, 20), 3), n=300)
+        for _ in range(60)
+    ]
+    fine_width, coarse_width = np.mean(widths, axis=0)
+    assert coarse_width > 0.93 * fine_width, "independent recordings in pairs: equal but for the smaller sample"
+    assert np.mean([row.high - row.low for row in rows]) < 0.7 * fine_width, "rows taken as units pretend to more"
+
+
+@pytest.mark.parametrize(("units", "expected"), [(5, 0.846), (10, 0.904), (20, 0.929)])
+def test_the_coverage_that_the_limits_rest_on(units, expected):
+    draw, covered = np.random.default_rng(units), 0
+    for trial in range(400):
+        found = bootstrap_interval(metrics.weighted_mean, np.arange(units), draw.normal(0, 1, units), n=300, seed=trial)
+        covered += found.low <= 0 <= found.high
+    assert covered / 400 == pytest.approx(expected, abs=0.055)
 
 
 def test_frames_of_few_patients_give_a_wider_interval_than_the_same_frames_taken_as_patients():
@@ -124,7 +179,7 @@ def test_runs_on_different_patients_have_no_paired_difference():
     first, second = (
         bootstrap_samples(lambda w: {"mean": w.mean(1)}, groups, n=5) for groups in (list("abc"), list("abd"))
     )
-    with pytest.raises(MetricError, match="different patients or draws"):
+    with pytest.raises(MetricError, match="different units or draws"):
         first.minus(second, "mean")
 
 

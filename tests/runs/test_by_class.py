@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,7 +23,19 @@ def test_recall_and_precision_of_every_class_are_those_of_a_hand_count():
     assert value(found, "polyp", "recall") == pytest.approx(2 / 3)
     assert value(found, "polyp", "precision") == pytest.approx(2 / 3)
     assert found.groupby("class")["items"].first().to_dict() == {"normal": 2, "polyp": 3}
-    assert ((found["low"] <= found["value"]) & (found["value"] <= found["high"])).all()
+    assert found["low"].isna().all(), "three patients have no interval"
+    many = by_class(made_run("b"), n=50)
+    assert ((many["low"] <= many["value"]) & (many["value"] <= many["high"])).all()
+
+
+def test_a_class_of_few_patients_has_no_interval_although_the_test_set_has_many():
+    run = made_run("a")
+    target = (run.predictions["patient"].isin(["p03", "p07"])).astype(int)
+    found = by_class(replace(run, predictions=run.predictions.assign(target=target)), n=50).set_index(
+        ["class", "metric"]
+    )
+    assert found.loc[("polyp", "recall"), "units"] == 2 and np.isnan(found.loc[("polyp", "recall"), "low"])
+    assert found.loc[("normal", "recall"), "units"] == 18 and not np.isnan(found.loc[("normal", "recall"), "low"])
 
 
 def test_boxes_have_the_ap_of_their_class_and_masks_have_no_classes():

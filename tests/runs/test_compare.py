@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from endofm_lab.cli import compare as command
+from endofm_lab.cli.finetune import print_run
 from endofm_lab.metrics.classification import f1
 from endofm_lab.metrics.intervals import bootstrap_difference, bootstrap_interval
 from endofm_lab.metrics.masks import mask_metrics
@@ -73,10 +74,11 @@ def test_a_written_run_reads_back_and_measures_the_same(tmp_path, task):
     for name, values in samples.samples.items():
         np.testing.assert_array_equal(values, again.samples[name])
     report = json.loads((tmp_path / "a" / "report.json").read_text())
-    assert set(report) == {"run", "task", "method", "initialisation", "seeds", "protocol", "test", "metrics", "audit"}
+    keys = {"run", "task", "method", "initialisation", "seeds", "protocol", "test", "unit", "metrics", "audit"}
+    assert set(report) == keys and report["unit"] == {"kind": "patient", "n": 20, "words": "20 patients"}
     for name, row in report["metrics"].items():
         assert row["value"] == pytest.approx(samples.values[name])
-        assert row["patients"] == 20
+        assert row["units"] == 20
         assert row["seed_std"] == pytest.approx(run.seed_std()[name])
 
 
@@ -157,7 +159,10 @@ def test_runs_that_cannot_be_ranked_are_shown_without_ranks_and_every_reason_is_
             changed(b, target=1 - b.predictions["target"]),
             ["the same test items have other patients or truths in a than in b"],
         ),
-        (changed(b, patient="one"), ["the same test items have other patients or truths in a than in b"]),
+        (
+            changed(b, patient="one"),
+            ["The test set has 1 patient:", "the same test items have other patients or truths in a than in b"],
+        ),
     ]
     for other, reasons in cases:
         found = compare([a, other], n=5)
@@ -169,6 +174,39 @@ def test_runs_that_cannot_be_ranked_are_shown_without_ranks_and_every_reason_is_
         assert len(found.reasons) == len(reasons)
         for reason in reasons:
             assert f"Not ranked: {reason}" in found.to_markdown()
+
+
+def test_a_few_patients_give_no_ranks_and_fewer_give_no_intervals(tmp_path):
+    for n, words in ((2, "no interval is given below 5 units"), (9, "intervals from so few units are too narrow")):
+        runs = [made_run("a", n_patients=n), made_run("b", skill=3.0, n_patients=n)]
+        found = compare(runs, n=50)
+        text = found.to_markdown()
+        assert not found.ranked and all(line.rank is None and line.to_best is None for line in found.lines)
+        assert f"Not ranked: The test set has {n} patients:" in text and words in text
+        assert np.isnan(found.lines[0].metrics["f1"].low) == ("Brackets" not in text) == (n < 5)
+        assert found.table()["unit"].tolist() == [f"{n} patients"] * 2 and "to_best" not in " ".join(found.table())
+    assert compare([made_run("a", n_patients=10), made_run("b", n_patients=10)], n=5).ranked
+
+
+def test_the_unit_is_named_in_the_report_the_table_and_the_notes(tmp_path):
+    unit = {"kind": "sequence", "n": 20, "words": "20 sequences; patients unknown"}
+    write_run(tmp_path, made_run("a", unit=unit))
+    assert json.loads((tmp_path / "report.json").read_text())["unit"] == unit
+    found = compare([read_run(tmp_path)], n=5)
+    assert found.table()["unit"].tolist() == ["20 sequences; patients unknown"]
+    assert "(a: 20 sequences; patients unknown)" in found.to_markdown()
+    assert "20 sequences; patients unknown" in [cell for row in found.cells()[1] for cell in row]
+
+
+def test_a_report_from_before_units_were_named_speaks_of_patients(tmp_path):
+    write_run(tmp_path, made_run("a", audit={"findings": [], "verdict": "No leakage found."}))
+    report = json.loads((tmp_path / "report.json").read_text())
+    for metric in report["metrics"].values():
+        metric["patients"] = metric.pop("units")
+    del report["unit"]
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    assert read_run(tmp_path).units_in_words == "20 patients"
+    print_run(tmp_path)
 
 
 def test_moved_true_boxes_are_another_test_set():
@@ -199,8 +237,8 @@ def test_the_files_hold_the_table_and_escape_what_comes_from_the_runs(tmp_path):
 
 
 def test_undefined_values_and_left_out_resamples_are_said():
-    run = made_run("a", n_patients=3)
-    target = [0] * 6 + [1] * 3
+    run = made_run("a", n_patients=6)
+    target = [0] * 15 + [1] * 3
     found = compare([changed(run, target=target)], n=200)
     assert "auc is not defined in " in found.to_markdown()
     found = compare([changed(run, target=0)], n=10)
@@ -274,7 +312,7 @@ def test_a_run_that_breaks_the_contract_is_not_written(tmp_path):
         (replace(run, predictions=table.iloc[:0]), "have no rows"),
         (replace(run, predictions=table.iloc[1:]), "1 test items are not predicted by every seed"),
         (replace(run, predictions=pd.concat([table, table.iloc[:2]])), "2 rows are repeated"),
-        (changed(run, patient=None), "120 rows have no patient"),
+        (changed(run, patient=None), "120 rows have no unit"),
     ]
     for bad, message in cases:
         with pytest.raises(RunError, match=message):

@@ -11,7 +11,7 @@ import pandas as pd
 from endofm_lab.data.audit.confounding import confounding
 from endofm_lab.data.audit.duplicates import Neighbours
 from endofm_lab.data.audit.overlap import Rows, frame_gaps, shared, time_gaps
-from endofm_lab.data.splits import group_ids
+from endofm_lab.data.units import group_ids
 
 N_EXAMPLES = 12
 NEAR_FRAMES = 5

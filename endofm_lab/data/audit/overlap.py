@@ -6,7 +6,6 @@ would join two patients of the manifest is dropped.
 """
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,12 +13,8 @@ import numpy as np
 import pandas as pd
 
 from endofm_lab.data.manifest import Manifest
+from endofm_lab.data.units import sequences_from_names
 
-# `04a78ef00c5245e0_11602.jpg`: an id with at least one digit, a separator, the number of the frame.
-_ID_AND_FRAME = re.compile(r"^(?P<id>.*\d.*?)[ _.-]+(?:frame|img|image|f)?[ _-]*(?P<frame>\d{1,9})$", re.IGNORECASE)
-# `case12/frame_0007.png`: a numbered folder of numbered frames.
-_NUMBERED_FOLDER = r"(?:case|vid|video|seq|sequence|patient|clip|exam|procedure)[ _.-]*\d+|\d+"
-_LAST_NUMBER = re.compile(r"(\d{1,9})$")
 _RANKS = {"pretrain": 0, "train": 1, "training": 1, "val": 2, "valid": 2, "validate": 2, "validation": 2, "dev": 2}
 _RANKS |= {"test": 3, "testing": 3}
 
@@ -76,7 +71,7 @@ def gather(manifests: Sequence[Manifest], pretrain: Sequence[Manifest] = ()) -> 
 
     scope = table["dataset"] + "\x00"
     ids = {column: _text(table, column) for column in ("patient", "sequence")}
-    guessed, guessed_frame = _from_names(table["video"].astype(str))
+    guessed, guessed_frame = sequences_from_names(table["video"].astype(str))
     inferred = np.asarray((ids["sequence"] == "") & (guessed != ""))
     # `phantom-0-7.png` looks like frame 7 of `phantom-0`: not where the manifest says that two patients share the id.
     of_guess = ids["patient"].where(ids["patient"] != "").groupby((scope + guessed).where(inferred))
@@ -101,19 +96,6 @@ def _text(table: pd.DataFrame, column: str) -> pd.Series:
     if column not in table:
         return pd.Series("", index=table.index)
     return table[column].fillna("").astype(str)
-
-
-def _from_names(videos: pd.Series) -> tuple[pd.Series, np.ndarray]:
-    """Sequence ids (text, empty when there is no clear one) and frame numbers (NaN) read from file names."""
-    stem = videos.str.replace(r"\.[A-Za-z0-9]{1,5}$", "", regex=True)
-    parts = stem.str.rsplit("/", n=1)
-    name, folder = parts.str[-1], parts.str[0].where(stem.str.contains("/"), "")
-    found = name.str.extract(_ID_AND_FRAME)
-    number = pd.to_numeric(name.str.extract(_LAST_NUMBER)[0], errors="coerce").to_numpy(float)
-    in_folder = folder.str.rsplit("/", n=1).str[-1].str.fullmatch(_NUMBERED_FOLDER, case=False)
-    in_folder &= ~np.isnan(number)
-    ids = found["id"].fillna("").where(~in_folder, folder)
-    return ids, np.where(ids != "", number, np.nan)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,202 @@
+"""Units of independence: which rows are one case, and what such a case is called beside every number.
+
+Frames of one operation resemble each other, so they are one case however many rows they fill. The unit of a row is its
+patient; where the patient is unknown its sequence (the recording), and where that is unknown too its video. A unit is
+never finer than what was recorded together: rows that share a patient, a sequence or a video, directly or through other
+rows, are one unit. Splits, intervals, ranks, probes, neighbours and the audit all take their units from here.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from endofm_lab.video.images import IMAGE_SUFFIXES
+
+GROUP_COLUMNS = ("patient", "video", "sequence")
+# What can stand for a unit, the best first; an image is its own unit only where nothing else is known.
+KINDS = ("patient", "sequence", "sequence (read from the file names)", "video", "image")
+_PATIENT, _SEQUENCE, _GUESSED, _VIDEO, _IMAGE = range(len(KINDS))
+_PLURALS = ("patients", "sequences", "sequences (read from the file names)", "videos", "images")
+
+# `04a78ef00c5245e0_11602.jpg`: an id with at least one digit, a separator, the number of the frame.
+_ID_AND_FRAME = re.compile(r"^(?P<id>.*\d.*?)[ _.-]+(?:frame|img|image|f)?[ _-]*(?P<frame>\d{1,9})$", re.IGNORECASE)
+# `case12/frame_0007.png`: a numbered folder of numbered frames.
+_NUMBERED_FOLDER = r"(?:case|vid|video|seq|sequence|patient|clip|exam|procedure)[ _.-]*\d+|\d+"
+_LAST_NUMBER = re.compile(r"(\d{1,9})$")
+
+
+@dataclass(frozen=True)
+class Units:
+    """The unit of every row.
+
+    Attributes:
+        ids: (N,) str, the unit of each row: data set and patient (or sequence, or video).
+        kinds: (N,) index into ``KINDS``, what this unit is.
+        datasets: (N,) str, the data set that names the unit.
+    """
+
+    ids: NDArray[Any]
+    kinds: NDArray[np.int64]
+    datasets: NDArray[Any]
+
+    @property
+    def n(self) -> int:
+        """How many units there are."""
+        return len(pd.unique(self.ids))
+
+    @property
+    def repeat(self) -> bool:
+        """Whether any unit has several rows, so that rows are not independent."""
+        return self.n < len(self.ids)
+
+    @property
+    def kind(self) -> str:
+        """What the units are: "patient", or by data set where that differs ("a: patient, b: sequence")."""
+        by_set = {name: " and ".join(KINDS[k] for k in counts) for name, counts in self._counts().items()}
+        one = set(by_set.values())
+        return one.pop() if len(one) == 1 else ", ".join(f"{name}: {kind}" for name, kind in by_set.items())
+
+    @property
+    def words(self) -> str:
+        """How many units of which kind: "16 patients", "1 sequence; patients unknown"; by data set if they differ."""
+        counts = self._counts()
+        if len({tuple(one) for one in counts.values()}) <= 1:
+            total: dict[int, int] = {}
+            for one in counts.values():
+                total = {kind: total.get(kind, 0) + n for kind, n in one.items()}
+            return _in_words(total)
+        return "; ".join(f"{name}: {_in_words(one, ', ')}" for name, one in counts.items())
+
+    @property
+    def patients_known(self) -> bool:
+        """Whether every unit is a patient."""
+        return bool((self.kinds == _PATIENT).all())
+
+    def take(self, rows: NDArray[Any]) -> "Units":
+        """The units of some rows, given by number or as bool (N,)."""
+        return Units(self.ids[rows], self.kinds[rows], self.datasets[rows])
+
+    def described(self) -> dict[str, Any]:
+        """``kind``, ``n`` and ``words`` as plain values, for a report."""
+        return {"kind": self.kind, "n": self.n, "words": self.words}
+
+    def _counts(self) -> dict[str, dict[int, int]]:
+        """Data set -> kind -> number of units, both sorted."""
+        first = np.flatnonzero(~pd.Series(self.ids).duplicated())
+        found: dict[str, dict[int, int]] = {}
+        for dataset, kind in sorted(zip(self.datasets[first].tolist(), self.kinds[first].tolist(), strict=True)):
+            of_set = found.setdefault(dataset, {})
+            of_set[kind] = of_set.get(kind, 0) + 1
+        return found
+
+
+def units(table: pd.DataFrame) -> Units:
+    """The unit of every row of a manifest's table: patient, else sequence, else video, within its data set.
+
+    Patients that share a recording count as one unit, named after the first of them. Images that name neither patient
+    nor sequence belong to the sequence that their file names give, if they give one without doubt
+    (``<video id>_<frame>.jpg``); otherwise each image is a unit of its own, and ``words`` says so.
+
+    Args:
+        table: with ``video``; ``dataset``, ``patient`` and ``sequence`` count where they are given and not empty.
+    """
+    dataset, patient, sequence = (
+        _text(table, column).to_numpy(object) for column in ("dataset", "patient", "sequence")
+    )
+    video, guess = _text(table, "video").to_numpy(object), _guessed_sequences(table).to_numpy(object)
+    kinds = np.where(_are_images(table), _IMAGE, _VIDEO)
+    names = video
+    for kind, texts in ((_GUESSED, guess), (_SEQUENCE, sequence), (_PATIENT, patient)):
+        kinds, names = np.where(texts != "", kind, kinds), np.where(texts != "", texts, names)
+    rows = pd.DataFrame({"group": group_ids(table), "kind": kinds, "dataset": dataset, "name": names})
+    first = rows.sort_values(["kind", "dataset", "name"], kind="stable").drop_duplicates("group").set_index("group")
+    words = np.array(["", "sequence ", "sequence ", "video ", "image "], dtype=object)
+    title = first["dataset"] + "/" + words[first["kind"].to_numpy()] + first["name"]
+    of_row = rows["group"]
+    return Units(
+        title.loc[of_row].to_numpy(object),
+        first["kind"].loc[of_row].to_numpy(np.int64),
+        first["dataset"].loc[of_row].to_numpy(object),
+    )
+
+
+def group_ids(
+    table: pd.DataFrame, links: np.ndarray | None = None, columns: Sequence[str] = GROUP_COLUMNS
+) -> NDArray[np.int64]:
+    """Int64 (N,) group of every row: rows with a common patient, video or sequence are in one group.
+
+    Patients and sequences are compared within their data set, because `patient 1` of two data sets are two people.
+
+    Args:
+        table: a manifest's table; empty cells bind nothing. An image without patient and sequence belongs to the
+            sequence that its file name gives (see `sequences_from_names`).
+        links: (L, 2) pairs of rows that must stay together too, such as near-duplicates found by the audit.
+        columns: what binds; without "patient", groups are recordings.
+    """
+    n = len(table)
+    texts = {column: _text(table, column) for column in columns if column in table}
+    if "sequence" in columns and "video" in table:
+        guess = _guessed_sequences(table)
+        texts["sequence"] = guess if "sequence" not in texts else texts["sequence"].where(guess == "", guess)
+    rows, keys, n_keys = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
+    for column, text in texts.items():
+        scope = text if column == "video" else _text(table, "dataset") + "\x00" + text
+        codes, unique = pd.factorize(scope)
+        known = (text != "").to_numpy()
+        rows.append(np.flatnonzero(known))
+        keys.append(codes[known] + n_keys)
+        n_keys += len(unique)
+    start, end = np.concatenate(rows), np.concatenate(keys) + n
+    if links is not None and len(links):
+        start, end = np.concatenate([start, links[:, 0]]), np.concatenate([end, links[:, 1]])
+    size = n + n_keys
+    graph = coo_array((np.ones(len(start), bool), (start, end)), shape=(size, size))
+    component = connected_components(graph, directed=False)[1][:n]
+    return pd.factorize(component)[0].astype(np.int64)  # numbered by first appearance
+
+
+def sequences_from_names(videos: pd.Series) -> tuple[pd.Series, NDArray[np.float64]]:
+    """Sequence ids (text, empty when there is no clear one) and frame numbers (NaN) read from file names."""
+    stem = videos.str.replace(r"\.[A-Za-z0-9]{1,5}$", "", regex=True)
+    parts = stem.str.rsplit("/", n=1)
+    name, folder = parts.str[-1], parts.str[0].where(stem.str.contains("/"), "")
+    found = name.str.extract(_ID_AND_FRAME)
+    number = pd.to_numeric(name.str.extract(_LAST_NUMBER)[0], errors="coerce").to_numpy(float)
+    in_folder = folder.str.rsplit("/", n=1).str[-1].str.fullmatch(_NUMBERED_FOLDER, case=False)
+    in_folder &= ~np.isnan(number)
+    ids = found["id"].fillna("").where(~in_folder, folder)
+    return ids, np.where(ids != "", number, np.nan)
+
+
+def _guessed_sequences(table: pd.DataFrame) -> pd.Series:
+    """The sequence that the names of images give where the table gives neither patient nor sequence; else empty."""
+    guess = pd.Series("", index=table.index, dtype=object)
+    silent = _are_images(table) & (_text(table, "patient") == "") & (_text(table, "sequence") == "")
+    if silent.any():
+        guess[silent] = sequences_from_names(_text(table, "video")[silent])[0].astype(object)
+    return guess
+
+
+def _are_images(table: pd.DataFrame) -> pd.Series:
+    ending = _text(table, "video").str.extract(r"(\.[A-Za-z0-9]+)$", expand=False).fillna("").str.lower()
+    return ending.isin(IMAGE_SUFFIXES)
+
+
+def _text(table: pd.DataFrame, column: str) -> pd.Series:
+    if column not in table:
+        return pd.Series("", index=table.index, dtype=object)
+    return table[column].astype(object).where(table[column].notna(), "").astype(str).astype(object)
+
+
+def _in_words(counts: dict[int, int], before_unknown: str = "; ") -> str:
+    named = " and ".join(f"{n:,} {(_PLURALS if n != 1 else KINDS)[kind]}" for kind, n in sorted(counts.items()))
+    if set(counts) == {_PATIENT}:
+        return named
+    return f"{named}{before_unknown}patients unknown" if _PATIENT not in counts else f"{named} of unknown patients"
