@@ -102,7 +102,8 @@ def _decoders() -> Check:
         write_video(path, [np.roll(ramp, 8 * i, axis=0) for i in range(6)], Fraction(25))
         with open_video(path) as reader:
             ok = reader.info.n_frames == 6 and reader.read([0, 5]).shape == (2, 64, 64, 3)
-    return "video", ok, f"wrote and read H.264 with PyAV {importlib.metadata.version('av')}"
+    found = [f"{name} {importlib.metadata.version(name)}" for name in ("av", "decord", "decord2") if _installed(name)]
+    return "video", ok, f"wrote and read H.264 ({', '.join(found)})"
 
 
 def _disk() -> Check:

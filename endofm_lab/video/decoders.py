@@ -20,6 +20,7 @@ from endofm_lab.errors import VideoError
 from endofm_lab.video.containers import missing_bytes
 from endofm_lab.video.images import GENERATED
 from endofm_lab.video.index import list_packets, read_index
+from endofm_lab.video.sparse import SecondReading
 
 # Demuxers of video files proper. Play lists, image patterns and text renderers stay out: they open other files.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,mxf,gif,dv,rm,h264,hevc"
@@ -42,6 +43,7 @@ class VideoFile:
         index: Which frames it shows, and when.
         size_hw_px: Height and width after rotation.
         generated: The file says that :func:`write_video` wrote a generated video.
+        again: What is known from frames that were read before.
         problem: Why the file as a whole is damaged, or None; single frames may be damaged nevertheless.
     """
 
@@ -63,6 +65,7 @@ class VideoFile:
                 f"{self.times_s[self.index.damaged.argmax()]:.2f} s; copy the file again from its source",
             )
         self.size_hw_px = self._first_size()
+        self.again = SecondReading(self)
 
     @property
     def n_frames(self) -> int:
@@ -120,7 +123,7 @@ class VideoFile:
                 if self.index.damaged[number]:
                     raise VideoError(self.path, self._damage(number))
                 # the frame that follows needs no search
-                if at < 0 or (at + 1 < number and at + 1 < self._key_before(number)):
+                if at < 0 or (at + 1 < number and at + 1 < self.key_before(number)):
                     decoded = self._decode_from(container, stream, number)
                 at, frame = next((item for item in decoded if item[0] >= number), (-1, None))
                 if frame is None or at != number:
@@ -153,7 +156,7 @@ class VideoFile:
             )
         return picture
 
-    def _key_before(self, number: int) -> int:
+    def key_before(self, number: int) -> int:
         """Number of the last frame at or before ``number`` where decoding can start; 0 where seeking is impossible."""
         return self.index.number_of(self.index.keys[self.index.key_of(number)]) if self.index.seekable else 0
 

@@ -124,9 +124,15 @@ class VideoReader:
             raise VideoError(
                 self.info.path, f"frame {outside[0]} does not exist; its frames are 0 to {self.info.n_frames - 1}"
             )
+        ascending, places = np.unique(numbers, return_inverse=True)
+        again = self._source.again if isinstance(self._source, VideoFile) else None
+        if again is not None and (known := again.read(ascending)) is not None:
+            return known if np.array_equal(ascending, numbers) else known[places]
         frames = np.empty((len(numbers), self.info.height_px, self.info.width_px, 3), dtype=np.uint8)
-        for number, frame in self._frames(np.unique(numbers).tolist()):
+        for number, frame in self._frames(ascending.tolist()):
             frames[numbers == number] = frame
+            if again is not None and number not in self._damaged:
+                again.note(number, frame)
         return frames
 
     def stream(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:

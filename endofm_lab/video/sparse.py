@@ -1,0 +1,75 @@
+"""Frames that were decoded before, read again by decord: faster where key frames lie far apart.
+
+decord draws something in place of a damaged frame and drops frames in some containers, without an error either way. It
+is therefore asked only for frames that PyAV has decoded cleanly from the same file before, and every answer has to have
+the checksum of what PyAV returned. Training reads the same frames once per epoch, and a viewer goes back and forth.
+"""
+
+import threading
+import zlib
+from typing import Protocol
+
+import numpy as np
+
+try:
+    import decord
+except ImportError:  # no wheel for this platform: PyAV reads everything
+    decord = None
+    _ERRORS: tuple[type[Exception], ...] = ()
+else:
+    _ERRORS = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError)
+    decord.logging.set_level(decord.logging.QUIET)
+
+# decord gains where a clip's frames are decoded from far away; where a key frame is near, opening it costs more.
+_FAR = 24  # frames from a key frame to the frame that is wanted, on average
+
+
+class Indexed(Protocol):
+    """What is asked of a video file; `decoders.VideoFile` has it."""
+
+    @property
+    def path(self) -> object: ...  # noqa: D102
+    @property
+    def n_frames(self) -> int: ...  # noqa: D102
+    def key_before(self, number: int) -> int: ...  # noqa: D102
+
+
+class SecondReading:
+    """What is known of the frames of one file from a first reading. Safe under threads; holds no open handle."""
+
+    def __init__(self, file: Indexed) -> None:
+        self._file = file
+        self._checksums = np.zeros(file.n_frames, np.uint32)
+        self._known = np.zeros(file.n_frames, bool)
+        self._trusted = decord is not None
+        self._lock = threading.Lock()
+
+    def note(self, number: int, frame: np.ndarray) -> None:
+        """Remember a frame (H, W, 3) uint8 that PyAV has decoded cleanly."""
+        self._checksums[number], self._known[number] = zlib.crc32(frame), True
+
+    def read(self, numbers: np.ndarray) -> np.ndarray | None:
+        """The frames with the ascending ``numbers`` as uint8 ``(T, H, W, 3)`` RGB, bit for bit those of before.
+
+        None where one of them was not decoded before, where decord gains nothing, or where it cannot be trusted with
+        this file.
+        """
+        if not (self._trusted and len(numbers) and self._known[numbers].all() and self._far(numbers)):
+            return None
+        try:
+            reader = decord.VideoReader(str(self._file.path), num_threads=1)  # not shared: it hangs between threads
+            first = len(reader) - self._file.n_frames  # decord also counts frames before the first one that is shown
+            frames: np.ndarray = reader.get_batch((numbers + max(first, 0)).tolist()).asnumpy()
+        except _ERRORS:
+            frames = np.zeros((0, 0, 0, 3), np.uint8)
+        same = len(frames) == len(numbers) and all(
+            zlib.crc32(frame) == self._checksums[number] for number, frame in zip(numbers, frames, strict=True)
+        )
+        if not same:
+            with self._lock:
+                self._trusted = False
+            return None
+        return frames
+
+    def _far(self, numbers: np.ndarray) -> bool:
+        return float(np.mean([number - self._file.key_before(int(number)) for number in numbers])) >= _FAR
