@@ -46,7 +46,7 @@ class SecondReading:
 
     def note(self, number: int, frame: np.ndarray) -> None:
         """Remember a frame (H, W, 3) uint8 that PyAV has decoded cleanly."""
-        self._checksums[number], self._known[number] = zlib.crc32(frame), True
+        self._checksums[number], self._known[number] = zlib.crc32(frame.data), True
 
     def read(self, numbers: np.ndarray) -> np.ndarray | None:
         """The frames with the ascending ``numbers`` as uint8 ``(T, H, W, 3)`` RGB, bit for bit those of before.
@@ -63,7 +63,7 @@ class SecondReading:
         except _ERRORS:
             frames = np.zeros((0, 0, 0, 3), np.uint8)
         same = len(frames) == len(numbers) and all(
-            zlib.crc32(frame) == self._checksums[number] for number, frame in zip(numbers, frames, strict=True)
+            zlib.crc32(frame.data) == self._checksums[number] for number, frame in zip(numbers, frames, strict=True)
         )
         if not same:
             with self._lock:
