@@ -51,7 +51,7 @@ def test_the_slider_has_a_step_per_frame_and_each_step_its_picture():
 def test_markers_lie_on_their_patches():
     figure = patch_picker(np.zeros((20, 40, 3), np.uint8), torch.arange(8.0).view(2, 4), (1, 2))
     markers = figure.data[1]
-    assert (markers.x[6], markers.y[6]) == (25.0, 15.0) and markers.customdata[6].tolist() == [1, 2]
+    assert (markers.x[6], markers.y[6]) == (25.0, 15.0) and list(markers.customdata[6]) == [1, 2]
     assert (figure.layout.shapes[0].x0, figure.layout.shapes[0].y0) == (20.0, 10.0)
 
 
