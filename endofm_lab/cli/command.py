@@ -1,0 +1,152 @@
+"""A command: its options, made from a dataclass or function of the library, and what it prints."""
+
+import json as json_format
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+import numpy as np
+
+from endofm_lab import NOTICE
+from endofm_lab.cli.options import Key, Option, build, options_of, parse, value_at
+from endofm_lab.cli.words import check, given
+from endofm_lab.errors import UserError
+
+_OWN = ("output", "config", "settings")  # parameters of a command that are no options
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command's result goes: text for people, one JSON value with ``--json``, nothing with ``--quiet``."""
+
+    json: bool = False
+    quiet: bool = False
+
+    @property
+    def progress(self) -> bool:
+        """Whether progress is shown."""
+        return not (self.json or self.quiet)
+
+    def say(self, *lines: Any) -> None:
+        """Print for people."""
+        if self.progress:
+            print(*lines, sep="\n", flush=True)
+
+    def result(self, value: Any) -> None:
+        """Print the result for programs: JSON in which what is not defined is null."""
+        if self.json:
+            print(json_format.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+    def written(self, *paths: Any) -> None:
+        """Say where the result lies, with the notice."""
+        self.say(f"Written to {', '.join(map(str, paths))}. {NOTICE}")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON knows it: paths as text, arrays as lists, numbers that are not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+@dataclass(frozen=True)
+class Command:
+    """What stands behind the name of a command.
+
+    Attributes:
+        run: prints what the command found; its own parameters are options too, beside ``config`` (the dataclass that
+            the options describe), ``settings`` (the arguments of the library's function) and ``output``.
+        source: the dataclass or function that the options come from, or None.
+        own: options of ``run``.
+        lent: options of ``source``.
+        presets: from the values of all options to the configuration whose values are the defaults; None without one.
+        fixed: whether a preset refuses other values of an option.
+    """
+
+    run: Callable[..., None]
+    source: Any
+    own: tuple[Option, ...]
+    lent: tuple[Option, ...]
+    presets: Callable[[Mapping[Key, Any]], Any] | None = None
+    fixed: Callable[[Option], bool] = lambda option: False
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """All options: positional ones first, switches for the output last."""
+        switches = options_of(_switches)
+        together = (*self.own, *self.lent)
+        return (*(o for o in together if o.positional), *(o for o in together if not o.positional), *switches)
+
+    def __call__(self, args: Sequence[str], prog: str) -> None:
+        """Parse a command line and run.
+
+        Raises:
+            UserError: a word that is not known, or whatever the library refuses.
+        """
+        options, preset = self.options, None
+        check(options, args, prog)
+        values = self._parsed(options, args, prog)
+        if self.presets is not None and (preset := self.presets(values)) is not None:
+            options = [self._preset(option, preset) for option in options]
+            values = self._parsed(options, args, prog)
+            self._refuse_contradictions(values, preset)
+        arguments: dict[str, Any] = {option.key[0]: values[option.key] for option in self.own}
+        if is_dataclass(self.source):
+            arguments["config"] = build(self.source, values)
+        elif self.source is not None:
+            arguments["settings"] = {option.key[0]: values[option.key] for option in self.lent}
+        self.run(**arguments, output=Output(values["json",], values["quiet",]))
+
+    def _parsed(self, options: Sequence[Option], args: Sequence[str], prog: str) -> dict[Key, Any]:
+        about = docstring_parser.parse(self.run.__doc__ or "")
+        text = "\n\n".join(part for part in (about.short_description, about.long_description) if part)
+        return parse(options, args, prog, text)
+
+    def _preset(self, option: Option, preset: Any) -> Option:
+        same = option.required or option not in self.lent
+        return option if same else option.with_default(value_at(preset, option.key))
+
+    def _refuse_contradictions(self, values: Mapping[Key, Any], preset: Any) -> None:
+        for option in self.lent:
+            if not option.required and self.fixed(option) and values[option.key] != value_at(preset, option.key):
+                raise UserError(
+                    f"The preset sets {option.typed} to {value_at(preset, option.key)}, but {values[option.key]} was "
+                    "given: leave out the option or the preset."
+                )
+
+
+def command(
+    source: Any = None,
+    *,
+    positional: Sequence[str] = (),
+    names: Mapping[str, str] | None = None,
+    without: Sequence[str] = (),
+    flat: Sequence[str] = (),
+    presets: Callable[[Mapping[Key, Any]], Any] | None = None,
+    fixed: Callable[[Option], bool] = lambda option: False,
+) -> Callable[[Callable[..., None]], Command]:
+    """Make a function a command; see `Command` and `endofm_lab.cli.options.options_of` for the arguments."""
+
+    def made(run: Callable[..., None]) -> Command:
+        own = options_of(run, positional=positional, names=names, without=_OWN)
+        taken = [*without, "progress", *(option.key[0] for option in own)]
+        lent = [] if source is None else options_of(source, positional=positional, names=names, without=taken, flat=flat)
+        return Command(run, source, tuple(own), tuple(lent), presets, fixed)
+
+    return made
+
+
+def _switches(json: bool = False, quiet: bool = False) -> None:
+    """The options of every command."""
+
+
+__all__ = ["Command", "Output", "command", "given", "plain"]
