@@ -92,8 +92,10 @@ class Command:
         Raises:
             UserError: a word that is not known, or whatever the library refuses.
         """
-        options, preset = self.options, None
+        options = self.options
         check(options, args, prog)
+        if self.presets is not None and {"-h", "--help"} & set(args):
+            options = self._shown(args)
         values = self._parsed(options, args, prog)
         if self.presets is not None and (preset := self.presets(values)) is not None:
             options = [self._preset(option, preset) for option in options]
@@ -110,6 +112,17 @@ class Command:
         about = docstring_parser.parse(self.run.__doc__ or "")
         text = "\n\n".join(part for part in (about.short_description, about.long_description) if part)
         return parse(options, args, prog, text)
+
+    def _shown(self, args: Sequence[str]) -> Sequence[Option]:
+        """The options for the help, with the values of the preset that stands on the command line."""
+        values = {option.key: option.default for option in self.options}
+        values |= {("preset",): given(args, "--preset") or values["preset",]}
+        values |= {("manifest",): Path("MANIFEST"), ("out",): Path("RUN")}
+        try:
+            preset = self.presets(values) if self.presets else None
+        except UserError:  # the preset depends on the manifest, or there is none of this name
+            return self.options
+        return self.options if preset is None else [self._preset(option, preset) for option in self.options]
 
     def _preset(self, option: Option, preset: Any) -> Option:
         same = option.required or option not in self.lent
@@ -147,6 +160,3 @@ def command(
 
 def _switches(json: bool = False, quiet: bool = False) -> None:
     """The options of every command."""
-
-
-__all__ = ["Command", "Output", "command", "given", "plain"]

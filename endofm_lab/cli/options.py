@@ -120,7 +120,7 @@ def options_of(
         if name in without:
             continue
         if is_dataclass(_plain_kind(kind)):
-            inner = options_of(_plain_kind(kind), names=names, without=without, flat=flat, above=key)
+            inner = options_of(_plain_kind(kind), names=names, flat=flat, above=key)
             options += inner if name in flat else [_prefixed(option, name) for option in inner]
             continue
         shown = renamed.get(name, name).replace("_", "-")

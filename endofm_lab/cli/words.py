@@ -14,8 +14,6 @@ _RENAMED = {
     "--label": "--label-column",
     "--probe-label": "--probe-label-column",
     "--split-name": "--split",
-    "--format": "--kind",
-    "--smooth": "--width",
 }
 _GONE = {
     "--resume": "--resume is not needed: the same command continues a run that was stopped.",

@@ -1,6 +1,9 @@
-"""Figures as files: stand-alone HTML, or PNG."""
+"""Figures as files: stand-alone HTML, or PNG, SVG and PDF for papers."""
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, get_args
 
 import plotly.graph_objects as go
 
@@ -8,25 +11,38 @@ from endofm_lab.errors import UserError
 from endofm_lab.figures.style import CONFIG
 from endofm_lab.files import atomic_path
 
+FigureFormat = Literal["html", "png", "svg", "pdf"]
+
 
 def export(figure: go.Figure, path: str | Path) -> Path:
-    """Write a figure as HTML that needs no network (about 5 MB, it carries Plotly) or as PNG, by the path's ending.
+    """Write a figure as HTML that needs no network (about 5 MB, it carries Plotly), PNG, SVG or PDF, by the path's ending.
 
     Raises:
-        UserError: another ending, or PNG where kaleido or its browser is missing.
+        UserError: another ending, or another one than HTML where kaleido or its browser is missing.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".html", ".png"):
-        raise UserError(f"{path}: a figure is written as .html or .png; give one of these endings.")
+    ending = path.suffix.lower().removeprefix(".")
+    if ending not in get_args(FigureFormat):
+        raise UserError(f"{path}: a figure is written as {', '.join(get_args(FigureFormat))}; give such an ending.")
     with atomic_path(path) as temporary:
-        if path.suffix.lower() == ".html":
+        if ending == "html":
             figure.write_html(temporary, include_plotlyjs=True, config=CONFIG)
-        else:
-            try:
-                figure.write_image(temporary, scale=2)
-            except (ValueError, RuntimeError, ImportError) as error:
-                raise UserError(
-                    f"{path}: PNG needs kaleido (pip install 'endofm-lab[export]') and Chrome or Chromium "
-                    f"({error}); .html needs neither."
-                ) from error
+            return path
+        try:
+            figure.write_image(temporary, format=ending, scale=2)
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise UserError(
+                f"{path}: {ending.upper()} needs kaleido (pip install 'endofm-lab[export]') and Chrome or Chromium "
+                f"({error}); .html needs neither."
+            ) from error
     return path
+
+
+def export_all(figures: Mapping[str, go.Figure], folder: str | Path, ending: FigureFormat = "html") -> list[Path]:
+    """Write figures by name into a folder (`export`); returns their paths.
+
+    Raises:
+        UserError: as `export`.
+    """
+    names = {name: re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in figures}
+    return [export(figure, Path(folder) / f"{names[name]}.{ending}") for name, figure in figures.items()]

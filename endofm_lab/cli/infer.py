@@ -1,0 +1,211 @@
+"""What a model says of videos: `endofm-lab inspect`, `predict`, `study`, `explain` and `embed`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from endofm_lab.cli.command import Output, command
+from endofm_lab.data.manifest import read_manifest
+from endofm_lab.errors import UserError
+from endofm_lab.explain import embeddings
+from endofm_lab.explain.atlas import fit_pca, neighbour_purity, shortcut_test
+from endofm_lab.figures.export import FigureFormat, export_all
+from endofm_lab.figures.study import study_timeline
+from endofm_lab.model.loading.load import inspect_checkpoint
+from endofm_lab.predict import predict_video
+from endofm_lab.prediction import VideoPrediction
+from endofm_lab.reports import explanation
+from endofm_lab.reports.study import write_study_report
+from endofm_lab.study.findings import findings
+from endofm_lab.study.study import DUPLICATE, UNREADABLE, run_study
+from endofm_lab.video.decoders import IMAGE_SUFFIXES
+
+VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"}
+
+
+@command(positional=("file",))
+def inspect(file: str, output: Output) -> None:
+    """Say what a weights file holds: kind, architecture, parameters, teacher or student, missing and unexpected
+    tensors, the normalisation that belongs to it, SHA-256. Nothing in the file is executed.
+
+    Args:
+        file: a weights file, a model folder, "demo", or a Hugging Face Hub id as hf:owner/name.
+    """
+    report = inspect_checkpoint(file)
+    output.say(report)
+    output.result(report.to_json())
+
+
+@command(predict_video, positional=("videos",), without=("path",))
+def predict(videos: tuple[Path, ...], out: Path, settings: dict[str, Any], output: Output) -> None:
+    """Scores for sliding clips over whole videos, masks and boxes for the frames in them.
+
+    The folder then holds clips.parquet, boxes.parquet, masks/ and prediction.json; with several videos, a folder of
+    this kind for each.
+
+    Args:
+        videos: video files, images, folders of frames, folders of videos, or manifests.
+    """
+    found = _videos(videos)
+    several = len(videos) > 1 or found != list(videos)
+    names = [video.stem if several else "" for video in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"Several videos are called {twice[0]!r}: predict them one by one, each with its own --out.")
+    told = []
+    for video, name in zip(found, names, strict=True):
+        prediction = predict_video(video, **settings, out=out / name, progress=output.progress)
+        told.append({"out": out / name, "clips": prediction.table().to_dict("records")})
+        output.say(f"\n{video}" if several else "", *_prediction_text(prediction))
+    output.result({"out": out, "videos": told} if several else told[0])
+    output.written(out)
+
+
+def _videos(given: Sequence[Path]) -> list[Path]:
+    """The videos behind files, folders and manifests, each once.
+
+    Raises:
+        UserError: a folder with neither videos nor images.
+    """
+    videos: list[Path] = []
+    for path in given:
+        if path.suffix.lower() in (".csv", ".parquet"):
+            manifest = read_manifest(path)
+            videos += [manifest.root / name for name in manifest.table["video"].unique()]
+        elif path.is_dir() and not any(inner.suffix.lower() in IMAGE_SUFFIXES for inner in path.iterdir()):
+            inside = sorted(inner for inner in path.iterdir() if inner.suffix.lower() in VIDEOS)
+            if not inside:
+                raise UserError(f"The folder {path} holds neither videos nor images: give one that does.")
+            videos += inside
+        else:
+            videos.append(path)
+    return list(dict.fromkeys(videos))
+
+
+def _prediction_text(prediction: VideoPrediction) -> list[str]:
+    """A prediction as lines for people."""
+    table, origin, heads = prediction.table(), prediction.provenance, []
+    if prediction.masks is not None:
+        heads.append(f"{len(prediction.frames)} frames with masks")
+    if len(prediction.boxes_xyxy):
+        heads.append(f"{len(prediction.boxes_xyxy)} boxes")
+    if not (prediction.scores or heads):
+        heads = ["the model has no head, so there are no scores, masks or boxes; `endofm-lab finetune` trains one"]
+    return [
+        table.to_string(index=False, float_format=lambda value: f"{value:.3f}", max_rows=24),
+        f"\n{len(table)} clips, {', '.join(heads)}." if heads else f"\n{len(table)} clips.",
+        f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}",
+    ]
+
+
+@command(run_study, positional=("video",), without=("path",))
+def study(
+    video: Path,
+    out: Path,
+    settings: dict[str, Any],
+    output: Output,
+    smooth: int = 9,
+    labels: Path | None = None,
+    figures: Path | None = None,
+    figure_format: FigureFormat = "html",
+) -> None:
+    """Scores for every frame of a whole study, and a report to confirm or reject what was found.
+
+    Memory does not grow with the study. The folder then holds frames.parquet, study.json, report.html and review.csv;
+    the app opens it too.
+
+    Args:
+        video: a video file or a folder of frames.
+        smooth: frames of the running median that findings are cut from (odd; 1 does not smooth).
+        labels: table of true labels (columns frame, label), to measure what smoothing does.
+    """
+    result = run_study(video, out=out, **settings, progress=output.progress)
+    report = write_study_report(result, out, smooth, labels)
+    found = findings(result, smooth)
+    skipped, lost = int((result.state == DUPLICATE).sum()), int((result.state == UNREADABLE).sum())
+    drawn = [] if figures is None else export_all({"time line": study_timeline(result)}, figures, figure_format)
+    output.say(
+        found.to_string(index=False, max_rows=24) if len(found) else "No finding scores at least 0.5.",
+        f"\n{len(result.state):,} frames, {skipped:,} near-duplicates not scored, {lost:,} unreadable.",
+        "Confirm or reject them in the app (Prediction, Study), or in review.csv.",
+    )
+    told = {"out": out, "report": report, "frames": len(result.state), "near_duplicates": skipped, "unreadable": lost}
+    output.result({**told, "findings": found.to_dict("records"), "figures": drawn})
+    output.written(report, *drawn)
+
+
+@command(explanation.explain, positional=("video",))
+def explain(
+    video: Path,
+    out: Path,
+    settings: dict[str, Any],
+    output: Output,
+    figures: Path | None = None,
+    figure_format: FigureFormat = "html",
+) -> None:
+    """Attention and attribution of one clip: report.html (stand-alone) and maps.npz (the numbers).
+
+    Args:
+        video: a video file, a folder of frames, or one image.
+    """
+    known = {name.lower().replace(" ", "-"): name for name in explanation.METHODS}
+    settings["methods"] = [known.get(name, name) for name in settings["methods"]]
+    found = explanation.explain(video, **settings)
+    written = explanation.write_explanation(found, out)
+    if figures is not None:
+        written += export_all(explanation.explanation_figures(found), figures, figure_format)
+    trust = {
+        one.attribution.method: {"target": one.attribution.target, "gap": one.curves.gap, "randomised": one.randomised}
+        for one in found.attributions
+    }
+    output.result({"out": out, "written": written, "trust": trust, "refused": found.refused})
+    for name, one in trust.items():
+        output.say(f"{one['target']}, by {name}: gap {one['gap']:.2f}, with shuffled weights {one['randomised']:.2f}")
+    output.written(*written)
+
+
+@command(embeddings.embed, positional=("manifest",))
+def embed(manifest: Path, out: Path, settings: dict[str, Any], output: Output, model: str = "demo") -> None:
+    """One vector per row of a manifest, kept in a folder, with neighbours and the shortcut test printed.
+
+    The folder then holds vectors.npy, rows.parquet, pca.npz and store.json.
+
+    Args:
+        manifest: a CSV or Parquet manifest.
+    """
+    store = embeddings.embed(manifest, model, out, **settings, progress=output.progress)
+    told = {"out": out, "model": store.about["model_name"], **_what_vectors_tell(store)}
+    output.result(told)
+    output.say(*_embedding_text(told))
+    output.written(out)
+
+
+def _what_vectors_tell(store: embeddings.EmbeddingStore) -> dict[str, Any]:
+    """Counts, variance of the first axes, purity of neighbourhoods and the shortcut test; keeps pca.npz."""
+    usable = store.usable()
+    vectors, rows = store.vectors[usable], store.rows[usable].reset_index(drop=True)
+    told = {"clips": len(rows), "unreadable": store.rows.loc[~usable, ["video", "error"]].to_dict("records")}
+    if len(rows) < 2:
+        return told
+    pca = fit_pca(vectors, min(8, vectors.shape[1]))
+    pca.save(store.path / "pca.npz")
+    purity = {name: neighbour_purity(vectors, rows, name) for name in ("label", "dataset")}
+    shortcuts = shortcut_test(vectors, rows)
+    return told | {"pca_explained": pca.explained, "neighbour_purity": purity, "shortcuts": shortcuts.to_dict("records")}
+
+
+def _embedding_text(told: dict[str, Any]) -> list[str]:
+    """What vectors tell, as lines for people."""
+    lines = [f"{told['clips']} clips embedded by {told['model']}, {len(told['unreadable'])} could not be read."]
+    lines += [f"  {row['video']}: {row['error']}" for row in told["unreadable"][:5]]
+    if "pca_explained" not in told:
+        return lines
+    lines.append("PCA: " + ", ".join(f"{share:.1%}" for share in told["pca_explained"]) + " of the variance.")
+    for column, purity in told["neighbour_purity"].items():
+        lines.append(f"Of five neighbours in other videos, {purity:.1%} share the {column}.")
+    if told["shortcuts"]:
+        lines.append("What a linear probe tells from the vectors:")
+        table = pd.DataFrame(told["shortcuts"])
+        lines.append(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    return lines

@@ -1,0 +1,95 @@
+"""Finished runs and predictions: `endofm-lab compare`, `paper-table` and `score`."""
+
+from pathlib import Path
+from typing import Any
+
+from endofm_lab.cli.command import Output, command
+from endofm_lab.figures.comparison import intervals
+from endofm_lab.figures.export import FigureFormat, export_all
+from endofm_lab.metrics.capsule_vision import read_probabilities, score_files, write_submission
+from endofm_lab.reports.comparison import write_comparison
+from endofm_lab.runs import paper_table as published
+from endofm_lab.runs.compare import compare as compare_runs
+from endofm_lab.runs.run import find_runs, read_run
+
+
+@command(positional=("runs",))
+def compare(
+    runs: tuple[Path, ...],
+    output: Output,
+    out: Path | None = None,
+    by: str | None = None,
+    figures: Path | None = None,
+    figure_format: FigureFormat = "html",
+) -> None:
+    """One table of finished runs with patient-level intervals and a paired test; ranked only if that is fair.
+
+    Runs whose test sets or protocols differ are shown in the given order without ranks, and the reasons are printed.
+    The folder then holds comparison.md, comparison.csv and comparison.html; without --out nothing is written.
+
+    Args:
+        runs: folders with report.json and predictions.parquet.
+        by: metric to rank by; by default the task's own, such as f1, dice, ap50 or jaccard.
+    """
+    found = compare_runs([read_run(folder) for folder in runs], by)
+    written = [] if out is None else write_comparison(found, out)
+    if figures is not None:
+        drawn = {f"intervals of {name}": intervals(found, name) for name in found.lines[0].metrics}
+        written += export_all(drawn, figures, figure_format)
+    told = {"task": found.task, "by": found.by, "ranked": found.ranked, "runs": _rows(found.table())}
+    output.result({**told, "reasons": found.reasons, "notes": found.notes(), "written": written})
+    output.say(found.to_markdown())
+    if written:
+        output.written(*written)
+
+
+def _rows(table: Any) -> list[dict[str, Any]]:
+    """A table's rows; what is not defined is None."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
+
+
+@command(positional=("runs",))
+def paper_table(output: Output, runs: Path = Path("runs")) -> None:
+    """The published results beside the runs at hand, with differences of protocol marked.
+
+    Args:
+        runs: folder below which finished runs are looked for.
+    """
+    found, problems = find_runs(runs)
+    table = published.paper_table(found)
+    output.result({"table": table, "left_out": problems})
+    output.say(table, *(f"Left out: {problem}" for problem in problems))
+
+
+@command()
+def capsule_vision(labels: Path, probabilities: Path, output: Output, submission: Path | None = None) -> None:
+    """Score a Capsule Vision 2024 submission, after checking it for everything that would make the score wrong.
+
+    Args:
+        labels: table with the columns image and class (CSV or XLSX).
+        probabilities: table with an image column and ten probability columns (CSV or XLSX).
+        submission: also write the checked probabilities as a submission (.xlsx or .csv) to this path.
+    """
+    result = score_files(labels, probabilities)
+    if submission is not None:
+        table = read_probabilities(probabilities)
+        write_submission(submission, [str(name) for name in table.index], table.to_numpy())
+    output.result(result)
+    output.say(_score_text(result))
+
+
+def _score_text(result: dict) -> str:
+    """The numbers as aligned text."""
+    lines = [f"{name:<22}{_number(value):>8}" for name, value in result.items() if name != "class_wise_metrics"]
+    classes = result["class_wise_metrics"]
+    keys = list(next(iter(classes.values())))
+    lines += ["", f"{'class (p >= 0.5)':<22}" + "".join(f"{key:>12}" for key in keys)]
+    lines += [f"{name:<22}" + "".join(f"{_number(row[key]):>12}" for key in keys) for name, row in classes.items()]
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+SCORE = {"capsule-vision": capsule_vision}

@@ -1,0 +1,179 @@
+"""Training and testing: `endofm-lab pretrain`, `finetune` and `evaluate`."""
+
+import json
+import resource
+import statistics
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from endofm_lab.cli.command import Output, command
+from endofm_lab.cli.options import Key, Option
+from endofm_lab.errors import UserError
+from endofm_lab.files import read_json
+from endofm_lab.finetuning import evaluate as testing
+from endofm_lab.finetuning.config import FinetuneConfig, polypdiag
+from endofm_lab.finetuning.finetune import finetune as finetuning
+from endofm_lab.model.transformer import PRESETS as BACKBONES
+from endofm_lab.pretraining.config import PRESETS, PretrainConfig, to_json
+from endofm_lab.pretraining.trainer import pretrain as pretraining
+from endofm_lab.reports.pretraining import health_of, probe_table, report_run
+from endofm_lab.runs.run import REPORT
+from endofm_lab.training.loop import LOG, read_log
+from endofm_lab.training.processes import processes
+
+
+def _pretraining_preset(values: Mapping[Key, Any]) -> PretrainConfig:
+    config = PRESETS[values["preset",]](values["manifest",], values["out",])
+    size = values["size",]
+    return config if size is None else replace(config, backbone=BACKBONES[size])
+
+
+@command(PretrainConfig, positional=("manifest",), presets=_pretraining_preset)
+def pretrain(
+    config: PretrainConfig,
+    output: Output,
+    preset: Literal["endo-fm", "small", "tiny", "long-video"] = "endo-fm",
+    size: Literal["micro", "tiny", "small", "base"] | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Pre-train a video transformer on unlabelled video. Ctrl-C saves; the same command goes on.
+
+    With several processes: `accelerate launch --multi_gpu --num_processes 2 -m endofm_lab.cli.main pretrain ...`, on
+    CPUs too (`--cpu` would start one); `--use_fsdp` in place of `--multi_gpu` shares weights and optimiser among them.
+
+    Args:
+        preset: where the values come from that are not given: endo-fm is the published recipe, small one GPU, tiny
+            minutes on a laptop, long-video minute-long clips.
+        size: the backbone's preset, instead of that of the recipe.
+        dry_run: print the configuration, the steps, and memory and time from ten measured steps; write nothing.
+    """
+    if dry_run:
+        _dry_run(config, output)
+    else:
+        run(config, output)
+
+
+def run(config: PretrainConfig, output: Output) -> None:
+    """Pre-train in the terminal: progress, and at the end the report, the health and what the features know."""
+    main = processes().is_main_process
+    bar = tqdm(unit="step", disable=not (main and output.progress), mininterval=2)
+    try:
+        for record in pretraining(config):
+            if bar.total is None:
+                described = json.loads((config.out / "config.json").read_text(encoding="utf-8"))
+                bar.total, bar.n = described["steps"], record["step"]
+                if main and output.progress:
+                    bar.write(f"Initialisation: {described['initialisation']['words']}")
+            bar.update(record["step"] + 1 - bar.n)
+            bar.set_postfix({"loss": f"{record['loss']:.3f}", "health": record["health"]}, refresh=False)
+    finally:
+        bar.close()
+        if main and read_log(config.out / LOG):
+            output.say(f"Report: {report_run(config.out)}", f"Health: {health_of(config.out)}")
+            if len(probed := probe_table(config.out)):
+                output.say(f"Probe (balanced accuracy, 95 % interval over patients):\n{probed.to_string(index=False)}")
+    if main:
+        output.result({"out": config.out, "model": config.out / "model", **read_json(config.out / "report.json")})
+        output.written(config.out / "model")
+
+
+def _dry_run(config: PretrainConfig, output: Output) -> None:
+    """Ten steps in a folder that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = replace(config, out=Path(folder) / "run", trackers=(), save_every=10**9, probe=None)
+        running = pretraining(trial)
+        seconds = []
+        for record in running:
+            seconds.append(record["step_s"] + record["data_s"])
+            if len(seconds) == 10:
+                break
+        described = read_json(trial.out / "config.json")
+        running.close()
+    gpu = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    step_s = statistics.median(seconds[1:] or seconds)
+    hours = described["steps"] * step_s / 3600
+    output.result({**described, "config": to_json(config), "memory_gb": peak / 1e9, "step_s": step_s, "hours": hours})
+    output.say(
+        json.dumps(to_json(config), indent=2),
+        f"\n{described['n_clips']} clips of {described['n_files']} videos; "
+        f"initialisation: {described['initialisation']['words']}",
+        f"{described['steps']} steps, {described['steps_per_epoch']} per epoch, {config.batch} clips each",
+        f"memory: {peak / 1e9:.1f} GB at the peak ({'GPU' if gpu else 'process'}, measured)",
+        f"time: {step_s:.2f} s per step (median of {len(seconds)}), {hours:.2f} h in all",
+    )
+
+
+# What the released recipe leaves open; every other option is the recipe's.
+_OPEN = {"source", "label", "seeds", "split_name", "clips", "shared_patients", "precision", "workers"}
+
+
+def _finetuning_preset(values: Mapping[Key, Any]) -> FinetuneConfig | None:
+    if values["preset",] is None:
+        return None
+    return polypdiag(values["manifest",], values["out",], values["start", "source"])
+
+
+def _is_fixed(option: Option) -> bool:
+    return option.key[-1] not in _OPEN
+
+
+@command(FinetuneConfig, positional=("manifest",), flat=("start",), presets=_finetuning_preset, fixed=_is_fixed)
+def finetune(config: FinetuneConfig, output: Output, preset: Literal["polypdiag"] | None = None) -> None:
+    """Train on a manifest's train rows, choose on val, test once on test, and write a run for `endofm-lab compare`.
+
+    Args:
+        preset: the released recipe of PolypDiag; options that contradict it are refused.
+    """
+    for record in finetuning(config):
+        output.say(*_record_text(record))
+    _show_run(config.out, output)
+
+
+def _record_text(record: dict[str, Any]) -> list[str]:
+    """What a reader wants of a record: start and end, candidates, validations and every tenth step."""
+    if "initialisation" in record:
+        return [f"Initialisation: {record['initialisation']}\nSplit {record['split']}\nAudit: {record['audit']}"]
+    if "validation" not in record and record["step"] % 10:
+        return []
+    shown = ("seed", "step", "l2", "k", "loss", "lr", "step_s", "chosen", "validation")
+    values = {name: record[name] for name in shown if name in record}
+    return ["  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())]
+
+
+def _show_run(folder: Path, output: Output) -> None:
+    """Print what a finished run reached on test."""
+    report = read_json(folder / REPORT)
+    output.result({"out": folder, **report})
+    output.say(f"\n{report['method']}; {report['initialisation']}")
+    for name, metric in report["metrics"].items():
+        output.say(f"{name:<28} {_metric_text(metric)}")
+    output.say(f"Audit: {report['audit']['verdict']}")
+    output.written(folder)
+
+
+def _metric_text(metric: Mapping[str, Any]) -> str:
+    if metric["value"] is None:
+        return "not defined on this test set"
+    low, high = metric["low"], metric["high"]
+    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+    spread = "" if metric["seed_std"] is None else f" ±{metric['seed_std']:.3f} over seeds"
+    return f"{metric['value']:.3f}{interval}{spread}   ({metric['patients']} patients)"
+
+
+@command(testing.evaluate, positional=("model", "manifest"))
+def evaluate(model: str, manifest: Path, out: Path, settings: dict[str, Any], output: Output) -> None:
+    """Test a model on the rows of a manifest whose split is "test", and write a run for `endofm-lab compare`.
+
+    Args:
+        model: "demo", a model's folder, or a released checkpoint with a head.
+        manifest: table of clips.
+    """
+    testing.evaluate(model, manifest, out, **settings)
+    _show_run(out, output)
