@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from endofm_lab.errors import UserError
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -191,3 +193,16 @@ def _marked(cell: Any) -> Any:
     if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
         return f"'{cell}"
     return cell
+
+
+def bundled(name: str) -> Path:
+    """A folder that comes with the project: inside the package as a wheel has it, or beside it as the source tree has.
+
+    Raises:
+        UserError: it is in neither place.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / name, package.parent / name):
+        if folder.is_dir():
+            return folder
+    raise UserError(f"The folder {name}/ is missing from this installation of endofm-lab: install it again.")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANK = {
     "machine": -1,
     "__init__": 0,
-    "errors": 0,
+    "errors": -1,
     "files": 0,
     "run_folder": 1,
     "video": 1,

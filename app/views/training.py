@@ -58,13 +58,16 @@ def new_run() -> None:
     manifest = manifest_of(data, typed)
     folder = cache_folder("runs") / (re.sub(r"[^\w-]+", "-", name.strip()).strip("-") or "run")
     settings = [
-        f"dino.centring={str(centring).lower()}",
-        f"dino.teacher_temperature={temperature}",
-        f"dino.teacher_temperature_start={temperature}",
-        "save_every=20",
+        "--dino.centring" if centring else "--dino.no-centring",
+        "--dino.teacher-temperature",
+        str(temperature),
+        "--dino.teacher-temperature-start",
+        str(temperature),
+        "--save-every",
+        "20",
     ]
     options = ["--preset", "tiny", "--objective", str(objective), "--steps", str(steps), "--batch", str(batch)]
-    options += ["--seed", str(seed), *(["--probe", str(manifest)] if probe else []), "--set", *settings]
+    options += ["--seed", str(seed), *(["--probe", str(manifest)] if probe else []), *settings]
     start_run(lab.read_manifest(manifest).path, folder, options)
     st.session_state["run"] = str(folder)
     st.rerun()

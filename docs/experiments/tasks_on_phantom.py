@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from endofm_lab.cli.finetune import show
+from endofm_lab.cli.train import record_text
 from endofm_lab.data.manifest import read_manifest, write_manifest
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.finetune import finetune
@@ -86,7 +86,7 @@ def main() -> None:
         manifest = operations(args.manifest, args.runs / "operations") if task == "phases" else args.manifest
         for config in configs(task, manifest, args.runs / task, start, args.steps):
             for record in finetune(config):
-                show(record)
+                print(*record_text(record), sep="\n")
             folders.append(config.out)
         print(compare([read_run(folder) for folder in folders]).to_markdown(), flush=True)
 

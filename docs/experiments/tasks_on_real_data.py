@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from endofm_lab.cli.finetune import show
+from endofm_lab.cli.train import record_text
 from endofm_lab.data.manifest import read_manifest, write_manifest
 from endofm_lab.data.prepare.prepare import prepare
 from endofm_lab.data.splits import holdout
@@ -120,7 +120,7 @@ def guessed(tables: list[pd.DataFrame]) -> float:
 def run(config: FinetuneConfig) -> None:
     """Finish a run, from where it is."""
     for record in finetune(config):
-        show(record)
+        print(*record_text(record), sep="\n")
 
 
 def main() -> None:

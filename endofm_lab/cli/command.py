@@ -4,6 +4,7 @@ import json as json_format
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,11 @@ class Command:
     fixed: Callable[[Option], bool] = lambda option: False
 
     @property
+    def summary(self) -> str:
+        """What the command does, in a line."""
+        return " ".join((docstring_parser.parse(self.run.__doc__ or "").short_description or "").split())
+
+    @property
     def options(self) -> tuple[Option, ...]:
         """All options: positional ones first, switches for the output last."""
         switches = options_of(_switches)
@@ -92,7 +98,7 @@ class Command:
         Raises:
             UserError: a word that is not known, or whatever the library refuses.
         """
-        options = self.options
+        options: Sequence[Option] = self.options
         check(options, args, prog)
         if self.presets is not None and {"-h", "--help"} & set(args):
             options = self._shown(args)
@@ -144,15 +150,17 @@ def command(
     names: Mapping[str, str] | None = None,
     without: Sequence[str] = (),
     flat: Sequence[str] = (),
+    choices: Mapping[str, Sequence[str]] | None = None,
     presets: Callable[[Mapping[Key, Any]], Any] | None = None,
     fixed: Callable[[Option], bool] = lambda option: False,
 ) -> Callable[[Callable[..., None]], Command]:
     """Make a function a command; see `Command` and `endofm_lab.cli.options.options_of` for the arguments."""
 
     def made(run: Callable[..., None]) -> Command:
-        own = options_of(run, positional=positional, names=names, without=_OWN)
+        read = partial(options_of, positional=positional, names=names, flat=flat, choices=choices)
+        own = read(run, without=_OWN)
         taken = [*without, "progress", *(option.key[0] for option in own)]
-        lent = [] if source is None else options_of(source, positional=positional, names=names, without=taken, flat=flat)
+        lent = [] if source is None else read(source, without=taken)
         return Command(run, source, tuple(own), tuple(lent), presets, fixed)
 
     return made

@@ -1,4 +1,4 @@
-"""Data sets and manifests: `endofm-lab phantom`, `audit`, and `data list | show | prepare | check | split | coverage`."""
+"""Data sets and manifests: `endofm-lab phantom`, `endofm-lab audit` and the commands below `endofm-lab data`."""
 
 from pathlib import Path
 from typing import Any, Literal

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import json as json_format
 import os
 import platform
 import shutil
@@ -13,26 +12,20 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
+from endofm_lab.cli.command import Output, command
+
 Check = tuple[str, bool, str]  # what was looked at, whether it is well, what was found or what to do
 
 
-def doctor(json: bool = False) -> None:
-    """Check Python, torch, precision, decoders, disk and the demo model; exit code 1 if something is missing.
-
-    Args:
-        json: print the checks as JSON.
-    """
-    checks = [
-        check()
-        for check in (_python, _machine, _packages, _torch, _precision, _decoders, _disk, _demo_model, _optional)
-    ]
-    if json:
-        print(json_format.dumps([{"check": name, "ok": ok, "found": found} for name, ok, found in checks], indent=2))
-    else:
-        for name, ok, found in checks:
-            print(f"{'ok ' if ok else 'NO '} {name:<12} {found}")
+@command()
+def doctor(output: Output) -> None:
+    """Check Python, torch, precision, decoders, disk and the demo model; exit code 2 if something is missing."""
+    looked_at = (_python, _machine, _packages, _torch, _precision, _decoders, _disk, _demo_model, _optional)
+    checks = [check() for check in looked_at]
+    output.result([{"check": name, "ok": ok, "found": found} for name, ok, found in checks])
+    output.say(*(f"{'ok ' if ok else 'NO '} {name:<12} {found}" for name, ok, found in checks))
     if not all(ok for _, ok, _ in checks):
-        raise SystemExit(1)
+        raise SystemExit(2)
 
 
 def _python() -> Check:

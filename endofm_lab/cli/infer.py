@@ -135,7 +135,7 @@ def study(
     output.written(report, *drawn)
 
 
-@command(explanation.explain, positional=("video",))
+@command(explanation.explain, positional=("video",), names={"label": "label"})
 def explain(
     video: Path,
     out: Path,
@@ -185,14 +185,21 @@ def _what_vectors_tell(store: embeddings.EmbeddingStore) -> dict[str, Any]:
     """Counts, variance of the first axes, purity of neighbourhoods and the shortcut test; keeps pca.npz."""
     usable = store.usable()
     vectors, rows = store.vectors[usable], store.rows[usable].reset_index(drop=True)
-    told = {"clips": len(rows), "unreadable": store.rows.loc[~usable, ["video", "error"]].to_dict("records")}
+    told: dict[str, Any] = {
+        "clips": len(rows),
+        "unreadable": store.rows.loc[~usable, ["video", "error"]].to_dict("records"),
+    }
     if len(rows) < 2:
         return told
     pca = fit_pca(vectors, min(8, vectors.shape[1]))
     pca.save(store.path / "pca.npz")
     purity = {name: neighbour_purity(vectors, rows, name) for name in ("label", "dataset")}
-    shortcuts = shortcut_test(vectors, rows)
-    return told | {"pca_explained": pca.explained, "neighbour_purity": purity, "shortcuts": shortcuts.to_dict("records")}
+    shortcuts = shortcut_test(vectors, rows).to_dict("records")
+    return told | {
+        "pca_explained": pca.explained,
+        "neighbour_purity": purity,
+        "shortcuts": shortcuts,
+    }
 
 
 def _embedding_text(told: dict[str, Any]) -> list[str]:

@@ -5,33 +5,36 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
-
-import tyro
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from endofm_lab import NOTICE, __version__
+from endofm_lab.cli.words import unknown
 from endofm_lab.errors import UserError, storage_sentence
 
-# Command -> (module in endofm_lab.cli, what it holds: a function or a dict of functions, one line of help).
+if TYPE_CHECKING:
+    from endofm_lab.cli.command import Command
+
+# Command -> (module in endofm_lab.cli, name of the command or of its sub-commands there, one line of help).
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("doctor", "doctor", "what this machine has: Python, torch, precision, decoders, disk, model"),
-    "phantom": ("phantom", "phantom", "write a data set of generated endoscopy clips"),
-    "inspect": ("inspect", "inspect", "say what a checkpoint file holds"),
+    "phantom": ("data", "phantom", "write a data set of generated endoscopy clips"),
+    "inspect": ("infer", "inspect", "say what a checkpoint file holds"),
     "data": ("data", "DATA", "recipes of public data sets: list, show, prepare a manifest, check, map and split it"),
-    "audit": ("audit", "audit", "look for leakage between the splits of manifests"),
+    "audit": ("data", "audit", "look for leakage between the splits of manifests"),
     "demo": ("demo", "DEMO", "show the demo; train its model"),
-    "pretrain": ("pretrain", "pretrain", "learn from unlabelled video; resume a run"),
-    "predict": ("predict", "predict", "scores, masks and boxes for a video"),
-    "study": ("study", "study", "a whole study, frame by frame, with a report to confirm or reject"),
-    "explain": ("explain", "explain", "attention and attribution of a clip: a report and the numbers"),
-    "embed": ("embed", "embed", "a vector per row of a manifest: neighbours, shortcuts, the app's map"),
-    "notebooks": ("notebooks", "notebooks", "open the lessons in JupyterLab"),
-    "finetune": ("finetune", "finetune", "train a head or a whole model on a manifest, and test it once"),
-    "evaluate": ("evaluate", "evaluate", "test a model on a manifest's test rows"),
-    "compare": ("compare", "compare", "finished runs in one table, with intervals and a paired test"),
-    "paper-table": ("compare", "paper_table", "the published results beside the runs at hand"),
-    "score": ("score", "SCORE", "score a submission by the rules of a challenge: capsule-vision"),
-    "app": ("app", "app", "open the app in the browser"),
+    "pretrain": ("train", "pretrain", "learn from unlabelled video"),
+    "predict": ("infer", "predict", "scores, masks and boxes for videos"),
+    "study": ("infer", "study", "a whole study, frame by frame, with a report to confirm or reject"),
+    "explain": ("infer", "explain", "attention and attribution of a clip: a report and the numbers"),
+    "embed": ("infer", "embed", "a vector per row of a manifest: neighbours, shortcuts, the app's map"),
+    "notebooks": ("serve", "notebooks", "copy the lessons into a folder of yours and open them"),
+    "finetune": ("train", "finetune", "train a head or a whole model on a manifest, and test it once"),
+    "evaluate": ("train", "evaluate", "test a model on a manifest's test rows"),
+    "compare": ("runs", "compare", "finished runs in one table, with intervals and a paired test"),
+    "paper-table": ("runs", "paper_table", "the published results beside the runs at hand"),
+    "score": ("runs", "SCORE", "score a submission by the rules of a challenge: capsule-vision"),
+    "app": ("serve", "app", "open the app in the browser"),
 }
 
 
@@ -46,7 +49,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = args
     if name not in COMMANDS:
-        print(f"Error: there is no command {name!r}; there are {', '.join(COMMANDS)}.", file=sys.stderr)
+        print(f"Error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
         return 2
     if threading.current_thread() is threading.main_thread():
         # A stopped job saves as Ctrl-C does, also where Ctrl-C was switched off (a background job of a shell).
@@ -76,28 +79,35 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _call(name: str, args: list[str]) -> None:
+def find(name: str) -> "Command | dict[str, Command]":
+    """The command of a name, or its sub-commands by name."""
     module, attribute, _ = COMMANDS[name]
-    action: Callable | dict[str, Callable] = getattr(importlib.import_module(f"endofm_lab.cli.{module}"), attribute)
-    prog = f"endofm-lab {name}"
-    if isinstance(action, dict):
-        tyro.extras.subcommand_cli_from_dict(action, prog=prog, args=args, config=(tyro.conf.FlagCreatePairsOff,))
-    else:
-        tyro.cli(action, prog=prog, args=args, config=(tyro.conf.FlagCreatePairsOff,))
+    return getattr(importlib.import_module(f"endofm_lab.cli.{module}"), attribute)
+
+
+def _call(name: str, args: list[str]) -> None:
+    found, prog = find(name), f"endofm-lab {name}"
+    if isinstance(found, dict):
+        if not args or args[0] in ("-h", "--help"):
+            print(_overview_of(prog, {part: command.summary for part, command in found.items()}))
+            return
+        part, *args = args
+        if part not in found:
+            raise UserError(unknown(f"command {name}", part, found))
+        found, prog = found[part], f"{prog} {part}"
+    found(args, prog)
 
 
 def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {text}" for name, (_, _, text) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: endofm-lab COMMAND [options]   (endofm-lab COMMAND --help says more)",
-            "",
-            f"A workbench for Endo-FM. {NOTICE}",
-            "",
-            *lines,
-        ]
-    )
+    lines = {name: text for name, (_, _, text) in COMMANDS.items()}
+    return _overview_of("endofm-lab", lines, f"A workbench for Endo-FM. {NOTICE}")
+
+
+def _overview_of(prog: str, lines: Mapping[str, str], about: str = "") -> str:
+    """The commands below a name, a line each."""
+    width = max(map(len, lines))
+    head = [f"usage: {prog} COMMAND [options]   ({prog} COMMAND --help says more)", ""]
+    return "\n".join([*head, *([about, ""] if about else []), *(f"  {name:<{width}}  {lines[name]}" for name in lines)])
 
 
 if __name__ == "__main__":

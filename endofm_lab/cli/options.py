@@ -35,9 +35,13 @@ GRAMMAR: dict[str, tuple[Any, str, str]] = {
 }
 # A library's name -> the option's name, in every command.
 NAMES = {
-    "batch_clips": "batch", "split_name": "split", "label": "label-column", "initialisation": "start", "source": "start",
+    "batch_clips": "batch",
+    "split_name": "split",
+    "label": "label-column",
+    "initialisation": "start",
+    "source": "start",
     "probe_label": "probe-label-column",
-}  # fmt: skip
+}
 _METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "FILE"}
 _FOLDERS = {"root", "lists", "recipes", "runs", "data", "into"}
 _NAMES = {"head", "layout", "dataset", "by", "mapping", "name", "size", "label"}
@@ -84,9 +88,19 @@ class Option:
 
     @property
     def typed(self) -> str:
-        """The option as it is typed: ``--steps``; a switch that is on by default is typed to switch it off."""
+        """The option as it is typed: ``--steps``."""
+        return f"--{self.name}"
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is a switch with an opposite: ``--dino.centring`` and ``--dino.no-centring``."""
+        return self.kind is bool and (self.default is True or "." in self.name)
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """All ways to type it."""
         *above, last = self.name.split(".")
-        return "--" + ".".join([*above, f"no-{last}" if self.default is True else last])
+        return (self.typed, "--" + ".".join([*above, f"no-{last}"])) if self.is_pair else (self.typed,)
 
     def with_default(self, value: Any) -> "Option":
         """The same option with another default."""
@@ -100,6 +114,7 @@ def options_of(
     names: Mapping[str, str] | None = None,
     without: Sequence[str] = (),
     flat: Sequence[str] = (),
+    choices: Mapping[str, Sequence[str]] | None = None,
     above: Key = (),
 ) -> list[Option]:
     """The options of a dataclass or function.
@@ -110,9 +125,10 @@ def options_of(
         names: other names for parameters, beside `NAMES`.
         without: parameters that are no options.
         flat: parameters that are dataclasses and whose fields stand beside the others, without a prefix.
+        choices: the possible values of parameters whose type does not list them.
         above: the key that the parameters belong to.
     """
-    told = {p.arg_name: p.description or "" for p in docstring_parser.parse(source.__doc__ or "").params}
+    told: dict[str, str] = {p.arg_name: p.description or "" for p in docstring_parser.parse(source.__doc__ or "").params}
     renamed = NAMES | dict(names or {})
     options: list[Option] = []
     for name, kind, default in _parameters(source):
@@ -120,10 +136,12 @@ def options_of(
         if name in without:
             continue
         if is_dataclass(_plain_kind(kind)):
-            inner = options_of(_plain_kind(kind), names=names, flat=flat, above=key)
+            inner = options_of(_plain_kind(kind), names=names, flat=flat, choices=choices, above=key)
             options += inner if name in flat else [_prefixed(option, name) for option in inner]
             continue
         shown = renamed.get(name, name).replace("_", "-")
+        if choices and name in choices:
+            kind = Literal[tuple(choices[name])]
         options.append(_option(key, shown, kind, default, told.get(name, ""), name in positional))
     return options
 
@@ -155,9 +173,20 @@ def _option(key: Key, name: str, kind: Any, default: Any, told: str, positional:
     if get_origin(kind) is Literal:
         choices = {str(value).lower().replace(" ", "-").replace("_", "-"): value for value in get_args(kind)}
         metavar = "{" + ",".join(choices) + "}"
-    words = words or " ".join(told.split())
-    metavar = metavar or _metavar(kind, name)
+    words = words or _words(told, choices)
+    if positional and not metavar:
+        word = name.upper()
+        metavar = f"{word[:-1]} [{word[:-1]} ...]" if get_origin(kind) is tuple else word
+    metavar = metavar or ("" if kind is bool else _metavar(kind, name))
     return Option(key, name, kind, default, metavar, words[:1].upper() + words[1:], positional, choices)
+
+
+def _words(told: str, choices: Mapping[str, Any]) -> str:
+    """A description as the help shows it: without marks of code, choices as they are typed."""
+    words = " ".join(told.replace("``", "").split())
+    for typed, value in choices.items():
+        words = words.replace(f'"{value}"', f'"{typed}"')
+    return words
 
 
 def _plain_kind(kind: Any) -> Any:
@@ -192,8 +221,8 @@ def parse(options: Sequence[Option], args: Sequence[str], prog: str, description
 
     The words must have passed `endofm_lab.cli.words.check`.
     """
-    made = make_dataclass("Options", [_field(number, option) for number, option in enumerate(options)])
-    told = tyro.cli(made, prog=prog, description=description, args=list(args), config=(tyro.conf.FlagCreatePairsOff,))
+    made = make_dataclass("Options", [_field(number, option) for number, option in enumerate(options)], kw_only=True)
+    told = tyro.cli(made, prog=prog, description=description, args=list(args))
     values = {option.key: getattr(told, f"option_{number}") for number, option in enumerate(options)}
     for option in options:
         if option.choices and values[option.key] is not None:
@@ -207,11 +236,13 @@ def _field(number: int, option: Option) -> Any:
     if option.choices:
         kind = Literal[tuple(option.choices)]  # type: ignore[assignment]
         default = next((typed for typed, value in option.choices.items() if value == default), default)
-    hint = {"help_behavior_hint": ""} if default is None or default is False or default == () else {}
-    about = tyro.conf.arg(name=option.name, metavar=option.metavar or None, help=option.help, **hint)
-    annotated = Annotated[kind | None if default is None else kind, about]
+    hint = "(required)" if default is MISSING else "" if default is None or default is False or default == () else None
+    about = tyro.conf.arg(name=option.name, metavar=option.metavar or None, help=option.help, help_behavior_hint=hint)
+    annotated: Any = Annotated[kind | None if default is None else kind, about]  # type: ignore[valid-type]
     if option.positional:
         annotated = Annotated[annotated, tyro.conf.Positional]
+    if option.kind is bool and not option.is_pair:
+        annotated = Annotated[annotated, tyro.conf.FlagCreatePairsOff]
     if default is MISSING:
         return f"option_{number}", annotated
     return f"option_{number}", annotated, field(default_factory=lambda: default)
@@ -231,4 +262,3 @@ def value_at(config: Any, key: Key) -> Any:
     for name in key:
         config = getattr(config, name)
     return config
-

@@ -48,7 +48,7 @@ def _rows(table: Any) -> list[dict[str, Any]]:
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
-@command(positional=("runs",))
+@command()
 def paper_table(output: Output, runs: Path = Path("runs")) -> None:
     """The published results beside the runs at hand, with differences of protocol marked.
 

@@ -19,40 +19,60 @@ from endofm_lab.files import read_json
 from endofm_lab.finetuning import evaluate as testing
 from endofm_lab.finetuning.config import FinetuneConfig, polypdiag
 from endofm_lab.finetuning.finetune import finetune as finetuning
+from endofm_lab.metrics.intervals import caution
 from endofm_lab.model.transformer import PRESETS as BACKBONES
-from endofm_lab.pretraining.config import PRESETS, PretrainConfig, to_json
+from endofm_lab.pretraining.config import OBJECTIVES, PRESETS, PretrainConfig, to_json
 from endofm_lab.pretraining.trainer import pretrain as pretraining
+from endofm_lab.pretraining.trainer import run_config
 from endofm_lab.reports.pretraining import health_of, probe_table, report_run
-from endofm_lab.runs.run import REPORT
+from endofm_lab.runs.run import REPORT, unit_of
 from endofm_lab.training.loop import LOG, read_log
 from endofm_lab.training.processes import processes
 
 
 def _pretraining_preset(values: Mapping[Key, Any]) -> PretrainConfig:
-    config = PRESETS[values["preset",]](values["manifest",], values["out",])
+    given = values["manifest",]
+    if (given / "config.json").is_file():
+        if values["preset",] is not None:
+            raise UserError(f"{given} holds a run, which goes on with its own settings: leave out --preset.")
+        return run_config(given)
+    config = PRESETS[values["preset",] or "endo-fm"](given, values["out",])
     size = values["size",]
     return config if size is None else replace(config, backbone=BACKBONES[size])
 
 
-@command(PretrainConfig, positional=("manifest",), presets=_pretraining_preset)
+@command(
+    PretrainConfig,
+    positional=("manifest",),
+    names={"split": "rows"},
+    choices={"objective": tuple(OBJECTIVES), "preset": tuple(PRESETS), "size": tuple(BACKBONES)},
+    presets=_pretraining_preset,
+)
 def pretrain(
     config: PretrainConfig,
     output: Output,
-    preset: Literal["endo-fm", "small", "tiny", "long-video"] = "endo-fm",
-    size: Literal["micro", "tiny", "small", "base"] | None = None,
+    out: Path | None = None,
+    preset: str | None = None,
+    size: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Pre-train a video transformer on unlabelled video. Ctrl-C saves; the same command goes on.
+    """Pre-train a video transformer on unlabelled video.
+
+    Ctrl-C saves; the same command goes on, and so does `endofm-lab pretrain RUN`, RUN being the run's folder.
 
     With several processes: `accelerate launch --multi_gpu --num_processes 2 -m endofm_lab.cli.main pretrain ...`, on
     CPUs too (`--cpu` would start one); `--use_fsdp` in place of `--multi_gpu` shares weights and optimiser among them.
 
     Args:
-        preset: where the values come from that are not given: endo-fm is the published recipe, small one GPU, tiny
-            minutes on a laptop, long-video minute-long clips.
+        preset: where the values come from that are not given: endo-fm, the default, is the published recipe, small is
+            for one GPU, tiny takes minutes on a laptop, long-video has clips of a minute.
         size: the backbone's preset, instead of that of the recipe.
         dry_run: print the configuration, the steps, and memory and time from ten measured steps; write nothing.
     """
+    if (config.manifest / "config.json").is_file():
+        config = replace(config, manifest=run_config(config.manifest).manifest, out=config.manifest)
+    elif out is None and not dry_run:
+        raise UserError("endofm-lab pretrain needs --out FOLDER: folder of the run.")
     if dry_run:
         _dry_run(config, output)
     else:
@@ -124,7 +144,13 @@ def _is_fixed(option: Option) -> bool:
     return option.key[-1] not in _OPEN
 
 
-@command(FinetuneConfig, positional=("manifest",), flat=("start",), presets=_finetuning_preset, fixed=_is_fixed)
+@command(
+    FinetuneConfig,
+    positional=("manifest",),
+    flat=("start",),
+    presets=_finetuning_preset,
+    fixed=_is_fixed,
+)
 def finetune(config: FinetuneConfig, output: Output, preset: Literal["polypdiag"] | None = None) -> None:
     """Train on a manifest's train rows, choose on val, test once on test, and write a run for `endofm-lab compare`.
 
@@ -132,11 +158,11 @@ def finetune(config: FinetuneConfig, output: Output, preset: Literal["polypdiag"
         preset: the released recipe of PolypDiag; options that contradict it are refused.
     """
     for record in finetuning(config):
-        output.say(*_record_text(record))
-    _show_run(config.out, output)
+        output.say(*record_text(record))
+    show_run(config.out, output)
 
 
-def _record_text(record: dict[str, Any]) -> list[str]:
+def record_text(record: dict[str, Any]) -> list[str]:
     """What a reader wants of a record: start and end, candidates, validations and every tenth step."""
     if "initialisation" in record:
         return [f"Initialisation: {record['initialisation']}\nSplit {record['split']}\nAudit: {record['audit']}"]
@@ -147,24 +173,28 @@ def _record_text(record: dict[str, Any]) -> list[str]:
     return ["  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())]
 
 
-def _show_run(folder: Path, output: Output) -> None:
+def show_run(folder: Path, output: Output) -> None:
     """Print what a finished run reached on test."""
     report = read_json(folder / REPORT)
+    unit = unit_of(report)
     output.result({"out": folder, **report})
     output.say(f"\n{report['method']}; {report['initialisation']}")
     for name, metric in report["metrics"].items():
-        output.say(f"{name:<28} {_metric_text(metric)}")
+        output.say(f"{name:<28} {_metric_text(metric, unit['words'])}")
+    if few := caution(unit["n"], unit["words"]):
+        output.say(few)
     output.say(f"Audit: {report['audit']['verdict']}")
     output.written(folder)
 
 
-def _metric_text(metric: Mapping[str, Any]) -> str:
+def _metric_text(metric: Mapping[str, Any], units: str) -> str:
+    """A metric with its interval, and how many units it was resampled over."""
     if metric["value"] is None:
         return "not defined on this test set"
     low, high = metric["low"], metric["high"]
     interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
     spread = "" if metric["seed_std"] is None else f" ±{metric['seed_std']:.3f} over seeds"
-    return f"{metric['value']:.3f}{interval}{spread}   ({metric['patients']} patients)"
+    return f"{metric['value']:.3f}{interval}{spread}   ({units})"
 
 
 @command(testing.evaluate, positional=("model", "manifest"))
@@ -176,4 +206,4 @@ def evaluate(model: str, manifest: Path, out: Path, settings: dict[str, Any], ou
         manifest: table of clips.
     """
     testing.evaluate(model, manifest, out, **settings)
-    _show_run(out, output)
+    show_run(out, output)

@@ -31,7 +31,7 @@ def check(options: Sequence[Option], args: Sequence[str], prog: str) -> None:
     """
     if {"-h", "--help"} & set(args):
         return
-    by_name = {option.typed: option for option in options if not option.positional}
+    by_name = {name: option for option in options if not option.positional for name in option.spellings}
     places = [option for option in options if option.positional]
     free: list[str] = []
     given = set()

@@ -15,7 +15,7 @@ FigureFormat = Literal["html", "png", "svg", "pdf"]
 
 
 def export(figure: go.Figure, path: str | Path) -> Path:
-    """Write a figure as HTML that needs no network (about 5 MB, it carries Plotly), PNG, SVG or PDF, by the path's ending.
+    """Write a figure as PNG, SVG, PDF or stand-alone HTML (about 5 MB, it carries Plotly), by the path's ending.
 
     Raises:
         UserError: another ending, or another one than HTML where kaleido or its browser is missing.

@@ -36,7 +36,7 @@ def resume_run(out: str | Path) -> None:
     """
     if not (Path(out) / "config.json").exists():
         raise UserError(f"{out} holds no run to resume.")
-    _start(Path(out), ["--resume", str(out)])
+    _start(Path(out), [str(out)])
 
 
 def stop_run(out: str | Path) -> None:

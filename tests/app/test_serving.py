@@ -17,8 +17,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from endofm_lab.cli.app import APP, LOOPBACK, allowed_names, command, password
-from endofm_lab.cli.notebooks import command as notebooks_command
+from endofm_lab.cli.serve import APP, LOOPBACK, allowed_names, command_line, lessons_command, password
 from endofm_lab.errors import UserError
 
 
@@ -29,13 +28,13 @@ def free_port():
 
 
 @contextmanager
-def served(command_line, folder, path="/_stcore/health", **environment):
+def served(line, folder, path="/_stcore/health", **environment):
     """A running server: its output's path; it is stopped at the end."""
     environment = {**os.environ, "HOME": str(folder), "BROWSER": "true", "DISPLAY": "", **environment}
-    port = int(re.search(r"port[= ](\d+)", " ".join(command_line)).group(1))
+    port = int(re.search(r"port[= ](\d+)", " ".join(line)).group(1))
     with (folder / "printed").open("w") as output:
         server = subprocess.Popen(
-            command_line, cwd=APP.parents[1], env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
+            line, cwd=APP.parents[1], env=environment, stdin=subprocess.PIPE, stdout=output, stderr=output
         )
     try:
         for _ in range(300):
@@ -84,7 +83,7 @@ def test_the_first_start_of_a_new_user_asks_nothing_and_answers(tmp_path):
     """Streamlit would ask whoever has never used it for an e-mail address, and wait; it would also offer to
     install skills for agents, in the terminal and over every page."""
     port = free_port()
-    with served(command(port, headless=False), tmp_path) as printed:
+    with served(command_line(port, headless=False), tmp_path) as printed:
         assert asked(port, "/_stcore/health")[2] == "ok"
     printed = printed.read_text().lower()
     assert "mail" not in printed and "skills" not in printed
@@ -93,7 +92,7 @@ def test_the_first_start_of_a_new_user_asks_nothing_and_answers(tmp_path):
 def test_the_app_is_answered_under_this_machines_names_only(tmp_path):
     """A page on the web whose host name points to 127.0.0.1 must not reach the app: neither pages nor the websocket."""
     port = free_port()
-    with served(command(port, headless=True), tmp_path):
+    with served(command_line(port, headless=True), tmp_path):
         for host in ("attacker.invalid", f"attacker.invalid:{port}", "127.0.0.1.attacker.invalid", "localhost@a", ""):
             for path in ("/", "/_stcore/health", "/_stcore/host-config", "/media/x.png"):
                 status, _, text = asked(port, path, Host=host)
@@ -176,7 +175,7 @@ def test_a_short_password_is_refused_and_none_means_a_new_one(monkeypatch):
 def test_the_lessons_are_answered_under_this_machines_names_only(tmp_path):
     port = free_port()
     (tmp_path / "lessons").mkdir()
-    line = [*notebooks_command(tmp_path / "lessons", port, headless=True), "--allow-root"]
+    line = [*lessons_command(tmp_path / "lessons", port, headless=True), "--allow-root"]
     with served(line, tmp_path, "/login"):
         status, _, _ = asked(port, "/login", Host="attacker.invalid")
         assert status == 403

@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-import tyro
 from streamlit.testing.v1 import AppTest
 
-from endofm_lab.cli.pretrain import pretrain as command
+from endofm_lab.cli.main import main
 from endofm_lab.files import write_json
 from endofm_lab.pretraining import background
 from endofm_lab.pretraining.trainer import pretrain
@@ -43,8 +42,8 @@ def test_the_form_starts_the_command_that_it_describes(cache, manifest, monkeypa
     ((path, folder, options),) = started
     assert folder == cache / "runs" / "my-run"  # a name leads nowhere else
     given = {}
-    monkeypatch.setattr("endofm_lab.cli.pretrain.run", lambda config: given.update(config=config))
-    tyro.cli(command, args=[str(path), "--out", str(folder), *options])
+    monkeypatch.setattr("endofm_lab.cli.train.run", lambda config, output: given.update(config=config))
+    assert main(["pretrain", str(path), "--out", str(folder), *options]) == 0
     config = given["config"]
     assert (config.manifest, config.steps, config.batch, config.probe) == (manifest, 200, 32, manifest)
     assert not config.dino.centring and config.dino.teacher_temperature == 0.03

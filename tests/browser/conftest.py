@@ -54,12 +54,11 @@ def app_url(tmp_path_factory):
 
 def served_app(cache: Path):
     """The address of a running app with a cache of its own; it is stopped when the generator goes on."""
-    from endofm_lab.cli.app import command
-    from endofm_lab.cli.demo import _free_port
+    from endofm_lab.cli.serve import command_line, free_port
 
-    port = _free_port(8600)
+    port = free_port(8600)
     environment = {**os.environ, "ENDOFM_LAB_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
-    server = subprocess.Popen(command(port, headless=True), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(command_line(port, headless=True), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
     end = time.monotonic() + 90
     while time.monotonic() < end:

@@ -43,7 +43,7 @@ EmbeddingExplorer(lab.embed(manifest, small_model(), folder + "/store", progress
 
 @pytest.fixture(scope="module")
 def jupyter(tmp_path_factory):
-    from endofm_lab.cli.demo import _free_port
+    from endofm_lab.cli.serve import free_port
 
     home = tmp_path_factory.mktemp("jupyter")
     for name, source in (("attention", ATTENTION), ("embeddings", EMBEDDINGS)):
@@ -53,7 +53,7 @@ def jupyter(tmp_path_factory):
     (home / "config" / "labconfig").mkdir(parents=True)
     news = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
     (home / "config" / "labconfig" / "page_config.json").write_text(json.dumps(news))
-    port = _free_port(8900)
+    port = free_port(8900)
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={port}", f"--notebook-dir={home}"]
     command += ["--IdentityProvider.token=", "--ServerApp.ip=127.0.0.1", "--allow-root"]
     environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(home / "config"), "PYTHONPATH": str(ROOT)}

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from endofm_lab.cli import score as command
+from endofm_lab.cli.main import main
 from endofm_lab.metrics.capsule_vision import (
     CLASSES,
     SubmissionError,
@@ -247,10 +247,11 @@ def test_the_command_prints_a_table_or_json_and_can_write_the_spreadsheet(tmp_pa
     labels.to_csv(tmp_path / "labels.csv", index=False)
     table.to_csv(tmp_path / "p.csv", index=False)
     expected = score_files(tmp_path / "labels.csv", tmp_path / "p.csv")
-    command.capsule_vision(tmp_path / "labels.csv", tmp_path / "p.csv", json=True, submission=tmp_path / "s.xlsx")
+    arguments = ["--labels", str(tmp_path / "labels.csv"), "--probabilities", str(tmp_path / "p.csv")]
+    assert main(["score", "capsule-vision", *arguments, "--json", "--submission", str(tmp_path / "s.xlsx")]) == 0
     assert json.loads(capsys.readouterr().out) == expected
     assert score_files(tmp_path / "labels.csv", tmp_path / "s.xlsx") == expected
-    command.capsule_vision(tmp_path / "labels.csv", tmp_path / "p.csv")
+    assert main(["score", "capsule-vision", *arguments]) == 0
     text = capsys.readouterr().out
     assert f"{expected['ranking_score']:.4f}" in text
     assert "Lymphangiectasia" in text

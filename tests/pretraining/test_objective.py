@@ -77,7 +77,7 @@ def test_an_objective_from_outside_is_the_same_or_refused(manifest, tmp_path, ca
         next(pretrain(config))
     with pytest.raises(UserError, match=r"an objective of its own \(own\)"):
         resume(tmp_path)
-    assert main(["pretrain", "--resume", str(tmp_path)]) == 2
+    assert main(["pretrain", str(tmp_path)]) == 2
     assert "pretrain(config, objective=...)" in capsys.readouterr().err
 
 

@@ -29,7 +29,7 @@ COMMAND = ["-m", "endofm_lab.cli.main", "pretrain"]
 def one(manifest, tmp_path_factory) -> Path:
     """The run of one process, with all its checkpoints."""
     out = tmp_path_factory.mktemp("runs") / "one"
-    assert main(["pretrain", str(manifest), "--out", str(out), *SETTINGS, "keep=10"]) == 0
+    assert main(["pretrain", str(manifest), "--out", str(out), *SETTINGS, "--keep", "10"]) == 0
     return out
 
 
@@ -37,7 +37,7 @@ def one(manifest, tmp_path_factory) -> Path:
 def two(request, manifest, tmp_path_factory) -> tuple[list[str], Path]:
     """The same of two processes, and what starts them."""
     launch, out = [*LAUNCH, *KINDS[request.param], *COMMAND], tmp_path_factory.mktemp("runs") / request.param
-    subprocess.run([*launch, str(manifest), "--out", str(out), *SETTINGS, "keep=10"], check=True, timeout=300)
+    subprocess.run([*launch, str(manifest), "--out", str(out), *SETTINGS, "--keep", "10"], check=True, timeout=300)
     return launch, out
 
 
@@ -67,14 +67,14 @@ def test_two_processes_killed_without_warning_and_resumed_have_the_losses_of_the
         each.wait()
     assert len(read_log(out / "log.jsonl")) < 8
     assert Checkpoints(out / "checkpoints").all() and not (out / "model").exists()
-    subprocess.run([*launch, "--resume", str(out)], check=True, timeout=300)
+    subprocess.run([*launch, str(out)], check=True, timeout=300)
     assert losses(read_log(out / "log.jsonl")) == losses(read_log(whole / "log.jsonl"))
 
 
 def test_two_processes_that_are_stopped_save_a_step_that_one_goes_on_from(one, two, manifest, tmp_path):
     launch, _ = two
     out = tmp_path / "run"
-    settings = [*SETTINGS, "save_every=1000"]
+    settings = [*SETTINGS, "--save-every", "1000"]
     process = subprocess.Popen([*launch, str(manifest), "--out", str(out), *settings])
     end = time.monotonic() + 300
     while len(read_log(out / "log.jsonl")) < 2 and time.monotonic() < end and process.poll() is None:
@@ -83,7 +83,7 @@ def test_two_processes_that_are_stopped_save_a_step_that_one_goes_on_from(one, t
     process.wait(timeout=100)
     (saved,) = Checkpoints(out / "checkpoints").all()
     assert 2 <= int(saved.name.removeprefix("step-")) < 8
-    assert main(["pretrain", "--resume", str(out)]) == 0
+    assert main(["pretrain", str(out)]) == 0
     assert losses(read_log(out / "log.jsonl")) == pytest.approx(losses(read_log(one / "log.jsonl")), rel=1e-5)
 
 
@@ -91,7 +91,7 @@ def test_two_processes_go_on_with_a_run_of_one(one, two, tmp_path):
     launch, _ = two
     out = tmp_path / "run"
     shutil.copytree(one, out, ignore=shutil.ignore_patterns("model", "report*", "step-00000006", "step-00000008"))
-    subprocess.run([*launch, "--resume", str(out)], check=True, timeout=300)
+    subprocess.run([*launch, str(out)], check=True, timeout=300)
     assert losses(read_log(out / "log.jsonl")) == pytest.approx(losses(read_log(one / "log.jsonl")), rel=1e-5)
 
 

@@ -151,9 +151,8 @@ def test_the_default_preset_is_the_published_recipe(tmp_path):
 
 SETTINGS = [
     "--preset", "tiny", "--objective", "dino", "--precision", "float32", "--steps", "8", "--batch", "4",
-    "--set", "backbone=micro",
-    "views.global_px=32", "views.local_px=16", "dino.prototypes=32", "save_every=2", "trackers=[]",
-    "views.global_frames=[2, 4]", "views.local_frames=[2, 2]",
+    "--size", "micro", "--views.global-px", "32", "--views.local-px", "16", "--dino.prototypes", "32",
+    "--save-every", "2", "--trackers", "--views.global-frames", "2", "4", "--views.local-frames", "2", "2",
 ]  # fmt: skip
 
 
@@ -164,8 +163,8 @@ def test_the_command_runs_reports_and_resumes(manifest, tmp_path, capsys):
     assert "Report:" in said and "Health: too early to say" in said
     assert {p.name for p in out.iterdir()} >= {"report.html", "report.json", "model", "log.jsonl", "checkpoints"}
     assert len(read_log(out / "log.jsonl")) == 8
-    assert main(["pretrain", "--resume", str(out)]) == 0
-    assert main(["pretrain", "--resume", str(tmp_path / "none")]) == 2
+    assert main(["pretrain", str(out)]) == 0
+    assert main(["pretrain", str(tmp_path / "none")]) == 2
     assert main(["pretrain"]) == 2
 
 

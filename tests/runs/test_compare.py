@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from endofm_lab.cli import compare as command
-from endofm_lab.cli.finetune import print_run
+from endofm_lab.cli.command import Output
+from endofm_lab.cli.main import main
+from endofm_lab.cli.train import show_run
 from endofm_lab.metrics.classification import f1
 from endofm_lab.metrics.intervals import bootstrap_difference, bootstrap_interval
 from endofm_lab.metrics.masks import mask_metrics
@@ -206,7 +207,7 @@ def test_a_report_from_before_units_were_named_speaks_of_patients(tmp_path):
     del report["unit"]
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert read_run(tmp_path).units_in_words == "20 patients"
-    print_run(tmp_path)
+    show_run(tmp_path, Output())
 
 
 def test_moved_true_boxes_are_another_test_set():
@@ -323,7 +324,7 @@ def test_a_run_that_breaks_the_contract_is_not_written(tmp_path):
 def test_the_command_prints_the_table_and_writes_the_files(tmp_path, capsys):
     for name, skill in (("strong", 2.0), ("weak", 0.5)):
         write_run(tmp_path / name, made_run(name, skill=skill))
-    command.compare((tmp_path / "weak", tmp_path / "strong"), out=tmp_path / "out")
+    assert main(["compare", str(tmp_path / "weak"), str(tmp_path / "strong"), "--out", str(tmp_path / "out")]) == 0
     text = capsys.readouterr().out
     assert text.index("| 1    | strong") < text.index("| 2    | weak")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -362,11 +363,11 @@ def test_the_paper_table_finds_runs_in_a_folder_and_says_what_it_left_out(tmp_pa
     runs, problems = find_runs(tmp_path)
     assert [run.run for run in runs] == ["a"]
     assert "lacks run, task" in problems[0]
-    command.paper_table(tmp_path)
+    assert main(["paper-table", "--runs", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert "| a (linear probe; scratch)" in text
     assert "Left out: " in text
-    command.paper_table(tmp_path / "nowhere")
+    assert main(["paper-table", "--runs", str(tmp_path / "nowhere")]) == 0
     assert "There are no local runs yet." in capsys.readouterr().out
 
 

@@ -172,6 +172,6 @@ def test_the_released_cvc_12k_split_is_told_to_share_7_of_9_sequences_and_121_of
     assert main(["audit", str(manifest), "--split", "endo-fm-released"]) == 0
     told = capsys.readouterr().out
     assert "121 of 171 test rows (70.8 %)" in told and "7 of 9" in told.replace("the ", "")
-    options = ["--task", "segmentation", "--split-name", "endo-fm-released", "--out", str(tmp_path / "run")]
+    options = ["--task", "segmentation", "--split", "endo-fm-released", "--out", str(tmp_path / "run")]
     assert main(["finetune", str(manifest), *options]) == 2
     assert "LEAKAGE: 121 of 171 test rows" in capsys.readouterr().err

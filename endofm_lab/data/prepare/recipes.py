@@ -13,6 +13,7 @@ import yaml
 
 from endofm_lab.data.prepare.names import NamePattern
 from endofm_lab.errors import UserError
+from endofm_lab.files import bundled
 
 ACCESS = ("open", "on request", "dead link", "yours")
 UNITS = ("image", "frame", "sequence", "video")
@@ -134,11 +135,7 @@ class Recipe:
 
 def recipes_folder() -> Path:
     """The folder of the recipes that come with the project: ``data_recipes/`` beside the package, or inside it."""
-    package = Path(__file__).resolve().parents[2]
-    for folder in (package.parent / "data_recipes", package / "data_recipes"):
-        if folder.is_dir():
-            return folder
-    raise RecipeError(f"no folder data_recipes/ beside {package} or in it: name one with --recipes")
+    return bundled("data_recipes")
 
 
 def list_recipes(folder: str | Path | None = None) -> list[Recipe]:

@@ -1,9 +1,12 @@
-"""`endofm-lab app`: the Streamlit app, on this machine only unless the user says otherwise."""
+"""`endofm-lab app` and `endofm-lab notebooks`: servers on this machine only, unless the user says otherwise."""
 
+import filecmp
+import importlib.util
 import ipaddress
 import os
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,15 +20,18 @@ from typing import Annotated
 
 import tyro
 
+from endofm_lab.cli.command import Output, command
 from endofm_lab.errors import UserError
+from endofm_lab.files import bundled
 
-APP = Path(__file__).resolve().parents[2] / "app" / "serve.py"
+APP = bundled("app") / "serve.py"
+LESSONS = bundled("notebooks")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PASSWORD = "ENDOFM_LAB_PASSWORD"  # environment variable: command lines can be read by every user of the machine
 _SHORTEST_PASSWORD = 12
 
 
-def command(port: int, headless: bool, host: str = "127.0.0.1", names: Sequence[str] = LOOPBACK) -> list[str]:
+def command_line(port: int, headless: bool, host: str = "127.0.0.1", names: Sequence[str] = LOOPBACK) -> list[str]:
     """The command line that serves the app at an address, by default on loopback.
 
     Args:
@@ -35,19 +41,28 @@ def command(port: int, headless: bool, host: str = "127.0.0.1", names: Sequence[
         names: host names under which it is answered.
 
     Raises:
-        UserError: the app is not beside the library (an installation without the source tree).
+        UserError: Streamlit is not installed.
     """
-    if not APP.exists():
-        raise UserError(
-            f"The app is not at {APP}: it comes with the source tree, so install with `pip install -e .[app]`."
-        )
+    require("streamlit", "app", "The app")
     options = ["--server.address", host, "--server.port", str(port), "--server.headless", str(headless).lower()]
     for name in names:
         options += ["--server.allowedHosts", name]
     return [sys.executable, "-m", "streamlit", "run", str(APP), *options]
 
 
+def require(module: str, extra: str, wanted_by: str) -> None:
+    """Check that an optional part of the installation is there.
+
+    Raises:
+        UserError: it is not; the sentence names the command that installs it.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{wanted_by} needs {module}, which is missing here: run `pip install 'endofm-lab[{extra}]'`.")
+
+
+@command()
 def app(
+    output: Output,
     port: int = 8501,
     headless: bool = False,
     host: str | None = None,
@@ -73,18 +88,90 @@ def app(
     with socket.socket() as probe:
         if address in LOOPBACK and probe.connect_ex(("127.0.0.1", port)) == 0:
             raise UserError(f"Port {port} is in use: choose another with --port.")
-    server = subprocess.Popen(command(port, True, address, names), cwd=APP.parent.parent, env=environment)
+    server = subprocess.Popen(command_line(port, True, address, names), env=environment)
     try:
         url = f"http://{'127.0.0.1' if address in ('0.0.0.0', '::') else bracketed(address)}:{port}"
         wait_until_it_answers(url, server)
-        print(f"The app is at {url} (Ctrl-C ends it).", flush=True)
+        output.say(f"The app is at {url} (Ctrl-C ends it).")
         if shared and PASSWORD not in os.environ:
-            print(f"The password is {environment[PASSWORD]}", flush=True)
+            output.say(f"The password is {environment[PASSWORD]}")
         if not (headless or shared):
             webbrowser.open(url)
         raise SystemExit(server.wait())
     finally:
         stop(server)
+
+
+@command(positional=("into",))
+def notebooks(
+    output: Output,
+    into: Path = Path("endofm_lab_lessons"),
+    reset: bool = False,
+    port: int = 8888,
+    headless: bool = False,
+) -> None:
+    """Copy the lessons into a folder of yours and open them in JupyterLab. It answers on 127.0.0.1 only.
+
+    Lessons that you changed stay as they are.
+
+    Args:
+        into: where your copies of the lessons lie.
+        reset: bring the original lessons back in place of those that you changed.
+        port: the port it listens on.
+        headless: serve without opening a browser.
+    """
+    require("jupyterlab", "notebooks", "The lessons")
+    copied, changed = copy_lessons(into, reset)
+    output.say(f"{len(copied)} lessons were copied to {into.absolute()}.") if copied else None
+    if changed:
+        what = "Brought back as they were" if reset else "Yours, changed, and left as they are (--reset undoes it)"
+        output.say(f"{what}: {', '.join(changed)}.")
+    raise SystemExit(subprocess.run(lessons_command(into, port, headless)).returncode)
+
+
+def copy_lessons(into: Path, reset: bool = False) -> tuple[list[str], list[str]]:
+    """Copy the lessons that are not in a folder yet; with ``reset`` those that were changed there as well.
+
+    Returns:
+        Names of the lessons that were copied because they were missing, and of those that had been changed.
+
+    Raises:
+        UserError: the folder is where the lessons come from.
+    """
+    if into.resolve() == LESSONS.resolve():
+        raise UserError(f"{into} is where the lessons come from: choose another folder for your copies.")
+    into.mkdir(parents=True, exist_ok=True)
+    copied, changed = [], []
+    for lesson in sorted(LESSONS.glob("*.ipynb")):
+        mine = into / lesson.name
+        if not mine.exists():
+            copied.append(lesson.name)
+        elif filecmp.cmp(lesson, mine, shallow=False):
+            continue
+        else:
+            changed.append(lesson.name)
+            if not reset:
+                continue
+        shutil.copyfile(lesson, mine)
+    return copied, changed
+
+
+def lessons_command(folder: Path, port: int, headless: bool) -> list[str]:
+    """The command line that serves notebooks on loopback, under this machine's own names only.
+
+    A page on the web whose host name points to 127.0.0.1 is refused. JupyterLab asks no server for news, updates or
+    extensions.
+    """
+    options = [
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.allow_remote_access=False",
+        "--ServerApp.local_hostnames=localhost",
+        "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
+        "--LabApp.news_url=None",
+        "--LabApp.extension_manager=readonly",
+    ]
+    return [sys.executable, "-m", "jupyterlab", str(folder), *options, *(["--no-browser"] if headless else [])]
 
 
 def allowed_names(host: str | None, allow_host: Sequence[str]) -> list[str]:
@@ -135,6 +222,19 @@ def password() -> str:
             "Without that variable one is made and printed."
         )
     return given
+
+
+def free_port(port: int) -> int:
+    """The first port from a number on that nobody listens on.
+
+    Raises:
+        UserError: fifty in a row are in use.
+    """
+    for candidate in range(port, port + 50):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", candidate)) != 0:
+                return candidate
+    raise UserError(f"Ports {port} to {port + 49} are all in use: choose another with --port.")
 
 
 def wait_until_it_answers(url: str, server: subprocess.Popen, limit_s: float = 90) -> None:
