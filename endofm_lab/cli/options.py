@@ -128,7 +128,9 @@ def options_of(
         choices: the possible values of parameters whose type does not list them.
         above: the key that the parameters belong to.
     """
-    told: dict[str, str] = {p.arg_name: p.description or "" for p in docstring_parser.parse(source.__doc__ or "").params}
+    told: dict[str, str] = {
+        p.arg_name: p.description or "" for p in docstring_parser.parse(source.__doc__ or "").params
+    }
     renamed = NAMES | dict(names or {})
     options: list[Option] = []
     for name, kind, default in _parameters(source):
@@ -222,7 +224,7 @@ def parse(options: Sequence[Option], args: Sequence[str], prog: str, description
     The words must have passed `endofm_lab.cli.words.check`.
     """
     made = make_dataclass("Options", [_field(number, option) for number, option in enumerate(options)], kw_only=True)
-    told = tyro.cli(made, prog=prog, description=description, args=list(args))
+    told: Any = tyro.cli(made, prog=prog, description=description, args=list(args))
     values = {option.key: getattr(told, f"option_{number}") for number, option in enumerate(options)}
     for option in options:
         if option.choices and values[option.key] is not None:
