@@ -139,7 +139,7 @@ def options_of(
             continue
         if is_dataclass(_plain_kind(kind)):
             inner = options_of(_plain_kind(kind), names=names, flat=flat, choices=choices, above=key)
-            options += inner if name in flat else [_prefixed(option, name) for option in inner]
+            options += inner if name in flat else [_prefixed(option, len(above)) for option in inner]
             continue
         shown = renamed.get(name, name).replace("_", "-")
         if choices and name in choices:
@@ -148,9 +148,9 @@ def options_of(
     return options
 
 
-def _prefixed(option: Option, name: str) -> Option:
-    """An option of a nested dataclass: ``--views.global-px``. There, `GRAMMAR` and `NAMES` do not hold."""
-    shown = f"{name}.{option.key[-1]}".replace("_", "-")
+def _prefixed(option: Option, depth: int) -> Option:
+    """An option of a nested dataclass: ``--views.global-px``. There, `NAMES` does not hold."""
+    shown = ".".join(option.key[depth:]).replace("_", "-")
     return Option(option.key, shown, option.kind, option.default, option.metavar, option.help, False, option.choices)
 
 

@@ -47,7 +47,7 @@ def check(options: Sequence[Option], args: Sequence[str], prog: str) -> None:
 def unknown(kind: str, word: str, known: Iterable[str]) -> str:
     """The sentence for a word that is not known: what was probably meant, or what there is."""
     known = list(known)
-    near = get_close_matches(word, known, n=1, cutoff=0.6)
+    near = get_close_matches(word, known, n=1, cutoff=0.5)
     return f"There is no {kind} {word!r}" + (
         f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."
     )

@@ -36,6 +36,21 @@ class BackboneConfig:
     ``image_px`` and ``frames`` are the size of the position and time embeddings; clips of any other size that is
     divisible by ``patch_px`` and of any other length are accepted as well.
 
+    Attributes:
+        width: length of a token.
+        depth: number of blocks.
+        heads: attention heads in a block.
+        patch_px: side of a patch.
+        image_px: side of the pictures.
+        frames: frames per clip.
+        mlp_ratio: width of the hidden layer of an MLP, in widths of a token.
+        drop_path: probability of leaving out the last block; it grows linearly from 0 at the first.
+        attention: "divided" in time and space, "space_only", or "joint" over all tokens.
+        checkpointing: recompute blocks in the backward pass: less memory, more time.
+        adapter: width of the bottleneck of ST-Adapters before attention and MLP; 0 for none.
+        mask_token: have a learned token for masked modelling; the released models have none.
+        frames_alone: take every frame as a clip of its own, as the released detector does.
+
     Raises:
         UserError: a value is outside its range; the sentence names the range.
     """
@@ -47,12 +62,12 @@ class BackboneConfig:
     image_px: int = 224
     frames: int = 8
     mlp_ratio: float = 4.0
-    drop_path: float = 0.1  # of the last block; grows linearly from 0 at the first
+    drop_path: float = 0.1
     attention: AttentionKind = "divided"
-    checkpointing: bool = False  # recompute blocks in the backward pass: less memory, more time
-    adapter: int = 0  # width of ST-Adapters' bottleneck before attention and MLP; 0: there are none
-    mask_token: bool = False  # a learned token for masked modelling; the released models have none
-    frames_alone: bool = False  # every frame is a clip of its own: the released detector is used so
+    checkpointing: bool = False
+    adapter: int = 0
+    mask_token: bool = False
+    frames_alone: bool = False
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "patch_px", "image_px", "frames", "mlp_ratio"):

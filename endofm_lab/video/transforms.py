@@ -16,7 +16,11 @@ Fit = Literal["stretch", "centre_crop"]
 class InputSpec:
     """What a model expects: square pictures, normalised as ``(x / 255 - mean) / std`` per RGB channel.
 
-    With ``own_range`` every frame is first stretched from its own least and greatest value to 0..255.
+    Attributes:
+        size_px: side of the picture.
+        mean: per channel, red first.
+        std: per channel, red first.
+        own_range: first stretch every frame from its own least and greatest value to 0..255.
     """
 
     size_px: int = 224

@@ -1,0 +1,146 @@
+"""One grammar for all commands: options made from the library, and a sentence for every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from endofm_lab.cli.command import Command
+from endofm_lab.cli.main import COMMANDS, find, main
+from endofm_lab.cli.options import GRAMMAR
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def all_commands() -> dict[str, Command]:
+    found = {}
+    for name in COMMANDS:
+        command = find(name)
+        parts = command if isinstance(command, dict) else {"": command}
+        found |= {f"{name} {part}".strip(): inner for part, inner in parts.items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def commands():
+    return all_commands()
+
+
+def test_the_command_line_has_at_most_twelve_modules():
+    assert len(list((ROOT / "endofm_lab" / "cli").glob("*.py"))) <= 12
+
+
+def test_a_name_means_the_same_wherever_it_stands(commands):
+    for name, (kind, metavar, words) in GRAMMAR.items():
+        found = {
+            f"{command} {option.typed}": option
+            for command, inner in commands.items()
+            for option in inner.options
+            if option.name == name
+        }
+        assert found, f"no command has --{name}"
+        for where, option in found.items():
+            assert option.help == words, where
+            assert kind is None or (option.kind, option.metavar) == (kind, metavar), where
+
+
+def test_every_command_can_answer_in_json_or_not_at_all(commands):
+    for name, command in commands.items():
+        assert {"json", "quiet"} <= {option.name for option in command.options}, name
+
+
+def test_every_option_is_described_and_shown_without_types_of_python(commands, capsys):
+    for name, command in commands.items():
+        typed = [spelling for option in command.options for spelling in option.spellings]
+        assert len(typed) == len(set(typed)), name
+        for option in command.options:
+            assert option.help, f"{name} {option.typed}"
+        assert main([*name.split(), "--help"]) == 0
+        text = capsys.readouterr().out
+        assert "{None}" not in text and "PATH" not in text, name
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("predct a.mp4", "There is no command 'predct'; did you mean predict?"),
+        ("data chek m.csv", "There is no command data 'chek'; did you mean check?"),
+        ("predict a.mp4 --ou x", "endofm-lab predict has no option --ou; did you mean --out?"),
+        ("predict a.mp4", "endofm-lab predict needs --out FOLDER"),
+        ("predict --out x", "endofm-lab predict needs VIDEO [VIDEO ...]: video files"),
+        ("predict a.mp4 --out x --batch-clips 2", "--batch-clips is now written --batch."),
+        ("predict a.mp4 --out x --batch two", "--batch takes a whole number, and 'two' is none."),
+        ("predict a.mp4 --out x --batch", "--batch takes N, and 0 values were given."),
+        ("predict a.mp4 --out x --precision float31", "There is no precision 'float31'; did you mean float32?"),
+        ("explain a.mp4 b.mp4 --out x", "'b.mp4' is one word too many"),
+        ("finetune m.csv --out x --method ST-Adapter", "--method 'ST-Adapter' is now written st-adapter."),
+        ("finetune m.csv --out x --method adapter", "There is no method 'adapter'; did you mean st-adapter?"),
+        ("finetune m.csv --out x --resume", "--resume is not needed: the same command continues"),
+        ("finetune m.csv --out x --split-name a", "--split-name is now written --split."),
+        ("finetune m.csv --out x --label a", "--label is now written --label-column."),
+        ("finetune m.csv --out x --seeds 1 b", "--seeds takes a whole number, and 'b' is none."),
+        ("pretrain m.csv --out x --set batch=3", "--set is not needed"),
+        ("pretrain m.csv --out x --initialisation a", "--initialisation is now written --start."),
+        ("pretrain m.csv", "endofm-lab pretrain needs --out FOLDER"),
+        ("pretrain m.csv --out x --preset tyni", "There is no preset 'tyni'; did you mean tiny?"),
+        ("pretrain m.csv --out x --views.global-pxx 3", "did you mean --views.global-px?"),
+    ],
+)
+def test_a_mistake_is_answered_by_a_sentence(line, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    told = capsys.readouterr()
+    assert sentence in told.err and not told.out and "Traceback" not in told.err
+    assert told.err.startswith("Error: ") and told.err.strip().endswith((".", "?")) and told.err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_preset_refuses_what_contradicts_it_and_takes_the_rest(phantom, tmp_path, monkeypatch, capsys):
+    line = ["finetune", str(phantom), "--out", str(tmp_path / "run"), "--preset", "polypdiag"]
+    assert main([*line, "--steps", "2", "--seeds", "1", "2"]) == 2
+    assert "The preset sets --steps to " in capsys.readouterr().err
+    given = []
+    monkeypatch.setattr("endofm_lab.cli.train.finetuning", lambda config, **_: given.append(config) or [])
+    monkeypatch.setattr("endofm_lab.cli.train.show_run", lambda *_: None)
+    assert main([*line, "--seeds", "1", "2", "--start", "scratch", "--label-column", "motion"]) == 0
+    (config,) = given
+    assert config.seeds == (1, 2) and config.start.source == "scratch" and config.optimiser == "sgd"
+    assert config.label == "motion" and config.start.stride == 32
+
+
+def test_every_setting_of_a_pretraining_is_reached_from_the_command_line(phantom, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr("endofm_lab.cli.train.run", lambda config, output: given.append(config))
+    line = ["pretrain", str(phantom), "--out", str(tmp_path), "--preset", "tiny", "--size", "micro"]
+    assert main([*line, "--views.local-frames", "2", "2", "--dino.no-centring", "--rows", "train", "--trackers"]) == 0
+    (config,) = given
+    assert config.views.local_frames == (2, 2) and config.views.global_px == 80 and config.batch == 32
+    assert not config.dino.centring and config.split == "train" and config.trackers == ()
+    assert config.backbone.width < 192
+
+
+def test_quiet_and_json_keep_standard_output_clean(tmp_path):
+    start = [sys.executable, "-m", "endofm_lab.cli.main", "phantom", str(tmp_path / "p"), "--preset", "tiny"]
+    told = subprocess.run([*start, "--json"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert json.loads(told)["rows"] > 0
+    assert subprocess.run([*start, "--quiet"], capture_output=True, text=True, cwd=ROOT, check=True).stdout == ""
+
+
+def test_several_videos_are_predicted_into_a_folder_each(tmp_path, capsys):
+    from endofm_lab.video.samples import SAMPLES, sample_video
+
+    video = Path(sample_video(next(iter(SAMPLES))))
+    (tmp_path / "videos").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "videos" / f"{name}{video.suffix}").write_bytes(video.read_bytes())
+    assert main(["predict", str(tmp_path / "videos"), "--out", str(tmp_path / "out"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [Path(one["out"]).name for one in told["videos"]] == ["a", "b"]
+    assert all((tmp_path / "out" / name / "prediction.json").is_file() for name in ("a", "b"))
+    twice = [str(tmp_path / "videos" / f"a{video.suffix}"), str(video.with_name(f"a{video.suffix}"))]
+    assert main(["predict", *twice, "--out", str(tmp_path / "twice")]) == 2
+    (tmp_path / "empty").mkdir()
+    assert main(["predict", str(tmp_path / "empty"), "--out", str(tmp_path / "none")]) == 2
+    assert "neither videos nor images" in capsys.readouterr().err
