@@ -20,7 +20,7 @@ from endofm_lab.reports import explanation
 from endofm_lab.reports.study import write_study_report
 from endofm_lab.study.findings import findings
 from endofm_lab.study.study import DUPLICATE, UNREADABLE, run_study
-from endofm_lab.video.decoders import IMAGE_SUFFIXES
+from endofm_lab.video.images import IMAGE_SUFFIXES
 
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"}
 

@@ -26,6 +26,7 @@ from endofm_lab.pretraining.trainer import pretrain as pretraining
 from endofm_lab.pretraining.trainer import run_config
 from endofm_lab.reports.pretraining import health_of, probe_table, report_run
 from endofm_lab.runs.run import REPORT, unit_of
+from endofm_lab.tasks import TASKS
 from endofm_lab.training.loop import LOG, read_log
 from endofm_lab.training.processes import processes
 
@@ -150,6 +151,7 @@ def _is_fixed(option: Option) -> bool:
     flat=("start",),
     presets=_finetuning_preset,
     fixed=_is_fixed,
+    choices={"task": tuple(TASKS)},
 )
 def finetune(config: FinetuneConfig, output: Output, preset: Literal["polypdiag"] | None = None) -> None:
     """Train on a manifest's train rows, choose on val, test once on test, and write a run for `endofm-lab compare`.

@@ -31,18 +31,15 @@ Axis = Literal["space", "time"]
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """Everything that fixes the shapes of a ``VideoTransformer``.
-
-    ``image_px`` and ``frames`` are the size of the position and time embeddings; clips of any other size that is
-    divisible by ``patch_px`` and of any other length are accepted as well.
+    """Everything that fixes the shapes of a ``VideoTransformer``; a value out of its range is a `UserError`.
 
     Attributes:
         width: length of a token.
         depth: number of blocks.
         heads: attention heads in a block.
         patch_px: side of a patch.
-        image_px: side of the pictures.
-        frames: frames per clip.
+        image_px: side of the pictures that positions are stored for; other multiples of ``patch_px`` are taken as well.
+        frames: frames per clip that times are stored for; other lengths are taken as well.
         mlp_ratio: width of the hidden layer of an MLP, in widths of a token.
         drop_path: probability of leaving out the last block; it grows linearly from 0 at the first.
         attention: "divided" in time and space, "space_only", or "joint" over all tokens.
@@ -50,9 +47,6 @@ class BackboneConfig:
         adapter: width of the bottleneck of ST-Adapters before attention and MLP; 0 for none.
         mask_token: have a learned token for masked modelling; the released models have none.
         frames_alone: take every frame as a clip of its own, as the released detector does.
-
-    Raises:
-        UserError: a value is outside its range; the sentence names the range.
     """
 
     width: int = 768
