@@ -2,35 +2,37 @@
 
 from pathlib import Path
 
+import cache
 import session
-import state
 import streamlit as st
+from cache import Content
 
 from endofm_lab.files import cache_folder
 from endofm_lab.video.samples import SAMPLES
 
 
-def choose_video() -> tuple[str | None, bool]:
-    """The path of the chosen video, and whether it is generated."""
+def choose_video() -> Content | None:
+    """The chosen video, None as long as none is."""
     source = st.sidebar.radio("Video", list(session.SOURCES.values()), **session.field("source"))
     if source == session.SAMPLE:
-        return state.sample(st.sidebar.selectbox("Sample", list(SAMPLES), **session.field("sample"))), True
+        name = st.sidebar.selectbox("Sample", list(SAMPLES), **session.field("sample"))
+        return cache.video_content(cache.sample(name))
     if source == session.UPLOAD:
-        return choose_upload(), False
+        return choose_upload()
     placeholder = "a video file, or a folder of frames"
     typed = st.sidebar.text_input("Path", placeholder=placeholder, **session.field("path")).strip()
-    return (str(Path(typed).expanduser()), False) if typed else (None, False)
+    return cache.video_content(Path(typed).expanduser()) if typed else None
 
 
-def choose_model() -> str:
-    """The name or path of the chosen model."""
+def choose_model() -> Content:
+    """The chosen model."""
     help_ = '"demo", the folder of a model, or a released checkpoint'
-    return st.sidebar.text_input("Model", help=help_, **session.field("model"))
+    return cache.model_content(st.sidebar.text_input("Model", help=help_, **session.field("model")))
 
 
-def choose_upload() -> str | None:
-    """The path of the uploaded video in the cache, where it stays when the page changes or is loaded again."""
-    st.sidebar.file_uploader("Video or image", type=state.VIDEO_ENDINGS, key="upload field", on_change=take_upload)
+def choose_upload() -> Content | None:
+    """The uploaded video in the cache, where it stays when the page changes or is loaded again."""
+    st.sidebar.file_uploader("Video or image", type=cache.VIDEO_ENDINGS, key="upload field", on_change=take_upload)
     name = session.current().upload
     if not name:
         return None
@@ -40,10 +42,10 @@ def choose_upload() -> str | None:
         return None
     if st.session_state.get("upload field") is None:
         st.sidebar.caption("The video that was uploaded last is still chosen.")
-    return str(path)
+    return cache.video_content(path)
 
 
 def take_upload() -> None:
     """Keep an upload, or forget the upload that was removed."""
     upload = st.session_state["upload field"]
-    session.change(upload=Path(state.keep_upload(upload.name, upload.getvalue())).name if upload else "")
+    session.change(upload=Path(cache.keep_upload(upload.name, upload.getvalue())).name if upload else "")

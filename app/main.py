@@ -1,4 +1,4 @@
-"""The app: navigation and the notice that stands on every page. Pages are in views/."""
+"""The app: navigation and the notice that stands on every page. Pages are in screens/."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ if host is not None and not is_known(host, st.get_option("server.allowedHosts") 
 
 page = st.navigation(
     [
-        st.Page("views/prediction.py", title="Prediction", icon=":material/play_circle:", default=True),
-        st.Page("views/attention.py", title="Attention", icon=":material/visibility:"),
-        st.Page("views/embeddings.py", title="Embeddings", icon=":material/scatter_plot:"),
-        st.Page("views/data.py", title="Data", icon=":material/dataset:"),
-        st.Page("views/views.py", title="Views", icon=":material/crop:", url_path="views"),
-        st.Page("views/training.py", title="Training", icon=":material/model_training:"),
-        st.Page("views/comparison.py", title="Comparison", icon=":material/balance:"),
+        st.Page("screens/prediction.py", title="Prediction", icon=":material/play_circle:", default=True),
+        st.Page("screens/attention.py", title="Attention", icon=":material/visibility:"),
+        st.Page("screens/embeddings.py", title="Embeddings", icon=":material/scatter_plot:"),
+        st.Page("screens/data.py", title="Data", icon=":material/dataset:"),
+        st.Page("screens/views.py", title="Views", icon=":material/crop:", url_path="views"),
+        st.Page("screens/training.py", title="Training", icon=":material/model_training:"),
+        st.Page("screens/comparison.py", title="Comparison", icon=":material/balance:"),
     ]
 )
 st.sidebar.caption(f"{NOTICE} Nothing leaves this machine.")

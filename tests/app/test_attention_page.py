@@ -36,7 +36,7 @@ def page(tmp_path, monkeypatch, model_folder, video):
     """The attention page as the prediction page opens it."""
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(APP))
-    app = AppTest.from_file(str(APP / "views" / "attention.py"), default_timeout=120)
+    app = AppTest.from_file(str(APP / "screens" / "attention.py"), default_timeout=120)
     app.query_params |= {"source": "file", "path": str(video), "model": str(model_folder), "start_s": "0.5"}
     return app
 
@@ -112,7 +112,7 @@ def test_the_embeddings_page_draws_a_store_and_refuses_what_is_none(tmp_path, mo
     table = pd.DataFrame(rows).assign(dataset="noise", split="train")
     embed(write_manifest(table, tmp_path / "manifest.csv"), small_model(), tmp_path / "store", progress=False)
     monkeypatch.syspath_prepend(str(APP))
-    app = AppTest.from_file(str(APP / "views" / "embeddings.py"), default_timeout=120).run()
+    app = AppTest.from_file(str(APP / "screens" / "embeddings.py"), default_timeout=120).run()
     assert "Embed a manifest first" in app.info[0].value
     field = next(f for f in app.sidebar.text_input if f.label == "Embedding store")
     field.set_value(str(tmp_path / "store")).run()

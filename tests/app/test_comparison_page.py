@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 def page(*runs, root):
     for one in runs:
         write_run(root / one.run, one)
-    app = AppTest.from_file(str(APP / "views" / "comparison.py"), default_timeout=280).run()
+    app = AppTest.from_file(str(APP / "screens" / "comparison.py"), default_timeout=280).run()
     assert not app.exception, app.exception
     return app
 

@@ -33,7 +33,7 @@ def page(tmp_path, monkeypatch, manifest):
     monkeypatch.syspath_prepend(str(APP))
 
     def open_page(view: str, paths: str = str(manifest)) -> AppTest:
-        app = AppTest.from_file(str(APP / "views" / "data.py"), default_timeout=300)
+        app = AppTest.from_file(str(APP / "screens" / "data.py"), default_timeout=300)
         app.session_state["view"] = view
         app.session_state["source"] = "Manifests on this machine"
         app.session_state["paths"] = paths

@@ -24,7 +24,7 @@ def opened(tmp_path, monkeypatch):
     write_hostile_runs(tmp_path / "cache" / "runs")
 
     def open_page(name: str, typed: dict[str, object], address: dict[str, str] | None = None, **state) -> AppTest:
-        app = AppTest.from_file(str(APP / "views" / f"{name}.py"), default_timeout=250)
+        app = AppTest.from_file(str(APP / "screens" / f"{name}.py"), default_timeout=250)
         app.query_params |= address or {}
         for key, value in state.items():
             app.session_state[key.replace("_", " ") if key.startswith(("video", "prediction")) else key] = value

@@ -42,7 +42,7 @@ def opened(made, monkeypatch):
 def go(app, page):
     """Another page by its link, which brings an empty address."""
     app.query_params = {}
-    app.switch_page(f"views/{page}.py").run()
+    app.switch_page(f"screens/{page}.py").run()
     assert not app.exception and not app.error, (page, [one.value for one in (*app.exception, *app.error)])
 
 
@@ -78,11 +78,11 @@ def test_the_folders_of_embeddings_and_runs_stay_too(opened):
     app = opened()
     for page, label in (("embeddings", "Embedding store"), ("comparison", "Folder with runs")):
         app.query_params = {}
-        app.switch_page(f"views/{page}.py").run()
+        app.switch_page(f"screens/{page}.py").run()
         field(app, label).set_value(f"/nowhere/{page}").run()
         go(app, "data")
         app.query_params = {}
-        app.switch_page(f"views/{page}.py").run()
+        app.switch_page(f"screens/{page}.py").run()
         assert not app.exception and field(app, label).value == f"/nowhere/{page}"
 
 
@@ -165,11 +165,11 @@ def test_a_frame_behind_the_end_shows_the_last_one(made, opened):
 
 def test_clicked_points_are_read_in_every_form_that_a_browser_gives(monkeypatch):
     monkeypatch.syspath_prepend(str(APP))
-    import state
+    import cache
 
-    assert state.clicked({"customdata": [3, 4]}) == [3, 4]
-    assert state.clicked({"customdata": {"1": 4, "0": 3}}) == [3, 4]
-    assert state.clicked({"customdata": 3}) == [3]
+    assert cache.clicked({"customdata": [3, 4]}) == [3, 4]
+    assert cache.clicked({"customdata": {"1": 4, "0": 3}}) == [3, 4]
+    assert cache.clicked({"customdata": 3}) == [3]
 
 
 def test_markers_that_can_be_clicked_carry_plain_numbers():

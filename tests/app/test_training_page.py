@@ -23,7 +23,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def page():
-    app = AppTest.from_file(str(APP / "views" / "training.py"), default_timeout=280).run()
+    app = AppTest.from_file(str(APP / "screens" / "training.py"), default_timeout=280).run()
     assert not app.exception, app.exception
     return app
 

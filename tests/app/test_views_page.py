@@ -25,7 +25,7 @@ def video(tmp_path_factory):
 @pytest.fixture
 def page(video, monkeypatch):
     monkeypatch.syspath_prepend(str(APP))
-    app = AppTest.from_file(str(APP / "views" / "views.py"), default_timeout=280).run()
+    app = AppTest.from_file(str(APP / "screens" / "views.py"), default_timeout=280).run()
     app.sidebar.radio[0].set_value("File or folder on this machine").run()
     app.sidebar.text_input[0].set_value(str(video)).run()
     assert not app.exception and not app.error

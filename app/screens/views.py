@@ -4,9 +4,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cache
 import pandas as pd
-import state
 import streamlit as st
+from cache import Content
 from choose import choose_video
 from texts import plain
 
@@ -14,13 +15,19 @@ import endofm_lab as lab
 from endofm_lab.figures.style import STILL
 from endofm_lab.figures.views import in_space, in_time, seen
 from endofm_lab.pretraining.config import PRESETS
-from endofm_lab.pretraining.views import Views, ViewSpec
+from endofm_lab.pretraining.views import MultiView, Views, ViewSpec
 
 RECIPES = {
     "Endo-FM, as published": "endo-fm",
     "For lessons (tiny)": "tiny",
     "Minute-long clips": "long-video",
 }
+
+
+@st.cache_resource(max_entries=4, show_spinner="Drawing the views ...")
+def drawn(video: Content, spec: ViewSpec, seed: int) -> Views:
+    """The views of a random clip of a video; the same for the same seed."""
+    return MultiView(spec).of_video(video.path, seed)
 
 
 def whole_numbers(text: str, name: str) -> tuple[int, ...]:
@@ -117,8 +124,8 @@ def show(views: Views, spec: ViewSpec, generated: bool) -> None:
 
 
 st.title("Views")
-path, generated = choose_video()
-if path is None:
+video = choose_video()
+if video is None:
     st.info("Choose a video in the side bar: a generated sample, a file or folder on this machine, or an upload.")
     st.stop()
 st.markdown(
@@ -128,6 +135,6 @@ st.markdown(
 seed = choose_seed()
 try:
     spec = choose_spec()
-    show(state.views(path, state.stamp(path), spec, seed), spec, generated)
+    show(drawn(video, spec, seed), spec, cache.video_info(video).generated)
 except lab.UserError as error:
     st.error(plain(error))

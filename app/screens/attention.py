@@ -1,15 +1,18 @@
 """Page: where a model looks in a clip, in space and in time, and what its answer rests on."""
 
+import cache
 import pandas as pd
 import session
-import state
 import streamlit as st
+from cache import Content
 from choose import choose_model, choose_video
 from texts import plain
 
 import endofm_lab as lab
-from endofm_lab.explain.attention import AttentionMaps, By, Head
-from endofm_lab.explain.attribution import methods_for
+from endofm_lab.explain.attention import AttentionMaps, By, Head, look
+from endofm_lab.explain.attribution import METHODS, Attribution, methods_for
+from endofm_lab.explain.targets import target_of
+from endofm_lab.explain.trust import Curves, deletion_insertion, randomisation_test
 from endofm_lab.figures.attention import (
     curves,
     film_strip,
@@ -22,15 +25,47 @@ from endofm_lab.figures.attention import (
 from endofm_lab.figures.style import CONFIG
 
 VIEWS = ["Space", "Time", "Rollout", "Heads", "Attribution", "Two models"]
-Key = tuple[str, str, str, str, float]  # path, its stamp, model, its stamp, start in seconds
+Key = tuple[Content, Content, float]  # video, model, start in seconds
 
 
-def choose_clip() -> tuple[str | None, bool, str, float]:
-    """Path, whether it is generated, model, and start of the clip in seconds."""
-    path, generated = choose_video()
-    model = choose_model()
+@st.cache_resource(max_entries=4, show_spinner="Looking inside ...")
+def attention(video: Content, chosen: Content, start_s: float) -> AttentionMaps:
+    """All attention of a clip, with norms where they can be measured."""
+    network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
+    return look(network, lab.to_input(seen.frames, network.card.input), norms=network.backbone.has_video_blocks)
+
+
+@st.cache_data(max_entries=40, show_spinner=False)
+def top_classes(video: Content, chosen: Content, start_s: float) -> dict[str, int]:
+    """The class with the highest score in a clip, by its number, of every class head."""
+    network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
+    scores = network.predict(lab.to_input(seen.frames, network.card.input))
+    heads = network.card.heads
+    return {name: int(scores[name][0].argmax()) for name in heads if heads[name].kind in ("multiclass", "multilabel")}
+
+
+@st.cache_data(max_entries=40, show_spinner="Attributing ...")
+def attribution(video: Content, chosen: Content, start_s: float, head: str, label: str, method: str) -> Attribution:
+    """The map of one method for one class."""
+    network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
+    return METHODS[method](network, lab.to_input(seen.frames, network.card.input), target_of(network, head, label))
+
+
+@st.cache_data(max_entries=40, show_spinner="Testing the map ...")
+def trust(video: Content, chosen: Content, start_s: float, head: str, label: str, method: str) -> tuple[Curves, float]:
+    """Deletion and insertion of that map, and its rank correlation with maps of shuffled weights."""
+    network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
+    x = lab.to_input(seen.frames, network.card.input)
+    values = attribution(video, chosen, start_s, head, label, method).values
+    curves = deletion_insertion(network, x, target_of(network, head, label), values)
+    return curves, randomisation_test(network, x, head, label, METHODS[method], seeds=2)
+
+
+def choose_clip() -> tuple[Content | None, Content, float]:
+    """Video, model, and start of the clip in seconds."""
+    video, chosen = choose_video(), choose_model()
     start_s = st.sidebar.number_input("Start of the clip (s)", 0.0, step=0.5, **session.field("start_s"))
-    return path, generated, model, float(start_s)
+    return video, chosen, float(start_s)
 
 
 def choose_map(maps: AttentionMaps) -> tuple[int, Head]:
@@ -45,7 +80,7 @@ def take_patch() -> None:
     """Make the clicked patch the query."""
     points = st.session_state["picker"]["selection"]["points"]
     if points:
-        row, column = state.clicked(points[0])[:2]
+        row, column = cache.clicked(points[0])[:2]
         st.session_state["patch"] = (int(row), int(column))
 
 
@@ -113,13 +148,13 @@ def show_attribution(seen, key: Key, heads: dict) -> None:
         return
     first, second, third = st.columns(3)
     head = first.selectbox("Head", list(heads), key="target_head")
-    top = state.top_classes(*key).get(head, 0)  # of another clip or model it may be another class: so the widget's key
+    top = top_classes(*key).get(head, 0)  # of another clip or model it may be another class: so the widget's key
     label = second.selectbox("Class", heads[head].classes, index=top, key=f"class of {head} in {key}")
-    method = third.selectbox("Method", methods_for(state.model(*key[2:4]), head))
-    found = state.attribution(*key, head, label, method)
+    method = third.selectbox("Method", methods_for(cache.model(key[1]), head))
+    found = attribution(*key, head, label, method)
     st.plotly_chart(overlay(seen.frames, found.values, seen.times_s, found.target), width="stretch", config=CONFIG)
     if st.toggle("Test this map", help="Deletion and insertion, and maps of the same model with shuffled weights"):
-        tested, correlation = state.trust(*key, head, label, method)
+        tested, correlation = trust(*key, head, label, method)
         left, middle, right = st.columns(3)
         error = "no promise" if found.completeness is None else f"{found.completeness:.1%}"
         left.metric("Completeness error", error, help="How far the map's sum is from the score it shares out")
@@ -139,17 +174,21 @@ def show_attribution(seen, key: Key, heads: dict) -> None:
         st.plotly_chart(curves(lines, "share of patches", "score"), width="stretch", config=CONFIG)
 
 
-def show_two(path: str, name: str, start_s: float, maps: AttentionMaps, seen) -> None:
+def show_two(key: Key, name: str, maps: AttentionMaps, seen) -> None:
     """Rollouts of two models over the same moment, by norms where they can be measured."""
     other = st.text_input("Second model", placeholder="the folder of a model, or a released checkpoint").strip()
     if not other:
         st.info("Give a second model to see both side by side.")
         return
-    second_key = (path, state.stamp(path), other, state.stamp(other), start_s)
-    second, second_seen = state.attention(*second_key), state.clip(*second_key)
-    for column, title, frames, times, found in (
-        (st.columns(2)[0], name, seen.frames, seen.times_s, maps),
-        (st.columns(2)[1], other, second_seen.frames, second_seen.times_s, second),
+    second_key = (key[0], cache.model_content(other), key[2])
+    second, second_seen = attention(*second_key), cache.clip(*second_key)
+    for column, title, frames, times, found in zip(
+        st.columns(2),
+        (name, other),
+        (seen.frames, second_seen.frames),
+        (seen.times_s, second_seen.times_s),
+        (maps, second),
+        strict=True,
     ):
         rollout = found.rollout(by="norms" if found.norms else "attention")
         column.plotly_chart(overlay(frames, rollout, times, title), width="stretch", key=f"two {title}", config=CONFIG)
@@ -158,14 +197,15 @@ def show_two(path: str, name: str, start_s: float, maps: AttentionMaps, seen) ->
 
 
 st.title("Attention")
-path, generated, model_name, start_s = choose_clip()
-if path is None:
+video, chosen, start_s = choose_clip()
+if video is None:
     st.info("Choose a video in the side bar, or come here from a clip of the Prediction page.")
     st.stop()
 try:
-    key: Key = (path, state.stamp(path), model_name, state.stamp(model_name), start_s)
-    network = state.model(model_name, state.stamp(model_name))
-    seen, maps = state.clip(*key), state.attention(*key)
+    key: Key = (video, chosen, start_s)
+    generated = cache.video_info(video).generated
+    network = cache.model(chosen)
+    seen, maps = cache.clip(*key), attention(*key)
     T, h, w = maps.grid
     what = "**Generated** video: it shows no patient. " if generated else ""
     st.caption(
@@ -184,6 +224,6 @@ try:
     elif view == "Attribution":
         show_attribution(seen, key, network.card.heads)
     else:
-        show_two(path, network.card.name, start_s, maps, seen)
+        show_two(key, network.card.name, maps, seen)
 except lab.UserError as error:
     st.error(plain(error))

@@ -1,12 +1,13 @@
 """Page: a video, time lines of scores, phases, masks and boxes, and a frame-accurate viewer; or a whole study."""
 
+import cache
 import numpy as np
 import pandas as pd
 import session
-import state
 import streamlit as st
+from cache import Content
 from choose import choose_model, choose_video
-from study import show_study
+from screens.study import show_study
 from texts import plain
 
 import endofm_lab as lab
@@ -29,7 +30,7 @@ def follow_click(prediction: VideoPrediction) -> None:
     """Move the viewer to the clip that was clicked in the time line."""
     points = st.session_state["timeline"]["selection"]["points"]
     if points:
-        start, end = prediction.times_s[int(state.clicked(points[0])[0])]
+        start, end = prediction.times_s[int(cache.clicked(points[0])[0])]
         nearest = int(np.abs(prediction.frame_times_s - (start + end) / 2).argmin())
         move_to(int(prediction.frames[nearest]))
 
@@ -38,7 +39,7 @@ def follow_frame() -> None:
     """Move the viewer to the frame that was clicked in the time line of masks and boxes."""
     points = st.session_state["frames"]["selection"]["points"]
     if points:
-        move_to(int(state.clicked(points[0])[0]))
+        move_to(int(cache.clicked(points[0])[0]))
 
 
 def overlay_names(prediction: VideoPrediction) -> dict[str, str]:
@@ -49,17 +50,17 @@ def overlay_names(prediction: VideoPrediction) -> dict[str, str]:
     return names
 
 
-def show_viewer(path: str, prediction: VideoPrediction, generated: bool) -> int:
+def show_viewer(video: Content, prediction: VideoPrediction, generated: bool) -> int:
     """The frame with its overlays and the controls to move; returns the frame shown."""
     last = prediction.video.n_frames - 1
-    times = state.frame_times(path, state.stamp(path))
+    times = cache.frame_times(video)
     chosen = session.current().frame
     index = prediction.opening_frame() if chosen is None else min(chosen, last)
     seen = prediction.seen_frame(index)
     exact = "" if seen == index else f" · mask and boxes of frame {seen}, the nearest that the model saw"
     overlays = overlay_names(prediction)
     chosen = st.pills("Show", list(overlays), selection_mode="multi", default=list(overlays), key="overlays")
-    picture = state.frame(path, state.stamp(path), index)
+    picture = cache.frame(video, index)
     figure = frame_figure(picture, *prediction.overlay(seen, [overlays[name] for name in chosen]))
     st.plotly_chart(figure, width="stretch", key="viewer", config=STILL)
     label = "Generated picture · " if generated else ""
@@ -155,30 +156,30 @@ if view == "Study":
     except lab.UserError as error:
         st.error(plain(error))
     st.stop()
-path, generated = choose_video()
-model_name = choose_model()
+video, chosen = choose_video(), choose_model()
 every_frame = st.sidebar.toggle(
     "Masks for every frame", help="Slower: otherwise every clip's own frames get one", **session.field("every_frame")
 )
-if path is None:
+if video is None:
     st.info("Choose a video in the side bar: a generated sample, a file or folder on this machine, or an upload.")
     st.stop()
 try:
-    prediction = state.prediction(path, model_name, every_frame)
-    heads = state.model(model_name, state.stamp(model_name)).card.heads
+    generated = cache.video_info(video).generated
+    prediction = cache.prediction(video, chosen, every_frame)
+    heads = cache.model(chosen).card.heads
     if generated:
         st.caption("The video below is **generated**. It shows no patient.")
     elif prediction.provenance["training_data"].get("generated"):
         st.warning("This model was trained on generated video only: on a real one its scores mean nothing yet.")
     left, right = st.columns([3, 2], gap="large")
     with left:
-        shown = show_viewer(path, prediction, generated)
-    time_s = float(state.frame_times(path, state.stamp(path))[shown])
+        shown = show_viewer(video, prediction, generated)
+    time_s = float(cache.frame_times(video)[shown])
     with right:
         show_scores(prediction, heads, time_s)
         if st.button("What did the model look at in this clip?", icon=":material/visibility:"):
             session.change(start_s=float(prediction.times_s[prediction.clip_at(time_s), 0]))
-            st.switch_page("views/attention.py")
+            st.switch_page("screens/attention.py")
     if prediction.scores:
         st.plotly_chart(
             timeline(prediction, time_s),

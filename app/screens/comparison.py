@@ -4,18 +4,60 @@ from pathlib import Path
 
 import pandas as pd
 import session
-import state
 import streamlit as st
+from cache import Content, content_of
 from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.figures.comparison import classes, intervals, reliability_of
 from endofm_lab.figures.style import STILL
 from endofm_lab.files import cache_folder
+from endofm_lab.finetuning.config import FinetuneConfig
+from endofm_lab.finetuning.finetune import finetune
 from endofm_lab.reports.comparison import comparison_page
-from endofm_lab.runs.compare import Comparison
+from endofm_lab.runs.by_class import by_class
+from endofm_lab.runs.compare import Comparison, compare
 from endofm_lab.runs.paper_table import paper_table
-from endofm_lab.runs.run import Run, run_folders
+from endofm_lab.runs.run import REPORT, Run, read_run, run_folders
+from endofm_lab.tasks import TASKS
+
+
+def run_content(folder: Path) -> Content:
+    """The folder of a finished run."""
+    return content_of(folder, (REPORT,))
+
+
+@st.cache_resource(max_entries=64, show_spinner="Reading the runs ...")
+def opened(folder: Content) -> Run:
+    """A finished run."""
+    return read_run(folder.path)
+
+
+@st.cache_resource(max_entries=16, show_spinner="Comparing ...")
+def compared(folders: tuple[Content, ...], by: str) -> Comparison:
+    """The comparison of finished runs."""
+    return compare([opened(folder) for folder in folders], by)
+
+
+@st.cache_data(max_entries=64, show_spinner="Counting class by class ...")
+def class_by_class(folder: Content) -> pd.DataFrame:
+    """A run class by class."""
+    return by_class(opened(folder))
+
+
+def metric_names(one: Run) -> list[str]:
+    """The metrics of a run, the usual one of its task first."""
+    return sorted(one.samples(n=1).values, key=lambda name: name != TASKS[one.task].primary)
+
+
+def sample_runs() -> None:
+    """Two runs on a small generated data set of patients that the demo has not seen, kept with the runs of this app."""
+    folder = cache_folder("samples") / f"phantom_unseen_{lab.__version__}"
+    with st.spinner("Drawing generated video and measuring two methods on it ..."):
+        manifest = lab.write_phantom(folder, preset="tiny", seed=41, progress=False)
+        for method in ("linear probe", "knn"):
+            out = cache_folder("runs") / f"sample {method}"
+            list(finetune(FinetuneConfig(manifest, out, method=method, clips=1)))
 
 
 def choose_runs(root: Path) -> tuple[list[Run], list[Path]]:
@@ -24,7 +66,7 @@ def choose_runs(root: Path) -> tuple[list[Run], list[Path]]:
     problems = []
     for folder in run_folders(root):
         try:
-            found[folder] = state.run(str(folder), state.run_stamp(folder))
+            found[folder] = opened(run_content(folder))
         except lab.UserError as error:
             problems.append(str(error))
     for problem in problems:
@@ -72,7 +114,7 @@ def show_comparison(comparison: Comparison) -> None:
 
 def show_classes(folders: list[Path], runs: list[Run]) -> None:
     """Every class on its own, and how far confidences can be believed, where the runs hold it."""
-    tables = {run.run: state.run_by_class(str(f), state.run_stamp(f)) for f, run in zip(folders, runs, strict=True)}
+    tables = {run.run: class_by_class(run_content(f)) for f, run in zip(folders, runs, strict=True)}
     tables = {name: table for name, table in tables.items() if len(table)}
     calibration = reliability_of(runs)
     if tables:
@@ -95,7 +137,7 @@ def offer_sample() -> None:
         "them; give the folder that holds them in the side bar."
     )
     if st.button("Make two small runs to try", icon=":material/science:", help="Generated video, about a minute"):
-        state.sample_runs()
+        sample_runs()
         st.rerun()
 
 
@@ -115,10 +157,10 @@ try:
     elif not chosen:
         st.info("Choose at least one run.")
     else:
-        runs = [state.run(str(folder), state.run_stamp(folder)) for folder in chosen]
-        metrics = state.metric_names(runs[0])
+        runs = [opened(run_content(folder)) for folder in chosen]
+        metrics = metric_names(runs[0])
         by = st.sidebar.selectbox("Rank by", metrics, help="By default the task's usual metric")
-        show_comparison(state.compared(tuple(map(str, chosen)), tuple(map(state.run_stamp, chosen)), by))
+        show_comparison(compared(tuple(map(run_content, chosen)), by))
         show_classes(chosen, runs)
     st.subheader("Beside the published results")
     st.markdown(paper_table(found))

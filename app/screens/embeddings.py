@@ -2,16 +2,26 @@
 
 from pathlib import Path
 
+import cache
 import numpy as np
 import pandas as pd
 import session
-import state
 import streamlit as st
+from cache import Content, content_of
 from texts import plain
 
 import endofm_lab as lab
-from endofm_lab.explain.atlas import Neighbours, linear_cka, outlier_scores, procrustes, shortcut_test
-from endofm_lab.explain.embeddings import EmbeddingStore
+from endofm_lab.explain.atlas import (
+    Neighbours,
+    fit_pca,
+    linear_cka,
+    outlier_scores,
+    procrustes,
+    shortcut_test,
+    tsne,
+    umap,
+)
+from endofm_lab.explain.embeddings import EmbeddingStore, load_store
 from endofm_lab.figures.embeddings import picture_sheet, scatter
 from endofm_lab.figures.style import CONFIG, STILL
 
@@ -28,11 +38,32 @@ MOUSE = {
 }
 
 
+@st.cache_resource(max_entries=4, show_spinner=False)
+def opened(folder: Content) -> EmbeddingStore:
+    """An embedding store; its vectors stay on disk."""
+    return load_store(folder.path)
+
+
+@st.cache_data(max_entries=8, show_spinner="Drawing the map ...")
+def projection(folder: Content, method: str) -> np.ndarray:
+    """(N, 2) of the readable rows of a store, by "PCA", "t-SNE" or "UMAP"."""
+    found = opened(folder)
+    vectors = found.vectors[found.usable()]
+    if method == "PCA":
+        return fit_pca(vectors, 2).project(vectors)
+    return tsne(vectors) if method == "t-SNE" else umap(vectors)
+
+
+def store_content(folder: str) -> Content:
+    """The folder of an embedding store."""
+    return content_of(Path(folder).expanduser(), ("store.json",))
+
+
 def picture(store: EmbeddingStore, row: pd.Series) -> np.ndarray:
     """The first frame of a row's clip."""
     path = Path(row["video"]) if Path(row["video"]).is_absolute() else Path(store.about["root"]) / row["video"]
-    times = state.frame_times(str(path), state.stamp(str(path)))
-    return state.frame(str(path), state.stamp(str(path)), int(np.abs(times - row["time_s"]).argmin()))
+    video = cache.video_content(path)
+    return cache.frame(video, int(np.abs(cache.frame_times(video) - row["time_s"]).argmin()))
 
 
 def sheet(store: EmbeddingStore, rows: pd.DataFrame, extra: list[str] | None = None, key: str = "") -> None:
@@ -55,9 +86,8 @@ if not folder:
     )
     st.stop()
 try:
-    folder = str(Path(folder).expanduser())
-    stamp = state.stamp(str(Path(folder) / "store.json"))
-    store = state.store(folder, stamp)
+    content = store_content(folder)
+    store = opened(content)
     usable = store.usable()
     rows = store.rows[usable].reset_index(drop=True)
     method = st.sidebar.selectbox("Map", ["PCA", "t-SNE", "UMAP"])
@@ -66,7 +96,7 @@ try:
     left_out = f" · {int((~usable).sum())} could not be read" if not usable.all() else ""
     generated = " · the model was trained on generated video only" if store.about["generated"] else ""
     st.caption(f"{len(rows)} clips · {plain(store.about['model_name'])}{generated}{left_out}")
-    figure = scatter(state.projection(folder, stamp, method), rows, color)
+    figure = scatter(projection(content, method), rows, color)
     mouse = st.segmented_control("Mouse", list(MOUSE), default=CLICK, key="mouse", label_visibility="collapsed")
     mode, words = MOUSE[mouse or CLICK]
     figure.update_layout(dragmode=mode, modebar={"remove": ["lasso2d", "select2d"]})
@@ -79,7 +109,7 @@ try:
         config=CONFIG,
     )
     st.caption(words)
-    points = [int(state.clicked(point)[0]) for point in chosen["selection"]["points"]]
+    points = [int(cache.clicked(point)[0]) for point in chosen["selection"]["points"]]
     if len(points) == 1:
         not_same = st.radio(
             "Leave out neighbours from", ["the same video", "the same patient", "nowhere"], horizontal=True
@@ -104,7 +134,7 @@ try:
         sheet(store, rows.iloc[order], [f"{score[n]:.2f}" for n in order], key="outliers")
     second = st.text_input("Compare with a second store of the same manifest").strip()
     if second:
-        other = state.store(second, state.stamp(str(Path(second) / "store.json")))
+        other = opened(store_content(second))
         if other.about["manifest_fingerprint"] != store.about["manifest_fingerprint"]:
             st.error("The second store is of another manifest: embed the same manifest with both models.")
         else:

@@ -4,19 +4,58 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import state
+import plotly.graph_objects as go
 import streamlit as st
+from cache import Content, content_of
 from texts import plain
 
 import endofm_lab as lab
-from endofm_lab.figures.study import clock
+from endofm_lab.figures.study import clock, frames_figure, study_timeline
 from endofm_lab.figures.style import STILL
 from endofm_lab.reports.study import calibration, readable, smoothing_words, summary
+from endofm_lab.study.findings import findings, segments, smoothing_table, top_frames
 from endofm_lab.study.review import CONFIRM, OPEN, REJECT, decide, read_review, with_decisions
-from endofm_lab.study.study import Study
+from endofm_lab.study.study import Study, load_study
 
 SCORE = st.column_config.ProgressColumn(min_value=0.0, max_value=1.0, format="%.3f")
 SAID = {CONFIRM: "confirmed", REJECT: "rejected", OPEN: "open"}
+
+
+def study_content(folder: str) -> Content:
+    """The folder of a study, finished or not, without the decisions and the report in it."""
+    names = ("study.json", "job.json", "frames.parquet", "parts")
+    parts = [content_of(Path(folder) / name, (".parquet",)).stamp for name in names]
+    return Content(folder, " ".join(parts))
+
+
+@st.cache_resource(max_entries=2, show_spinner="Opening the study ...")
+def opened(folder: Content) -> Study:
+    """A study, finished or not."""
+    return load_study(folder.path, unfinished=True)
+
+
+@st.cache_data(max_entries=20, show_spinner="Looking for findings ...")
+def tables(folder: Content, width: int) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], pd.DataFrame]:
+    """Findings to decide on, segments of every head, and what smoothing over ``width`` frames changes."""
+    found = opened(folder)
+    return (
+        findings(found, width),
+        {head: segments(found, head, width) for head in found.scores},
+        smoothing_table(found, width),
+    )
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def best_frames(folder: Content) -> tuple[go.Figure, pd.DataFrame]:
+    """The time line of a study, and the best frames of every finding of every head."""
+    found = opened(folder)
+    return study_timeline(found), pd.concat([top_frames(found, head).assign(head=head) for head in found.scores])
+
+
+@st.cache_data(max_entries=40, show_spinner="Reading frames ...")
+def pictures(folder: Content, frames: tuple[tuple[int, float], ...]) -> go.Figure:
+    """Frames (number, score) of a study between their neighbours."""
+    return frames_figure(opened(folder), pd.DataFrame(frames, columns=["frame", "score"]))
 
 
 def show_study() -> None:
@@ -34,15 +73,15 @@ def show_study() -> None:
         st.info("Give the folder of a study in the side bar. `endofm-lab study VIDEO --model M --out FOLDER` makes it.")
         return
     folder = str(Path(typed).expanduser())
-    stamp = state.study_stamp(folder)
-    study = state.study(folder, stamp)
+    content = study_content(folder)
+    study = opened(content)
     show_summary(study)
-    found, stretches, smoothing = state.study_tables(folder, stamp, width)
-    timeline, best = state.study_best(folder, stamp)
+    found, stretches, smoothing = tables(content, width)
+    timeline, best = best_frames(content)
     st.plotly_chart(timeline, width="stretch", key="study timeline", config=STILL)
     st.caption(plain(calibration(study)))
-    show_review(folder, stamp, width, found)
-    show_best(folder, stamp, best)
+    show_review(content, width, found)
+    show_best(content, best)
     st.subheader("Segments")
     for head, table in stretches.items():
         st.caption(plain(head))
@@ -69,9 +108,10 @@ def show_summary(study: Study) -> None:
             st.dataframe(readable(study.unreadable), hide_index=True, key="unreadable")
 
 
-def show_review(folder: str, stamp: str, width: int, found: pd.DataFrame) -> None:
+def show_review(content: Content, width: int, found: pd.DataFrame) -> None:
     """The findings with what was decided, one of them in pictures, and the buttons to decide on it."""
     st.subheader("To confirm or reject")
+    folder = content.path
     try:
         table = with_decisions(found, read_review(folder))
     except lab.UserError as error:
@@ -117,7 +157,7 @@ def show_review(folder: str, stamp: str, width: int, found: pd.DataFrame) -> Non
     if chosen["decided_at"]:
         said = SAID[chosen["decision"]].capitalize()
         st.caption(f"{said} since {plain(chosen['decided_at'][:16]).replace('T', ' ')} UTC.")
-    show_frames(folder, stamp, [(int(chosen["frame"]), float(chosen["score"]))], "found")
+    show_frames(content, [(int(chosen["frame"]), float(chosen["score"]))], "found")
 
 
 def next_open(table: pd.DataFrame, start: int, but: int | None = None) -> int:
@@ -142,17 +182,17 @@ def keep(folder: str, chosen: dict[str, Any], decision: str, field: str, followi
         st.error(plain(error))
 
 
-def show_frames(folder: str, stamp: str, frames: list[tuple[int, float]], key: str) -> None:
+def show_frames(content: Content, frames: list[tuple[int, float]], key: str) -> None:
     """Frames between their neighbours; where the video is gone, that."""
     try:
-        figure = state.study_frames(folder, stamp, tuple(frames))
+        figure = pictures(content, tuple(frames))
     except lab.VideoError as error:
         st.warning(f"The frames cannot be shown: {plain(error)}")
         return
     st.plotly_chart(figure, width="content", theme=None, key=key, config=STILL)
 
 
-def show_best(folder: str, stamp: str, best: pd.DataFrame) -> None:
+def show_best(content: Content, best: pd.DataFrame) -> None:
     """The best frames of one finding."""
     st.subheader("Best frames")
     if best.empty:
@@ -161,7 +201,7 @@ def show_best(folder: str, stamp: str, best: pd.DataFrame) -> None:
     names = list(dict.fromkeys(zip(best["head"], best["finding"], strict=True)))
     name = st.selectbox("Class", names, format_func=lambda name: f"{name[1]} ({name[0]})", key="best")
     own = best[(best["head"] == name[0]) & (best["finding"] == name[1])]
-    show_frames(folder, stamp, list(zip(own["frame"].tolist(), own["score"].tolist(), strict=True)), "best frames")
+    show_frames(content, list(zip(own["frame"].tolist(), own["score"].tolist(), strict=True)), "best frames")
     st.caption("Outlined: the frame with its score; beside it, half a second and a second before and behind.")
 
 

@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import cache
 import pandas as pd
-import state
 import streamlit as st
+from cache import content_of
+from screens import manifests
+from screens.manifests import Files
 from texts import plain
 
 import endofm_lab as lab
@@ -21,19 +24,18 @@ from endofm_lab.files import formulas_as_text
 VIEWS = ["Manifest", "Classes", "Split", "Audit", "Recipes"]
 AS_IT_IS, HOLD_OUT, FOLDS = "as in the manifest", "hold-out", "k-fold"
 SHOWN, ROWS_SHOWN, PAIRS_SHOWN = 12, 1000, 4
-Key = tuple[tuple[str, ...], tuple[str, ...]]  # manifests, their stamps
 
 
 def choose_manifests() -> tuple[tuple[str, ...], bool]:
     """Paths of manifests, and whether they are generated."""
     if st.sidebar.radio("Data", ["Generated sample", "Manifests on this machine"], key="source") == "Generated sample":
-        return (state.sample_set(),), True
+        return (manifests.sample_set(),), True
     typed = st.sidebar.text_area("Manifests", placeholder="paths of .csv or .parquet files, one per line", key="paths")
     return tuple(str(Path(line.strip()).expanduser()) for line in typed.splitlines() if line.strip()), False
 
 
 def choose_split(table: pd.DataFrame) -> tuple:
-    """The split that every view shows, in the form of `state.divided`."""
+    """The split that every view shows, in the form of `manifests.divided`."""
     named = [column.removeprefix("split_") for column in table.columns if column.startswith("split_")]
     kind = st.sidebar.selectbox("Split", [AS_IT_IS, *named, HOLD_OUT, FOLDS], key="split")
     if kind == AS_IT_IS:
@@ -73,7 +75,7 @@ def show_manifest(data: Manifest, generated: bool) -> None:
         st.caption(f"The first {ROWS_SHOWN:,} of {len(table):,} rows.")
 
 
-def show_classes(key: Key) -> None:
+def show_classes(files: Files) -> None:
     """What a mapping makes of the labels."""
     own = "a file of mine"
     name = st.selectbox("Mapping", [*list_mappings(), own], key="mapping")
@@ -82,7 +84,7 @@ def show_classes(key: Key) -> None:
     if not name:
         st.info("Give the path of a mapping; `data_recipes/mappings/` has five to start from.")
         return
-    report = state.covered(*key, name, state.stamp(name))
+    report = manifests.covered(files, content_of(name))
     rows = report.labels.groupby("state")["rows"].sum()
     total = int(rows.sum())
     for column, names, help_ in zip(
@@ -123,10 +125,10 @@ def show_split(data: Manifest, split: Split | None) -> None:
     st.caption("Keep it beside the manifest: its paths start from the same folder.")
 
 
-def show_audit(key: Key, choice: tuple, generated: bool) -> None:
+def show_audit(files: Files, choice: tuple, generated: bool) -> None:
     """The verdict, every finding with its pictures, and the report to keep."""
     pictures = st.toggle("Open the pictures", help="Looks for near-duplicates; minutes for tens of thousands")
-    found, page = state.audited(*key, choice, pictures)
+    found, page = manifests.audited(files, choice, pictures)
     box = st.error if found.leaks else st.warning if found.unchecked or len(found.parts) < 2 else st.success
     box(plain(found.verdict))
     if generated:
@@ -173,7 +175,7 @@ def show_pair(place, example: Example) -> None:
 
 def show_recipes() -> None:
     """The public data sets that the project knows how to prepare."""
-    known = state.recipes()
+    known = manifests.recipes()
     st.dataframe(known.drop(columns="text"), hide_index=True)
     name = st.selectbox("Recipe", known["recipe"], key="recipe")
     st.code(f"endofm-lab data prepare {name} --root FOLDER --out FOLDER", language="sh")
@@ -182,7 +184,7 @@ def show_recipes() -> None:
 
 def picture_of(path: str, start_s: float):
     """uint8 (H, W, 3), or None."""
-    return state.picture(path, state.stamp(path), start_s)
+    return manifests.picture(cache.video_content(path), start_s)
 
 
 st.title("Data")
@@ -197,9 +199,9 @@ try:
             "Give the path of a manifest in the side bar. `endofm-lab data prepare` makes one of a data set on disk."
         )
         st.stop()
-    key: Key = (paths, tuple(state.stamp(path) for path in paths))
-    choice = choose_split(state.manifest(*key).table)
-    data, split = state.divided(*key, choice)
+    files = tuple(content_of(path) for path in paths)
+    choice = choose_split(manifests.manifest(files).table)
+    data, split = manifests.divided(files, choice)
     patients, sets = set(data.table["patient"]) - {""}, sorted(set(data.table["dataset"]))
     st.caption(
         f"{'**Generated** data · ' if generated else ''}{len(data):,} rows · {len(data.classes)} classes · "
@@ -208,10 +210,10 @@ try:
     if view == "Manifest":
         show_manifest(data, generated)
     elif view == "Classes":
-        show_classes(key)
+        show_classes(files)
     elif view == "Split":
         show_split(data, split)
     else:
-        show_audit(key, choice, generated)
+        show_audit(files, choice, generated)
 except lab.UserError as error:
     st.error(plain(error))

@@ -1,0 +1,142 @@
+"""What several pages keep between reruns: models, frames, clips, predictions and uploads, by their content.
+
+A file that is overwritten in place keeps its name. So everything kept is asked for by a `Content`: what only one page
+needs stands with that page.
+"""
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import streamlit as st
+
+import endofm_lab as lab
+from endofm_lab.files import atomic_path, cache_folder, fingerprint_of
+from endofm_lab.model.video_model import VideoModel
+from endofm_lab.predict import prediction_steps
+from endofm_lab.prediction import VideoPrediction, load_prediction
+from endofm_lab.video.clips import Clip
+from endofm_lab.video.images import IMAGE_SUFFIXES
+from endofm_lab.video.reader import VideoInfo
+from endofm_lab.video.samples import sample_video
+
+VIDEO_ENDINGS = ["mp4", "avi", "webm", "mkv", "mov", "mpg", "mpeg", "png", "jpg", "jpeg"]
+
+
+class Content(NamedTuple):
+    """A file, a folder or the name of a model, and a stamp that changes when what it holds does."""
+
+    path: str
+    stamp: str
+
+
+def content_of(path: str | Path, folder_of: tuple[str, ...] = ()) -> Content:
+    """A path with the fingerprint of its content, or with an empty stamp where nothing can be read.
+
+    A folder is looked through only if a file directly in it has one of the endings ``folder_of``: a typed path may be
+    the root of a disk.
+    """
+    try:
+        at = Path(path)
+        if at.is_file() or (at.is_dir() and holds(at, folder_of)):
+            return Content(str(path), fingerprint_of(at))
+    except (OSError, ValueError):  # no permission, a path that is too long or holds a zero: opening it says so
+        pass
+    return Content(str(path), "")
+
+
+def holds(folder: Path, endings: tuple[str, ...]) -> bool:
+    """Whether the name of a file directly in a folder has one of some endings."""
+    with os.scandir(folder) as entries:
+        return any(entry.name.lower().endswith(endings) for entry in entries)
+
+
+def video_content(path: str | Path) -> Content:
+    """A video file or a folder of frames."""
+    return content_of(path, tuple(IMAGE_SUFFIXES))
+
+
+def model_content(name: str) -> Content:
+    """A model by name, file or folder."""
+    return content_of(name, ("card.json",))
+
+
+@st.cache_resource(max_entries=3, show_spinner="Loading the model ...")
+def model(chosen: Content) -> VideoModel:
+    """A model by name or path."""
+    return lab.load_model(chosen.path)
+
+
+@st.cache_data(show_spinner="Drawing the generated sample ...")
+def sample(name: str) -> str:
+    """The path of a generated sample video."""
+    return str(sample_video(name))
+
+
+@st.cache_data(max_entries=20, show_spinner=False)
+def video_info(video: Content) -> VideoInfo:
+    """Size, rate and length of a video, and whether it says of itself that it is generated."""
+    with lab.open_video(video.path) as reader:
+        return reader.info
+
+
+@st.cache_data(max_entries=20, show_spinner=False)
+def frame_times(video: Content) -> np.ndarray:
+    """The presentation time of every frame in seconds."""
+    with lab.open_video(video.path) as reader:
+        return reader.times_s
+
+
+@st.cache_data(max_entries=400, show_spinner=False)
+def frame(video: Content, index: int) -> np.ndarray:
+    """One frame (H, W, 3) uint8. The reader is opened per call: it must not be shared between threads."""
+    with lab.open_video(video.path) as reader:
+        return reader.read([index])[0]
+
+
+@st.cache_data(max_entries=20, show_spinner=False)
+def clip(video: Content, chosen: Content, start_s: float) -> Clip:
+    """The clip that a model would see from a moment on; near the end the last whole one."""
+    spec = model(chosen).card.clip
+    with lab.open_video(video.path) as reader:
+        last_s = max(0.0, reader.info.duration_s - spec.span_s(reader.info))
+    return lab.read_clip(video.path, spec, start_s=min(start_s, last_s))
+
+
+def keep_upload(name: str, content: bytes) -> str:
+    """Store an upload under its own hash, so that no name can lead anywhere; return the path."""
+    ending = re.sub(r"[^a-z0-9]", "", Path(name).suffix.lower())[:5]
+    path = cache_folder("uploads") / f"{hashlib.sha256(content).hexdigest()[:24]}.{ending or 'bin'}"
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
+    return str(path)
+
+
+def prediction(video: Content, chosen: Content, every_frame: bool) -> VideoPrediction:
+    """The prediction of a video, computed with a progress bar if this machine does not hold it yet.
+
+    It is kept on disk in parts: leaving the page stops the work, coming back goes on with it.
+    """
+    network = model(chosen)
+    key = hashlib.sha256(f"{video} {chosen} {network.card.fingerprint} {every_frame} {lab.__version__}".encode())
+    folder = cache_folder("predictions") / key.hexdigest()[:24]
+    if not (folder / "prediction.json").exists():
+        bar = st.progress(0.0, text="Predicting ...")
+        try:
+            for done, total in prediction_steps(video.path, network, every_frame=every_frame, out=folder):
+                bar.progress(done / total, text=f"Predicting: {done} of {total} clips")
+        finally:
+            bar.empty()
+    return load_prediction(folder)
+
+
+def clicked(point: dict) -> list[int | float]:
+    """The ``customdata`` of a point that was clicked, as a list: a browser gives a list, a dict or one number."""
+    data = point["customdata"]
+    if isinstance(data, dict):
+        data = [data[key] for key in sorted(data, key=int)]
+    return data if isinstance(data, list) else [data]

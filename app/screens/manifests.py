@@ -1,0 +1,88 @@
+"""What the page Data keeps: manifests, their splits, what mappings do to them, audits and pictures of rows."""
+
+import hashlib
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from cache import Content
+
+import endofm_lab as lab
+from endofm_lab.data.audit.audit import Audit
+from endofm_lab.data.coverage import Coverage, coverage
+from endofm_lab.data.labels import read_mapping
+from endofm_lab.data.manifest import Manifest, join_manifests
+from endofm_lab.data.prepare.recipes import list_recipes
+from endofm_lab.data.splits import Split, holdout, kfold, named_split, official
+from endofm_lab.files import cache_folder
+from endofm_lab.reports.audit import picture_at, write_audit_html
+
+Files = tuple[Content, ...]  # one manifest, or several that are joined
+
+
+@st.cache_data(show_spinner="Drawing the generated data set ...")
+def sample_set() -> str:
+    """The path of the manifest of a small generated data set."""
+    folder = cache_folder("samples") / f"phantom_{lab.__version__}"
+    return str(lab.write_phantom(folder, preset="tiny", progress=False))
+
+
+@st.cache_resource(max_entries=4, show_spinner="Reading the manifests ...")
+def manifest(files: Files) -> Manifest:
+    """One manifest, or several joined."""
+    return join_manifests([lab.read_manifest(file.path) for file in files])
+
+
+@st.cache_resource(max_entries=4, show_spinner="Splitting ...")
+def divided(files: Files, choice: tuple) -> tuple[Manifest, Split | None]:
+    """The manifest with a split, and the split: as it is, an official one by name, a hold-out, or one of k folds."""
+    data = manifest(files)
+    match choice:
+        case ("as it is",):
+            return data, official(data.table) if (data.table["split"] != "").any() else None
+        case ("official", name):
+            table = named_split(data.table, name)
+            return Manifest(table, data.root, data.path), official(table, name)
+        case ("hold-out", shares, seed):
+            made = holdout(data.table, dict(shares), seed)
+        case ("k-fold", k, fold, seed):
+            made = kfold(data.table, k, seed)[fold]
+    return Manifest(data.table.assign(split=made.parts), data.root, data.path), made
+
+
+@st.cache_resource(max_entries=8, show_spinner="Mapping the labels ...")
+def covered(files: Files, mapping: Content) -> Coverage:
+    """What a mapping does to the labels."""
+    return coverage(manifest(files).table, read_mapping(mapping.path))
+
+
+@st.cache_resource(max_entries=8, show_spinner="Auditing ...")
+def audited(files: Files, choice: tuple, pictures: bool) -> tuple[Audit, str]:
+    """The audit of a split, and its page as HTML."""
+    found = lab.audit(divided(files, choice)[0], pictures=pictures, progress=False)
+    key = hashlib.sha256(f"{found.fingerprints} {pictures} {lab.__version__}".encode()).hexdigest()[:24]
+    page = cache_folder("audits") / f"{key}.html"
+    write_audit_html(found, page)
+    return found, page.read_text(encoding="utf-8")
+
+
+@st.cache_data(max_entries=400, show_spinner=False)
+def picture(video: Content, start_s: float) -> np.ndarray | None:
+    """The picture of a row at a moment, None where it cannot be opened."""
+    return picture_at(video.path, start_s)
+
+
+@st.cache_data(show_spinner="Reading the recipes ...")
+def recipes() -> pd.DataFrame:
+    """Name, title, access and licence of every recipe, and its file as text."""
+    rows = [
+        {
+            "recipe": one.name,
+            "data set": one.title,
+            "access": one.facts["access"],
+            "licence": one.facts["licence"] or "not stated",
+            "text": one.path.read_text(encoding="utf-8"),
+        }
+        for one in list_recipes()
+    ]
+    return pd.DataFrame(rows)
