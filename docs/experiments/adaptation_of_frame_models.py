@@ -4,9 +4,9 @@
     python -m docs.experiments.adaptation_of_frame_models phantom PHANTOM/manifest.csv --out RUNS --weights FILE
 
 Tools: the instrument in a single frame of CholecT50 (the grasper only where it is alone; frames with two others are
-left out), learned from VID68 and VID70, epochs chosen on VID75, asked on VID74. Stage one sees no frame of VID74: the
-frames of the other three, Kvasir-SEG and a sinus endoscopy. Phantom: the finding in a frame, learned from eight
-patients; stage one sees the other training patients.
+left out), learned from VID68 and VID70, epochs chosen on VID75, asked on VID74. Stage one learns from no frame of
+VID74, but from those of VID68 and VID70, Kvasir-SEG and a sinus endoscopy. Rows of a class that training lacks are left
+out. Phantom: the finding in a frame, learned from eight patients; stage one sees the other training patients.
 
 Stage one is either supervised (phases, "polyp", "sinus"; phantom: is there a finding or not, as a data set with coarser
 classes has it) or masked image modelling of a frozen teacher's features. Stage two has the same epochs in every row;
@@ -15,6 +15,7 @@ patients, of all seeds together; differences to the network that was not adapted
 """
 
 import argparse
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,17 +25,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-import endofm_lab as lab
 from endofm_lab.data.manifest import Manifest, read_manifest, write_manifest
-from endofm_lab.files import read_json, write_json
+from endofm_lab.finetuning.config import FinetuneConfig
+from endofm_lab.finetuning.finetune import finetune
+from endofm_lab.finetuning.start import Start
 from endofm_lab.metrics.classification import balanced_accuracy
 from endofm_lab.metrics.intervals import bootstrap_difference, bootstrap_interval
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.frame import build_frame_backbone, frame_input
+from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.precision import automatic_dtype
-from endofm_lab.model.video_model import VideoModel, build_frame_model
-from endofm_lab.pretraining.adapt import BEST, AdaptConfig, MaskedFeatures, adapt_masked, adapt_supervised, frame_scores
+from endofm_lab.pretraining.adapt import AdaptConfig, MaskedFeatures, adapt_masked
 from endofm_lab.pretraining.frames import FrameCorpus
+from endofm_lab.runs.run import read_run
 
 PX, VIT = 112, "vit_small_patch14_dinov2"
 STAGES = ("not adapted, longer", "supervised stage", "masked stage")
@@ -72,7 +75,6 @@ def tools(data: Path, out: Path) -> Question:
         split=split,
     )
     first = pd.DataFrame(common).assign(label=frames["phase"], split=split)
-    first = first[first["split"] != "test"]
     stills = sorted((data / "kvasir-seg" / "images").iterdir())[::5]  # as many as there are of a frequent phase
     polyps = pd.DataFrame({"video": [str(path.resolve()) for path in stills], "dataset": "kvasir-seg"})
     polyps = polyps.assign(patient=[f"polyp {n}" for n in range(len(polyps))], label="polyp", group="kvasir")
@@ -93,26 +95,53 @@ def phantom(manifest: Path, out: Path) -> Question:
     table = table.drop(columns=["masks", "boxes"])
     patients = sorted(table.loc[table["split"] == "train", "patient"].unique())
     few, coarse = set(patients[:8]), table["label"].where(table["label"] == "normal", "finding")
-    first = table[~table["patient"].isin(few) & (table["split"] != "test")].assign(label=coarse)
+    first = table[~table["patient"].isin(few)].assign(label=coarse)
     second = table[table["patient"].isin(few) | (table["split"] != "train")]
     return Question(write_manifest(first, out / "first.csv"), write_manifest(second, out / "second.csv"), "patient")
 
 
 def _written(table: pd.DataFrame, path: Path) -> Manifest:
+    """The rows whose class occurs in training, as a manifest."""
+    table = table[table["label"].isin(set(table.loc[table["split"] == "train", "label"]))]
     return write_manifest(table.assign(start_s=0.0, end_s=0.0), path)
 
 
-def corpora(manifest: Manifest, model: VideoModel, classes: tuple[str, ...]) -> tuple[FrameCorpus, FrameCorpus]:
-    """What is learned from, balanced and augmented, and what chooses."""
-    spec = model.card.input
-    train = FrameCorpus(manifest, "train", spec, classes=classes, augment=True, balanced=True)
-    return train, FrameCorpus(manifest, "val", spec, classes=classes)
+def epoch_steps(manifest: Manifest, batch: int) -> int:
+    """Steps in which every class is drawn as often as the most frequent one has rows."""
+    counts = manifest.rows("train")["label"].value_counts()
+    return math.ceil(len(counts) * int(counts.max()) / batch)
 
 
-def network(name: str, weights: str | None, classes: tuple[str, ...], seed: int) -> VideoModel:
-    """A frame model with a fresh head of these classes."""
-    torch.manual_seed(seed)
-    return build_frame_model(name, {"class": HeadSpec("multiclass", classes)}, weights, PX)
+def trained(
+    manifest: Manifest, out: Path, start: Start, steps: int, epoch: int, batch: int, lr: float, decay: float, seed: int
+) -> Path:
+    """Fine-tune by the paper's recipe, and return the folder of the model; a run that was stopped goes on."""
+    config = FinetuneConfig(
+        manifest.path,
+        out,
+        start=start,
+        balanced=True,
+        augmentation="strong",
+        seeds=(seed,),
+        steps=steps,
+        batch=batch,
+        lr=lr,
+        lr_decay=decay,
+        weight_decay=2e-4,
+        layer_decay=1.0,
+        optimiser="adabelief",
+        validate_every=epoch,
+        clips=1,
+        chosen_by="balanced_accuracy",
+        precision=PRECISION,
+    )
+    for record in finetune(config):
+        if "validation" in record and "step" in record:
+            print(
+                f"  step {record['step'] + 1}: loss {record['loss']:.3f}, macro recall {record['validation']:.3f}",
+                flush=True,
+            )
+    return out / f"seed-{seed}" / "model"
 
 
 def main() -> None:
@@ -130,44 +159,30 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     question = (tools if args.question == "tools" else phantom)(args.data, args.out)
-    first_classes, classes = tuple(question.first.classes), tuple(question.second.classes)
-    print(f"Stage one: {len(question.first)} rows of {', '.join(first_classes)}")
+    print(f"Stage one: {len(question.first)} rows of {', '.join(question.first.classes)}")
     parts = question.second.table.groupby(["split", "label"]).size().unstack(fill_value=0)
     print(f"Stage two:\n{parts.to_string()}")
 
-    def supervised(model: VideoModel, lr: float, out: Path) -> None:
-        old = build_frame_model_like(model, first_classes)
-        _finish(
-            adapt_supervised(
-                old,
-                *corpora(question.first, old, first_classes),
-                AdaptConfig(args.epochs[0], args.batch, lr, seed=0, precision=PRECISION),
-                out,
-            )
-        )
-        model.backbone.load_state_dict(old.backbone.state_dict())
+    first_epoch, second_epoch = epoch_steps(question.first, args.batch), epoch_steps(question.second, args.batch)
 
-    def masked(model: VideoModel, lr: float, out: Path) -> None:
+    def supervised(start: Start, lr: float, seed: int, out: Path) -> Start:
+        steps = args.epochs[0] * first_epoch
+        return Start(str(trained(question.first, out, start, steps, first_epoch, args.batch, lr, 0.95, seed)))
+
+    def masked(start: Start, lr: float, seed: int, out: Path) -> Start:
+        model = start.build("label", HeadSpec("multiclass", ("a", "b")), seed)
         teacher, _ = build_frame_backbone(VIT, args.weights, PX)
         module = MaskedFeatures(model.backbone, teacher, model.card.input, frame_input(teacher.config))
-        train = FrameCorpus(question.first, "train", model.card.input, classes=first_classes, augment=True)
-        _finish(adapt_masked(module, train, AdaptConfig(args.epochs[0], args.batch, lr, precision=PRECISION), out))
+        train = FrameCorpus(question.first, "train", model.card.input, augment=True)
+        for _ in adapt_masked(module, train, AdaptConfig(args.epochs[0], args.batch, lr, precision=PRECISION), out):
+            pass
+        return Start(str(save_model(model, out / "model")))
 
-    def nothing(model: VideoModel, lr: float, out: Path) -> None:
+    def nothing(start: Start, lr: float, seed: int, out: Path) -> Start:
         """Start as it is."""
+        return start
 
-    def build_frame_model_like(model: VideoModel, classes: tuple[str, ...]) -> VideoModel:
-        new = build_frame_model(
-            model.card.backbone["architecture"],
-            {"class": HeadSpec("multiclass", classes)},
-            None,
-            PX,
-            **model.backbone.config.settings,
-        )
-        new.backbone.load_state_dict(model.backbone.state_dict())
-        return new
-
-    stages: dict[str, Callable[[VideoModel, float, Path], None]] = {
+    stages: dict[str, Callable[[Start, float, int, Path], Start]] = {
         "not adapted": nothing,
         "not adapted, longer": nothing,
         "supervised stage": supervised,
@@ -181,30 +196,20 @@ def main() -> None:
     rows = []
     for name, weights, lr in networks:
         answers: dict[str, np.ndarray] = {}
-        truth = groups = np.array([])
         for stage, adapt in stages.items():
-            guesses = []
+            tables = []
             for seed in range(args.seeds):
                 out = args.out / f"{name} {stage} {seed}".replace(", ", " ").replace(" ", "_")
-                model = network(name, weights, classes, seed)
-                spec, epochs = model.card.input, args.epochs[1]
-                asked = FrameCorpus(question.second, "test", spec, classes=classes)
-                if not (out / "answers.json").exists():
-                    adapt(model, lr, out / "one")
-                    train, val = corpora(question.second, model, classes)
-                    if stage == "not adapted, longer":
-                        n = len(FrameCorpus(question.first, "train", spec, classes=first_classes, balanced=True))
-                        epochs += round(args.epochs[0] * n / len(train))
-                    config = AdaptConfig(
-                        epochs, args.batch, lr, lr_decay=0.05 ** (1 / epochs), seed=seed, precision=PRECISION
-                    )
-                    _finish(adapt_supervised(model, train, val, config, out / "two"))
-                    best = lab.load_model(out / "two" / BEST)
-                    write_json(out / "answers.json", frame_scores(best, asked, "class").argmax(1).tolist())
-                guesses.append(np.array(read_json(out / "answers.json")))
-            answers[stage] = np.concatenate(guesses)
-            truth = np.tile(asked.targets, args.seeds)
-            groups = np.tile(asked.table[question.group].to_numpy(str), args.seeds)
+                start = Start(weights or "scratch", size=f"timm:{name}", image_px=PX)
+                steps = args.epochs[1] * second_epoch + (stage == STAGES[0]) * args.epochs[0] * first_epoch
+                decay = 0.05 ** (second_epoch / steps)
+                start = adapt(start, lr, seed, out / "one")
+                trained(question.second, out / "two", start, steps, second_epoch, args.batch, lr, decay, seed)
+                tables.append(read_run(out / "two").predictions.sort_values("row"))
+            table = pd.concat(tables)
+            truth = table["target"].to_numpy()
+            answers[stage] = table.filter(like="score_").to_numpy().argmax(axis=1)
+            groups = np.tile(question.second.rows("test")[question.group].to_numpy(str), args.seeds)
             value = bootstrap_interval(balanced_accuracy, groups, truth, answers[stage])
             base = (truth, answers["not adapted"])
             gain = bootstrap_difference(balanced_accuracy, groups, base, (truth, answers[stage]))
@@ -217,15 +222,6 @@ def main() -> None:
                 }
             )
             print(pd.DataFrame(rows).to_string(index=False), flush=True)
-
-
-def _finish(steps) -> None:
-    for record in steps:
-        if "macro_recall" in record:
-            print(
-                f"  epoch {record['epoch']}: loss {record['loss']:.3f}, macro recall {record['macro_recall']:.3f}",
-                flush=True,
-            )
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ class FinetuneConfig:
         layer_decay: the learning rate of a layer is this times that of the layer above it (Clark et al. 2020).
         optimiser: AdamW, SGD with momentum 0.9, or AdaBelief (arXiv 2010.07468).
         validate_every: steps between validations.
+        chosen_by: metric by which validation chooses the step, penalty or number of neighbours; None for that of the
+            task.
         clips: per row at validation and test, their scores averaged; for classification.
         step_s: seconds from one answer to the next in a long video; for phases.
         smoother: of the answers over time; "causal" sees the past only, "offline" the whole video; for phases.
@@ -82,6 +84,7 @@ class FinetuneConfig:
     layer_decay: float = 0.75
     optimiser: Literal["adamw", "sgd", "adabelief"] = "adamw"
     validate_every: int = 50
+    chosen_by: str | None = None
     clips: int = 3
     step_s: float = 1.0
     smoother: Smoother = "causal"

@@ -21,6 +21,7 @@ from endofm_lab.model.adapters import is_adapter
 from endofm_lab.model.head import Batch
 from endofm_lab.model.heads import ClipClassifier
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.runs.compare import LOWER_IS_BETTER
 from endofm_lab.tasks import Task
 from endofm_lab.tasks.clips import ClipData
 from endofm_lab.tasks.examples import Example
@@ -120,15 +121,18 @@ class Fit:
         """The metric that chooses, of a table of the validation rows.
 
         Raises:
-            UserError: it is not defined on them.
+            UserError: there is no such metric, smaller values of it are better, or it is not defined on these rows.
         """
-        value = self.metrics(table)[self.task.chosen_by]
-        if math.isnan(value):
+        name, metrics = self.config.chosen_by or self.task.chosen_by, self.metrics(table)
+        if name not in metrics or name in LOWER_IS_BETTER:
+            possible = [metric for metric in metrics if metric not in LOWER_IS_BETTER]
+            raise UserError(f"chosen_by is {name!r}; validation can choose by {', '.join(possible)}.")
+        if math.isnan(metrics[name]):
             raise UserError(
-                f"{self.task.chosen_by} is not defined on the validation rows, so they can choose nothing: they lack a "
-                "class, or every finding. Move patients between the splits."
+                f"{name} is not defined on the validation rows, so they can choose nothing: they lack a class, or "
+                "every finding. Move patients between the splits."
             )
-        return value
+        return metrics[name]
 
     def train(self) -> Generator[Record, None, Choice]:
         """Train by gradient, validate every so often, and end with the weights of the best validation."""

@@ -1,38 +1,33 @@
-"""Domain-adaptive pre-training of image models: supervised on merged labels, or towards a frozen teacher's features.
+"""Domain-adaptive pre-training of image models without labels, towards a frozen teacher's features.
 
-Supervised: Roth et al., arXiv 2410.21302: classes by dynamic mapping, inverse-frequency sampling, AdaBelief. Without
-labels: masked image modelling of a teacher's features, as EVA-02 was made (arXiv 2303.11331).
+Masked image modelling of a teacher's features, as EVA-02 was made (arXiv 2303.11331). With labels an image model is
+adapted by `finetuning.finetune`, which has the options of Roth et al., arXiv 2410.21302.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.optim import AdaBelief
 from torch import Tensor, nn
 
 from endofm_lab.errors import UserError
-from endofm_lab.files import read_json, write_json
 from endofm_lab.model.frame import FrameBackbone
-from endofm_lab.model.loading.load import save_model
-from endofm_lab.model.video_model import VideoModel
 from endofm_lab.pretraining.frames import FrameCorpus
 from endofm_lab.run_folder import claim
 from endofm_lab.training.loop import LoopConfig, Record, Trainable, parameter_groups, train
 from endofm_lab.video.transforms import InputSpec
 
-BEST, LAST, SELECTION, CONFIG = "best", "last", "selection.json", "config.json"
-Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), class indices (B,) -> scalar
+CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
 class AdaptConfig:
-    """How an image model is adapted. The defaults are the paper's pre-training; batch 128 is its fine-tuning.
+    """How an image model is adapted.
 
     ``lr`` is multiplied by ``lr_decay`` after every epoch; gradients are clipped to ``clip``, tensor by tensor (the
     paper: all together). ``precision`` is that of `LoopConfig`: bfloat16 and float16 compute under autocast.
@@ -54,21 +49,6 @@ class AdaptConfig:
                 f"epochs is {self.epochs}, lr {self.lr}, lr_decay {self.lr_decay}; give at least one epoch, a rate "
                 "above 0, and a decay above 0 and at most 1."
             )
-
-
-class FrameClassification(Trainable):
-    """A frame model and the loss of one of its class heads; a batch is (frames (B, 3, 1, S, S), targets (B,))."""
-
-    def __init__(self, model: VideoModel, head: str, loss: Loss) -> None:
-        super().__init__()
-        self.model, self.head, self.loss = model, head, loss
-
-    def forward(self, batch: tuple[Tensor, Tensor], part: object, step: int) -> dict[str, Tensor]:
-        """The loss and the share of right answers."""
-        frames, target = batch
-        logits = self.model(frames).logits[self.head]
-        right = (logits.argmax(1) == target).float().mean()
-        return {"loss": self.loss(logits.float(), target), "right": right}
 
 
 class MaskedFeatures(Trainable):
@@ -160,67 +140,12 @@ def block_mask(batch: int, side: int, share: float) -> Tensor:
     return masks
 
 
-def adapt_supervised(
-    model: VideoModel,
-    data: FrameCorpus,
-    validation: FrameCorpus,
-    config: AdaptConfig,
-    out: str | Path,
-    loss: Loss = F.cross_entropy,
-) -> Iterator[Record]:
-    """Train a frame model on labelled frames; yields a record per step, with "macro_recall" at the end of an epoch.
-
-    ``out/best`` is the model of the epoch with the best macro recall on ``validation``, ``out/last`` the last one. A
-    run that was stopped goes on when called again with the same arguments.
-
-    Args:
-        model: changed in place; its first multi-class head must have the classes of ``data``, in their order.
-        data: rows to learn from.
-        validation: rows of other patients, not augmented.
-        config: how.
-        out: folder of the run.
-        loss: of logits and class indices, for example one of `endofm_lab.tasks.losses`.
-
-    Raises:
-        UserError: head and data have different classes, or the folder holds a run with other settings or other data;
-            also as `endofm_lab.training.loop.train`.
-    """
-    head = next((name for name, spec in model.card.heads.items() if spec.kind == "multiclass"), None)
-    for corpus in (data, validation):
-        if head is None or list(model.card.heads[head].classes) != list(corpus.classes):
-            raise UserError(
-                f"The data has the classes {', '.join(corpus.classes)}; "
-                "the model needs a multi-class head with just these, in this order."
-            )
-    assert head is not None
-    out, per_epoch = Path(out), math.ceil(len(data) / config.batch)
-
-    def measure(step: int) -> Record:
-        if (step + 1) % per_epoch:
-            return {}
-        epoch, recall = (step + 1) // per_epoch, macro_recall(model, validation, head)
-        before = read_json(out / SELECTION)["macro_recall"] if (out / SELECTION).exists() else -1.0
-        if recall > before:
-            save_model(model, out / BEST)
-            write_json(out / SELECTION, {"epoch": epoch, "macro_recall": recall})
-        save_model(model, out / LAST)
-        return {"epoch": epoch, "macro_recall": recall}
-
-    yield from _run(FrameClassification(model, head, loss), data, config, out, measure)
-
-
 def adapt_masked(module: MaskedFeatures, data: FrameCorpus, config: AdaptConfig, out: str | Path) -> Iterator[Record]:
     """Train the student of ``module`` without labels, in place; yields a record per step.
 
     Raises:
         UserError: the folder holds a run with other settings or other data; also as `endofm_lab.training.loop.train`.
     """
-    yield from _run(module, data, config, Path(out), None)
-
-
-def _run(
-    module: Trainable, data: FrameCorpus, config: AdaptConfig, out: Path, measure: Callable[[int], Record] | None
-) -> Iterator[Record]:
     per_epoch = math.ceil(len(data) / config.batch)
     optimiser = AdaBelief(parameter_groups(module), lr=config.lr, eps=1e-16, weight_decay=config.weight_decay)
 
@@ -237,7 +162,7 @@ def _run(
         precision=config.precision,
     )
     with claim(out, _request(module, data, config), "a run", record=CONFIG):
-        yield from train(module, optimiser, schedule, data, loop, out, measure)
+        yield from train(module, optimiser, schedule, data, loop, out)
 
 
 def _request(module: Trainable, data: FrameCorpus, config: AdaptConfig) -> dict[str, Any]:
@@ -251,21 +176,3 @@ def _request(module: Trainable, data: FrameCorpus, config: AdaptConfig) -> dict[
         "balanced": data.balanced,
         "augmented": data.augment,
     }
-
-
-def frame_scores(model: VideoModel, data: FrameCorpus, head: str, batch: int = 64) -> np.ndarray:
-    """Probabilities (N, K) float32 of the rows of ``data`` in their order; the model's mode is put back."""
-    was_training = model.training
-    model.eval()
-    scores = []
-    for start in range(0, len(data.rows), batch):
-        frames = [data.frame(row, seed=0) for row in range(start, min(start + batch, len(data.rows)))]
-        scores.append(model.predict(torch.stack(frames))[head].numpy())
-    model.train(was_training)
-    return np.concatenate(scores)
-
-
-def macro_recall(model: VideoModel, data: FrameCorpus, head: str) -> float:
-    """Mean over the classes that occur of the share of their rows that are found: balanced accuracy."""
-    predicted = frame_scores(model, data, head).argmax(1)
-    return float(np.mean([(predicted[data.targets == k] == k).mean() for k in np.unique(data.targets)]))

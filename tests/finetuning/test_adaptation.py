@@ -71,6 +71,7 @@ def recipe(manifest, out, **changes):
         "batch": 12,
         "validate_every": 6,
         "clips": 1,
+        "chosen_by": "balanced_accuracy",
     }
     return FinetuneConfig(manifest, out, **{**settings, **changes})
 
@@ -124,6 +125,8 @@ def test_the_recipe_learns_resumes_bit_for_bit_and_says_what_it_was(manifest, tm
     log = read_log(config.out / "seed-0" / "log.jsonl")
     assert len(log) == 18 and log[3]["lr"] == config.lr and log[17]["lr"] == pytest.approx(config.lr * 0.95**4)
     assert whole[-1]["test"]["balanced_accuracy"] > 0.9
+    best = max((r for r in whole if "step" in r and "validation" in r), key=lambda r: r["validation"])
+    assert whole[-1]["validation"] == best["validation"] and whole[-1]["chosen"] == {"step": best["step"] + 1}
     run = read_run(config.out)
     assert run.method == "full fine-tuning, classes of two" and run.protocol["mapping"] == "two"
     assert load_model(config.out / "seed-0" / "model").card.heads["label"].classes == ("normal", "abnormal")
@@ -136,6 +139,13 @@ def test_the_recipe_learns_resumes_bit_for_bit_and_says_what_it_was(manifest, tm
     rest = list(finetune(stopped))
     assert [r["loss"] for r in read_log(stopped.out / "seed-0" / "log.jsonl")] == [r["loss"] for r in log]
     assert rest[-1]["test"] == whole[-1]["test"]
+
+
+def test_validation_chooses_by_a_metric_of_which_more_is_better(manifest, tmp_path):
+    for name in ("ece", "beauty"):
+        config = recipe(manifest, tmp_path / name, chosen_by=name, steps=1, validate_every=1)
+        with pytest.raises(UserError, match=rf"chosen_by is '{name}'; validation can choose by f1, auc, .*accuracy\.$"):
+            list(finetune(config))
 
 
 def test_the_options_reach_the_optimiser(manifest, tmp_path):
