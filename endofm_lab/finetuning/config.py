@@ -3,13 +3,14 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.finetuning.start import Start
 from endofm_lab.tasks import TASKS, Task, task_named
 from endofm_lab.tasks.classification import Classification, LossName
+from endofm_lab.tasks.clips import Augmentation
 from endofm_lab.tasks.phases import Smoother
 
 Method = Literal["full", "frozen", "ST-Adapter", "attentive probe", "linear probe", "knn"]
@@ -39,8 +40,8 @@ class FinetuneConfig:
             size; or "coarse", which also learns from training rows whose label stands for several classes of the
             mapping; for classification (see ``tasks.losses``).
         balanced: repeat training rows so that every class is drawn as often as the most frequent one.
-        augmentation: of training clips: "light" (crop, flips, colour), or "strong" (also quarter turns, blur and grid
-            distortion), with which masks and boxes cannot move.
+        augmentation: of training clips: "none", "light" (crop, flips, colour), or "strong" (also quarter turns, blur,
+            grid distortion), with which masks and boxes cannot move.
         seeds: one training for each; results are means over them.
         steps: updates.
         batch: clips per update.
@@ -74,7 +75,7 @@ class FinetuneConfig:
     mapping: str | None = None
     loss: LossName = "cross-entropy"
     balanced: bool = False
-    augmentation: Literal["light", "strong"] = "light"
+    augmentation: Augmentation = "light"
     seeds: tuple[int, ...] = (0,)
     steps: int = 300
     batch: int = 8
@@ -106,6 +107,8 @@ class FinetuneConfig:
             raise UserError(f"The loss is {self.loss!r}, but {self.method} has none to choose: leave it out.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds are {list(self.seeds)}; give at least one, all different.")
+        if self.augmentation not in get_args(Augmentation):
+            raise UserError(f"augmentation is {self.augmentation!r}; choose {', '.join(get_args(Augmentation))}.")
         if self.validate_every < 1:
             raise UserError(f"validate_every is {self.validate_every}; validate every 1 step or less often.")
         decays = [self.layer_decay] if self.lr_decay is None else [self.layer_decay, self.lr_decay]

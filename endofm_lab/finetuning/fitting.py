@@ -141,8 +141,7 @@ class Fit:
         loss = self.task.criterion(model.head(self.head), rows)
         training = HeadTraining(model, self.head, config.method != "full", loss)
         optimiser, kept = self._optimiser(), _Kept(self.folder)
-        strong = config.augmentation == "strong"
-        data = ClipData(rows, model.card.clip, model.card.input, self.task, strong)
+        data = ClipData(rows, model.card.clip, model.card.input, self.task, config.augmentation)
 
         def validate(done: int) -> Record:
             if done % config.validate_every and done != config.steps:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from endofm_lab.data.rows import Timeline
 from endofm_lab.tasks.examples import Example
-from endofm_lab.video.augment import View, augmented, draw_view
+from endofm_lab.video.augment import View, augmented, draw_view, whole
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.reader import VideoInfo, VideoReader
 from endofm_lab.video.transforms import InputSpec, to_input
@@ -22,6 +22,7 @@ from endofm_lab.video.transforms import InputSpec, to_input
 if TYPE_CHECKING:
     from endofm_lab.tasks.task import Task
 
+Augmentation = Literal["none", "light", "strong"]
 # Frames of training are kept in memory once read, reduced to this times the model's size, up to so many bytes. A random
 # view shows 71 % of a frame's side or more, so that most views still have a pixel for each of the model's.
 MARGIN, MEMORY = 1.25, 2 * 2**30
@@ -58,15 +59,15 @@ class Shown:
 class ClipData:
     """The rows of a split as training data (``training.draws.Data``): one clip at a random instant, randomly seen.
 
-    A batch holds ``clip`` (B, 3, T, S, S) and the truth that the task's ``sample`` and ``collate`` give. ``strong``
-    changes the frames as `video.augment.augmented` does; masks and boxes cannot follow that.
+    A batch holds ``clip`` (B, 3, T, S, S) and the truth that the task's ``sample`` and ``collate`` give. The strong
+    augmentation changes frames as `video.augment.augmented` does; masks and boxes cannot follow that.
     """
 
     examples: list[Example]
     clip: ClipSpec
     input: InputSpec
     task: "Task"
-    strong: bool = False
+    augmentation: Augmentation = "light"
     n_files: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -88,10 +89,10 @@ class ClipData:
         earliest, latest = example.starts(timeline, self.clip)
         indices = example.clip_at(timeline, self.clip, float(random.uniform(earliest, latest)))
         frames = self._memory.frames(example, indices)
-        view = draw_view(random, *frames.shape[1:3])
+        view = draw_view(random, *frames.shape[1:3]) if self.augmentation == "light" else whole(*frames.shape[1:3])
         shrunk = frames.shape[2] / timeline.info.width_px, frames.shape[1] / timeline.info.height_px
         shown = Shown(indices, view, shrunk, self.input.size_px, self._memory)
-        seen = augmented(frames, self.input.size_px, seed) if self.strong else view.frames(frames)
+        seen = augmented(frames, self.input.size_px, seed) if self.augmentation == "strong" else view.frames(frames)
         return {"clip": to_input(seen, self.input)[0], **self.task.sample(example, shown)}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:

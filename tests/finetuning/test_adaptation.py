@@ -111,11 +111,13 @@ def test_a_mapping_that_leaves_a_split_without_rows_is_refused(manifest, tmp_pat
 
 def test_a_strongly_augmented_sample_is_a_function_of_its_index_and_seed(manifest):
     _, examples = examples_of(manifest)
-    data = ClipData(examples, ClipSpec(1, stride=1), replace(IMAGENET, size_px=56), Classification(), strong=True)
+    data = ClipData(examples, ClipSpec(1, stride=1), replace(IMAGENET, size_px=56), Classification(), "strong")
     state = torch.random.get_rng_state()
     one, again, other = (data.sample(3, seed)["clip"] for seed in (7, 7, 8))
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(one, again) and not torch.equal(one, other) and one.shape == (3, 1, 56, 56)
+    plain = replace(data, augmentation="none")
+    assert torch.equal(plain.sample(3, 7)["clip"], plain.sample(3, 8)["clip"])
 
 
 def test_the_recipe_learns_resumes_bit_for_bit_and_says_what_it_was(manifest, tmp_path):
@@ -161,6 +163,7 @@ def test_the_options_reach_the_optimiser(manifest, tmp_path):
         ({"lr_decay": 0.0}, "lr_decay 0.0; give a rate"),
         ({"lr_decay": 1.5}, "above 0 and at most 1"),
         ({"lr": 0.0}, "lr is 0.0"),
+        ({"augmentation": "wild"}, "'wild'; choose none, light, strong"),
     ],
 )
 def test_settings_out_of_range_are_refused(manifest, tmp_path, changes, message):
