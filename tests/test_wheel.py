@@ -1,0 +1,131 @@
+"""The wheel is the whole product: library, command, app, lessons and recipes, outside any checkout."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from endofm_lab.cli.main import main
+from endofm_lab.cli.serve import LESSONS, copy_lessons, require
+from endofm_lab.data.labels import list_mappings
+from endofm_lab.data.prepare.recipes import list_recipes
+from endofm_lab.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+BESIDE = ("app", "notebooks", "data_recipes")  # folders beside the package that the wheel has inside it
+SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+
+
+def carried(name: str) -> set[str]:
+    """Files that a wheel takes from a folder beside the package, relative to it."""
+    folder, package = ROOT / name, f"endofm_lab.{name}"
+    code = {p for inner in SETUP["packages"] if f"{inner}.".startswith(f"{package}.")
+            for p in folder.joinpath(*inner.split(".")[2:]).glob("*.py")}  # fmt: skip
+    data = {p for pattern in SETUP["package-data"].get(package, []) for p in folder.glob(pattern)}
+    return {str(path.relative_to(folder)) for path in code | data}
+
+
+def test_the_build_lists_every_package_and_every_folder_that_the_wheel_carries() -> None:
+    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "endofm_lab").rglob("__init__.py")}
+    beside = {f"endofm_lab.{name}" for name in BESIDE}
+    beside |= {f"endofm_lab.{'.'.join(p.parent.relative_to(ROOT).parts)}" for p in (ROOT / "app").rglob("*.py")}
+    assert set(SETUP["packages"]) == found | beside
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_nothing_of_app_lessons_and_recipes_is_left_out(name: str) -> None:
+    kept = subprocess.run(["git", "ls-files", name], cwd=ROOT, capture_output=True, text=True)
+    if kept.returncode:
+        pytest.skip("this is no checkout")
+    files = {str(Path(line).relative_to(name)) for line in kept.stdout.splitlines() if not line.endswith("README.md")}
+    assert {path for path in files if (ROOT / name / path).exists()} == carried(name)
+
+
+def test_lessons_are_copied_once_and_what_was_changed_stays_until_a_reset(tmp_path: Path) -> None:
+    copied, changed = copy_lessons(tmp_path / "mine")
+    assert len(copied) == len(list(LESSONS.glob("*.ipynb"))) > 10 and not changed
+    (tmp_path / "mine" / copied[0]).write_text("my notes")
+    (tmp_path / "mine" / copied[1]).unlink()
+    assert copy_lessons(tmp_path / "mine") == ([copied[1]], [copied[0]])
+    assert (tmp_path / "mine" / copied[0]).read_text() == "my notes"
+    assert copy_lessons(tmp_path / "mine", reset=True) == ([], [copied[0]])
+    assert copy_lessons(tmp_path / "mine") == ([], [])
+    with pytest.raises(UserError, match="where the lessons come from"):
+        copy_lessons(LESSONS)
+
+
+def test_jupyter_opens_the_copies_and_never_the_lessons_of_the_project(tmp_path: Path, monkeypatch, capsys) -> None:
+    started = []
+    monkeypatch.setattr(subprocess, "run", lambda line: started.append(line) or subprocess.CompletedProcess(line, 0))
+    monkeypatch.chdir(tmp_path)
+    assert main(["notebooks", "--headless"]) == 0
+    assert "endofm_lab_lessons" in started[0] and (tmp_path / "endofm_lab_lessons").is_dir()
+    name = next(LESSONS.glob("*.ipynb")).name
+    (tmp_path / "endofm_lab_lessons" / name).write_text("{}")
+    capsys.readouterr()
+    assert main(["notebooks", "--headless", "--reset"]) == 0
+    assert name in capsys.readouterr().out
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
+    with pytest.raises(UserError, match=r"The app needs streamlitt.*pip install 'endofm-lab\[app\]'"):
+        require("streamlitt", "app", "The app")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The unpacked wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in ("endofm_lab", *BESIDE):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(folder), str(source)]
+    subprocess.run(pip, check=True, capture_output=True)
+    shutil.rmtree(source)
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder / "site")
+    return folder / "site"
+
+
+def outside(site: Path, folder: Path, *line: str) -> str:
+    """What Python prints with the unpacked wheel, outside the checkout."""
+    environment = {**os.environ, "PYTHONPATH": str(site), "ENDOFM_LAB_CACHE": str(folder / "cache")}
+    run = [sys.executable, "-P", *line]
+    return subprocess.run(run, check=True, capture_output=True, text=True, cwd=folder, env=environment).stdout
+
+
+@pytest.mark.slow
+def test_recipes_and_mappings_are_found_from_an_unpacked_wheel(site: Path, tmp_path: Path) -> None:
+    code = (
+        "from endofm_lab.data import labels; from endofm_lab.data.prepare import recipes; print(recipes.__file__);"
+        "print(*(recipe.name for recipe in recipes.list_recipes()));"
+        "print(*(labels.read_mapping(name).name for name in labels.list_mappings()))"
+    )
+    where, recipes, mappings = outside(site, tmp_path, "-c", code).splitlines()
+    assert Path(where).is_relative_to(site)
+    assert recipes.split() == [recipe.name for recipe in list_recipes()]
+    assert mappings.split() == list_mappings()
+
+
+@pytest.mark.slow
+def test_demo_app_and_lessons_work_from_an_unpacked_wheel(site: Path, tmp_path: Path) -> None:
+    told = json.loads(outside(site, tmp_path, "-m", "endofm_lab.cli.main", "demo", "show", "--headless", "--json"))
+    assert told["app"].startswith("http://127.0.0.1:") and (tmp_path / told["report"]).is_file()
+    code = (
+        "import sys; from pathlib import Path; from endofm_lab.cli import serve;"
+        "from streamlit.testing.v1 import AppTest; sys.path.insert(0, str(serve.APP.parent));"
+        "page = AppTest.from_file(str(serve.APP.with_name('main.py')), default_timeout=200).run();"
+        "print(serve.APP, len(serve.copy_lessons(Path('mine'))[0]), len(page.exception), len(page.title))"
+    )
+    app, *counts = outside(site, tmp_path, "-c", code).split()
+    assert Path(app) == site / "endofm_lab" / "app" / "serve.py"
+    assert [int(count) for count in counts] == [len(list(LESSONS.glob("*.ipynb"))), 0, 1]
