@@ -7,7 +7,7 @@ tests/model/test_foreign_encoder.py holds a whole example.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,12 +63,13 @@ class Encoder(nn.Module, ABC):
     Attributes:
         kind: its name in a model's card.
         Config: a frozen dataclass with at least ``width``, ``image_px`` and ``patch_px``; its values are JSON values.
+            Its ``frames``, if it has that field, is the length of the clips it is made for.
         config: the configuration that this encoder was built with, ``type(self)(config)``.
         has_cls: whether `VideoTokens.cls` is given; otherwise the mean over the patches stands for the clip.
         frames_per_token: 1, or the length of a tubelet; clips then have a multiple of it as their length.
         takes_video: False for image models, to which the frames of a clip are separate pictures.
-        has_video_blocks: ``blocks`` are those of `VideoTransformer`: norms of their steps can be measured and gradients
-            taken at their attention.
+        has_video_blocks: ``self.blocks`` are those of `VideoTransformer`, of the kind ``config.attention``: norms of
+            their steps can be measured and gradients taken at their attention.
         takes_image_weights: it can start from the weights of an image transformer, and take adapters between its
             blocks or a convolutional stem before them: true of the plain `VideoTransformer`.
         state_is_whole: its state dict holds every tensor that it computes with, so that it can be built empty and
@@ -109,11 +110,11 @@ class Encoder(nn.Module, ABC):
     @property
     def attention_kind(self) -> str | None:
         """How its tokens attend, as the maps show it: "divided", "space_only" or "joint"; None if it gives no maps."""
-        return None
+        return self.config.attention if self.has_video_blocks else None
 
     def attention_blocks(self) -> Sequence[nn.Module]:
         """Transformer blocks with a ``norm1`` over tokens, for Grad-CAM; empty where there are none."""
-        return ()
+        return list(cast(nn.ModuleList, self.blocks)) if self.has_video_blocks else ()
 
     def pack(self, packed: Callable[[Any], nn.Module]) -> None:
         """Replace every block by ``packed(block)`` for inference on CPUs, if that is known to work (inference.py)."""
@@ -139,7 +140,7 @@ class Encoder(nn.Module, ABC):
 
     def default_clip(self) -> ClipSpec:
         """Frames per clip and their spacing, where no card says otherwise."""
-        return ClipSpec(n_frames=8, stride=2)
+        return ClipSpec(n_frames=getattr(self.config, "frames", 8), stride=2)
 
     def fitted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of an encoder of this kind at the sizes of this one; by default as they are."""
@@ -147,8 +148,9 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def resized(cls, config: Any, image_px: int | None, n_frames: int | None) -> Any:
-        """A configuration for pictures and clips of another size; None leaves a size as it is."""
-        return config if image_px is None else replace(config, image_px=image_px)
+        """A configuration for other pictures and clips; None leaves a size as it is, ``frames`` need not be there."""
+        known, sizes = [field.name for field in fields(config)], {"image_px": image_px, "frames": n_frames}
+        return replace(config, **{name: size for name, size in sizes.items() if size is not None and name in known})
 
     @classmethod
     def describe(cls, config: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ no rearrangement. In the divided model the copies are equal at all times, becaus
 over the frames; the price is one extra row in 197.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
@@ -22,7 +22,6 @@ from torchvision.ops import StochasticDepth
 from endofm_lab.errors import UserError
 from endofm_lab.model.adapters import STAdapter
 from endofm_lab.model.encoder import Encoder, VideoTokens
-from endofm_lab.video.clips import ClipSpec
 
 AttentionKind = Literal["divided", "space_only", "joint"]
 ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
@@ -247,9 +246,7 @@ class VideoTransformer(Encoder):
 
     kind = "video_transformer"
     Config = BackboneConfig
-    has_video_blocks = True
-    takes_image_weights = True
-    state_is_whole = True
+    has_video_blocks = takes_image_weights = state_is_whole = True
 
     def __init__(self, config: BackboneConfig) -> None:
         super().__init__(config)
@@ -281,11 +278,6 @@ class VideoTransformer(Encoder):
             if isinstance(module, STAdapter):
                 module.reset_parameters()
 
-    @property
-    def attention_kind(self) -> str | None:
-        """The kind of the configuration."""
-        return self.config.attention
-
     def layers(self) -> list[nn.Module]:
         """Embeddings, blocks, last norm."""
         embeddings = nn.ParameterList(
@@ -293,24 +285,11 @@ class VideoTransformer(Encoder):
         )
         return [embeddings, *self.blocks, self.norm]
 
-    def attention_blocks(self) -> Sequence[nn.Module]:
-        """All blocks."""
-        return list(self.blocks)
-
     def pack(self, packed: Callable[[Any], nn.Module]) -> None:
         """Replace the blocks, unless there are adapters in them."""
         if not self.config.adapter:
             for i, block in enumerate(self.blocks):
                 self.blocks[i] = packed(block)
-
-    def default_clip(self) -> ClipSpec:
-        """As many frames as there are time embeddings, every other frame."""
-        return ClipSpec(n_frames=self.config.frames, stride=2)
-
-    @classmethod
-    def resized(cls, config: BackboneConfig, image_px: int | None, n_frames: int | None) -> BackboneConfig:
-        """The configuration with another number of patches and time embeddings."""
-        return replace(config, image_px=image_px or config.image_px, frames=n_frames or config.frames)
 
     def forward(self, clip: Tensor, attention: bool = False, mask: Tensor | None = None) -> VideoTokens:
         """Tokens of a clip, and its attention maps if asked for.

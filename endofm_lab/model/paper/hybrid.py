@@ -1,6 +1,5 @@
 """A video transformer whose patches come from a convolutional stem: the backbone of TransUNet over a clip."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,19 +84,10 @@ class HybridTransformer(Encoder):
         hybrid.blocks, hybrid.norm, hybrid.cls_token = backbone.blocks, backbone.norm, backbone.cls_token
         return hybrid
 
-    @property
-    def attention_kind(self) -> str | None:
-        """The kind of the configuration."""
-        return self.config.attention
-
     def layers(self) -> list[nn.Module]:
         """Blocks, then the last norm with everything before the blocks: a stem is as new as the heads."""
         before = nn.ParameterList(p for name, p in self.named_parameters() if not name.startswith(("blocks.", "norm.")))
         return [*self.blocks, nn.ModuleList([self.norm, before])]
-
-    def attention_blocks(self) -> Sequence[nn.Module]:
-        """All blocks."""
-        return list(self.blocks)
 
     def forward(self, clip: Tensor, attention: bool = False) -> VideoTokens:
         """Tokens of clips (B, 3, T, H, W) with H = W = ``image_px``, and ``skips`` for a decoder.
