@@ -14,6 +14,7 @@ import numpy as np
 import streamlit as st
 
 import endofm_lab as lab
+from endofm_lab.data.samples import sample_video
 from endofm_lab.files import atomic_path, cache_folder, fingerprint_of
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.predict import prediction_steps
@@ -21,7 +22,6 @@ from endofm_lab.prediction import VideoPrediction, load_prediction
 from endofm_lab.video.clips import Clip
 from endofm_lab.video.images import IMAGE_SUFFIXES
 from endofm_lab.video.reader import VideoInfo
-from endofm_lab.video.samples import sample_video
 
 VIDEO_ENDINGS = ["mp4", "avi", "webm", "mkv", "mov", "mpg", "mpeg", "png", "jpg", "jpeg"]
 

@@ -7,8 +7,8 @@ import session
 import streamlit as st
 from cache import Content
 
+from endofm_lab.data.samples import SAMPLES
 from endofm_lab.files import cache_folder
-from endofm_lab.video.samples import SAMPLES
 
 
 def choose_video() -> Content | None:

@@ -11,7 +11,7 @@ from typing import Any
 import streamlit as st
 from texts import plain
 
-from endofm_lab.video.samples import SAMPLES
+from endofm_lab.data.samples import SAMPLES
 
 SAMPLE, FILE, UPLOAD = "Generated sample", "File or folder on this machine", "Upload"
 SOURCES = {"sample": SAMPLE, "file": FILE, "upload": UPLOAD}  # by their names in the address

@@ -12,9 +12,9 @@ import time
 import pytest
 
 from endofm_lab.cli.main import main
+from endofm_lab.data.samples import sample_video
 from endofm_lab.errors import UserError
 from endofm_lab.run_folder import LOCK, FolderInUseError, Holder, claim, held_by
-from endofm_lab.video.samples import sample_video
 
 REQUEST = {"steps": 100, "seeds": (0, 1), "views": {"px": 64, "frames": 4}, "model": "a" * 64}
 

@@ -12,6 +12,7 @@ from endofm_lab.cli.serve import APP, command_line, free_port, stop, wait_until_
 from endofm_lab.cli.train import run
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.phantom_set import write_phantom
+from endofm_lab.data.samples import SAMPLES, sample_video
 from endofm_lab.demo.config import DemoConfig
 from endofm_lab.demo.evaluation import evaluate_demo
 from endofm_lab.demo.model import build_demo_model, carded
@@ -27,7 +28,6 @@ from endofm_lab.pretraining.trainer import MODEL
 from endofm_lab.reports.html import write_report
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.video.reader import open_video
-from endofm_lab.video.samples import SAMPLES, sample_video
 
 
 @command()

@@ -9,10 +9,8 @@ It never pretends to be real: whoever shows a picture of it must label it as gen
 """
 
 import math
-import zlib
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -20,13 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from endofm_lab.errors import UserError
+from endofm_lab.video.mucosa import PERIOD, Mucosa, bell, folds, generator, grid_of, mucosa_of, noise
 
 FINDINGS = ("normal", "polyp", "ulcer", "bleeding")
 MOTIONS = ("advancing", "withdrawing")
 DEVICES = 3
 
-_TEXTURE_PX = (512, 256)  # along the tube (one period is _PERIOD units), around it
-_PERIOD = 6.0
 _ADVANCE = 0.85  # units along the tube per unit of depth: the view is a little oblique
 _SPEED = 0.50  # tube radii per second
 _CHUNK = 4  # frames drawn together: small enough for the processor's cache
@@ -105,8 +102,8 @@ class _Bubble:
         columns, rows = (slice(int(n.nonzero()[0]), int(n.nonzero()[-1]) + 1) for n in (near_x, near_y))
         x, y = axis[None, None, columns] - self.x[at], axis[None, rows, None] - self.y[at]
         d = (x * x + y * y).sqrt() / self.radius
-        ring = 0.30 * _bell((d - 1) / 0.16)
-        spark = 0.8 * _bell(((x + 0.012) ** 2 + (y + 0.012) ** 2).sqrt() / 0.011)
+        ring = 0.30 * bell((d - 1) / 0.16)
+        spark = 0.8 * bell(((x + 0.012) ** 2 + (y + 0.012) ** 2).sqrt() / 0.011)
         window = picture[..., rows, columns]
         window.mul_((1 + 0.10 * (d < 1))[:, None]).add_((ring + spark)[:, None])
 
@@ -130,19 +127,6 @@ class _Scene:
     noise_at: list[list[int]]
 
 
-@dataclass(frozen=True)
-class _Mucosa:
-    """What belongs to the patient."""
-
-    texture: Tensor  # (1, 4, S + 2, P + 2): red, green, blue and relief, periodic, padded by one pixel
-    base: Tensor  # (3,) mean colour
-    fold_phase: Tensor  # (3,) of the sum of sines that places the folds
-    fold_rate: float  # folds per tube radius
-    fold_depth: float
-    fold_lobes: float  # 3 in the transverse colon, fewer where it is round
-    twist: float
-
-
 def render(spec: PhantomSpec) -> PhantomClip:
     """Draw a clip. A withdrawing clip is an advancing one run backwards, so the frames of both are the same pictures.
 
@@ -153,7 +137,7 @@ def render(spec: PhantomSpec) -> PhantomClip:
     pixel may differ.
     """
     scene = _scene(spec)
-    mucosa = _mucosa(spec.patient)
+    mucosa = mucosa_of(spec.patient)
     drawn = [_draw(spec, mucosa, scene, slice(at, at + _CHUNK)) for at in range(0, spec.n_frames, _CHUNK)]
     frames, masks = (torch.cat(parts).numpy() for parts in zip(*drawn, strict=True))
     if spec.motion == "withdrawing":
@@ -171,56 +155,9 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _bell(x: Tensor) -> Tensor:
-    """exp(-x^2), without the denormal numbers of its tails, which processors are slow with."""
-    return (x * x).clamp_(max=40).neg_().exp_()
-
-
-def _generator(*names: object) -> torch.Generator:
-    return torch.Generator().manual_seed(zlib.crc32(repr(names).encode()))
-
-
-def _noise(shape: tuple[int, int], cells: tuple[int, int], random: torch.Generator) -> Tensor:
-    """Smooth noise (S, P) of about unit variance that is periodic in both directions, with that many bumps."""
-    grid = torch.randn((1, 1, *cells), generator=random)
-    padded = F.pad(grid, (2, 2, 2, 2), mode="circular")
-    scale = (shape[0] // cells[0], shape[1] // cells[1])
-    big = F.interpolate(padded, scale_factor=scale, mode="bicubic", align_corners=False)[0, 0]
-    return big[2 * scale[0] : 2 * scale[0] + shape[0], 2 * scale[1] : 2 * scale[1] + shape[1]]
-
-
-@lru_cache(maxsize=4)
-def _mucosa(patient: int) -> _Mucosa:
-    random = _generator("patient", patient)
-    u = torch.rand(12, generator=random).tolist()
-    patches = _noise(_TEXTURE_PX, (16, 8), random)
-    fine = _noise(_TEXTURE_PX, (128, 64), random)
-    grain = _noise(_TEXTURE_PX, (256, 128), random)
-    # Vessels are the zero lines of smooth noise: thin, branching, closed.
-    broad = _bell(_noise(_TEXTURE_PX, (32, 16), random) / 0.09)
-    thin = _bell(_noise(_TEXTURE_PX, (64, 32), random) / 0.12)
-    presence = torch.sigmoid(3 * _noise(_TEXTURE_PX, (16, 8), random))
-    vessels = (0.55 + 0.45 * u[0]) * presence * (0.8 * broad + 0.55 * thin)
-    base = torch.tensor([0.84 + 0.10 * u[1], 0.39 + 0.14 * u[2], 0.29 + 0.15 * u[3]])
-    mottled = 1 + 0.07 * patches + 0.04 * fine + 0.03 * grain
-    drop = torch.tensor([0.24, 0.55, 0.46])[:, None, None] * vessels
-    colour = base[:, None, None] * mottled * (1 - drop)
-    relief = 0.5 * patches + 0.35 * fine
-    padded = F.pad(torch.cat([colour, relief[None]])[None], (1, 1, 1, 1), mode="circular")
-    return _Mucosa(
-        texture=padded,
-        base=base,
-        fold_phase=2 * math.pi * torch.rand(3, generator=random),
-        fold_rate=0.95 + 0.5 * u[4],
-        fold_depth=0.24 + 0.14 * u[5],
-        fold_lobes=3.0 if u[6] < 0.6 else 2.0,
-        twist=0.6 * (u[7] - 0.5),
-    )
-
-
 def _scene(spec: PhantomSpec) -> _Scene:
     """Draw everything that is random in a clip, before its frames are drawn in chunks."""
-    random = _generator("clip", spec.seed, spec.patient)
+    random = generator("clip", spec.seed, spec.patient)
     time = torch.arange(spec.n_frames) / float(spec.fps)
     middle = time - time.mean()
 
@@ -235,7 +172,7 @@ def _scene(spec: PhantomSpec) -> _Scene:
         return low + (high - low) * float(torch.rand((), generator=random))
 
     speed = _SPEED * uniform(0.8, 1.3)
-    camera = uniform(0, _PERIOD) + speed * middle[:, None, None] + path(0.03, 1.5)
+    camera = uniform(0, PERIOD) + speed * middle[:, None, None] + path(0.03, 1.5)
     bubbles = [
         _Bubble(uniform(-0.8, 0.8) + path(0.10, 0.7), uniform(-0.8, 0.8) + path(0.10, 0.7), uniform(0.02, 0.055))
         for _ in range(int(uniform(0, 6)))
@@ -250,24 +187,14 @@ def _scene(spec: PhantomSpec) -> _Scene:
         finding_s=float(camera.mean()) + _ADVANCE * uniform(1.15, 1.6),
         finding_phi=uniform(0, 2 * math.pi),
         finding_shape=[uniform(0, 1) for _ in range(6)],
-        ripple=torch.stack([_noise((64, 64), (8, 8), random), _noise((64, 64), (16, 16), random)])[None],
+        ripple=torch.stack([noise((64, 64), (8, 8), random), noise((64, 64), (16, 16), random)])[None],
         blur_px=uniform(0, 0.5),
         noise=0.012 * torch.randn((3, spec.size_px + 32, spec.size_px + 32), generator=random),
         noise_at=torch.randint(33, (spec.n_frames, 2), generator=random).tolist(),
     )
 
 
-def _folds(s: Tensor, phi: Tensor, mucosa: _Mucosa) -> Tensor:
-    """Height of the folds in 0..1: sharp crests around the tube, uneven in spacing, broken into lobes."""
-    p = mucosa.fold_phase.tolist()
-    warp = 0.35 * torch.sin(1.3 * s + p[0]) + 0.25 * torch.sin(phi + 0.4 * s + p[1])
-    wave = 0.5 + 0.5 * torch.cos(2 * math.pi * mucosa.fold_rate * (s + 0.25 * warp))
-    lobes = 0.62 + 0.38 * torch.cos(mucosa.fold_lobes * (phi + mucosa.twist * s) + p[2])
-    square = wave * wave
-    return square * square * lobes
-
-
-def _draw(spec: PhantomSpec, mucosa: _Mucosa, scene: _Scene, at: slice) -> tuple[Tensor, Tensor]:
+def _draw(spec: PhantomSpec, mucosa: Mucosa, scene: _Scene, at: slice) -> tuple[Tensor, Tensor]:
     """Some frames (t, H, W, 3) uint8 and masks (t, H, W) bool of the advancing clip."""
     n = spec.size_px
     camera, roll = scene.camera[at], scene.roll[at]
@@ -275,7 +202,7 @@ def _draw(spec: PhantomSpec, mucosa: _Mucosa, scene: _Scene, at: slice) -> tuple
     dx, dy, tube_z, crest = _geometry(n // 2, lens, mucosa, scene, at)
     wall = scene.wall[at]
     z = (tube_z**-4 + wall**-4) ** -0.25  # the nearer of tube and wall, without an edge between
-    slope = (_folds(camera + _ADVANCE * z + 0.07, torch.atan2(dy, dx) + roll, mucosa) - crest) / 0.07
+    slope = (folds(camera + _ADVANCE * z + 0.07, torch.atan2(dy, dx) + roll, mucosa) - crest) / 0.07
     # Geometry is smooth: it is computed on every second pixel and drawn out; texture, finding and light are not.
     across = 0.6 * (1 - wall / tube_z).clamp(min=0)  # along the wall, towards where the tube's axis meets it
     fields = torch.stack([dx, dy, z, slope, across], dim=1)
@@ -283,7 +210,7 @@ def _draw(spec: PhantomSpec, mucosa: _Mucosa, scene: _Scene, at: slice) -> tuple
     phi = torch.atan2(dy, dx) + roll
     s = camera + _ADVANCE * z + across
 
-    wall = F.grid_sample(mucosa.texture.expand(len(s), -1, -1, -1), _grid(s, phi), align_corners=False)
+    wall = F.grid_sample(mucosa.texture.expand(len(s), -1, -1, -1), grid_of(s, phi), align_corners=False)
     colour, relief = wall[:, :3], wall[:, 3]
     bump = gloss = torch.zeros(())
     seen = torch.zeros_like(s, dtype=torch.bool)
@@ -299,7 +226,7 @@ def _draw(spec: PhantomSpec, mucosa: _Mucosa, scene: _Scene, at: slice) -> tuple
 
     # Wet highlights, where the relief happens to point back at the camera: they slide over the wall as it moves.
     film = F.grid_sample(
-        mucosa.texture[:, 3:].expand(len(s), -1, -1, -1), _grid(1.9 * s, phi + 0.5 * z), align_corners=False
+        mucosa.texture[:, 3:].expand(len(s), -1, -1, -1), grid_of(1.9 * s, phi + 0.5 * z), align_corners=False
     )[:, 0]
     spark = (26 * (film + 0.30 * turned - 0.98)).sigmoid_().mul_(fall.clamp(max=1)) + gloss
     picture += (0.75 * spark.clamp(max=1))[:, None]
@@ -312,7 +239,7 @@ def _draw(spec: PhantomSpec, mucosa: _Mucosa, scene: _Scene, at: slice) -> tuple
     return picture.permute(0, 2, 3, 1).contiguous(), seen & edge
 
 
-def _geometry(n: int, lens: float, mucosa: _Mucosa, scene: _Scene, at: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _geometry(n: int, lens: float, mucosa: Mucosa, scene: _Scene, at: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Offset from the tube's centre as seen (dx, dy), depth z, and fold height there; each (t, n, n)."""
     axis = (torch.arange(n) + 0.5) / n * 2 - 1
     y, x = axis[:, None], axis[None, :]
@@ -323,24 +250,13 @@ def _geometry(n: int, lens: float, mucosa: _Mucosa, scene: _Scene, at: slice) ->
         reach = z.clamp(max=4.0)
         dx, dy = x - scene.bend[0][at] * reach, y - scene.bend[1][at] * reach
         phi = torch.atan2(dy, dx) + scene.roll[at]
-        crest = _folds(scene.camera[at] + _ADVANCE * z, phi, mucosa)
+        crest = folds(scene.camera[at] + _ADVANCE * z, phi, mucosa)
         z = 0.62 * (1 - mucosa.fold_depth * crest) / (dx * dx + dy * dy).sqrt().clamp(min=0.04)
     return dx, dy, z, crest
 
 
-def _grid(s: Tensor, phi: Tensor) -> Tensor:
-    """Places on the wall as coordinates (t, H, W, 2) of the texture padded by one pixel on every side."""
-
-    def wrapped(turns: Tensor, cells: int) -> Tensor:
-        """The place after that many turns of a texture with that many cells, in -1..1 of the padded one."""
-        return (turns - turns.floor()).mul_(2 * cells / (cells + 2)).add_(2 / (cells + 2) - 1)
-
-    S, P = _TEXTURE_PX
-    return torch.stack([wrapped(phi / (2 * math.pi), P), wrapped(s / _PERIOD, S)], dim=-1)
-
-
 def _finding(
-    finding: str, mucosa: _Mucosa, scene: _Scene, colour: Tensor, s: Tensor, phi: Tensor, z: Tensor
+    finding: str, mucosa: Mucosa, scene: _Scene, colour: Tensor, s: Tensor, phi: Tensor, z: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The mask (t, H, W), and colour, extra shading and extra gloss of the wall with the finding on it.
 
@@ -364,16 +280,16 @@ def _finding(
         height = (1 - d * d).clamp_(min=0).sqrt_()
         shadow = ((1.4 - d) * 9).sigmoid_() * ((b - 0.45) * 6).sigmoid_() * (1 - soft)
         bump = soft * (0.34 * height - 0.62 * b * (1.25 - 0.6 * height) - 0.16)
-        bump.sub_(shadow, alpha=0.5).sub_(_bell((d - 1) / 0.10), alpha=0.22)
+        bump.sub_(shadow, alpha=0.5).sub_(bell((d - 1) / 0.10), alpha=0.22)
         tint = torch.tensor([0.98 - 0.10 * u[2], 0.52 + 0.24 * u[3], 0.56 + 0.28 * u[4]])
         painted = (mucosa.base * tint)[None, :, None, None] * (1 + 0.10 * rim[:, 1])[:, None]
-        gloss = 0.7 * _bell(((a - 0.2) ** 2 + (b + 0.42) ** 2) / 0.022) * inside
+        gloss = 0.7 * bell(((a - 0.2) ** 2 + (b + 0.42) ** 2) / 0.022) * inside
     elif finding == "ulcer":
         fibrin = torch.tensor([0.95, 0.78, 0.55])[None, :, None, None] * (1 + 0.07 * rim[:, 1])[:, None]
         edge = torch.tensor([0.70, 0.18, 0.15])[None, :, None, None]
         core = torch.sigmoid((0.74 - d) * 14)[:, None]
         painted = core * fibrin + (1 - core) * edge
-        bump = soft * (-0.10 + 0.22 * _bell((d - 0.85) / 0.16))
+        bump = soft * (-0.10 + 0.22 * bell((d - 0.85) / 0.16))
     else:
         painted = torch.tensor([0.42, 0.022, 0.018])[None, :, None, None] * (1 + 0.16 * rim[:, 1])[:, None]
         bump = torch.zeros(())

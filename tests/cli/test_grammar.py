@@ -129,7 +129,7 @@ def test_quiet_and_json_keep_standard_output_clean(tmp_path):
 
 
 def test_several_videos_are_predicted_into_a_folder_each(tmp_path, capsys):
-    from endofm_lab.video.samples import SAMPLES, sample_video
+    from endofm_lab.data.samples import SAMPLES, sample_video
 
     video = Path(sample_video(next(iter(SAMPLES))))
     (tmp_path / "videos").mkdir()

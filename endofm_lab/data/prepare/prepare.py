@@ -88,17 +88,7 @@ def prepare(
     if not root.is_dir():
         raise UserError(f"{root} is not a folder: give the folder of the unpacked archive")
     workers = workers or cores()
-    request = {
-        "recipe": f"{recipe.name}@{recipe.version}",
-        "root": str(root.resolve()),
-        "cut": cut,
-        "layout": layout,
-        "lists": str(Path(lists).resolve()) if lists else None,
-        "name": name or recipe.name,
-        "fps": fps,
-        "parts": {part: str(Path(folder).resolve()) for part, folder in (parts or {}).items()},
-        "format": kind,
-    }
+    request = _request(recipe, root, cut=cut, layout=layout, lists=lists, name=name, fps=fps, parts=parts, kind=kind)
     with (
         claim(out / WORK, request, "a preparation", beside=(JOURNAL,)) as folder,
         Journal(folder / JOURNAL) as journal,
@@ -110,6 +100,32 @@ def prepare(
             collected = _one(run, recipe, root, layout, Path(lists) if lists else None, name or recipe.name)
         sweep(out)
         return write_prepared(recipe, root, out, collected, kind, cut)
+
+
+def _request(
+    recipe: Recipe,
+    root: Path,
+    *,
+    cut: Cut,
+    layout: str | None,
+    lists: str | Path | None,
+    name: str | None,
+    fps: float | None,
+    parts: Mapping[str, str | Path] | None,
+    kind: str,
+) -> dict[str, Any]:
+    """What has to be equal for a preparation to go on."""
+    return {
+        "recipe": f"{recipe.name}@{recipe.version}",
+        "root": str(root.resolve()),
+        "cut": cut,
+        "layout": layout,
+        "lists": str(Path(lists).resolve()) if lists else None,
+        "name": name or recipe.name,
+        "fps": fps,
+        "parts": {part: str(Path(folder).resolve()) for part, folder in (parts or {}).items()},
+        "format": kind,
+    }
 
 
 @dataclass
