@@ -147,7 +147,7 @@ class EmbeddingExplorer(Explorer):
         places = fit_pca(vectors, 2).project(vectors) if points is None else np.asarray(points)
         columns = [c for c in self.rows.columns if c not in ("video", "masks", "boxes", "error")]
         self.color = w.Dropdown(options=columns, value=color, description="Colour")
-        self.not_same = w.Dropdown(options=[("same video", "video"), ("same patient", "patient"), ("nothing", None)])
+        self.not_same = w.Dropdown(options=[("recorded together", "recording"), ("nothing", None)])
         self.not_same.description = "Leave out"
         self.row = w.BoundedIntText(0, 0, len(self.rows) - 1, description="Row")
         self.ask = w.Button(description="Neighbours of row", layout=w.Layout(width="auto"))

@@ -11,6 +11,7 @@ from cache import Content, content_of
 from texts import plain
 
 import endofm_lab as lab
+from endofm_lab.data.units import units
 from endofm_lab.explain.atlas import (
     Neighbours,
     fit_pca,
@@ -95,7 +96,9 @@ try:
     color = st.sidebar.selectbox("Colour", columns, index=columns.index("label"))
     left_out = f" · {int((~usable).sum())} could not be read" if not usable.all() else ""
     generated = " · the model was trained on generated video only" if store.about["generated"] else ""
-    st.caption(f"{len(rows)} clips · {plain(store.about['model_name'])}{generated}{left_out}")
+    st.caption(
+        f"{len(rows)} clips of {plain(units(rows).words)} · {plain(store.about['model_name'])}{generated}{left_out}"
+    )
     figure = scatter(projection(content, method), rows, color)
     mouse = st.segmented_control("Mouse", list(MOUSE), default=CLICK, key="mouse", label_visibility="collapsed")
     mode, words = MOUSE[mouse or CLICK]
@@ -111,11 +114,13 @@ try:
     st.caption(words)
     points = [int(cache.clicked(point)[0]) for point in chosen["selection"]["points"]]
     if len(points) == 1:
-        not_same = st.radio(
-            "Leave out neighbours from", ["the same video", "the same patient", "nowhere"], horizontal=True
+        together = st.radio(
+            "Leave out neighbours that were recorded together with the clip",
+            ["yes", "no"],
+            horizontal=True,
+            help="Of the same patient; of the same sequence or video where patients are unknown",
         )
-        kind = {"the same video": "video", "the same patient": "patient", "nowhere": None}[not_same]
-        near = Neighbours(store.vectors[usable], rows).of(points[0], 11, kind)
+        near = Neighbours(store.vectors[usable], rows).of(points[0], 11, "recording" if together == "yes" else None)
         st.subheader("The clicked clip and its neighbours")
         both = pd.concat([rows.iloc[points], rows.iloc[near["row"]]])
         sheet(store, both, ["(chosen)", *(f"{s:.2f}" for s in near["similarity"])], key="neighbours")
@@ -125,7 +130,8 @@ try:
     with st.expander("What else do the embeddings tell?"):
         st.dataframe(shortcut_test(store.vectors[usable], rows), hide_index=True)
         st.caption(
-            "Balanced accuracy of a linear probe. "
+            "Balanced accuracy of a linear probe, always asked about units (patients, or recordings where patients are "
+            "unknown) that it has not seen. "
             "If device, data set or patient are told as well as the label, beware of shortcuts."
         )
     with st.expander("Outliers"):

@@ -137,7 +137,10 @@ def show_run(run: Path) -> None:
         columns[place % 2].plotly_chart(figure, width="stretch", key=f"curve {title}", config=CONFIG)
     if len(probed := probe_table(run)):
         st.dataframe(probed, width="content", hide_index=True)
-        st.caption("Balanced accuracy on held-out patients, with its 95 % interval over patients.")
+        st.caption(
+            "Balanced accuracy on held-out patients, or recordings where patients are unknown, with its 95 % interval "
+            "over them."
+        )
     if (run / "report.html").is_file():
         st.download_button("Report", (run / "report.html").read_bytes(), f"{run.name}.html", "text/html")
 

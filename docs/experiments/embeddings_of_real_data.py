@@ -60,22 +60,22 @@ def report(name: str, vectors: np.ndarray, rows: pd.DataFrame) -> None:
     """Print what is known to these vectors."""
     surgery = (rows["dataset"] == "cholect50").to_numpy()
     phases, own = rows[surgery].reset_index(drop=True), vectors[surgery]
-    phases = phases.assign(video=phases["patient"])
     chance = float(sum(((phases["label"] == p).mean()) ** 2 for p in phases["label"].unique()))
     within = neighbour_purity(own, phases, "label", not_same=None)
-    across = neighbour_purity(own, phases, "label", not_same="video")
+    across = neighbour_purity(own, phases, "label", not_same="recording")
     print(f"\n{name}: {vectors.shape[1]} numbers per row")
     print(
-        f"phase purity of 5 neighbours: {across:.3f} in other videos, {within:.3f} in any (chance about {chance:.3f})"
+        f"phase purity of 5 neighbours: {across:.3f} in other operations, {within:.3f} in any "
+        f"(chance about {chance:.3f})"
     )
     finder = Neighbours(vectors, rows)
     alike = [
-        (rows["dataset"].iloc[finder.of(int(n), 5, "patient")["row"]] == rows["dataset"].iloc[n]).mean()
+        (rows["dataset"].iloc[finder.of(int(n), 5, "recording")["row"]] == rows["dataset"].iloc[n]).mean()
         for n in np.flatnonzero(surgery)[::5]
     ]
     print(f"neighbours of a CholecT50 frame outside its video: {np.mean(alike):.3f} are CholecT50")
     print(shortcut_test(own, phases.drop(columns=["dataset"])).round(3).to_string(index=False))
-    print(shortcut_test(vectors, rows[["dataset", "patient"]]).round(3).to_string(index=False))
+    print(shortcut_test(vectors, rows.drop(columns=["label"])).round(3).to_string(index=False))
 
 
 def main() -> None:

@@ -70,17 +70,10 @@ def labelled(data: Path, out: Path) -> Path:
                     "patient": video,
                     "dataset": "cholect50",
                     "split": "test" if held_out else "train",
-                    "minute": f"{video} minute {frame.second // 60}",
                 }
             )
     write_manifest(pd.DataFrame(rows), out)
     return out
-
-
-def probe_data(manifest: Manifest) -> ProbeData:
-    """The labelled clips. One patient is asked, so that intervals go over the minutes of the operation."""
-    data = load_probe(manifest, n_frames=4, size_px=INPUT.size_px)
-    return replace(data, patients=manifest.table["minute"].to_numpy(dtype=str))
 
 
 def settings(manifest: Path, out: Path, objective: str, start: str, steps: int, backbone: str) -> PretrainConfig:
@@ -144,7 +137,7 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
     if given.most:
         rows = manifest.table.iloc[:: math.ceil(len(manifest) / given.most)].reset_index(drop=True)
         manifest = Manifest(rows, manifest.root, manifest.path)
-    data, table = probe_data(manifest), []
+    data, table = load_probe(manifest, n_frames=4, size_px=INPUT.size_px), []  # one patient is asked: no intervals
     print(
         f"{len(read_manifest(corpus))} unlabelled clips; {int((~data.asked).sum())} labelled frames of other patients, "
     )

@@ -1,5 +1,6 @@
 """What a model says of videos: `endofm-lab inspect`, `predict`, `study`, `explain` and `embed`."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pandas as pd
 
 from endofm_lab.cli.command import Output, command
 from endofm_lab.data.manifest import read_manifest
+from endofm_lab.data.units import units
 from endofm_lab.errors import UserError
 from endofm_lab.explain import embeddings
 from endofm_lab.explain.atlas import fit_pca, neighbour_purity, shortcut_test
@@ -187,6 +189,7 @@ def _what_vectors_tell(store: embeddings.EmbeddingStore) -> dict[str, Any]:
     vectors, rows = store.vectors[usable], store.rows[usable].reset_index(drop=True)
     told: dict[str, Any] = {
         "clips": len(rows),
+        "units": units(rows).described(),
         "unreadable": store.rows.loc[~usable, ["video", "error"]].to_dict("records"),
     }
     if len(rows) < 2:
@@ -204,13 +207,18 @@ def _what_vectors_tell(store: embeddings.EmbeddingStore) -> dict[str, Any]:
 
 def _embedding_text(told: dict[str, Any]) -> list[str]:
     """What vectors tell, as lines for people."""
-    lines = [f"{told['clips']} clips embedded by {told['model']}, {len(told['unreadable'])} could not be read."]
+    clips = f"{told['clips']} clips ({told['units']['words']})"
+    lines = [f"{clips} embedded by {told['model']}, {len(told['unreadable'])} could not be read."]
     lines += [f"  {row['video']}: {row['error']}" for row in told["unreadable"][:5]]
     if "pca_explained" not in told:
         return lines
     lines.append("PCA: " + ", ".join(f"{share:.1%}" for share in told["pca_explained"]) + " of the variance.")
     for column, purity in told["neighbour_purity"].items():
-        lines.append(f"Of five neighbours in other videos, {purity:.1%} share the {column}.")
+        lines.append(
+            f"No clip has a neighbour that was recorded apart from it, so that none can share its {column}."
+            if math.isnan(purity)
+            else f"Of five neighbours that were recorded apart from a clip, {purity:.1%} share its {column}."
+        )
     if told["shortcuts"]:
         lines.append("What a linear probe tells from the vectors:")
         table = pd.DataFrame(told["shortcuts"])

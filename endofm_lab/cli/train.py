@@ -98,7 +98,7 @@ def run(config: PretrainConfig, output: Output) -> None:
         if main and read_log(config.out / LOG):
             output.say(f"Report: {report_run(config.out)}", f"Health: {health_of(config.out)}")
             if len(probed := probe_table(config.out)):
-                output.say(f"Probe (balanced accuracy, 95 % interval over patients):\n{probed.to_string(index=False)}")
+                output.say(f"Probe (balanced accuracy, 95 % interval over units):\n{probed.to_string(index=False)}")
     if main:
         output.result({"out": config.out, "model": config.out / "model", **read_json(config.out / "report.json")})
         output.written(config.out / "model")

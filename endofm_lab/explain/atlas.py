@@ -5,20 +5,23 @@ Vectors are (N, D) float arrays; nothing here knows where they come from.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import ArrayLike
 from sklearn.cluster import KMeans
-from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import TSNE
-from sklearn.metrics import balanced_accuracy_score
-from sklearn.model_selection import GroupKFold, StratifiedKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.model_selection import GroupKFold
 
+from endofm_lab.data.units import Units, group_ids, units
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path
+from endofm_lab.metrics.classification import balanced_accuracy
+from endofm_lab.metrics.probes import linear_answers
+
+MIN_UNITS_FOR_PROBE = 3  # one to test on and two to learn from, the fewest that can tell a class from a recording
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,8 @@ def umap(vectors: ArrayLike, seed: int = 0, neighbours: int = 15) -> np.ndarray:
 class Neighbours:
     """Nearest neighbours by cosine, exact: one product of a vector with all others.
 
-    Rows of NaN (clips that could not be read) are nobody's neighbour.
+    Rows of NaN (clips that could not be read) are nobody's neighbour. ``units`` are those of the rows, None without
+    rows.
     """
 
     def __init__(self, vectors: ArrayLike, rows: pd.DataFrame | None = None) -> None:
@@ -121,16 +125,17 @@ class Neighbours:
         X /= np.maximum(np.linalg.norm(X, axis=1, keepdims=True), 1e-12)
         self._readable = np.asarray(np.isfinite(X).all(axis=1))
         self._unit = np.nan_to_num(X)
-        self._codes = {} if rows is None else {c: pd.factorize(rows[c])[0] for c in ("video", "patient") if c in rows}
+        self.units: Units | None = None if rows is None else units(rows)
+        self._codes = None if self.units is None else pd.factorize(self.units.ids)[0]
 
-    def of(self, index: int, k: int = 10, not_same: str | None = "video") -> pd.DataFrame:
+    def of(self, index: int, k: int = 10, not_same: Literal["recording"] | None = "recording") -> pd.DataFrame:
         """The ``k`` nearest to a row, as ``row`` and ``similarity`` in -1..1, nearest first.
 
         Args:
             index: the row.
             k: how many; fewer if there are not so many.
-            not_same: leave out rows of the same "video" or "patient", which are near for a trivial reason; None keeps
-                them. An unknown patient (empty) counts as one patient.
+            not_same: "recording" leaves out everything that was recorded together, which is near for a trivial reason:
+                rows of the same unit (patient, else sequence, else video; see `data.units`). None keeps them.
 
         Raises:
             UserError: no such row, or it has no vector; or another ``not_same``.
@@ -139,14 +144,15 @@ class Neighbours:
             raise UserError(f"There is no row {index}; the store has the rows 0 to {len(self._unit) - 1}.")
         if not self._readable[index]:
             raise UserError(f"Row {index} has no vector: its video could not be read.")
-        if not_same is not None and not_same not in self._codes:
-            raise UserError(f"not_same is {not_same!r}; choose None, {' or '.join(self._codes) or 'nothing else'}.")
+        if not_same not in (None, "recording"):
+            raise UserError(f"not_same is {not_same!r}; choose 'recording' or None.")
+        if not_same is not None and self._codes is None:
+            raise UserError("Without the rows nobody knows what was recorded together; give them, or not_same=None.")
         similarity = self._unit @ self._unit[index]
         out = ~self._readable
         out[index] = True
-        if not_same is not None:
-            codes = self._codes[not_same]
-            out = out | (codes == codes[index])
+        if not_same is not None and self._codes is not None:
+            out = out | (self._codes == self._codes[index])
         similarity[out] = -np.inf
         k = min(k, int((~out).sum()))
         top = np.argpartition(-similarity, k - 1)[:k] if k else np.zeros(0, int)
@@ -155,9 +161,16 @@ class Neighbours:
 
 
 def neighbour_purity(
-    vectors: ArrayLike, rows: pd.DataFrame, column: str, k: int = 5, not_same: str | None = "video"
+    vectors: ArrayLike,
+    rows: pd.DataFrame,
+    column: str,
+    k: int = 5,
+    not_same: Literal["recording"] | None = "recording",
 ) -> float:
-    """Mean share of a row's ``k`` neighbours with its own value of ``column``; rows without a value do not count."""
+    """Mean share of a row's ``k`` neighbours with its own value of ``column``; rows without a value do not count.
+
+    NaN where no row has a neighbour, such as where all rows are of one unit.
+    """
     finder, values = Neighbours(vectors, rows), rows[column].to_numpy()
     shares = []
     for at in np.flatnonzero((values != "") & np.isfinite(np.asarray(vectors)).all(axis=1)):
@@ -214,17 +227,19 @@ def outlier_scores(vectors: ArrayLike, k: int = 5) -> np.ndarray:
     return np.concatenate(scores)
 
 
-def shortcut_test(vectors: ArrayLike, rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def shortcut_test(vectors: ArrayLike, rows: pd.DataFrame) -> pd.DataFrame:
     """How well a linear probe tells label, device, data set and patient: balanced accuracy beside its chance.
 
-    ``label`` and ``device`` are predicted for patients the probe has not seen (grouped folds) where every patient is
-    known; ``dataset`` and ``patient`` over stratified folds. If patient or device are told as well as the label, what
-    looks like the label may be a shortcut.
+    No probe is asked about a recording that it has seen: folds are made of whole units (patient, else sequence, else
+    video; see `data.units`) for label, device and data set, and of whole recordings for the patient. If patient or
+    device are told as well as the label, what looks like the label may be a shortcut.
 
-    Columns: ``told``, ``classes``, ``rows``, ``accuracy``, ``chance``, ``folds``.
+    Columns: ``told``, ``units`` ("16 patients"), ``classes``, ``rows``, ``accuracy``, ``chance``, ``folds`` and
+    ``why`` (there is no number: too few units; or which classes were left out: those that occur in one unit only).
     """
-    X = np.asarray(vectors, dtype=np.float64)
+    X = np.asarray(vectors, dtype=np.float32)
     readable = np.isfinite(X).all(axis=1)
+    of_row, recording = units(rows), group_ids(rows, columns=("sequence", "video"))
     found = []
     for column in [c for c in ("label", "device", "dataset", "patient") if c in rows]:
         values = rows[column].astype(str).to_numpy()
@@ -232,26 +247,32 @@ def shortcut_test(vectors: ArrayLike, rows: pd.DataFrame, seed: int = 0) -> pd.D
         kept = readable & np.isin(values, counts.index[counts >= 3].to_numpy())
         if len(set(values[kept])) < 2:
             continue
-        patients = rows["patient"].astype(str).to_numpy()[kept]
-        by_patient = column in ("label", "device") and (patients != "").all() and len(set(patients)) >= 3
-        folds = (
-            GroupKFold(min(5, len(set(patients))))
-            if by_patient
-            else StratifiedKFold(3, shuffle=True, random_state=seed)
-        )
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500))
-        told = cross_val_predict(probe, X[kept], values[kept], cv=folds, groups=patients if by_patient else None)
-        found.append(
-            {
-                "told": column,
-                "classes": len(set(values[kept])),
-                "rows": int(kept.sum()),
-                "accuracy": float(balanced_accuracy_score(values[kept], told)),
-                "chance": 1 / len(set(values[kept])),
-                "folds": "by patient" if by_patient else "by row",
-            }
-        )
-    return pd.DataFrame(found, columns=["told", "classes", "rows", "accuracy", "chance", "folds"])
+        groups = recording if column == "patient" else pd.factorize(of_row.ids)[0]
+        told = _told(X[kept], values[kept], groups[kept])
+        by = "recording" if column == "patient" else of_row.take(kept).kind
+        found.append({"told": column, "units": of_row.take(kept).words, "folds": f"by {by}"} | told)
+    return pd.DataFrame(found, columns=["told", "units", "classes", "rows", "accuracy", "chance", "folds", "why"])
+
+
+def _told(X: np.ndarray, values: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    """What a probe over folds of whole groups tells of the values, or why there is no such number."""
+    per_class = pd.Series(groups).groupby(values).nunique()
+    known = np.isin(values, per_class.index[per_class >= 2].to_numpy())
+    X, values, groups, n_groups = X[known], values[known], groups[known], len(set(groups))
+    K = len(set(values))
+    told = {"classes": K, "rows": len(values), "accuracy": float("nan"), "chance": 1 / K if K else float("nan")}
+    if n_groups < MIN_UNITS_FOR_PROBE:
+        return told | {"why": f"No number: {n_groups} units, and a probe needs at least {MIN_UNITS_FOR_PROBE}."}
+    if K < 2:
+        return told | {"why": "No number: fewer than two classes occur in two units or more."}
+    answers = np.empty(len(values), dtype=object)
+    classes, numbers = np.unique(values, return_inverse=True)
+    features = torch.from_numpy(X)
+    for train, test in GroupKFold(min(5, len(set(groups)))).split(X, groups=groups):
+        answers[test] = classes[linear_answers(features[train], numbers[train], features[test])]
+    alone = int((~np.isin(per_class.index, values)).sum())
+    why = f"{alone} further classes occur in one unit only." if alone else ""
+    return told | {"accuracy": float(balanced_accuracy(values, answers.astype(values.dtype))), "why": why}
 
 
 def _finite(vectors: ArrayLike) -> np.ndarray:

@@ -12,6 +12,7 @@ from endofm_lab.model.card import HeadSpec
 L2 = (1.0, 0.1, 0.01, 0.001, 0.0001)
 NEIGHBOURS = (20, 10, 5, 1)
 KNN_TEMPERATURE = 0.07
+FIXED_L2 = 0.1  # of the linear probe where there are no further rows to choose it on
 
 
 def fit_linear(x: Tensor, target: Tensor, n_classes: int, l2: float) -> tuple[Tensor, Tensor]:
@@ -49,6 +50,19 @@ def fit_linear(x: Tensor, target: Tensor, n_classes: int, l2: float) -> tuple[Te
     optimiser.step(loss)
     scaled = weight.detach() / std
     return scaled.float(), (bias.detach() - scaled @ mean).float()
+
+
+def linear_answers(bank: Tensor, target: NDArray[np.int64], query: Tensor) -> NDArray[np.int64]:
+    """Classes (Q,) that the linear probe of (N, D) features gives to (Q, D) others, at ``FIXED_L2``.
+
+    Args:
+        bank: (N, D) features.
+        target: (N,) classes; one that does not occur is never an answer.
+        query: (Q, D).
+    """
+    classes, numbers = np.unique(target, return_inverse=True)
+    weight, bias = fit_linear(bank, torch.from_numpy(numbers), len(classes), FIXED_L2)
+    return classes[F.linear(query, weight, bias).argmax(dim=1).numpy()]
 
 
 def linear_scores(features: Tensor, weight: Tensor, bias: Tensor, head: HeadSpec) -> NDArray[np.float64]:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.data.rows import Row
+from endofm_lab.data.units import Units, units
 from endofm_lab.errors import ManifestError
 from endofm_lab.metrics.classification import balanced_accuracy
 from endofm_lab.metrics.intervals import bootstrap_interval
-from endofm_lab.metrics.probes import NEIGHBOURS, fit_linear, knn_scores
+from endofm_lab.metrics.probes import NEIGHBOURS, knn_scores, linear_answers
 from endofm_lab.pretraining.objective import Signs
 from endofm_lab.video.transforms import InputSpec, to_input
 
@@ -23,7 +24,6 @@ State = Literal["too early to say", "healthy", "collapsing to one prototype", "c
 
 _EARLY = 20  # records; before them the verdict waits
 _RECENT = 20  # records that the verdict looks at
-_LINEAR_L2 = 0.1  # of the linear probe
 
 
 def feature_std(features: Tensor) -> float:
@@ -132,11 +132,11 @@ def _last(records: Sequence[Record], name: str) -> float | None:
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Clips with labels: uint8 frames (N, T, px, px, 3), label numbers (N,), patients (N,), who is asked (N,) bool."""
+    """Clips with labels: uint8 frames (N, T, px, px, 3), label numbers (N,), units of N rows, asked rows (N,) bool."""
 
     frames: np.ndarray
     labels: np.ndarray
-    patients: np.ndarray
+    units: Units
     asked: np.ndarray
     classes: tuple[str, ...]
 
@@ -152,7 +152,7 @@ def load_probe(
     there is are asked, and "train" rows answer.
 
     Raises:
-        ManifestError: no labelled rows of "train", or none to ask.
+        ManifestError: no labelled rows of "train", none to ask, or a patient or recording that is in both.
         VideoError: a video cannot be read.
     """
     if label not in manifest.table:
@@ -164,6 +164,12 @@ def load_probe(
     table = table[table["split"].isin(["train", asked])]
     if table["split"].nunique() != 2:
         raise ManifestError(f"{manifest.path}: a probe needs labelled rows of 'train' and of 'val' or 'test'.")
+    of_row, here = units(table), (table["split"] == asked).to_numpy()
+    if both := set(of_row.ids[here]) & set(of_row.ids[~here]):
+        raise ManifestError(
+            f"{manifest.path}: {len(both)} patients or recordings are in 'train' and in '{asked}', for example "
+            f"{min(both)}. A probe would recognise them; split by patient (`endofm-lab data split`)."
+        )
     spec = InputSpec(size_px, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     frames = []
     for cells in table.to_dict("records"):
@@ -172,8 +178,8 @@ def load_probe(
     return ProbeData(
         np.stack(frames),
         np.array([classes.index(name) for name in table[label]]),
-        table["patient"].to_numpy(dtype=str),
-        (table["split"] == asked).to_numpy(),
+        of_row,
+        here,
         classes,
     )
 
@@ -202,22 +208,20 @@ def probe(features: np.ndarray, data: ProbeData, n_resamples: int = 0, seed: int
     """Balanced accuracy of "knn" and "linear" on the asked rows, from features (N, D) of all rows, and "chance".
 
     Both probes are those of fine-tuning (`endofm_lab.metrics.probes`), at a fixed setting: there are no further rows to
-    choose one on. With ``n_resamples``, also "knn_low", "knn_high", ...: 95 % intervals over resampled patients, None
-    where there are too few of them.
+    choose one on. With ``n_resamples``, also "knn_low", "knn_high", ...: 95 % intervals over resampled units, None
+    where there are too few of them, and "tested_on", the units of the asked rows in words.
     """
     bank, asked = (torch.from_numpy(features[rows]).float() for rows in (~data.asked, data.asked))
-    known, truth, patients = data.labels[~data.asked], data.labels[data.asked], data.patients[data.asked]
-    K = len(data.classes)
-    weight, bias = fit_linear(bank, torch.from_numpy(known), K, _LINEAR_L2)
+    known, truth, tested = data.labels[~data.asked], data.labels[data.asked], data.units.take(data.asked)
     answers = {
-        "knn": knn_scores(bank[:, None], known, asked[:, None], K, NEIGHBOURS[0]).argmax(axis=1),
-        "linear": nn.functional.linear(asked, weight, bias).argmax(dim=1).numpy(),
+        "knn": knn_scores(bank[:, None], known, asked[:, None], len(data.classes), NEIGHBOURS[0]).argmax(axis=1),
+        "linear": linear_answers(bank, known, asked),
     }
-    numbers: dict[str, Any] = {"chance": 1 / len(set(truth))}
+    numbers: dict[str, Any] = {"chance": 1 / len(set(truth))} | ({"tested_on": tested.words} if n_resamples else {})
     for name, answer in answers.items():
         numbers[name] = float(balanced_accuracy(truth, answer))
         if n_resamples:
-            interval = bootstrap_interval(balanced_accuracy, patients, truth, answer, n=n_resamples, seed=seed)
+            interval = bootstrap_interval(balanced_accuracy, tested.ids, truth, answer, n=n_resamples, seed=seed)
             bounds = {f"{name}_low": interval.low, f"{name}_high": interval.high}
             numbers |= {key: None if math.isnan(value) else value for key, value in bounds.items()}
     return numbers
@@ -226,4 +230,4 @@ def probe(features: np.ndarray, data: ProbeData, n_resamples: int = 0, seed: int
 def with_interval(numbers: dict[str, Any], name: str) -> str:
     """The number of a probe that was given intervals, in words: "0.531 [0.437, 0.641]"."""
     low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
-    return f"{numbers[name]:.3f} " + ("(no interval: too few patients)" if low is None else f"[{low:.3f}, {high:.3f}]")
+    return f"{numbers[name]:.3f} " + ("(no interval: too few units)" if low is None else f"[{low:.3f}, {high:.3f}]")

@@ -148,7 +148,7 @@ def probe_table(run: str | Path) -> pd.DataFrame:
     """What kNN and linear probe said of the untrained and the trained network, with 95 % intervals; may be empty."""
     rows = []
     for state, numbers in _probes(Path(run)).items():
-        row = {"network": state}
+        row = {"network": state, "tested on": numbers.get("tested_on", "patients, not counted")}
         for name in ("knn", "linear"):
             row[name] = with_interval(numbers, name)
         rows.append(row | {"chance": f"{numbers['chance']:.3f}"})

@@ -52,15 +52,15 @@ def test_equal_tokens_have_equal_colours_in_every_frame():
     assert (patch_colours(tokens[::-1]) == colours[::-1]).all(), "the basis belongs to the clip, not to a frame"
 
 
-def test_neighbours_by_brute_force_and_not_from_the_same_video_or_patient(cloud):
-    rows = pd.DataFrame({"video": [f"v{n // 3}" for n in range(60)], "patient": [f"p{n // 6}" for n in range(60)]})
+@pytest.mark.parametrize("known", ["patient", "sequence", "video"])
+def test_neighbours_by_brute_force_and_not_from_what_was_recorded_together(cloud, known):
+    rows = pd.DataFrame({"video": [f"v{n}.png" for n in range(60)], "patient": "", "sequence": ""})
+    rows[known] = [f"{n // 6}" for n in range(60)]
     cloud[7] = np.nan
     finder = Neighbours(cloud, rows)
     unit = cloud / np.linalg.norm(cloud, axis=1, keepdims=True)
-    for not_same in (None, "video", "patient"):
-        allowed = [
-            n for n in range(60) if n not in (7, 20) and (not_same is None or rows[not_same][n] != rows[not_same][20])
-        ]
+    for not_same in (None, "recording"):
+        allowed = [n for n in range(60) if n not in (7, 20) and (not_same is None or n // 6 != 20 // 6)]
         expected = sorted(allowed, key=lambda n: -float(unit[n] @ unit[20]))[:5]
         found = finder.of(20, 5, not_same)
         assert found["row"].tolist() == expected
@@ -68,10 +68,45 @@ def test_neighbours_by_brute_force_and_not_from_the_same_video_or_patient(cloud)
     for call, said in (
         (lambda: finder.of(60), "rows 0 to 59"),
         (lambda: finder.of(7), "no vector"),
-        (lambda: finder.of(1, not_same="scope"), "choose None, video or patient"),
+        (lambda: finder.of(1, not_same="scope"), "choose 'recording' or None"),
+        (lambda: Neighbours(cloud).of(1), "Without the rows"),
     ):
         with pytest.raises(UserError, match=said):
             call()
+
+
+def test_a_second_later_is_no_neighbour_in_another_recording():
+    draw = np.random.default_rng(0)
+    times = np.arange(120)
+    rows = pd.DataFrame(
+        {
+            "video": [f"f/{n:04d}.png" for n in times],
+            "sequence": [f"VID{n // 30}" for n in times],
+            "patient": "",
+            "dataset": "d",
+            "label": [f"phase {n // 5 % 6}" for n in times],
+        }
+    )
+    smooth = np.cumsum(draw.normal(size=(120, 8)), axis=0) + 50 * draw.normal(size=(4, 8))[times // 30]
+    assert neighbour_purity(smooth, rows, "label", not_same=None) > 0.5
+    assert neighbour_purity(smooth, rows, "label") < 0.35
+    told = shortcut_test(smooth, rows).set_index("told").loc["label"]
+    assert told["folds"] == "by sequence" and told["units"] == "4 sequences; patients unknown"
+    assert told["accuracy"] < 0.4, "a probe by row would tell more than half of the phases"
+    one = rows.assign(sequence="VID75")
+    assert np.isnan(neighbour_purity(smooth, one, "label")), "one recording has no neighbours in another"
+    told = shortcut_test(smooth, one).set_index("told").loc["label"]
+    assert np.isnan(told["accuracy"]) and "1 units, and a probe needs at least 3" in told["why"]
+
+
+def test_the_patient_is_told_from_other_recordings_of_the_same_patient_or_not_at_all():
+    draw = np.random.default_rng(0)
+    rows = pd.DataFrame({"video": [f"{n // 4}.mp4" for n in range(80)], "patient": [f"p{n // 16}" for n in range(80)]})
+    vectors = draw.normal(size=(80, 6)) + 5 * draw.normal(size=(5, 6))[np.arange(80) // 16]
+    told = shortcut_test(vectors, rows).set_index("told").loc["patient"]
+    assert told["folds"] == "by recording" and told["accuracy"] > 0.9
+    once = shortcut_test(vectors, rows.assign(video=rows["patient"])).set_index("told").loc["patient"]
+    assert np.isnan(once["accuracy"]) and "fewer than two classes occur in two units" in once["why"]
 
 
 def test_purity_is_one_for_clusters_and_chance_for_noise():
@@ -117,6 +152,7 @@ def test_the_shortcut_test_finds_a_planted_shortcut_and_nothing_in_noise():
             "device": [f"d{i // 10 % 2}" for i in range(n)],
             "dataset": "one",
             "patient": [f"p{i // 10}" for i in range(n)],
+            "video": [f"{i}.mp4" for i in range(n)],
         }
     )
     vectors = draw.normal(size=(n, 6))

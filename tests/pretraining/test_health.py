@@ -4,10 +4,12 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from endofm_lab.data.manifest import Manifest, read_manifest
+from endofm_lab.data.units import units
 from endofm_lab.errors import ManifestError
 from endofm_lab.metrics.probes import fit_linear, knn_scores
 from endofm_lab.model.transformer import build_backbone
@@ -101,8 +103,8 @@ def probe_data(informative, n=60):
     features = random.normal(size=(n, 8))
     if informative:
         features[:, :3] += 6 * np.eye(3)[labels]
-    patients = np.array([f"p{i // 3}" for i in range(n)])
-    data = ProbeData(np.zeros((n, 1, 1, 1, 3), np.uint8), labels, patients, np.arange(n) >= n // 2, ("a", "b", "c"))
+    of_row = units(pd.DataFrame({"patient": [f"p{i // 3}" for i in range(n)], "video": "", "dataset": "d"}))
+    data = ProbeData(np.zeros((n, 1, 1, 1, 3), np.uint8), labels, of_row, np.arange(n) >= n // 2, ("a", "b", "c"))
     return features, data
 
 
@@ -131,9 +133,11 @@ def test_the_probes_are_those_of_fine_tuning_and_weigh_classes_alike():
 
 def test_one_patient_gives_no_interval():
     features, data = probe_data(True)
-    numbers = probe(features, replace(data, patients=np.full(len(features), "p")), n_resamples=50)
+    one = units(pd.DataFrame({"video": "VID75", "dataset": "d"}, index=range(len(features))))
+    numbers = probe(features, replace(data, units=one), n_resamples=50)
+    assert numbers["tested_on"] == "1 video; patients unknown"
     assert numbers["knn"] == 1.0 and numbers["knn_low"] is None and numbers["linear_high"] is None
-    assert with_interval(numbers, "knn") == "1.000 (no interval: too few patients)"
+    assert with_interval(numbers, "knn") == "1.000 (no interval: too few units)"
 
 
 def test_validation_is_asked_during_a_run_and_test_in_the_end(manifest):
@@ -143,9 +147,9 @@ def test_validation_is_asked_during_a_run_and_test_in_the_end(manifest):
     )
     three = Manifest(table, manifest.parent)
     during, after = load_probe(three, 2, 16), load_probe(three, 2, 16, held_out=("test", "val"))
-    assert set(during.patients[during.asked]) == {"p4"} and set(after.patients[after.asked]) == {"p5"}
+    assert set(during.units.ids[during.asked]) == {"phantom/p4"} and set(after.units.ids[after.asked]) == {"phantom/p5"}
     for data in (during, after):
-        assert set(data.patients[~data.asked]) == {"p0", "p1", "p2", "p3"}
+        assert set(data.units.ids[~data.asked]) == {f"phantom/p{k}" for k in range(4)}
 
 
 def test_the_probe_reads_the_rows_of_a_manifest(manifest):
