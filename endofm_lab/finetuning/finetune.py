@@ -102,7 +102,7 @@ class _Job:
             **{name: value for name, value in settings.items() if name not in ("manifest", "out", "workers")},
             "start_weights": self.config.start.content(),
             "manifest_fingerprint": self.manifest.fingerprint,
-            "files": self.manifest.contents("video", "masks", "boxes"),
+            "files": self.manifest.contents("video", *self.task.files),
         }
 
     @property

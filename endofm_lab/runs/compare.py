@@ -18,8 +18,6 @@ from endofm_lab.metrics.intervals import MIN_UNITS_FOR_INTERVAL, Difference, Int
 from endofm_lab.runs.run import Run, RunError
 from endofm_lab.tasks import TASKS
 
-LOWER_IS_BETTER = {"hd95_px", "ece", "brier", "false_positive_frame_rate"}
-
 
 @dataclass(frozen=True)
 class Line:
@@ -108,7 +106,7 @@ class Comparison:
             notes.append("Values are means over training seeds; ±: standard deviation over them.")
         if "ece" in self.lines[0].metrics:
             notes.append("Resampling adds noise to the bins of ece: its intervals lean upwards and can miss the value.")
-        if lower := sorted(LOWER_IS_BETTER & set(self.lines[0].metrics)):
+        if lower := sorted(TASKS[self.task].lower_is_better & set(self.lines[0].metrics)):
             notes.append(f"Lower is better: {', '.join(lower)}.")
         for line in self.lines:
             notes += [f"{line.run.run}, audit: {finding}" for finding in line.run.audit["findings"]]
@@ -162,7 +160,7 @@ def compare(
     reasons = why_not_ranked(runs)
     order = list(range(len(runs)))
     if not reasons:
-        sign = 1 if by in LOWER_IS_BETTER else -1
+        sign = 1 if by in TASKS[runs[0].task].lower_is_better else -1
         order.sort(key=lambda k: (math.isnan(samples[k].values[by]), sign * samples[k].values[by]))
     best = samples[order[0]]
     lines = []

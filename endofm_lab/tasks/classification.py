@@ -63,6 +63,7 @@ class Classification(Task):
     truth = ()
     primary = "f1"
     chosen_by = "auc"  # finer than F1 where patients are few
+    lower_is_better = frozenset({"ece", "brier"})
 
     def __post_init__(self) -> None:
         if self.clips < 1:

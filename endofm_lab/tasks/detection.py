@@ -36,6 +36,7 @@ class Detection(Task):
     head_name = "box"
     kinds = ("box",)
     forms = ("stft",)
+    files = ("boxes",)
     columns = ("true_boxes", "true_labels", "boxes", "scores", "labels")
     truth = ("true_boxes", "true_labels")
     primary = "ap50"

@@ -39,10 +39,12 @@ class Segmentation(Task):
     head_name = "mask"
     kinds = ("mask",)
     forms = ("transunet",)
+    files = ("masks",)
     columns = ("lesion", "dice", "iou", "hd95_px", "false_positive")
     truth = ("lesion",)
     primary = "dice"
     chosen_by = "dice"
+    lower_is_better = frozenset({"hd95_px", "false_positive_frame_rate"})
 
     def head(self, manifest: Manifest) -> HeadSpec:
         """The head of the one class that masks have."""

@@ -33,10 +33,12 @@ class Task:
         kinds: of heads (`HeadSpec.kind`) that answer the task.
         forms: of heads (`HeadSpec.form`) that a user may choose besides the light one.
         methods: of fine-tuning that suit it.
+        files: columns of a manifest that name its files of truth; a run notices when they change.
         columns: of its table of answers, besides ``row`` and ``patient`` (the unit); `runs.run` describes them.
         truth: those of the columns that hold what was to be found.
         primary: metric by which runs are ranked.
-        chosen_by: metric by which validation chooses; the earliest of equals wins.
+        chosen_by: metric by which validation chooses the highest value; the earliest of equals wins.
+        lower_is_better: metrics of which the lowest value is the best.
     """
 
     name: ClassVar[str]
@@ -44,10 +46,12 @@ class Task:
     kinds: ClassVar[tuple[str, ...]]
     forms: ClassVar[tuple[str, ...]] = ()
     methods: ClassVar[tuple[str, ...]] = ("full", "frozen", "ST-Adapter")
+    files: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[tuple[str, ...]]
     truth: ClassVar[tuple[str, ...]]
     primary: ClassVar[str]
     chosen_by: ClassVar[str]
+    lower_is_better: ClassVar[frozenset[str]] = frozenset()
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
