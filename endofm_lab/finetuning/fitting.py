@@ -21,7 +21,6 @@ from endofm_lab.model.adapters import is_adapter
 from endofm_lab.model.head import Batch
 from endofm_lab.model.heads import ClipClassifier
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.runs.compare import LOWER_IS_BETTER
 from endofm_lab.tasks import Task
 from endofm_lab.tasks.clips import ClipData
 from endofm_lab.tasks.examples import Example
@@ -124,8 +123,8 @@ class Fit:
             UserError: there is no such metric, smaller values of it are better, or it is not defined on these rows.
         """
         name, metrics = self.config.chosen_by or self.task.chosen_by, self.metrics(table)
-        if name not in metrics or name in LOWER_IS_BETTER:
-            possible = [metric for metric in metrics if metric not in LOWER_IS_BETTER]
+        if name not in metrics or name in self.task.lower_is_better:
+            possible = [metric for metric in metrics if metric not in self.task.lower_is_better]
             raise UserError(f"chosen_by is {name!r}; validation can choose by {', '.join(possible)}.")
         if math.isnan(metrics[name]):
             raise UserError(
