@@ -3,12 +3,31 @@
 import errno
 from pathlib import Path
 
+LONGEST_MESSAGE = 500  # letters
+
+
+def shortened(text: str, letters: int = LONGEST_MESSAGE) -> str:
+    r"""A text on one line, without its middle where it is longer than ``letters``.
+
+    >>> shortened("one line\nof many " + "x" * 100 + " ends here.", 30)
+    'one line of m ... x ends here.'
+    """
+    text = " ".join(text.split())
+    if len(text) <= letters:
+        return text
+    after = (letters - 5) // 2
+    return f"{text[: letters - 5 - after].rstrip()} ... {text[-after:].lstrip()}"
+
 
 class UserError(ValueError):
     """Something the caller can put right; one sentence that names the value, the limit and the remedy.
 
-    The command line prints it and exits with 2, the app shows it in a red box.
+    The command line prints it and exits with 2, the app shows it in a red box. It is one line of at most
+    `LONGEST_MESSAGE` letters: what is longer loses its middle, so that the beginning and the remedy at the end stay.
     """
+
+    def __str__(self) -> str:
+        return shortened(super().__str__())
 
 
 class VideoError(UserError):

@@ -7,14 +7,15 @@ import re
 import secrets
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import psutil
 
-from endofm_lab.errors import UserError
+from endofm_lab.errors import UserError, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,8 +108,77 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value stored in a JSON file."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """The value stored in a JSON file.
+
+    Raises:
+        UserError: the file is damaged, or holds NaN or infinity, which are not JSON.
+        OSError: there is no such file, or it cannot be read.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # malformed, no text, or nested without end
+        raise UserError(f"{path} is not JSON that can be read ({error}); write it anew, or copy it again.") from error
+
+
+def read_object(path: str | Path, keys: Mapping[str, Any], remedy: str) -> dict[str, Any]:
+    """The object in a JSON file, whose entries are what is expected; further entries may stand beside them.
+
+    Args:
+        path: the file.
+        keys: name of every entry that must be there -> its type, as `fits` takes it.
+        remedy: what to do about a file that was altered, as a sentence.
+
+    Raises:
+        UserError: the file is damaged, or an entry is missing or of another type; the message names it.
+        OSError: there is no such file, or it cannot be read.
+    """
+    try:
+        value = read_json(path)
+    except UserError as error:
+        raise UserError(f"{path} is damaged. {remedy}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no object. {remedy}")
+    for name, kind in keys.items():
+        if name not in value:
+            raise UserError(f"{path} lacks {name!r}. {remedy}")
+        if not fits(value[name], kind):
+            raise UserError(f"{path}: {name} is {shortened(repr(value[name]), 60)}, which it cannot be. {remedy}")
+    return value
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value read from JSON is of a type, given as an annotation; numbers must be finite.
+
+    >>> fits({"a": [1, 2.5]}, dict[str, list[float]]), fits("abc", tuple[str, ...]), fits(True, int)
+    (True, False, False)
+    """
+    origin, inside = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and type(value) is not bool and abs(value) < 1e300
+    if origin in (Union, UnionType):
+        return any(fits(value, one) for one in inside)
+    if origin is Literal:
+        return isinstance(value, str | int | None) and value in inside
+    if origin is list or (origin is tuple and inside[-1] is ...):
+        return isinstance(value, list) and all(fits(one, inside[0]) for one in value)
+    if origin is tuple:
+        return isinstance(value, list) and len(value) == len(inside) and all(map(fits, value, inside))
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(one, inside[1]) for one in value.values())
+    if is_typeddict(kind):
+        known = get_type_hints(kind)
+        return (
+            isinstance(value, dict)
+            and kind.__required_keys__ <= value.keys() <= known.keys()
+            and all(fits(one, known[name]) for name, one in value.items())
+        )
+    return isinstance(value, kind)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"it holds {name}")
 
 
 def sha256_of(path: str | Path) -> str:

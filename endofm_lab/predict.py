@@ -189,12 +189,14 @@ def _run(
         scores: dict[str, list[np.ndarray]] = {}
         finished: list[tuple[int, dict[str, np.ndarray]]] = []
         for at in range(start, stop, batch_clips):
-            batch = [indices for *_, indices in clips[at : min(at + batch_clips, stop)]]
+            planned = clips[at : min(at + batch_clips, stop)]
+            batch = [indices for *_, indices in planned]
             while any(int(i) not in buffer for indices in batch for i in indices):
                 index, frame = next(stream)
                 buffer[index] = frame
             clip = torch.stack([torch.stack([buffer[int(i)] for i in indices], dim=1) for indices in batch])
-            outputs = {name: values.numpy() for name, values in model.predict(clip).items()}
+            shown = [f"the clip at {start_s:.2f} s" for start_s, *_ in planned]
+            outputs = {name: values.numpy() for name, values in model.predict(clip, shown).items()}
             per_frame = [name for name in outputs if model.card.heads[name].answer != "clip"]
             for name in (name for name in outputs if name not in per_frame):  # in the model's order
                 scores.setdefault(name, []).append(outputs[name])

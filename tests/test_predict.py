@@ -364,3 +364,14 @@ def test_an_old_prediction_that_mixed_masks_of_two_heads_is_refused(video, model
     np.save(tmp_path / "p" / "masks.npy", np.repeat(masks, 2, axis=0))
     with pytest.raises(UserError, match="mixed masks of several heads: predict again"):
         load_prediction(tmp_path / "p")
+
+
+@pytest.mark.parametrize("head", ["kind", "signs", "mask", "box"])
+def test_a_head_that_gives_no_numbers_is_no_prediction(head, model, video, tmp_path):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in broken.heads[head].parameters():
+            parameter.fill_(3e38)
+    with pytest.raises(UserError, match=rf"head '{head}' of .* gives NaN or infinity for the clip at 0\.00 s"):
+        predict_video(video, broken, out=tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "prediction.json").exists()

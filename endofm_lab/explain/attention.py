@@ -14,7 +14,7 @@ from torch import Tensor
 from endofm_lab.errors import UserError
 from endofm_lab.explain.norms import StepNorms, step_norms
 from endofm_lab.model.encoder import Encoder, VideoTokens
-from endofm_lab.model.video_model import VideoModel
+from endofm_lab.model.video_model import VideoModel, check_finite
 
 Head = int | Literal["mean", "max"]
 By = Literal["attention", "norms"]
@@ -290,6 +290,7 @@ def maps_of(tokens: VideoTokens, kind: str) -> AttentionMaps:
     space = tokens.joint if kind == "joint" else tokens.spatial
     if space is None:
         raise UserError("These tokens carry no attention; ask for it with backbone(clip, attention=True).")
+    check_finite(tokens.patches, "The backbone", ["this clip"])
     rows = [m if kind == "joint" else m[0] for m in space]  # a joint model's one clip is its one long frame
     return AttentionMaps(
         space=tuple(m.detach().float().cpu() for m in rows),

@@ -41,6 +41,13 @@ class Attribution:
     target: str
     completeness: float | None = None
 
+    def __post_init__(self) -> None:
+        if not bool(self.values.isfinite().all()):
+            raise UserError(
+                f"The map of {self.target} by {self.method} holds NaN or infinity, which is no result: the model's "
+                "weights are damaged or too large. Use another model or another method."
+            )
+
 
 def baseline_of(clip: Tensor, spec: InputSpec, kind: Baseline = "blur") -> Tensor:
     """A clip like ``clip`` (B, 3, T, H, W) that says nothing; see the head of this module.

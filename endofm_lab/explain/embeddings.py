@@ -26,7 +26,7 @@ from endofm_lab.errors import UserError, VideoError
 from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.loading.load import load_model
-from endofm_lab.model.video_model import VideoModel
+from endofm_lab.model.video_model import VideoModel, check_finite
 from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.run_folder import claim
 from endofm_lab.video.transforms import to_input
@@ -158,6 +158,8 @@ def _embed_rows(
         if clips:
             with torch.inference_mode():
                 found = backbone(torch.cat([pixels for _, pixels in clips]).to(first.device)).pooled()
+            shown = [f"row {start + at + 1} of the manifest" for at, _ in clips]
+            check_finite(found, f"The backbone of {model.card.name}", shown)
             vectors[[at for at, _ in clips]] = found.float().cpu().numpy()
         done.add(vectors, entries)
         yield len(done.entries)

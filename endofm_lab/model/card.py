@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, get_type_hints
 
 from endofm_lab import __version__
-from endofm_lab.errors import CheckpointError
-from endofm_lab.files import read_json
+from endofm_lab.errors import CheckpointError, UserError, shortened
+from endofm_lab.files import fits, read_json
 from endofm_lab.model.head import Answer
 from endofm_lab.model.heads import HEADS
 from endofm_lab.video.clips import ClipSpec
@@ -20,6 +20,7 @@ RESEARCH_USE = "For research and teaching only. Not a medical device; not for di
 
 WEIGHTS_FILE = "model.safetensors"  # the two files of a model folder
 CARD_FILE = "card.json"
+MOST_CLASSES = 100_000  # of a head
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,14 @@ class HeadSpec:
         kinds = list(dict.fromkeys(kind for kind, _ in HEADS))
         if self.kind not in kinds:
             raise CheckpointError(f"A head's kind is {self.kind!r}; it must be one of {', '.join(kinds)}.")
+        if isinstance(self.classes, str) or not all(isinstance(name, str) and name for name in self.classes):
+            raise CheckpointError(f"A head has the classes {self.classes!r}; give a list of names.")
         object.__setattr__(self, "classes", tuple(self.classes))
-        if not self.classes or len(set(self.classes)) != len(self.classes):
-            raise CheckpointError(f"A head has the classes {list(self.classes)}; give at least one, all different.")
+        if not 1 <= len(self.classes) <= MOST_CLASSES or len(set(self.classes)) != len(self.classes):
+            raise CheckpointError(
+                f"A head has {len(self.classes)} classes, {list(self.classes)}; give from one to {MOST_CLASSES:,}, all "
+                "different."
+            )
         variants = [variant for kind, variant in HEADS if kind == self.kind and variant]
         if self.variant not in (None, *variants) or (self.pooling and self.form):
             raise CheckpointError(
@@ -56,11 +62,14 @@ class HeadSpec:
                 f"{' or '.join(map(repr, variants)) or 'nothing but None'}."
             )
         options = HEADS[self.kind, self.variant].options
-        if self.channels is not None and ("channels" not in options or self.channels < 8 or self.channels % 8):
-            raise CheckpointError(f"A head has {self.channels} channels; 'stft' heads have a multiple of 8.")
-        if self.temperature is not None and not (self.temperature > 0 and "temperature" in options):
+        if self.channels is not None and (
+            "channels" not in options or not 8 <= self.channels <= 4096 or self.channels % 8
+        ):
+            raise CheckpointError(f"A head has {self.channels} channels; 'stft' heads have 8 to 4096 in steps of 8.")
+        if self.temperature is not None and not (1e-4 <= self.temperature <= 1e4 and "temperature" in options):
             raise CheckpointError(
-                f"A {self.kind} head has temperature {self.temperature}; it must be above 0 and belong to a class head."
+                f"A {self.kind} head has temperature {self.temperature}; it must lie between 0.0001 and 10000 and "
+                "belong to a class head."
             )
 
     @property
@@ -183,28 +192,32 @@ class ModelCard:
             CheckpointError: a key is unknown, missing or of the wrong form; the message names it and ``source``.
         """
         value = dict(_checked(value, *_keys(cls), source))
-        if not isinstance(value["backbone"], dict) or "kind" not in value["backbone"]:
+        if not isinstance(value["backbone"], dict) or not isinstance(value["backbone"].get("kind"), str):
             raise CheckpointError(f"{source}: backbone must be an object with a 'kind', not {value['backbone']!r}.")
         input_ = _checked(value["input"], *_keys(InputSpec), f"{source}: input")
         clip = dict(_checked(value["clip"], *_keys(ClipSpec), f"{source}: clip"))
         heads = _checked(value.get("heads", {}), None, [], f"{source}: heads")
         _checked(value.get("initialisation", SCRATCH), *_typed(InitialisationRecord), f"{source}: initialisation")
         _checked(value.get("data", {}), *_typed(DataRecord), f"{source}: data")
+        _refuse_types(value, _TYPES, source)
         for metric in value.get("metrics", []):
             _checked(metric, *_typed(Metric), f"{source}: metrics")
+            _refuse_types(metric, get_type_hints(Metric), f"{source}: metrics")
+        _refuse_types(input_, get_type_hints(InputSpec), f"{source}: input")
+        _refuse_types(clip, get_type_hints(ClipSpec) | {"fps": float | str | None}, f"{source}: clip")
+        for name, head in heads.items():
+            _checked(head, *_keys(HeadSpec), f"{source}: heads.{name}")
+            _refuse_types(head, get_type_hints(HeadSpec), f"{source}: heads.{name}")
         try:
             if isinstance(clip.get("fps"), str):
                 clip["fps"] = Fraction(clip["fps"])
             value["input"] = InputSpec(**input_ | {"mean": tuple(input_["mean"]), "std": tuple(input_["std"])})
             value["clip"] = ClipSpec(**clip)
-            value["heads"] = {
-                name: HeadSpec(**_checked(head, *_keys(HeadSpec), f"{source}: heads.{name}"))
-                for name, head in heads.items()
-            }
+            value["heads"] = {name: HeadSpec(**head) for name, head in heads.items()}
             value["metrics"] = tuple(value.get("metrics", ()))
-        except CheckpointError:
-            raise
-        except (TypeError, ValueError, ZeroDivisionError) as error:
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from error
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(f"{source}: a value has the wrong form ({error}).") from error
         return cls(**value)
 
@@ -223,8 +236,8 @@ def read_card(folder: str | Path) -> ModelCard:
         )
     try:
         value = read_json(path)
-    except ValueError as error:  # malformed JSON, or bytes that are no text
-        raise CheckpointError(f"{path} is not JSON ({error}); save the model again.") from error
+    except UserError as error:
+        raise CheckpointError(f"{error} Or save the model again.") from error
     return ModelCard.from_json(value, str(path))
 
 
@@ -237,6 +250,30 @@ def _keys(cls: Any) -> tuple[list[str], list[str]]:
 def _typed(cls: Any) -> tuple[list[str], list[str]]:
     """All keys of a typed dictionary, and the required ones."""
     return list(cls.__annotations__), sorted(cls.__required_keys__)
+
+
+def _refuse_types(value: dict[str, Any], types: dict[str, Any], where: str) -> None:
+    """Refuse an entry of an object that is not of its type; entries without a type are not looked at."""
+    for name, entry in value.items():
+        if name in types and not fits(entry, types[name]):
+            needed = str(types[name]).removeprefix("<class '").removesuffix("'>")
+            raise CheckpointError(
+                f"{where}: {name} is {shortened(repr(entry), 80)}, but must be {needed} with finite numbers. Copy the "
+                "model again, or put the entry right."
+            )
+
+
+# Of a card's entries that are no specifications of their own.
+_TYPES = {
+    "name": str,
+    "initialisation": InitialisationRecord,
+    "data": DataRecord,
+    "audit": str | None,
+    "metrics": list[dict[str, Any]],
+    "licence": str,
+    "version": str,
+    "weights_sha256": str | None,
+}
 
 
 def _checked(value: Any, known: Iterable[str] | None, required: Iterable[str], where: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from endofm_lab.errors import CheckpointError
+from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, InputSpec
 
@@ -174,5 +174,9 @@ class Encoder(nn.Module, ABC):
             )
         try:
             return cls.Config(**settings)
-        except TypeError as error:
+        except CheckpointError:
+            raise
+        except UserError as error:
+            raise CheckpointError(f"{source}: {error}") from error
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(f"{source}: a setting of the backbone has the wrong type ({error}).") from error

@@ -31,6 +31,7 @@ HUB = "hub"  # as source of weights: those that timm knows for the architecture,
 
 # The sizes of an architecture that may be set. A card comes with a model folder, perhaps a stranger's, and timm would
 # also take names of files to load and of places to fetch from: nothing else gets through.
+MOST = 16384  # width, and what else a setting may be
 SETTINGS = ("embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size", "depths", "dims", "drop_path_rate")
 
 # timm puts the last norm into the layer of the last block by this number; a larger one makes a layer of it.
@@ -71,8 +72,10 @@ class FrameConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "settings", _checked_settings(self.architecture, self.settings))
         for name in ("image_px", "width", "patch_px"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UserError(f"{name} of {self.architecture} is {getattr(self, name)!r}; give a whole number >= 1.")
+            if not isinstance(getattr(self, name), int) or not 1 <= getattr(self, name) <= MOST:
+                raise UserError(
+                    f"{name} of {self.architecture} is {getattr(self, name)!r}; give a whole number from 1 to {MOST}."
+                )
 
 
 def frame_config(name: str, image_px: int | None = None, **settings: Any) -> FrameConfig:
@@ -349,8 +352,10 @@ def _checked_settings(architecture: str, settings: dict[str, Any]) -> dict[str, 
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     for name, value in settings.items():
         numbers = value if isinstance(value, list) else [value]
-        if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
-            raise UserError(f"{architecture}: {name} is {value!r}; give a number or a list of numbers.")
+        if not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n <= MOST for n in numbers):
+            raise UserError(f"{architecture}: {name} is {value!r}; give a number or a list of numbers up to {MOST}.")
+        if name in ("depth", "depths") and sum(numbers) > 256:
+            raise UserError(f"{architecture}: {name} is {value!r}; give 256 blocks at most.")
     return settings
 
 

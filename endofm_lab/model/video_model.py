@@ -57,20 +57,53 @@ class VideoModel(nn.Module):
         return VideoOutput(tokens, {name: head(tokens) for name, head in self.heads.items()})
 
     @torch.inference_mode()
-    def predict(self, clip: Tensor) -> dict[str, Tensor]:
+    def predict(self, clip: Tensor, shown: Sequence[str] = ()) -> dict[str, Tensor]:
         """Scores by head name for clips (B, 3, T, H, W), float32 on the CPU; the clip is moved to the model's device.
 
         Class heads: (B, K) in 0..1, softmax or sigmoid of logits over the card's temperature. Mask heads: probabilities
         (B, K, T, 4h, 4w), of a TransUNet in the picture's size. Box heads: raw outputs (B, C, T, h, w), for their
         ``decode``.
+
+        Args:
+            clip: the clips.
+            shown: what each of them shows, for a message: "the clip at 2.50 s".
+
+        Raises:
+            UserError: an output is NaN or infinite; the message names model, head and clip.
         """
         output = self(clip.to(next(self.parameters()).device))
-        specs = self.card.heads
-        return {n: self.head(n).scores(x.float(), specs[n]).cpu() for n, x in output.logits.items()}
+        found = {}
+        for name, logits in output.logits.items():
+            scores = self.head(name).scores(logits.float(), self.card.heads[name])
+            for values in (logits, scores):
+                check_finite(values, f"The head {name!r} of {self.card.name}", shown)
+            found[name] = scores.cpu()
+        return found
 
     def head(self, name: str) -> Head:
         """The head of that name."""
         return cast(Head, self.heads[name])
+
+
+def check_finite(values: Tensor, source: str, shown: Sequence[str] = ()) -> None:
+    """Make sure that what a model computed for clips, (B, ...), are numbers.
+
+    Args:
+        values: its outputs.
+        source: what computed them, for the message.
+        shown: what each of the B clips shows.
+
+    Raises:
+        UserError: a value is NaN or infinite.
+    """
+    finite = values.isfinite().flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        at = int(finite.logical_not().nonzero()[0])
+        raise UserError(
+            f"{source} gives NaN or infinity for {shown[at] if shown else f'clip {at + 1} of {len(values)}'}, which is "
+            "no result. The weights are damaged or too large, or the card's mean and std are not those of the model: "
+            "use another model, or train this one again with a smaller learning rate."
+        )
 
 
 def build_model(card: ModelCard, encoders: Allowed = ()) -> VideoModel:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from endofm_lab.errors import CheckpointError
 
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # types that weights may be stored in
+
 _ONE_AT_A_TIME = threading.Lock()  # torch's allow-list is global to the process
 
 
@@ -51,6 +53,15 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dictionary)
     except (safetensors.SafetensorError, OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} is truncated or damaged ({error}); fetch it again.") from error
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """The text beside the tensors of a safetensors file; nothing for a file of another kind."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (safetensors.SafetensorError, OSError):
+        return {}
 
 
 def _read_pickle(path: Path, mmap: bool) -> dict[str, Any]:
@@ -119,9 +130,31 @@ def check_fit(
         raise CheckpointError(
             f"{source} {' and '.join(parts)}, so it does not fit the model; `endofm-lab inspect` shows what it holds."
         )
+    state = module.state_dict()
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{source}: {name} holds NaN or infinity; the file is damaged, or training diverged.")
+        check_numbers(name, tensor, state[name], source)
+
+
+def check_numbers(name: str, tensor: Tensor, wanted: Tensor, source: str | Path) -> None:
+    """Make sure that a tensor holds numbers that a model's tensor ``wanted`` can take.
+
+    Raises:
+        CheckpointError: it holds NaN, infinity or numbers beyond the range of ``wanted``, or is of another kind.
+    """
+    if tensor.is_complex() or (wanted.is_floating_point() and tensor.dtype not in FLOATING):
+        raise CheckpointError(
+            f"{source}: {name} holds numbers of the type {_plain(tensor)}, but the model needs {_plain(wanted)}; the "
+            "file is damaged, or was written by another program. Save the weights as float32."
+        )
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor.to(wanted.dtype)).all()):
+        raise CheckpointError(
+            f"{source}: {name} holds NaN, infinity or numbers that are too large for {_plain(wanted)}; the file is "
+            "damaged, or training diverged."
+        )
+
+
+def _plain(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def first_of(names: list[str]) -> str:

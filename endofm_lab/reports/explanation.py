@@ -152,8 +152,9 @@ def _asked(network: VideoModel, x: Tensor, head: str | None, label: str | None) 
     """The head and class to explain: the first head and its highest score where none is named."""
     heads = network.card.heads
     head = head or next(iter(heads))
+    answers = network.predict(x, ["this clip"])
     if label is None and head in heads:
-        scores = network.predict(x)[head]
+        scores = answers[head]
         label = heads[head].classes[int(scores.argmax()) if scores.ndim == 2 else 0]
     target_of(network, head, label or "")  # refuses a head or class that is not there
     return head, label or ""

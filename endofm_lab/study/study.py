@@ -357,7 +357,8 @@ def _run_part(
     while at < stop:
         made = next(stream)
         if made.clips is not None:
-            scored.append((np.array(made.frames) - start, scorers.submit(model.predict, made.clips)))
+            shown = [f"frame {frame}" for frame in made.frames]
+            scored.append((np.array(made.frames) - start, scorers.submit(model.predict, made.clips, shown)))
             collect(waiting=THREADS)
         for frame, original in made.duplicates:
             state[frame - start], stands_for[frame - start] = DUPLICATE, original

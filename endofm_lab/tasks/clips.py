@@ -109,6 +109,11 @@ class SeenClip:
     clip: Tensor  # (3, T, S, S)
     frame_hw: tuple[int, int]
 
+    @property
+    def name(self) -> str:
+        """What the clip shows, for a message."""
+        return f"frames {self.indices[0]} to {self.indices[-1]} of {self.example.video}"
+
 
 def spread_clips(examples: Sequence[Example], clip: ClipSpec, spec: InputSpec, n: int) -> Iterator[SeenClip]:
     """``n`` clips of every row, evenly spread from its first to its last possible instant (one: in its middle)."""

@@ -18,7 +18,7 @@ from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.tasks.clips import Shown, covering_clips, in_batches
 from endofm_lab.tasks.examples import Example, named
-from endofm_lab.tasks.scoring import BATCH
+from endofm_lab.tasks.scoring import BATCH, answers
 from endofm_lab.tasks.task import ClassMetrics, Task
 from endofm_lab.video.reader import open_video
 
@@ -80,7 +80,7 @@ class Detection(Task):
         """One row per frame of every example: true boxes and those that were found, in pixels of the frame."""
         rows = []
         for some in in_batches(covering_clips(examples, model.card.clip, model.card.input), BATCH):
-            raw = model.predict(torch.stack([seen.clip for seen in some]))[head]
+            raw = answers(model, head, some)
             for seen, frames in zip(some, model.head(head).decode(raw, MIN_SCORE, MAX_BOXES), strict=True):
                 height, width = seen.frame_hw
                 numbers, first = np.unique(seen.indices, return_index=True)

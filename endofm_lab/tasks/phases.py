@@ -24,7 +24,7 @@ from endofm_lab.model.video_model import VideoModel
 from endofm_lab.tasks.clips import SeenClip, Shown, in_batches, see
 from endofm_lab.tasks.examples import Example
 from endofm_lab.tasks.labels import class_head, class_targets, recall_and_precision, score_names
-from endofm_lab.tasks.scoring import BATCH, targets_of
+from endofm_lab.tasks.scoring import BATCH, answers, targets_of
 from endofm_lab.tasks.task import ClassMetrics, Task
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.reader import VideoReader
@@ -89,7 +89,7 @@ class Phases(Task):
         rows: list[dict] = []
         scores = []
         for some in in_batches(_instants(examples, model.card.clip, model.card.input, self.step_s, rows), BATCH):
-            scores.append(model.predict(torch.stack([seen.clip for seen in some]))[head].double().numpy())
+            scores.append(answers(model, head, some).double().numpy())
         table = pd.DataFrame(rows)
         values = np.concatenate(scores)
         table[[f"score_{name}" for name in classes]] = values

@@ -9,17 +9,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from endofm_lab.model.card import HeadSpec
-from endofm_lab.model.video_model import VideoModel
-from endofm_lab.tasks.clips import in_batches, spread_clips
+from endofm_lab.model.video_model import VideoModel, check_finite
+from endofm_lab.tasks.clips import SeenClip, in_batches, spread_clips
 from endofm_lab.tasks.examples import Example
 
 BATCH = 8  # clips that go through the model together
 
 
+def answers(model: VideoModel, head: str, some: Sequence[SeenClip]) -> Tensor:
+    """What a head answers to a batch of clips, as `VideoModel.predict` returns it.
+
+    Raises:
+        UserError: an answer is NaN or infinite.
+    """
+    return model.predict(torch.stack([seen.clip for seen in some]), [seen.name for seen in some])[head]
+
+
 def clip_scores(model: VideoModel, head: str, examples: Sequence[Example], n_clips: int) -> NDArray[np.float64]:
     """Scores (N, n_clips, K) of evenly spread clips of every row."""
     clips = spread_clips(examples, model.card.clip, model.card.input, n_clips)
-    parts = [model.predict(torch.stack([seen.clip for seen in some]))[head] for some in in_batches(clips, BATCH)]
+    parts = [answers(model, head, some) for some in in_batches(clips, BATCH)]
     return torch.cat(parts).double().unflatten(0, (len(examples), n_clips)).numpy()
 
 
@@ -28,10 +37,11 @@ def clip_features(model: VideoModel, examples: Sequence[Example], n_clips: int, 
     """Pooled features (N, n_clips, D) float32 of evenly spread clips of every row; ``model`` is in evaluation mode."""
     device = next(model.parameters()).device
     clips = spread_clips(examples, model.card.clip, model.card.input, n_clips)
-    parts = [
-        model.backbone(torch.stack([seen.clip for seen in some]).to(device)).pooled().float().cpu()
-        for some in in_batches(clips, batch)
-    ]
+    parts = []
+    for some in in_batches(clips, batch):
+        features = model.backbone(torch.stack([seen.clip for seen in some]).to(device)).pooled()
+        check_finite(features, f"The backbone of {model.card.name}", [seen.name for seen in some])
+        parts.append(features.float().cpu())
     return torch.cat(parts).unflatten(0, (len(examples), n_clips))
 
 

@@ -21,7 +21,7 @@ from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.tasks.clips import Shown, covering_clips, in_batches
 from endofm_lab.tasks.examples import Example, named
-from endofm_lab.tasks.scoring import BATCH
+from endofm_lab.tasks.scoring import BATCH, answers
 from endofm_lab.tasks.task import Task
 from endofm_lab.video.masks import check_masks
 from endofm_lab.video.reader import open_video
@@ -90,7 +90,7 @@ class Segmentation(Task):
         size = model.card.input.size_px
         parts = []
         for some in in_batches(covering_clips(examples, model.card.clip, model.card.input), BATCH):
-            chances = model.predict(torch.stack([seen.clip for seen in some]))[head][:, 0]  # (B, T, 4h, 4w)
+            chances = answers(model, head, some)[:, 0]  # (B, T, 4h, 4w)
             chances = F.interpolate(chances, size=(size, size), mode="bilinear")
             for seen, chance in zip(some, chances, strict=True):
                 numbers, first = np.unique(seen.indices, return_index=True)

@@ -10,6 +10,7 @@ import numpy as np
 from endofm_lab.errors import UserError
 from endofm_lab.video.reader import VideoInfo, open_video
 
+_MOST = {"n_frames": 10_000, "stride": 1_000_000, "fps": 1_000_000, "duration_s": 1_000_000}
 _ROUNDING_S = 1e-6  # instants closer than this are one instant
 
 
@@ -42,6 +43,8 @@ class ClipSpec:
             whole = name in ("n_frames", "stride")
             if not (value > 0 and math.isfinite(value)) or (whole and value != int(value)):
                 raise UserError(f"{name} is {value}; it has to be a {'whole ' if whole else ''}number above 0")
+            if value > _MOST[name]:
+                raise UserError(f"{name} is {value}; it can be {_MOST[name]:,} at most.")
 
     def span_s(self, info: VideoInfo) -> float:
         """Seconds that a clip of this kind covers in a video; the last frame counts until the next would come."""

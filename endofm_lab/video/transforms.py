@@ -10,6 +10,7 @@ from torchvision.transforms.v2 import functional as tv
 from endofm_lab.errors import UserError
 
 Fit = Literal["stretch", "centre_crop"]
+MOST_PX = 4096  # side of a model's pictures
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,15 @@ class InputSpec:
     own_range: bool = False
 
     def __post_init__(self) -> None:
-        if self.size_px < 1 or min(self.std) <= 0:
-            raise UserError(f"size_px is {self.size_px} and std {self.std}; both have to be above 0")
+        if not 1 <= self.size_px <= MOST_PX or int(self.size_px) != self.size_px:
+            raise UserError(f"size_px is {self.size_px}; it has to be a whole number from 1 to {MOST_PX}.")
+        if len(self.mean) != 3 or not all(-1 <= value <= 2 for value in self.mean):
+            raise UserError(f"mean is {self.mean}; it has to be one number per channel, for pixels from 0 to 1.")
+        if len(self.std) != 3 or not all(1e-3 <= value <= 10 for value in self.std):
+            raise UserError(
+                f"std is {self.std}; it has to be one number above 0 per channel, from 0.001 to 10, for pixels from 0 "
+                "to 1."
+            )
 
 
 IMAGENET = InputSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # Endo-FM's pretraining, DINO, timm

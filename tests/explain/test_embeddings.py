@@ -1,5 +1,6 @@
 """The embedding store: what is in it, stopping and going on, and what it refuses."""
 
+import copy
 import json
 import os
 from dataclasses import replace
@@ -177,3 +178,13 @@ def test_a_folder_of_frames_runs_at_the_rate_of_its_row_and_a_row_behind_its_end
         expected = model.backbone(to_input(pictures[6:10], card.input)).cls[0].numpy()
     np.testing.assert_allclose(store.vectors[0], expected, atol=1e-4)
     assert store.usable().tolist() == [True, False] and "ends at 12.0 s" in store.rows["error"][1]
+
+
+def test_a_backbone_that_gives_no_numbers_makes_no_store(manifest, model, tmp_path):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in broken.backbone.norm.parameters():
+            parameter.fill_(torch.nan)
+    with pytest.raises(UserError, match="gives NaN or infinity for row 1 of the manifest"):
+        embed(manifest, broken, tmp_path / "store", progress=False)
+    assert not (tmp_path / "store" / "store.json").exists()

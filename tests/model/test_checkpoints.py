@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from endofm_lab.cli.main import main
 from endofm_lab.errors import CheckpointError
+from endofm_lab.files import sha256_of
 from endofm_lab.model.loading import load as checkpoints
 from endofm_lab.model.loading import locate
 from endofm_lab.model.loading.formats import config_of
@@ -186,6 +187,59 @@ def test_weights_that_are_not_those_of_the_card_are_refused(tmp_path):
     shutil.copy(tmp_path / "b" / "model.safetensors", tmp_path / "a" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"not the file its card\.json was written for"):
         load_model(tmp_path / "a")
+
+
+def edited(folder, change):
+    """The card of a saved model after somebody edited it."""
+    value = json.loads((folder / "card.json").read_text())
+    change(value)
+    (folder / "card.json").write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c["heads"]["finding"]["classes"].reverse(), r"heads\.finding\.classes was \[.*now \["),
+        (lambda c: c["input"].update(mean=[0.5, 0.5, 0.5]), r"input\.mean was \[0\.485.*now \[0\.5, 0\.5, 0\.5\]"),
+        (lambda c: c["clip"].update(stride=4), r"clip\.stride was 2, now 4"),
+        (lambda c: c["heads"]["finding"].update(temperature=3.0), r"heads\.finding\.temperature was 1\.5, now 3\.0"),
+        (lambda c: c.update(audit="no leakage"), r"audit was absent, now"),
+        (lambda c: c.update(weights_sha256=None), "weights_sha256 is missing"),
+    ],
+)
+def test_a_card_that_was_edited_is_refused_and_the_change_is_named(change, said, tmp_path):
+    saved(tmp_path)
+    edited(tmp_path, change)
+    with pytest.raises(CheckpointError, match=rf"was changed after the model was saved: {said}"):
+        load_model(tmp_path)
+    with pytest.raises(CheckpointError, match="was changed after the model was saved"):
+        inspect_checkpoint(tmp_path)
+
+
+def test_a_model_of_an_older_version_has_no_seal_and_says_so(tmp_path):
+    model = saved(tmp_path)
+    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    edited(tmp_path, lambda c: c.update(weights_sha256=sha256_of(tmp_path / "model.safetensors")))
+    report = inspect_checkpoint(tmp_path)
+    assert report.sealed is False and "not sealed" in str(report)
+    again = load_model(tmp_path)
+    save_model(again, tmp_path)
+    report = inspect_checkpoint(tmp_path)
+    assert report.sealed is True and "sealed with the weights" in str(report)
+    assert load_model(tmp_path).card.heads == model.card.heads
+
+
+def test_the_demo_is_sealed():
+    assert inspect_checkpoint("demo").sealed
+
+
+@pytest.mark.parametrize("settings", [{"depth": 200, "width": 16384, "heads": 256}, {"depth": 10**9}])
+def test_a_card_with_absurd_sizes_is_refused_before_memory_is_taken(settings, tmp_path):
+    saved(tmp_path)
+    save_file(load_file(tmp_path / "model.safetensors"), tmp_path / "model.safetensors", metadata={"format": "pt"})
+    edited(tmp_path, lambda c: (c["backbone"].update(settings), c.update(weights_sha256=None)))
+    with pytest.raises(CheckpointError, match=r"but the model wants|depth is 1000000000"):
+        load_model(tmp_path)
 
 
 def test_a_folder_without_card_and_a_broken_card_are_named(tmp_path):

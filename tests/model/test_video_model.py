@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from endofm_lab.errors import CheckpointError
+from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.model.card import HeadSpec, ModelCard
 from endofm_lab.model.transformer import PRESETS, BackboneConfig, VideoTransformer
 from endofm_lab.model.video_model import VideoModel, build_model
@@ -108,6 +108,11 @@ def test_heads_and_card_must_agree(model):
         ({}, "kind None"),
         (VideoTransformer.describe(BackboneConfig()) | {"wings": 2}, "unknown setting wings"),
         (VideoTransformer.describe(BackboneConfig()) | {"width": "wide"}, "wrong type"),
+        (VideoTransformer.describe(BackboneConfig()) | {"width": 1e9, "heads": 1}, "width is 1000000000.0"),
+        (VideoTransformer.describe(BackboneConfig()) | {"depth": 10**9}, "depth is 1000000000"),
+        (VideoTransformer.describe(BackboneConfig()) | {"depth": 1.5}, "depth is 1.5"),
+        (VideoTransformer.describe(BackboneConfig()) | {"depth": float("nan")}, "depth is nan"),
+        (VideoTransformer.describe(BackboneConfig()) | {"mlp_ratio": float("inf")}, "mlp_ratio is inf"),
     ],
 )
 def test_an_unknown_backbone_is_refused(backbone, said):
@@ -171,7 +176,31 @@ def test_unknown_keys_are_refused_by_name(where, key):
         ("name", None, "lacks 'name'"),
         ("clip", {"n_frames": 8}, "exactly one of stride, fps and duration_s"),
         ("clip", {"n_frames": 8, "fps": "fast"}, "wrong form"),
-        ("input", {"size_px": 64, "mean": 0.5, "std": [1, 1, 1]}, "wrong form"),
+        ("input", {"size_px": 64, "mean": 0.5, "std": [1, 1, 1]}, "mean is 0.5, but must be"),
+        ("input", {"size_px": 64, "mean": [0.5, 0.5], "std": [1, 1, 1]}, "mean is .0.5, 0.5., but must be"),
+        ("input", {"size_px": 64, "mean": [123.7, 116.3, 103.5], "std": [1, 1, 1]}, "for pixels from 0 to 1"),
+        ("input", {"size_px": 64, "mean": [float("nan")] * 3, "std": [1, 1, 1]}, "finite numbers"),
+        ("input", {"size_px": 64, "mean": [0.5] * 3, "std": [1e-30, 1, 1]}, "std is"),
+        ("input", {"size_px": 64, "mean": [0.5] * 3, "std": [1, 1, -1]}, "std is"),
+        ("input", {"size_px": 10**9, "mean": [0.5] * 3, "std": [1, 1, 1]}, "size_px is 1000000000"),
+        ("input", {"size_px": "64", "mean": [0.5] * 3, "std": [1, 1, 1]}, "size_px is '64'"),
+        ("clip", {"n_frames": 10**9, "stride": 1}, "n_frames is 1000000000"),
+        ("clip", {"n_frames": True, "stride": 1}, "n_frames is True"),
+        ("clip", {"n_frames": 8, "fps": "nan"}, "wrong form"),
+        ("metrics", 5, "metrics is 5"),
+        ("metrics", [{"name": "f1", "value": float("inf")}], "value is inf"),
+        ("metrics", [{"name": "f1", "value": "high"}], "value is 'high'"),
+        ("name", ["a"], "name is"),
+        ("audit", 3, "audit is 3"),
+        ("weights_sha256", 3, "weights_sha256 is 3"),
+        ("initialisation", {"words": 3}, "initialisation is"),
+        ("heads", {"a": {"kind": "multiclass", "classes": "abc"}}, "classes is 'abc'"),
+        ("heads", {"a": {"kind": "multiclass", "classes": [1, 2]}}, "classes is"),
+        ("heads", {"a": {"kind": ["multiclass"], "classes": ["x"]}}, "kind is"),
+        ("heads", {"a": {"kind": "multiclass", "classes": ["x"], "temperature": float("nan")}}, "temperature is nan"),
+        ("heads", {"a": {"kind": "multiclass", "classes": ["x"], "temperature": 1e-300}}, "temperature 1e-300"),
+        ("heads", {"a": {"kind": "multiclass", "classes": ["x"], "temperature": "2"}}, "temperature is '2'"),
+        ("heads", ["a"], "must be an object"),
         ("input", [64], "must be an object"),
         ("backbone", "base", "backbone must be an object"),
         ("heads", {"a": {"kind": "multiclass"}}, "lacks 'classes'"),
@@ -188,3 +217,18 @@ def test_malformed_cards_are_refused(key, value, said):
         card.pop(key)
     with pytest.raises(CheckpointError, match=said):
         ModelCard.from_json(card)
+
+
+# --- numbers that are none
+
+
+@pytest.mark.parametrize("name", ["finding", "signs", "area", "place"])
+def test_a_head_that_gives_no_numbers_is_named_with_its_clip(name):
+    model = build_model(CARD).eval()
+    with torch.no_grad():
+        for parameter in model.heads[name].parameters():
+            parameter.fill_(3e38)
+    clips = torch.randn(2, 3, 4, 64, 64)
+    clips[0] = 0
+    with pytest.raises(UserError, match=rf"head '{name}' of .* gives NaN or infinity for the clip at 0.00 s"):
+        model.predict(clips, ["the clip at 0.00 s", "the clip at 1.00 s"])

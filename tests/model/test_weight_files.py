@@ -47,6 +47,44 @@ def test_nan_is_named(tmp_path):
         load_model(path)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "said"), [(torch.int64, "int64"), (torch.bool, "bool"), (torch.complex64, "complex64")]
+)
+def test_numbers_of_another_kind_are_no_weights(dtype, said, tmp_path):
+    path = tampered(tmp_path, lambda s: s.update({"blocks.0.mlp.fc1.bias": s["blocks.0.mlp.fc1.bias"].to(dtype)}))
+    with pytest.raises(
+        CheckpointError, match=rf"fc1\.bias holds numbers of the type {said}, but the model needs float32"
+    ):
+        load_model(path)
+    assert said in inspect_checkpoint(path).problems[0]
+
+
+def test_weights_beyond_float32_are_refused(tmp_path):
+    path = tampered(tmp_path, lambda s: s.update({"norm.bias": torch.full((128,), 1e300, dtype=torch.float64)}))
+    with pytest.raises(CheckpointError, match=r"norm\.bias holds NaN, infinity or numbers that are too large"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_precision_are_read(dtype, tmp_path):
+    path = tampered(tmp_path, lambda s: s.update({"norm.bias": s["norm.bias"].to(dtype)}))
+    assert load_model(path).backbone.norm.bias.dtype == torch.float32
+
+
+def test_a_block_with_an_absurd_number_is_refused_before_memory_is_taken(tmp_path):
+    path = tampered(tmp_path, lambda s: s.update({"blocks.1000000000.norm1.bias": s.pop("blocks.1.norm1.bias")}))
+    with pytest.raises(CheckpointError, match="has a block 1000000000, but only 3 blocks in all"):
+        load_model(path)
+    assert "1000000000" in inspect_checkpoint(path).problems[0]
+
+
+def test_an_absurdly_long_name_of_a_tensor_gives_a_short_message(tmp_path):
+    path = tampered(tmp_path, lambda s: s.update({"x" * 1_000_000: torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match=r"whose name has 1,000,000 letters") as refused:
+        load_model(path)
+    assert len(str(refused.value)) <= 500
+
+
 def test_a_position_embedding_that_is_no_square_grid_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="pos_embed has 7 places"):
         load_model(tampered(tmp_path, lambda s: s.update({"pos_embed": torch.zeros(1, 7, 128)})))

@@ -485,3 +485,13 @@ def test_a_long_study_stays_in_flat_memory_and_survives_three_kills(kind, tmp_pa
     for head, values in whole.scores.items():
         assert np.array_equal(resumed.scores[head], values)
     assert np.array_equal(resumed.state, whole.state)
+
+
+def test_a_model_that_gives_no_numbers_makes_no_study(video, model, tmp_path):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in broken.heads.parameters():
+            parameter.fill_(3e38)
+    with pytest.raises(UserError, match="gives NaN or infinity for frame 0"):
+        run_study(video, broken, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out" / "study.json").exists()

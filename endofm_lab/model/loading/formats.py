@@ -19,7 +19,7 @@ what stands before that name is its prefix.
 import math
 import re
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from torch import Tensor
 from endofm_lab.errors import CheckpointError
 from endofm_lab.files import sha256_of
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard, read_card
+from endofm_lab.model.loading.seal import is_sealed
 from endofm_lab.model.transformer import BackboneConfig
 from endofm_lab.model.weight_files import read_weights
 
@@ -43,6 +44,8 @@ LAYOUTS = {
     "image": "image transformer (DINO, DINOv2, MAE, timm)",
     "own": "model folder of endofm_lab",
 }
+
+LONGEST_NAME = 250  # letters of a tensor's name
 
 _WRAPPERS = ("module", "_orig_mod", "model")  # DataParallel, torch.compile, TimeSformer
 _CONTAINERS = ("model_state", "state_dict", "model")  # where other trainers keep the tensors
@@ -65,6 +68,7 @@ class Checkpoint:
         ignored: top-level entries that are no part of the network, such as the optimiser.
         settings: what the file says about its training.
         card: of our own models.
+        sealed: the weights file carries a copy of the card, and the card is still the same.
     """
 
     path: Path
@@ -77,6 +81,7 @@ class Checkpoint:
     ignored: tuple[str, ...]
     settings: dict[str, Any]
     card: ModelCard | None = None
+    sealed: bool = False
 
     @cached_property
     def sha256(self) -> str:
@@ -99,7 +104,7 @@ def load_state(path: str | Path) -> Checkpoint:
 
     Raises:
         CheckpointError: the file cannot be read safely, holds no transformer of these layouts, or a model folder's
-            weights are not those its card was written for.
+            weights are not those its card was written for, or its card was changed after it was saved.
     """
     path = Path(path)
     card = None
@@ -108,6 +113,11 @@ def load_state(path: str | Path) -> Checkpoint:
         card = read_card(path.parent)
     content = read_weights(path)
     network, networks, tensors, used = _choose_network(content, path)
+    if long := [name for name in tensors if len(name) > LONGEST_NAME]:
+        raise CheckpointError(
+            f"{path} has a tensor whose name has {len(long[0]):,} letters ({long[0][:40]}...); names have at most "
+            f"{LONGEST_NAME}. The file is damaged, or no network."
+        )
     layout = "own" if card else _layout(content, tensors)
     names = _backbone_names(tensors, layout, path)
     checkpoint = Checkpoint(
@@ -127,7 +137,7 @@ def load_state(path: str | Path) -> Checkpoint:
             f"{path} is not the file its {CARD_FILE} was written for (SHA-256 {checkpoint.sha256[:12]}..., the card "
             f"says {str(card.weights_sha256)[:12]}...); copy both files again, from one place."
         )
-    return checkpoint
+    return replace(checkpoint, sealed=is_sealed(path)) if card else checkpoint
 
 
 def _choose_network(
@@ -263,8 +273,13 @@ def sizes_of(checkpoint: Checkpoint) -> dict[str, Any]:
             sizes["heads"] = width // 64
         if "blocks.0.mlp.fc1.weight" in tensors:
             sizes["mlp_ratio"] = tensors["blocks.0.mlp.fc1.weight"].shape[0] / width
-    if blocks := [int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")]:
-        sizes["depth"] = 1 + max(blocks)
+    if blocks := {int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")}:
+        if max(blocks) >= len(blocks):
+            raise CheckpointError(
+                f"{path} has a block {max(blocks)}, but only {len(blocks)} blocks in all: blocks are counted from 0 "
+                "without gaps. The file is damaged, or a part of a larger one."
+            )
+        sizes["depth"] = len(blocks)
     if "patch_embed.proj.weight" in tensors:
         sizes["patch_px"] = tensors["patch_embed.proj.weight"].shape[-1]
         if "pos_embed" in tensors:

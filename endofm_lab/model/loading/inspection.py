@@ -15,9 +15,12 @@ from endofm_lab.model.loading.locate import locate
 from endofm_lab.model.loading.released import KNOWN
 from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.model.video_model import build_model
+from endofm_lab.model.weight_files import FLOATING
 
 _AS_IMAGE = "strictly, as the spatial part of a video transformer: initialise(backbone, path)"
 _USES = {"image": _AS_IMAGE, "image-training": _AS_IMAGE}
+_SEALED = "sealed with the weights: as it was when the model was saved"
+_UNSEALED = "not sealed, as in models of older versions: changes of it are not noticed. Saving the model again seals it"
 _SHOWN = ("architecture", "attention", "width", "depth", "heads", "patch_px", "image_px", "frames", "mlp_ratio")
 
 
@@ -41,6 +44,7 @@ class CheckpointReport:
         settings: what the file says about its training.
         normalisation: that belongs to the weights, in words.
         initialisation: of our own models, in words.
+        sealed: of our own models: whether a change of the card would be noticed; models of older versions have no seal.
         problems: why the backbone would not load strictly; empty if it would.
     """
 
@@ -62,6 +66,7 @@ class CheckpointReport:
     settings: dict[str, Any]
     normalisation: str
     initialisation: str | None
+    sealed: bool | None
     problems: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -87,6 +92,7 @@ class CheckpointReport:
             "says": ", ".join(f"{key} = {value}" for key, value in self.settings.items()) or "nothing of its training",
             "normalise": self.normalisation,
             "start": self.initialisation or "not recorded",
+            **({} if self.sealed is None else {"card": _SEALED if self.sealed else _UNSEALED}),
             "loads": "no: " + " ".join(self.problems) if self.problems else _USES.get(self.layout, "strictly"),
         }
         return "\n".join(f"{label:<13} {text}" for label, text in rows.items())
@@ -122,6 +128,7 @@ def inspect_checkpoint(path_or_name: str | Path) -> CheckpointReport:
         settings=checkpoint.settings,
         normalisation=_normalisation(checkpoint),
         initialisation=checkpoint.card.initialisation["words"] if checkpoint.card else None,
+        sealed=checkpoint.sealed if checkpoint.card else None,
         problems=tuple(problems),
     )
 
@@ -153,6 +160,11 @@ def _compared(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, list[str],
         f"{name} has shape {tuple(tensor.shape)}, but {tuple(wanted[name].shape)} is needed."
         for name, tensor in tensors.items()
         if name in wanted and tensor.shape != wanted[name].shape
+    ]
+    problems += [
+        f"{name} holds numbers of the type {str(tensor.dtype).removeprefix('torch.')}."
+        for name, tensor in tensors.items()
+        if name in wanted and tensor.dtype != wanted[name].dtype and tensor.dtype not in FLOATING
     ]
     if missing or unexpected:
         problems.append(f"{len(missing)} tensors are missing and {len(unexpected)} unexpected.")

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 from endofm_lab.errors import CheckpointError
 from endofm_lab.files import atomic_path, sha256_of, write_json
@@ -17,8 +18,9 @@ from endofm_lab.model.loading.initialisation import initialise, public_name, rec
 from endofm_lab.model.loading.inspection import CheckpointReport, inspect_checkpoint
 from endofm_lab.model.loading.locate import locate
 from endofm_lab.model.loading.released import KNOWN, card_of, head_tensors
+from endofm_lab.model.loading.seal import metadata_with_seal
 from endofm_lab.model.video_model import Allowed, VideoModel, build_frame_model, build_model, encoder_of
-from endofm_lab.model.weight_files import load_strictly
+from endofm_lab.model.weight_files import check_fit, load_strictly
 
 __all__ = [
     "Checkpoint",
@@ -32,11 +34,14 @@ __all__ = [
 ]
 
 
+Parts = dict[str, dict[str, Tensor]]  # part of a model, "" for all of it -> its tensors by name
+
+
 def save_model(model: VideoModel, folder: str | Path) -> Path:
     """Write ``model.safetensors`` and ``card.json`` into a folder, which may exist; both or neither.
 
-    The card is given the hash of the weights, also in ``model``; `load_model` refuses a folder whose parts do not
-    belong together. Other files in the folder stay.
+    The card is given the hash of the weights file, also in ``model``, and the weights file a copy of the card:
+    `load_model` refuses a folder whose parts do not belong together, or whose card was edited. Other files stay.
 
     Raises:
         CheckpointError: ``folder`` is a file, or the weights cannot be written there.
@@ -47,7 +52,7 @@ def save_model(model: VideoModel, folder: str | Path) -> Path:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(folder / CARD_FILE) as card_part, atomic_path(folder / WEIGHTS_FILE) as weights_part:
         try:
-            save_file(tensors, weights_part, metadata={"format": "pt"})
+            save_file(tensors, weights_part, metadata=metadata_with_seal(model.card))
         except SafetensorError as error:
             raise CheckpointError(
                 f"{folder / WEIGHTS_FILE} cannot be written ({error}). Make room, or choose another folder."
@@ -76,14 +81,11 @@ def load_model(path_or_name: str | Path, encoders: Allowed = ()) -> VideoModel:
         return build_frame_model(str(path_or_name).removeprefix("timm:"), weights=frame.HUB).eval()
     checkpoint = load_state(locate(path_or_name))
     if checkpoint.card is not None:
-        model = _built_empty(replace(checkpoint.card, weights_sha256=checkpoint.sha256), encoders)
-        load_strictly(model, checkpoint.tensors, checkpoint.path)
-        return model.eval()
+        card = replace(checkpoint.card, weights_sha256=checkpoint.sha256)
+        return _filled(card, {"": checkpoint.tensors}, checkpoint.path, encoders)
     if checkpoint.layout in downstream.RENAMES:
         card, tensors = downstream.parts_of(checkpoint, public_name(path_or_name, checkpoint))
-        model = _built_empty(card)
-        load_strictly(model, tensors, checkpoint.path)
-        return model.eval()
+        return _filled(card, {"": tensors}, checkpoint.path)
     if checkpoint.is_image or KNOWN[checkpoint.layout].input is None:
         raise CheckpointError(
             f"{checkpoint.path} is not a model of clips that can be used as it is, but: {LAYOUTS[checkpoint.layout]}. "
@@ -91,20 +93,26 @@ def load_model(path_or_name: str | Path, encoders: Allowed = ()) -> VideoModel:
         )
     keys = list(checkpoint.backbone)
     record = record_of(checkpoint, public_name(path_or_name, checkpoint), keys, keys, resized=[], folded=[])
-    model = _built_empty(card_of(checkpoint, record))
-    load_strictly(model.backbone, checkpoint.backbone, checkpoint.path)
-    load_strictly(model.heads, head_tensors(checkpoint), checkpoint.path)
-    return model.eval()
+    parts = {"backbone": checkpoint.backbone, "heads": head_tensors(checkpoint)}
+    return _filled(card_of(checkpoint, record), parts, checkpoint.path)
 
 
-def _built_empty(card: ModelCard, encoders: Allowed = ()) -> VideoModel:
-    """The model of a card with undefined parameters: drawing the base model's 121 M takes seconds for nothing.
+def _filled(card: ModelCard, parts: Parts, path: Path, encoders: Allowed = ()) -> VideoModel:
+    """The model of a card with the tensors of its parts, in evaluation mode.
 
-    Strict loading fills every parameter and saved buffer; others would stay undefined, so there must be none.
+    It is built without memory first: whether the tensors fit is known before any is taken, and drawing the base model's
+    121 M parameters would take seconds for nothing. Loading fills every parameter and saved buffer; others would stay
+    undefined, so encoders that have some are built once more.
     """
-    if not encoder_of(card, encoders)[0].state_is_whole:
-        return build_model(card, encoders)
     with torch.device("meta"):
         model = build_model(card, encoders)
-    assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys()
-    return model.to_empty(device="cpu")
+    for name, tensors in parts.items():
+        check_fit(model.get_submodule(name), tensors, path)
+    if encoder_of(card, encoders)[0].state_is_whole:
+        assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys()
+        model = model.to_empty(device="cpu")
+    else:
+        model = build_model(card, encoders)
+    for name, tensors in parts.items():
+        model.get_submodule(name).load_state_dict(tensors)
+    return model.eval()

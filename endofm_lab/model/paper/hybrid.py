@@ -40,6 +40,10 @@ class HybridConfig(BackboneConfig):
             raise UserError(
                 f"stem_width is {self.stem_width} (a multiple of 32) and stem_units {self.stem_units} (three numbers)."
             )
+        if self.stem_width > 1024 or max(self.stem_units) > 64:
+            raise UserError(
+                f"stem_width is {self.stem_width} (1024 at most) and stem_units {self.stem_units} (64 at most each)."
+            )
         super().__post_init__()
 
 
