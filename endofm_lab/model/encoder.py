@@ -16,6 +16,9 @@ from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, InputSpec
 
+# Of an encoder's sizes; beyond them no model is built, whatever a card or an option says.
+MOST = {"width": 16384, "depth": 256, "heads": 256, "patch_px": 1024, "image_px": 4096, "frames": 4096, "mlp_ratio": 64}
+
 
 @dataclass(frozen=True)
 class VideoTokens:
@@ -180,3 +183,19 @@ class Encoder(nn.Module, ABC):
             raise CheckpointError(f"{source}: {error}") from error
         except (TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(f"{source}: a setting of the backbone has the wrong type ({error}).") from error
+
+
+def check_sizes(config: Any) -> None:
+    """Make sure that those settings of an encoder's configuration that `MOST` names are numbers in their range.
+
+    Raises:
+        UserError: one is not; the message names it and its range.
+    """
+    for name, most in MOST.items():
+        value = getattr(config, name)
+        if not value > 0:
+            raise UserError(f"{name} is {value}; give a number above 0.")
+        if value > most or (name != "mlp_ratio" and value != int(value)):
+            raise UserError(f"{name} is {value}; give a whole number up to {most}.")
+    if getattr(config, "adapter", 0) > MOST["width"]:
+        raise UserError(f"adapter is {config.adapter}; give a width up to {MOST['width']}.")

@@ -21,16 +21,11 @@ from torchvision.ops import StochasticDepth
 
 from endofm_lab.errors import UserError
 from endofm_lab.model.adapters import STAdapter
-from endofm_lab.model.encoder import Encoder, VideoTokens
+from endofm_lab.model.encoder import Encoder, VideoTokens, check_sizes
 
 AttentionKind = Literal["divided", "space_only", "joint"]
 ATTENTION_KINDS: tuple[str, ...] = get_args(AttentionKind)
 Axis = Literal["space", "time"]
-
-
-# Of a backbone's sizes; beyond them no model is built, whatever a card or an option says.
-_MOST = {"width": 16384, "depth": 256, "heads": 256, "patch_px": 1024, "image_px": 4096, "frames": 4096}
-_MOST |= {"mlp_ratio": 64}
 
 
 @dataclass(frozen=True)
@@ -68,13 +63,8 @@ class BackboneConfig:
     frames_alone: bool = False
 
     def __post_init__(self) -> None:
-        for name, most in _MOST.items():
-            value = getattr(self, name)
-            if not value > 0:
-                raise UserError(f"{name} is {value}; give a number above 0.")
-            if value > most or (name != "mlp_ratio" and value != int(value)):
-                raise UserError(f"{name} is {value}; give a whole number up to {most}.")
-        if not 0 <= self.adapter <= _MOST["width"] or (self.adapter and self.attention != "space_only"):
+        check_sizes(self)
+        if self.adapter < 0 or (self.adapter and self.attention != "space_only"):
             raise UserError(
                 f"adapter is {self.adapter} with attention {self.attention!r}; it is the width of a bottleneck in "
                 "'space_only' models, or 0 for none."
