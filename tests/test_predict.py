@@ -11,11 +11,13 @@ import torch
 from PIL import Image
 from torch import nn
 
+from endofm_lab.cli.main import main
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.figures.prediction import frame_timeline
 from endofm_lab.files import read_json, write_json
 from endofm_lab.model.card import HeadSpec, ModelCard
 from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
+from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.transformer import build_backbone
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.predict import predict_video, prediction_steps
@@ -337,6 +339,12 @@ def test_two_heads_of_a_kind_are_kept_apart_and_each_answers_as_if_it_were_alone
     assert set(boxes["head"]) <= {"far"} and both.overlay(4, [])[0] is None
     drawn = {trace.name for trace in frame_timeline(both).data}
     assert {"polyp", "tools", "box: r"} <= drawn
+
+
+def test_the_command_names_the_mask_heads_where_there_are_several(video, twin, tmp_path, capsys):
+    save_model(twin, tmp_path / "model")
+    assert main(["predict", str(video), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "p")]) == 0
+    assert "frames with masks of polyp, tools" in capsys.readouterr().out
 
 
 def as_written_before(folder):

@@ -98,7 +98,7 @@ def show_scores(prediction: VideoPrediction, heads: dict[str, HeadSpec], time_s:
         st.info("This model has no head, so there is nothing to show: only its backbone was loaded.")
     elif not prediction.scores:
         kinds = " and ".join(
-            {"mask": "masks", "box": "boxes"}[kind] for kind in sorted({h.kind for h in heads.values()})
+            {"map": "masks", "boxes": "boxes"}[answer] for answer in sorted({h.answer for h in heads.values()})
         )
         st.info(f"This model answers with {kinds}, frame by frame: in the picture, and over time below.")
 
@@ -192,7 +192,7 @@ try:
         st.caption("Click a marker to move the viewer to that clip.")
     if Phases.head_name in prediction.scores and len(prediction.times_s) > 2:
         show_phases(prediction)
-    if any(head.kind in ("mask", "box") for head in heads.values()):
+    if any(head.answer != "clip" for head in heads.values()):
         st.plotly_chart(
             frame_timeline(prediction, time_s),
             width="stretch",

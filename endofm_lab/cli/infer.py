@@ -88,8 +88,9 @@ def _videos(given: Sequence[Path]) -> list[Path]:
 def _prediction_text(prediction: VideoPrediction) -> list[str]:
     """A prediction as lines for people."""
     table, origin, heads = prediction.table(), prediction.provenance, []
-    if prediction.masks is not None:
-        heads.append(f"{len(prediction.frames)} frames with masks")
+    if prediction.maps:
+        names = f" of {', '.join(prediction.maps)}" if len(prediction.maps) > 1 else ""
+        heads.append(f"{len(prediction.frames)} frames with masks{names}")
     if len(prediction.boxes_xyxy):
         heads.append(f"{len(prediction.boxes_xyxy)} boxes")
     if not (prediction.scores or heads):
