@@ -6,7 +6,7 @@ polyp.mp4 -> sliding clips -> model -> scores per clip, masks and boxes per fram
 import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from endofm_lab.errors import UserError
 from endofm_lab.files import fingerprint_of, sha256_of
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.loading.load import load_model
-from endofm_lab.model.precision import automatic_dtype
+from endofm_lab.model.precision import Precision, dtype_of
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.prediction import Part, VideoPrediction, assemble, joined_parts, load_prediction
@@ -29,7 +29,6 @@ from endofm_lab.video.transforms import to_input
 
 PART_BATCHES = 16  # batches per part on disk: a kill loses at most this many
 
-Precision = Literal["float32", "auto"]
 PlannedClip = tuple[float, float, np.ndarray]  # start_s, end_s, frame indices (T,)
 
 
@@ -98,10 +97,8 @@ def prediction_steps(
     if not isinstance(model, VideoModel):
         model = load_model(model)
     model.eval()
-    if precision not in get_args(Precision):
-        raise UserError(f"precision is {precision!r}; choose one of {', '.join(get_args(Precision))}.")
     first = next(model.parameters())
-    dtype = automatic_dtype(first.device) if precision == "auto" else torch.float32
+    dtype = dtype_of(precision, first.device)
     network = for_inference(model, dtype)
     with open_video(path) as reader:
         request: dict[str, Any] = {

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.finetuning.start import Start
+from endofm_lab.model.precision import Precision
 from endofm_lab.tasks import TASKS, Task, task_named
 from endofm_lab.tasks.classification import Classification, LossName
 from endofm_lab.tasks.clips import Augmentation
@@ -91,7 +92,7 @@ class FinetuneConfig:
     smoother: Smoother = "causal"
     shared_patients: Literal["refuse", "accept"] = "refuse"
     split_name: str = "manifest"
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     workers: int = 0
 
     def __post_init__(self) -> None:

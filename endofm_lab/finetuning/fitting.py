@@ -20,6 +20,7 @@ from endofm_lab.metrics.probes import L2, NEIGHBOURS, fit_linear, knn_scores, li
 from endofm_lab.model.adapters import is_adapter
 from endofm_lab.model.head import Batch
 from endofm_lab.model.heads import ClipClassifier
+from endofm_lab.model.precision import dtype_of
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.tasks import Task
 from endofm_lab.tasks.clips import ClipData
@@ -30,8 +31,6 @@ from endofm_lab.tasks.task import Loss
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import CHECKPOINTS, LoopConfig, Record, Trainable, parameter_groups, train
 from endofm_lab.training.schedules import cosine
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,8 @@ class Fit:
                 return {}
             training.eval()
             device = next(model.parameters()).device.type
-            with torch.autocast(device, _DTYPES[config.precision], enabled=config.precision != "float32"):
+            dtype = dtype_of(config.precision, device)
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 score = self.score(self.table("val"))
             training.train()
             kept.add(done, score, model)

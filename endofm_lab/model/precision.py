@@ -1,6 +1,23 @@
-"""The automatic precision of inference."""
+"""The precisions of a computation, and the automatic one."""
+
+from typing import Literal, get_args
 
 import torch
+
+from endofm_lab.errors import UserError
+
+Precision = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+def dtype_of(precision: str, device: torch.device | str = "cpu") -> torch.dtype:
+    """The type that a precision computes in on a device.
+
+    Raises:
+        UserError: there is no such precision.
+    """
+    if precision not in get_args(Precision):
+        raise UserError(f"The precision is {precision!r}; choose one of {', '.join(get_args(Precision))}.")
+    return automatic_dtype(device) if precision == "auto" else getattr(torch, precision)
 
 
 def automatic_dtype(device: torch.device | str = "cpu") -> torch.dtype:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 
 from endofm_lab.errors import UserError
-from endofm_lab.model.precision import automatic_dtype
+from endofm_lab.model.precision import Precision, automatic_dtype
 from endofm_lab.model.transformer import PRESETS as BACKBONES
 from endofm_lab.model.transformer import BackboneConfig
 from endofm_lab.pretraining.dino import DinoConfig
@@ -50,7 +50,7 @@ class PretrainConfig:
         steps: updates, in place of ``epochs``.
         batch: clips per update, of all processes together.
         accumulation: pieces that a process computes its share of the batch in.
-        precision: "float32", "bfloat16" or "float16".
+        precision: "float32", "bfloat16", "float16" or "auto".
         lr: learning rate at its highest, for a batch of 256; scaled in proportion to the batch.
         lr_end: last learning rate.
         warmup_epochs: of the learning rate.
@@ -83,7 +83,7 @@ class PretrainConfig:
     steps: int | None = None
     batch: int = 12
     accumulation: int = 1
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     lr: float = 5e-4
     lr_end: float = 1e-6
     warmup_epochs: float = 10

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.files import atomic_path
+from endofm_lab.model.precision import Precision, dtype_of
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.draws import Data, Draws, LeftOut, batches, step_seed
 from endofm_lab.training.processes import gathered, processes, shard, sharding_asked_for
@@ -72,7 +73,8 @@ class LoopConfig:
         steps: updates in all.
         batch: samples per update, of all processes together.
         accumulation: pieces that each process computes its share of a batch in: less memory, the same gradient.
-        precision: "float32"; "bfloat16" or "float16" compute under autocast, weights stay float32.
+        precision: "float32", or another one under autocast, where weights stay float32; "auto" is bfloat16 where the
+            hardware multiplies it.
         clip: largest norm of each parameter tensor's gradient; None does not clip.
         seed: of data order, samples and everything random in a step.
         save_every: steps between checkpoints.
@@ -84,7 +86,7 @@ class LoopConfig:
     steps: int
     batch: int
     accumulation: int = 1
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Precision = "float32"
     clip: float | None = None
     seed: int = 0
     save_every: int = 500
@@ -98,11 +100,10 @@ class LoopConfig:
                 raise UserError(f"{name} is {getattr(self, name)}; give a whole number above 0.")
         if self.workers < 0 or self.seed < 0:
             raise UserError(f"workers is {self.workers} and seed {self.seed}; neither can be below 0.")
-        if self.precision not in _PRECISIONS:
-            raise UserError(f"precision is {self.precision!r}; choose one of {', '.join(_PRECISIONS)}.")
+        dtype_of(self.precision)
 
 
-_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+_MIXED = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}  # in the words of Accelerate
 
 
 def train(
@@ -186,7 +187,7 @@ class _Run:
             )
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
         self.accelerator = Accelerator(
-            mixed_precision=_PRECISIONS[config.precision],
+            mixed_precision=_MIXED[dtype_of(config.precision, "cuda" if torch.cuda.is_available() else "cpu")],
             log_with=list(config.trackers) or None,
             project_dir=out,
             fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2) if self.sharded else None,

@@ -44,6 +44,7 @@ def test_a_name_means_the_same_wherever_it_stands(commands):
         for where, option in found.items():
             assert option.help == words, where
             assert kind is None or (option.kind, option.metavar) == (kind, metavar), where
+        assert len({str(option.kind) for option in found.values()}) == 1, f"--{name} takes different values"
 
 
 def test_every_command_can_answer_in_json_or_not_at_all(commands):
