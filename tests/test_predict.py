@@ -260,7 +260,7 @@ def test_automatic_precision_leaves_the_model_as_it_is_and_the_scores_nearly(vid
     assert next(model.parameters()).dtype == torch.float32
     np.testing.assert_allclose(fast.scores["kind"], exact.scores["kind"], atol=0.05)
     assert fast.provenance["dtype"] in ("float32", "bfloat16")
-    with pytest.raises(UserError, match="recision is .half."):
+    with pytest.raises(UserError, match="precision is 'half'"):
         predict_video(video, model, precision="half", progress=False)
 
 
