@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import session
 import streamlit as st
 from guard import LOOPBACK, is_known
 
@@ -26,6 +27,7 @@ page = st.navigation(
         st.Page("screens/comparison.py", title="Comparison", icon=":material/balance:"),
     ]
 )
-st.sidebar.caption(f"{NOTICE} Nothing leaves this machine.")
+st.caption(f"{NOTICE} Nothing leaves this machine.")  # in the main area: the side bar can be hidden
 st.session_state["the page"] = page.url_path
+session.ask_for_paths()
 page.run()

@@ -2,6 +2,9 @@
 
 The session lives in `st.session_state` under a key that no widget owns, because Streamlit forgets a widget's value as
 soon as a page does not draw that widget. Widgets show a field of the session and change it, see `field`.
+
+Any page of the web can link to an address of this app. So a path in an address is opened only if it was typed in this
+app before; otherwise the page shows the path and asks.
 """
 
 import re
@@ -12,10 +15,18 @@ import streamlit as st
 from texts import plain
 
 from endofm_lab.data.samples import SAMPLES
+from endofm_lab.files import cache_folder, read_json, write_json
 
 SAMPLE, FILE, UPLOAD = "Generated sample", "File or folder on this machine", "Upload"
 SOURCES = {"sample": SAMPLE, "file": FILE, "upload": UPLOAD}  # by their names in the address
 VIDEO_FIELDS = ("source", "sample", "path", "upload")
+PATH_FIELDS = ("path", "model", "second_model", "store", "runs", "study", "manifests")
+VIEWS = {  # fields that choose among the views of a page
+    "view": ("Video", "Study"),
+    "look": ("Space", "Time", "Rollout", "Heads", "Attribution", "Two models"),
+    "data_view": ("Manifest", "Classes", "Split", "Audit", "Recipes"),
+}
+TYPED_KEPT = 500  # paths that were typed, the latest
 
 
 @dataclass
@@ -33,6 +44,13 @@ class Session:
         every_frame: predict masks for every frame.
         store: the folder of an embedding store, as it was typed.
         runs: a folder with finished runs, as it was typed.
+        view: what the page Prediction shows, a video or a study.
+        study: the folder of a study, as it was typed.
+        look: the view of the page Attention.
+        second_model: the model beside the first one on the page Attention, as it was typed.
+        data_view: the view of the page Data.
+        own_manifests: show manifests of this machine instead of the generated sample.
+        manifests: their paths, one per line as they were typed.
     """
 
     source: str = SAMPLE
@@ -45,6 +63,13 @@ class Session:
     every_frame: bool = False
     store: str = ""
     runs: str = ""
+    view: str = VIEWS["view"][0]
+    study: str = ""
+    look: str = VIEWS["look"][0]
+    second_model: str = ""
+    data_view: str = VIEWS["data_view"][0]
+    own_manifests: bool = False
+    manifests: str = ""
 
 
 def current() -> Session:
@@ -68,7 +93,37 @@ def change(**values: Any) -> None:
         values = {"frame": None, "start_s": 0.0} | values
     for name, value in values.items():
         setattr(session, name, value)
+    remember([value for name, value in values.items() if name in PATH_FIELDS])
     write_address(session)
+
+
+def typed_paths() -> list[str]:
+    """The paths that were typed in this app, the latest last."""
+    file = cache_folder("app") / "typed.json"
+    return read_json(file) if file.is_file() else []
+
+
+def remember(paths: list[str]) -> None:
+    """Keep paths that were typed: an address that gives them is opened without a question."""
+    known = typed_paths()
+    if new := [path for path in paths if path and path not in known]:
+        write_json(cache_folder("app") / "typed.json", [*known, *new][-TYPED_KEPT:])
+
+
+def ask_for_paths() -> None:
+    """Show the paths of the address that were never typed here, each with a button that opens it."""
+    current()
+    asked: dict[str, str] = st.session_state.setdefault("the asked paths", {})
+    for name, path in list(asked.items()):
+        with st.container(border=True):
+            st.warning("A link or bookmark asks to open a path that was not typed in this app. Open it if you know it.")
+            st.code(path, language=None)
+            st.button(
+                "Open this path",
+                key=f"open {name}",
+                on_click=lambda name=name: change(**{name: asked.pop(name)}),
+                help="Kept on this machine, so that the question is not asked again",
+            )
 
 
 def field(name: str, shown: Any = None) -> dict[str, Any]:
@@ -94,7 +149,14 @@ def write_address(session: Session) -> None:
 
 
 def read_address(session: Session, address: dict[str, str]) -> None:
-    """Take the session from an address. A part that cannot be read is named on the page and left out."""
+    """Take the session from an address. A part that cannot be read is named on the page and left out.
+
+    Paths that were never typed are kept apart for `ask_for_paths`.
+    """
+    known = {getattr(Session, name) for name in PATH_FIELDS}.union(typed_paths())
+    asked = {name: address[name] for name in PATH_FIELDS if name in address and address[name] not in known}
+    address = {name: text for name, text in address.items() if name not in asked or is_remote(text)}
+    st.session_state["the asked paths"] = {name: path for name, path in asked.items() if not is_remote(path)}
     for one in fields(Session):
         value: Any = one.default
         if one.name in address:
@@ -103,6 +165,11 @@ def read_address(session: Session, address: dict[str, str]) -> None:
             except ValueError as error:
                 st.toast(plain(error), icon=":material/link_off:")
         setattr(session, one.name, value)
+
+
+def is_remote(path: str) -> bool:
+    """Whether opening a path would ask another machine, which learns who asks (a share of Windows)."""
+    return any(line.strip().replace("\\", "/").startswith("//") for line in path.splitlines())
 
 
 def value_of(name: str, text: str) -> Any:
@@ -116,7 +183,9 @@ def value_of(name: str, text: str) -> Any:
             return SOURCES[text]
         case "sample" if text in SAMPLES:
             return text
-        case "path" | "model" | "store" | "runs":
+        case _ if name in PATH_FIELDS and not is_remote(text):
+            return text
+        case _ if text in VIEWS.get(name, ()):
             return text
         case "upload" if re.fullmatch(r"[0-9a-f]{24}\.[a-z0-9]{1,5}", text):
             return text
@@ -124,6 +193,6 @@ def value_of(name: str, text: str) -> Any:
             return float(text)
         case "frame" if re.fullmatch(r"[0-9]{1,9}", text):
             return int(text)
-        case "every_frame" if text == "yes":
+        case "every_frame" | "own_manifests" if text == "yes":
             return True
     raise ValueError(f"The address of this page gives {text[:80]!r} as {name}. That is not possible and was left out.")

@@ -24,7 +24,6 @@ from endofm_lab.figures.attention import (
 )
 from endofm_lab.figures.style import CONFIG
 
-VIEWS = ["Space", "Time", "Rollout", "Heads", "Attribution", "Two models"]
 Key = tuple[Content, Content, float]  # video, model, start in seconds
 
 
@@ -71,9 +70,11 @@ def choose_clip() -> tuple[Content | None, Content, float]:
 def choose_map(maps: AttentionMaps) -> tuple[int, Head]:
     """Block and head."""
     left, right = st.columns(2)
-    block = left.slider("Block", 0, maps.blocks - 1, maps.blocks - 1, key="block") if maps.blocks > 1 else 0
-    head = right.selectbox("Head", ["mean", "max", *range(maps.heads)], key="head")
-    return block, head
+    block, last = 0, maps.blocks - 1
+    if last:
+        block = left.slider("Block", 0, last, last, key=f"block of {last}", persist_state="session")
+    heads = ["mean", "max", *range(maps.heads)]
+    return block, right.selectbox("Head", heads, key=f"head of {maps.heads}", persist_state="session")
 
 
 def take_patch() -> None:
@@ -88,7 +89,7 @@ def show_space(seen, maps: AttentionMaps) -> None:
     """One frame under the map of CLS or of a picked patch."""
     block, head = choose_map(maps)
     T, h, w = maps.grid
-    t = st.slider("Frame of the clip", 0, T - 1, 0, key="clip_frame") if T > 1 else 0
+    t = st.slider("Frame of the clip", 0, T - 1, 0, key="clip_frame", persist_state="session") if T > 1 else 0
     patch = st.session_state.get("patch")
     if patch is not None and not (patch[0] < h and patch[1] < w):
         patch = None
@@ -116,10 +117,12 @@ def show_time(seen, maps: AttentionMaps) -> None:
 def show_rollout(seen, maps: AttentionMaps) -> None:
     """How much of each patch reaches CLS through the blocks, all of them or the last ones."""
     left, right = st.columns(2)
-    first = left.slider("From block", 0, maps.blocks - 1, 0, key="rollout_from") if maps.blocks > 1 else 0
+    first, last = 0, maps.blocks - 1
+    if last:
+        first = left.slider("From block", 0, last, 0, key=f"rollout from of {last}", persist_state="session")
     steps: dict[str, By] = {"What arrives (norms)": "norms"} if maps.norms else {}
     steps["Attention alone"] = "attention"
-    by = steps[right.selectbox("Steps by", list(steps), key="rollout_by")]
+    by = steps[right.selectbox("Steps by", list(steps), key="rollout_by", persist_state="session")]
     rollout = maps.since(first).rollout(by=by)
     st.plotly_chart(overlay(seen.frames, rollout, seen.times_s), width="stretch", config=CONFIG)
     st.plotly_chart(film_strip(seen.frames, rollout, seen.times_s), width="stretch", config=CONFIG)
@@ -176,7 +179,8 @@ def show_attribution(seen, key: Key, heads: dict) -> None:
 
 def show_two(key: Key, name: str, maps: AttentionMaps, seen) -> None:
     """Rollouts of two models over the same moment, by norms where they can be measured."""
-    other = st.text_input("Second model", placeholder="the folder of a model, or a released checkpoint").strip()
+    placeholder = "the folder of a model, or a released checkpoint"
+    other = st.text_input("Second model", placeholder=placeholder, **session.field("second_model")).strip()
     if not other:
         st.info("Give a second model to see both side by side.")
         return
@@ -212,7 +216,9 @@ try:
         f"{what}{plain(network.card.name)} · {T} frames from {seen.times_s[0]:.2f} s to {seen.times_s[-1]:.2f} s · "
         f"{h} x {w} patches · {maps.blocks} blocks of {maps.heads} heads"
     )
-    view = st.segmented_control("View", VIEWS, default="Space", key="view", label_visibility="collapsed") or "Space"
+    view = st.segmented_control(
+        "View", session.VIEWS["look"], label_visibility="collapsed", required=True, **session.field("look")
+    )
     if view == "Space":
         show_space(seen, maps)
     elif view == "Time":

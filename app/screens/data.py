@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cache
 import pandas as pd
+import session
 import streamlit as st
 from cache import content_of
 from screens import manifests
@@ -21,23 +22,24 @@ from endofm_lab.figures.embeddings import picture_sheet
 from endofm_lab.figures.style import STILL
 from endofm_lab.files import formulas_as_text
 
-VIEWS = ["Manifest", "Classes", "Split", "Audit", "Recipes"]
 AS_IT_IS, HOLD_OUT, FOLDS = "as in the manifest", "hold-out", "k-fold"
 SHOWN, ROWS_SHOWN, PAIRS_SHOWN = 12, 1000, 4
 
 
 def choose_manifests() -> tuple[tuple[str, ...], bool]:
     """Paths of manifests, and whether they are generated."""
-    if st.sidebar.radio("Data", ["Generated sample", "Manifests on this machine"], key="source") == "Generated sample":
+    names = {False: "Generated sample", True: "Manifests on this machine"}
+    if not st.sidebar.radio("Data", list(names), format_func=lambda own: names[own], **session.field("own_manifests")):
         return (manifests.sample_set(),), True
-    typed = st.sidebar.text_area("Manifests", placeholder="paths of .csv or .parquet files, one per line", key="paths")
+    placeholder = "paths of .csv or .parquet files, one per line"
+    typed = st.sidebar.text_area("Manifests", placeholder=placeholder, **session.field("manifests"))
     return tuple(str(Path(line.strip()).expanduser()) for line in typed.splitlines() if line.strip()), False
 
 
 def choose_split(table: pd.DataFrame) -> tuple:
     """The split that every view shows, in the form of `manifests.divided`."""
     named = [column.removeprefix("split_") for column in table.columns if column.startswith("split_")]
-    kind = st.sidebar.selectbox("Split", [AS_IT_IS, *named, HOLD_OUT, FOLDS], key="split")
+    kind = st.sidebar.selectbox("Split", [AS_IT_IS, *named, HOLD_OUT, FOLDS], key="split", persist_state="session")
     if kind == AS_IT_IS:
         return ("as it is",)
     if kind in named:
@@ -78,9 +80,11 @@ def show_manifest(data: Manifest, generated: bool) -> None:
 def show_classes(files: Files) -> None:
     """What a mapping makes of the labels."""
     own = "a file of mine"
-    name = st.selectbox("Mapping", [*list_mappings(), own], key="mapping")
+    name = st.selectbox("Mapping", [*list_mappings(), own], key="mapping", persist_state="session")
     if name == own:
-        name = st.text_input("Path of the mapping", placeholder="a .yaml file", key="mapping_path").strip()
+        name = st.text_input(
+            "Path of the mapping", placeholder="a .yaml file", key="mapping_path", persist_state="session"
+        ).strip()
     if not name:
         st.info("Give the path of a mapping; `data_recipes/mappings/` has five to start from.")
         return
@@ -188,7 +192,9 @@ def picture_of(path: str, start_s: float):
 
 
 st.title("Data")
-view = st.segmented_control("View", VIEWS, default="Manifest", key="view", label_visibility="collapsed") or "Manifest"
+view = st.segmented_control(
+    "View", session.VIEWS["data_view"], label_visibility="collapsed", required=True, **session.field("data_view")
+)
 try:
     if view == "Recipes":
         show_recipes()

@@ -148,7 +148,7 @@ def show_provenance(prediction: VideoPrediction) -> None:
 
 st.title("Prediction")
 view = st.segmented_control(
-    "View", ["Video", "Study"], default="Video", key="prediction view", label_visibility="collapsed"
+    "View", session.VIEWS["view"], label_visibility="collapsed", required=True, **session.field("view")
 )
 if view == "Study":
     try:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+import session
 import streamlit as st
 from cache import Content, content_of
 from texts import plain
@@ -60,13 +61,15 @@ def pictures(folder: Content, frames: tuple[tuple[int, float], ...]) -> go.Figur
 
 def show_study() -> None:
     """Everything that the study's report shows, and the table of findings with the reader's decisions."""
-    typed = st.sidebar.text_input("Study", placeholder="a folder written by endofm-lab study", key="study").strip()
+    placeholder = "a folder written by endofm-lab study"
+    typed = st.sidebar.text_input("Study", placeholder=placeholder, **session.field("study")).strip()
     widths = list(range(1, 52, 2))
     width = st.sidebar.select_slider(
         "Smoothing (frames)",
         widths,
         9,
         key="study width",
+        persist_state="session",
         help="Running median that findings and segments are cut from; 1: none.",
     )
     if not typed:

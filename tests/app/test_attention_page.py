@@ -12,6 +12,7 @@ from endofm_lab.data.manifest import write_manifest
 from endofm_lab.explain.embeddings import embed
 from endofm_lab.model.loading.load import load_model, save_model
 from endofm_lab.video.reader import write_video
+from tests.app.conftest import typed_before
 from tests.explain.models import small_model
 
 APP = Path(__file__).resolve().parents[2] / "app"
@@ -37,7 +38,12 @@ def page(tmp_path, monkeypatch, model_folder, video):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(APP))
     app = AppTest.from_file(str(APP / "screens" / "attention.py"), default_timeout=120)
-    app.query_params |= {"source": "file", "path": str(video), "model": str(model_folder), "start_s": "0.5"}
+    app.query_params |= {
+        "source": "file",
+        "path": typed_before(video),
+        "model": typed_before(model_folder),
+        "start_s": "0.5",
+    }
     return app
 
 
@@ -66,7 +72,7 @@ def test_a_picked_patch_is_asked_instead_of_cls(page):
 
 @pytest.mark.parametrize("view", ["Time", "Rollout", "Heads", "Attribution", "Two models"])
 def test_every_view_draws(page, view):
-    page.session_state["view"] = view
+    page.query_params["look"] = view
     page.run()
     assert not page.exception and not page.error
     if view == "Two models":
@@ -87,8 +93,8 @@ def test_attribution_asks_first_for_the_class_with_the_highest_score(page, tmp_p
         head, spec = next((n, s) for n, s in model.card.heads.items() if s.kind in ("multiclass", "multilabel"))
         model.heads[head].linear.bias.data[k] += 100
         save_model(model, tmp_path / f"sure of {k}")
-        page.query_params["model"] = str(tmp_path / f"sure of {k}")
-        page.session_state["view"] = "Attribution"
+        page.query_params["model"] = typed_before(tmp_path / f"sure of {k}")
+        page.query_params["look"] = "Attribution"
         page.run()
         assert not page.exception and not page.error
         assert next(box for box in page.selectbox if box.label == "Class").value == spec.classes[k]
@@ -96,8 +102,8 @@ def test_attribution_asks_first_for_the_class_with_the_highest_score(page, tmp_p
 
 def test_a_model_without_time_asked_for_time_is_a_red_box(page, tmp_path):
     save_model(small_model(attention="space_only"), tmp_path / "still")
-    page.query_params["model"] = str(tmp_path / "still")
-    page.session_state["view"] = "Time"
+    page.query_params["model"] = typed_before(tmp_path / "still")
+    page.query_params["look"] = "Time"
     page.run()
     assert not page.exception
     assert "no attention in time" in page.error[0].value

@@ -9,6 +9,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from endofm_lab.data.manifest import write_manifest
+from tests.app.conftest import typed_before
 
 APP = Path(__file__).resolve().parents[2] / "app"
 
@@ -34,9 +35,8 @@ def page(tmp_path, monkeypatch, manifest):
 
     def open_page(view: str, paths: str = str(manifest)) -> AppTest:
         app = AppTest.from_file(str(APP / "screens" / "data.py"), default_timeout=300)
-        app.session_state["view"] = view
-        app.session_state["source"] = "Manifests on this machine"
-        app.session_state["paths"] = paths
+        app.query_params["data_view"] = view
+        app.query_params |= {"own_manifests": "yes", "manifests": typed_before(paths)}
         return app.run()
 
     return open_page

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from tests.app.conftest import typed_before
 from tests.hostile import FILE, HOSTILE, write_hostile_files, write_hostile_runs
 
 APP = Path(__file__).resolve().parents[2] / "app"
@@ -23,11 +24,10 @@ def opened(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(APP))
     write_hostile_runs(tmp_path / "cache" / "runs")
 
-    def open_page(name: str, typed: dict[str, object], address: dict[str, str] | None = None, **state) -> AppTest:
+    def open_page(name: str, typed: dict[str, object], address: dict[str, str] | None = None) -> AppTest:
         app = AppTest.from_file(str(APP / "screens" / f"{name}.py"), default_timeout=250)
-        app.query_params |= address or {}
-        for key, value in state.items():
-            app.session_state[key.replace("_", " ") if key.startswith(("video", "prediction")) else key] = value
+        for name, value in (address or {}).items():
+            app.query_params[name] = typed_before(value) if "/" in value else value
         app.run()
         for label, value in typed.items():
             fields = [*app.text_input, *app.text_area, *app.selectbox, *app.sidebar.text_input, *app.sidebar.radio]
@@ -62,7 +62,7 @@ def held(app, at_least=1):
 @pytest.mark.parametrize("view", ["Space", "Attribution"])
 def test_the_attention_page_shows_foreign_text_as_text(opened, files, view):
     address = {"source": "file", "path": str(files["video"]), "model": str(files["model"]), "start_s": "0.5"}
-    held(opened("attention", {}, address, view=view))
+    held(opened("attention", {}, address | {"look": view}))
 
 
 def test_the_prediction_page_shows_foreign_text_as_text(opened, files):
@@ -75,7 +75,7 @@ def test_the_prediction_page_shows_foreign_text_as_text(opened, files):
 
 
 def test_the_study_view_shows_foreign_text_as_text(opened, files):
-    held(opened("prediction", {"Study": str(files["study"])}, prediction_view="Study"), at_least=2)
+    held(opened("prediction", {"Study": str(files["study"])}, {"view": "Study"}), at_least=2)
 
 
 def test_the_embeddings_page_shows_foreign_text_as_text(opened, files):
@@ -87,8 +87,8 @@ def test_the_data_page_shows_foreign_text_as_text(opened, files, view):
     typed = (
         {"Mapping": "a file of mine", "Path of the mapping": str(files["mapping.yaml"])} if view == "Classes" else {}
     )
-    state = {"view": view, "source": "Manifests on this machine", "paths": str(files["manifest.csv"])}
-    held(opened("data", typed, **state), at_least={"Classes": 2, "Audit": 4}.get(view, 1))
+    address = {"data_view": view, "own_manifests": "yes", "manifests": str(files["manifest.csv"])}
+    held(opened("data", typed, address), at_least={"Classes": 2, "Audit": 4}.get(view, 1))
 
 
 def test_the_comparison_page_shows_foreign_text_as_text(opened):
@@ -107,7 +107,7 @@ def test_errors_show_foreign_text_as_text(opened, page):
         "attention": {"Video": "File or folder on this machine", "Path": path},
         "prediction": {"Video": "File or folder on this machine", "Path": path},
         "embeddings": {"Embedding store": path},
-        "data": {"Data": "Manifests on this machine", "Manifests": path},
+        "data": {"Data": True, "Manifests": path},
         "views": {"Video": "File or folder on this machine", "Path": path},
         "training": {"Folder of another run": path},
     }[page]

@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
+from tests.app.conftest import typed_before
 from tests.explain.models import small_model
 
 APP = Path(__file__).resolve().parents[2] / "app"
@@ -55,7 +56,8 @@ def captions(app):
 
 
 def own(made):
-    return {"source": "file", "path": str(made / "own.mp4"), "model": str(made / "model")}
+    paths = {"path": typed_before(made / "own.mp4"), "model": typed_before(made / "model")}
+    return {"source": "file"} | paths
 
 
 def test_video_model_and_frame_stay_chosen_on_every_page(made, opened):
@@ -84,6 +86,49 @@ def test_the_folders_of_embeddings_and_runs_stay_too(opened):
         app.query_params = {}
         app.switch_page(f"screens/{page}.py").run()
         assert not app.exception and field(app, label).value == f"/nowhere/{page}"
+
+
+def test_manifests_the_study_and_the_views_of_pages_stay_too(opened):
+    app = opened()
+    for page, label, typed in (("data", "Manifests", "/nowhere/m.csv"), ("prediction", "Study", "/nowhere/study")):
+        if page == "data":
+            go(app, page)
+            app.sidebar.radio[0].set_value(True).run()
+            app.button_group[0].set_value("Audit").run()
+        else:
+            app.query_params = {}
+            app.switch_page("screens/prediction.py").run()
+            app.button_group[0].set_value("Study").run()
+        next(one for one in [*app.text_area, *app.text_input] if one.label == label).set_value(typed).run()
+        go(app, "training")
+        app.query_params = {}
+        app.switch_page(f"screens/{page}.py").run()
+        assert not app.exception
+        assert next(one for one in [*app.text_area, *app.text_input] if one.label == label).value == typed
+        assert app.button_group[0].value == {"data": "Audit", "prediction": "Study"}[page]
+    app = opened(**app.query_params)
+    assert app.button_group[0].value == "Study" and field(app, "Study").value == "/nowhere/study"
+
+
+def test_a_path_in_an_address_is_opened_when_the_reader_says_so_and_then_without_a_question(made, opened):
+    linked = made / "linked.mp4"
+    linked.write_bytes((made / "own.mp4").read_bytes())
+    address = {"source": "file", "path": str(linked), "frame": "7"}
+    app = opened(**address)
+    assert not app.exception and "asks to open a path" in app.warning[0].value
+    assert app.code[0].value == address["path"] and "path" not in app.query_params
+    assert field(app, "Path").value == "" and "Choose a video" in app.info[0].value
+    next(button for button in app.button if button.label == "Open this path").click().run()
+    assert not app.exception and not app.code and "of 19" in captions(app)
+    again = opened(**address)
+    assert not again.exception and not again.code and "frame 7 of 19" in captions(again)
+
+
+@pytest.mark.parametrize("share", ["//server/share/video.mp4", "\\\\server\\share", "//server\\share"])
+def test_an_address_cannot_make_the_app_ask_another_machine(opened, share):
+    app = opened(source="file", path=share)
+    assert not app.exception and not app.code and "path" not in app.query_params
+    assert "not possible" in app.toast[0].value and field(app, "Path").value == ""
 
 
 def test_a_reload_shows_what_the_address_says(made, opened):

@@ -20,6 +20,7 @@ from endofm_lab.study.study import run_study, study_steps
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
 from endofm_lab.video.transforms import to_input
+from tests.app.conftest import typed_before
 
 APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
 EVIL = "<img src=x onerror=alert(1)> **polyp**"  # a class with HTML and Markdown in its name
@@ -80,8 +81,7 @@ def opened(cache, monkeypatch):
 
     def open_study(folder, width: int = 1) -> AppTest:
         app = AppTest.from_file(str(APP), default_timeout=250)
-        app.session_state["prediction view"] = "Study"
-        app.session_state["study"] = str(folder)
+        app.query_params |= {"view": "Study", "study": typed_before(folder)}
         app.session_state["study width"] = width
         return app.run()
 
@@ -110,7 +110,8 @@ def press(app, label):
 def test_a_frame_model_predicts_every_frame_of_a_video_on_the_page(made, cache, monkeypatch):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
     app = AppTest.from_file(str(APP), default_timeout=250)
-    app.query_params |= {"source": "file", "path": str(made / "video.mp4"), "model": str(made / "model"), "frame": "11"}
+    app.query_params |= {"source": "file", "path": typed_before(made / "video.mp4"), "frame": "11"}
+    app.query_params["model"] = typed_before(made / "model")
     app.run()
     assert not app.exception and not app.error, [*app.exception, *app.error]
     drawn = charts(app)
