@@ -16,6 +16,7 @@ from endofm_lab.data.prepare.check import check_manifest
 from endofm_lab.data.prepare.layouts import LayoutError
 from endofm_lab.data.prepare.prepare import prepare
 from endofm_lab.data.prepare.recipes import list_recipes, load_recipe
+from endofm_lab.data.units import units
 from endofm_lab.errors import UserError
 from endofm_lab.run_folder import claim
 from endofm_lab.video.reader import open_video, write_video
@@ -430,6 +431,29 @@ def test_endo_fms_corpus_is_cut_from_its_parts_into_one_manifest(tmp_path):
     assert table.groupby("dataset").size().to_dict() == {name: len(tree.files) for name, tree in trees.items()}
     assert table["video"].is_unique and table["video"].str.startswith("clips/").all()
     assert check_manifest(done.manifest).problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "kind"),
+    [
+        ("cholect50", "challenge-validation", "patient"),
+        ("limuc", "by-patient", "patient"),
+        ("colonoscopic", "website", "sequence"),
+        ("colonoscopic", "flat", "sequence"),
+        ("kvasir-capsule", "images", "sequence"),
+        ("crohnipi", "official", "image"),
+    ],
+)
+def test_patient_or_sequence_are_filled_as_the_recipe_says_and_the_unit_is_printed(name, layout, kind, tmp_path):
+    made(name, layout, tmp_path / "disk")
+    done = prepare(name, tmp_path / "disk", tmp_path / "out", layout=layout)
+    table = read_manifest(done.manifest).table
+    assert units(table).kind == kind and units(table).words in done.text()
+    assert ((table["patient"] != "") == (kind == "patient")).all()
+    if name == "cholect50":
+        assert (table["patient"] == table["sequence"]).all()
+    if layout == "website":
+        assert units(table).n < len(table), "both videos of a lesion are one unit"
 
 
 def test_check_finds_what_changed_since(tmp_path):

@@ -38,6 +38,28 @@ def test_a_recipe_says_for_citation_licence_and_layouts_whether_they_are_verifie
         assert "parts" in evidence
 
 
+@pytest.mark.parametrize("recipe", [one for one in RECIPES if one.layouts], ids=lambda recipe: recipe.name)
+def test_a_recipe_says_what_its_patient_is(recipe):
+    assert recipe.patient_is in ("patient", "sequence", "unknown")
+    assert ("patient" in recipe.facts["names"]) == (recipe.patient_is == "patient")
+    if recipe.patient_is == "sequence":
+        assert "sequence" in recipe.facts["names"]
+    assert recipe.facts["patient"]["why"]
+
+
+def test_a_recipe_that_contradicts_itself_about_patients_is_refused(tmp_path):
+    facts = yaml.safe_load((recipes_folder() / "limuc.yaml").read_text(encoding="utf-8"))
+    for patient, said in (
+        ({"is": "unknown", "why": "?"}, "contradicts names.patient"),
+        ({"is": "operation", "why": "?"}, "'operation' is none of patient, sequence, unknown"),
+        ({"is": "patient"}, "'why' is missing"),
+    ):
+        path = tmp_path / "limuc.yaml"
+        path.write_text(yaml.safe_dump(facts | {"patient": patient}), encoding="utf-8")
+        with pytest.raises(RecipeError, match=said):
+            read_recipe(path)
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 def test_evidence_names_facts_that_the_recipe_holds(recipe):
     for fact in recipe.facts["evidence"]:

@@ -12,6 +12,7 @@ from endofm_lab.data.manifest import write_manifest
 from endofm_lab.data.prepare.layouts import LayoutError
 from endofm_lab.data.prepare.recipes import Recipe
 from endofm_lab.data.prepare.scan import Problem
+from endofm_lab.data.units import units
 from endofm_lab.files import atomic_path, sha256_of, write_json
 
 
@@ -26,6 +27,7 @@ class Prepared:
         rows: Number of rows of the manifest.
         counts: What was expected and what was found: columns ``what``, ``expected``, ``found``, ``status``.
         problems: Everything that was not as it should be.
+        units: The units of independence of the rows, such as "16 patients".
     """
 
     manifest: Path
@@ -34,10 +36,11 @@ class Prepared:
     rows: int
     counts: pd.DataFrame
     problems: list[Problem]
+    units: str
 
     def text(self) -> str:
         """A report for people."""
-        lines = [f"{self.recipe}: layout {self.layout}, {self.rows} rows -> {self.manifest}"]
+        lines = [f"{self.recipe}: layout {self.layout}, {self.rows} rows of {self.units} -> {self.manifest}"]
         if len(self.counts):
             lines += ["", self.counts.to_string(index=False)]
         kinds: dict[str, list[Problem]] = {}
@@ -119,7 +122,8 @@ def write_prepared(recipe: Recipe, root: Path, out: Path, one: Collected, kind: 
         pd.DataFrame([asdict(p) for p in problems], columns=["kind", "path", "message", "left_out"]).to_csv(
             temporary, index=False
         )
-    prepared = Prepared(target, f"{recipe.name}@{recipe.version}", one.layout, len(table), one.counts, problems)
+    of_row, name = units(table), f"{recipe.name}@{recipe.version}"
+    prepared = Prepared(target, name, one.layout, len(table), one.counts, problems, of_row.words)
     write_json(
         out / "prepare.json",
         {
@@ -130,6 +134,7 @@ def write_prepared(recipe: Recipe, root: Path, out: Path, one: Collected, kind: 
             "layout": one.layout,
             "cut": cut,
             "rows": len(table),
+            "unit": of_row.described(),
             "manifest_sha256": sha256_of(target),
             "counts": one.counts.astype(object).where(one.counts.notna(), None).to_dict("records"),
             "problems": dict(Counter(problem.kind for problem in problems)),

@@ -17,6 +17,7 @@ from endofm_lab.files import bundled
 
 ACCESS = ("open", "on request", "dead link", "yours")
 UNITS = ("image", "frame", "sequence", "video")
+PATIENTS = ("patient", "sequence", "unknown")  # what names or lists give that tells patients apart
 BOX_FORMATS = ("csv", "voc", "coco", "yolo", "polyp-json", "cholect50-json", "counted-lines", "named-lines")
 TABLE_FORMATS = ("csv", "cholect50-json", "names", "frame-labels", "ranges")
 STATUS = ("verified", "unverified")
@@ -114,7 +115,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe file says; ``facts`` is the file itself as parsed, for printing."""
+    """What a recipe file says; ``facts`` is the file itself as parsed, for printing.
+
+    ``patient_is`` says what tells patients apart: "patient", "sequence" (each recording is another patient) or
+    "unknown"; empty for merged corpora, whose parts say it, and where the file does not.
+    """
 
     name: str
     version: int
@@ -124,6 +129,7 @@ class Recipe:
     layouts: Sequence[Layout] = ()
     parts: Sequence[Part] = ()
     device: str = ""
+    patient_is: str = ""
     translate: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     splits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -181,6 +187,7 @@ _TOP |= {
     "translate",
     "splits",
     "clips",
+    "patient",
     "defects",
     "evidence",
     "labels",
@@ -254,9 +261,20 @@ class _Reader:
             layouts=tuple(self.layout(n, v) for n, v in self.mapping(facts.get("layouts"), "layouts").items()),
             parts=tuple(self.part(n, v) for n, v in self.mapping(facts.get("parts"), "parts").items()),
             device=str(facts.get("device", "")),
+            patient_is=self.patient(facts.get("patient")),
             translate={k: self.texts(v, f"translate.{k}") for k, v in self.mapping(facts.get("translate"), "").items()},
             splits={k: self.split(k, v) for k, v in self.mapping(facts.get("splits"), "splits").items()},
         )
+
+    def patient(self, value: Any) -> str:
+        """What tells patients apart; the names must agree with it."""
+        if value is None:
+            return ""
+        value = self.mapping(value, "patient", {"is", "why"}, {"is", "why"})
+        kind = self.choice(value["is"], "patient.is", PATIENTS)
+        if kind != "patient" and "patient" in self.pieces:
+            raise self.fail("patient.is", f"{kind!r} contradicts names.patient, which gives the patient")
+        return kind
 
     def layout(self, name: str, value: Any) -> Layout:
         where = f"layouts.{name}"

@@ -54,6 +54,8 @@ def build_rows(recipe: Recipe, found: FoundLayout, base: Path) -> tuple[list[Row
                 row.says[name] = values.get(row.says[name], row.says[name])
         if "label" not in row.says and found.layout.boxes:
             row.says["label"] = "|".join(sorted({box.label for box in row.boxes})) or row.says.get("no_box_label", "")
+        if recipe.patient_is == "sequence":
+            row.says["patient"] = row.says.get("patient") or row.says.get("sequence", "")
         for helper in ("no_box_label", "file"):
             row.says.pop(helper, None)
     return rows, problems
