@@ -24,6 +24,7 @@ import psutil
 
 from endofm_lab.errors import UserError
 from endofm_lab.files import LEFTOVER, read_json, sweep, write_json
+from endofm_lab.hashes import HASHES, write_hashes
 
 LOCK = ".lock"
 _UNFINISHED_S = 2.0  # a lock without content is of a process that was killed while it wrote it, after this time
@@ -89,6 +90,7 @@ def claim(
     about: Mapping[str, Any] | None = None,
     beside: Sequence[str] = (),
     completed: Completion = dict,
+    product: Path | None = None,
 ) -> Iterator[Path]:
     """Work in a folder that is new, empty, or of the same request; nobody else may meanwhile.
 
@@ -100,6 +102,7 @@ def claim(
         about: what is written beside the request and not compared.
         beside: names of files that may lie in a new folder.
         completed: adds to the record of an older version what that did not note yet.
+        product: the folder whose files get their hashes when the block has ended well; by default ``folder``.
 
     Yields:
         The folder.
@@ -123,6 +126,8 @@ def claim(
         sweep(folder)
         try:
             yield folder
+            if not ((product or folder) / HASHES).exists():
+                write_hashes(product or folder, without=beside)
         except UserError:  # such as a missing option: what was put right may be asked for in the same folder
             if new and not _foreign(folder, (record, *beside)):
                 (folder / record).unlink()

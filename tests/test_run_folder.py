@@ -37,7 +37,7 @@ def test_the_request_is_written_before_anything_else_and_the_lock_goes_at_the_en
     with claim(tmp_path / "run", REQUEST, "a run", about={"made": "today"}) as folder:
         assert sorted(path.name for path in folder.iterdir()) == [LOCK, "job.json"]
         assert held_by(folder).pid == os.getpid()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["job.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["hashes.json", "job.json"]
     assert json.loads((tmp_path / "run" / "job.json").read_text())["made"] == "today"
     with claim(tmp_path / "run", REQUEST, "a run", about={"made": "tomorrow"}):
         pass

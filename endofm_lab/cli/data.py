@@ -1,4 +1,4 @@
-"""Data sets and manifests: `endofm-lab phantom`, `endofm-lab audit` and the commands below `endofm-lab data`."""
+"""Data on disk: `endofm-lab phantom`, `endofm-lab audit`, `endofm-lab check` and the commands below `data`."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from endofm_lab.data.prepare.check import check_manifest
 from endofm_lab.data.splits import holdout, kfold, named_split
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json
+from endofm_lab.integrity import check_folder
 from endofm_lab.reports.audit import write_audit_html
 
 
@@ -123,6 +124,22 @@ def check(manifest: Path, settings: dict[str, Any], output: Output) -> None:
     output.result(result.as_dict())
     output.say(result.text())
     if result.problems:
+        raise SystemExit(2)
+
+
+@command(positional=("folder",))
+def check_integrity(folder: Path, output: Output) -> None:
+    """Say whether the folder of a model, run, store, study, prediction or data set is whole and unchanged.
+
+    Its files are compared with the hashes that the job wrote last; exit code 2 if the folder is damaged or unfinished.
+
+    Args:
+        folder: what a command wrote to.
+    """
+    found = check_folder(folder)
+    output.result(found.to_json())
+    output.say(found.text())
+    if not found.whole:
         raise SystemExit(2)
 
 

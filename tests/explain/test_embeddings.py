@@ -79,6 +79,7 @@ def test_a_stopped_run_goes_on_where_it_was(manifest, model, tmp_path):
     np.testing.assert_array_equal(store.vectors, whole.vectors)
     pd.testing.assert_frame_equal(store.rows, whole.rows)
     assert sorted(p.name for p in (tmp_path / "store").iterdir()) == [
+        "hashes.json",
         "job.json",
         "rows.parquet",
         "store.json",
@@ -108,7 +109,7 @@ def test_a_store_killed_before_or_after_a_file_gets_its_name_goes_on_to_the_same
         np.testing.assert_array_equal(store.vectors, whole.vectors)
         pd.testing.assert_frame_equal(store.rows, whole.rows)
         names = sorted(path.name for path in (tmp_path / when).iterdir())
-        assert names == ["job.json", "rows.parquet", "store.json", "vectors.npy"]
+        assert names == ["hashes.json", "job.json", "rows.parquet", "store.json", "vectors.npy"]
 
 
 @pytest.mark.parametrize("left", ["nothing", "a row and a half"])

@@ -188,7 +188,7 @@ def test_a_study_killed_before_or_after_a_file_gets_its_name_goes_on(video, mode
         study = run_study(video, model, tmp_path / when, progress=False)
         assert np.array_equal(study.scores["finding"], whole.scores["finding"])
         names = sorted(path.name for path in (tmp_path / when).iterdir())
-        assert names == ["frames.parquet", "job.json", "study.json"]
+        assert names == ["frames.parquet", "hashes.json", "job.json", "study.json"]
 
 
 def test_a_video_or_a_model_that_changed_in_place_is_refused(video, model, tmp_path):

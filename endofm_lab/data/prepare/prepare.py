@@ -33,6 +33,7 @@ from endofm_lab.data.prepare.scan import (
 from endofm_lab.data.prepare.sequences import encoded_rows, sequence_rows, window_rows
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, sweep
+from endofm_lab.hashes import HASHES
 from endofm_lab.machine import cores
 from endofm_lab.run_folder import claim
 
@@ -90,9 +91,10 @@ def prepare(
     workers = workers or cores()
     request = _request(recipe, root, cut=cut, layout=layout, lists=lists, name=name, fps=fps, parts=parts, kind=kind)
     with (
-        claim(out / WORK, request, "a preparation", beside=(JOURNAL,)) as folder,
+        claim(out / WORK, request, "a preparation", beside=(JOURNAL,), product=out) as folder,
         Journal(folder / JOURNAL) as journal,
     ):
+        (out / HASHES).unlink(missing_ok=True)  # pictures that were replaced are read again
         run = _Run(out, journal, workers, cut, fps)
         if recipe.parts:
             collected = _merged(run, recipe, root, parts or {}, recipes)

@@ -1,0 +1,86 @@
+"""Hashes of the files of a finished job, written last, and what has changed since.
+
+They tell damage and careless edits, not fraud: whoever can change a file can change its hash beside it.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from endofm_lab.errors import UserError
+from endofm_lab.files import LEFTOVER, read_json, sha256_of, write_json
+
+HASHES = "hashes.json"
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What differs between a folder and its hashes; paths are relative to it.
+
+    Attributes:
+        n_files: how many files have a hash.
+        since: when the hashes were written.
+        changed: files with other content.
+        missing: files that are gone.
+        added: files that came later, such as reports and reviews; they are no damage.
+    """
+
+    n_files: int
+    since: str
+    changed: tuple[str, ...]
+    missing: tuple[str, ...]
+    added: tuple[str, ...]
+
+
+def write_hashes(folder: str | Path, without: Collection[str] = ()) -> Path:
+    """Write the SHA-256 of every file in a folder and below to its ``hashes.json``.
+
+    ``without`` names entries of the folder that may still change.
+    """
+    folder = Path(folder)
+    found = {name: sha256_of(folder / name) for name in _files(folder) if name.partition("/")[0] not in without}
+    now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    write_json(folder / HASHES, {"written": now, "without": sorted(without), "sha256": found})
+    return folder / HASHES
+
+
+def changes(folder: str | Path) -> Changes | None:
+    """What has changed in a folder since its hashes were written; None if it has none.
+
+    Raises:
+        UserError: ``hashes.json`` itself is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / HASHES).is_file():
+        return None
+    try:
+        stored = read_json(folder / HASHES)
+        hashes, since, without = _checked(stored["sha256"]), str(stored["written"]), set(stored["without"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / HASHES} is damaged ({type(error).__name__}), so whether the other files are whole cannot be "
+            "told: make the folder again, or copy it again."
+        ) from error
+    there = {name for name in _files(folder) if name.partition("/")[0] not in without}
+    return Changes(
+        n_files=len(hashes),
+        since=since,
+        changed=tuple(name for name in hashes if name in there and sha256_of(folder / name) != hashes[name]),
+        missing=tuple(name for name in hashes if name not in there),
+        added=tuple(sorted(there - hashes.keys())),
+    )
+
+
+def _checked(hashes: Any) -> dict[str, str]:
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        raise TypeError("hashes of files are texts by name")
+    return hashes
+
+
+def _files(folder: Path) -> list[str]:
+    """The files below a folder by relative path, sorted; not the hashes themselves, hidden files and leftovers."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != HASHES)
+    names = (path.relative_to(folder) for path in paths if not LEFTOVER.fullmatch(path.name))
+    return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
