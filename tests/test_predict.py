@@ -215,7 +215,15 @@ def test_a_saved_prediction_reads_back_the_same(video, model, tmp_path):
     assert back.video == kept.video
     assert back.provenance == kept.provenance
     names = sorted(path.name for path in (tmp_path / "p").iterdir())
-    assert names == ["boxes.parquet", "clips.parquet", "hashes.json", "job.json", "masks", "masks.npy", "prediction.json"]
+    assert names == [
+        "boxes.parquet",
+        "clips.parquet",
+        "hashes.json",
+        "job.json",
+        "masks",
+        "masks.npy",
+        "prediction.json",
+    ]
     with open_video(tmp_path / "p" / "masks") as reader:
         assert reader.info.n_frames == len(kept.frames)
 
