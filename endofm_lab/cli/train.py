@@ -200,12 +200,12 @@ def _metric_text(metric: Mapping[str, Any], units: str) -> str:
 
 
 @command(testing.evaluate, positional=("model", "manifest"))
-def evaluate(model: str, manifest: Path, out: Path, settings: dict[str, Any], output: Output) -> None:
+def evaluate(model: str, out: Path, settings: dict[str, Any], output: Output, manifest: Path | None = None) -> None:
     """Test a model on the rows of a manifest whose split is "test", and write a run for `endofm-lab compare`.
 
     Args:
-        model: "demo", a model's folder, or a released checkpoint with a head.
-        manifest: table of clips.
+        model: a run of `endofm-lab finetune`, which brings manifest and settings, or what --model takes elsewhere.
+        manifest: table of clips; it may be left out for a run.
     """
     testing.evaluate(model, manifest, out, **settings)
     show_run(out, output)

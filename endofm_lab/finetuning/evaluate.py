@@ -1,89 +1,142 @@
 """A model that exists, tested on the test rows of a manifest: a run like those of fine-tuning, without training."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from endofm_lab.data.audit.audit import audit
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import UserError
+from endofm_lab.files import read_json
+from endofm_lab.finetuning.finetune import CONFIG
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.run_folder import claim
 from endofm_lab.runs.run import REPORT, Run, read_run, write_run
-from endofm_lab.tasks import Task, task_answered_by
+from endofm_lab.tasks import Task, task_answered_by, task_named
 from endofm_lab.tasks.examples import read_split, units_of
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is tested: models by seed with one head each, a task with its options, and what is known of their training.
+
+    ``trained`` is the fine-tuning run that they come from; None for a model by itself.
+    """
+
+    models: dict[int, VideoModel]
+    head: str
+    task: Task
+    manifest: Path
+    split_name: str
+    trained: Run | None
+
+    def request(self, table: Manifest) -> dict[str, Any]:
+        """What the numbers depend on."""
+        models = list(self.models.values())
+        weights = [state_fingerprint(model) for model in models]
+        return {
+            "model": models[0].card.fingerprint,
+            "weights": weights[0] if self.trained is None else weights,
+            "head": self.head,
+            **asdict(self.task),
+            "split_name": self.split_name,
+            "manifest_fingerprint": table.fingerprint,
+            "files": table.contents("video", "masks", "boxes"),
+        }
 
 
 def evaluate(
     model: str | Path,
-    manifest: str | Path,
+    manifest: str | Path | None,
     out: str | Path,
     head: str | None = None,
-    label: str = "label",
-    clips: int = 3,
-    split_name: str = "manifest",
+    label: str | None = None,
+    clips: int | None = None,
+    split_name: str | None = None,
 ) -> Run:
     """Test one head of a model on the rows of the split "test" and write the run to ``out``.
 
-    A finished run of the same model, data and options is read back.
+    A finished run of the same model, data and options is read back. From the folder of a fine-tuning run, the models of
+    all its seeds are tested; manifest, head and options that are not given are those of that run.
 
     Args:
-        model: as `load_model` takes it.
-        manifest: with a split "test"; it needs no other.
+        model: as `load_model` takes it, or the folder of a fine-tuning run.
+        manifest: with a split "test"; it needs no other. None takes that of the run.
         out: folder of the run.
         head: which of the model's heads; None if it has only one.
-        label: column that holds the class.
-        clips: per row, their scores averaged; for classes.
+        label: column that holds the class; "label" for a model by itself.
+        clips: per row, their scores averaged, for classes; 3 for a model by itself.
         split_name: "manifest" for its column ``split``, or the name of a further one (column ``split_NAME``).
 
     Raises:
-        UserError: no such head, ``out`` holds another run (the message names what differs), another process works
-            there, or bad data (refused by name, with the count).
+        UserError: no such head, no manifest, ``out`` holds another run (the message names what differs), another
+            process works there, or bad data (refused by name, with the count).
     """
-    out, table = Path(out), read_split(manifest, split_name)
-    loaded = load_model(model)
-    name = _head(loaded, head)
-    task = task_answered_by(loaded.card.heads[name].kind).of({"label": label, "clips": clips})
-    request = {
-        "model": loaded.card.fingerprint,
-        "weights": state_fingerprint(loaded),
-        "head": name,
-        **asdict(task),
-        "split_name": split_name,
-        "manifest_fingerprint": table.fingerprint,
-        "files": table.contents("video", "masks", "boxes"),
-    }
-    with claim(out, request, "a run"):
+    given = {"label": label, "clips": clips, "split_name": split_name}
+    given = {name: value for name, value in given.items() if value is not None}
+    is_run = (Path(model) / CONFIG).is_file()
+    asked = _of_run(Path(model), manifest, given) if is_run else _of_model(model, manifest, head, given)
+    out, table = Path(out), read_split(asked.manifest, asked.split_name)
+    with claim(out, asked.request(table), "a run"):
         if (out / REPORT).is_file():
             return read_run(out)
-        run = _tested(loaded, name, task, table, out.name, split_name)
+        run = _tested(asked, table, out.name)
         write_run(out, run)
         return run
 
 
-def _tested(model: VideoModel, name: str, task: Task, table: Manifest, run_name: str, split_name: str) -> Run:
-    """The run of a model's head on the test rows."""
-    spec = model.card.heads[name]
-    predictions = task.table(model, name, task.examples(table, "test", spec), [])
-    predictions.insert(0, "seed", 0)
-    protocol: dict[str, Any] = {
+def _of_model(model: str | Path, manifest: str | Path | None, head: str | None, given: dict[str, Any]) -> _Asked:
+    if manifest is None:
+        raise UserError(f"{model} is a model by itself: say with a manifest what it shall be tested on.")
+    loaded = load_model(model)
+    name = _head(loaded, head)
+    options = {"label": "label", "clips": 3, "split_name": "manifest", **given}
+    task = task_answered_by(loaded.card.heads[name].kind).of(options)
+    return _Asked({0: loaded}, name, task, Path(manifest), options["split_name"], None)
+
+
+def _of_run(folder: Path, manifest: str | Path | None, given: dict[str, Any]) -> _Asked:
+    config, trained = read_json(folder / CONFIG), read_run(folder)
+    missing = [seed for seed in trained.seeds if not (folder / f"seed-{seed}" / "model").is_dir()]
+    if missing:
+        raise UserError(f"{folder} has no model of seed {missing[0]}: k nearest neighbours leave none to test again.")
+    models = {seed: load_model(folder / f"seed-{seed}" / "model") for seed in trained.seeds}
+    task = task_named(config["task"])
+    options = {**config, **given}
+    return _Asked(
+        models, task.head_name, task.of(options), Path(manifest or config["manifest"]), options["split_name"], trained
+    )
+
+
+def _tested(asked: _Asked, table: Manifest, name: str) -> Run:
+    """The run of the models' head on the test rows."""
+    predictions = []
+    for seed, model in asked.models.items():
+        examples = asked.task.examples(table, "test", model.card.heads[asked.head])
+        predictions.append(asked.task.table(model, asked.head, examples, []))
+        predictions[-1].insert(0, "seed", seed)
+    model = next(iter(asked.models.values()))
+    protocol = {"chosen_on": "not said"} if asked.trained is None else asked.trained.protocol
+    protocol = {
+        **protocol,
         "dataset": ", ".join(sorted(set(table.table["dataset"]))),
-        "chosen_on": "not said",
-        "classes": ", ".join(spec.classes),
-        **task.protocol(),
+        "classes": ", ".join(model.card.heads[asked.head].classes),
+        **asked.task.protocol(),
     }
     return Run(
-        run=run_name,
-        task=task.name,
-        method=f"{model.card.name}, head {name}",
+        run=name,
+        task=asked.task.name,
+        method=f"{model.card.name}, head {asked.head}" if asked.trained is None else asked.trained.method,
         initialisation=model.card.initialisation["words"],
-        seeds=(0,),
+        seeds=tuple(asked.models),
         protocol=protocol,
-        test={"fingerprint": Manifest(table.rows("test"), table.root).fingerprint, "split": split_name},
+        test={"fingerprint": Manifest(table.rows("test"), table.root).fingerprint, "split": asked.split_name},
         audit=_audit(model, table),
-        predictions=predictions,
+        predictions=pd.concat(predictions, ignore_index=True),
         unit=units_of(table, "test").described(),
     )
 

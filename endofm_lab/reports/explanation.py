@@ -107,8 +107,7 @@ def explain(
         VideoError: the video cannot be read.
         UserError: no such head, class or method.
     """
-    if unknown := [name for name in methods if name not in METHODS]:
-        raise UserError(f"There is no attribution method {unknown[0]!r}; there are {', '.join(METHODS)}.")
+    _must_be_known(methods)
     network = model if isinstance(model, VideoModel) else load_model(model)
     clip = read_clip(video, network.card.clip, "centre" if start_s is None else start_s)
     x = to_input(clip.frames, network.card.input)
@@ -146,6 +145,11 @@ def explanation_figures(explanation: Explanation) -> dict[str, go.Figure]:
     strips = {name: values for name, (_, values) in explanation.rollouts.items()}
     strips |= {one.attribution.method: one.attribution.values for one in explanation.attributions}
     return {name: film_strip(clip.frames, values, clip.times_s, name) for name, values in strips.items()}
+
+
+def _must_be_known(methods: Sequence[str]) -> None:
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise UserError(f"There is no attribution method {unknown[0]!r}; there are {', '.join(METHODS)}.")
 
 
 def _asked(network: VideoModel, x: Tensor, head: str | None, label: str | None) -> tuple[str, str]:

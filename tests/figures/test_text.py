@@ -12,11 +12,12 @@ import plotly.io as pio
 import pytest
 
 from endofm_lab.data.splits import holdout
+from endofm_lab.errors import UserError
 from endofm_lab.figures.attention import overlay
 from endofm_lab.figures.comparison import classes, reliability, ribbons
 from endofm_lab.figures.data import class_counts, split_balance
 from endofm_lab.figures.embeddings import picture_sheet, scatter
-from endofm_lab.figures.export import export
+from endofm_lab.figures.export import export, export_all
 from endofm_lab.figures.prediction import frame_figure
 from endofm_lab.figures.style import CONFIG, tidy
 from endofm_lab.reports.html import write_report
@@ -30,7 +31,7 @@ def hostile_figures():
     table = pd.DataFrame({"video": [f"{n}{HOSTILE}.mp4" for n in range(40)], "label": [HOSTILE, "polyp"] * 20})
     table = table.assign(patient=[f"{n}{HOSTILE}" for n in range(40)], split=HOSTILE, sequence="", dataset=HOSTILE)
     boxes = pd.DataFrame([{"x1": 1, "y1": 1, "x2": 4, "y2": 4, "label": HOSTILE, "score": 0.5}])
-    measured = [{"class": HOSTILE, "metric": HOSTILE, "items": 3, "value": 0.5, "low": 0.4, "high": 0.6}]
+    measured = [{"class": HOSTILE, "metric": HOSTILE, "items": 3, "value": 0.5, "low": 0.4, "high": 0.6, "units": 12}]
     truth, scores = np.array([0, 1]), np.array([[0.8, 0.2], [0.3, 0.7]])
     return {
         "class counts": class_counts(table, title=HOSTILE),
@@ -97,3 +98,15 @@ def test_every_figure_of_app_and_widgets_is_shown_with_that_configuration():
                     assert given.get("config") in ("CONFIG", "STILL"), f"{path}:{node.lineno}"
     assert calls["plotly_chart"] > 20
     assert calls["FigureWidget"] == 1, "one function makes the widgets, with the configuration"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ending", "start"), [("pdf", b"%PDF"), ("svg", b"<svg"), ("png", b"\x89PNG")])
+def test_figures_for_papers_are_written_where_a_browser_is(tmp_path, ending, start):
+    pytest.importorskip("kaleido")
+    figure = frame_figure(FRAME, title="A figure")
+    try:
+        (path,) = export_all({"A figure, with its name": figure}, tmp_path, ending)
+    except UserError as error:
+        pytest.skip(str(error))
+    assert path.name == f"a-figure-with-its-name.{ending}" and path.read_bytes().startswith(start)

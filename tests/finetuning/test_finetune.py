@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -87,6 +88,22 @@ def test_a_model_that_is_evaluated_again_gives_the_same_numbers(phantom, probe, 
     assert "clips is 3 there, 1 here" in capsys.readouterr().err
     elsewhere = edited(phantom, tmp_path / "other", lambda t: t.assign(device="x"))
     assert "CANNOT TELL" in evaluate(model, elsewhere, tmp_path / "elsewhere").audit["verdict"]
+
+
+def test_the_folder_of_a_run_is_evaluated_with_its_own_manifest_and_settings(phantom, probe, tmp_path, capsys):
+    config, _ = probe
+    assert main(["evaluate", str(config.out), "--out", str(tmp_path / "again"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    run, again = read_run(config.out), read_run(tmp_path / "again")
+    pd.testing.assert_frame_equal(again.predictions, run.predictions, atol=1e-6)
+    assert (again.method, again.seeds, again.protocol) == (run.method, run.seeds, run.protocol)
+    report = read_json(config.out / "report.json")
+    assert told["metrics"]["auc"]["value"] == pytest.approx(report["metrics"]["auc"]["value"], abs=1e-6)
+    assert not any("differ" in reason for reason in compare([run, again], n=20).reasons)
+    assert main(["evaluate", str(config.out), "--out", str(tmp_path / "other"), "--clips", "1"]) == 0
+    assert read_run(tmp_path / "other").protocol["clips"] == 1
+    assert main(["evaluate", str(config.out / "seed-0" / "model"), "--out", str(tmp_path / "none")]) == 2
+    assert "say with a manifest" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
 def test_the_command_tells_start_split_audit_and_result_and_predict_opens_the_model(phantom, tmp_path, capsys):
