@@ -48,4 +48,5 @@ def choose_upload() -> Content | None:
 def take_upload() -> None:
     """Keep an upload, or forget the upload that was removed."""
     upload = st.session_state["upload field"]
+    st.session_state["name of the upload"] = upload.name if upload else "The uploaded video"
     session.change(upload=Path(cache.keep_upload(upload.name, upload.getvalue())).name if upload else "")

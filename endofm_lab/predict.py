@@ -6,7 +6,7 @@ polyp.mp4 -> sliding clips -> model -> scores per clip, masks and boxes per fram
 import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from endofm_lab.model.loading.load import load_model
 from endofm_lab.model.precision import Precision, dtype_of
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
-from endofm_lab.prediction import Part, VideoPrediction, assemble, joined_parts, load_prediction
+from endofm_lab.parts import Part, joined_parts
+from endofm_lab.prediction import VideoPrediction, assemble, load_prediction
 from endofm_lab.run_folder import claim
 from endofm_lab.video.clips import sliding_clips
 from endofm_lab.video.reader import VideoReader, open_video
@@ -29,7 +30,23 @@ from endofm_lab.video.transforms import to_input
 
 PART_BATCHES = 16  # batches per part on disk: a kill loses at most this many
 
-PlannedClip = tuple[float, float, np.ndarray]  # start_s, end_s, frame indices (T,)
+
+class PlannedClip(NamedTuple):
+    """A clip that goes through the model.
+
+    Attributes:
+        start_s: where it starts.
+        end_s: where it ends.
+        indices: (T,) the frames that it shows.
+        of: the clip of the grid that it is, or that it lies beside.
+        beside: it lies between two clips of the grid, for the masks and boxes of its frames.
+    """
+
+    start_s: float
+    end_s: float
+    indices: np.ndarray
+    of: int
+    beside: bool
 
 
 def predict_video(
@@ -54,7 +71,8 @@ def predict_video(
         model: a model, its folder, a released checkpoint, or the name ``"demo"``.
         step_s: seconds from one clip's start to the next; by default half a clip, so that every instant is in two.
         every_frame: also run the clips that start between, so that every frame of the video gets a mask and boxes
-            (as many times slower as the clip's frames are apart).
+            (as many times slower as the clip's frames are apart). The scores stay those of the sliding clips; how far
+            the clips between differ from them is told by `VideoPrediction.score_spread`.
         batch_clips: clips that go through the model together.
         precision: ``"auto"`` computes in bfloat16 where the processor has it in hardware: about three times as fast
             for the base model, with scores that differ in the third decimal.
@@ -145,7 +163,9 @@ def _predict(
     }
     return assemble(
         parts,
-        times_s=np.array([[start, end] for start, end, _ in clips], dtype=np.float64),
+        times_s=np.array([[clip.start_s, clip.end_s] for clip in clips], dtype=np.float64),
+        of=np.array([clip.of for clip in clips]),
+        beside=np.array([clip.beside for clip in clips]),
         frame_times_s=reader.times_s,
         video=reader.info,
         classes={name: list(head.classes) for name, head in heads.items()},
@@ -155,19 +175,21 @@ def _predict(
 
 
 def _plan(model: VideoModel, reader: VideoReader, step_s: float | None, every_frame: bool) -> list[PlannedClip]:
-    """The clips of a video, sorted by their first frame."""
+    """The clips of a video and, for every frame, those between, sorted by their first frame."""
     half_s = model.card.clip.span_s(reader.info) / 2
-    clips = sliding_clips(model.card.clip, reader.info, half_s if step_s is None else step_s, reader.times_s)
+    grid = sliding_clips(model.card.clip, reader.info, half_s if step_s is None else step_s, reader.times_s)
+    grid = sorted(grid, key=lambda clip: (int(clip[2][0]), clip[0]))
+    clips = [PlannedClip(*clip, of, beside=False) for of, clip in enumerate(grid)]
     if every_frame:
-        seen = np.unique(np.concatenate([indices for *_, indices in clips]))
+        seen = np.unique(np.concatenate([clip.indices for clip in clips]))
         apart = int(np.diff(seen).max()) if len(seen) > 1 else 1
         times, last = reader.times_s, reader.info.n_frames - 1
-        for start, end, indices in list(clips):
+        for start, end, indices, of, _ in list(clips):
             for shift in range(1, apart):
                 moved = np.minimum(indices + shift, last)
                 later_s = float(times[moved[0]] - times[indices[0]])
-                clips.append((start + later_s, end + later_s, moved))
-    return sorted(clips, key=lambda clip: (int(clip[2][0]), clip[0]))
+                clips.append(PlannedClip(start + later_s, end + later_s, moved, of, beside=True))
+    return sorted(clips, key=lambda clip: (int(clip.indices[0]), clip.start_s))
 
 
 def _run(
@@ -179,7 +201,8 @@ def _run(
         return
     stream = _needed_frames(model, reader, clips[first:])
     # The first frame that clip i or any later one shows: frames before it are finished.
-    oldest = [*np.minimum.accumulate([int(i.min()) for *_, i in reversed(clips)])[::-1].tolist(), reader.info.n_frames]
+    first_frames = [int(clip.indices.min()) for clip in reversed(clips)]
+    oldest = [*np.minimum.accumulate(first_frames)[::-1].tolist(), reader.info.n_frames]
     buffer: dict[int, Tensor] = {}  # index -> (3, S, S)
     for start in range(first, len(clips), PART_BATCHES * batch_clips):
         stop = min(start + PART_BATCHES * batch_clips, len(clips))
@@ -187,13 +210,13 @@ def _run(
         finished: list[tuple[int, dict[str, np.ndarray]]] = []
         for at in range(start, stop, batch_clips):
             planned = clips[at : min(at + batch_clips, stop)]
-            batch = [indices for *_, indices in planned]
+            batch = [clip.indices for clip in planned]
             while any(int(i) not in buffer for indices in batch for i in indices):
                 index, frame = next(stream)
                 buffer[index] = frame
-            clip = torch.stack([torch.stack([buffer[int(i)] for i in indices], dim=1) for indices in batch])
-            shown = [f"the clip at {start_s:.2f} s" for start_s, *_ in planned]
-            outputs = {name: values.numpy() for name, values in model.predict(clip, shown).items()}
+            x = torch.stack([torch.stack([buffer[int(i)] for i in indices], dim=1) for indices in batch])
+            shown = [f"the clip at {clip.start_s:.2f} s" for clip in planned]
+            outputs = {name: values.numpy() for name, values in model.predict(x, shown).items()}
             per_frame = [name for name in outputs if model.card.heads[name].answer != "clip"]
             for name in (name for name in outputs if name not in per_frame):  # in the model's order
                 scores.setdefault(name, []).append(outputs[name])
@@ -206,7 +229,7 @@ def _run(
 
 def _needed_frames(model: VideoModel, reader: VideoReader, clips: list[PlannedClip]) -> Iterator[tuple[int, Tensor]]:
     """(index, float32 (3, S, S)) of every frame that some clip shows, each decoded once, in order."""
-    needed = set(np.concatenate([indices for *_, indices in clips]).tolist())
+    needed = set(np.concatenate([clip.indices for clip in clips]).tolist())
     for index, frame in reader.stream(start=min(needed), stop=max(needed) + 1):
         if index in needed:
             yield index, to_input(frame[None], model.card.input)[0, :, 0]

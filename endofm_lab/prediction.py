@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,11 @@ from PIL import Image
 from endofm_lab import NOTICE
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, read_json, write_json
+from endofm_lab.parts import Part
 from endofm_lab.video.reader import VideoInfo
 
 BOX_COLUMNS = ["frame", "time_s", "head", "label", "score", "x1", "y1", "x2", "y2"]
+BOUNDS = ("lowest", "highest")  # of a score over the clips between
 NORMAL = frozenset({"normal", "normal clean mucosa", "background"})  # classes that are no finding
 
 
@@ -37,6 +38,8 @@ class VideoPrediction:
         boxes_xyxy: one row per box: frame, time_s, head, label, score in 0..1, x1, y1, x2, y2 in the video's pixels.
         video: what was read.
         provenance: fingerprints of video and model, options, initialisation, versions.
+        score_spread: classification head -> (N, K, 2) float32, the lowest and the highest score of each clip and of the
+            clips between this one and the next; empty where no clips between were run.
     """
 
     times_s: np.ndarray
@@ -48,6 +51,7 @@ class VideoPrediction:
     boxes_xyxy: pd.DataFrame
     video: VideoInfo
     provenance: dict[str, Any] = field(default_factory=dict)
+    score_spread: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def masks(self) -> np.ndarray | None:
@@ -64,11 +68,14 @@ class VideoPrediction:
         return [head for head in self.classes if head not in self.scores and head not in self.maps]
 
     def table(self) -> pd.DataFrame:
-        """One row per clip: clip, start_s, end_s, and one column ``head.class`` per score."""
+        """One row per clip: clip, start_s, end_s, one column ``head.class`` per score, and the bounds of its spread."""
         columns: dict[str, Any] = {"clip": np.arange(len(self.times_s))}
         columns["start_s"], columns["end_s"] = self.times_s.T
         for head, values in self.scores.items():
             columns |= {f"{head}.{name}": values[:, k] for k, name in enumerate(self.classes[head])}
+        for head, values in self.score_spread.items():
+            for k, name in enumerate(self.classes[head]):
+                columns |= {f"{bound} {head}.{name}": values[:, k, at] for at, bound in enumerate(BOUNDS)}
         return pd.DataFrame(columns)
 
     def clip_at(self, time_s: float) -> int:
@@ -80,19 +87,33 @@ class VideoPrediction:
         return int(self.frames[np.abs(self.frames - frame).argmin()])
 
     def opening_frame(self) -> int:
-        """The frame to show first: in the clip that scores highest for a finding, the one with the most evidence.
+        """The frame to show first, the one with most evidence: see `telling_frames`."""
+        return self.telling_frames(1)[0]
 
-        Evidence is the area of the mask, or without a mask the score of the surest box; without either, the frame in
-        the middle. Where no head tells findings from what is normal, the whole video is searched.
+    def telling_frames(self, n: int) -> list[int]:
+        """At most ``n`` frames, each the one with most evidence in its clip.
+
+        The clips are those that score highest for a finding and do not overlap, best first. Where no head tells
+        findings from what is normal, the whole video is searched for one frame.
         """
-        start_s, end_s = self.times_s.min(), self.times_s.max()
         scores = {head: values for head, values in self.scores.items() if NORMAL & set(self.classes[head])}
-        if scores:
-            of_finding = [
-                values[:, [name not in NORMAL for name in self.classes[head]]].max(axis=1, initial=0.0)
-                for head, values in scores.items()
-            ]
-            start_s, end_s = self.times_s[np.max(of_finding, axis=0).argmax()]
+        if not scores:
+            return [self._most_evidence(self.times_s.min(), self.times_s.max())]
+        of_finding = [
+            values[:, [name not in NORMAL for name in self.classes[head]]].max(axis=1, initial=0.0)
+            for head, values in scores.items()
+        ]
+        chosen: list[np.ndarray] = []
+        for start_s, end_s in self.times_s[np.argsort(-np.max(of_finding, axis=0), kind="stable")]:
+            if len(chosen) < n and all(end_s <= other[0] or start_s >= other[1] for other in chosen):
+                chosen.append(np.array([start_s, end_s]))
+        return list(dict.fromkeys(self._most_evidence(*one) for one in chosen))
+
+    def _most_evidence(self, start_s: float, end_s: float) -> int:
+        """Of the frames between two moments, the one with the largest mask, or without a mask the surest box.
+
+        Without either, the frame in the middle.
+        """
         inside = np.flatnonzero((self.frame_times_s >= start_s) & (self.frame_times_s <= end_s))
         if self.maps:
             covered = [(np.asarray(values[inside]) >= 128).any(axis=1) for values in self.maps.values()]
@@ -202,6 +223,11 @@ def load_prediction(folder: str | Path) -> VideoPrediction:
     about = read_json(folder / "prediction.json")
     table = pd.read_parquet(folder / "clips.parquet")
     classes = about["classes"]
+    spread = {
+        head: np.stack([table[[f"{bound} {head}.{name}" for name in classes[head]]] for bound in BOUNDS], axis=-1)
+        for head in about["heads"]
+        if f"{BOUNDS[0]} {head}.{classes[head][0]}" in table
+    }
     maps, boxes = _stored_maps(folder, about), pd.read_parquet(folder / "boxes.parquet")
     if "head" not in boxes:  # written when a model had one box head at most
         others = [head for head in classes if head not in about["heads"] and head not in maps]
@@ -220,6 +246,7 @@ def load_prediction(folder: str | Path) -> VideoPrediction:
             **{**about["video"], "fps": Fraction(about["video"]["fps"]), "path": Path(about["video"]["path"])}
         ),
         provenance=about["provenance"],
+        score_spread=spread,
     )
 
 
@@ -245,80 +272,11 @@ def _stored_maps(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
     return {"mask" if "mask" in fitting else fitting[0]: masks}
 
 
-@dataclass(frozen=True)
-class Part:
-    """The results of clips ``start_clip`` to ``stop_clip`` of a running prediction, and what it carries on.
-
-    Attributes:
-        scores: head -> (n, K).
-        frames: (m,) frames that no later clip shows.
-        maps: mask head -> (m, K, h, w) uint8; empty if m is 0.
-        boxes: box head -> (n, 7) float32: frame, label, score, x1, y1, x2, y2 in fractions of the frame.
-        carry: sums over clips of the dense outputs of frames that a later clip may still show: head -> (c, K, h, w).
-        carry_frames: (c,) their indices.
-        carry_counts: (c,) in how many clips they were so far.
-    """
-
-    start_clip: int
-    stop_clip: int
-    scores: dict[str, np.ndarray]
-    frames: np.ndarray
-    maps: dict[str, np.ndarray]
-    boxes: dict[str, np.ndarray]
-    carry: dict[str, np.ndarray]
-    carry_frames: np.ndarray
-    carry_counts: np.ndarray
-
-    def save(self, folder: Path) -> Path:
-        """Write the part as an uncompressed ``.npz`` whose name sorts by clip."""
-        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
-        for group in _GROUPS:
-            arrays |= {f"{group}/{head}": value for head, value in getattr(self, group).items()}
-        path = folder / f"part_{self.start_clip:08d}.npz"
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, clips=np.array([self.start_clip, self.stop_clip]), **arrays)  # type: ignore[arg-type]
-        return path
-
-    @classmethod
-    def read(cls, path: Path) -> "Part":
-        """The part that `save` wrote."""
-        with np.load(path, allow_pickle=False) as stored:
-            start, stop = stored["clips"].tolist()
-            grouped: dict[str, dict[str, np.ndarray]] = {group: {} for group in _GROUPS}
-            for name in stored.files:
-                group, _, head = name.partition("/")
-                if head:
-                    grouped[group][head] = stored[name]
-            plain = {name: stored[name] for name in ("frames", "carry_frames", "carry_counts")}
-        return cls(start, stop, **grouped, **plain)  # type: ignore[arg-type]
-
-
-_GROUPS = ("scores", "maps", "boxes", "carry")  # the fields of a part that hold arrays by head
-
-
-def joined_parts(folder: Path) -> list[Path]:
-    """The parts from the first clip on that follow each other and can be read; the others are removed."""
-    joined: list[Path] = []
-    clip = 0
-    found = sorted(folder.glob("part_*.npz"))
-    for path in found:
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                start, stop = stored["clips"].tolist()
-        except (OSError, ValueError, KeyError, BadZipFile):
-            break
-        if start != clip:
-            break
-        joined.append(path)
-        clip = stop
-    for path in found[len(joined) :]:
-        path.unlink()
-    return joined
-
-
 def assemble(
     parts: Iterable[Part | Path],
     times_s: np.ndarray,
+    of: np.ndarray,
+    beside: np.ndarray,
     frame_times_s: np.ndarray,
     video: VideoInfo,
     classes: dict[str, list[str]],
@@ -327,7 +285,8 @@ def assemble(
 ) -> VideoPrediction:
     """Join the parts of a finished run; with a folder, save the result there and remove the parts.
 
-    ``classes`` holds every head's names, ``frame_times_s`` the times of all frames.
+    ``classes`` holds every head's names, ``frame_times_s`` the times of all frames. ``beside``, bool (n,), marks clips
+    that were run for their masks and boxes alone, ``of``, int (n,), the clip each belongs to in the prediction.
 
     Raises:
         UserError: a part is missing.
@@ -349,8 +308,8 @@ def assemble(
         raise UserError(f"{clip} of {len(times_s)} clips were predicted: predict again, it computes the missing ones.")
     index = np.concatenate(frames)
     prediction = VideoPrediction(
-        times_s=times_s,
-        scores={head: np.concatenate(values) for head, values in scores.items()},
+        times_s=times_s[~beside],
+        scores={head: np.concatenate(values)[~beside] for head, values in scores.items()},
         classes=classes,
         frames=index,
         frame_times_s=frame_times_s[index],
@@ -358,11 +317,21 @@ def assemble(
         boxes_xyxy=_box_table({head: np.concatenate(v) for head, v in boxes.items()}, classes, frame_times_s, video),
         video=video,
         provenance=provenance,
+        score_spread={head: _spread(np.concatenate(v), of) for head, v in scores.items()} if beside.any() else {},
     )
     if folder is not None:
         prediction.save(folder)
         shutil.rmtree(folder / "parts")
     return prediction
+
+
+def _spread(scores: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """(N, K, 2): the lowest and the highest of the scores (n, K) of all clips that belong to one, ``of`` (n,)."""
+    low = np.full((of.max() + 1, scores.shape[1]), np.inf, dtype=np.float32)
+    high = -low
+    np.minimum.at(low, of, scores)
+    np.maximum.at(high, of, scores)
+    return np.stack([low, high], axis=-1)
 
 
 def _box_table(

@@ -27,6 +27,7 @@ RANK = {
     "runs": 6,
     "finetuning": 7,
     "explain": 7,
+    "parts": 6,
     "prediction": 7,
     "predict": 8,
     "study": 9,

@@ -13,7 +13,7 @@ from torch import nn
 
 from endofm_lab.cli.main import main
 from endofm_lab.errors import UserError, VideoError
-from endofm_lab.figures.prediction import frame_timeline
+from endofm_lab.figures.prediction import frame_timeline, timeline
 from endofm_lab.files import read_json, write_json
 from endofm_lab.model.card import HeadSpec, ModelCard
 from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
@@ -121,6 +121,22 @@ def test_every_frame_gives_every_frame_a_mask_and_leaves_the_others_sound(video,
     dense = predict_video(video, model, every_frame=True, progress=False)
     assert dense.frames.tolist() == list(range(30))
     assert dense.mask(17).shape == (1, 80, 96)
+
+
+def test_every_frame_leaves_the_scores_alone_and_tells_how_far_the_clips_between_differ(video, model, tmp_path):
+    plain = predict_video(video, model, step_s=0.4, progress=False)
+    dense = predict_video(video, model, step_s=0.4, every_frame=True, out=tmp_path, progress=False)
+    np.testing.assert_array_equal(dense.times_s, plain.times_s)
+    assert not plain.score_spread and set(dense.score_spread) == set(plain.scores)
+    for head, scores in plain.scores.items():
+        np.testing.assert_allclose(dense.scores[head], scores, atol=1e-6)
+        low, high = np.moveaxis(dense.score_spread[head], -1, 0)
+        assert (low <= dense.scores[head]).all() and (dense.scores[head] <= high).all() and (low < high).any()
+    back = load_prediction(tmp_path)
+    for head, spread in dense.score_spread.items():
+        np.testing.assert_array_equal(back.score_spread[head], spread)
+    bands = [trace for trace in timeline(back).data if trace.fill == "toself"]
+    assert len(bands) == sum(scores.shape[1] for scores in plain.scores.values())
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
@@ -296,6 +312,7 @@ def test_the_opening_frame_is_the_one_with_the_most_evidence_in_the_clip_surest_
         video=None,
     )
     assert found.opening_frame() == 12
+    assert found.telling_frames(9)[0] == 12 and len(set(found.telling_frames(9))) == len(found.telling_frames(9)) > 1
     assert replace(found, maps={}).opening_frame() == 14, "the surest box of that clip"
     empty = pd.DataFrame({"frame": [], "score": []})
     assert replace(found, maps={"mask": masks * 0}, boxes_xyxy=empty).opening_frame() == 10, "the middle of that clip"

@@ -1,6 +1,7 @@
 """Page: where a model looks in a clip, in space and in time, and what its answer rests on."""
 
 import cache
+import errors
 import pandas as pd
 import session
 import streamlit as st
@@ -22,7 +23,7 @@ from endofm_lab.figures.attention import (
     patch_picker,
     temporal_matrices,
 )
-from endofm_lab.figures.style import CONFIG
+from endofm_lab.figures.style import CONFIG, marked
 
 Key = tuple[Content, Content, float]  # video, model, start in seconds
 
@@ -85,7 +86,7 @@ def take_patch() -> None:
         st.session_state["patch"] = (int(row), int(column))
 
 
-def show_space(seen, maps: AttentionMaps) -> None:
+def show_space(seen, maps: AttentionMaps, generated: bool) -> None:
     """One frame under the map of CLS or of a picked patch."""
     block, head = choose_map(maps)
     T, h, w = maps.grid
@@ -95,7 +96,14 @@ def show_space(seen, maps: AttentionMaps) -> None:
         patch = None
     asked = "CLS" if patch is None else f"the patch in row {patch[0]}, column {patch[1]}"
     figure = patch_picker(seen.frames[t], maps.in_space(block, head, patch)[t], patch)
-    st.plotly_chart(figure, width="stretch", key="picker", on_select=take_patch, selection_mode="points", config=CONFIG)
+    st.plotly_chart(
+        marked(figure, generated),
+        width="stretch",
+        key="picker",
+        on_select=take_patch,
+        selection_mode="points",
+        config=CONFIG,
+    )
     st.caption(f"Where **{asked}** looks in the frame at {seen.times_s[t]:.2f} s. Click a dot to ask another patch.")
     if patch is not None:
         st.button("Back to CLS", on_click=lambda: st.session_state.pop("patch"))
@@ -114,7 +122,7 @@ def show_time(seen, maps: AttentionMaps) -> None:
     st.caption("Row: the frame that reads. Column: the frame it reads from. Each row sums to one.")
 
 
-def show_rollout(seen, maps: AttentionMaps) -> None:
+def show_rollout(seen, maps: AttentionMaps, generated: bool) -> None:
     """How much of each patch reaches CLS through the blocks, all of them or the last ones."""
     left, right = st.columns(2)
     first, last = 0, maps.blocks - 1
@@ -124,8 +132,9 @@ def show_rollout(seen, maps: AttentionMaps) -> None:
     steps["Attention alone"] = "attention"
     by = steps[right.selectbox("Steps by", list(steps), key="rollout_by", persist_state="session")]
     rollout = maps.since(first).rollout(by=by)
-    st.plotly_chart(overlay(seen.frames, rollout, seen.times_s), width="stretch", config=CONFIG)
-    st.plotly_chart(film_strip(seen.frames, rollout, seen.times_s), width="stretch", config=CONFIG)
+    for figure in (overlay, film_strip):
+        drawn = figure(seen.frames, rollout, seen.times_s)
+        st.plotly_chart(marked(drawn, generated), width="stretch", key=figure.__name__, config=CONFIG)
     st.caption(
         "Rollout follows the residual and what is read beside it through the blocks, back to the tokens that enter the "
         "first of them. It is the same for every class. By norms, a step counts by the length of what arrives; by "
@@ -134,13 +143,12 @@ def show_rollout(seen, maps: AttentionMaps) -> None:
     )
 
 
-def show_heads(seen, maps: AttentionMaps) -> None:
+def show_heads(seen, maps: AttentionMaps, generated: bool) -> None:
     """All heads of a block, and numbers of all heads."""
     block, _ = choose_map(maps)
     grids = {f"head {k}": maps.in_space(block, k)[0] for k in range(maps.heads)}
-    st.plotly_chart(
-        head_grid(seen.frames[0], grids, f"CLS in the first frame, block {block}"), width="stretch", config=CONFIG
-    )
+    figure = head_grid(seen.frames[0], grids, f"CLS in the first frame, block {block}")
+    st.plotly_chart(marked(figure, generated), width="stretch", config=CONFIG)
     st.plotly_chart(head_statistics(maps.statistics()), width="stretch", config=CONFIG)
 
 
@@ -177,7 +185,7 @@ def show_attribution(seen, key: Key, heads: dict) -> None:
         st.plotly_chart(curves(lines, "share of patches", "score"), width="stretch", config=CONFIG)
 
 
-def show_two(key: Key, name: str, maps: AttentionMaps, seen) -> None:
+def show_two(key: Key, name: str, maps: AttentionMaps, seen, generated: bool) -> None:
     """Rollouts of two models over the same moment, by norms where they can be measured."""
     placeholder = "the folder of a model, or a released checkpoint"
     other = st.text_input("Second model", placeholder=placeholder, **session.field("second_model")).strip()
@@ -186,7 +194,8 @@ def show_two(key: Key, name: str, maps: AttentionMaps, seen) -> None:
         return
     second_key = (key[0], cache.model_content(other), key[2])
     second, second_seen = attention(*second_key), cache.clip(*second_key)
-    for column, title, frames, times, found in zip(
+    for place, column, title, frames, times, found in zip(
+        ("first", "second"),
         st.columns(2),
         (name, other),
         (seen.frames, second_seen.frames),
@@ -195,7 +204,8 @@ def show_two(key: Key, name: str, maps: AttentionMaps, seen) -> None:
         strict=True,
     ):
         rollout = found.rollout(by="norms" if found.norms else "attention")
-        column.plotly_chart(overlay(frames, rollout, times, title), width="stretch", key=f"two {title}", config=CONFIG)
+        figure = marked(overlay(frames, rollout, times, title), generated)
+        column.plotly_chart(figure, width="stretch", key=f"{place} {title}", config=CONFIG)
     tables = [m.statistics().groupby("axis")[["distance", "entropy"]].mean() for m in (maps, second)]
     st.dataframe(pd.concat(tables, axis=1, keys=["first", "second"]))
 
@@ -220,16 +230,16 @@ try:
         "View", session.VIEWS["look"], label_visibility="collapsed", required=True, **session.field("look")
     )
     if view == "Space":
-        show_space(seen, maps)
+        show_space(seen, maps, generated)
     elif view == "Time":
         show_time(seen, maps)
     elif view == "Rollout":
-        show_rollout(seen, maps)
+        show_rollout(seen, maps, generated)
     elif view == "Heads":
-        show_heads(seen, maps)
+        show_heads(seen, maps, generated)
     elif view == "Attribution":
         show_attribution(seen, key, network.card.heads)
     else:
-        show_two(key, network.card.name, maps, seen)
+        show_two(key, network.card.name, maps, seen, generated)
 except lab.UserError as error:
-    st.error(plain(error))
+    errors.show(error)

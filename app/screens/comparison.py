@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import errors
 import pandas as pd
 import session
 import streamlit as st
@@ -165,4 +166,4 @@ try:
     st.subheader("Beside the published results")
     st.markdown(paper_table(found))
 except lab.UserError as error:
-    st.error(plain(error))
+    errors.show(error)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import cache
+import errors
 import pandas as pd
 import session
 import streamlit as st
@@ -19,7 +20,7 @@ from endofm_lab.data.manifest import Manifest
 from endofm_lab.data.splits import Split
 from endofm_lab.figures.data import class_counts, split_balance
 from endofm_lab.figures.embeddings import picture_sheet
-from endofm_lab.figures.style import STILL
+from endofm_lab.figures.style import STILL, marked
 from endofm_lab.files import formulas_as_text
 
 AS_IT_IS, HOLD_OUT, FOLDS = "as in the manifest", "hold-out", "k-fold"
@@ -67,7 +68,7 @@ def show_manifest(data: Manifest, generated: bool) -> None:
     shown = [(one, title) for one, title in zip(seen, titles, strict=True) if one is not None]
     if shown:
         pictures, names = zip(*shown, strict=True)
-        st.plotly_chart(picture_sheet(pictures, names), width="stretch", config=STILL)
+        st.plotly_chart(marked(picture_sheet(pictures, names), generated), width="stretch", config=STILL)
         what = "**Generated** pictures: they show no patient. " if generated else ""
         st.caption(f"{what}The first frame of {len(shown)} of {int((table['label'] == label).sum()):,} rows.")
     if len(shown) < len(rows):
@@ -222,4 +223,4 @@ try:
     else:
         show_audit(files, choice, generated)
 except lab.UserError as error:
-    st.error(plain(error))
+    errors.show(error)

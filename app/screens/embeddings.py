@@ -1,8 +1,10 @@
 """Page: a map of embedded clips; a lasso fills a sheet of pictures, a click shows neighbours."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import cache
+import errors
 import numpy as np
 import pandas as pd
 import session
@@ -27,6 +29,7 @@ from endofm_lab.figures.embeddings import picture_sheet, scatter
 from endofm_lab.figures.style import CONFIG, STILL
 
 SHOWN = 18  # pictures on a sheet
+MAPS = ["PCA", "t-SNE", *(["UMAP"] if find_spec("umap") else [])]  # an extra of the installation
 CLICK = "Click a marker"
 # Streamlit passes no click on while the mouse draws a lasso or a box, so the page asks what the mouse shall do.
 MOUSE = {
@@ -91,7 +94,7 @@ try:
     store = opened(content)
     usable = store.usable()
     rows = store.rows[usable].reset_index(drop=True)
-    method = st.sidebar.selectbox("Map", ["PCA", "t-SNE", "UMAP"])
+    method = st.sidebar.selectbox("Map", MAPS)
     columns = [c for c in rows.columns if c not in ("video", "masks", "boxes", "error", "start_s", "end_s", "source")]
     color = st.sidebar.selectbox("Colour", columns, index=columns.index("label"))
     left_out = f" · {int((~usable).sum())} could not be read" if not usable.all() else ""
@@ -150,4 +153,4 @@ try:
             left.metric("Linear CKA (1 = alike)", f"{linear_cka(*pair):.3f}")
             right.metric("Procrustes distance (0 = alike)", f"{procrustes(*pair):.3f}")
 except lab.UserError as error:
-    st.error(plain(error))
+    errors.show(error)

@@ -1,6 +1,7 @@
 """Page: a video, time lines of scores, phases, masks and boxes, and a frame-accurate viewer; or a whole study."""
 
 import cache
+import errors
 import numpy as np
 import pandas as pd
 import session
@@ -13,12 +14,17 @@ from texts import plain
 import endofm_lab as lab
 from endofm_lab.figures.comparison import ribbons
 from endofm_lab.figures.prediction import frame_figure, frame_timeline, timeline
-from endofm_lab.figures.style import CONFIG, STILL
+from endofm_lab.figures.style import CONFIG, STILL, marked
 from endofm_lab.files import formulas_as_text
 from endofm_lab.metrics.smoothing import hmm_filter, hmm_smooth, stay_transition
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.prediction import VideoPrediction
 from endofm_lab.tasks.phases import Phases
+from endofm_lab.video.reader import VideoInfo
+
+MASKS_HELP = (
+    "Slower: otherwise the frames of the clips get one. The scores stay the same and are shown with their spread"
+)
 
 
 def move_to(frame: int) -> None:
@@ -50,6 +56,13 @@ def overlay_names(prediction: VideoPrediction) -> dict[str, str]:
     return names
 
 
+def when(video: VideoInfo, time_s: float) -> str:
+    """The time of a frame; of images it is an assumption."""
+    if video.decoder == "frames":
+        return f"{time_s:.3f} s if there are {float(video.fps):g} frames per second: images carry no rate"
+    return f"{time_s:.3f} s"
+
+
 def show_viewer(video: Content, prediction: VideoPrediction, generated: bool) -> int:
     """The frame with its overlays and the controls to move; returns the frame shown."""
     last = prediction.video.n_frames - 1
@@ -62,9 +75,9 @@ def show_viewer(video: Content, prediction: VideoPrediction, generated: bool) ->
     chosen = st.pills("Show", list(overlays), selection_mode="multi", default=list(overlays), key="overlays")
     picture = cache.frame(video, index)
     figure = frame_figure(picture, *prediction.overlay(seen, [overlays[name] for name in chosen]))
-    st.plotly_chart(figure, width="stretch", key="viewer", config=STILL)
+    st.plotly_chart(marked(figure, generated), width="stretch", key="viewer", config=STILL)
     label = "Generated picture · " if generated else ""
-    st.caption(f"{label}frame {index} of {last} · {times[index]:.3f} s{exact}")
+    st.caption(f"{label}frame {index} of {last} · {when(prediction.video, times[index])}{exact}")
     if last > 0:
         back, slider, forward = st.columns([1, 6, 1], vertical_alignment="bottom")
         back.button("◀", on_click=move_to, args=(max(index - 1, 0),), help="One frame back", width="stretch")
@@ -133,9 +146,10 @@ def show_provenance(prediction: VideoPrediction) -> None:
     with st.expander("Model and provenance"):
         st.markdown(f"**{plain(about['model_name'])}** · Initialisation: {plain(about['initialisation']['words'])}")
         video = prediction.video
+        assumed = " (assumed)" if video.decoder == "frames" else ""
         st.markdown(
             f"Video: {video.width_px} x {video.height_px} px, {video.n_frames} frames, "
-            f"{float(video.fps):.3f} per second, {plain(video.codec)}, read with {plain(video.decoder)}."
+            f"{float(video.fps):.3f} per second{assumed}, {plain(video.codec)}, read with {plain(video.decoder)}."
         )
         st.json({k: v for k, v in about.items() if k != "initialisation"}, expanded=False)
         st.download_button(
@@ -154,11 +168,13 @@ if view == "Study":
     try:
         show_study()
     except lab.UserError as error:
-        st.error(plain(error))
+        errors.show(error)
     st.stop()
 video, chosen = choose_video(), choose_model()
 every_frame = st.sidebar.toggle(
-    "Masks for every frame", help="Slower: otherwise every clip's own frames get one", **session.field("every_frame")
+    "Masks for every frame",
+    help=MASKS_HELP,
+    **session.field("every_frame"),
 )
 if video is None:
     st.info("Choose a video in the side bar: a generated sample, a file or folder on this machine, or an upload.")
@@ -171,7 +187,8 @@ try:
         st.caption("The video below is **generated**. It shows no patient.")
     elif prediction.provenance["training_data"].get("generated"):
         st.warning("This model was trained on generated video only: on a real one its scores mean nothing yet.")
-    left, right = st.columns([3, 2], gap="large")
+    row = st.container(horizontal=True, gap="large")  # one below the other where both do not fit
+    left, right = row.container(width=640), row.container(width=360)
     with left:
         shown = show_viewer(video, prediction, generated)
     time_s = float(cache.frame_times(video)[shown])
@@ -181,6 +198,7 @@ try:
             session.change(start_s=float(prediction.times_s[prediction.clip_at(time_s), 0]))
             st.switch_page("screens/attention.py")
     if prediction.scores:
+        spread = bool(prediction.score_spread)
         st.plotly_chart(
             timeline(prediction, time_s),
             width="stretch",
@@ -189,7 +207,10 @@ try:
             selection_mode="points",
             config=CONFIG,
         )
-        st.caption("Click a marker to move the viewer to that clip.")
+        st.caption(
+            "Click a marker to move the viewer to that clip."
+            + (" Bands: the lowest and the highest score of clips that begin a few frames later." * spread)
+        )
     if Phases.head_name in prediction.scores and len(prediction.times_s) > 2:
         show_phases(prediction)
     if any(head.answer != "clip" for head in heads.values()):
@@ -204,4 +225,4 @@ try:
         st.caption("Masks and boxes of every frame that the model saw. Click a marker to move the viewer to it.")
     show_provenance(prediction)
 except lab.UserError as error:
-    st.error(plain(error))
+    errors.show(error)

@@ -142,16 +142,16 @@ def show_review(content: Content, width: int, found: pd.DataFrame) -> None:
         "see it. Decisions are added to review.csv in the study's folder at once; none is overwritten."
     )
     names = [f"{row.number}: {row.finding} at {clock(row.time_s)}, {SAID[row.decision]}" for row in table.itertuples()]
-    which, remark, *buttons = st.columns([6, 6, 2, 2, 2], vertical_alignment="bottom")
+    which, remark = st.columns(2, vertical_alignment="bottom")
+    row = st.container(horizontal=True)
     at = which.selectbox("Finding", range(len(table)), format_func=lambda n: names[n], key="finding")
     chosen = table.iloc[at].to_dict()
     field = f"remark {folder} {chosen['head']} {chosen['finding']} {chosen['frame']}"
     remark.text_input("Remark", chosen["remark"], key=field, placeholder="kept with the decision")
     following = next_open(table, at + 1, but=at)
-    for button, text, decision in zip(buttons, ["Confirm", "Reject", "Undo"], [CONFIRM, REJECT, OPEN], strict=True):
-        button.button(
+    for text, decision in (("Confirm", CONFIRM), ("Reject", REJECT), ("Undo", OPEN)):
+        row.button(
             text,
-            width="stretch",
             disabled=decision == chosen["decision"] == OPEN,
             type="primary" if decision == chosen["decision"] != OPEN else "secondary",
             on_click=keep,

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import errors
 import streamlit as st
 from texts import plain
 
@@ -158,4 +159,4 @@ try:
         st.sidebar.toggle("Reference run behind the curves", True, key="reference")
         st.fragment(show_run, run_every=3.0 if is_running(run) else None)(run)
 except lab.UserError as error:
-    st.error(plain(error))
+    errors.show(error)

@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import cache
+import errors
 import pandas as pd
 import streamlit as st
 from cache import Content
 from choose import choose_video
-from texts import plain
 
 import endofm_lab as lab
-from endofm_lab.figures.style import STILL
+from endofm_lab.figures.style import STILL, marked
 from endofm_lab.figures.views import in_space, in_time, seen
 from endofm_lab.pretraining.config import PRESETS
 from endofm_lab.pretraining.views import MultiView, Views, ViewSpec
@@ -101,16 +101,16 @@ def show(views: Views, spec: ViewSpec, generated: bool) -> None:
     middle_s = round((first_s + last_s) / 2, 2)
     at_s = st.slider("Time in the video (s)", first_s, last_s, middle_s, 0.01, key=f"time {first_s} {last_s}")
     left, right = st.columns(2)
-    left.plotly_chart(in_space(views, at_s), width="stretch", config=STILL)
+    left.plotly_chart(marked(in_space(views, at_s), generated), width="stretch", config=STILL)
     right.plotly_chart(in_time(views, at_s), width="stretch", config=STILL)
     label = "Generated picture. " if generated else ""
     st.caption(f"{label}Full lines: views whose window holds {at_s:.2f} s. Dots: the frames that a view shows.")
     teacher = [n for n, draw in enumerate(views.draws) if draw.kind == "global"]
     tabs = st.tabs(["The teacher sees", "The student sees", "In numbers"])
     with tabs[0]:
-        st.plotly_chart(seen(views, spec.input, teacher), width="content", config=STILL)
+        st.plotly_chart(marked(seen(views, spec.input, teacher), generated), width="content", config=STILL)
     with tabs[1]:
-        st.plotly_chart(seen(views, spec.input), width="content", config=STILL)
+        st.plotly_chart(marked(seen(views, spec.input), generated), width="content", config=STILL)
         pairs = len(teacher) * (len(views.draws) - 1)
         st.caption(
             f"The student has to say of each view what the teacher says of the other: {pairs} pairs, {len(teacher)} of "
@@ -137,4 +137,4 @@ try:
     spec = choose_spec()
     show(drawn(video, spec, seed), spec, cache.video_info(video).generated)
 except lab.UserError as error:
-    st.error(plain(error))
+    errors.show(error)

@@ -50,7 +50,7 @@ def show(output: Output, headless: bool = False, port: int = 8501, out: Path = P
 
 
 def _write_demo_report(prediction: VideoPrediction, path: Path, title: str) -> Path:
-    shown = prediction.frames[:: max(1, len(prediction.frames) // 4)][1:4].tolist()
+    shown = sorted(prediction.telling_frames(3))
     with open_video(prediction.video.path) as reader:
         pictures = reader.read(shown)
     figures = [

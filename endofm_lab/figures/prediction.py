@@ -16,6 +16,7 @@ from endofm_lab.prediction import VideoPrediction
 def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Figure:
     """One row per classification head: a marker per clip and class at the clip's middle, and a line at ``time_s``.
 
+    A band shows `VideoPrediction.score_spread`, where clips between were run.
     Markers can be clicked: their ``customdata`` is the clip's number and its start and end in seconds.
     """
     heads = list(prediction.scores)
@@ -26,14 +27,18 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Fig
     clips = np.column_stack([np.arange(len(middle)), prediction.times_s])
     for row, head in enumerate(heads, start=1):
         for k, name in enumerate(prediction.classes[head]):
+            group = {"legendgroup": f"{head} {name}"}  # a band goes with its line
+            if head in prediction.score_spread:
+                band = _band(middle, prediction.score_spread[head][:, k], color_of(name, k))
+                figure.add_trace(band.update(group), row=row, col=1)
             figure.add_trace(
                 go.Scatter(
                     x=middle,
                     y=prediction.scores[head][:, k],
                     name=name,
                     mode="lines+markers",
-                    legendgroup=head,
-                    legendgrouptitle_text=head,
+                    legendgrouptitle_text=head if k == 0 else None,
+                    **group,
                     line={"color": color_of(name, k), "width": 2},
                     marker={"size": 8},
                     customdata=clips.tolist(),  # a click returns rows of arrays as dicts, rows of lists as lists
@@ -48,7 +53,22 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Fig
         figure.add_vline(x=time_s, line={"color": "#444444", "dash": "dot", "width": 2})
     figure.update_xaxes(title_text="time in the video (s)", row=max(len(heads), 1), col=1)
     figure.update_layout(height=120 + 190 * max(len(heads), 1), hovermode="closest")
-    return tidy(figure)
+    return tidy(figure).update_layout(legend={"groupclick": "togglegroup", "tracegroupgap": 0})
+
+
+def _band(middle: np.ndarray, bounds: np.ndarray, colour: str) -> go.Scatter:
+    """The area between the lowest and the highest scores ``bounds`` (N, 2) of clips with the middles (N,)."""
+    return go.Scatter(
+        x=np.concatenate([middle, middle[::-1]]),
+        y=np.concatenate([bounds[:, 0], bounds[::-1, 1]]),
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.2,
+        line={"width": 0},
+        mode="lines",
+        hoverinfo="skip",
+        showlegend=False,
+    )
 
 
 def frame_timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Figure:

@@ -56,6 +56,24 @@ def tidy(figure: go.Figure) -> go.Figure:
     return figure
 
 
+def marked(figure: go.Figure, generated: bool) -> go.Figure:
+    """A figure with pictures that says in its corner that they are generated, where they are."""
+    if generated:
+        figure.add_annotation(
+            text="Generated",
+            xref="paper",
+            yref="paper",
+            x=1,
+            y=0,
+            xanchor="right",
+            yanchor="bottom",
+            showarrow=False,
+            font={"color": "white", "size": 13},
+            bgcolor="rgba(0, 0, 0, 0.6)",
+        )
+    return figure
+
+
 def _show_as_text(part: Any, values: dict[str, Any]) -> None:
     """Escape the texts of a trace or of a part of the layout in place; ``values`` is what is set in it."""
     for name, value in values.items():

@@ -1,0 +1,80 @@
+"""What a running prediction keeps on disk, part by part, so that it can go on after it was stopped."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from endofm_lab.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Part:
+    """The results of clips ``start_clip`` to ``stop_clip`` of a running prediction, and what it carries on.
+
+    Attributes:
+        scores: head -> (n, K).
+        frames: (m,) frames that no later clip shows.
+        maps: mask head -> (m, K, h, w) uint8; empty if m is 0.
+        boxes: box head -> (n, 7) float32: frame, label, score, x1, y1, x2, y2 in fractions of the frame.
+        carry: sums over clips of the dense outputs of frames that a later clip may still show: head -> (c, K, h, w).
+        carry_frames: (c,) their indices.
+        carry_counts: (c,) in how many clips they were so far.
+    """
+
+    start_clip: int
+    stop_clip: int
+    scores: dict[str, np.ndarray]
+    frames: np.ndarray
+    maps: dict[str, np.ndarray]
+    boxes: dict[str, np.ndarray]
+    carry: dict[str, np.ndarray]
+    carry_frames: np.ndarray
+    carry_counts: np.ndarray
+
+    def save(self, folder: Path) -> Path:
+        """Write the part as an uncompressed ``.npz`` whose name sorts by clip."""
+        arrays = {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
+        for group in _GROUPS:
+            arrays |= {f"{group}/{head}": value for head, value in getattr(self, group).items()}
+        path = folder / f"part_{self.start_clip:08d}.npz"
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, clips=np.array([self.start_clip, self.stop_clip]), **arrays)  # type: ignore[arg-type]
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> "Part":
+        """The part that `save` wrote."""
+        with np.load(path, allow_pickle=False) as stored:
+            start, stop = stored["clips"].tolist()
+            grouped: dict[str, dict[str, np.ndarray]] = {group: {} for group in _GROUPS}
+            for name in stored.files:
+                group, _, head = name.partition("/")
+                if head:
+                    grouped[group][head] = stored[name]
+            plain = {name: stored[name] for name in ("frames", "carry_frames", "carry_counts")}
+        return cls(start, stop, **grouped, **plain)  # type: ignore[arg-type]
+
+
+_GROUPS = ("scores", "maps", "boxes", "carry")  # the fields of a part that hold arrays by head
+
+
+def joined_parts(folder: Path) -> list[Path]:
+    """The parts from the first clip on that follow each other and can be read; the others are removed."""
+    joined: list[Path] = []
+    clip = 0
+    found = sorted(folder.glob("part_*.npz"))
+    for path in found:
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                start, stop = stored["clips"].tolist()
+        except (OSError, ValueError, KeyError, BadZipFile):
+            break
+        if start != clip:
+            break
+        joined.append(path)
+        clip = stop
+    for path in found[len(joined) :]:
+        path.unlink()
+    return joined

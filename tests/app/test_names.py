@@ -1,0 +1,51 @@
+"""What the app says of a file: the name its owner knows, its rate if it has one, and whether it is generated."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from streamlit.testing.v1 import AppTest
+
+from endofm_lab.data.samples import SAMPLES, sample_video
+from tests.app.conftest import typed_before
+
+APP = Path(__file__).resolve().parents[2] / "app"
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
+    return AppTest.from_file(str(APP / "main.py"), default_timeout=250)
+
+
+def captions(app):
+    return " ".join(caption.value for caption in app.caption)
+
+
+def test_an_uploaded_file_that_is_no_video_is_named_as_its_owner_knows_it(app):
+    app.run().sidebar.radio[0].set_value("Upload").run()
+    app.get("file_uploader")[0].set_value(("my case.mp4", b"these are notes", "video/mp4")).run()
+    said = app.error[0].value.replace("\\", "")
+    assert not app.exception and "my case.mp4" in said and "uploads" not in said
+    assert not app.get("progress"), "no bar stays above the error"
+
+
+def test_a_sample_that_is_uploaded_again_is_still_generated_and_its_picture_says_so(app, tmp_path):
+    copy = tmp_path / "another name.mp4"
+    copy.write_bytes(sample_video(next(iter(SAMPLES))).read_bytes())
+    app.query_params |= {"source": "file", "path": typed_before(copy)}
+    app.run()
+    assert not app.exception and "Generated picture" in captions(app) and not app.warning
+    viewer = next(chart for chart in app.get("plotly_chart") if chart.key == "viewer")
+    assert any(note["text"] == "Generated" for note in json.loads(viewer.proto.spec)["layout"]["annotations"])
+
+
+def test_the_time_of_an_image_in_a_folder_is_called_an_assumption(app, tmp_path):
+    (tmp_path / "frames").mkdir()
+    for n in range(12):
+        Image.fromarray(np.full((64, 80, 3), 20 * n, np.uint8)).save(tmp_path / "frames" / f"{n:03d}.png")
+    app.query_params |= {"source": "file", "path": typed_before(tmp_path / "frames")}
+    app.run()
+    assert not app.exception and "if there are 25 frames per second: images carry no rate" in captions(app)
