@@ -123,7 +123,7 @@ def test_the_embeddings_page_draws_a_store_and_refuses_what_is_none(tmp_path, mo
     field = next(f for f in app.sidebar.text_input if f.label == "Embedding store")
     field.set_value(str(tmp_path / "store")).run()
     assert not app.exception and not app.error
-    assert "6 clips · small" in captions(app)
+    assert "6 clips of 1 patient · small" in captions(app)
     field = next(f for f in app.sidebar.text_input if f.label == "Embedding store")
     field.set_value(str(tmp_path)).run()
     assert "no finished embeddings" in app.error[0].value
