@@ -31,12 +31,10 @@ from endofm_lab.finetuning.finetune import finetune
 from endofm_lab.finetuning.start import Start
 from endofm_lab.metrics.classification import balanced_accuracy
 from endofm_lab.metrics.intervals import bootstrap_difference, bootstrap_interval
-from endofm_lab.model.card import HeadSpec
-from endofm_lab.model.frame import build_frame_backbone, frame_input
-from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.precision import automatic_dtype
-from endofm_lab.pretraining.adapt import AdaptConfig, MaskedFeatures, adapt_masked
-from endofm_lab.pretraining.frames import FrameCorpus
+from endofm_lab.pretraining.config import images
+from endofm_lab.pretraining.features import FeatureConfig
+from endofm_lab.pretraining.trainer import MODEL, pretrain
 from endofm_lab.runs.run import read_run
 
 PX, VIT = 112, "vit_small_patch14_dinov2"
@@ -170,13 +168,24 @@ def main() -> None:
         return Start(str(trained(question.first, out, start, steps, first_epoch, args.batch, lr, 0.95, seed)))
 
     def masked(start: Start, lr: float, seed: int, out: Path) -> Start:
-        model = start.build("label", HeadSpec("multiclass", ("a", "b")), seed)
-        teacher, _ = build_frame_backbone(VIT, args.weights, PX)
-        module = MaskedFeatures(model.backbone, teacher, model.card.input, frame_input(teacher.config))
-        train = FrameCorpus(question.first, "train", model.card.input, augment=True)
-        for _ in adapt_masked(module, train, AdaptConfig(args.epochs[0], args.batch, lr, precision=PRECISION), out):
+        preset = images(question.first.path, out)
+        config = replace(
+            preset,
+            image_model=(start.size or "").removeprefix("timm:"),
+            initialisation=start.source,
+            features=FeatureConfig(args.weights, VIT),
+            views=replace(preset.views, global_px=PX, global_scale=(0.5, 1.0)),
+            epochs=args.epochs[0],
+            batch=args.batch,
+            lr=lr * 256 / args.batch,
+            seed=seed,
+            precision=PRECISION,
+            workers=0,
+            trackers=(),
+        )
+        for _ in pretrain(config):
             pass
-        return Start(str(save_model(model, out / "model")))
+        return Start(str(out / MODEL))
 
     def nothing(start: Start, lr: float, seed: int, out: Path) -> Start:
         """Start as it is."""

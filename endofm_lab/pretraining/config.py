@@ -3,16 +3,20 @@
 import types
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 
 from endofm_lab.errors import UserError
+from endofm_lab.model.encoder import Encoder
+from endofm_lab.model.frame import FrameBackbone, FrameConfig, frame_config, frame_input
 from endofm_lab.model.precision import Precision, automatic_dtype
 from endofm_lab.model.transformer import PRESETS as BACKBONES
-from endofm_lab.model.transformer import BackboneConfig
+from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
 from endofm_lab.pretraining.dino import DinoConfig
+from endofm_lab.pretraining.features import FeatureConfig
 from endofm_lab.pretraining.masked import MaskConfig
 from endofm_lab.pretraining.objective import Objective, Signs
 from endofm_lab.pretraining.vcl import ContrastConfig
@@ -25,6 +29,7 @@ OBJECTIVES = {
     DinoConfig.name: "dino",
     MaskConfig.name: "masking",
     ContrastConfig.name: "contrast",
+    FeatureConfig.name: "features",
     VicregConfig.name: "vicreg",
 }
 OWN = "objective_settings"  # in config.json: the numbers of an objective from outside this table
@@ -37,14 +42,19 @@ class PretrainConfig:
     Attributes:
         manifest: table of the videos.
         out: folder of the run.
-        objective: a name in `OBJECTIVES`: "dino" (Endo-FM), "masked" (EndoFM-LV), "vcl" (contrast of videos), "vicreg".
+        objective: a name in `OBJECTIVES`: "dino" (Endo-FM), "masked" (EndoFM-LV), "vcl" (contrast of videos), "vicreg",
+            "features" (of a frozen teacher, EVA-02).
         backbone: the network.
+        image_model: name in timm of an image model that learns in place of ``backbone``, frame by frame; its pictures
+            have the size of the global views and are normalised as timm says, whatever ``views.input`` is.
         views: what it sees.
         dino: numbers of the objectives dino and masked.
         masking: more numbers of masked.
         contrast: numbers of vcl.
+        features: teacher and numbers of features.
         vicreg: numbers of vicreg.
-        initialisation: "scratch", or weights: a file (Endo-FM, SVT, image models), a model's folder, a hub id.
+        initialisation: "scratch", or weights: a file (Endo-FM, SVT, image models), a model's folder, a hub id. For an
+            ``image_model`` a file of its own, a folder of such a model, or "hub" for the weights that timm knows.
         split: rows to learn from; None takes "pretrain", "train" and rows without a split, never "val" and "test".
         epochs: passes over the rows.
         steps: updates, in place of ``epochs``.
@@ -72,10 +82,12 @@ class PretrainConfig:
     out: Path
     objective: str = "dino"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    image_model: str | None = None
     views: ViewSpec = field(default_factory=ViewSpec)
     dino: DinoConfig = field(default_factory=DinoConfig)
     masking: MaskConfig = field(default_factory=MaskConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
     vicreg: VicregConfig = field(default_factory=VicregConfig)
     initialisation: str = "scratch"
     split: str | None = None
@@ -108,15 +120,35 @@ class PretrainConfig:
         for name in ("epochs", "batch", "lr", "clip", "probe_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number above 0.")
-        for px in (self.views.global_px, self.views.local_px):
-            if px % self.backbone.patch_px:
-                raise UserError(f"views of {px} px do not divide into patches of {self.backbone.patch_px} px.")
-        object.__setattr__(self, "backbone", self.chosen.backbone(self.backbone))
+        backbone = self.chosen.backbone(self.network[1])
+        if self.image_model is None:
+            object.__setattr__(self, "backbone", backbone)
+        else:
+            object.__setattr__(self, "views", replace(self.views, input=frame_input(backbone)))
+        if (
+            self.image_model
+            and self.chosen.views(self.views).local_frames
+            and self.views.local_px != self.views.global_px
+        ):
+            raise UserError(
+                f"{self.image_model} takes pictures of one size, but local views have {self.views.local_px} px and "
+                f"global ones {self.views.global_px}; set views.local_frames to [], or one size for both."
+            )
+        for px in (self.views.global_px, self.views.local_px)[: 1 if self.image_model else 2]:
+            if px % backbone.patch_px:
+                raise UserError(f"views of {px} px do not divide into patches of {backbone.patch_px} px.")
 
     @property
     def chosen(self) -> Objective:
         """The objective, with its numbers."""
         return getattr(self, OBJECTIVES[self.objective])
+
+    @property
+    def network(self) -> tuple[type[Encoder], Any]:
+        """Class and configuration of the backbone that learns."""
+        if self.image_model is None:
+            return VideoTransformer, self.backbone
+        return FrameBackbone, _frame_config(self.image_model, self.views.global_px)
 
     def steps_per_epoch(self, n_clips: int) -> int:
         """Updates in which every clip is seen once."""
@@ -125,6 +157,12 @@ class PretrainConfig:
     def n_steps(self, n_clips: int) -> int:
         """Updates of the whole run."""
         return self.steps if self.steps is not None else max(1, round(self.epochs * self.steps_per_epoch(n_clips)))
+
+
+@lru_cache
+def _frame_config(name: str, image_px: int) -> FrameConfig:
+    """`frame_config`, which builds the model to learn its sizes."""
+    return frame_config(name, image_px)
 
 
 def endo_fm(manifest: Path, out: Path) -> PretrainConfig:
@@ -200,11 +238,31 @@ def long_video(manifest: Path, out: Path) -> PretrainConfig:
     )
 
 
+def images(manifest: Path, out: Path) -> PretrainConfig:
+    """An image model, frame by frame: EVA-02 goes on from its weights towards a teacher's features; name the teacher."""
+    views = ViewSpec(global_frames=(1, 1), local_frames=(), global_shift=0, global_scale=(0.2, 1.0), grey=0.0)
+    return PretrainConfig(
+        manifest,
+        out,
+        objective="features",
+        image_model="eva02_small_patch14_224.mim_in22k",
+        initialisation="hub",
+        views=views,
+        batch=64,
+        precision="bfloat16",
+        lr=2e-4,
+        warmup_epochs=1,
+        weight_decay=(0.05, 0.05),
+        workers=4,
+    )
+
+
 PRESETS: dict[str, Callable[[Path, Path], PretrainConfig]] = {
     "endo-fm": endo_fm,
     "small": small,
     "tiny": tiny,
     "long-video": long_video,
+    "images": images,
 }
 
 

@@ -193,11 +193,14 @@ def _clip(row: Row, n_frames: int, spec: InputSpec) -> np.ndarray:
 
 @torch.no_grad()
 def encode(backbone: nn.Module, frames: np.ndarray, spec: InputSpec, batch: int = 8) -> np.ndarray:
-    """CLS features (N, D) float32 of clips, uint8 (N, T, px, px, 3), by a backbone in evaluation mode."""
+    """Features (N, D) float32 of clips, uint8 (N, T, px, px, 3), by a backbone in evaluation mode.
+
+    They are CLS, or the mean over patches of a backbone without one.
+    """
     device, training = next(backbone.parameters()).device, backbone.training
     backbone.eval()
     found = [
-        backbone(to_input(frames[i : i + batch], spec).to(device)).cls.float().cpu()
+        backbone(to_input(frames[i : i + batch], spec).to(device)).pooled().float().cpu()
         for i in range(0, len(frames), batch)
     ]
     backbone.train(training)

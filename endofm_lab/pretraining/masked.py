@@ -4,6 +4,7 @@ Written from iBOT (arXiv 2111.07832, section 3): the student sees global views w
 token and predicts, at those patches, the teacher's answer to the whole view; one head for CLS and patches.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,7 +14,6 @@ from torch import Tensor
 from endofm_lab.errors import UserError
 from endofm_lab.model.encoder import Encoder, VideoTokens
 from endofm_lab.model.transformer import BackboneConfig
-from endofm_lab.pretraining.adapt import block_mask
 from endofm_lab.pretraining.dino import CURVES, Centre, Dino, DinoConfig, teacher_targets
 from endofm_lab.pretraining.objective import Objective, Signs
 
@@ -45,8 +45,17 @@ class MaskConfig(Objective):
                 "and 1, a probability from 0 to 1 and a weight of 0 or more."
             )
 
-    def backbone(self, config: BackboneConfig) -> BackboneConfig:
-        """The backbone with a mask token."""
+    def backbone(self, config: Any) -> Any:
+        """The backbone with a mask token.
+
+        Raises:
+            UserError: it is no video transformer.
+        """
+        if not isinstance(config, BackboneConfig):
+            raise UserError(
+                "The objective masked needs the mask token of a video transformer; for image models there is the "
+                "objective features."
+            )
         return replace(config, mask_token=True)
 
     def signs(self, config: "PretrainConfig") -> Signs:
@@ -130,3 +139,24 @@ class Masked(Dino):
         if self.config.centring:
             self.patch_centre.update()
         return super().after_step(step)
+
+
+def block_mask(batch: int, side: int, share: float) -> Tensor:
+    """Masks (B, side, side) bool of rectangles that together cover exactly ``share`` of the patches, rounded.
+
+    Rectangles have 1/16 to 1/4 of the patches and sides in the ratio 0.3 to 3.3 (BEiT, arXiv 2106.08254, algorithm 1);
+    the last one is as small as it must be for the exact number. Draws come from torch's generator.
+    """
+    wanted = max(1, round(share * side * side))
+    masks = torch.zeros(batch, side, side, dtype=torch.bool)
+    for mask in masks:
+        while (missing := wanted - int(mask.sum())) > 0:
+            area = min(missing, side * side * float(torch.empty(()).uniform_(1 / 16, 1 / 4)))
+            ratio = math.exp(float(torch.empty(()).uniform_(math.log(0.3), -math.log(0.3))))
+            h, w = (min(side, max(1, round(math.sqrt(area * r)))) for r in (ratio, 1 / ratio))
+            top, left = (int(torch.randint(side - n + 1, ())) for n in (h, w))
+            new = torch.zeros_like(mask)
+            new[top : top + h, left : left + w] = True
+            places = (new & ~mask).nonzero()[:missing]
+            mask[places[:, 0], places[:, 1]] = True
+    return masks

@@ -7,13 +7,12 @@ those that a configuration can name; any other object with this contract goes to
 
 import copy
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
 
 from endofm_lab.model.encoder import Encoder
-from endofm_lab.model.transformer import BackboneConfig
 from endofm_lab.pretraining.queue import Queue
 from endofm_lab.pretraining.views import ViewSpec
 from endofm_lab.training.loop import Trainable
@@ -57,8 +56,8 @@ class Objective:
     name: ClassVar[str]
     words: ClassVar[str]
 
-    def backbone(self, config: BackboneConfig) -> BackboneConfig:
-        """The backbone with what the objective needs of it.
+    def backbone(self, config: Any) -> Any:
+        """The configuration of the backbone (`BackboneConfig`, `FrameConfig`, ...) with what the objective needs of it.
 
         Raises:
             UserError: the objective cannot work with this backbone.

@@ -8,7 +8,7 @@ them, within rounding.
 
 import dataclasses
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from endofm_lab.data.manifest import read_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, write_json
 from endofm_lab.model.card import InitialisationRecord, Metric, ModelCard
+from endofm_lab.model.encoder import Encoder
+from endofm_lab.model.frame import FrameBackbone, load_frame_weights
 from endofm_lab.model.loading.load import initialise, save_model
 from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.model.video_model import VideoModel
@@ -104,8 +106,9 @@ class _Pretraining:
 
     def __init__(self, config: PretrainConfig, objective: Objective | None) -> None:
         self.objective = config.chosen if objective is None else objective
-        config = dataclasses.replace(config, backbone=self.objective.backbone(config.backbone))
         self.config, self.signs = config, self.objective.signs(config)
+        self.encoder, shapes = config.network
+        self.shapes = self.objective.backbone(shapes)
         self.manifest = read_manifest(config.manifest)
         self.corpus = Corpus(self.manifest, MultiView(self.objective.views(config.views)), config.split)
         self.steps = config.n_steps(len(self.corpus))
@@ -120,13 +123,11 @@ class _Pretraining:
         described = read_json(path) if path.is_file() else {}  # of several processes one writes it
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            backbone = VideoTransformer(config.backbone)
+            backbone = self.encoder(self.shapes)
             if self.steps_done:  # the checkpoint brings the weights
                 self.initialisation: InitialisationRecord = described["initialisation"]
             else:
-                self.initialisation = initialise(backbone, config.initialisation)
-                if config.initialisation == "scratch":
-                    _forget_constants(backbone)
+                self.initialisation = self._initialised(backbone)
                 described["initialisation"] = self.initialisation
             self.model = self.objective.build(backbone, config, self.steps, self.per_epoch)
         if config.compile:
@@ -161,6 +162,16 @@ class _Pretraining:
         }
         with claim(out, request, kind, record=CONFIG, about=about, beside=(PROCESS, OUTPUT), completed=_completed):
             yield
+
+    def _initialised(self, backbone: Encoder) -> InitialisationRecord:
+        """Fill the backbone, and say from where."""
+        source = self.config.initialisation
+        if isinstance(backbone, FrameBackbone) and source != "scratch" and not Path(source).expanduser().is_dir():
+            return load_frame_weights(backbone, source)
+        record = initialise(backbone, source)
+        if source == "scratch" and isinstance(backbone, VideoTransformer):
+            _forget_constants(backbone)
+        return record
 
     def _load_probes(self) -> tuple[ProbeData | None, ProbeData | None]:
         """Whom to ask during the run ("val" rows if there are any), and before and after it ("test" rows likewise)."""
@@ -209,15 +220,15 @@ class _Pretraining:
                 write_json(self.config.out / PROBE, read_json(self.config.out / PROBE) | {"trained": trained})
         return numbers
 
-    def _ask(self, teacher: VideoTransformer, data: ProbeData, n_resamples: int) -> Record:
+    def _ask(self, teacher: Encoder, data: ProbeData, n_resamples: int) -> Record:
         return probe(encode(teacher, data.frames, self.input), data, n_resamples)
 
-    def teacher(self) -> VideoTransformer:
+    def teacher(self) -> Encoder:
         """The backbone that is kept, with the weights of now; to be asked for in every process where they share it."""
-        with torch.device("meta"):
-            backbone = VideoTransformer(self.config.backbone)
-        state = gathered(self.model.kept().state_dict())
-        backbone.load_state_dict(state, assign=True)
+        whole = self.encoder.state_is_whole
+        with torch.random.fork_rng(devices=[]), torch.device("meta") if whole else nullcontext():
+            backbone = self.encoder(self.shapes)
+        backbone.load_state_dict(gathered(self.model.kept().state_dict()), assign=whole)
         return backbone.to(processes().device).eval()
 
     @property
@@ -233,7 +244,7 @@ class _Pretraining:
             return
         card = ModelCard(
             name=f"{self.objective.name} pre-training, {self.steps} steps",
-            backbone=VideoTransformer.describe(c.backbone),
+            backbone=self.encoder.describe(self.shapes),
             input=self.input,
             clip=ClipSpec(n_frames=c.views.global_frames[0], duration_s=c.views.clip_s),
             initialisation=self.initialisation,

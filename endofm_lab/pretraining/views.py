@@ -23,7 +23,7 @@ from endofm_lab.video.augment import Colour, draw_colour, draw_crop, recoloured
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, InputSpec
 
-_MIN_WINDOW = 2  # frames; a view of fewer would be an image
+_MIN_WINDOW = 2  # frames of a view of several; a window of fewer would be an image
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,10 @@ class ViewSpec:
 
     @property
     def min_frames(self) -> int:
-        """Frames that a clip must have, so that every window holds at least two."""
-        local = math.ceil(_MIN_WINDOW / self.local_window) if self.local_frames else 0
-        return max(self.global_shift + _MIN_WINDOW, local)
+        """Frames that a clip must have, so that every window holds two, or one where all views are single frames."""
+        window = min(_MIN_WINDOW, max(self.global_frames + self.local_frames))
+        local = math.ceil(window / self.local_window) if self.local_frames else 0
+        return max(self.global_shift + window, local)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,10 +280,7 @@ class MultiView:
     def _clip(self, row: Row, video: Timeline, seed: int) -> np.ndarray:
         """Frames of the clip in the video (L,)."""
         end_s = row.end_in(video)
-        length_s = min(self.spec.clip_s, end_s - row.start_s)
-        if length_s <= 0:
-            sentence = f"there is nothing between {row.start_s} s and {end_s} s; check the manifest's row"
-            raise VideoError(row.video, sentence)
+        length_s = max(0.0, min(self.spec.clip_s, end_s - row.start_s))  # 0 of an image: its one frame
         free_s = max(0.0, end_s - row.start_s - length_s)
         first_s = row.start_s + np.random.default_rng([seed, 1 << 16]).random() * free_s
         if self.spec.clip_fps is not None:

@@ -8,8 +8,11 @@ import pytest
 from endofm_lab.cli.main import main
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, write_json
-from endofm_lab.model.transformer import VideoTransformer
+from endofm_lab.model.loading.load import save_model
+from endofm_lab.model.transformer import VideoTransformer, build_backbone
+from endofm_lab.model.video_model import model_on
 from endofm_lab.pretraining.config import OBJECTIVES, signs_of, to_json
+from endofm_lab.pretraining.features import FeatureConfig
 from endofm_lab.pretraining.objective import Signs
 from endofm_lab.pretraining.trainer import pretrain, resume
 from endofm_lab.pretraining.vcl import ContrastConfig
@@ -40,7 +43,8 @@ def losses(records):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_of_the_table_answers_the_contract(manifest, tmp_path, name):
-    config = micro(manifest, tmp_path, objective=name)
+    save_model(model_on(build_backbone("micro"), {}, "teacher"), tmp_path / "teacher")
+    config = micro(manifest, tmp_path, objective=name, features=FeatureConfig(str(tmp_path / "teacher")))
     objective = config.chosen
     assert objective.name == name and objective.words
     learner = objective.build(VideoTransformer(config.backbone), config, steps=4, steps_per_epoch=2)
