@@ -17,7 +17,7 @@ patients, of all seeds together; differences to the network that was not adapted
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 

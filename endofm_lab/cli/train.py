@@ -57,7 +57,7 @@ def pretrain(
     size: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Pre-train a video transformer on unlabelled video.
+    """Pre-train a video transformer, or an image model, on unlabelled video or pictures.
 
     Ctrl-C saves; the same command goes on, and so does `endofm-lab pretrain RUN`, RUN being the run's folder.
 
@@ -66,7 +66,7 @@ def pretrain(
 
     Args:
         preset: where the values come from that are not given: endo-fm, the default, is the published recipe, small is
-            for one GPU, tiny takes minutes on a laptop, long-video has clips of a minute.
+            for one GPU, tiny takes minutes on a laptop, long-video has clips of a minute, images is for image models.
         size: the backbone's preset, instead of that of the recipe.
         dry_run: print the configuration, the steps, and memory and time from ten measured steps; write nothing.
     """

@@ -121,20 +121,18 @@ class PretrainConfig:
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number above 0.")
         backbone = self.chosen.backbone(self.network[1])
+        shown = [self.views.global_px, self.views.local_px]
         if self.image_model is None:
             object.__setattr__(self, "backbone", backbone)
         else:
             object.__setattr__(self, "views", replace(self.views, input=frame_input(backbone)))
-        if (
-            self.image_model
-            and self.chosen.views(self.views).local_frames
-            and self.views.local_px != self.views.global_px
-        ):
-            raise UserError(
-                f"{self.image_model} takes pictures of one size, but local views have {self.views.local_px} px and "
-                f"global ones {self.views.global_px}; set views.local_frames to [], or one size for both."
-            )
-        for px in (self.views.global_px, self.views.local_px)[: 1 if self.image_model else 2]:
+            shown = shown[: 2 if self.chosen.views(self.views).local_frames else 1]
+            if len(set(shown)) > 1:
+                raise UserError(
+                    f"{self.image_model} takes pictures of one size, but global views have {shown[0]} px and local "
+                    f"ones {shown[1]}; set views.local_frames to [], or one size for both."
+                )
+        for px in shown:
             if px % backbone.patch_px:
                 raise UserError(f"views of {px} px do not divide into patches of {backbone.patch_px} px.")
 
@@ -239,7 +237,7 @@ def long_video(manifest: Path, out: Path) -> PretrainConfig:
 
 
 def images(manifest: Path, out: Path) -> PretrainConfig:
-    """An image model, frame by frame: EVA-02 goes on from its weights towards a teacher's features; name the teacher."""
+    """For image models, frame by frame: EVA-02 goes on from its weights towards the features of a teacher you name."""
     views = ViewSpec(global_frames=(1, 1), local_frames=(), global_shift=0, global_scale=(0.2, 1.0), grey=0.0)
     return PretrainConfig(
         manifest,

@@ -47,6 +47,7 @@ def test_the_form_starts_the_command_that_it_describes(cache, manifest, monkeypa
     config = given["config"]
     assert (config.manifest, config.steps, config.batch, config.probe) == (manifest, 200, 32, manifest)
     assert not config.dino.centring and config.dino.teacher_temperature == 0.03
+    assert config.features.teacher == "demo"
 
 
 def test_a_manifest_that_is_not_there_is_an_error(cache):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import endofm_lab as lab
+from endofm_lab.cli.main import main
 from endofm_lab.data.manifest import write_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json
@@ -121,6 +122,19 @@ def test_an_image_model_comes_nearer_to_its_teacher_resumes_and_is_kept(stills, 
     model = lab.load_model(config.out / "model")
     assert isinstance(model.backbone, FrameBackbone) and model.card.input.size_px == 56
     assert model.card.name.startswith("features pre-training") and "knn" in model.card.metrics[0]["name"]
+
+
+def test_the_command_line_reaches_image_models_and_their_teachers(stills, teacher, tmp_path, capsys):
+    options = ["--preset", "images", "--image-model", "eva02_micro", "--views.global-px", "56", "--start", "scratch"]
+    options += ["--features.teacher", str(teacher), "--steps", "2", "--batch", "4", "--precision", "float32"]
+    out = tmp_path / "run"
+    assert main(["pretrain", str(stills), "--out", str(out), *options, "--workers", "0", "--trackers"]) == 0
+    assert "Report:" in capsys.readouterr().out
+    assert read_json(out / "config.json")["config"]["objective"] == "features"
+    assert (
+        main(["pretrain", str(stills), "--preset", "images", "--out", str(tmp_path / "x"), "--start", "scratch"]) == 2
+    )
+    assert "no teacher" in capsys.readouterr().err
 
 
 def test_a_video_transformer_learns_from_a_video_transformer(manifest, tmp_path):
