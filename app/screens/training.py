@@ -44,9 +44,7 @@ def new_run() -> None:
             index=list(OBJECTIVES).index(default),
             help=f"{default} learns in minutes; the others take longer",
         )
-        teacher = middle.text_input(
-            "Teacher", "demo", help="For features: a model's folder, whose features are predicted"
-        )
+        teacher = middle.text_input("Teacher", "demo", help="For features: a model, named by its folder")
         steps = middle.number_input("Steps", 1, 1_000_000, 200, help="About two seconds each on a laptop")
         batch = middle.number_input("Clips per step", 2, 4096, 32)
         seed = right.number_input("Seed", 0, 2**31 - 1, 0)

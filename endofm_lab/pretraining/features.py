@@ -54,18 +54,20 @@ class FeatureConfig(Objective):
         """The loss lies between 0 and 2; a collapse shows in the features."""
         return Signs()
 
-    def build(self, backbone: Encoder, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "Features":
-        """The student and its teacher.
-
-        Raises:
-            UserError: there is no teacher.
-            CheckpointError: the teacher cannot be read.
-        """
+    def check(self) -> None:
+        """Refuse to begin without a teacher."""
         if not self.teacher:
             raise UserError(
                 "The objective features has no teacher: set features.teacher to a model's folder, or to a file of "
                 "weights or 'hub' with features.teacher_model."
             )
+
+    def build(self, backbone: Encoder, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "Features":
+        """The student and its teacher.
+
+        Raises:
+            CheckpointError: the teacher cannot be read.
+        """
         teacher, wanted = self._teacher(config.views.global_px // backbone.patch_px)
         return Features(backbone, teacher, config.views.input, wanted, self.share)
 

@@ -72,6 +72,13 @@ class Objective:
         """How the log of a run with this configuration is to be read."""
         return Signs()
 
+    def check(self) -> None:
+        """Called before a run begins and its folder is written.
+
+        Raises:
+            UserError: a setting without a usable default is missing.
+        """
+
     def build(self, backbone: Encoder, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "Learner":
         """The networks that learn, with everything that a checkpoint needs.
 

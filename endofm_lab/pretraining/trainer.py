@@ -106,6 +106,7 @@ class _Pretraining:
 
     def __init__(self, config: PretrainConfig, objective: Objective | None) -> None:
         self.objective = config.chosen if objective is None else objective
+        self.objective.check()
         self.config, self.signs = config, self.objective.signs(config)
         self.encoder, shapes = config.network
         self.shapes = self.objective.backbone(shapes)
