@@ -107,7 +107,7 @@ def manifest(tmp_path):
     cells = [("a.mkv", 0.5, 1.0), ("a.mkv", 0.55, 0.6), ("a.mkv", 2.0, np.nan), ("b", 0.5, 1.0), ("c.png", 0, 0)]
     table = pd.DataFrame(cells, columns=["video", "start_s", "end_s"])
     table = table.assign(label=["x", "y", "x", "y", "x"], patient="p", dataset="d", split="train", fps=4)
-    table = pd.concat([table, table.assign(split="val")], ignore_index=True)
+    table = pd.concat([table, table.assign(split="val", patient="q")], ignore_index=True)
     return write_manifest(table, tmp_path / "manifest.csv")
 
 
