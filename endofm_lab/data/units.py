@@ -28,7 +28,10 @@ _PLURALS = ("patients", "sequences", "sequences (read from the file names)", "vi
 # `04a78ef00c5245e0_11602.jpg`: an id with at least one digit, a separator, the number of the frame.
 _ID_AND_FRAME = re.compile(r"^(?P<id>.*\d.*?)[ _.-]+(?:frame|img|image|f)?[ _-]*(?P<frame>\d{1,9})$", re.IGNORECASE)
 # `case12/frame_0007.png`: a numbered folder of numbered frames.
-_NUMBERED_FOLDER = r"(?:case|vid|video|seq|sequence|patient|clip|exam|procedure)[ _.-]*\d+|\d+"
+_NUMBERED_FOLDER = re.compile(
+    r"(?:case|vid|video|seq|sequence|patient|clip|exam|procedure)[ _.-]*\d+|\d+", re.IGNORECASE
+)
+_ENDING = re.compile(r"\.[A-Za-z0-9]{1,5}$")
 _LAST_NUMBER = re.compile(r"(\d{1,9})$")
 
 
@@ -164,15 +167,24 @@ def group_ids(
 
 def sequences_from_names(videos: pd.Series) -> tuple[pd.Series, NDArray[np.float64]]:
     """Sequence ids (text, empty when there is no clear one) and frame numbers (NaN) read from file names."""
-    stem = videos.str.replace(r"\.[A-Za-z0-9]{1,5}$", "", regex=True)
-    parts = stem.str.rsplit("/", n=1)
-    name, folder = parts.str[-1], parts.str[0].where(stem.str.contains("/"), "")
-    found = name.str.extract(_ID_AND_FRAME)
-    number = pd.to_numeric(name.str.extract(_LAST_NUMBER)[0], errors="coerce").to_numpy(float)
-    in_folder = folder.str.rsplit("/", n=1).str[-1].str.fullmatch(_NUMBERED_FOLDER, case=False)
-    in_folder &= ~np.isnan(number)
-    ids = found["id"].fillna("").where(~in_folder, folder)
-    return ids, np.where(ids != "", number, np.nan)
+    folders: dict[str, bool] = {}
+    found = [_sequence_of(video, folders) for video in videos]
+    ids = pd.Series([sequence for sequence, _ in found], index=videos.index, dtype=object)
+    return ids, np.array([frame for _, frame in found], dtype=float)
+
+
+def _sequence_of(video: str, folders: dict[str, bool]) -> tuple[str, float]:
+    """What one file name says of sequence and frame; ``folders`` keeps which folders are numbered sequences."""
+    folder, _, name = _ENDING.sub("", video).rpartition("/")
+    number = _LAST_NUMBER.search(name)
+    if number is None or not number[1].isascii():
+        return "", np.nan
+    if folder not in folders:
+        folders[folder] = _NUMBERED_FOLDER.fullmatch(folder.rpartition("/")[2]) is not None
+    if folders[folder]:
+        return folder, float(number[1])
+    found = _ID_AND_FRAME.search(name)
+    return (found["id"], float(number[1])) if found else ("", np.nan)
 
 
 def _guessed_sequences(table: pd.DataFrame) -> pd.Series:
@@ -185,13 +197,16 @@ def _guessed_sequences(table: pd.DataFrame) -> pd.Series:
 
 
 def _are_images(table: pd.DataFrame) -> pd.Series:
-    ending = _text(table, "video").str.extract(r"(\.[A-Za-z0-9]+)$", expand=False).fillna("").str.lower()
-    return ending.isin(IMAGE_SUFFIXES)
+    endings = tuple(IMAGE_SUFFIXES)
+    images = [video.lower().endswith(endings) for video in _text(table, "video")]
+    return pd.Series(images, index=table.index, dtype=bool)
 
 
 def _text(table: pd.DataFrame, column: str) -> pd.Series:
     if column not in table:
         return pd.Series("", index=table.index, dtype=object)
+    if pd.api.types.infer_dtype(table[column].to_numpy(object), skipna=False) == "string":
+        return table[column].astype(object)
     return table[column].astype(object).where(table[column].notna(), "").astype(str).astype(object)
 
 

@@ -1,8 +1,11 @@
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from endofm_lab.data.manifest import Manifest, join_manifests, read_manifest, write_manifest
+from endofm_lab.data.manifest import Manifest, checked, join_manifests, read_manifest, write_manifest
 from endofm_lab.errors import ManifestError
 
 
@@ -99,3 +102,40 @@ def test_joined_manifests_keep_every_row_and_find_their_files_from_anywhere(tmp_
     climbing = Manifest(table(video=["../x.mp4", "b.mp4", "c.png"]), tmp_path, tmp_path / "m.csv")
     with pytest.raises(ManifestError, match="climbs out"):
         join_manifests([one, climbing])
+
+
+def fingerprint_cell_by_cell(manifest):
+    def text(value):
+        if value is None or (isinstance(value, float) and np.isnan(value)):
+            return ""
+        try:
+            return repr(float(value))
+        except (TypeError, ValueError):
+            return str(value)
+
+    columns = sorted(manifest.table.columns)
+    rows = sorted("\x1f".join(map(text, row)) for row in manifest.table[columns].itertuples(index=False))
+    return hashlib.sha256("\x1e".join(["\x1f".join(columns), *rows]).encode()).hexdigest()
+
+
+def test_the_fingerprint_is_that_of_every_cell_whatever_its_type():
+    n = 25_000
+    start_s = np.arange(n) / 7
+    rows = pd.DataFrame(
+        {
+            "video": [f"case{k % 9}/{k}.png" for k in range(n)],
+            "start_s": start_s,
+            "end_s": np.where(np.arange(n) % 3, start_s, np.nan),
+            "label": "polyp",
+            "patient": [str(k % 50) for k in range(n)],
+            "dataset": "d",
+            "split": "train",
+            "signed": np.where(np.arange(n) % 2, 0.0, -0.0),
+            "whole": np.arange(n),
+            "yes": np.arange(n) % 2 == 0,
+            "mixed": [[3, 3.0, "3", None, np.nan, "nan", "1_0", " 2 ", True, "x/y"][k % 10] for k in range(n)],
+            "text": pd.array([["a", None, "1e3"][k % 3] for k in range(n)], dtype="string"),
+        }
+    )
+    manifest = Manifest(checked(rows, "made"), Path())
+    assert manifest.fingerprint == fingerprint_cell_by_cell(manifest)

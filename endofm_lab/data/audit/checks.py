@@ -200,10 +200,13 @@ class Checks:
     def label_contradictions(self) -> None:
         """The same picture or clip listed with different labels."""
         table = self.rows.table
-        moment = [table["path"], table["start_s"], table["end_s"], pd.Series(self.rows.frame)]
-        item = pd.MultiIndex.from_arrays(moment).factorize(use_na_sentinel=False)[0]
-        labels = table["label"].to_numpy()
-        n_labels = pd.Series(labels).groupby(item).nunique().to_numpy()
+        item = self.rows.keys["video"]
+        for values in (table["start_s"].to_numpy(float), table["end_s"].to_numpy(float), self.rows.frame):
+            codes, unique = pd.factorize(values, use_na_sentinel=False)
+            item = pd.factorize(item * len(unique) + codes)[0]
+        labels = table["label"].to_numpy(object)
+        codes, unique = pd.factorize(labels)
+        n_labels = np.bincount(pd.unique(item * len(unique) + codes) // len(unique))
         bad = np.flatnonzero(n_labels[item] > 1)
         if not len(bad):
             return

@@ -55,11 +55,8 @@ def gather(manifests: Sequence[Manifest], pretrain: Sequence[Manifest] = ()) -> 
     tables: list[pd.DataFrame] = []
     for manifest in [*manifests, *pretrain]:
         table = manifest.table.reset_index(drop=True)
-        # Joined by text, not resolved one by one: a million file-system calls would take minutes.
-        root = str(manifest.root)
-        videos, unique = pd.factorize(table["video"].astype(str))
-        paths = np.array([os.path.normpath(os.path.join(root, name)) for name in unique], dtype=object)  # noqa: PTH118
-        table = table.assign(path=paths[videos] if len(table) else [])
+        videos, unique = pd.factorize(table["video"].astype(object))
+        table = table.assign(path=_paths(str(manifest.root), unique)[videos] if len(table) else [])
         if len(tables) >= len(manifests):
             table = table.assign(split="pretrain")
         tables.append(table)
@@ -88,8 +85,25 @@ def gather(manifests: Sequence[Manifest], pretrain: Sequence[Manifest] = ()) -> 
         scoped = text if check == "video" else scope + text
         codes, unique = pd.factorize(scoped)
         keys[check] = np.where((text == "").to_numpy(), -1, codes)
-        names[check] = [str(name).split("\x00")[-1] for name in unique]
+        names[check] = list(unique) if check == "video" else [str(name).split("\x00")[-1] for name in unique]
     return Rows(table, tuple(named), part, keys, names, frame, inferred)
+
+
+def _paths(root: str, names: Sequence[str]) -> np.ndarray:
+    """Absolute paths of files, joined by text: a million calls of the file system would take minutes."""
+    folders: dict[str, str] = {}
+    paths = np.empty(len(names), dtype=object)
+    for at, name in enumerate(map(str, names)):
+        file = name.rpartition("/")[2]
+        folder = name[: len(name) - len(file)]
+        if file in ("", ".", "..") or os.sep != "/":
+            paths[at] = os.path.normpath(os.path.join(root, name))  # noqa: PTH118
+            continue
+        if folder not in folders:
+            joined = os.path.normpath(os.path.join(root, folder))  # noqa: PTH118
+            folders[folder] = "" if joined == "." else joined
+        paths[at] = os.path.join(folders[folder], file)  # noqa: PTH118
+    return paths
 
 
 def _text(table: pd.DataFrame, column: str) -> pd.Series:
