@@ -7,11 +7,14 @@ import re
 import secrets
 import shutil
 import socket
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from zipfile import BadZipFile
 
 import psutil
 
@@ -26,6 +29,9 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 SAMPLE_BYTES = 64 * 1024  # read at the beginning, in the middle and at the end of a file for its fingerprint
 SAMPLED_FILES = 256  # of a folder, evenly spaced in the order of their names
+# What readers of JSON, tables, arrays and archives raise for content that they did not write.
+_DAMAGE: tuple[type[Exception], ...] = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+_DAMAGE += (RecursionError, MemoryError, OSError, EOFError, BadZipFile, zlib.error, struct.error, NotImplementedError)
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 LEFTOVER = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part(\..*)?")  # host, process, a number per write
 _UMASK = os.umask(0)
@@ -144,6 +150,28 @@ def read_object(path: str | Path, keys: Mapping[str, Any], remedy: str) -> dict[
         if not fits(value[name], kind):
             raise UserError(f"{path}: {name} is {shortened(repr(value[name]), 60)}, which it cannot be. {remedy}")
     return value
+
+
+@contextmanager
+def reading(path: str | Path, remedy: str, error: type[UserError] = UserError) -> Iterator[None]:
+    """Whatever a damaged or altered file makes its reader raise becomes one sentence with the file and the remedy.
+
+    Args:
+        path: the file or folder.
+        remedy: what to do, as a sentence.
+        error: the kind of error to raise.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as missing:
+        raise error(f"{missing.filename or path} is missing. {remedy}") from missing
+    except _DAMAGE as damage:
+        if isinstance(damage, OSError) and damage.errno is not None:
+            raise
+        reason = shortened(f"{type(damage).__name__}: {damage}", 150)
+        raise error(f"{path} is damaged or was altered ({reason}). {remedy}") from damage
 
 
 def fits(value: Any, kind: Any) -> bool:

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
-from endofm_lab.files import atomic_path
+from endofm_lab.errors import UserError
+from endofm_lab.files import atomic_path, reading
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,16 @@ class Part:
 
     @classmethod
     def read(cls, path: Path) -> "Part":
-        """The part that `save` wrote."""
+        """The part that `save` wrote.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        with reading(path, "Delete the file and predict again, which computes its clips anew."):
+            return cls._stored(path)
+
+    @classmethod
+    def _stored(cls, path: Path) -> "Part":
         with np.load(path, allow_pickle=False) as stored:
             start, stop = stored["clips"].tolist()
             grouped: dict[str, dict[str, np.ndarray]] = {group: {} for group in _GROUPS}
@@ -67,14 +76,13 @@ def joined_parts(folder: Path) -> list[Path]:
     found = sorted(folder.glob("part_*.npz"))
     for path in found:
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                start, stop = stored["clips"].tolist()
-        except (OSError, ValueError, KeyError, BadZipFile):
+            part = Part.read(path)
+        except UserError:
             break
-        if start != clip:
+        if part.start_clip != clip or part.stop_clip <= clip:
             break
         joined.append(path)
-        clip = stop
+        clip = part.stop_clip
     for path in found[len(joined) :]:
         path.unlink()
     return joined

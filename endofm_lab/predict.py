@@ -110,7 +110,7 @@ def prediction_steps(
     """
     if batch_clips < 1:
         raise UserError(f"batch_clips is {batch_clips}, but at least 1 clip must go through the model at a time.")
-    if step_s is not None and not step_s > 0:
+    if step_s is not None and not 0 < step_s < float("inf"):
         raise UserError(f"step_s is {step_s}, but clips must start more than 0 s apart.")
     if not isinstance(model, VideoModel):
         model = load_model(model)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from endofm_lab import NOTICE
 from endofm_lab.errors import UserError
-from endofm_lab.files import atomic_path, read_json, write_json
+from endofm_lab.files import atomic_path, read_object, reading, write_json
 from endofm_lab.parts import Part
 from endofm_lab.video.reader import VideoInfo
 
@@ -220,7 +220,15 @@ def load_prediction(folder: str | Path) -> VideoPrediction:
         raise UserError(
             f"{folder} holds no finished prediction: run `endofm-lab predict VIDEO --out {folder}` (again)."
         )
-    about = read_json(folder / "prediction.json")
+    about = read_object(folder / "prediction.json", _ABOUT, _REMEDY)
+    with reading(folder, _REMEDY):
+        found = _stored(folder, about)
+        _check_sizes(found)
+    return found
+
+
+def _stored(folder: Path, about: dict[str, Any]) -> VideoPrediction:
+    """The prediction of a folder and what its ``prediction.json`` says."""
     table = pd.read_parquet(folder / "clips.parquet")
     classes = about["classes"]
     spread = {
@@ -248,6 +256,36 @@ def load_prediction(folder: str | Path) -> VideoPrediction:
         provenance=about["provenance"],
         score_spread=spread,
     )
+
+
+def _check_sizes(found: VideoPrediction) -> None:
+    """Make sure that the parts of a prediction belong together, with errors for `reading`."""
+    N, M = len(found.times_s), len(found.frames)
+    if not N or not np.isfinite(found.times_s).all():
+        raise ValueError("the clips have no times")
+    for head, scores in found.scores.items():
+        if not np.isfinite(scores).all():
+            raise ValueError(f"the scores of {head} hold NaN")
+    if len(found.frame_times_s) != M or (np.diff(found.frames) <= 0).any() or (M and found.frames[0] < 0):
+        raise ValueError("the frames are not in order")
+    for head, values in found.maps.items():
+        if values.ndim != 4 or values.shape[:2] != (M, len(found.classes[head])) or values.dtype != np.uint8:
+            raise ValueError(f"the masks of {head} are of shape {values.shape} and type {values.dtype}")
+    boxes = found.boxes_xyxy
+    numbers = [boxes[name].dtype.kind in "iuf" for name in BOX_COLUMNS if name not in ("head", "label")]
+    if not all(numbers):
+        raise ValueError("the boxes hold no numbers")
+
+
+_REMEDY = "Predict again into another folder, or copy this one again."
+_ABOUT = {  # of prediction.json
+    "video": dict[str, str | int | float | bool | None],
+    "classes": dict[str, list[str]],
+    "heads": list[str],
+    "frames": list[int],
+    "frame_times_s": list[float],
+    "provenance": dict[str, Any],
+}
 
 
 def _stem(head: str, n_heads: int) -> str:

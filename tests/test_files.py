@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from typing import Literal
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from safetensors.torch import save_file
 
 from endofm_lab import files
 from endofm_lab.cli import main as command_line
-from endofm_lab.errors import storage_sentence
-from endofm_lab.files import atomic_path, fingerprint_of, sweep, write_json
+from endofm_lab.errors import UserError, storage_sentence
+from endofm_lab.files import atomic_path, fingerprint_of, fits, sweep, write_json
 
 
 def test_two_writers_in_one_process_do_not_share_a_temporary_path(tmp_path):
@@ -137,3 +138,30 @@ def test_the_fingerprint_of_a_folder_notices_names_and_content(tmp_path):
     assert changed != before
     (tmp_path / "below" / "3.png").rename(tmp_path / "below" / "4.png")
     assert fingerprint_of(tmp_path) not in (before, changed)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "right"),
+    [
+        (1, float, True),
+        (True, int, False),
+        (float("nan"), float, False),
+        (10**400, float, False),
+        ("abc", tuple[str, ...], False),
+        (["a", "b"], tuple[str, ...], True),
+        ([1.0, 2.0], tuple[float, float, float], False),
+        ({"a": [1]}, dict[str, list[int]], True),
+        ({"a": ["1"]}, dict[str, list[int]], False),
+        (None, str | None, True),
+        (["x"], Literal["x"], False),
+        ("x", Literal["x"], True),
+    ],
+)
+def test_values_are_held_against_their_types(value, kind, right):
+    assert fits(value, kind) is right
+
+
+def test_messages_are_one_line_of_at_most_500_letters_that_keep_their_remedy():
+    message = str(UserError("The file " + "x" * 5000 + " is\ntoo long. Choose a shorter name."))
+    assert len(message) <= 500 and "\n" not in message
+    assert message.startswith("The file ") and message.endswith("Choose a shorter name.")

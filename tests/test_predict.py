@@ -1,5 +1,6 @@
 import copy
 import os
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -408,3 +409,78 @@ def test_a_head_that_gives_no_numbers_is_no_prediction(head, model, video, tmp_p
     with pytest.raises(UserError, match=rf"head '{head}' of .* gives NaN or infinity for the clip at 0\.00 s"):
         predict_video(video, broken, out=tmp_path / "out", progress=False)
     assert not (tmp_path / "out" / "prediction.json").exists()
+
+
+@pytest.fixture(scope="module")
+def finished(model, video, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "out"
+    predict_video(video, model, out=folder, progress=False)
+    return folder
+
+
+ALTERED_JSON = [
+    {"frames": "abc"},
+    {"frames": [0, 0, 1]},
+    {"frame_times_s": [1.0]},
+    {"frame_times_s": None},
+    {"classes": {"kind": "abc"}},
+    {"classes": {}},
+    {"heads": ["nothing"]},
+    {"heads": 5},
+    {"maps": ["absent"]},
+    {"maps": [3]},
+    {"video": {}},
+    {"video": {"fps": "1/0"}},
+    {"provenance": []},
+]
+
+
+@pytest.mark.parametrize("change", ALTERED_JSON)
+def test_an_altered_prediction_json_is_refused(change, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "altered")
+    write_json(folder / "prediction.json", read_json(folder / "prediction.json") | change)
+    with pytest.raises(UserError, match=r"altered.*Predict again into another folder"):
+        load_prediction(folder)
+
+
+@pytest.mark.parametrize("name", ["prediction.json", "clips.parquet", "boxes.parquet", "masks.npy"])
+@pytest.mark.parametrize("spoil", ["empty", "half", "text", "absent"])
+def test_a_damaged_file_of_a_prediction_is_refused(name, spoil, finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "damaged")
+    path = folder / name
+    whole = path.read_bytes()
+    if spoil == "absent":
+        path.unlink()
+    else:
+        path.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "text": b"[" * 50_000}[spoil])
+    with pytest.raises(UserError, match="redict"):
+        load_prediction(folder)
+
+
+def test_masks_of_another_size_and_tables_of_other_columns_are_refused(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "masks")
+    np.save(folder / "masks.npy", np.load(folder / "masks.npy")[:-1])
+    with pytest.raises(UserError, match="the masks of mask are of shape"):
+        load_prediction(folder)
+    for name, change in (
+        ("clips", lambda table: table.drop(columns="start_s")),
+        ("clips", lambda table: table.assign(**{"kind.a": np.nan})),
+        ("clips", lambda table: table.assign(**{"kind.a": "x"})),
+        ("boxes", lambda table: table.drop(columns="x1")),
+        ("boxes", lambda table: table.assign(x1="left")),
+    ):
+        folder = shutil.copytree(finished, tmp_path / "tables", dirs_exist_ok=True)
+        change(pd.read_parquet(folder / f"{name}.parquet")).to_parquet(folder / f"{name}.parquet")
+        with pytest.raises(UserError, match="was altered"):
+            load_prediction(folder)
+
+
+def test_a_damaged_part_is_computed_again(model, video, tmp_path):
+    whole = predict_video(video, model, out=tmp_path / "whole", batch_clips=1, progress=False)
+    steps = prediction_steps(video, model, out=tmp_path / "out", batch_clips=1)
+    next(steps), next(steps)
+    steps.close()
+    (part,) = (tmp_path / "out" / "parts").glob("part_*.npz")
+    part.write_bytes(part.read_bytes()[:-400] + bytes(400))
+    again = predict_video(video, model, out=tmp_path / "out", batch_clips=1, progress=False)
+    assert all(np.array_equal(again.scores[head], values) for head, values in whole.scores.items())

@@ -5,6 +5,7 @@ everywhere: their type and help stand in `GRAMMAR`, and a test holds every comma
 """
 
 import inspect
+import math
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass
@@ -13,6 +14,8 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 
 import docstring_parser
 import tyro
+
+from endofm_lab.errors import UserError
 
 Key: TypeAlias = tuple[str, ...]  # where a value belongs: ("start", "source"), ("views", "global_px"), ("preset",)
 
@@ -229,7 +232,37 @@ def parse(options: Sequence[Option], args: Sequence[str], prog: str, description
     for option in options:
         if option.choices and values[option.key] is not None:
             values[option.key] = option.choices[values[option.key]]
+        _refuse_absurd(option, values[option.key])
     return values
+
+
+# Option -> the least and the largest number that it takes, wherever it stands: beyond it memory or days would be gone
+# before anything else could object. Seeds have no bound here.
+_BOUNDS = {
+    "batch": (1, 65_536),
+    "clips": (1, 10_000),
+    "folds": (2, 1000),
+    "workers": (0, 1024),
+    "threads": (0, 1024),
+    "port": (0, 65_535),
+}
+_LARGEST = 100_000_000
+
+
+def _refuse_absurd(option: Option, value: Any) -> None:
+    """Refuse numbers that are none, and numbers beyond all bounds.
+
+    Raises:
+        UserError: the message names the option and its bounds.
+    """
+    last = option.name.rpartition(".")[2]
+    least, most = _BOUNDS.get(last, (-_LARGEST, _LARGEST))
+    for number in value if isinstance(value, tuple | list) else (value,):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise UserError(f"{option.typed} is {number}; give a finite number.")
+        counted = isinstance(number, int | float) and not isinstance(number, bool) and not last.startswith("seed")
+        if counted and not least <= number <= most:
+            raise UserError(f"{option.typed} is {number:,}; give a number from {least:,} to {most:,}.")
 
 
 def _field(number: int, option: Option) -> Any:

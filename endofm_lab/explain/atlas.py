@@ -17,7 +17,7 @@ from sklearn.model_selection import GroupKFold
 
 from endofm_lab.data.units import Units, group_ids, units
 from endofm_lab.errors import UserError
-from endofm_lab.files import atomic_path
+from endofm_lab.files import atomic_path, reading
 from endofm_lab.metrics.classification import balanced_accuracy
 from endofm_lab.metrics.probes import linear_answers
 
@@ -49,7 +49,7 @@ class Pca:
 
 def load_pca(path: str | Path) -> Pca:
     """The axes that `Pca.save` wrote."""
-    with np.load(path, allow_pickle=False) as stored:
+    with reading(path, "Fit the axes again, or copy the file again."), np.load(path, allow_pickle=False) as stored:
         return Pca(stored["mean"], stored["axes"], stored["explained"])
 
 

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -23,7 +23,7 @@ from endofm_lab import __version__
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.rows import Row
 from endofm_lab.errors import UserError, VideoError
-from endofm_lab.files import atomic_path, read_json, write_json
+from endofm_lab.files import atomic_path, fits, read_object, reading, write_json
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.model.video_model import VideoModel, check_finite
@@ -165,6 +165,14 @@ def _embed_rows(
         yield len(done.entries)
 
 
+class _Entry(TypedDict):
+    """What is noted about a row."""
+
+    row: int
+    time_s: float | None
+    error: str
+
+
 @dataclass
 class _Done:
     """The rows of a store under way: their vectors in a file that grows, and what is noted about them in a log.
@@ -189,7 +197,10 @@ class _Done:
         """What an earlier call finished: rows that the log names and that have their vectors; the rest is cut off."""
         done = cls(folder, (N, D), [])
         lines = done.log.read_text(encoding="utf-8").splitlines(keepends=True) if done.log.exists() else []
-        entries = [entry for line in lines if line.endswith("\n") for entry in json.loads(line)]
+        with reading(done.log, "Delete the folder and embed again."):
+            entries = [entry for line in lines if line.endswith("\n") for entry in json.loads(line)]
+            if not fits(entries, list[_Entry]):
+                raise ValueError("it names no rows")
         n = next((at for at, entry in enumerate(entries) if entry["row"] != at), len(entries))
         if n == N and (folder / "vectors.npy").exists() and not done.vectors.exists():  # killed at the very end
             done.entries = entries
@@ -235,6 +246,16 @@ def _check_room(folder: Path, N: int, D: int) -> None:
         raise UserError(f"{folder} has no room for {N} vectors of {D} numbers; choose another disk.")
 
 
+_ABOUT = {  # of store.json
+    "model_name": str,
+    "model_fingerprint": str,
+    "manifest_fingerprint": str,
+    "generated": bool,
+    "rows": int,
+    "width": int,
+}
+
+
 def load_store(path: str | Path) -> EmbeddingStore:
     """The finished store in a folder.
 
@@ -244,9 +265,13 @@ def load_store(path: str | Path) -> EmbeddingStore:
     path = Path(path)
     if not (path / STORE).exists():
         raise UserError(f"{path} holds no finished embeddings: run `endofm-lab embed MANIFEST --out {path}` (again).")
-    about = read_json(path / STORE)
-    vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
-    rows = pd.read_parquet(path / "rows.parquet")
+    remedy = "Delete the folder and embed again, or copy it again."
+    about = read_object(path / STORE, _ABOUT, remedy)
+    with reading(path, remedy):
+        vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
+        rows = pd.read_parquet(path / "rows.parquet")
+        if vectors.dtype != np.float32 or not {"video", "time_s", "error"} <= set(rows):
+            raise ValueError("its vectors or its rows are not those that embed writes")
     if vectors.shape != (len(rows), about["width"]):
         raise UserError(
             f"{path}: {vectors.shape} vectors for {len(rows)} rows of width {about['width']}; the store is damaged, "

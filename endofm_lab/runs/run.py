@@ -31,7 +31,6 @@ What may differ between compared runs (learning rate, epochs of a method, ...) d
 A clip that could not be read has no row; the writer reports it in ``audit``.
 """  # noqa: E501  (a Markdown table cannot be wrapped)
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from endofm_lab.errors import UserError
-from endofm_lab.files import atomic_path, read_json, write_json
+from endofm_lab.errors import UserError, shortened
+from endofm_lab.files import atomic_path, fits, read_json, reading, write_json
 from endofm_lab.metrics.classification import Values
 from endofm_lab.metrics.intervals import MetricSet, Samples, bootstrap_samples
 from endofm_lab.tasks import TASKS
@@ -146,19 +145,37 @@ def read_run(folder: str | Path) -> Run:
             raise RunError(f"{folder} has no {name}; the run is not finished, or the folder is not a run.")
     try:
         report = read_json(folder / REPORT)
-        predictions = pd.read_parquet(folder / PREDICTIONS)
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:  # pyarrow's errors are OSError or ValueError
+    except UserError as error:
         raise RunError(f"{folder} cannot be read ({error}).") from error
-    except ValueError as error:
-        raise RunError(f"{folder / PREDICTIONS} is not a Parquet table ({error}).") from error
+    with reading(folder / PREDICTIONS, "It is not a Parquet table that can be read: copy the run again.", RunError):
+        predictions = pd.read_parquet(folder / PREDICTIONS)
     keys = ["run", "task", "method", "initialisation", "seeds", "protocol", "test", "metrics", "audit"]
     missing = [key for key in keys if not isinstance(report, dict) or key not in report]
     if missing:
         raise RunError(f"{folder / REPORT} lacks {', '.join(missing)}; it was not written by a finished run.")
-    values = {key: report[key] for key in keys if key != "metrics"} | {"unit": unit_of(report)}
-    run = Run(**{**values, "seeds": tuple(report["seeds"])}, predictions=predictions)
-    _check(run, folder)
+    for name, kind in _TYPES.items():
+        if not fits(report[name], kind):
+            raise RunError(
+                f"{folder / REPORT}: {name} is {shortened(repr(report[name]), 60)}, which it cannot be. "
+                "Copy the run again, or evaluate again."
+            )
+    with reading(folder, "Copy the run again, or evaluate again.", RunError):
+        values = {key: report[key] for key in keys if key != "metrics"} | {"unit": unit_of(report)}
+        run = Run(**{**values, "seeds": tuple(report["seeds"])}, predictions=predictions)
+        _check(run, folder)
     return run
+
+
+_TYPES = {  # of report.json
+    "run": str,
+    "task": str,
+    "method": str,
+    "seeds": list[int],
+    "protocol": dict[str, Any],
+    "test": dict[str, Any],
+    "metrics": dict[str, dict[str, Any]],
+    "audit": dict[str, Any],
+}
 
 
 def unit_of(report: dict[str, Any]) -> dict[str, Any]:

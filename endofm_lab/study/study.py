@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from endofm_lab import __version__
 from endofm_lab.errors import UserError, VideoError
-from endofm_lab.files import atomic_path, fingerprint_of, read_json, write_json
+from endofm_lab.files import atomic_path, fingerprint_of, read_json, reading, write_json
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
@@ -204,7 +203,7 @@ def load_study(folder: str | Path, unfinished: bool = False) -> Study:
         UserError: the folder holds none, one that is not finished, one of another version, or a damaged one.
     """
     folder = Path(folder)
-    try:
+    with reading(folder, "Run the study again into another folder."):
         if (folder / "study.json").exists():
             about = read_json(folder / "study.json")
             _check_form(folder, about["provenance"])
@@ -220,12 +219,6 @@ def load_study(folder: str | Path, unfinished: bool = False) -> Study:
                 f"{folder} holds a study that is not finished{yet}: run the same `endofm-lab study` command again."
             )
         return _of_parts(job["about"], parts)
-    except UserError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
-        raise UserError(
-            f"{folder} holds a damaged study ({type(error).__name__}: {error}): run it again into another folder."
-        ) from error
 
 
 def _check_form(folder: Path, written: dict[str, Any]) -> None:
@@ -292,13 +285,11 @@ def _of_parts(about: dict[str, Any], parts: Sequence[Path]) -> Study:
                 f"{path.parent}: the part with frame {n_frames} is missing, {path.name} comes next. Run the same study "
                 "again; it scores the missing frames."
             )
-        try:
-            with np.load(path, allow_pickle=False) as part:
-                for name in part.files:
-                    collected.setdefault(name, []).append(part[name])
-                n_frames += len(part["state"])
-        except (ValueError, KeyError, BadZipFile) as error:
-            raise UserError(f"{path} is damaged ({error}): delete it and run the same study again.") from error
+        remedy = "Delete it and run the same study again."
+        with reading(path, remedy), np.load(path, allow_pickle=False) as part:
+            for name in part.files:
+                collected.setdefault(name, []).append(part[name])
+            n_frames += len(part["state"])
     joined = {name: np.concatenate(values) for name, values in collected.items() if not name.startswith("kept")}
     state, stands_for, times_s, lost = (joined[name] for name in ("state", "stands_for", "times_s", "unreadable"))
     scores = {name: joined[f"scores/{name}"] for name in about["classes"]}

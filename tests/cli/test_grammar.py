@@ -145,3 +145,23 @@ def test_several_videos_are_predicted_into_a_folder_each(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert main(["predict", str(tmp_path / "empty"), "--out", str(tmp_path / "none")]) == 2
     assert "neither videos nor images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("predict a.mp4 --out x --batch 1000000000", "--batch is 1,000,000,000; give a number from 1 to 65,536."),
+        ("predict a.mp4 --out x --step-s inf", "--step-s is inf; give a finite number."),
+        ("predict a.mp4 --out x --step-s nan", "--step-s is nan; give a finite number."),
+        ("finetune m.csv --out x --workers -1", "--workers is -1; give a number from 0 to 1,024."),
+        ("finetune m.csv --out x --lr inf", "--lr is inf; give a finite number."),
+        ("finetune m.csv --out x --steps 1000000000", "--steps is 1,000,000,000; give a number from"),
+        ("finetune m.csv --out x --clips 1000000000", "--clips is 1,000,000,000; give a number from"),
+        ("app --port 99999999", "--port is 99,999,999; give a number from 0 to 65,535."),
+    ],
+)
+def test_absurd_numbers_are_refused_before_anything_is_done(line, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(line.split()) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1 and not list(tmp_path.iterdir())

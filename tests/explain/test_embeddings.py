@@ -189,3 +189,34 @@ def test_a_backbone_that_gives_no_numbers_makes_no_store(manifest, model, tmp_pa
     with pytest.raises(UserError, match="gives NaN or infinity for row 1 of the manifest"):
         embed(manifest, broken, tmp_path / "store", progress=False)
     assert not (tmp_path / "store" / "store.json").exists()
+
+
+def test_an_altered_store_is_refused(manifest, model, tmp_path):
+    embed(manifest, model, tmp_path / "store", progress=False)
+    about = json.loads((tmp_path / "store" / "store.json").read_text())
+    for change in ({"width": "32"}, {"model_name": 5}, {"rows": None}):
+        (tmp_path / "store" / "store.json").write_text(json.dumps(about | change))
+        with pytest.raises(UserError, match="which it cannot be"):
+            load_store(tmp_path / "store")
+    for text in ("[]", "{", "NaN", "[" * 50_000):
+        (tmp_path / "store" / "store.json").write_text(text)
+        with pytest.raises(UserError, match="embed again"):
+            load_store(tmp_path / "store")
+    (tmp_path / "store" / "store.json").write_text(json.dumps(about))
+    for name in ("vectors.npy", "rows.parquet"):
+        whole = (tmp_path / "store" / name).read_bytes()
+        for content in (b"", b"text", whole[:40]):
+            (tmp_path / "store" / name).write_bytes(content)
+            with pytest.raises(UserError, match="embed again"):
+                load_store(tmp_path / "store")
+        (tmp_path / "store" / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("line", ["[]x", "5", "[5]", '[{"row": "a", "time_s": 0.0, "error": ""}]', "[{}]", "{"])
+def test_an_altered_log_of_a_store_is_refused(manifest, model, tmp_path, line):
+    steps = embedding_steps(manifest, model, tmp_path / "store", batch_clips=1)
+    next(steps)
+    steps.close()
+    (tmp_path / "store" / "done.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"done\.jsonl is damaged"):
+        embed(manifest, model, tmp_path / "store", progress=False)

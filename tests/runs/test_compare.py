@@ -299,6 +299,38 @@ def test_an_unfinished_or_broken_run_is_named(tmp_path):
         read_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("metrics", 5),
+        ("seeds", "01"),
+        ("seeds", [None]),
+        ("protocol", []),
+        ("test", {}),
+        ("task", ["x"]),
+        ("run", None),
+    ],
+)
+def test_an_altered_report_is_refused(key, value, tmp_path):
+    write_run(tmp_path, made_run("a"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    (tmp_path / "report.json").write_text(json.dumps(report | {key: value}))
+    with pytest.raises(RunError, match=key):
+        read_run(tmp_path)
+
+
+def test_altered_predictions_of_a_run_are_refused(tmp_path):
+    write_run(tmp_path, made_run("a"))
+    table = pd.read_parquet(tmp_path / "predictions.parquet")
+    for spoiled in (table.drop(columns="patient"), table.drop(columns="seed"), table.assign(seed="a")):
+        spoiled.to_parquet(tmp_path / "predictions.parquet")
+        with pytest.raises(RunError):
+            read_run(tmp_path)
+    (tmp_path / "predictions.parquet").write_bytes(b"PAR1")
+    with pytest.raises(RunError, match="Parquet table"):
+        read_run(tmp_path)
+
+
 def test_a_run_that_breaks_the_contract_is_not_written(tmp_path):
     run = made_run("a", seeds=(0, 1))
     table = run.predictions

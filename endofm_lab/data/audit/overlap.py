@@ -89,7 +89,7 @@ def gather(manifests: Sequence[Manifest], pretrain: Sequence[Manifest] = ()) -> 
     return Rows(table, tuple(named), part, keys, names, frame, inferred)
 
 
-def _paths(root: str, names: Sequence[str]) -> np.ndarray:
+def _paths(root: str, names: Sequence[str] | pd.Index) -> np.ndarray:
     """Absolute paths of files, joined by text: a million calls of the file system would take minutes."""
     folders: dict[str, str] = {}
     paths = np.empty(len(names), dtype=object)
