@@ -99,7 +99,8 @@ def test_the_middle_clip_of_a_whole_video_is_in_its_middle():
 def manifest(tmp_path):
     """Frames of grey 20 n at four per second: a file, a folder and an image, with rows cut as they may be."""
     pictures = [np.full((8, 8, 3), 20 * n, np.uint8) for n in range(12)]
-    write_video(tmp_path / "a.mkv", pictures, Fraction(4), codec="ffv1")
+    for name in ("a.mkv", "d.mkv"):
+        write_video(tmp_path / name, pictures, Fraction(4), codec="ffv1")
     (tmp_path / "b").mkdir()
     for n, picture in enumerate(pictures):
         Image.fromarray(picture).save(tmp_path / "b" / f"{n:02d}.png")
@@ -107,7 +108,8 @@ def manifest(tmp_path):
     cells = [("a.mkv", 0.5, 1.0), ("a.mkv", 0.55, 0.6), ("a.mkv", 2.0, np.nan), ("b", 0.5, 1.0), ("c.png", 0, 0)]
     table = pd.DataFrame(cells, columns=["video", "start_s", "end_s"])
     table = table.assign(label=["x", "y", "x", "y", "x"], patient="p", dataset="d", split="train", fps=4)
-    table = pd.concat([table, table.assign(split="val", patient="q")], ignore_index=True)
+    held_out = table.iloc[:1].assign(video="d.mkv", patient="q", split="val")
+    table = pd.concat([table, held_out], ignore_index=True)
     return write_manifest(table, tmp_path / "manifest.csv")
 
 

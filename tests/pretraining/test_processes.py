@@ -98,7 +98,9 @@ def test_two_processes_go_on_with_a_run_of_one(one, two, tmp_path):
 MANY = """
 import dataclasses, json, os, sys
 from pathlib import Path
+from endofm_lab.pretraining.features import FeatureConfig
 from endofm_lab.pretraining.trainer import pretrain
+from endofm_lab.pretraining.vicreg import VicregConfig
 from endofm_lab.training.processes import processes
 from tests.pretraining.conftest import micro
 
@@ -107,6 +109,8 @@ checkpointing = dataclasses.replace(micro(manifest, out).backbone, checkpointing
 variants = {
     "masked": {"objective": "masked"},
     "vcl": {"objective": "vcl"},
+    "vicreg": {"objective": "vicreg", "vicreg": VicregConfig(width=16, hidden=16)},
+    "features": {"objective": "features", "features": FeatureConfig("demo")},
     "checkpointing": {"backbone": checkpointing},
     "accumulation": {"accumulation": 2},
     "bfloat16": {"precision": "bfloat16"},
@@ -129,7 +133,7 @@ def test_weights_in_shards_learn_what_whole_ones_do(manifest, tmp_path):
     root = Path(__file__).resolve().parents[2]
     subprocess.run(command, check=True, timeout=600, env=os.environ | {"PYTHONPATH": str(root)})
     results = sorted(tmp_path.glob("*.json"))
-    assert len(results) == 6
+    assert len(results) == 8
     for path in results:
         whole, shards = json.loads(path.read_text())
         assert losses(shards) == pytest.approx(losses(whole), rel=1e-2 if path.stem == "bfloat16" else 1e-5), path.stem
