@@ -16,8 +16,7 @@ from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.frame import build_frame_backbone, frame_config, frame_input
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.pretraining.masked import block_mask
-from endofm_lab.pretraining.objective import RECENT, Learner, Objective, Signs
-from endofm_lab.pretraining.queue import Queue
+from endofm_lab.pretraining.objective import RECENT, Learner, Objective, Queue, Signs
 from endofm_lab.pretraining.views import ViewSpec
 from endofm_lab.video.transforms import InputSpec
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from endofm_lab.errors import UserError
 from endofm_lab.model.encoder import Encoder
-from endofm_lab.pretraining.objective import Objective, Signs, StudentTeacher, follow
-from endofm_lab.pretraining.queue import Queue
+from endofm_lab.pretraining.objective import Objective, Queue, Signs, StudentTeacher, follow
 from endofm_lab.pretraining.views import ViewSpec
 from endofm_lab.training.schedules import cosine
 

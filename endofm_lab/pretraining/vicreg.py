@@ -14,8 +14,7 @@ from torch.distributed.nn.functional import all_gather
 
 from endofm_lab.errors import UserError
 from endofm_lab.model.encoder import Encoder
-from endofm_lab.pretraining.objective import RECENT, Learner, Objective, Signs
-from endofm_lab.pretraining.queue import Queue
+from endofm_lab.pretraining.objective import RECENT, Learner, Objective, Queue, Signs
 from endofm_lab.pretraining.views import ViewSpec
 
 if TYPE_CHECKING:

@@ -24,8 +24,7 @@ from endofm_lab.pretraining.health import (
     verdict,
     with_interval,
 )
-from endofm_lab.pretraining.objective import Signs
-from endofm_lab.pretraining.queue import Queue
+from endofm_lab.pretraining.objective import Queue, Signs
 from endofm_lab.video.transforms import IMAGENET
 
 K = 64
