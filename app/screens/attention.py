@@ -13,7 +13,7 @@ import endofm_lab as lab
 from endofm_lab.explain.attention import AttentionMaps, By, Head, look
 from endofm_lab.explain.attribution import METHODS, Attribution, methods_for
 from endofm_lab.explain.targets import target_of
-from endofm_lab.explain.trust import Curves, deletion_insertion, randomisation_test
+from endofm_lab.explain.trust import Curves, in_words, trust_steps
 from endofm_lab.figures.attention import (
     curves,
     film_strip,
@@ -25,6 +25,7 @@ from endofm_lab.figures.attention import (
 )
 from endofm_lab.figures.style import CONFIG, marked
 
+TESTS_KEPT = 40
 Key = tuple[Content, Content, float]  # video, model, start in seconds
 
 
@@ -51,14 +52,33 @@ def attribution(video: Content, chosen: Content, start_s: float, head: str, labe
     return METHODS[method](network, lab.to_input(seen.frames, network.card.input), target_of(network, head, label))
 
 
-@st.cache_data(max_entries=40, show_spinner="Testing the map ...")
-def trust(video: Content, chosen: Content, start_s: float, head: str, label: str, method: str) -> tuple[Curves, float]:
-    """Deletion and insertion of that map, and its rank correlation with maps of shuffled weights."""
-    network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
-    x = lab.to_input(seen.frames, network.card.input)
-    values = attribution(video, chosen, start_s, head, label, method).values
-    curves = deletion_insertion(network, x, target_of(network, head, label), values)
-    return curves, randomisation_test(network, x, head, label, METHODS[method], seeds=2)
+def tested(key: Key, head: str, label: str, method: str) -> tuple[Curves, float]:
+    """Deletion and insertion of that map, and its rank correlation with maps of shuffled weights.
+
+    While it is computed, a bar shows how far it is, and a button stops it: a click runs the page anew.
+    """
+    kept = st.session_state.setdefault("tested maps", {})
+    if (name := (key, head, label, method)) not in kept:
+        video, chosen, start_s = key
+        network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
+        x = lab.to_input(seen.frames, network.card.input)
+        values = attribution(*key, head, label, method).values
+        place = st.empty()
+        row = place.container(horizontal=True, vertical_alignment="center")
+        bar = row.progress(0.0)
+        row.button("Cancel", key="cancel the test", on_click=lambda: st.session_state.update({"test the map": False}))
+        steps = trust_steps(network, x, head, label, METHODS[method], values)
+        try:
+            while True:
+                done, total = next(steps)
+                bar.progress(done / total, text=f"Testing the map: {done} of {total} steps")
+        except StopIteration as finished:
+            while len(kept) >= TESTS_KEPT:
+                kept.pop(next(iter(kept)))
+            kept[name] = finished.value
+        finally:
+            place.empty()
+    return kept[name]
 
 
 def choose_clip() -> tuple[Content | None, Content, float]:
@@ -152,7 +172,7 @@ def show_heads(seen, maps: AttentionMaps, generated: bool) -> None:
     st.plotly_chart(head_statistics(maps.statistics()), width="stretch", config=CONFIG)
 
 
-def show_attribution(seen, key: Key, heads: dict) -> None:
+def show_attribution(seen, key: Key, heads: dict, generated: bool) -> None:
     """A map for one class by one method, with its trust figures."""
     if not heads:
         st.info("This model has no head, so there is no answer to explain: only its backbone was loaded.")
@@ -163,24 +183,29 @@ def show_attribution(seen, key: Key, heads: dict) -> None:
     label = second.selectbox("Class", heads[head].classes, index=top, key=f"class of {head} in {key}")
     method = third.selectbox("Method", methods_for(cache.model(key[1]), head))
     found = attribution(*key, head, label, method)
-    st.plotly_chart(overlay(seen.frames, found.values, seen.times_s, found.target), width="stretch", config=CONFIG)
-    if st.toggle("Test this map", help="Deletion and insertion, and maps of the same model with shuffled weights"):
-        tested, correlation = trust(*key, head, label, method)
-        left, middle, right = st.columns(3)
+    figure = overlay(seen.frames, found.values, seen.times_s, found.target)
+    st.plotly_chart(marked(figure, generated), width="stretch", config=CONFIG)
+    help_ = "Deletion and insertion, and maps of the same model with shuffled weights; up to a minute"
+    if st.toggle("Test this map", key="test the map", help=help_):
+        curves_of, correlation = tested(key, head, label, method)
+        st.markdown("\n".join(f"- {sentence}" for sentence in in_words(curves_of, correlation, found.completeness)))
         error = "no promise" if found.completeness is None else f"{found.completeness:.1%}"
-        left.metric("Completeness error", error, help="How far the map's sum is from the score it shares out")
-        middle.metric(
-            "Insertion less deletion", f"{tested.gap:.2f}", help="Area between the curves; 0: no better than chance"
+        figures = (
+            ("Completeness error", error, "How far the map's sum is from the score it shares out"),
+            (
+                "Insertion less deletion",
+                f"{curves_of.gap:.2f}",
+                "Area between the curves; 0: no better than chance",
+            ),
+            ("Same with shuffled weights", f"{correlation:.2f}", "Rank correlation; near 1: the map ignores the model"),
         )
-        right.metric(
-            "Same with shuffled weights",
-            f"{correlation:.2f}",
-            help="Rank correlation; near 1: the map ignores the model",
-        )
+        row = st.container(horizontal=True)
+        for words, value, explained in figures:
+            row.metric(words, value, help=explained, width=240)
         lines = {
-            "deletion": (tested.share, tested.deletion),
-            "insertion": (tested.share, tested.insertion),
-            "deletion, random order": (tested.share, tested.random_deletion),
+            "deletion": (curves_of.share, curves_of.deletion),
+            "insertion": (curves_of.share, curves_of.insertion),
+            "deletion, random order": (curves_of.share, curves_of.random_deletion),
         }
         st.plotly_chart(curves(lines, "share of patches", "score"), width="stretch", config=CONFIG)
 
@@ -238,7 +263,7 @@ try:
     elif view == "Heads":
         show_heads(seen, maps, generated)
     elif view == "Attribution":
-        show_attribution(seen, key, network.card.heads)
+        show_attribution(seen, key, network.card.heads, generated)
     else:
         show_two(key, network.card.name, maps, seen, generated)
 except lab.UserError as error:

@@ -187,8 +187,8 @@ try:
         st.caption("The video below is **generated**. It shows no patient.")
     elif prediction.provenance["training_data"].get("generated"):
         st.warning("This model was trained on generated video only: on a real one its scores mean nothing yet.")
-    row = st.container(horizontal=True, gap="large")  # one below the other where both do not fit
-    left, right = row.container(width=640), row.container(width=360)
+    row = st.container(horizontal=True, gap="medium")  # one below the other where both do not fit
+    left, right = row.container(width="stretch"), row.container(width=360)
     with left:
         shown = show_viewer(video, prediction, generated)
     time_s = float(cache.frame_times(video)[shown])

@@ -1,7 +1,9 @@
 """Can a map be believed? Sanity checks that give each map a number."""
 
+from collections.abc import Generator
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +18,9 @@ from endofm_lab.explain.targets import Target, target_of
 from endofm_lab.metrics.classification import weighted_mean
 from endofm_lab.metrics.intervals import Interval, bootstrap_interval
 from endofm_lab.model.video_model import VideoModel
+
+_CURVES = 5  # deletion, insertion, and deletion in three random orders
+Result = TypeVar("Result")
 
 
 def randomised(model: VideoModel, seed: int = 0) -> VideoModel:
@@ -33,13 +38,21 @@ def randomisation_test(model: VideoModel, clip: Tensor, head: str, label: str, m
 
     Near 0: the map depends on what was learned. Near 1: it would look the same whatever the model knows.
     """
-    trained = method(model, clip, target_of(model, head, label)).values.flatten()
-    found = []
+    trained = method(model, clip, target_of(model, head, label)).values
+    return _returned(_randomisation_steps(model, clip, head, label, method, trained, seeds))
+
+
+def _randomisation_steps(
+    model: VideoModel, clip: Tensor, head: str, label: str, method: Method, values: Tensor, seeds: int
+) -> Generator[None, None, float]:
+    """`randomisation_test` of a map (T, h, w), with a step for every seed."""
+    trained, found = values.flatten(), []
     for seed in range(seeds):
         shuffled = randomised(model, seed)
         other = method(shuffled, clip, target_of(shuffled, head, label)).values.flatten()
         flat = trained.std() == 0 or other.std() == 0  # a map without differences ranks nothing
         found.append(0.0 if flat else float(spearmanr(trained, other).statistic))
+        yield
     return float(np.mean(found))
 
 
@@ -68,7 +81,6 @@ class Curves:
         return float(np.trapezoid(self.insertion - self.deletion, self.share) / max(span, 1e-12))
 
 
-@torch.inference_mode()
 def deletion_insertion(
     model: VideoModel,
     clip: Tensor,
@@ -80,6 +92,21 @@ def deletion_insertion(
     seed: int = 0,
 ) -> Curves:
     """Deletion and insertion curves of a map (T, h, w) over a clip (1, 3, T, H, W)."""
+    return _returned(_curve_steps(model, clip, target, values, baseline, steps, batch_clips, seed))
+
+
+@torch.inference_mode()
+def _curve_steps(
+    model: VideoModel,
+    clip: Tensor,
+    target: Target,
+    values: Tensor,
+    baseline: Baseline = "blur",
+    steps: int = 12,
+    batch_clips: int = 8,
+    seed: int = 0,
+) -> Generator[None, None, Curves]:
+    """`deletion_insertion` with a step for each of `_CURVES` curves."""
     start = baseline_of(clip, model.card.input, baseline)
     share = np.linspace(0, 1, steps + 1)
     draw = np.random.default_rng(seed)
@@ -99,8 +126,70 @@ def deletion_insertion(
             found.append(target.score(torch.cat(clips)).cpu().numpy())
         return np.concatenate(found)
 
-    chance = np.mean([scores(draw.permutation(len(order)), False) for _ in range(3)], axis=0)
-    return Curves(share, scores(order, False), scores(order, True), chance)
+    random = []
+    for _ in range(_CURVES - 2):
+        random.append(scores(draw.permutation(len(order)), False))
+        yield
+    deletion = scores(order, False)
+    yield
+    insertion = scores(order, True)
+    yield
+    return Curves(share, deletion, insertion, np.mean(random, axis=0))
+
+
+def trust_steps(
+    model: VideoModel, clip: Tensor, head: str, label: str, method: Method, values: Tensor, seeds: int = 2
+) -> Generator[tuple[int, int], None, tuple[Curves, float]]:
+    """Both tests of a method's map (T, h, w) in steps, for callers that draw their own progress.
+
+    Yields (steps done, steps in all); returns `deletion_insertion` and `randomisation_test`.
+    """
+    done, total = 0, _CURVES + seeds
+    yield done, total
+    curves = _curve_steps(model, clip, target_of(model, head, label), values)
+    shuffled = _randomisation_steps(model, clip, head, label, method, values, seeds)
+    found: list[Any] = []
+    for steps in (curves, shuffled):
+        while True:
+            try:
+                next(steps)  # type: ignore[call-overload]
+            except StopIteration as finished:
+                found.append(finished.value)
+                break
+            done += 1
+            yield done, total
+    return found[0], found[1]
+
+
+def in_words(curves: Curves, randomised: float, completeness: float | None) -> list[str]:
+    """What the trust figures of a map say, a sentence each.
+
+    ``randomised`` is the result of `randomisation_test`, ``completeness`` that of `Attribution`. The bounds between
+    the words are conventions of this project.
+    """
+    better, same = "somewhat" if curves.gap < 0.3 else "clearly", abs(randomised)
+    sentences = [
+        f"The patches that this map marks carry the score {better} better than patches drawn at random."
+        if curves.gap >= 0.05
+        else "The patches that this map marks carry the score no better than chance.",
+        "The map depends on what the model has learned: with shuffled weights it looks different."
+        if same < 0.3
+        else "The map depends only in part on what the model has learned: it resembles maps of shuffled weights."
+        if same < 0.7
+        else "The map says little about the model: it looks nearly the same with shuffled weights.",
+    ]
+    if completeness is not None and completeness > 0.1:
+        sentences.append("The map does not add up to the score that it shares out: read it as an order of patches.")
+    return sentences
+
+
+def _returned(steps: Generator[Any, None, Result]) -> Result:
+    """What a generator returns at its end."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            return finished.value
 
 
 def patches_of(masks: ArrayLike, grid: tuple[int, int], share: float = 0.25) -> Tensor:

@@ -57,14 +57,16 @@ def tidy(figure: go.Figure) -> go.Figure:
 
 
 def marked(figure: go.Figure, generated: bool) -> go.Figure:
-    """A figure with pictures that says in its corner that they are generated, where they are."""
+    """A figure with pictures that says in the corner of the first one that they are generated, where they are."""
     if generated:
+        across, down = figure.layout.xaxis.range, figure.layout.yaxis.range  # of pixels, from top to bottom
+        known = across is not None and down is not None
         figure.add_annotation(
             text="Generated",
-            xref="paper",
-            yref="paper",
-            x=1,
-            y=0,
+            xref="x" if known else "x domain",
+            yref="y" if known else "y domain",
+            x=across[1] if known else 1,
+            y=down[0] if known else 0,
             xanchor="right",
             yanchor="bottom",
             showarrow=False,

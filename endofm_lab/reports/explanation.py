@@ -15,7 +15,7 @@ from endofm_lab.errors import UserError
 from endofm_lab.explain.attention import AttentionMaps, look
 from endofm_lab.explain.attribution import METHODS, Attribution
 from endofm_lab.explain.targets import target_of
-from endofm_lab.explain.trust import Curves, deletion_insertion, randomisation_test
+from endofm_lab.explain.trust import Curves, deletion_insertion, in_words, randomisation_test
 from endofm_lab.figures.attention import curves, film_strip, head_statistics, overlay, temporal_matrices
 from endofm_lab.files import atomic_path
 from endofm_lab.model.card import ModelCard
@@ -213,9 +213,10 @@ def _attention(explanation: Explanation, maps: AttentionMaps) -> list[Section]:
 def _attribution(clip: Clip, explained: Explained) -> Section:
     found, tested = explained.attribution, explained.curves
     complete = "" if found.completeness is None else f" Completeness error {found.completeness:.1%}."
+    words = " ".join(in_words(tested, explained.randomised, found.completeness))
     trust = (
-        f"Insertion less deletion {tested.gap:.2f} (0: no better than chance). Rank correlation with maps of shuffled "
-        f"weights {explained.randomised:.2f} (near 1: the map ignores the model).{complete}"
+        f"{words} Insertion less deletion {tested.gap:.2f} (0: no better than chance). Rank correlation with maps of "
+        f"shuffled weights {explained.randomised:.2f} (near 1: the map ignores the model).{complete}"
     )
     lines = {
         "deletion": (tested.share, tested.deletion),

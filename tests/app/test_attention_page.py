@@ -85,6 +85,14 @@ def test_every_view_draws(page, view):
             "Insertion less deletion",
             "Same with shuffled weights",
         ]
+        assert any("The patches that this map marks" in one.value for one in page.markdown)
+        assert not page.get("progress") and "Cancel" not in [button.label for button in page.button]
+
+
+def test_attention_relevance_is_offered_first(page):
+    page.query_params["look"] = "Attribution"
+    page.run()
+    assert next(box for box in page.selectbox if box.label == "Method").value == "attention relevance"
 
 
 def test_attribution_asks_first_for_the_class_with_the_highest_score(page, tmp_path, model_folder):

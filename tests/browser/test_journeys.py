@@ -137,6 +137,20 @@ def test_a_click_on_a_patch_makes_that_patch_the_query(page, app_url):
     page.wait_for_selector(f"text=/row {20 // across}, column {20 % across}/", timeout=60_000)
 
 
+def test_the_test_of_a_map_shows_how_far_it_is_and_can_be_cancelled(page, app_url):
+    page.goto(f"{app_url}/attention?look=Attribution")
+    page.wait_for_selector("text=Test this map", timeout=200_000)
+    settled(page)
+    assert page.get_by_text("attention relevance", exact=True).count() == 1
+    page.get_by_text("Test this map").click()
+    page.wait_for_selector("text=Testing the map", timeout=60_000)
+    page.get_by_role("button", name="Cancel").click()
+    page.wait_for_selector("text=Testing the map", state="detached", timeout=60_000)
+    settled(page)
+    assert page.get_by_label("Test this map").is_checked() is False
+    assert page.locator("[data-testid=stException]").count() == 0
+
+
 def picture_of(page):
     image = page.locator(".js-plotly-plot image").first
     return image.get_attribute("href") or image.get_attribute("xlink:href")

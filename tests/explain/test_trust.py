@@ -6,14 +6,17 @@ import torch
 
 from endofm_lab.errors import UserError
 from endofm_lab.explain.attribution import Attribution, gradient_x_input
-from endofm_lab.explain.targets import Target
+from endofm_lab.explain.targets import Target, target_of
 from endofm_lab.explain.trust import (
+    Curves,
     deletion_insertion,
+    in_words,
     patches_of,
     pointing_game,
     pointing_intervals,
     randomisation_test,
     randomised,
+    trust_steps,
 )
 from tests.explain.models import small_clip, small_model
 
@@ -87,3 +90,32 @@ def test_intervals_are_over_patients():
         pointing_intervals([("p", pointing_game(right, ~mask & False))])
     with pytest.raises(UserError, match="1 frames, the masks 2"):
         pointing_game(right, np.zeros((2, 1, 2), bool))
+
+
+def test_both_tests_in_steps_give_the_same_figures():
+    model, clip = small_model(), small_clip()
+    head = next(name for name, spec in model.card.heads.items() if spec.answer == "clip")
+    label = model.card.heads[head].classes[0]
+    target = target_of(model, head, label)
+    values = gradient_x_input(model, clip, target).values
+    steps, told = trust_steps(model, clip, head, label, gradient_x_input, values, seeds=2), []
+    while True:
+        try:
+            told.append(next(steps))
+        except StopIteration as finished:
+            curves, correlation = finished.value
+            break
+    assert told == [(done, 7) for done in range(8)]
+    plain = deletion_insertion(model, clip, target, values)
+    np.testing.assert_array_equal(curves.insertion, plain.insertion)
+    np.testing.assert_array_equal(curves.random_deletion, plain.random_deletion)
+    assert correlation == randomisation_test(model, clip, head, label, gradient_x_input, seeds=2)
+
+
+def test_the_figures_are_told_in_words():
+    share, flat = np.linspace(0, 1, 3), np.array([1.0, 0.5, 0.0])
+    good, none = (Curves(share, flat, insertion, flat) for insertion in (np.array([0.0, 1.0, 1.0]), flat))
+    told = in_words(good, 0.05, None)
+    assert "somewhat better" in told[0] and "depends on what the model has learned" in told[1] and len(told) == 2
+    told = in_words(none, -0.9, 0.4)
+    assert "no better than chance" in told[0] and "nearly the same" in told[1] and "does not add up" in told[2]
