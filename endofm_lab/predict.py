@@ -17,12 +17,13 @@ from endofm_lab import __version__
 from endofm_lab.errors import UserError
 from endofm_lab.files import fingerprint_of, sha256_of
 from endofm_lab.model.inference import for_inference
-from endofm_lab.model.loading.load import load_model
+from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.precision import Precision, dtype_of
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.parts import Part, joined_parts
 from endofm_lab.prediction import VideoPrediction, assemble, load_prediction
+from endofm_lab.provenance import provenance
 from endofm_lab.run_folder import claim
 from endofm_lab.video.clips import sliding_clips
 from endofm_lab.video.reader import VideoReader, open_video
@@ -57,6 +58,7 @@ def predict_video(
     every_frame: bool = False,
     batch_clips: int = 4,
     precision: Precision = "float32",
+    device: str = "auto",
     out: str | Path | None = None,
     progress: bool = True,
 ) -> VideoPrediction:
@@ -76,6 +78,8 @@ def predict_video(
         batch_clips: clips that go through the model together.
         precision: ``"auto"`` computes in bfloat16 where the processor has it in hardware: about three times as fast
             for the base model, with scores that differ in the third decimal.
+        device: where the model computes: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu
+            that this machine has. A model that is handed over stays where it is; a copy of it computes.
         out: a folder for the result. Work is kept there in parts: a run that was stopped goes on where it was when
             called again with the same video, model and options. A finished one is read back.
         progress: show a progress bar.
@@ -85,7 +89,7 @@ def predict_video(
         UserError: an option out of range, ``out`` holds something else (the message names what differs), or another
             process works there.
     """
-    steps = prediction_steps(path, model, step_s, every_frame, batch_clips, precision, out)
+    steps = prediction_steps(path, model, step_s, every_frame, batch_clips, precision, device, out)
     with tqdm(unit="clip", desc=Path(path).name, disable=not progress) as bar:
         while True:
             try:
@@ -102,6 +106,7 @@ def prediction_steps(
     every_frame: bool = False,
     batch_clips: int = 4,
     precision: Precision = "float32",
+    device: str = "auto",
     out: str | Path | None = None,
 ) -> Generator[tuple[int, int], None, VideoPrediction]:
     """`predict_video` in steps, for callers that draw their own progress: yields (clips done, clips in all).
@@ -112,11 +117,9 @@ def prediction_steps(
         raise UserError(f"batch_clips is {batch_clips}, but at least 1 clip must go through the model at a time.")
     if step_s is not None and not 0 < step_s < float("inf"):
         raise UserError(f"step_s is {step_s}, but clips must start more than 0 s apart.")
-    if not isinstance(model, VideoModel):
-        model = load_model(model)
-    model.eval()
-    first = next(model.parameters())
-    dtype = dtype_of(precision, first.device)
+    model = model_at(model, device)
+    place = next(model.parameters()).device
+    dtype = dtype_of(precision, place)
     network = for_inference(model, dtype)
     with open_video(path) as reader:
         request: dict[str, Any] = {
@@ -153,13 +156,13 @@ def _predict(
         parts.append(part.save(folder / "parts") if folder else part)
         yield part.stop_clip, len(clips)
     heads = model.card.heads
-    provenance = {
+    origin = {
+        **provenance(next(model.parameters()).device),
         **request,
         "model_name": model.card.name,
         "initialisation": model.card.initialisation,
         "training_data": model.card.data,
         "decoder": reader.info.decoder,
-        "torch": torch.__version__,
     }
     return assemble(
         parts,
@@ -169,7 +172,7 @@ def _predict(
         frame_times_s=reader.times_s,
         video=reader.info,
         classes={name: list(head.classes) for name, head in heads.items()},
-        provenance=provenance,
+        provenance=origin,
         folder=folder,
     )
 

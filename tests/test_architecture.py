@@ -16,6 +16,7 @@ RANK = {
     "errors": -2,
     "files": -1,
     "hashes": 0,
+    "provenance": 1,
     "run_folder": 1,
     "video": 1,
     "data": 2,

@@ -46,6 +46,11 @@ class Output:
         self.say(f"Written to {', '.join(map(str, paths))}. {NOTICE}")
 
 
+def computed_on(provenance: Mapping[str, Any]) -> str:
+    """The line that names the device of a result."""
+    return f"Device: {provenance.get('device', 'not noted')}."
+
+
 def plain(value: Any) -> Any:
     """A value as JSON knows it: paths as text, arrays as lists, numbers that are not finite as null."""
     if isinstance(value, Mapping):

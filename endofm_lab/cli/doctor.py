@@ -56,12 +56,11 @@ def _packages() -> Check:
 def _torch() -> Check:
     import torch
 
-    if torch.cuda.is_available():
-        device = f"CUDA, {torch.cuda.get_device_name()}"
-    elif torch.backends.mps.is_available():
-        device = "Apple GPU"
-    else:
-        device = "CPU"
+    from endofm_lab.model.precision import resolve_device
+
+    kind = resolve_device().type
+    device = {"cuda": "CUDA", "mps": "Apple GPU"}.get(kind, "CPU")
+    device += f", {torch.cuda.get_device_name()}" if kind == "cuda" else ""
     start = time.perf_counter()
     product = torch.ones(256, 256) @ torch.ones(256, 256)
     ok = bool((product == 256).all())

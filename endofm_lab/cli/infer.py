@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from endofm_lab.cli.command import Output, command
+from endofm_lab.cli.command import Output, command, computed_on
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.data.units import units
 from endofm_lab.errors import UserError
@@ -99,6 +99,7 @@ def _prediction_text(prediction: VideoPrediction) -> list[str]:
         table.to_string(index=False, float_format=lambda value: f"{value:.3f}", max_rows=24),
         f"\n{len(table)} clips, {', '.join(heads)}." if heads else f"\n{len(table)} clips.",
         f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}",
+        computed_on(origin),
     ]
 
 
@@ -131,6 +132,7 @@ def study(
     output.say(
         found.to_string(index=False, max_rows=24) if len(found) else "No finding scores at least 0.5.",
         f"\n{len(result.state):,} frames, {skipped:,} near-duplicates not scored, {lost:,} unreadable.",
+        computed_on(result.provenance),
         "Confirm or reject them in the app (Prediction, Study), or in review.csv.",
     )
     told = {"out": out, "report": report, "frames": len(result.state), "near_duplicates": skipped, "unreadable": lost}
@@ -162,7 +164,9 @@ def explain(
         one.attribution.method: {"target": one.attribution.target, "gap": one.curves.gap, "randomised": one.randomised}
         for one in found.attributions
     }
-    output.result({"out": out, "written": written, "trust": trust, "refused": found.refused})
+    told = {"out": out, "written": written, "trust": trust, "refused": found.refused}
+    output.result({**told, "provenance": found.provenance})
+    output.say(computed_on(found.provenance))
     for name, one in trust.items():
         output.say(f"{one['target']}, by {name}: gap {one['gap']:.2f}, with shuffled weights {one['randomised']:.2f}")
     output.written(*written)
@@ -180,7 +184,7 @@ def embed(manifest: Path, out: Path, settings: dict[str, Any], output: Output, m
     store = embeddings.embed(manifest, model, out, **settings, progress=output.progress)
     told = {"out": out, "model": store.about["model_name"], **_what_vectors_tell(store)}
     output.result(told)
-    output.say(*_embedding_text(told))
+    output.say(*_embedding_text(told), computed_on(store.about.get("provenance", {})))
     output.written(out)
 
 

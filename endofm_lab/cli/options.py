@@ -26,6 +26,7 @@ GRAMMAR: dict[str, tuple[Any, str, str]] = {
     "start": (str, "WEIGHTS", 'What training begins with: "scratch", or whatever --model takes, image weights too.'),
     "batch": (int, "N", "Clips, in a study frames, that are computed together; in training, clips per update."),
     "precision": (None, "", "Arithmetic of the computation; auto is bfloat16 where the hardware multiplies it."),
+    "device": (str, "NAME", "What computes: cpu, cuda, cuda:1, mps, or auto for the first of cuda, mps and cpu."),
     "seed": (int, "N", "Seed of every random generator."),
     "seeds": (tuple[int, ...], "N [N ...]", "Seeds: one training for each; results are means over them."),
     "split": (str, "NAME", 'Which split: "manifest" is the column split, any other NAME the column split_NAME.'),

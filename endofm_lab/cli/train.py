@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from tqdm import tqdm
 
-from endofm_lab.cli.command import Output, command
+from endofm_lab.cli.command import Output, command, computed_on
 from endofm_lab.cli.options import Key, Option
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json
@@ -91,6 +91,7 @@ def run(config: PretrainConfig, output: Output) -> None:
                 bar.total, bar.n = described["steps"], record["step"]
                 if main and output.progress:
                     bar.write(f"Initialisation: {described['initialisation']['words']}")
+                    bar.write(computed_on(described.get("provenance", {})))
             bar.update(record["step"] + 1 - bar.n)
             bar.set_postfix({"loss": f"{record['loss']:.3f}", "health": record["health"]}, refresh=False)
     finally:
@@ -132,7 +133,7 @@ def _dry_run(config: PretrainConfig, output: Output) -> None:
 
 
 # What the released recipe leaves open; every other option is the recipe's.
-_OPEN = {"source", "label", "seeds", "split_name", "clips", "shared_patients", "precision", "workers"}
+_OPEN = {"source", "label", "seeds", "split_name", "clips", "shared_patients", "precision", "workers", "device"}
 
 
 def _finetuning_preset(values: Mapping[Key, Any]) -> FinetuneConfig | None:
@@ -167,7 +168,8 @@ def finetune(config: FinetuneConfig, output: Output, preset: Literal["polypdiag"
 def record_text(record: dict[str, Any]) -> list[str]:
     """What a reader wants of a record: start and end, candidates, validations and every tenth step."""
     if "initialisation" in record:
-        return [f"Initialisation: {record['initialisation']}\nSplit {record['split']}\nAudit: {record['audit']}"]
+        start = {name: record[name] for name in ("initialisation", "split", "audit", "device")}
+        return [f"{name.capitalize()}: {words}" for name, words in start.items()]
     if "validation" not in record and record["step"] % 10:
         return []
     shown = ("seed", "step", "l2", "k", "loss", "lr", "step_s", "chosen", "validation")
@@ -185,7 +187,7 @@ def show_run(folder: Path, output: Output) -> None:
         output.say(f"{name:<28} {_metric_text(metric, unit['words'])}")
     if few := caution(unit["n"], unit["words"]):
         output.say(few)
-    output.say(f"Audit: {report['audit']['verdict']}")
+    output.say(f"Audit: {report['audit']['verdict']}", computed_on(report.get("provenance", {})))
     output.written(folder)
 
 

@@ -25,9 +25,10 @@ from endofm_lab.data.rows import Row
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.files import atomic_path, fits, read_object, reading, write_json
 from endofm_lab.model.inference import for_inference
-from endofm_lab.model.loading.load import load_model
+from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel, check_finite
 from endofm_lab.model.weight_files import state_fingerprint
+from endofm_lab.provenance import provenance
 from endofm_lab.run_folder import claim
 from endofm_lab.video.transforms import to_input
 
@@ -75,6 +76,7 @@ def embed(
     model: VideoModel | str | Path,
     out: str | Path,
     batch_clips: int = 8,
+    device: str = "auto",
     progress: bool = True,
 ) -> EmbeddingStore:
     """One vector per row of a manifest, kept in a folder: CLS of the clip in the middle of each row's time.
@@ -84,14 +86,21 @@ def embed(
     A run that was stopped goes on where it was when called again with the same manifest and model; a finished one is
     read back. Rows whose video cannot be read are kept, with the reason, and have no vector.
 
+    Args:
+        manifest: a manifest, or its file.
+        model: a model, or what `load_model` takes.
+        out: folder of the store.
+        batch_clips: clips that go through the model together.
+        device: where the model computes, as in `predict_video`.
+        progress: show a progress bar.
+
     Raises:
         ManifestError: the manifest is malformed.
         UserError: ``out`` holds something else, or embeddings of another manifest or model, or a video has changed (the
             message names what differs), or another process works there.
     """
     manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
-    model = model if isinstance(model, VideoModel) else load_model(model)
-    steps = embedding_steps(manifest, model, out, batch_clips)
+    steps = embedding_steps(manifest, model_at(model, device), out, batch_clips)
     with tqdm(total=len(manifest), unit="clip", desc="embed", disable=not progress) as bar:
         for done in steps:
             bar.update(done - bar.n)
@@ -132,7 +141,9 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
         with atomic_path(folder / "rows.parquet") as temporary:
             rows.to_parquet(temporary, index=False)
         done.finish()
-        write_json(folder / STORE, {**about, "root": str(manifest.root.resolve()), "version": __version__})
+        origin = provenance(next(model.parameters()).device)
+        stored = {**about, "root": str(manifest.root.resolve()), "version": __version__, "provenance": origin}
+        write_json(folder / STORE, stored)
         done.log.unlink()
 
 

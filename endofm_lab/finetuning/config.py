@@ -63,6 +63,7 @@ class FinetuneConfig:
             "released" for the lists of a paper.
         precision: of the training's arithmetic.
         workers: processes that load data.
+        device: what computes: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu.
     """
 
     manifest: Path
@@ -94,6 +95,7 @@ class FinetuneConfig:
     split_name: str = "manifest"
     precision: Precision = "float32"
     workers: int = 0
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         task = self.asked

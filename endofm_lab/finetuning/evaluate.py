@@ -11,9 +11,10 @@ from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json
 from endofm_lab.finetuning.finetune import CONFIG
-from endofm_lab.model.loading.load import load_model
+from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
+from endofm_lab.provenance import provenance
 from endofm_lab.run_folder import claim
 from endofm_lab.runs.run import REPORT, Run, read_run, write_run
 from endofm_lab.tasks import Task, task_answered_by, task_named
@@ -57,6 +58,7 @@ def evaluate(
     label: str | None = None,
     clips: int | None = None,
     split_name: str | None = None,
+    device: str = "auto",
 ) -> Run:
     """Test one head of a model on the rows of the split "test" and write the run to ``out``.
 
@@ -71,6 +73,7 @@ def evaluate(
         label: column that holds the class; "label" for a model by itself.
         clips: per row, their scores averaged, for classes; 3 for a model by itself.
         split_name: "manifest" for its column ``split``, or the name of a further one (column ``split_NAME``).
+        device: where the model computes, as in `predict_video`.
 
     Raises:
         UserError: no such head, no manifest, ``out`` holds another run (the message names what differs), another
@@ -79,7 +82,10 @@ def evaluate(
     given = {"label": label, "clips": clips, "split_name": split_name}
     given = {name: value for name, value in given.items() if value is not None}
     is_run = (Path(model) / CONFIG).is_file()
-    asked = _of_run(Path(model), manifest, given) if is_run else _of_model(model, manifest, head, given)
+    if is_run:
+        asked = _of_run(Path(model), manifest, given, device)
+    else:
+        asked = _of_model(model, manifest, head, given, device)
     out, table = Path(out), read_split(asked.manifest, asked.split_name)
     with claim(out, asked.request(table), "a run"):
         if (out / REPORT).is_file():
@@ -89,22 +95,24 @@ def evaluate(
         return run
 
 
-def _of_model(model: str | Path, manifest: str | Path | None, head: str | None, given: dict[str, Any]) -> _Asked:
+def _of_model(
+    model: str | Path, manifest: str | Path | None, head: str | None, given: dict[str, Any], device: str
+) -> _Asked:
     if manifest is None:
         raise UserError(f"{model} is a model by itself: say with a manifest what it shall be tested on.")
-    loaded = load_model(model)
+    loaded = model_at(model, device)
     name = _head(loaded, head)
     options = {"label": "label", "clips": 3, "split_name": "manifest", **given}
     task = task_answered_by(loaded.card.heads[name].kind).of(options)
     return _Asked({0: loaded}, name, task, Path(manifest), options["split_name"], None)
 
 
-def _of_run(folder: Path, manifest: str | Path | None, given: dict[str, Any]) -> _Asked:
+def _of_run(folder: Path, manifest: str | Path | None, given: dict[str, Any], device: str) -> _Asked:
     config, trained = read_json(folder / CONFIG), read_run(folder)
     missing = [seed for seed in trained.seeds if not (folder / f"seed-{seed}" / "model").is_dir()]
     if missing:
         raise UserError(f"{folder} has no model of seed {missing[0]}: k nearest neighbours leave none to test again.")
-    models = {seed: load_model(folder / f"seed-{seed}" / "model") for seed in trained.seeds}
+    models = {seed: model_at(folder / f"seed-{seed}" / "model", device) for seed in trained.seeds}
     task = task_named(config["task"])
     options = {**config, **given}
     return _Asked(
@@ -138,6 +146,7 @@ def _tested(asked: _Asked, table: Manifest, name: str) -> Run:
         audit=_audit(model, table),
         predictions=pd.concat(predictions, ignore_index=True),
         unit=units_of(table, "test").described(),
+        provenance=provenance(next(model.parameters()).device),
     )
 
 

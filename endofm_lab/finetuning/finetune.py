@@ -22,11 +22,13 @@ from endofm_lab.finetuning.fitting import Choice, Fit
 from endofm_lab.model.card import HeadSpec, Metric
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.provenance import provenance
 from endofm_lab.run_folder import claim
 from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, write_run
 from endofm_lab.tasks import Task
 from endofm_lab.tasks.examples import SPLITS, Example, read_split, refuse_shared_units, units_of
 from endofm_lab.training.loop import Record
+from endofm_lab.training.processes import train_on
 
 CONFIG = "config.json"
 
@@ -39,10 +41,10 @@ def finetune(config: FinetuneConfig, task: Task | None = None) -> Iterator[Recor
     configuration does not have: it is one of the class that ``config.task`` names.
 
     Yields:
-        One record per seed at its start ("seed", "initialisation", "split", "audit": all in words); one per training
-        step ("seed", "step", "loss", ..., and "validation" where it was measured) or per candidate of a probe ("seed",
-        "l2" or "k", "validation"); and one per seed at its end ("seed", "chosen", "validation", "test": metrics by
-        name).
+        One record per seed at its start ("seed", "initialisation", "split", "audit", "device": all in words); one per
+        training step ("seed", "step", "loss", ..., and "validation" where it was measured) or per candidate of a probe
+        ("seed", "l2" or "k", "validation"); and one per seed at its end ("seed", "chosen", "validation", "test":
+        metrics by name).
 
     Raises:
         UserError: bad data (refused by name, with the count), ``out`` holds another run or this one with another start
@@ -70,11 +72,13 @@ class _Job:
     examples: dict[str, list[Example]]
     verdict: str
     leaks: list[str]
+    device: torch.device
 
     @classmethod
     def open(cls, config: FinetuneConfig, task: Task) -> "_Job":
         if task.name != config.task:
             raise UserError(f"The task is one of {task.name}, the configuration asks for {config.task}: name the same.")
+        device = train_on(config.device)
         manifest = read_split(config.manifest, config.split_name)
         found = audit(manifest, progress=False)
         if missing := sorted(set(SPLITS) - set(manifest.table["split"])):
@@ -93,13 +97,13 @@ class _Job:
             raise UserError(f"Masks and boxes cannot follow the strong augmentation; choose 'light' for {task.name}.")
         examples = {split: task.examples(manifest, split, head) for split in SPLITS}
         leaks = [finding.message for finding in found.findings if finding.severity == "leak"]
-        return cls(config, task, manifest, head, examples, found.verdict, leaks)
+        return cls(config, task, manifest, head, examples, found.verdict, leaks, device)
 
     def request(self) -> dict[str, Any]:
         """What the run's numbers depend on."""
         settings = {**asdict(self.config), **asdict(self.task)}
         return {
-            **{name: value for name, value in settings.items() if name not in ("manifest", "out", "workers")},
+            **{name: value for name, value in settings.items() if name not in ("manifest", "out", "workers", "device")},
             "start_weights": self.config.start.content(),
             "manifest_fingerprint": self.manifest.fingerprint,
             "files": self.manifest.contents("video", *self.task.files),
@@ -120,12 +124,14 @@ class _Job:
         config, folder = self.config, self.folder(seed)
         torch.manual_seed(seed)
         model = config.start.build(self.task.head_name, self.head, seed, adapters=config.method == "ST-Adapter").eval()
+        model.to(self.device)
         write_json(folder / "start.json", model.card.initialisation)
         yield {
             "seed": seed,
             "initialisation": model.card.initialisation["words"],
             "split": f"{config.split_name}: {', '.join(f'{len(rows)} {name}' for name, rows in self.examples.items())}",
             "audit": self.verdict,
+            "device": str(self.device),
         }
         fit = Fit(config, seed, self.task, model, self.examples, folder)
         choice: Choice
@@ -172,6 +178,7 @@ class _Job:
             audit={"findings": self.leaks, "verdict": self.verdict},
             predictions=pd.concat(tables, ignore_index=True),
             unit=units_of(manifest, "test").described(),
+            provenance=provenance(self.device),
         )
         write_run(config.out, run)
 

@@ -1,4 +1,4 @@
-"""The precisions of a computation, and the automatic one."""
+"""The device of a computation and its precision, and the automatic ones."""
 
 from typing import Literal, get_args
 
@@ -7,6 +7,29 @@ import torch
 from endofm_lab.errors import UserError
 
 Precision = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """The device of a name; "auto" is the first of cuda, mps and cpu that this machine has.
+
+    Args:
+        name: "auto", "cpu", "cuda", "cuda:1" (the second GPU) or "mps" (the GPU of an Apple computer).
+
+    Raises:
+        UserError: there is no device of that name, or this machine does not have it.
+    """
+    there = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    kinds = list(dict.fromkeys([place.partition(":")[0] for place in there] + ["cpu"]))
+    if name == "auto":
+        return torch.device(kinds[0])
+    if name not in (*kinds, *there):
+        lacks = ": torch was installed without CUDA, or it finds no driver" if name.startswith("cuda") else ""
+        raise UserError(
+            f"The device is {name!r}, but this machine has {', '.join(dict.fromkeys([*kinds, *there]))}{lacks}. Choose "
+            "one of these, or 'auto'."
+        )
+    return torch.device(name)
 
 
 def dtype_of(precision: str, device: torch.device | str = "cpu") -> torch.dtype:

@@ -70,6 +70,7 @@ class PretrainConfig:
         save_every: steps between checkpoints.
         keep: checkpoints that stay.
         workers: processes that load data.
+        device: what computes: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu.
         compile: compile the backbone with torch.compile.
         trackers: Accelerate's names of trackers besides the log.
         probe: labelled manifest for the kNN and linear probe: its "train" rows answer, "val" rows are asked during the
@@ -105,6 +106,7 @@ class PretrainConfig:
     save_every: int = 500
     keep: int = 2
     workers: int = 0
+    device: str = "auto"
     compile: bool = False
     trackers: tuple[str, ...] = ("tensorboard",)
     probe: Path | None = None

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from endofm_lab import __version__
 from endofm_lab.data.audit.audit import audit
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.errors import UserError
@@ -32,10 +31,11 @@ from endofm_lab.pretraining.corpus import Corpus
 from endofm_lab.pretraining.health import ProbeData, encode, feature_measures, load_probe, probe, verdict
 from endofm_lab.pretraining.objective import Objective
 from endofm_lab.pretraining.views import MultiView
+from endofm_lab.provenance import provenance
 from endofm_lab.run_folder import check_request, claim
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import CHECKPOINTS, LOG, LoopConfig, Record, parameter_groups, read_log, train
-from endofm_lab.training.processes import gathered, processes
+from endofm_lab.training.processes import gathered, processes, train_on
 from endofm_lab.training.schedules import cosine
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import InputSpec
@@ -105,6 +105,7 @@ class _Pretraining:
     """Everything that one run needs: data, network, objective, optimiser."""
 
     def __init__(self, config: PretrainConfig, objective: Objective | None) -> None:
+        self.device = train_on(config.device)
         self.objective = config.chosen if objective is None else objective
         self.objective.check()
         self.config, self.signs = config, self.objective.signs(config)
@@ -142,7 +143,7 @@ class _Pretraining:
     def claimed(self) -> Iterator[None]:
         """Hold the run folder in the main process; in all of them refuse that of another run."""
         tree = settings(self.config, self.objective)
-        config = {name: value for name, value in tree.items() if name != "out"}
+        config = {name: value for name, value in tree.items() if name not in ("out", "device")}
         request = {"config": config, "manifest_fingerprint": self.manifest.fingerprint}
         kind, out = "a pre-training run", self.config.out
         if not processes().is_main_process:
@@ -157,8 +158,7 @@ class _Pretraining:
             "n_files": self.corpus.n_files,
             "steps": self.steps,
             "steps_per_epoch": self.per_epoch,
-            "endofm_lab": __version__,
-            "torch": torch.__version__,
+            "provenance": provenance(self.device),
             "initialisation": {"words": "Not known yet: the network is being built."},
         }
         with claim(out, request, kind, record=CONFIG, about=about, beside=(PROCESS, OUTPUT), completed=_completed):

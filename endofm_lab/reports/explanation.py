@@ -4,8 +4,9 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -19,8 +20,9 @@ from endofm_lab.explain.trust import Curves, deletion_insertion, in_words, rando
 from endofm_lab.figures.attention import curves, film_strip, head_statistics, overlay, temporal_matrices
 from endofm_lab.files import atomic_path
 from endofm_lab.model.card import ModelCard
-from endofm_lab.model.loading.load import load_model
+from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.provenance import provenance
 from endofm_lab.reports.html import Item, Section, write_report
 from endofm_lab.video.clips import Clip, read_clip
 from endofm_lab.video.transforms import to_input
@@ -59,6 +61,7 @@ class Explanation:
         rollouts: name -> (words, map (T, h, w)).
         attributions: one per method that could answer.
         refused: method, or "attention", -> why it could not.
+        provenance: see `endofm_lab.provenance`.
     """
 
     video: Path
@@ -68,6 +71,7 @@ class Explanation:
     rollouts: dict[str, tuple[str, Tensor]]
     attributions: tuple[Explained, ...]
     refused: dict[str, str]
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All maps by name, as ``maps.npz`` holds them, with the frames they belong to."""
@@ -92,6 +96,7 @@ def explain(
     head: str | None = None,
     label: str | None = None,
     methods: Sequence[str] = DEFAULT_METHODS,
+    device: str = "auto",
 ) -> Explanation:
     """Attention and attribution of one clip, each attribution with its trust figures.
 
@@ -102,15 +107,17 @@ def explain(
         head: which head to explain; by default the first.
         label: which class of it; by default the one with the highest score.
         methods: names in `explain.attribution.METHODS`; a method that the model cannot answer is named in `refused`.
+        device: where the model computes, as in `predict_video`.
 
     Raises:
         VideoError: the video cannot be read.
         UserError: no such head, class or method.
     """
     _must_be_known(methods)
-    network = model if isinstance(model, VideoModel) else load_model(model)
+    network = model_at(model, device)
+    place = next(network.parameters()).device
     clip = read_clip(video, network.card.clip, "centre" if start_s is None else start_s)
-    x = to_input(clip.frames, network.card.input)
+    x = to_input(clip.frames, network.card.input).to(place)
     refused: dict[str, str] = {}
     maps = None
     try:
@@ -126,7 +133,7 @@ def explain(
                 found.append(_explained(network, x, head, label, name))
             except UserError as error:
                 refused[name] = str(error)
-    return Explanation(Path(video), clip, network.card, maps, rollouts, tuple(found), refused)
+    return Explanation(Path(video), clip, network.card, maps, rollouts, tuple(found), refused, provenance(place))
 
 
 def write_explanation(explanation: Explanation, out: str | Path) -> list[Path]:

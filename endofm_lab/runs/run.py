@@ -14,6 +14,7 @@
 | unit | of independence, of the test rows: ``kind`` ("patient", "sequence", "video", "image"), ``n``, ``words`` ("16 patients"); a report without it speaks of patients |
 | metrics | by name: value, low, high, level, n, units, undefined, seed_std; computed here from the predictions |
 | audit | ``findings``: a list of sentences, empty when the leakage audit found nothing |
+| provenance | version, device, packages, command and time (`endofm_lab.provenance`); empty in older reports |
 
 What may differ between compared runs (learning rate, epochs of a method, ...) does not belong into ``protocol``.
 
@@ -66,6 +67,7 @@ class Run:
     audit: dict[str, Any]
     predictions: pd.DataFrame
     unit: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def n_units(self) -> int:
@@ -127,6 +129,7 @@ def write_run(folder: str | Path, run: Run) -> None:
         "unit": run.unit or {"kind": "patient", "n": run.n_units, "words": run.units_in_words},
         "metrics": {name: {key: _json(value) for key, value in row.items()} for name, row in metrics.items()},
         "audit": run.audit,
+        "provenance": run.provenance,
     }
     with atomic_path(folder / PREDICTIONS) as temporary:
         run.predictions.to_parquet(temporary, index=False)
@@ -161,6 +164,7 @@ def read_run(folder: str | Path) -> Run:
             )
     with reading(folder, "Copy the run again, or evaluate again.", RunError):
         values = {key: report[key] for key in keys if key != "metrics"} | {"unit": unit_of(report)}
+        values["provenance"] = report.get("provenance", {})
         run = Run(**{**values, "seeds": tuple(report["seeds"])}, predictions=predictions)
         _check(run, folder)
     return run

@@ -23,9 +23,10 @@ from tqdm import tqdm
 from endofm_lab import __version__
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.files import atomic_path, fingerprint_of, read_json, reading, write_json
-from endofm_lab.model.loading.load import load_model
+from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
+from endofm_lab.provenance import provenance
 from endofm_lab.run_folder import claim
 from endofm_lab.study.stream import THREADS, Batches, Kept
 from endofm_lab.video.reader import VideoInfo, VideoReader, open_video
@@ -89,6 +90,7 @@ def run_study(
     skip_near_duplicates: bool = False,
     batch: int = 64,
     fps: float | None = None,
+    device: str = "auto",
     progress: bool = True,
 ) -> Study:
     """Score every frame of a video or a folder of images; the result is also in ``out`` (`load_study`).
@@ -103,6 +105,7 @@ def run_study(
         skip_near_duplicates: frames that hardly differ from the last scored one take its scores.
         batch: frames that go through the model together.
         fps: frames per second of a folder, 25 if not given.
+        device: where the model computes, as in `predict_video`.
         progress: show a progress bar.
 
     Raises:
@@ -110,7 +113,7 @@ def run_study(
         UserError: the model looks at clips or has no class head, ``out`` holds something else (the message names what
             differs), or another process works there.
     """
-    steps = study_steps(path, model, out, skip_near_duplicates, batch, fps)
+    steps = study_steps(path, model, out, skip_near_duplicates, batch, fps, device)
     with tqdm(unit="frame", desc=Path(path).name, disable=not progress) as bar:
         while True:
             try:
@@ -127,13 +130,12 @@ def study_steps(
     skip_near_duplicates: bool = False,
     batch: int = 64,
     fps: float | None = None,
+    device: str = "auto",
 ) -> Generator[tuple[int, int], None, Study]:
     """`run_study` in steps: yields (frames done, frames in all) after every part; returns the study."""
     if batch < 1:
         raise UserError(f"batch is {batch}, but at least 1 frame must go through the model at a time.")
-    if not isinstance(model, VideoModel):
-        model = load_model(model)
-    model.eval()
+    model = model_at(model, device)
     _check_model(model)
     with open_video(path, fps, check=False, damaged="mark") as reader:
         request = {
@@ -239,12 +241,12 @@ def _describe(video: VideoInfo, model: VideoModel, request: dict[str, Any]) -> d
         "classes": {name: list(head.classes) for name, head in heads.items()},
         "kinds": {name: head.kind for name, head in heads.items()},
         "provenance": {
+            **provenance(next(model.parameters()).device),
             **request,
             "model_name": model.card.name,
             "initialisation": model.card.initialisation,
             "training_data": model.card.data,
             "temperature": {name: head.temperature for name, head in heads.items()},
-            "torch": torch.__version__,
         },
     }
 

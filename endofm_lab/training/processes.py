@@ -1,5 +1,6 @@
 """The processes that share a run, and how they share its weights (FSDP)."""
 
+import os
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
+from endofm_lab.errors import UserError
+from endofm_lab.model.precision import resolve_device
+
 
 def processes() -> PartialState:
     """This process among those that `accelerate launch` or torchrun started; without a GPU they are joined by gloo.
@@ -19,6 +23,32 @@ def processes() -> PartialState:
     with a whole run of its own, unless ACCELERATE_USE_CPU is set.
     """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+
+
+def train_on(device: str) -> torch.device:
+    """Choose the device of the trainings in this process, before the first of them; returns it.
+
+    Args:
+        device: "auto" leaves the choice to Accelerate, which gives each process a GPU of its own if there are any;
+            otherwise a name as `resolve_device` takes it.
+
+    Raises:
+        UserError: this machine has no such device, or an earlier training of this process used another one.
+    """
+    if device == "auto":
+        return processes().device
+    place = resolve_device(device)
+    if not PartialState._shared_state:
+        if place.type == "cpu":
+            os.environ["ACCELERATE_USE_CPU"] = "true"
+        elif place.index is not None:
+            torch.accelerator.set_device_index(place.index)
+    now = processes().device
+    if now.type != place.type or place.index not in (None, now.index or 0):
+        raise UserError(
+            f"The device is {device!r}, but this process trains on {now}; choose that one, or start a new process."
+        )
+    return now
 
 
 def sharding_asked_for() -> bool:

@@ -1,5 +1,6 @@
 """Models to and from disk: load any known weights, save ours, start a backbone from weights, say what a file holds."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from endofm_lab.model.loading.inspection import CheckpointReport, inspect_checkp
 from endofm_lab.model.loading.locate import locate
 from endofm_lab.model.loading.released import KNOWN, card_of, head_tensors
 from endofm_lab.model.loading.seal import metadata_with_seal
+from endofm_lab.model.precision import resolve_device
 from endofm_lab.model.video_model import Allowed, VideoModel, build_frame_model, build_model, encoder_of
 from endofm_lab.model.weight_files import check_fit, load_strictly
 
@@ -30,6 +32,7 @@ __all__ = [
     "load_model",
     "load_state",
     "load_strictly",
+    "model_at",
     "save_model",
 ]
 
@@ -63,8 +66,8 @@ def save_model(model: VideoModel, folder: str | Path) -> Path:
     return folder
 
 
-def load_model(path_or_name: str | Path, encoders: Allowed = ()) -> VideoModel:
-    """A model in evaluation mode, on the CPU, in float32.
+def load_model(path_or_name: str | Path, encoders: Allowed = (), device: str = "cpu") -> VideoModel:
+    """A model in evaluation mode, in float32.
 
     Args:
         path_or_name: "demo" (the weights in the package), a model folder as `save_model` writes it, a released
@@ -73,10 +76,18 @@ def load_model(path_or_name: str | Path, encoders: Allowed = ()) -> VideoModel:
             head, or theirs: PolypDiag's classes, the CVC-12k segmenter's masks, the KUMC detector's boxes.
         encoders: classes of encoders that a model folder may name besides the library's own, or their importable names
             ("module:Class"). A folder cannot make the library import anything that is not named here.
+        device: where it computes: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu that
+            this machine has. Clips that are handed to the model itself have to lie there too.
 
     Raises:
+        UserError: this machine has no such device.
         CheckpointError: it cannot be read, is unsafe, is not a video transformer, or its tensors do not fit.
     """
+    place = resolve_device(device)
+    return _loaded(path_or_name, encoders).to(place)
+
+
+def _loaded(path_or_name: str | Path, encoders: Allowed) -> VideoModel:
     if str(path_or_name).startswith("timm:"):
         return build_frame_model(str(path_or_name).removeprefix("timm:"), weights=frame.HUB).eval()
     checkpoint = load_state(locate(path_or_name))
@@ -95,6 +106,27 @@ def load_model(path_or_name: str | Path, encoders: Allowed = ()) -> VideoModel:
     record = record_of(checkpoint, public_name(path_or_name, checkpoint), keys, keys, resized=[], folded=[])
     parts = {"backbone": checkpoint.backbone, "heads": head_tensors(checkpoint)}
     return _filled(card_of(checkpoint, record), parts, checkpoint.path)
+
+
+def model_at(model: VideoModel | str | Path, device: str = "auto") -> VideoModel:
+    """The model, or what `load_model` takes, in evaluation mode on the device that computes.
+
+    Args:
+        model: stays as it is and where it is; if it has to compute elsewhere, the result is a copy.
+        device: as `load_model` takes it; "auto" leaves a model on its GPU.
+
+    Raises:
+        UserError: this machine has no such device.
+        CheckpointError: as `load_model`.
+    """
+    place = resolve_device(device)
+    if not isinstance(model, VideoModel):
+        return load_model(model, device=device)
+    now = next(model.parameters()).device
+    same = now.type == place.type and place.index in (None, now.index)
+    if same or (device == "auto" and now.type != "cpu"):
+        return model.eval()
+    return deepcopy(model).to(place).eval()
 
 
 def _filled(card: ModelCard, parts: Parts, path: Path, encoders: Allowed = ()) -> VideoModel:
