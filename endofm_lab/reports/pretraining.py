@@ -124,7 +124,7 @@ def report_run(run: str | Path) -> Path:
         ("Summary", about),
         ("Curves", list(curves(described, records, reference).values())),
         ("Configuration", [pd.DataFrame(_rows(described["config"]), columns=["setting", "value"])]),
-        ("Versions", [f"endofm_lab {described['endofm_lab']}, torch {described['torch']}"]),
+        ("Provenance", [pd.DataFrame(_rows(described.get("provenance", {})), columns=["what", "value"])]),
     ]
     return write_report(run / "report.html", f"Pre-training: {run.name}", sections)
 

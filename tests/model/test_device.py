@@ -42,7 +42,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(UserError, match="The device is 'cuda', but this machine has cpu: torch was installed without"):
         load_model("demo", device="cuda")
-    with pytest.raises(UserError, match="The device is 'gpu', but this machine has cpu. Choose"):
+    with pytest.raises(UserError, match=r"The device is 'gpu', but this machine has cpu[.] Choose"):
         predict_video("no.mp4", "demo", device="gpu")
 
 
