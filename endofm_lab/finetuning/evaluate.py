@@ -82,10 +82,7 @@ def evaluate(
     given = {"label": label, "clips": clips, "split_name": split_name}
     given = {name: value for name, value in given.items() if value is not None}
     is_run = (Path(model) / CONFIG).is_file()
-    if is_run:
-        asked = _of_run(Path(model), manifest, given, device)
-    else:
-        asked = _of_model(model, manifest, head, given, device)
+    asked = _of_run(Path(model), manifest, given, device) if is_run else _of_model(model, manifest, head, given, device)
     out, table = Path(out), read_split(asked.manifest, asked.split_name)
     with claim(out, asked.request(table), "a run"):
         if (out / REPORT).is_file():
