@@ -18,6 +18,7 @@ from endofm_lab.data.audit.checks import Example, Finding
 from endofm_lab.data.labels import list_mappings
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.data.splits import Split
+from endofm_lab.data.units import units
 from endofm_lab.figures.data import class_counts, split_balance
 from endofm_lab.figures.embeddings import picture_sheet
 from endofm_lab.figures.style import STILL, marked
@@ -119,8 +120,11 @@ def show_split(data: Manifest, split: Split | None) -> None:
     if split is None:
         st.info("This manifest has no split. Choose hold-out or k-fold in the side bar.")
         return
+    if split.warning:
+        st.warning(plain(split.warning))
     groups, torn, off = st.columns(3)
-    groups.metric("Groups", f"{split.n_groups:,}", help="Rows that share a patient, a video or a sequence")
+    shared = f"Rows that share a patient, a video or a sequence: {plain(split.units.words)}"
+    groups.metric("Groups", f"{split.n_groups:,}", help=shared)
     torn.metric("Torn apart", f"{split.torn:,}", help="Groups with rows in more than one part; 0 for splits made here")
     off.metric("Mean deviation", f"{split.deviation:.3f}", help="Of the shares of all classes from what was asked for")
     st.plotly_chart(split_balance(split), width="stretch", config=STILL)
@@ -209,10 +213,10 @@ try:
     files = tuple(content_of(path) for path in paths)
     choice = choose_split(manifests.manifest(files).table)
     data, split = manifests.divided(files, choice)
-    patients, sets = set(data.table["patient"]) - {""}, sorted(set(data.table["dataset"]))
+    sets = sorted(set(data.table["dataset"]))
     st.caption(
         f"{'**Generated** data · ' if generated else ''}{len(data):,} rows · {len(data.classes)} classes · "
-        f"{len(patients):,} patients · {plain(', '.join(sets))}"
+        f"{plain(units(data.table).words)} · {plain(', '.join(sets))}"
     )
     if view == "Manifest":
         show_manifest(data, generated)

@@ -10,8 +10,8 @@ out. Phantom: the finding in a frame, learned from eight patients; stage one see
 
 Stage one is either supervised (phases, "polyp", "sinus"; phantom: is there a finding or not, as a data set with coarser
 classes has it) or masked image modelling of a frozen teacher's features. Stage two has the same epochs in every row;
-"longer" gives the network that was not adapted the steps of both stages. Intervals are over minutes of the operation or
-patients, of all seeds together; differences to the network that was not adapted are paired.
+"longer" gives the network that was not adapted the steps of both stages. Intervals are over patients, of all seeds
+together; the one test patient of the tools has none. Differences to the network that was not adapted are paired.
 """
 
 import argparse
@@ -44,11 +44,10 @@ PRECISION: Literal["float32", "bfloat16"] = "bfloat16" if automatic_dtype() is t
 
 @dataclass(frozen=True)
 class Question:
-    """Manifests of both stages; ``group`` names the column that intervals are over."""
+    """Manifests of both stages."""
 
     first: Manifest
     second: Manifest
-    group: str
 
 
 def tools(data: Path, out: Path) -> Question:
@@ -63,9 +62,6 @@ def tools(data: Path, out: Path) -> Question:
         "video": [str((data / "cholect50" / file).resolve()) for file in frames["file"]],
         "patient": frames["video"],
         "dataset": "cholect50",
-        "group": [
-            f"{video} minute {second // 60}" for video, second in zip(frames["video"], frames["second"], strict=True)
-        ],
     }
     split = frames["video"].map({"VID68": "train", "VID70": "train", "VID75": "val", "VID74": "test"})
     second = pd.DataFrame(common).assign(
@@ -75,15 +71,13 @@ def tools(data: Path, out: Path) -> Question:
     first = pd.DataFrame(common).assign(label=frames["phase"], split=split)
     stills = sorted((data / "kvasir-seg" / "images").iterdir())[::5]  # as many as there are of a frequent phase
     polyps = pd.DataFrame({"video": [str(path.resolve()) for path in stills], "dataset": "kvasir-seg"})
-    polyps = polyps.assign(patient=[f"polyp {n}" for n in range(len(polyps))], label="polyp", group="kvasir")
+    polyps = polyps.assign(patient="", label="polyp")
     polyps["split"] = np.where(np.arange(len(polyps)) % 5 == 0, "val", "train")
     sinus = sorted((data / "sinus" / "seq_002603").glob("*.jpg"))[::2]
     noses = pd.DataFrame({"video": [str(path.resolve()) for path in sinus], "patient": "sinus", "dataset": "sinus"})
-    noses = noses.assign(label="sinus", split="train", group="sinus")
+    noses = noses.assign(label="sinus", split="train")
     both = pd.concat([first, polyps, noses], ignore_index=True)
-    return Question(
-        _written(both, out / "first.csv"), _written(second[second["label"] != ""], out / "second.csv"), "group"
-    )
+    return Question(_written(both, out / "first.csv"), _written(second[second["label"] != ""], out / "second.csv"))
 
 
 def phantom(manifest: Path, out: Path) -> Question:
@@ -95,7 +89,7 @@ def phantom(manifest: Path, out: Path) -> Question:
     few, coarse = set(patients[:8]), table["label"].where(table["label"] == "normal", "finding")
     first = table[~table["patient"].isin(few)].assign(label=coarse)
     second = table[table["patient"].isin(few) | (table["split"] != "train")]
-    return Question(write_manifest(first, out / "first.csv"), write_manifest(second, out / "second.csv"), "patient")
+    return Question(write_manifest(first, out / "first.csv"), write_manifest(second, out / "second.csv"))
 
 
 def _written(table: pd.DataFrame, path: Path) -> Manifest:
@@ -218,7 +212,7 @@ def main() -> None:
             table = pd.concat(tables)
             truth = table["target"].to_numpy()
             answers[stage] = table.filter(like="score_").to_numpy().argmax(axis=1)
-            groups = np.tile(question.second.rows("test")[question.group].to_numpy(str), args.seeds)
+            groups = table["patient"].to_numpy()
             value = bootstrap_interval(balanced_accuracy, groups, truth, answers[stage])
             base = (truth, answers["not adapted"])
             gain = bootstrap_difference(balanced_accuracy, groups, base, (truth, answers[stage]))

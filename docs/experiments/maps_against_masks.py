@@ -6,7 +6,7 @@
 One clip per row, from the middle of its time. The pointing game asks whether a map's highest patch lies on the mask;
 pointing at the middle of the frame and anywhere are what it has to beat, and the same method on shuffled weights is
 what it must not look like. Where the model also answers the motion, the table in time asks whether the temporal maps of
-the two questions differ. Intervals of 95 % are over patients.
+the two questions differ. Intervals of 95 % are over units (patients, where they are known).
 """
 
 import argparse
@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import endofm_lab as lab
 from endofm_lab.data.manifest import Manifest, read_manifest
+from endofm_lab.data.units import units
 from endofm_lab.explain.attribution import METHODS, methods_for
 from endofm_lab.explain.relevance import attention_relevance, exchange_matrix
 from endofm_lab.explain.targets import target_of
@@ -100,22 +101,21 @@ def main() -> None:
     games: dict[str, list[tuple[str, Pointing]]] = defaultdict(list)
     blind: dict[str, list[tuple[str, Pointing]]] = defaultdict(list)
     times = []
-    for row in tqdm(rows.to_dict("records"), unit="clip"):
+    of_row = units(rows)
+    for row in tqdm(rows.assign(unit=of_row.ids).to_dict("records"), unit="clip"):
         x, masks = clip_and_mask(manifest, row, model)
         label = row["label"] if of_class else spec.classes[0]
         if "motion" in model.card.heads and "motion" in row:
-            times.append({"patient": row["patient"], **in_time(model, x, row, args.head)})
+            times.append({"unit": row["unit"], **in_time(model, x, row, args.head)})
         if masks.any():
             for network, into in ((model, games), (shuffled, blind)):
                 for name, values in maps_of(network, x, args.head, label, args.quick).items():
-                    into[name].append((row["patient"], pointing_game(values, masks)))
-    print(
-        f"{model.card.name}, {args.head}, split {args.split}: {len(rows)} clips of {rows['patient'].nunique()} patients"
-    )
+                    into[name].append((row["unit"], pointing_game(values, masks)))
+    print(f"{model.card.name}, {args.head}, split {args.split}: {len(rows)} clips of {of_row.words}")
     print("Pointing game: share of frames with a finding on which the highest patch lies")
     table = {}
     for name, played in games.items():
-        whose = [patient for patient, game in played for _ in game.hits]
+        whose = [unit for unit, game in played for _ in game.hits]
         hits, centre, anywhere = (
             np.concatenate([getattr(game, column) for _, game in played]) for column in ("hits", "centre", "random")
         )
@@ -127,14 +127,14 @@ def main() -> None:
     if times:
         told = pd.DataFrame(times)
         print(f"In time, mean over {len(told)} clips")
-        names = [name for name in told if name != "patient"]
+        names = [name for name in told if name != "unit"]
         for first, second in (names[:2], names[2:]):
             for name, numbers in {
                 first: told[first],
                 second: told[second],
                 "difference": told[first] - told[second],
             }.items():
-                print(f"{name:<46} {bootstrap_interval(weighted_mean, told['patient'], numbers)}")
+                print(f"{name:<46} {bootstrap_interval(weighted_mean, told['unit'], numbers)}")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python -m docs.experiments.tasks_on_real_data DATA RUNS --weights VIT_S.safetensors --only kvasir-segmentation
 
 DATA holds ``kvasir-seg/`` and ``cholect50/``. Kvasir-SEG has one fixed split 70/10/20 in which near-duplicate pictures
-stay together, and each such group stands for a patient. CholecT50 leaves one of its four videos out in turn; a second
-one chooses, two are learned from. Runs that are finished are not computed again; one that was stopped goes on. At the
-end a table of each question, and for CholecT50 the metrics over all four videos.
+stay together, and each such group counts as a sequence, because patients are unknown. CholecT50 leaves one of its four
+videos out in turn; a second one chooses, two are learned from. Runs that are finished are not computed again; one that
+was stopped goes on. At the end a table of each question, and for CholecT50 the metrics over all four videos.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def kvasir_seg(data: Path, out: Path) -> Path:
     place = {name: row for row, name in enumerate(table["image"])}
     pairs = json.loads((data / "kvasir-seg" / "near_duplicate_pairs.json").read_text())
     links = np.array([[place[a], place[b]] for a, b in pairs])
-    table["patient"] = [f"group {number}" for number in group_ids(table, links)]
+    table["sequence"] = [f"near-duplicates {number}" for number in group_ids(table, links)]
     table["split"] = holdout(table, {"train": 0.7, "val": 0.1, "test": 0.2}, seed=0).parts
     return write_manifest(table, out / "prepared" / "split.csv").path  # beside boxes.csv
 
@@ -50,7 +50,7 @@ def cholect50_boxes(data: Path, out: Path) -> Iterator[tuple[str, Path]]:
     prepare("cholect50", data / "cholect50", out / "prepared", kind="csv")
     table = read_manifest(out / "prepared" / "manifest.csv").table.copy()
     for video in CHOOSES:
-        folds = table.assign(patient=table["sequence"], split=_parts(table["sequence"], video))
+        folds = table.assign(split=_parts(table["sequence"], video))
         yield video, write_manifest(folds, out / "prepared" / f"without-{video}.csv").path
 
 

@@ -13,6 +13,7 @@ from endofm_lab.cli.train import run
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.phantom_set import write_phantom
 from endofm_lab.data.samples import SAMPLES, sample_video
+from endofm_lab.data.units import units
 from endofm_lab.demo.config import DemoConfig
 from endofm_lab.demo.evaluation import evaluate_demo
 from endofm_lab.demo.model import build_demo_model, carded
@@ -130,8 +131,9 @@ def evaluate(output: Output, model: str = "demo", data: Path = Path("outputs/pha
 
 
 def _numbers(model: VideoModel, manifest: Manifest, split: str, output: Output) -> dict[str, Interval]:
-    """The demo model's numbers on a split; printed."""
+    """The demo model's numbers on a split; printed with the units that their intervals are over."""
     numbers = evaluate_demo(model, manifest, split)
+    output.say(f"{split:<5} {units(manifest.rows(split)).words}")
     for name, interval in numbers.items():
         output.say(f"{split:<5} {name:<40} {interval}")
     return numbers

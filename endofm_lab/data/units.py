@@ -7,6 +7,7 @@ rows, are one unit. Splits, intervals, ranks, probes, neighbours and the audit a
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,10 +94,10 @@ class Units:
     def _counts(self) -> dict[str, dict[int, int]]:
         """Data set -> kind -> number of units, both sorted."""
         first = np.flatnonzero(~pd.Series(self.ids).duplicated())
+        sizes = Counter(zip(self.datasets[first].tolist(), self.kinds[first].tolist(), strict=True))
         found: dict[str, dict[int, int]] = {}
-        for dataset, kind in sorted(zip(self.datasets[first].tolist(), self.kinds[first].tolist(), strict=True)):
-            of_set = found.setdefault(dataset, {})
-            of_set[kind] = of_set.get(kind, 0) + 1
+        for dataset, kind in sorted(sizes):
+            found.setdefault(dataset, {})[kind] = sizes[dataset, kind]
         return found
 
 
@@ -110,24 +111,29 @@ def units(table: pd.DataFrame) -> Units:
     Args:
         table: with ``video``; ``dataset``, ``patient`` and ``sequence`` count where they are given and not empty.
     """
-    dataset, patient, sequence = (
-        _text(table, column).to_numpy(object) for column in ("dataset", "patient", "sequence")
-    )
-    video, guess = _text(table, "video").to_numpy(object), _guessed_sequences(table).to_numpy(object)
-    kinds = np.where(_are_images(table), _IMAGE, _VIDEO)
-    names = video
-    for kind, texts in ((_GUESSED, guess), (_SEQUENCE, sequence), (_PATIENT, patient)):
-        kinds, names = np.where(texts != "", kind, kinds), np.where(texts != "", texts, names)
-    rows = pd.DataFrame({"group": group_ids(table), "kind": kinds, "dataset": dataset, "name": names})
-    first = rows.sort_values(["kind", "dataset", "name"], kind="stable").drop_duplicates("group").set_index("group")
+    cells = _Cells.of(table)
+    kinds = np.where(cells.images, _IMAGE, _VIDEO)
+    numbers = np.array([f"of row {row}" for row in range(len(table))], dtype=object)
+    names = np.where(cells.texts["video"] != "", cells.texts["video"], numbers)
+    for kind, column, known in (
+        (_GUESSED, "sequence", cells.guessed),
+        (_SEQUENCE, "sequence", ~cells.guessed),
+        (_PATIENT, "patient", True),
+    ):
+        here = (cells.texts[column] != "") & known
+        kinds, names = np.where(here, kind, kinds), np.where(here, cells.texts[column], names)
+    group = _components(cells, None, GROUP_COLUMNS)
+    best = np.full(group.max(initial=-1) + 1, len(KINDS))
+    np.minimum.at(best, group, kinds)
+    rows = pd.DataFrame({"group": group, "kind": kinds, "dataset": cells.texts["dataset"], "name": names})
+    rows = rows[kinds == best[group]].drop_duplicates(["group", "dataset", "name"])
+    several = rows["group"].duplicated(keep=False)  # named after the first, whatever the order of the rows
+    first = pd.concat([rows[~several], rows[several].sort_values(["dataset", "name"]).drop_duplicates("group")])
+    first = first.sort_values("group")  # groups are numbered from 0
     words = np.array(["", "sequence ", "sequence ", "video ", "image "], dtype=object)
-    title = first["dataset"] + "/" + words[first["kind"].to_numpy()] + first["name"]
-    of_row = rows["group"]
-    return Units(
-        title.loc[of_row].to_numpy(object),
-        first["kind"].loc[of_row].to_numpy(np.int64),
-        first["dataset"].loc[of_row].to_numpy(object),
-    )
+    dataset, kind = first["dataset"].to_numpy(object), first["kind"].to_numpy(np.int64)
+    titles = dataset + "/" + words[kind] + first["name"].to_numpy(object)
+    return Units(titles[group], kind[group], dataset[group])
 
 
 def group_ids(
@@ -143,16 +149,39 @@ def group_ids(
         links: (L, 2) pairs of rows that must stay together too, such as near-duplicates found by the audit.
         columns: what binds; without "patient", groups are recordings.
     """
-    n = len(table)
-    texts = {column: _text(table, column) for column in columns if column in table}
-    if "sequence" in columns and "video" in table:
-        guess = _guessed_sequences(table)
-        texts["sequence"] = guess if "sequence" not in texts else texts["sequence"].where(guess == "", guess)
+    return _components(_Cells.of(table), links, columns)
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """A table's cells as text, (N,) each: "dataset", "patient", "sequence" (with what names give) and "video"."""
+
+    texts: dict[str, NDArray[Any]]
+    guessed: NDArray[np.bool_]  # the sequence was read from the file name
+    images: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, table: pd.DataFrame) -> "_Cells":
+        texts = {column: _text(table, column) for column in ("dataset", *GROUP_COLUMNS)}
+        images = np.array([_ending(name) in IMAGE_SUFFIXES for name in texts["video"]], dtype=bool)
+        silent = np.flatnonzero(images & (texts["patient"] == "") & (texts["sequence"] == ""))
+        names = sequences_from_names(pd.Series(texts["video"][silent], dtype=object))[0].to_numpy(object)
+        texts["sequence"] = texts["sequence"].copy()
+        texts["sequence"][silent] = names
+        guessed = np.zeros(len(table), bool)
+        guessed[silent] = names != ""
+        return cls(texts, guessed, images)
+
+
+def _components(cells: _Cells, links: np.ndarray | None, columns: Sequence[str]) -> NDArray[np.int64]:
+    """Int64 (N,) connected component of every row, numbered by first appearance."""
+    n = len(cells.images)
     rows, keys, n_keys = [np.empty(0, np.int64)], [np.empty(0, np.int64)], 0
-    for column, text in texts.items():
-        scope = text if column == "video" else _text(table, "dataset") + "\x00" + text
+    for column in columns:
+        text = cells.texts[column]
+        scope = text if column == "video" else cells.texts["dataset"] + "\x00" + text
         codes, unique = pd.factorize(scope)
-        known = (text != "").to_numpy()
+        known = text != ""
         rows.append(np.flatnonzero(known))
         keys.append(codes[known] + n_keys)
         n_keys += len(unique)
@@ -161,8 +190,7 @@ def group_ids(
         start, end = np.concatenate([start, links[:, 0]]), np.concatenate([end, links[:, 1]])
     size = n + n_keys
     graph = coo_array((np.ones(len(start), bool), (start, end)), shape=(size, size))
-    component = connected_components(graph, directed=False)[1][:n]
-    return pd.factorize(component)[0].astype(np.int64)  # numbered by first appearance
+    return pd.factorize(connected_components(graph, directed=False)[1][:n])[0].astype(np.int64)
 
 
 def sequences_from_names(videos: pd.Series) -> tuple[pd.Series, NDArray[np.float64]]:
@@ -187,27 +215,17 @@ def _sequence_of(video: str, folders: dict[str, bool]) -> tuple[str, float]:
     return (found["id"], float(number[1])) if found else ("", np.nan)
 
 
-def _guessed_sequences(table: pd.DataFrame) -> pd.Series:
-    """The sequence that the names of images give where the table gives neither patient nor sequence; else empty."""
-    guess = pd.Series("", index=table.index, dtype=object)
-    silent = _are_images(table) & (_text(table, "patient") == "") & (_text(table, "sequence") == "")
-    if silent.any():
-        guess[silent] = sequences_from_names(_text(table, "video")[silent])[0].astype(object)
-    return guess
+def _ending(name: str) -> str:
+    return name[name.rfind(".") :].lower() if "." in name else ""
 
 
-def _are_images(table: pd.DataFrame) -> pd.Series:
-    endings = tuple(IMAGE_SUFFIXES)
-    images = [video.lower().endswith(endings) for video in _text(table, "video")]
-    return pd.Series(images, index=table.index, dtype=bool)
-
-
-def _text(table: pd.DataFrame, column: str) -> pd.Series:
+def _text(table: pd.DataFrame, column: str) -> NDArray[Any]:
     if column not in table:
-        return pd.Series("", index=table.index, dtype=object)
-    if pd.api.types.infer_dtype(table[column].to_numpy(object), skipna=False) == "string":
-        return table[column].astype(object)
-    return table[column].astype(object).where(table[column].notna(), "").astype(str).astype(object)
+        return np.full(len(table), "", dtype=object)
+    cells = table[column].astype(object)
+    if pd.api.types.infer_dtype(cells.to_numpy(), skipna=False) == "string":
+        return cells.to_numpy()
+    return cells.where(cells.notna(), "").astype(str).to_numpy(object)
 
 
 def _in_words(counts: dict[int, int], before_unknown: str = "; ") -> str:

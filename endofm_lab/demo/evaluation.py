@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from endofm_lab.data.manifest import Manifest
+from endofm_lab.data.units import units
 from endofm_lab.demo.clips import read_whole, resized
 from endofm_lab.metrics.classification import accuracy, auc, weighted_mean
 from endofm_lab.metrics.intervals import Interval, bootstrap_interval
@@ -15,14 +16,15 @@ from endofm_lab.video.transforms import to_input
 
 
 def evaluate_demo(model: VideoModel, manifest: Manifest, split: str) -> dict[str, Interval]:
-    """The demo's numbers on the patients of a split, with 95 % intervals over patients.
+    """The demo's numbers on the rows of a split, with 95 % intervals over units (patients, where they are known).
 
     Polyp AUC: every clip that `predict_video` cuts, polyp against all other findings. Dice: per frame that the model
     saw and in which a polyp is visible, in the video's own size. Motion: accuracy over the same clips; and over
     "clips" that repeat one frame eight times, which must be at chance.
     """
     clips, dice = [], []
-    for row in manifest.rows(split).to_dict("records"):
+    rows = manifest.rows(split)
+    for unit, row in zip(units(rows).ids, rows.to_dict("records"), strict=True):
         prediction = predict_video(manifest.resolve(row["video"]), model, progress=False)
         scores, motions = prediction.scores["finding"], prediction.scores["motion"]
         still = resized(read_whole(manifest, row["video"]), model.card.input.size_px)
@@ -30,7 +32,7 @@ def evaluate_demo(model: VideoModel, manifest: Manifest, split: str) -> dict[str
             middle = int((start_s + end_s) / 2 * float(prediction.video.fps))
             clips.append(
                 {
-                    "patient": row["patient"],
+                    "unit": unit,
                     "is polyp": row["label"] == "polyp",
                     "polyp score": scores[clip, FINDINGS.index("polyp")],
                     "motion": MOTIONS.index(row["motion"]),
@@ -43,13 +45,13 @@ def evaluate_demo(model: VideoModel, manifest: Manifest, split: str) -> dict[str
             for frame in [f for f in prediction.frames.tolist() if truth[f].any()]:
                 found = prediction.mask(frame)[0]
                 overlap = 2 * (found & truth[frame]).sum() / (found.sum() + truth[frame].sum())
-                dice.append({"patient": row["patient"], "dice": overlap})
+                dice.append({"unit": unit, "dice": overlap})
     table, masks = pd.DataFrame(clips), pd.DataFrame(dice)
-    one_frame = (accuracy, table["patient"], table["motion"], table["found in one frame"])
+    one_frame = (accuracy, table["unit"], table["motion"], table["found in one frame"])
     return {
-        "polyp AUC": bootstrap_interval(auc, table["patient"], table["is polyp"], table["polyp score"]),
-        "polyp mask Dice": bootstrap_interval(weighted_mean, masks["patient"], masks["dice"]),
-        "motion accuracy": bootstrap_interval(accuracy, table["patient"], table["motion"], table["found"]),
+        "polyp AUC": bootstrap_interval(auc, table["unit"], table["is polyp"], table["polyp score"]),
+        "polyp mask Dice": bootstrap_interval(weighted_mean, masks["unit"], masks["dice"]),
+        "motion accuracy": bootstrap_interval(accuracy, table["unit"], table["motion"], table["found"]),
         "motion accuracy, one frame repeated": bootstrap_interval(*one_frame),
     }
 

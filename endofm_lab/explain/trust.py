@@ -238,18 +238,21 @@ def pointing_game(values: Tensor, masks: ArrayLike) -> Pointing:
 
 
 def pointing_intervals(games: list[tuple[str, Pointing]], seed: int = 0) -> dict[str, Interval]:
-    """``map``, ``centre`` and ``random`` over all frames of (patient, game) pairs, with 95 % intervals over patients.
+    """``map``, ``centre`` and ``random`` over all frames of (unit, game) pairs, with 95 % intervals over units.
+
+    The unit is the patient, or the recording where patients are unknown (see `data.units`); below five there is no
+    interval.
 
     Raises:
         UserError: no frame shows a finding.
     """
-    patients = [patient for patient, game in games for _ in game.hits]
-    if not patients:
+    units = [unit for unit, game in games for _ in game.hits]
+    if not units:
         raise UserError("No frame shows a finding large enough for a patch, so there is nothing to point at.")
     columns = {"map": "hits", "centre": "centre", "random": "random"}
     return {
         name: bootstrap_interval(
-            weighted_mean, patients, np.concatenate([getattr(game, column) for _, game in games]), seed=seed
+            weighted_mean, units, np.concatenate([getattr(game, column) for _, game in games]), seed=seed
         )
         for name, column in columns.items()
     }

@@ -17,7 +17,9 @@ def write_audit_html(audit: Audit, path: Path) -> Path:
     """Write the page and return its path; pictures that cannot be opened are replaced by a sentence."""
     state = "bad" if audit.leaks else "unsure" if audit.unchecked or len(audit.parts) < 2 else "good"
     generated = _GENERATED if "phantom" in audit.datasets else ""
-    datasets = Markup(f"<p>Data sets: {escape(', '.join(audit.datasets)) or 'not named'}.{generated}</p>")
+    datasets = Markup(
+        f"<p>Data sets: {escape(', '.join(audit.datasets)) or 'not named'}; {escape(audit.units)}.{generated}</p>"
+    )
     parts = pd.DataFrame([(name, f"{rows:,}") for name, rows in audit.parts.items()], columns=["part", "rows"])
     sections: list[Section] = [
         ("", [verdict(audit.verdict, state), datasets, parts]),

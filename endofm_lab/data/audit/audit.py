@@ -17,6 +17,7 @@ from endofm_lab.data.audit.checks import SEVERITIES, Checks, Finding, percent
 from endofm_lab.data.audit.duplicates import embedding_neighbours, picture_neighbours
 from endofm_lab.data.audit.overlap import gather
 from endofm_lab.data.manifest import Manifest
+from endofm_lab.data.units import units
 from endofm_lab.errors import UserError
 from endofm_lab.files import write_json
 
@@ -27,6 +28,7 @@ class Audit:
 
     Attributes:
         n_rows: rows looked at.
+        units: the units of independence of these rows, such as "16 patients" or "1 sequence; patients unknown".
         datasets: names of the data sets, sorted.
         parts: rows per split, from the most learned from (pretrain) to the most held out (test).
         findings: the worst first.
@@ -37,6 +39,7 @@ class Audit:
     """
 
     n_rows: int
+    units: str
     datasets: tuple[str, ...]
     parts: dict[str, int]
     findings: tuple[Finding, ...]
@@ -72,7 +75,7 @@ class Audit:
 
     def text(self) -> str:
         """The verdict, every finding and everything that could not be checked, a line each."""
-        lines = [self.verdict, ""]
+        lines = [self.verdict, f"{self.n_rows:,} rows of {self.units}.", ""]
         lines += [f"[{finding.severity}] {finding.message}" for finding in self.findings]
         lines += [f"[not checked] {sentence}" for sentence in self.unchecked]
         return "\n".join(lines).rstrip()
@@ -83,6 +86,7 @@ class Audit:
             "verdict": self.verdict,
             "leaks": self.leaks,
             "n_rows": self.n_rows,
+            "units": self.units,
             "datasets": list(self.datasets),
             "parts": self.parts,
             "leaking": [
@@ -147,6 +151,7 @@ def audit(
     names = rows.parts
     return Audit(
         n_rows=len(rows.table),
+        units=units(rows.table).words,
         datasets=tuple(sorted(set(rows.table["dataset"]) - {""})),
         parts={name: int((rows.part == number).sum()) for number, name in enumerate(names)},
         findings=tuple(
