@@ -31,7 +31,8 @@ SAMPLE_BYTES = 64 * 1024  # read at the beginning, in the middle and at the end 
 SAMPLED_FILES = 256  # of a folder, evenly spaced in the order of their names
 # What readers of JSON, tables, arrays and archives raise for content that they did not write.
 _DAMAGE: tuple[type[Exception], ...] = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
-_DAMAGE += (RecursionError, MemoryError, OSError, EOFError, BadZipFile, zlib.error, struct.error, NotImplementedError)
+_DAMAGE += (RecursionError, MemoryError, OSError, EOFError, BadZipFile, zlib.error, struct.error, SyntaxError)
+_DAMAGE += (NotImplementedError,)
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 LEFTOVER = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part(\..*)?")  # host, process, a number per write
 _UMASK = os.umask(0)

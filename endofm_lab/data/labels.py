@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from endofm_lab.data.plain_yaml import read_yaml
 from endofm_lab.data.prepare.recipes import recipes_folder
 from endofm_lab.errors import UserError
 
@@ -159,7 +160,7 @@ def read_mapping(name_or_path: str | Path) -> LabelMapping:
             raise UserError(f"There is no mapping called '{name_or_path}'; known are: {known}. A path also works.")
         path = recipes_folder() / "mappings" / f"{path.name}.yaml"
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        root = yaml.compose(read_yaml(path), Loader=yaml.SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The mapping {path} cannot be read: {error}.") from error
     except yaml.YAMLError as error:

@@ -7,6 +7,7 @@ Ten classes of capsule endoscopy frames; a submission gives ten probabilities pe
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import multilabel_confusion_matrix, roc_auc_score
 
 from endofm_lab.errors import UserError
-from endofm_lab.files import atomic_path, formulas_as_text, text_from_cells
+from endofm_lab.files import atomic_path, formulas_as_text, reading, text_from_cells
 from endofm_lab.metrics.calibration import confident_errors, ece
 from endofm_lab.metrics.classification import nan_mean, ratio
 
@@ -32,6 +33,7 @@ CLASSES = (
 )
 SUM_TOLERANCE = 1e-3  # ten columns rounded to four digits are at most 5e-4 off
 _IMAGE_COLUMNS = ("image_path", "image")
+_MOST_UNPACKED = 500_000_000  # bytes of a spreadsheet, which is a compressed archive
 _NEEDS_OPENPYXL = "a spreadsheet needs openpyxl: pip install 'endofm-lab[export]'."
 
 
@@ -269,16 +271,23 @@ def _read_table(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise SubmissionError(path, ["there is no such file."])
     try:
-        table = (
-            pd.read_excel(path)
-            if path.suffix.lower() == ".xlsx"
-            else text_from_cells(pd.read_csv(path, dtype=dict.fromkeys(_IMAGE_COLUMNS, str)))
-        )
+        with reading(path, "Write the table anew."):
+            if path.suffix.lower() != ".xlsx":
+                return text_from_cells(pd.read_csv(path, dtype=dict.fromkeys(_IMAGE_COLUMNS, str)))
+            _refuse_bomb(path)
+            return pd.read_excel(path)
     except ImportError as error:
         raise SubmissionError(path, [_NEEDS_OPENPYXL]) from error
-    except (ValueError, KeyError, OSError, pd.errors.ParserError) as error:  # zip errors are OSError or ValueError
+    except UserError as error:
         raise SubmissionError(path, [f"it is not a table that can be read ({error})."]) from error
-    return table
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Refuse a spreadsheet whose few compressed bytes would fill the memory."""
+    with ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > _MOST_UNPACKED:
+        raise UserError(f"it unpacks to {unpacked:,} bytes; at most {_MOST_UNPACKED:,} are read")
 
 
 def _write_sheet(table: pd.DataFrame, path: Path) -> None:

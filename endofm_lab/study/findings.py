@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from endofm_lab.errors import UserError
+from endofm_lab.files import reading
 from endofm_lab.metrics.smoothing import median_smooth, smoothing_effect, stay_transition
 from endofm_lab.prediction import NORMAL
 from endofm_lab.study.study import DUPLICATE, UNREADABLE, Study
@@ -117,9 +118,17 @@ def smoothing_metrics(study: Study, labels: str | Path, width: int = 9, stay: fl
     Raises:
         UserError: wrong columns, frames outside the study, or labels that no head knows.
     """
-    table = pd.read_csv(labels)
+    with reading(labels, "Give a CSV file with the columns frame and label."):
+        table = pd.read_csv(labels, dtype={"label": str})
     if not {"frame", "label"} <= set(table.columns):
         raise UserError(f"{labels} has the columns {', '.join(table.columns)}; it needs frame and label.")
+    empty = pd.to_numeric(table["frame"], errors="coerce").mod(1).ne(0) | table["label"].isna()
+    if empty.any():
+        line = int(np.flatnonzero(empty)[0])
+        raise UserError(
+            f"{labels}: row {line + 1} has no whole number of a frame, or no label; fill it in, or delete it."
+        )
+    table["frame"] = pd.to_numeric(table["frame"]).astype(np.int64)
     outside = table.loc[(table["frame"] < 0) | (table["frame"] >= len(study.times_s)), "frame"]
     if len(outside):
         raise UserError(

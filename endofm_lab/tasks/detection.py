@@ -12,6 +12,7 @@ from torch import Tensor
 
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import ManifestError
+from endofm_lab.files import reading
 from endofm_lab.metrics.boxes import FrameBoxes, average_precision_50, detection_metrics, frame_boxes, match_boxes
 from endofm_lab.metrics.intervals import MetricSet
 from endofm_lab.model.card import HeadSpec
@@ -145,9 +146,16 @@ def _boxes(manifest: Manifest, rows: pd.DataFrame) -> pd.DataFrame:
         path = manifest.resolve(cell)
         if not path.is_file():
             raise ManifestError(f"{path}: there is no such file of boxes.")
-        table = pd.read_csv(path, dtype={"video": str, "label": str}, keep_default_na=False)
+        with reading(path, "Give a CSV file of boxes.", ManifestError):
+            table = pd.read_csv(path, dtype={"video": str, "label": str}, keep_default_na=False)
         if missing := [c for c in ("video", "frame", "label", *CORNERS) if c not in table]:
             raise ManifestError(f"{path}: the column {', '.join(missing)} is missing.")
+        for column in ("frame", *CORNERS):
+            numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
+            if not np.isfinite(numbers).all():
+                line = int(np.flatnonzero(~np.isfinite(numbers))[0])
+                raise ManifestError(f"{path}: row {line + 1}, column {column}: {table[column][line]!r} is no number.")
+            table[column] = pd.to_numeric(table[column])
         tables.append(table[table["video"].isin(set(rows.loc[rows["boxes"] == cell, "video"]))])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["video", "frame", "label"])
 

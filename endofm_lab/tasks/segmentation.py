@@ -14,6 +14,7 @@ from PIL import Image
 
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import ManifestError
+from endofm_lab.files import reading
 from endofm_lab.metrics.classification import weighted_mean
 from endofm_lab.metrics.intervals import MetricSet
 from endofm_lab.metrics.masks import mask_metrics
@@ -128,7 +129,7 @@ def _faults(manifest: Manifest, video: str, masks: str) -> tuple[list[str], list
         info, files = frames.info, pictures.files
     sizes, values = [], []
     for file in files:
-        with Image.open(file) as image:
+        with reading(file, "Copy the mask again.", ManifestError), Image.open(file) as image:
             if image.size != (info.width_px, info.height_px):
                 sizes.append(f"{file.name} of {masks} ({image.size[0]} x {image.size[1]} px)")
             if image.mode != "1" and not np.isin(np.asarray(image.convert("L")), (0, 255)).all():

@@ -1,6 +1,7 @@
 import csv
 import os
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from endofm_lab.data.labels import list_mappings, read_mapping
 from endofm_lab.data.prepare.layouts import read_name
 from endofm_lab.data.prepare.names import NamePattern
 from endofm_lab.data.prepare.recipes import RecipeError, list_recipes, load_recipe, read_recipe, recipes_folder
+from endofm_lab.errors import UserError
 
 RECIPES = list_recipes()
 WANTED = {
@@ -171,6 +173,12 @@ def broken(tmp_path: Path, **changes) -> Path:
         ({"layouts__official__expected": {"images": 3}}, "layouts.official.expected: unknown key 'images'"),
         ({"names__image__is": "[0-9"}, "is not a valid regular expression"),
         ({"evidence__licence": "probably"}, "evidence.licence: 'probably' begins with neither"),
+        ({"version": "new"}, "version: expected a number"),
+        ({"version": float("nan")}, "version: expected a number"),
+        ({"layouts__official__fps": float("inf")}, "layouts.official.fps: expected a number"),
+        ({"layouts__official__fps": "fast"}, "layouts.official.fps: expected a number"),
+        ({"layouts__official__expected": {"files": "many"}}, "expected.files: expected a whole number"),
+        ({"layouts": 3}, "layouts: expected a list of `key: value`"),
         ({"parts": {}}, "a recipe has either `layouts` .* or `parts`"),
     ],
 )
@@ -184,6 +192,21 @@ def test_yaml_that_cannot_be_parsed_is_told_with_its_line(tmp_path):
     path.write_text("recipe: x\nname: [unclosed\n")
     with pytest.raises(RecipeError, match=r"x\.yaml is not readable YAML(.|\n)*line"):
         read_recipe(path)
+
+
+def test_yaml_that_would_end_the_process_is_refused(tmp_path):
+    path = tmp_path / "x.yaml"
+    names = "abcdefghijkl"
+    bomb = ["a: &a [x, x, x, x, x, x, x, x, x]"]
+    bomb += [f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in pairwise(names)]
+    for text, said in (
+        ("[" * 100_000, "more than 32 levels deep"),
+        ("\n".join(" " * n + "a:" for n in range(100)), "more than 32 levels deep"),
+        ("\n".join(bomb), "by its references"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=said):
+            read_recipe(path)
 
 
 def test_an_unknown_recipe_names_the_known_ones():

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -280,3 +281,21 @@ def test_image_names_that_a_spreadsheet_would_run_are_text_in_csv_and_read_as_th
     read = read_probabilities(tmp_path / "s.csv")
     assert list(read.index) == names
     np.testing.assert_array_equal(read.to_numpy(), probabilities)
+
+
+def archive(path, entries):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        for name, content in entries.items():
+            made.writestr(name, content)
+
+
+def test_a_spreadsheet_that_is_damaged_or_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "s.xlsx"
+    for entries in ({}, {"[Content_Types].xml": "<Types"}, {"xl/workbook.xml": "no XML"}):
+        archive(path, entries)
+        with pytest.raises(SubmissionError, match="not a table that can be read"):
+            score_files(path, path)
+    monkeypatch.setattr("endofm_lab.metrics.capsule_vision._MOST_UNPACKED", 1_000_000)
+    archive(path, {"xl/worksheets/sheet1.xml": b" " * 2_000_000})
+    with pytest.raises(SubmissionError, match="unpacks to 2,000,000 bytes"):
+        score_files(path, path)

@@ -402,6 +402,16 @@ def test_smoothing_repairs_single_frames_and_its_effect_is_measured(video, model
     with pytest.raises(UserError, match="frame 999"):
         pd.DataFrame({"frame": [999], "label": ["polyp"]}).to_csv(tmp_path / "far.csv", index=False)
         smoothing_metrics(study, tmp_path / "far.csv")
+    for text, said in (
+        ("frame,label\n1,polyp\n2,\n", "row 2 lacks"),
+        ("frame,label\n,polyp\n", "row 1 lacks"),
+        ("frame,label\n1.5,polyp\n", "row 1 lacks"),
+        ("frame,label\none,polyp\n", "row 1 lacks"),
+        ('frame,label\n"', "is damaged"),
+    ):
+        (tmp_path / "odd.csv").write_text(text)
+        with pytest.raises(UserError, match=said):
+            smoothing_metrics(study, tmp_path / "odd.csv")
 
 
 def test_the_command_writes_report_and_review(video, model, tmp_path, capsys):

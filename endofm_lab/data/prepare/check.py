@@ -12,6 +12,7 @@ from PIL import Image
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.prepare.scan import IMAGE_FORMATS, Journal, Problem, in_parallel, read_facts, stamp
 from endofm_lab.errors import UserError, VideoError
+from endofm_lab.files import reading
 from endofm_lab.machine import cores
 from endofm_lab.video.reader import open_video
 
@@ -138,7 +139,9 @@ def _check_boxes(manifest: Manifest, facts: dict[str, dict[str, Any]], problems:
     path = manifest.root / "boxes.csv"
     if "boxes" not in manifest.table or not path.is_file():
         return 0
-    boxes = pd.read_csv(path)
+    with reading(path, "Prepare the data set again."):
+        boxes = pd.read_csv(path).astype(dict.fromkeys(("x1_px", "y1_px", "x2_px", "y2_px"), float))
+        boxes["video"], boxes["label"] = boxes["video"].astype(str), boxes["label"].astype(str)
     facts_of = pd.DataFrame(facts).T.reindex(boxes["video"])
     known = boxes["video"].isin(set(manifest.table["video"]))
     edge_px = 0.001  # the file has three decimals

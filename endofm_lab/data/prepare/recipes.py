@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
+from endofm_lab.data.plain_yaml import LOADER, read_yaml
 from endofm_lab.data.prepare.names import NamePattern
 from endofm_lab.errors import UserError
-from endofm_lab.files import bundled
+from endofm_lab.files import bundled, fits, reading
 
 ACCESS = ("open", "on request", "dead link", "yours")
 UNITS = ("image", "frame", "sequence", "video")
@@ -21,9 +22,6 @@ PATIENTS = ("patient", "sequence", "unknown")  # what names or lists give that t
 BOX_FORMATS = ("csv", "voc", "coco", "yolo", "polyp-json", "cholect50-json", "counted-lines", "named-lines")
 TABLE_FORMATS = ("csv", "cholect50-json", "names", "frame-labels", "ranges")
 STATUS = ("verified", "unverified")
-
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML was built with libyaml
 
 
 class RecipeError(UserError):
@@ -172,10 +170,11 @@ def read_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     try:
-        facts = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # a safe loader, plain data only
+        facts = yaml.load(read_yaml(path), Loader=LOADER)  # a safe loader, plain data only
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path.name} is not readable YAML: {error}") from error
-    return _Reader(path).recipe(facts)
+    with reading(path, "Put the fact that has the wrong kind right.", RecipeError):
+        return _Reader(path).recipe(facts)
 
 
 _TOP = {"recipe", "version", "name", "citation", "doi", "page", "licence", "access", "access_note", "modality"}
@@ -224,6 +223,18 @@ class _Reader:
     def texts(self, value: Any, where: str) -> dict[str, str]:
         return {str(key): str(item) for key, item in self.mapping(value, where).items()}
 
+    def number(self, value: Any, where: str) -> float:
+        if not fits(value, float) or not 0 <= value <= 1e6:
+            raise self.fail(where, f"expected a number from 0 to 1,000,000, found {value!r}")
+        return float(value)
+
+    def counts(self, value: Any, where: str) -> None:
+        """Published counts: whole numbers, by label or split where they are divided."""
+        for fact, count in value.items():
+            self.counts(count, f"{where}.{fact}") if isinstance(count, dict) else None
+            if not isinstance(count, dict) and not fits(count, int | None):
+                raise self.fail(f"{where}.{fact}", f"expected a whole number, found {count!r}")
+
     def choice(self, value: Any, where: str, allowed: Sequence[str]) -> str:
         if value not in allowed:
             raise self.fail(where, f"{value!r} is none of {', '.join(allowed)}")
@@ -254,7 +265,7 @@ class _Reader:
             self.pieces[name] = str(piece.get("is", "[^/]+"))
         return Recipe(
             name=facts["recipe"],
-            version=int(facts["version"]),
+            version=int(self.number(facts["version"], "version")),
             title=str(facts["name"]),
             path=self.path,
             facts=facts,
@@ -280,12 +291,12 @@ class _Reader:
         where = f"layouts.{name}"
         value = self.mapping(value, where, _LAYOUT, {"note", "unit", "media"})
         expected = self.mapping(value.get("expected"), f"{where}.expected", _EXPECTED)
-        fps = value.get("fps")
+        self.counts(expected, f"{where}.expected")
         return Layout(
             name=name,
             note=str(value["note"]),
             unit=self.choice(value["unit"], f"{where}.unit", UNITS),
-            fps=None if fps is None else float(fps),
+            fps=None if value.get("fps") is None else self.number(value["fps"], f"{where}.fps"),
             media=tuple(self.media(item, f"{where}.media") for item in _list(value["media"])),
             masks=tuple(self.masks(item, f"{where}.masks") for item in _list(value.get("masks"))),
             boxes=tuple(self.boxes(item, f"{where}.boxes") for item in _list(value.get("boxes"))),
@@ -320,7 +331,7 @@ class _Reader:
             columns=columns,
             picture=self.texts(value.get("picture"), f"{where}.picture"),
             labels=self.texts(value.get("labels"), f"{where}.labels"),
-            clamp=float(value.get("clamp", 0)),
+            clamp=self.number(value.get("clamp", 0), f"{where}.clamp"),
         )
 
     def table(self, value: Any, where: str) -> Table:
@@ -337,7 +348,7 @@ class _Reader:
             says=self.texts(value.get("says"), f"{where}.says"),
             one_hot=tuple(map(str, _list(value.get("one_hot")))),
             ranges={str(k): tuple(v) for k, v in self.mapping(value.get("ranges"), f"{where}.ranges").items()},
-            fps=float(value.get("fps", 25)),
+            fps=self.number(value.get("fps", 25), f"{where}.fps"),
             required=bool(value.get("required", True)),
         )
 
@@ -350,6 +361,7 @@ class _Reader:
     def part(self, name: str, value: Any) -> Part:
         value = self.mapping(value, f"parts.{name}", {"recipe", "layout", "folder", "expected", "note"}, {"recipe"})
         expected = self.mapping(value.get("expected"), f"parts.{name}.expected", _EXPECTED | {"clips", "frames"})
+        self.counts(expected, f"parts.{name}.expected")
         return Part(name, str(value["recipe"]), value.get("layout"), str(value.get("folder", name)), expected)
 
 
