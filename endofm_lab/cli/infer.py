@@ -140,7 +140,12 @@ def study(
     output.written(report, *drawn)
 
 
-@command(explanation.explain, positional=("video",), names={"label": "label"})
+@command(
+    explanation.explain,
+    positional=("video",),
+    names={"label": "label"},
+    choices={"methods": tuple(explanation.METHODS)},
+)
 def explain(
     video: Path,
     out: Path,
@@ -154,8 +159,6 @@ def explain(
     Args:
         video: a video file, a folder of frames, or one image.
     """
-    known = {name.lower().replace(" ", "-"): name for name in explanation.METHODS}
-    settings["methods"] = [known.get(name, name) for name in settings["methods"]]
     found = explanation.explain(video, **settings)
     written = explanation.write_explanation(found, out)
     if figures is not None:

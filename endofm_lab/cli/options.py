@@ -147,7 +147,8 @@ def options_of(
             continue
         shown = renamed.get(name, name).replace("_", "-")
         if choices and name in choices:
-            kind = Literal[tuple(choices[name])]
+            one: Any = Literal[tuple(choices[name])]
+            kind = tuple[one, ...] if get_origin(_plain_kind(kind)) is tuple else one
         options.append(_option(key, shown, kind, default, told.get(name, ""), name in positional))
     return options
 
@@ -176,10 +177,12 @@ def _option(key: Key, name: str, kind: Any, default: Any, told: str, positional:
     kind, choices = _plain_kind(kind), {}
     grammar_kind, metavar, words = GRAMMAR.get(name, (None, "", ""))
     kind = grammar_kind or kind
-    if get_origin(kind) is Literal:
-        choices = {str(value).lower().replace(" ", "-").replace("_", "-"): value for value in get_args(kind)}
+    listed = get_args(kind)[0] if get_origin(kind) is tuple else kind
+    if get_origin(listed) is Literal:
+        choices = {str(value).lower().replace(" ", "-").replace("_", "-"): value for value in get_args(listed)}
         metavar = "{" + ",".join(choices) + "}"
-    words = words or _words(told, choices)
+        metavar = metavar if listed is kind else f"{metavar} ..."
+    words = _words(told, choices) if positional and told else words or _words(told, choices)
     if positional and not metavar:
         word = name.upper()
         metavar = f"{word[:-1]} [{word[:-1]} ...]" if get_origin(kind) is tuple else word
@@ -232,7 +235,9 @@ def parse(options: Sequence[Option], args: Sequence[str], prog: str, description
     values = {option.key: getattr(told, f"option_{number}") for number, option in enumerate(options)}
     for option in options:
         if option.choices and values[option.key] is not None:
-            values[option.key] = option.choices[values[option.key]]
+            value = values[option.key]
+            several = isinstance(value, tuple)
+            values[option.key] = tuple(map(option.choices.get, value)) if several else option.choices[value]
         _refuse_absurd(option, values[option.key])
     return values
 
@@ -270,8 +275,10 @@ def _field(number: int, option: Option) -> Any:
     """What tyro makes an option of."""
     kind, default = option.kind, option.default
     if option.choices:
-        kind = Literal[tuple(option.choices)]  # type: ignore[assignment]
-        default = next((typed for typed, value in option.choices.items() if value == default), default)
+        one: Any = Literal[tuple(option.choices)]
+        kind = tuple[one, ...] if get_origin(kind) is tuple else one  # type: ignore[valid-type]
+        typed = {value: word for word, value in option.choices.items()}
+        default = tuple(map(typed.get, default)) if isinstance(default, tuple) else typed.get(default, default)
     hint = "(required)" if default is MISSING else "" if default is None or default is False or default == () else None
     about = tyro.conf.arg(name=option.name, metavar=option.metavar or None, help=option.help, help_behavior_hint=hint)
     annotated: Any = Annotated[kind | None if default is None else kind, about]  # type: ignore[valid-type]

@@ -107,7 +107,7 @@ def _check_values(option: Option, shown: str, values: Sequence[str]) -> None:
             spelled = next((typed for typed, old in option.choices.items() if value == old), None)
             if spelled:
                 raise UserError(f"{shown} {value!r} is now written {spelled}.")
-            raise UserError(unknown(option.name, value, option.choices))
+            raise UserError(unknown(f"{shown} value", value, option.choices))
         kind = kinds[min(number, len(kinds) - 1 - (kinds[-1] is Ellipsis))]
         if kind in _NUMBERS and not _is_number(value, kind):
             raise UserError(f"{shown} takes {_NUMBERS[kind]}, and {value!r} is none.")

@@ -106,7 +106,7 @@ def explain(
         start_s: where the clip starts; by default it is the one in the middle.
         head: which head to explain; by default the first.
         label: which class of it; by default the one with the highest score.
-        methods: names in `explain.attribution.METHODS`; a method that the model cannot answer is named in `refused`.
+        methods: of attribution (`explain.attribution.METHODS`); the report names those that the model cannot answer.
         device: where the model computes, as in `predict_video`.
 
     Raises:

@@ -38,7 +38,7 @@ def test_a_name_means_the_same_wherever_it_stands(commands):
             f"{command} {option.typed}": option
             for command, inner in commands.items()
             for option in inner.options
-            if option.name == name
+            if option.name == name and not option.positional
         }
         assert found, f"no command has --{name}"
         for where, option in found.items():
@@ -74,10 +74,14 @@ def test_every_option_is_described_and_shown_without_types_of_python(commands, c
         ("predict a.mp4 --out x --batch-clips 2", "--batch-clips is now written --batch."),
         ("predict a.mp4 --out x --batch two", "--batch takes a whole number, and 'two' is none."),
         ("predict a.mp4 --out x --batch", "--batch takes N, and 0 values were given."),
-        ("predict a.mp4 --out x --precision float31", "There is no precision 'float31'; did you mean float32?"),
+        ("predict a.mp4 --out x --precision float31", "There is no --precision value 'float31'; did you mean float32?"),
         ("explain a.mp4 b.mp4 --out x", "'b.mp4' is one word too many"),
         ("finetune m.csv --out x --method ST-Adapter", "--method 'ST-Adapter' is now written st-adapter."),
-        ("finetune m.csv --out x --method adapter", "There is no method 'adapter'; did you mean st-adapter?"),
+        ("finetune m.csv --out x --method adapter", "There is no --method value 'adapter'; did you mean st-adapter?"),
+        (
+            "explain a.mp4 --out x --methods grad-cam ocklusion",
+            "There is no --methods value 'ocklusion'; did you mean occlusion?",
+        ),
         ("finetune m.csv --out x --resume", "--resume is not needed: the same command continues"),
         ("finetune m.csv --out x --split-name a", "--split-name is now written --split."),
         ("finetune m.csv --out x --label a", "--label is now written --label-column."),
@@ -85,7 +89,7 @@ def test_every_option_is_described_and_shown_without_types_of_python(commands, c
         ("pretrain m.csv --out x --set batch=3", "--set is not needed"),
         ("pretrain m.csv --out x --initialisation a", "--initialisation is now written --start."),
         ("pretrain m.csv", "endofm-lab pretrain needs --out FOLDER"),
-        ("pretrain m.csv --out x --preset tyni", "There is no preset 'tyni'; did you mean tiny?"),
+        ("pretrain m.csv --out x --preset tyni", "There is no --preset value 'tyni'; did you mean tiny?"),
         ("pretrain m.csv --out x --views.global-pxx 3", "did you mean --views.global-px?"),
     ],
 )

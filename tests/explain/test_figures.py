@@ -109,5 +109,5 @@ def test_embed_prints_what_the_vectors_tell(noise, capsys):
     write_manifest(table, noise / "manifest.csv")
     arguments = [str(noise / "manifest.csv"), "--out", str(noise / "store"), "--model", str(noise / "model")]
     assert main(["embed", *arguments]) == 0
-    assert "6 clips embedded by small" in capsys.readouterr().out
+    assert "6 clips (1 patient) embedded by small" in capsys.readouterr().out
     assert len(load_store(noise / "store")) == 6 and (noise / "store" / "pca.npz").exists()
