@@ -76,7 +76,11 @@ def test_a_written_run_reads_back_and_measures_the_same(tmp_path, task):
         np.testing.assert_array_equal(values, again.samples[name])
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     keys = {"run", "task", "method", "initialisation", "seeds", "protocol", "test", "unit", "metrics", "audit"}
-    assert set(report) == keys and report["unit"] == {"kind": "patient", "n": 20, "words": "20 patients"}
+    assert set(report) == {*keys, "provenance"} and report["unit"] == {
+        "kind": "patient",
+        "n": 20,
+        "words": "20 patients",
+    }
     for name, row in report["metrics"].items():
         assert row["value"] == pytest.approx(samples.values[name])
         assert row["units"] == 20
