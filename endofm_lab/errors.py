@@ -1,4 +1,4 @@
-"""Errors that a user can put right. Everything else is a defect of ours."""
+"""Errors that a user can correct. Any other error is a defect of the library."""
 
 import errno
 from pathlib import Path
@@ -20,10 +20,10 @@ def shortened(text: str, letters: int = LONGEST_MESSAGE) -> str:
 
 
 class UserError(ValueError):
-    """Something the caller can put right; one sentence that names the value, the limit and the remedy.
+    """An error that the caller can correct; one or two sentences that name the value, the limit and the remedy.
 
-    The command line prints it and exits with 2, the app shows it in a red box. It is one line of at most
-    `LONGEST_MESSAGE` letters: what is longer loses its middle, so that the beginning and the remedy at the end stay.
+    The command line prints the message and exits with 2; the app shows it in a red box. It is one line of at most
+    `LONGEST_MESSAGE` letters: a longer message loses its middle, so that its beginning and the remedy at the end stay.
     """
 
     def __str__(self) -> str:
@@ -39,7 +39,7 @@ class VideoError(UserError):
         super().__init__(f"{self.path}: {reason}")
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        """Survive the trip back from a worker process (the default would call ``__init__`` with one argument)."""
+        """Pickle both arguments, for the way back from a worker process (the default would pass only one)."""
         return type(self), (self.path, self.reason)
 
 
@@ -52,22 +52,22 @@ class ManifestError(UserError):
 
 
 _REMEDIES = {
-    errno.ENOSPC: "the disk is full. Free some space or choose a folder on another disk, then run the same again.",
-    errno.EDQUOT: "your share of the disk is used up. Free some space or choose another disk, then run the same again.",
-    errno.EROFS: "this place can only be read. Choose a folder that can be written to.",
-    errno.EACCES: "permission is denied. Ask its owner for permission, or choose another place.",
-    errno.EPERM: "permission is denied. Ask its owner for permission, or choose another place.",
-    errno.ENOENT: "there is no such file or folder. Check the path.",
-    errno.ENOTDIR: "a part of this path is a file, not a folder. Check the path, or choose another one.",
-    errno.EISDIR: "this is a folder, but a file is needed. Name a file.",
-    errno.EEXIST: "something with this name exists already. Choose another name.",
-    errno.ENOTEMPTY: "this folder is not empty. Choose another one.",
-    errno.ENAMETOOLONG: "the name is too long for this disk. Choose a shorter one.",
-    errno.ELOOP: "this link leads back to itself. Name the file or folder itself.",
-    errno.EMFILE: "too many files are open. Allow more with `ulimit -n 4096`, then run the same again.",
-    errno.ENFILE: "too many files are open on this machine. Close other programs, then run the same again.",
-    errno.EIO: "the disk reports an error. Check the disk or the network drive, then run the same again.",
-    errno.ESTALE: "the network drive has lost this file. Connect it again, then run the same again.",
+    errno.ENOSPC: "The disk is full. Free some space or choose a folder on another disk, then run the same again.",
+    errno.EDQUOT: "Your share of the disk is used up. Free some space or choose another disk, then run the same again.",
+    errno.EROFS: "This place can only be read. Choose a folder that can be written to.",
+    errno.EACCES: "Permission is denied. Ask its owner for permission, or choose another place.",
+    errno.EPERM: "Permission is denied. Ask its owner for permission, or choose another place.",
+    errno.ENOENT: "There is no such file or folder. Check the path.",
+    errno.ENOTDIR: "A part of this path is a file, not a folder. Check the path, or choose another one.",
+    errno.EISDIR: "This is a folder, but a file is needed. Name a file.",
+    errno.EEXIST: "Something with this name exists already. Choose another name.",
+    errno.ENOTEMPTY: "This folder is not empty. Choose another one.",
+    errno.ENAMETOOLONG: "The name is too long for this disk. Choose a shorter one.",
+    errno.ELOOP: "This link leads back to itself. Name the file or folder itself.",
+    errno.EMFILE: "Too many files are open. Allow more with `ulimit -n 4096`, then run the same again.",
+    errno.ENFILE: "Too many files are open on this machine. Close other programs, then run the same again.",
+    errno.EIO: "The disk reports an error. Check the disk or the network drive, then run the same again.",
+    errno.ESTALE: "The network drive has lost this file. Connect it again, then run the same again.",
 }
 
 
@@ -75,9 +75,9 @@ def storage_sentence(error: OSError) -> str | None:
     """A sentence with file, cause and remedy for an error of the disk; None for other errors of the system.
 
     >>> storage_sentence(PermissionError(errno.EACCES, "Permission denied", "/data/run"))
-    '/data/run: permission is denied. Ask its owner for permission, or choose another place.'
+    '/data/run: Permission is denied. Ask its owner for permission, or choose another place.'
     """
-    short_write = error.errno is None and "requested and" in str(error)  # how numpy says that a disk is full
+    short_write = error.errno is None and "requested and" in str(error)  # numpy's message for a full disk
     remedy = _REMEDIES.get(errno.ENOSPC if short_write else error.errno or 0)
     if remedy is None:
         return None

@@ -91,7 +91,7 @@ def test_an_error_of_the_disk_names_the_target_not_the_temporary_file(tmp_path):
         (errno.EROFS, "only be read"),
         (errno.EACCES, "permission"),
         (errno.ENAMETOOLONG, "too long"),
-        (errno.EMFILE, "too many files"),
+        (errno.EMFILE, "Too many files"),
     ],
 )
 def test_errors_of_the_disk_are_one_sentence_with_file_and_remedy_and_exit_code_2(number, words, monkeypatch, capsys):

@@ -41,7 +41,7 @@ def check(options: Sequence[Option], args: Sequence[str], prog: str) -> None:
     _check_places(places, free, prog)
     for option in by_name.values():
         if option.required and option.name not in given:
-            raise UserError(f"{prog} needs {option.typed} {option.metavar}: {_lower(option.help)}")
+            raise UserError(f"{prog} needs {option.typed} {option.metavar}: {_lower(option.help)}.")
 
 
 def unknown(kind: str, word: str, known: Iterable[str]) -> str:
@@ -126,7 +126,7 @@ def _check_places(places: Sequence[Option], free: Sequence[str], prog: str) -> N
     least = sum(option.values[0] for option in places if option.required)
     if len(free) < least:
         missing = [option for option in places if option.required][len(free)]
-        raise UserError(f"{prog} needs {missing.metavar}: {_lower(missing.help)}")
+        raise UserError(f"{prog} needs {missing.metavar}: {_lower(missing.help)}.")
     if len(free) > sum(option.values[1] for option in places):
         shown = " ".join(option.metavar for option in places) or "no words"
         raise UserError(f"{prog} takes {shown} and options; {free[-1]!r} is one word too many.")

@@ -1,4 +1,4 @@
-"""What a class mapping does to a manifest: what is mapped, coarse, ambiguous, left out, unmapped or contradictory."""
+"""The effect of a class mapping on a manifest: mapped, coarse, ambiguous, left out, unmapped or contradictory rows."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ import pandas as pd
 from endofm_lab.data.labels import MULTI, LabelMapping, MappedLabels, label_pairs, map_labels, same_name
 
 STATES = ("mapped", "coarse", "ambiguous", "left out", "unmapped", "conflicting")
-_MOMENT = ("video", "start_s", "end_s", "frame")  # what makes two entries the same picture or clip
+_MOMENT = ("video", "start_s", "end_s", "frame")  # entries that agree in these are the same picture or clip
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a mapping does to a manifest.
+    """The effect of a mapping on a manifest.
 
     Attributes:
         mapping: the mapping's name.
@@ -51,7 +51,7 @@ class Coverage:
 
 
 def coverage(table: pd.DataFrame, mapping: LabelMapping) -> Coverage:
-    """What ``mapping`` does to the labels of a manifest's table, per data set and per class."""
+    """The effect of ``mapping`` on the labels of a manifest's table, per data set and per class."""
     mapped = map_labels(table, mapping)
     codes, pairs = label_pairs(table)
     rows = np.bincount(codes, minlength=len(pairs))

@@ -1,15 +1,15 @@
 """Perceptual fingerprints of endoscopy pictures: hash, search, and checks that two pictures show the same scene.
 
-Endoscopy pictures look alike to a plain perceptual hash: a bright octagon with a dark hole. So four steps are used.
+Endoscopy pictures look alike to a plain perceptual hash: a bright octagon with a dark hole. Four steps are needed.
 1. The lit part is cut out, because the same picture is published with and without its black border, and a 128-bit
    difference hash is taken (signs of horizontal and vertical steps on an 8 x 8 grid).
 2. Pairs within a Hamming radius are found by multi-index hashing (Norouzi et al., CVPR 2012): exact, vectorised, in
    blocks of bounded memory.
-3. Their colours are compared place by place: mucosa, light and device give every recording its own.
-4. What remains is checked by matching blocks of fine detail: the same scene gives high correlations whose shifts agree,
-   also after a small camera movement; two different scenes give neither.
+3. Their colours are compared place by place, because mucosa, light and device give every recording its own colours.
+4. The remaining pairs are checked by matching blocks of fine detail: the same scene gives high correlations with
+            consistent shifts, even after a small camera movement; two different scenes do not.
 
-Limits: mirrored copies are not looked for, nor copies whose colours were changed.
+Limits: mirrored copies and copies with changed colours are not detected.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ _BLOCK, _REACH = 8, 4  # px of the thumbnail
 
 
 class Fingerprint(NamedTuple):
-    """What is kept of a picture.
+    """The fingerprint of a picture.
 
     Attributes:
         hash: uint64 (2,).
@@ -54,7 +54,7 @@ class Fingerprint(NamedTuple):
 def fingerprint(picture: Image.Image) -> Fingerprint:
     """Hash, thumbnail and colours of the lit part of a picture."""
     picture = picture.convert("RGB")
-    if max(picture.size) > 512:  # small is what makes this fast
+    if max(picture.size) > 512:  # a small picture makes this fast
         picture = picture.reduce(max(picture.size) // 256)
     grey = picture.convert("L")
     box = _lit_box(np.asarray(grey))
@@ -89,7 +89,7 @@ def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, np
 
     Args:
         hashes: uint64 (N, 2).
-        radius: bits. Up to 15, time grows with the number of similar hashes; above, with N squared.
+        radius: in bits. Up to 15 bits, time grows with the number of similar hashes; above, with N squared.
 
     Yields:
         Blocks of (i, j, distance): int64, int64, int16.
@@ -119,7 +119,7 @@ def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, np
                 distance = distance[near] + np.bitwise_count(sorted_hashes[i, 1] ^ sorted_hashes[j, 1])
                 near = distance <= radius
                 i, j, distance = order[i[near]], order[j[near]], distance[near]
-                # A band before this one has already found the pair?
+                # Whether an earlier band has already found the pair.
                 new = (np.bitwise_count(keys[:band, i] ^ keys[:band, j]) > slack).all(axis=0)
                 if new.any():
                     i, j = i[new].astype(np.int64), j[new].astype(np.int64)
@@ -178,13 +178,13 @@ def same_colour(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         other: float16 (P, 64, 2).
     """
     difference = one.astype(np.float32) - other
-    # Red, green, and blue, which is what is left of the whole.
+    # Red, green, and blue, which is the rest of the sum.
     distance = np.abs(difference).sum(axis=2) + np.abs(difference.sum(axis=2))
     return 2 * (distance <= SAME_COLOUR).sum(axis=1) >= np.maximum(np.isfinite(distance).sum(axis=1), 1)
 
 
 def same_scene(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """How surely two thumbnails show the same scene, for P pairs.
+    """A score of how certainly two thumbnails show the same scene, for P pairs.
 
     Blocks of 8 px of the first picture are searched for within 4 px in the second, on the fine detail (grey minus its
     blur, relative to the blur). The score is the mean of the best correlations times the share of blocks whose shift
@@ -195,7 +195,7 @@ def same_scene(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         other: uint8 (P, 32, 32).
 
     Returns:
-        float64 (P,), about 0 to 0.35 for different scenes, 1 for the same picture; 0 where too little is lit.
+        float64 (P,), about 0 to 0.35 for different scenes, 1 for the same picture; 0 if too little of it is lit.
     """
     scores = [_same_scene(one[n : n + 256], other[n : n + 256]) for n in range(0, len(one), 256)]
     return np.concatenate(scores) if scores else np.zeros(0)

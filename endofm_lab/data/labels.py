@@ -1,9 +1,9 @@
-"""Dynamic class mapping: every data set keeps its own labels, one mapping file turns them into common targets.
+"""Dynamic class mapping: every data set keeps its own labels, and a mapping file turns them into common targets.
 
 A mapping is a YAML file (``data_recipes/mappings/``) with a tree of targets and, per data set, the original labels and
-the targets they stand for. A label may name a leaf (`polyp`), an inner node (`abnormal`: some leaf below it, we do not
-know which), several targets (one of them, or all of them in a multi-label mapping) or nothing (left out on purpose).
-So data sets of different granularity can be trained on together: each row says which leaves it is compatible with.
+the targets they stand for. A label may name a leaf (`polyp`), an inner node (`abnormal`: an unknown leaf below it),
+several targets (one of them, or all of them in a multi-label mapping) or no target (left out on purpose). Data sets of
+different granularity can therefore be trained on together: each row states which leaves it is compatible with.
 The idea follows EndoExtend24 (Roth et al., arXiv 2410.21302); the format and the tree are ours.
 """
 
@@ -21,7 +21,7 @@ from endofm_lab.data.prepare.recipes import recipes_folder
 from endofm_lab.errors import UserError
 
 MULTI = "|"  # between the labels of one row
-ANY_DATASET = "*"  # section for data sets that have none of their own
+ANY_DATASET = "*"  # section for data sets without a section of their own
 
 
 class MappingError(UserError):
@@ -33,7 +33,7 @@ class MappingError(UserError):
 
 
 def same_name(name: str) -> str:
-    """The form in which names are compared: `Ileo-cecal valve`, `ileo_cecal  Valve` and `ileocecal valve` are one."""
+    """The form in which names are compared: `Ileo-cecal valve`, `ileo_cecal  Valve` and `ileocecal valve` are equal."""
     return "".join(ch for ch in name.casefold() if ch not in " -_\t\xa0")
 
 
@@ -44,7 +44,7 @@ class LabelMapping:
     Attributes:
         name: the file's name without its ending.
         title: one line for people.
-        multi_label: a list of targets means all of them; otherwise one of them, unknown which.
+        multi_label: a list of targets means all of them; otherwise it means one of them, and it is unknown which.
         parents: every target and its parent (None at the top), in the order of the file.
         rules: data set -> original label -> targets, in the spelling of the file; an empty tuple leaves the label out.
         unverified: data sets whose label names could not be checked against an official list.
@@ -72,7 +72,7 @@ class LabelMapping:
         return tuple(target for target in self.parents if target not in inner)
 
     def leaves_below(self, target: str) -> tuple[str, ...]:
-        """The leaves that ``target`` may stand for; itself when it is a leaf."""
+        """The leaves that ``target`` may stand for; a leaf stands for itself."""
         return tuple(leaf for leaf in self.leaves if target in self.path_to(leaf))
 
     def mask(self, targets: Iterable[str]) -> np.ndarray:
@@ -81,7 +81,7 @@ class LabelMapping:
         return np.array([leaf in below for leaf in self.leaves])
 
     def reach(self, dataset: str) -> np.ndarray:
-        """Bool (K,): the leaves that some label of ``dataset`` may stand for; the others it never looks for."""
+        """Bool (K,): the leaves that some label of ``dataset`` may stand for; the data set never labels the others."""
         return self.mask(target for targets in self._section(dataset).values() for target in targets)
 
     def path_to(self, target: str) -> tuple[str, ...]:
@@ -92,7 +92,7 @@ class LabelMapping:
         return tuple(reversed(path))
 
     def targets_of(self, dataset: str, label: str) -> tuple[str, ...] | None:
-        """The targets of one original label; empty when it is left out on purpose, None when the file misses it."""
+        """The targets of one original label; empty if it is left out on purpose, None if the file does not list it."""
         return self._section(dataset).get(same_name(label))
 
     def _section(self, dataset: str) -> dict[str, tuple[str, ...]]:
@@ -101,7 +101,9 @@ class LabelMapping:
     def at_depth(self, depth: int) -> "LabelMapping":
         """The same mapping with the tree cut below ``depth`` (0 keeps only the top): a coarser set of classes."""
         if depth < 0:
-            raise UserError(f"The depth of a mapping is at least 0, not {depth}; 0 keeps the top of the tree.")
+            raise UserError(
+                f"The depth of a mapping is {depth}; it must be at least 0, which keeps the top of the tree."
+            )
         kept = {target: parent for target, parent in self.parents.items() if len(self.path_to(target)) <= depth + 1}
         rules = {
             dataset: {
@@ -123,7 +125,7 @@ class MappedLabels:
         allowed: bool (N, K), the leaves a row is compatible with (single label) or has for certain (multi-label).
             A row without any True must not be trained on with a single-label loss.
         unknown: bool (N, K), multi-label only: leaves that the row neither has nor lacks for certain, because its label
-            is coarser or its data set never looks for them. All False in a single-label mapping.
+            is coarser or its data set never labels them. All False in a single-label mapping.
     """
 
     leaves: tuple[str, ...]
@@ -166,18 +168,18 @@ def read_mapping(name_or_path: str | Path) -> LabelMapping:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else 1
-        raise MappingError(path, line, f"not YAML: {getattr(error, 'problem', error)}.") from error
+        raise MappingError(path, line, f"Not YAML: {getattr(error, 'problem', error)}.") from error
     return _Reader(path).mapping(root)
 
 
 class _Reader:
-    """Walks the YAML nodes themselves, because they know their lines. Keys and names are always read as text."""
+    """Reads the YAML nodes themselves, because nodes know their lines. Keys and names are always read as text."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def fail(self, node: yaml.Node | None, reason: str) -> MappingError:
-        return MappingError(self.path, node.start_mark.line + 1 if node else 1, reason)
+        return MappingError(self.path, node.start_mark.line + 1 if node else 1, reason[:1].upper() + reason[1:])
 
     def pairs(self, node: yaml.Node | None, what: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):
@@ -273,7 +275,7 @@ def map_labels(table: pd.DataFrame, mapping: LabelMapping) -> MappedLabels:
     for row, (dataset, text) in enumerate(pairs):
         found = [mapping.targets_of(dataset, label) for label in text.split(MULTI)]
         if None in found:
-            continue  # one label that the file misses makes the whole row unusable
+            continue  # a single label that the file does not list makes the whole row unusable
         named = [target for target in found if target]
         if mapping.multi_label:
             below = [mapping.mask([target]) for each in named for target in each]
@@ -289,7 +291,7 @@ def map_labels(table: pd.DataFrame, mapping: LabelMapping) -> MappedLabels:
 
 
 def label_pairs(table: pd.DataFrame) -> tuple[np.ndarray, list[tuple[str, str]]]:
-    """Codes (N,) into the distinct (dataset, label) pairs: a million rows have only some hundred of them."""
+    """Codes (N,) into the distinct (dataset, label) pairs: a million rows have only a few hundred pairs."""
     index = pd.MultiIndex.from_arrays([table["dataset"].fillna("").astype(str), table["label"].fillna("").astype(str)])
     codes, unique = index.factorize()
     return codes, list(unique)

@@ -1,4 +1,4 @@
-"""The one table of a data set: a row per clip or image, what it shows, whose it is, and which split it belongs to."""
+"""The table of a data set: one row per clip or image, with its label, its patient and its split."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ class Manifest:
     Columns: ``video`` (a file, a folder of frames or an image), ``start_s`` and ``end_s`` (seconds; both 0 for an
     image, and an ``end_s`` of NaN means the video's end), ``label``, ``patient``, ``dataset``, ``split``; optional
     ``masks`` (a folder of frames or an image), ``boxes`` (a CSV file), ``device``, ``motion``, ``sequence``, ``frame``,
-    ``source``, ``fps`` (of a folder of frames; 25 if not given), and whatever else a recipe adds. Text that is not
-    known is the empty string.
+    ``source``, ``fps`` (of a folder of frames; 25 if not given), and any further columns of a recipe. Unknown text is
+    the empty string.
     """
 
     table: pd.DataFrame
@@ -67,14 +67,14 @@ class Manifest:
             return self.table
         found = self.table[self.table["split"] == split]
         if found.empty:
-            there = sorted(set(self.table["split"]))
+            existing = sorted(set(self.table["split"]))
             raise ManifestError(
-                f"{self._name}: no row has the split {split!r}; there are {', '.join(map(repr, there))}."
+                f"{self._name}: No row has the split {split!r}. Choose one of {', '.join(map(repr, existing))}."
             )
         return found.reset_index(drop=True)
 
     def resolve(self, relative: str) -> Path:
-        """The path that a cell of ``video``, ``masks`` or ``boxes`` means.
+        """The path named by a cell of ``video``, ``masks`` or ``boxes``.
 
         Raises:
             ManifestError: a relative path climbs out of the manifest's folder.
@@ -83,12 +83,12 @@ class Manifest:
             return Path(relative)
         if ".." in PurePosixPath(relative.replace("\\", "/")).parts:
             raise ManifestError(
-                f"{self._name}: the path {relative!r} climbs out of the manifest's folder; write it without '..'."
+                f"{self._name}: The path {relative!r} leads out of the manifest's folder. Write it without '..'."
             )
         return self.root / relative
 
     def contents(self, *columns: str) -> dict[str, str]:
-        """Cell -> `fingerprint_of` the file or folder that it means; "" where there is none. By default the videos'."""
+        """Cell -> `fingerprint_of` its file or folder, "" if there is none; the column ``video`` by default."""
         cells = {cell for column in columns or ("video",) if column in self.table for cell in self.table[column]}
         paths = {cell: self.resolve(cell) for cell in sorted(cells - {""})}
         return {cell: fingerprint_of(path) if path.exists() else "" for cell, path in paths.items()}
@@ -113,10 +113,10 @@ def read_manifest(path: str | Path) -> Manifest:
     """
     path = Path(path)
     if not path.is_file():
-        raise ManifestError(f"{path}: there is no such manifest.")
+        raise ManifestError(f"{path}: There is no such manifest. Check the path.")
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise ManifestError(
-            f"{path}: a manifest is a .csv or .parquet file, not {path.suffix or 'one without an ending'}."
+            f"{path}: A manifest is a .csv or .parquet file, not {path.suffix or 'one without an ending'}."
         )
     try:
         if path.suffix.lower() == ".parquet":
@@ -124,7 +124,7 @@ def read_manifest(path: str | Path) -> Manifest:
         else:
             table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
     except (ValueError, OSError) as error:
-        raise ManifestError(f"{path}: cannot be read as a table ({error}).") from error
+        raise ManifestError(f"{path}: The file cannot be read as a table ({error}).") from error
     return Manifest(checked(table, str(path)), path.parent, path)
 
 
@@ -137,7 +137,7 @@ def write_manifest(table: pd.DataFrame, path: str | Path) -> Manifest:
     path = Path(path)
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise ManifestError(
-            f"{path}: a manifest is a .csv or .parquet file, not {path.suffix or 'one without an ending'}."
+            f"{path}: A manifest is a .csv or .parquet file, not {path.suffix or 'one without an ending'}."
         )
     manifest = Manifest(checked(table, str(path)), path.parent, path)
     for cell in {cell for column in PATHS if column in manifest.table for cell in manifest.table[column]}:
@@ -151,7 +151,7 @@ def write_manifest(table: pd.DataFrame, path: str | Path) -> Manifest:
 
 
 def join_manifests(manifests: Sequence[Manifest]) -> Manifest:
-    """One manifest of several, its paths absolute; a column that one of them lacks is empty in its rows.
+    """Several manifests joined into one with absolute paths; a column missing in one of them is empty in its rows.
 
     Raises:
         ManifestError: a relative path climbs out of its manifest's folder.
@@ -185,10 +185,10 @@ def checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     missing = [column for column in REQUIRED if column not in table]
     if missing:
         raise ManifestError(
-            f"{name}: the column {', '.join(missing)} is missing; a manifest has at least {', '.join(REQUIRED)}."
+            f"{name}: The column {', '.join(missing)} is missing; a manifest has at least {', '.join(REQUIRED)}."
         )
     if table.empty:
-        raise ManifestError(f"{name}: the manifest has no rows.")
+        raise ManifestError(f"{name}: The manifest has no rows.")
     table = table.reset_index(drop=True).copy()
     for column in ("start_s", "end_s"):
         numbers = pd.to_numeric(table[column].replace("", np.nan), errors="coerce").astype(np.float64)
@@ -207,7 +207,7 @@ def _refuse(wrong: pd.Series, table: pd.DataFrame, column: str, name: str, why: 
     if wrong.any():
         first = int(np.flatnonzero(wrong.to_numpy())[0])
         more = f" (and {int(wrong.sum()) - 1} more rows)" if wrong.sum() > 1 else ""
-        raise ManifestError(f"{name}: row {first + 1}, column {column}: {table[column].tolist()[first]!r} {why}{more}.")
+        raise ManifestError(f"{name}: Row {first + 1}, column {column}: {table[column].tolist()[first]!r} {why}{more}.")
 
 
 def _canonical_texts(column: pd.Series) -> list[str]:
@@ -224,7 +224,7 @@ def _canonical_texts(column: pd.Series) -> list[str]:
 
 
 def _canonical(value: Any) -> str:
-    """The same text for 3, 3.0 and '3', and for NaN, None and ''."""
+    """A text that is the same for 3, 3.0 and '3', and for NaN, None and ''."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
         return ""
     if isinstance(value, str) and "/" in value:  # a path; to try whether text is a number takes time

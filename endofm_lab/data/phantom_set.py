@@ -27,8 +27,8 @@ NOTICE = (
 class PhantomSet:
     """How large a phantom data set is: patients per split, each with one clip of every finding.
 
-    Within a patient and over patients both motions occur equally often with every finding; a patient has one device,
-    and the devices take turns, so that neither tells the label.
+    Within a patient and over patients both motions occur equally often with every finding. A patient has one device,
+    and the devices take turns, so that neither motion nor device predicts the finding.
     """
 
     train: int
@@ -53,13 +53,13 @@ def write_phantom(out: str | Path, preset: str = "tutorial", seed: int = 0, prog
 
     ``out`` then holds ``videos/*.mp4`` (H.264, 24 frames per second), ``masks/<clip>/*.png`` (1-bit), ``boxes.csv``
     (pixels), ``manifest.csv`` and ``README.txt``. Clips are drawn side by side, each whole or absent; a run
-    that was stopped goes on where it was, and the manifest comes last.
+    that was stopped continues where it was, and the manifest is written last.
 
     Raises:
-        UserError: unknown preset, or ``out`` holds something else or a phantom of another preset or seed.
+        UserError: the preset is unknown, or ``out`` holds other files or a phantom of another preset or seed.
     """
     if preset not in PRESETS:
-        raise UserError(f"There is no phantom preset {preset!r}; choose one of {', '.join(PRESETS)}.")
+        raise UserError(f"There is no phantom preset {preset!r}. Choose one of {', '.join(PRESETS)}.")
     out, plan = Path(out), clips_of(PRESETS[preset], seed)
     request = {"preset": preset, "seed": seed, **asdict(PRESETS[preset])}
     manifest = out / "manifest.csv"
@@ -73,8 +73,8 @@ def write_phantom(out: str | Path, preset: str = "tutorial", seed: int = 0, prog
 
 
 def _draw(out: Path, plan: list[tuple[str, str, PhantomSpec]], seed: int, progress: bool) -> None:
-    """Write the clips that are not there yet, their boxes, and the manifest."""
-    # Workers take seconds to start, as long as drawing this many pixels alone.
+    """Write the missing clips, their boxes, and the manifest."""
+    # Workers take seconds to start, as long as drawing this many pixels without them.
     few = sum(spec.n_frames * spec.size_px**2 for _, _, spec in plan) < _ALONE_PX
     # They do not load the running script again, as those of multiprocessing do: it may be a page of the app.
     with parallel_config(backend="loky", inner_max_num_threads=1):
@@ -127,7 +127,7 @@ def clips_of(size: PhantomSet, seed: int) -> list[tuple[str, str, PhantomSpec]]:
 
 
 def _write_clip(spec: PhantomSpec, name: str, out: Path) -> list[dict]:
-    """Draw and write one clip unless it is there; the rows of its boxes."""
+    """Draw and write one clip unless it exists; returns the rows of its boxes."""
     kept = out / "clips" / f"{name}.json"
     if kept.exists():
         return json.loads(kept.read_text())

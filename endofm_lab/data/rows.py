@@ -1,4 +1,4 @@
-"""A row of a manifest as a stretch of video: which frames lie in it, and which frames a clip of it shows."""
+"""A row of a manifest as a stretch of video: the frames in it, and the frames that a clip of it shows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from endofm_lab.errors import VideoError
 from endofm_lab.video.clips import ClipSpec, clip_indices
 from endofm_lab.video.reader import VideoInfo, VideoReader, open_video
 
-_ROUNDING_S = 1e-6  # instants closer than this are one instant
+_ROUNDING_S = 1e-6  # instants closer than this count as equal
 
 
 class Timeline(Protocol):
-    """What is asked of a video before its frames are read; an opened video has it."""
+    """The properties of a video that are needed before its frames are read; an opened video has them."""
 
     @property
     def info(self) -> VideoInfo: ...  # noqa: D102
@@ -31,15 +31,15 @@ class Timeline(Protocol):
 class Row:
     """A stretch of a video from ``start_s`` up to, and without, ``end_s``; it has at least one frame.
 
-    A stretch that no frame begins in, such as one between two frames or an image's from 0 to 0, has the frame that is
-    shown at its start. No clip of a row shows a frame outside it.
+    If no frame begins in the stretch, for example between two frames or from 0 to 0 in an image, the stretch has the
+    frame that is shown at its start. No clip of a row shows a frame outside the row.
 
     Attributes:
         video: file, folder of frames or image.
-        name: what the manifest calls it.
+        name: its name in the manifest.
         start_s: where the row starts, in seconds.
-        end_s: where it ends; infinity stands for the video's end.
-        fps: frame rate of a folder of frames; None where the video brings its own.
+        end_s: where the row ends, in seconds; infinity stands for the video's end.
+        fps: frame rate of a folder of frames; None if the video has its own.
     """
 
     video: Path
@@ -54,7 +54,7 @@ class Row:
         return cls(**stretch(manifest, cells))
 
     def open(self) -> VideoReader:
-        """The row's video; images of a folder are looked at when they are read.
+        """The row's video, opened; images of a folder are checked when they are read.
 
         Raises:
             VideoError: it cannot be read.
@@ -62,18 +62,18 @@ class Row:
         return open_video(self.video, fps=self.fps, check=False)
 
     def end_in(self, timeline: Timeline) -> float:
-        """Where the row ends, in seconds, at the latest with its video."""
+        """The end of the row in seconds, which is at most the end of its video."""
         return min(self.end_s, timeline.info.duration_s)
 
     def frame_range(self, timeline: Timeline) -> tuple[int, int]:
-        """Number of the first frame of the row and of the one after its last.
+        """Number of the first frame of the row, and of the frame after its last.
 
         Raises:
-            VideoError: the row starts behind the end of its video.
+            VideoError: the row starts after the end of its video.
         """
         duration_s = timeline.info.duration_s
         if self.start_s >= duration_s:
-            raise VideoError(self.name, f"the row starts at {self.start_s} s, but the video ends at {duration_s} s")
+            raise VideoError(self.name, f"The row starts at {self.start_s} s, but the video ends at {duration_s} s.")
         first, after = np.searchsorted(timeline.times_s, [self.start_s - _ROUNDING_S, self.end_s - _ROUNDING_S])
         if after <= first:  # no frame begins in it
             first = max(int(np.searchsorted(timeline.times_s, self.start_s + _ROUNDING_S)) - 1, 0)

@@ -1,4 +1,4 @@
-"""Generated sample videos for the app, the demo and the lessons: drawn when first asked for, kept in the cache."""
+"""Generated sample videos for the app, the demo and the lessons, drawn when first needed and kept in the cache."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def sample_video(name: str) -> Path:
         UserError: there is no such sample.
     """
     if name not in SAMPLES:
-        raise UserError(f"There is no sample {name!r}; there are {', '.join(SAMPLES)}.")
+        raise UserError(f"There is no sample {name!r}. Choose one of {', '.join(SAMPLES)}.")
     patient, scenes = SAMPLES[name]
     path = cache_folder("samples") / f"{name.lower().replace(' ', '_').replace(',', '')}_{__version__}.mp4"
     if not path.exists():

@@ -1,8 +1,9 @@
 """Patient-wise splits: groups stay whole, classes stay balanced, and the balance reached is reported.
 
-A group is what must never be on two sides: all rows that share a patient, a video or a sequence, directly or through
-other rows (connected components, see `data.units`). Groups are dealt out greedily, largest first, then improved by
-moves and exchanges; the seed decides between equals, so the same table and seed always give the same split.
+A group must never be on two sides of a split. It consists of all rows that share a patient, a video or a sequence,
+directly or through other rows (connected components, see `data.units`). Groups are assigned greedily, largest first,
+and then improved by moves and exchanges. The seed decides between equally good assignments, so the same table and seed
+always give the same split.
 """
 
 from collections.abc import Mapping
@@ -24,11 +25,11 @@ class Split:
 
     Attributes:
         name: what the split is called in reports, such as `holdout-seed0` or `official`.
-        parts: (N,) str, the part of each row; empty where the row has none.
+        parts: (N,) str, the part of each row; empty for rows without a part.
         balance: one row per class and part: ``rows``, ``groups``, ``share`` (of the class's rows), ``wanted``.
         n_groups: number of groups in the table.
         units: the units of independence of the rows; as many as groups unless `links` joined more.
-        torn: number of groups with rows in more than one part; 0 for every split made here.
+        torn: number of groups with rows in more than one part; 0 for every split made by this module.
     """
 
     name: str
@@ -54,7 +55,7 @@ class Split:
 
     @property
     def warning(self) -> str:
-        """What the split cannot promise because patients are unknown; empty where every patient is known."""
+        """The reservation that applies because patients are unknown; empty if every patient is known."""
         if self.units.patients_known:
             return ""
         return (
@@ -69,19 +70,19 @@ def holdout(
     seed: int = 0,
     links: np.ndarray | None = None,
 ) -> Split:
-    """Whole groups dealt into named parts, classes balanced.
+    """Whole groups assigned to named parts, with balanced classes.
 
     Args:
         table: a manifest's table.
         shares: wanted share of each part; they sum to 1.
-        seed: decides between equally good deals.
+        seed: decides between equally good assignments.
         links: further pairs of rows to keep together, see :func:`group_ids`.
 
     Raises:
-        UserError: when the shares are no shares, or there are fewer groups than parts.
+        UserError: the shares are not positive or do not sum to 1, or there are fewer groups than parts.
     """
     if any(share <= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
-        raise UserError(f"The shares of a split are positive and sum to 1; got {dict(shares)}.")
+        raise UserError(f"The shares of a split are {dict(shares)}; they must be positive and sum to 1.")
     groups = group_ids(table, links)
     wanted = np.array(list(shares.values()))
     parts = np.array(list(shares), dtype=object)[_deal(table, groups, wanted, seed)[groups]]
@@ -93,7 +94,7 @@ def kfold(
 ) -> list[Split]:
     """``k`` splits; fold i is the test part of split i and, with ``validation``, fold i + 1 its validation part."""
     if k < 2 or (validation and k < 3):
-        raise UserError(f"k is at least 2, and at least 3 with a validation part; got {k}.")
+        raise UserError(f"k is {k}; it must be at least 2, and at least 3 with a validation part.")
     groups = group_ids(table, links)
     fold = _deal(table, groups, np.full(k, 1 / k), seed)[groups]
     splits = []
@@ -109,29 +110,29 @@ def kfold(
 
 
 def official(table: pd.DataFrame, name: str = "official") -> Split:
-    """The split that the manifest already carries, under its name, with the balance and the groups it tears apart."""
+    """The split in the manifest's own column ``split``, with its balance and the number of groups it tears apart."""
     parts = table["split"].fillna("").astype(str).to_numpy(dtype=object)
     named = parts[parts != ""]
     if not len(named):
-        raise UserError("The manifest carries no split of its own: its 'split' column is empty. Use holdout or kfold.")
+        raise UserError("The manifest has no split of its own: its column 'split' is empty. Use holdout or kfold.")
     names, counts = np.unique(named.astype(str), return_counts=True)
     shares = dict(zip(names.tolist(), (counts / counts.sum()).tolist(), strict=True))
     return _report(name, table, group_ids(table), parts, shares)
 
 
 def named_split(table: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The rows as one of the manifest's further official splits (column ``split_NAME``) has them, under ``split``.
+    """The rows with one of the manifest's further official splits (column ``split_NAME``) in the column ``split``.
 
-    A row that a leaking split puts on several sides (`train|test`) comes once for each, so that training, testing and
-    the audit see what was published.
+    A row that a leaking split puts on several sides (`train|test`) appears once for each side, so that training,
+    testing and the audit see the published split.
 
     Raises:
-        UserError: when the manifest carries no split of that name.
+        UserError: the manifest has no split of this name.
     """
     column = "split_" + name.replace("-", "_")
     if column not in table:
-        there = sorted(other.removeprefix("split_") for other in table.columns if other.startswith("split_"))
-        raise UserError(f"The manifest carries no split '{name}'; there are {', '.join(there) or 'none by name'}.")
+        names = sorted(other.removeprefix("split_") for other in table.columns if other.startswith("split_"))
+        raise UserError(f"The manifest has no split '{name}'; its named splits are: {', '.join(names) or 'none'}.")
     return table.assign(split=table[column].fillna("").astype(str).str.split("|")).explode("split", ignore_index=True)
 
 
@@ -157,8 +158,8 @@ def _deal(table: pd.DataFrame, groups: np.ndarray, wanted: np.ndarray, seed: int
     n_groups = int(groups.max()) + 1 if len(groups) else 0
     if n_groups < len(wanted):
         raise UserError(
-            f"{n_groups} groups (patients, videos, sequences) cannot be dealt into {len(wanted)} parts; "
-            "use fewer parts or more data."
+            f"{n_groups} groups (patients, videos, sequences) cannot be divided into {len(wanted)} parts. "
+            "Use fewer parts or more data."
         )
     codes, kinds, _ = _label_kinds(table)
     kinds = np.concatenate([kinds, np.ones((len(kinds), 1))], axis=1)
@@ -188,7 +189,7 @@ def _deal(table: pd.DataFrame, groups: np.ndarray, wanted: np.ndarray, seed: int
 
 
 def _fill_empty(part: np.ndarray, order: np.ndarray, have: np.ndarray, scaled: np.ndarray) -> None:
-    """Every part gets a group, the smallest of the part with the most groups."""
+    """Give every empty part a group: the smallest group of the part with the most groups."""
     n_parts = len(have)
     for p in range(n_parts):
         sizes = np.bincount(part, minlength=n_parts)
@@ -202,7 +203,7 @@ def _fill_empty(part: np.ndarray, order: np.ndarray, have: np.ndarray, scaled: n
 def _improve(
     part: np.ndarray, order: np.ndarray, have: np.ndarray, aim: np.ndarray, scaled: np.ndarray, weight: np.ndarray
 ) -> bool:
-    """One pass of moves and exchanges that lower the objective; False when there were none."""
+    """One pass of moves and exchanges that lower the objective; False if there were none."""
     n_parts, changed = len(have), False
     sizes = np.bincount(part, minlength=n_parts)
     # Exchanges are tried for the largest groups only: small ones are placed well by moves.

@@ -1,9 +1,9 @@
-"""Units of independence: which rows are one case, and what such a case is called beside every number.
+"""Units of independence: which rows form one case, and the words for such cases beside every number.
 
-Frames of one operation resemble each other, so they are one case however many rows they fill. The unit of a row is its
-patient; where the patient is unknown its sequence (the recording), and where that is unknown too its video. A unit is
-never finer than what was recorded together: rows that share a patient, a sequence or a video, directly or through other
-rows, are one unit. Splits, intervals, ranks, probes, neighbours and the audit all take their units from here.
+Frames of one operation resemble each other, so they are one case regardless of the number of rows. The unit of a row is
+its patient; if the patient is unknown, its sequence (the recording); and if the sequence is unknown too, its video. A
+unit is never finer than a recording: rows that share a patient, a sequence or a video, directly or through other rows,
+are one unit. Splits, intervals, ranks, probes, neighbours and the audit all take their units from this module.
 """
 
 import re
@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 from endofm_lab.video.images import IMAGE_SUFFIXES
 
 GROUP_COLUMNS = ("patient", "video", "sequence")
-# What can stand for a unit, the best first; an image is its own unit only where nothing else is known.
+# The possible kinds of units, the best first; an image is its own unit only if nothing else is known.
 KINDS = ("patient", "sequence", "sequence (read from the file names)", "video", "image")
 _PATIENT, _SEQUENCE, _GUESSED, _VIDEO, _IMAGE = range(len(KINDS))
 _PLURALS = ("patients", "sequences", "sequences (read from the file names)", "videos", "images")
@@ -42,7 +42,7 @@ class Units:
 
     Attributes:
         ids: (N,) str, the unit of each row: data set and patient (or sequence, or video).
-        kinds: (N,) index into ``KINDS``, what this unit is.
+        kinds: (N,) index into ``KINDS``, the kind of this unit.
         datasets: (N,) str, the data set that names the unit.
     """
 
@@ -52,7 +52,7 @@ class Units:
 
     @property
     def n(self) -> int:
-        """How many units there are."""
+        """The number of units."""
         return len(pd.unique(self.ids))
 
     @property
@@ -62,14 +62,14 @@ class Units:
 
     @property
     def kind(self) -> str:
-        """What the units are: "patient", or by data set where that differs ("a: patient, b: sequence")."""
+        """The kind of the units: "patient", or the kind in each data set if they differ ("a: patient, b: sequence")."""
         by_set = {name: " and ".join(KINDS[k] for k in counts) for name, counts in self._counts().items()}
         one = set(by_set.values())
         return one.pop() if len(one) == 1 else ", ".join(f"{name}: {kind}" for name, kind in by_set.items())
 
     @property
     def words(self) -> str:
-        """How many units of which kind: "16 patients", "1 sequence; patients unknown"; by data set if they differ."""
+        """Number and kind of units: "16 patients", "1 sequence; patients unknown"; by data set if they differ."""
         counts = self._counts()
         if len({tuple(one) for one in counts.values()}) <= 1:
             total: dict[int, int] = {}
@@ -102,14 +102,15 @@ class Units:
 
 
 def units(table: pd.DataFrame) -> Units:
-    """The unit of every row of a manifest's table: patient, else sequence, else video, within its data set.
+    """The unit of every row of a manifest's table: patient, otherwise sequence, otherwise video, within its data set.
 
     Patients that share a recording count as one unit, named after the first of them. Images that name neither patient
-    nor sequence belong to the sequence that their file names give, if they give one without doubt
-    (``<video id>_<frame>.jpg``); otherwise each image is a unit of its own, and ``words`` says so.
+    nor sequence belong to the sequence in their file names, if the names are unambiguous (``<video id>_<frame>.jpg``);
+    otherwise each image is a unit of its own, and ``words`` says so.
 
     Args:
-        table: with ``video``; ``dataset``, ``patient`` and ``sequence`` count where they are given and not empty.
+        table: with a column ``video``; ``dataset``, ``patient`` and ``sequence`` count if they are present and not
+            empty.
     """
     cells = _Cells.of(table)
     kinds = np.where(cells.images, _IMAGE, _VIDEO)
@@ -144,10 +145,10 @@ def group_ids(
     Patients and sequences are compared within their data set, because `patient 1` of two data sets are two people.
 
     Args:
-        table: a manifest's table; empty cells bind nothing. An image without patient and sequence belongs to the
-            sequence that its file name gives (see `sequences_from_names`).
+        table: a manifest's table; empty cells connect no rows. An image without patient and sequence belongs to the
+            sequence in its file name (see `sequences_from_names`).
         links: (L, 2) pairs of rows that must stay together too, such as near-duplicates found by the audit.
-        columns: what binds; without "patient", groups are recordings.
+        columns: the columns that connect rows; without "patient", groups are recordings.
     """
     return _components(_Cells.of(table), links, columns)
 
@@ -194,7 +195,7 @@ def _components(cells: _Cells, links: np.ndarray | None, columns: Sequence[str])
 
 
 def sequences_from_names(videos: pd.Series) -> tuple[pd.Series, NDArray[np.float64]]:
-    """Sequence ids (text, empty when there is no clear one) and frame numbers (NaN) read from file names."""
+    """Sequence ids (text, empty if there is no clear id) and frame numbers (or NaN), read from file names."""
     folders: dict[str, bool] = {}
     found = [_sequence_of(video, folders) for video in videos]
     ids = pd.Series([sequence for sequence, _ in found], index=videos.index, dtype=object)
@@ -202,7 +203,7 @@ def sequences_from_names(videos: pd.Series) -> tuple[pd.Series, NDArray[np.float
 
 
 def _sequence_of(video: str, folders: dict[str, bool]) -> tuple[str, float]:
-    """What one file name says of sequence and frame; ``folders`` keeps which folders are numbered sequences."""
+    """Sequence and frame number in one file name; ``folders`` remembers which folders are numbered sequences."""
     folder, _, name = _ENDING.sub("", video).rpartition("/")
     number = _LAST_NUMBER.search(name)
     if number is None or not number[1].isascii():

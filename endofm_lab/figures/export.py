@@ -23,7 +23,7 @@ def export(figure: go.Figure, path: str | Path) -> Path:
     path = Path(path)
     ending = path.suffix.lower().removeprefix(".")
     if ending not in get_args(FigureFormat):
-        raise UserError(f"{path}: a figure is written as {', '.join(get_args(FigureFormat))}; give such an ending.")
+        raise UserError(f"{path}: A figure is written as {', '.join(get_args(FigureFormat))}; give such an ending.")
     with atomic_path(path) as temporary:
         if ending == "html":
             figure.write_html(temporary, include_plotlyjs=True, config=CONFIG)

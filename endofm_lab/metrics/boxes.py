@@ -54,10 +54,10 @@ def frame_boxes(
             f"{len(classes[0])} labels; give one of each per box."
         )
     if np.isnan(boxes).any() or np.isnan(values).any():
-        raise MetricError("a detection holds NaN; leave it out.")
+        raise MetricError("A detection holds NaN; leave it out.")
     for box in truth:
         if not (box[2] > box[0] and box[3] > box[1]):
-            raise MetricError(f"the true box {box.tolist()} has no area; x2 > x1 and y2 > y1 are needed.")
+            raise MetricError(f"The true box {box.tolist()} has no area; x2 > x1 and y2 > y1 are needed.")
     return FrameBoxes(truth, classes[0], boxes, values, classes[1])
 
 

@@ -139,7 +139,7 @@ def fit_vector_scaling(target: ArrayLike, logits: ArrayLike) -> Scaling:
     truth = _some_truth(target, logits.shape[1])
     if missing := np.flatnonzero(~truth.any(0)).tolist():
         raise MetricError(
-            f"classes {missing} have no validation row, vector scaling would scale them away; "
+            f"Classes {missing} have no validation row, vector scaling would scale them away; "
             "use fit_temperature or add validation patients."
         )
     n_classes = logits.shape[1]
@@ -198,7 +198,7 @@ def _bins(confidence: NDArray, n_bins: int) -> NDArray[np.int64]:
 
 def _some_truth(target: NDArray, n_classes: int) -> NDArray[np.bool_]:
     if len(target) == 0:
-        raise MetricError("there are no rows to fit a scaling on; the validation set is empty.")
+        raise MetricError("There are no rows to fit a scaling on; the validation set is empty.")
     return one_against_rest(target, n_classes)
 
 

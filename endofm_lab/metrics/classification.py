@@ -102,7 +102,7 @@ def classification_metrics(target: ArrayLike, scores: ArrayLike, weights: ArrayL
     """
     target, scores = _scored(target, scores)
     if scores.ndim != 2 or (scores.shape[1] < 2 and target.ndim == 1):
-        raise MetricError(f"scores have shape {scores.shape}; one column per class is needed, two for a binary task.")
+        raise MetricError(f"Scores have shape {scores.shape}; one column per class is needed, two for a binary task.")
     if target.ndim == 2:
         guess = scores >= 0.5
         labels = list(zip(target.T.astype(bool), guess.T, strict=True))
@@ -143,7 +143,7 @@ def resample_rows(weights: ArrayLike | None, n_rows: int) -> NDArray[np.float64]
         return np.ones((1, n_rows))
     rows = np.atleast_2d(np.asarray(weights, dtype=np.float64))
     if rows.shape[1] != n_rows:
-        raise MetricError(f"weights are for {rows.shape[1]} rows, the targets have {n_rows}; give one weight per row.")
+        raise MetricError(f"Weights are for {rows.shape[1]} rows, the targets have {n_rows}; give one weight per row.")
     return rows
 
 
@@ -177,11 +177,11 @@ def one_against_rest(target: ArrayLike, n_classes: int) -> NDArray[np.bool_]:
     target = np.asarray(target)
     if target.ndim == 2:
         if target.shape[1] != n_classes:
-            raise MetricError(f"targets have {target.shape[1]} labels, scores {n_classes}; they must be the same.")
+            raise MetricError(f"Targets have {target.shape[1]} labels, scores {n_classes}; they must be the same.")
         return target.astype(bool)
     if len(target) and (target.min() < 0 or target.max() >= n_classes):
         raise MetricError(
-            f"targets run from {target.min()} to {target.max()}, scores have {n_classes} columns; "
+            f"Targets run from {target.min()} to {target.max()}, scores have {n_classes} columns; "
             "give one column for every class."
         )
     return target[:, None] == np.arange(n_classes)

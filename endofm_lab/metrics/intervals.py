@@ -121,7 +121,7 @@ def bootstrap_samples(metrics: MetricSet, groups: ArrayLike, n: int = 1000, seed
     """
     groups = np.asarray(groups)
     if len(groups) == 0:
-        raise MetricError("there are no rows to resample; the test set is empty.")
+        raise MetricError("There are no rows to resample; the test set is empty.")
     if n < 1:
         raise MetricError(f"{n} resamples were asked for; at least 1 is needed, 1000 is usual.")
     whole = {name: float(np.ravel(value)[0]) for name, value in metrics(np.ones((1, len(groups)))).items()}

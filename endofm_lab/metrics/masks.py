@@ -36,7 +36,7 @@ def mask_metrics(truth: Iterable[NDArray], predicted: Iterable[NDArray]) -> pd.D
     except ValueError as error:
         if isinstance(error, MetricError):
             raise
-        raise MetricError("there are not as many predicted as true masks; give one of each per frame.") from error
+        raise MetricError("There are not as many predicted as true masks; give one of each per frame.") from error
     rows = [(t.any(), dice(t, p), iou(t, p), hd95_px(t, p), false_positive(t, p)) for t, p in pairs]
     return pd.DataFrame(rows, columns=["lesion", "dice", "iou", "hd95_px", "false_positive"])
 
@@ -90,10 +90,10 @@ def _checked(truth: NDArray, predicted: NDArray, frame: int) -> tuple[NDArray[np
     masks = [np.asarray(truth), np.asarray(predicted)]
     if masks[0].shape != masks[1].shape or masks[0].ndim != 2:
         raise MetricError(
-            f"frame {frame}: the true mask is {masks[0].shape}, the predicted {masks[1].shape}; "
+            f"Frame {frame}: the true mask is {masks[0].shape}, the predicted {masks[1].shape}; "
             "both must be (H, W) of the frame."
         )
     for mask, name in zip(masks, ("true", "predicted"), strict=True):
         if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
-            raise MetricError(f"frame {frame}: the {name} mask has values up to {mask.max()}; threshold it to 0 and 1.")
+            raise MetricError(f"Frame {frame}: the {name} mask has values up to {mask.max()}; threshold it to 0 and 1.")
     return masks[0].astype(bool), masks[1].astype(bool)

@@ -83,5 +83,5 @@ def segments(phases: ArrayLike) -> list[tuple[int, int, int]]:
 def _steps(target: ArrayLike, predicted: ArrayLike) -> tuple[NDArray, NDArray]:
     target, predicted = np.asarray(target), np.asarray(predicted)
     if target.shape != predicted.shape or target.ndim != 1:
-        raise MetricError(f"true phases {target.shape} and predicted phases {predicted.shape} must both be (T,).")
+        raise MetricError(f"True phases {target.shape} and predicted phases {predicted.shape} must both be (T,).")
     return target, predicted

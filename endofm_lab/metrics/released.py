@@ -86,5 +86,5 @@ def _percent(part: int, whole: int) -> float:
 
 def _total(counts: Sequence[tuple[int, ...]]) -> list[int]:
     if not counts:
-        raise MetricError("there are no frames to score; give at least one.")
+        raise MetricError("There are no frames to score; give at least one.")
     return [sum(column) for column in zip(*counts, strict=True)]

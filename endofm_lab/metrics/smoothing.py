@@ -28,7 +28,7 @@ def median_smooth(scores: ArrayLike, width: int, causal: bool = False) -> NDArra
     """
     scores = _checked(scores, allow_gaps=False)
     if width < 1 or width % 2 == 0:
-        raise MetricError(f"the median's width is {width}; it must be odd and at least 1.")
+        raise MetricError(f"The median's width is {width}; it must be odd and at least 1.")
     smooth = median_filter(scores, size=(width, 1), mode="nearest", origin=(width // 2 if causal else 0, 0))
     total = smooth.sum(1, keepdims=True)
     return np.divide(smooth, total, out=np.full_like(smooth, 1 / scores.shape[1]), where=total > 0)
@@ -58,7 +58,7 @@ def transition_from_labels(videos: Iterable[ArrayLike], n_classes: int) -> NDArr
         if len(labels) == 0:
             continue
         if labels.min() < 0 or labels.max() >= n_classes:
-            raise MetricError(f"labels run from {labels.min()} to {labels.max()}; there are {n_classes} classes.")
+            raise MetricError(f"Labels run from {labels.min()} to {labels.max()}; there are {n_classes} classes.")
         np.add.at(counts, (labels[:-1], labels[1:]), 1)
     return counts / counts.sum(1, keepdims=True)
 
@@ -151,9 +151,9 @@ def _model(scores: ArrayLike, transition: ArrayLike, prior: ArrayLike | None) ->
     n_classes = scores.shape[1]
     start = np.full(n_classes, 1 / n_classes) if prior is None else np.asarray(prior, dtype=np.float64)
     if transition.shape != (n_classes, n_classes) or np.any(transition < 0) or not np.allclose(transition.sum(1), 1):
-        raise MetricError(f"the transition matrix must be ({n_classes}, {n_classes}) with rows that sum to one.")
+        raise MetricError(f"The transition matrix must be ({n_classes}, {n_classes}) with rows that sum to one.")
     if start.shape != (n_classes,) or np.any(start <= 0):
-        raise MetricError(f"the prior must give each of the {n_classes} classes a share above 0.")
+        raise MetricError(f"The prior must give each of the {n_classes} classes a share above 0.")
     return np.where(np.isnan(scores), 1.0, scores / start), transition, start / start.sum()
 
 
@@ -171,10 +171,10 @@ def _impossible(t: int) -> str:
 def _checked(scores: ArrayLike, allow_gaps: bool) -> NDArray[np.float64]:
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2:
-        raise MetricError(f"scores have shape {scores.shape}; (T, K) is needed, one column per class.")
+        raise MetricError(f"Scores have shape {scores.shape}; (T, K) is needed, one column per class.")
     gaps = np.isnan(scores)
     if np.any(scores < 0) or np.isinf(scores).any():
-        raise MetricError("scores must be probabilities; apply softmax to logits first.")
+        raise MetricError("Scores must be probabilities; apply softmax to logits first.")
     if gaps.any() and not (allow_gaps and (gaps.all(1) == gaps.any(1)).all()):
         raise MetricError(
             f"{int(gaps.any(1).sum())} rows hold NaN; only the Markov model takes gaps, as whole rows of NaN."

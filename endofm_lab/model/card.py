@@ -193,7 +193,7 @@ class ModelCard:
         """
         value = dict(_checked(value, *_keys(cls), source))
         if not isinstance(value["backbone"], dict) or not isinstance(value["backbone"].get("kind"), str):
-            raise CheckpointError(f"{source}: backbone must be an object with a 'kind', not {value['backbone']!r}.")
+            raise CheckpointError(f"{source}: Backbone must be an object with a 'kind', not {value['backbone']!r}.")
         input_ = _checked(value["input"], *_keys(InputSpec), f"{source}: input")
         clip = dict(_checked(value["clip"], *_keys(ClipSpec), f"{source}: clip"))
         heads = _checked(value.get("heads", {}), None, [], f"{source}: heads")
@@ -218,7 +218,7 @@ class ModelCard:
         except CheckpointError as error:
             raise CheckpointError(f"{source}: {error}") from error
         except (TypeError, ValueError, ArithmeticError) as error:
-            raise CheckpointError(f"{source}: a value has the wrong form ({error}).") from error
+            raise CheckpointError(f"{source}: A value has the wrong form ({error}).") from error
         return cls(**value)
 
 

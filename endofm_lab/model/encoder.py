@@ -172,7 +172,7 @@ class Encoder(nn.Module, ABC):
         known = [field.name for field in fields(cls.Config)]
         if unknown := [name for name in settings if name not in known]:
             raise CheckpointError(
-                f"{source}: the backbone has the unknown setting {', '.join(unknown)}; known are {', '.join(known)}. "
+                f"{source}: The backbone has the unknown setting {', '.join(unknown)}; known are {', '.join(known)}. "
                 "The card may come from a newer version of endofm_lab: update it."
             )
         try:
@@ -182,7 +182,7 @@ class Encoder(nn.Module, ABC):
         except UserError as error:
             raise CheckpointError(f"{source}: {error}") from error
         except (TypeError, ValueError, ArithmeticError) as error:
-            raise CheckpointError(f"{source}: a setting of the backbone has the wrong type ({error}).") from error
+            raise CheckpointError(f"{source}: A setting of the backbone has the wrong type ({error}).") from error
 
 
 def check_sizes(config: Any) -> None:

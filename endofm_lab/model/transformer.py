@@ -72,7 +72,7 @@ class BackboneConfig:
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path is {self.drop_path}; give a probability from 0 to below 1.")
         if self.width % self.heads:
-            raise UserError(f"width {self.width} cannot be shared by {self.heads} heads; give a multiple of the heads.")
+            raise UserError(f"Width {self.width} cannot be shared by {self.heads} heads; give a multiple of the heads.")
         if self.image_px % self.patch_px:
             raise UserError(f"image_px {self.image_px} is not a multiple of patch_px {self.patch_px}; give one.")
         if self.attention not in ATTENTION_KINDS:

@@ -117,7 +117,7 @@ def build_model(card: ModelCard, encoders: Allowed = ()) -> VideoModel:
     heads = nn.ModuleDict()
     for name, spec in card.heads.items():
         if not name.isidentifier() or hasattr(heads, name):
-            raise CheckpointError(f"{card.name}: a head cannot be called {name!r}; use another name, without signs.")
+            raise CheckpointError(f"{card.name}: A head cannot be called {name!r}; use another name, without signs.")
         heads[name] = build_head(spec, backbone, card.input.size_px)
     return VideoModel(backbone, heads, card)
 
@@ -199,7 +199,7 @@ def encoder_of(card: ModelCard, encoders: Allowed = ()) -> tuple[type[Encoder], 
     kind = card.backbone.get("kind")
     if kind not in known:
         raise CheckpointError(
-            f"{card.name}: the backbone is of kind {kind!r}; this version knows {', '.join(map(repr, known))}. If you "
+            f"{card.name}: The backbone is of kind {kind!r}; this version knows {', '.join(map(repr, known))}. If you "
             "have the class of that kind, allow it by name: encoders=['module:Class']."
         )
     return known[kind], known[kind].read_config(card.backbone, card.name)

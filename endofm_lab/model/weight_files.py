@@ -35,7 +35,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file; give the path of a weights file or a model folder.")
+        raise CheckpointError(f"{path}: There is no such file; give the path of a weights file or a model folder.")
     with path.open("rb") as file:
         start = file.read(9)
     if not start:

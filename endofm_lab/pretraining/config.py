@@ -132,11 +132,11 @@ class PretrainConfig:
             if len(set(shown)) > 1:
                 raise UserError(
                     f"{self.image_model} takes pictures of one size, but global views have {shown[0]} px and local "
-                    f"ones {shown[1]}; set views.local_frames to [], or one size for both."
+                    f"views {shown[1]} px. Set views.local_frames to [], or set one size for both."
                 )
         for px in shown:
             if px % backbone.patch_px:
-                raise UserError(f"views of {px} px do not divide into patches of {backbone.patch_px} px.")
+                raise UserError(f"Views of {px} px do not divide into patches of {backbone.patch_px} px.")
 
     @property
     def chosen(self) -> Objective:
@@ -350,7 +350,7 @@ def _built(kind: Any, value: Any, name: str) -> Any:
     if is_dataclass(kind) and isinstance(value, dict):
         hints, known = get_type_hints(kind), [f.name for f in fields(kind)]
         if unknown := [key for key in value if key not in known]:
-            raise UserError(f"{name}: unknown setting {', '.join(unknown)}; there are {', '.join(known)}.")
+            raise UserError(f"{name}: Unknown setting {', '.join(unknown)}; there are {', '.join(known)}.")
         return kind(**{key: _built(hints[key], item, key) for key, item in value.items()})  # type: ignore[operator]
     if origin is dict and isinstance(value, dict):
         return {key: _built(get_args(kind)[1], item, key) for key, item in value.items()}

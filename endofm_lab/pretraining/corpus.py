@@ -37,7 +37,7 @@ class Corpus:
         self.rows = [Row.of(self.manifest, cells) for cells in table.to_dict("records")]
         if not self.rows:
             raise ManifestError(
-                f"{self.manifest.path}: no row is of the split 'pretrain' or 'train'; name the split to learn from."
+                f"{self.manifest.path}: No row is of the split 'pretrain' or 'train'; name the split to learn from."
             )
         paths = {row.name: row.video for row in self.rows}
         self.n_files = len(paths)

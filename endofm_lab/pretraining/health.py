@@ -157,13 +157,13 @@ def load_probe(
     """
     if label not in manifest.table:
         raise ManifestError(
-            f"{manifest.path}: no column {label!r} to probe; it has {', '.join(map(str, manifest.table.columns))}."
+            f"{manifest.path}: No column {label!r} to probe; it has {', '.join(map(str, manifest.table.columns))}."
         )
     table = manifest.table[manifest.table[label].fillna("") != ""]
     asked = next((split for split in held_out if (table["split"] == split).any()), held_out[0])
     table = table[table["split"].isin(["train", asked])]
     if table["split"].nunique() != 2:
-        raise ManifestError(f"{manifest.path}: a probe needs labelled rows of 'train' and of 'val' or 'test'.")
+        raise ManifestError(f"{manifest.path}: A probe needs labelled rows of 'train' and of 'val' or 'test'.")
     of_row, here = units(table), (table["split"] == asked).to_numpy()
     if both := set(of_row.ids[here]) & set(of_row.ids[~here]):
         raise ManifestError(

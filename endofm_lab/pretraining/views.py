@@ -181,8 +181,8 @@ class MultiView:
         spec = self.spec
         if n_frames < spec.min_frames:
             raise UserError(
-                f"the clip has {n_frames} frames, but its windows need {spec.min_frames}: take longer clips, "
-                "a larger local_window or a smaller global_shift"
+                f"The clip has {n_frames} frames, but its windows need {spec.min_frames}: take longer clips, "
+                "a larger local_window or a smaller global_shift."
             )
         views = [("global", T) for T in spec.global_frames] + [("local", T) for T in spec.local_frames]
         return tuple(

@@ -147,16 +147,16 @@ def compare(
         RunError: no runs, runs of different tasks (they share no metric), two of one name, or an unknown ``by``.
     """
     if not runs:
-        raise RunError("there are no runs to compare; name at least one folder.")
+        raise RunError("There are no runs to compare; name at least one folder.")
     names = [run.run for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise RunError(f"several runs are called {', '.join(twice)}; each needs a name of its own.")
+        raise RunError(f"Several runs are called {', '.join(twice)}; each needs a name of its own.")
     if len(tasks := {run.task for run in runs}) > 1:
-        raise RunError(f"the runs are of different tasks ({', '.join(sorted(tasks))}); compare one task at a time.")
+        raise RunError(f"The runs are of different tasks ({', '.join(sorted(tasks))}); compare one task at a time.")
     samples = [run.samples(n, seed) for run in runs]
     by = by or TASKS[runs[0].task].primary
     if by not in samples[0].values:
-        raise RunError(f"there is no metric '{by}'; the runs have {', '.join(samples[0].values)}.")
+        raise RunError(f"There is no metric '{by}'; the runs have {', '.join(samples[0].values)}.")
     reasons = why_not_ranked(runs)
     order = list(range(len(runs)))
     if not reasons:

@@ -211,19 +211,19 @@ def _check(run: Run, folder: Path) -> None:
         raise RunError(f"{folder}: {problem}")
 
     if run.task not in TASKS:
-        refuse(f"the task is '{run.task}'; it must be one of {', '.join(TASKS)}.")
+        refuse(f"The task is '{run.task}'; it must be one of {', '.join(TASKS)}.")
     for name, holder, keys in [
         ("protocol", run.protocol, ["dataset", "chosen_on"]),
         ("test", run.test, ["fingerprint", "split"]),
         ("audit", run.audit, ["findings"]),
     ]:
         if missing := [key for key in keys if not isinstance(holder, dict) or key not in holder]:
-            refuse(f"{name} lacks {', '.join(missing)}.")
+            refuse(f"The entry {name} lacks {', '.join(missing)}.")
     table = run.predictions
     if problem := TASKS[run.task].problem(table):
         refuse(problem)
     if table.empty:
-        refuse("the predictions have no rows.")
+        refuse("The predictions have no rows.")
     if (seeds := sorted(table["seed"].unique().tolist())) != sorted(run.seeds):
         refuse(f"the predictions are of seeds {seeds}, the report says {list(run.seeds)}.")
     if no_patient := int(table["patient"].isna().sum()):

@@ -50,7 +50,7 @@ def read_review(folder: str | Path) -> pd.DataFrame:
     wrong = table.index[~table["decision"].isin([CONFIRM, REJECT, OPEN])]
     if len(wrong):
         raise UserError(
-            f"{path}, line {wrong[0] + 2}: the decision is {table.loc[wrong[0], 'decision']!r}; write {CONFIRM} or "
+            f"{path}, line {wrong[0] + 2}: The decision is {table.loc[wrong[0], 'decision']!r}; write {CONFIRM} or "
             f"{REJECT}, or leave it empty."
         )
     return table
@@ -69,7 +69,7 @@ def decide(folder: str | Path, finding: Mapping[str, Any], decision: str, remark
         UserError: an unknown decision, or the table cannot be read or written.
     """
     if decision not in (CONFIRM, REJECT, OPEN):
-        raise UserError(f"the decision is {decision!r}; possible are {CONFIRM!r}, {REJECT!r} and {OPEN!r}.")
+        raise UserError(f"The decision is {decision!r}; possible are {CONFIRM!r}, {REJECT!r} and {OPEN!r}.")
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     row = {name: finding[name] for name in _FINDING}
     _append(Path(folder), pd.DataFrame([{**row, "decision": decision, "remark": remark.strip(), "decided_at": now}]))

@@ -284,7 +284,7 @@ def _of_parts(about: dict[str, Any], parts: Sequence[Path]) -> Study:
     for path in parts:
         if path.name != f"part_{n_frames:09d}.npz":
             raise UserError(
-                f"{path.parent}: the part with frame {n_frames} is missing, {path.name} comes next. Run the same study "
+                f"{path.parent}: The part with frame {n_frames} is missing, {path.name} comes next. Run the same study "
                 "again; it scores the missing frames."
             )
         remedy = "Delete it and run the same study again."
@@ -385,7 +385,7 @@ def _assemble(folder: Path, about: dict[str, Any]) -> Study:
             f"{study.video.n_frames}: run the same study again, without removing files while it runs."
         )
     if (study.state == UNREADABLE).all():
-        raise VideoError(study.video.path, f"none of its {len(study.state)} frames can be read; copy it again")
+        raise VideoError(study.video.path, f"None of its {len(study.state)} frames can be read; copy it again.")
     with atomic_path(folder / "frames.parquet") as temporary:
         study.table().to_parquet(temporary, index=False)
     write_json(folder / "study.json", {**about, "unreadable": study.unreadable.to_dict("records")})

@@ -146,9 +146,9 @@ class Classification(Task):
     def problem(cls, table: pd.DataFrame) -> str | None:
         """Truth and scores have columns that are named after the classes."""
         if "target" not in table and not any(str(name).startswith("target_") for name in table):
-            return super().problem(table) or "the predictions lack the columns target."
+            return super().problem(table) or "The predictions lack the columns target."
         if not score_names(table):
-            return super().problem(table) or "the predictions lack score_<class> columns."
+            return super().problem(table) or "The predictions lack score_<class> columns."
         return super().problem(table)
 
     @classmethod

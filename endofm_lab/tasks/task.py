@@ -125,7 +125,7 @@ class Task:
     def problem(cls, table: pd.DataFrame) -> str | None:
         """Why a table is not one of this task's, as the end of a sentence; None if it is."""
         missing = [name for name in ("seed", "row", "patient", *cls.columns) if name not in table]
-        return f"the predictions lack the columns {', '.join(missing)}." if missing else None
+        return f"The predictions lack the columns {', '.join(missing)}." if missing else None
 
     @classmethod
     def truth_columns(cls, table: pd.DataFrame) -> list[str]:

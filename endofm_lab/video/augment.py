@@ -1,8 +1,8 @@
-"""The one place where training draws crops, flips and colours by chance, and applies them.
+"""Draw random crops, flips and colours for training, and apply them. All random augmentation is in this module.
 
-Four recipes draw from here, each with random numbers in an order of its own, so that a seed gives what it always gave:
+Four recipes use it. Each draws its random numbers in its own fixed order, so that results depend on the seed alone:
 a view for fine-tuning, with its masks and boxes (`draw_view`); the views of pre-training (`draw_crop`, `draw_colour`);
-a strongly augmented clip of which one class is asked (`augmented`); and a square clip of the demo (`square_view`).
+a strongly augmented clip for classification (`augmented`); and a square clip of the demo (`square_view`).
 """
 
 import math
@@ -16,12 +16,12 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, of grey and contrast
-# Fine-tuning may show this part of the frame's area, and change brightness, contrast and saturation by this factor.
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, used for grey and contrast
+# Fine-tuning crops to this share of the frame's area, and changes brightness, contrast and saturation by this factor.
 AREA = (0.5, 1.0)
 ASPECT = (3 / 4, 4 / 3)
 COLOUR = 0.25
-# A box of which the crop leaves less than this is not asked for any more.
+# A box is dropped from the target if less than this share of its area remains in the crop.
 VISIBLE = 0.25
 
 
@@ -34,7 +34,7 @@ class View:
     height: int
     width: int
     mirrored: bool = False  # left to right
-    overturned: bool = False  # top to bottom: an endoscope turns about its axis
+    overturned: bool = False  # top to bottom; plausible because an endoscope rotates about its axis
     colour: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def frames(self, frames: np.ndarray) -> Tensor:
@@ -53,9 +53,9 @@ class View:
         return F.interpolate(cut[:, None], size=(size_px, size_px), mode="bilinear", antialias=True)[:, 0]
 
     def boxes(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The same view of boxes (n, 4) in pixels: those still seen, (m, 4) in fractions of the view, and which (n,).
+        """The same view of boxes (n, 4) in pixels: visible boxes (m, 4) in fractions of the view, and a bool mask (n,).
 
-        Cut at the window; a box of whose area less than a quarter is left does not count.
+        Boxes are cut at the window. The mask says which boxes are visible: at least a quarter of their area remains.
         """
         x = np.clip(boxes[:, [0, 2]] - self.left, 0, self.width) / self.width
         y = np.clip(boxes[:, [1, 3]] - self.top, 0, self.height) / self.height
@@ -65,8 +65,8 @@ class View:
             y = 1 - y[:, ::-1]
         left_over = (x[:, 1] - x[:, 0]) * (y[:, 1] - y[:, 0]) * self.width * self.height
         area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        seen = left_over >= VISIBLE * area
-        return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)[seen], seen
+        visible = left_over >= VISIBLE * area
+        return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1)[visible], visible
 
     def _cut(self, pictures: np.ndarray) -> np.ndarray:
         cut = pictures[:, self.top : self.top + self.height, self.left : self.left + self.width]
@@ -80,7 +80,7 @@ def whole(height: int, width: int) -> View:
 
 
 def draw_view(random: np.random.Generator, height: int, width: int) -> View:
-    """A random view of frames of that size: half or more of its area, mirrored, overturned, recoloured."""
+    """A random view of frames of this size: at least half of the area, randomly mirrored, overturned and recoloured."""
     area = random.uniform(*AREA) * height * width
     aspect = np.exp(random.uniform(*np.log(ASPECT))) * width / height
     h = int(np.clip(round(np.sqrt(area / aspect)), 1, height))
@@ -124,7 +124,7 @@ def draw_colour(
     """A random change of colours.
 
     Args:
-        random: drawn from as often whatever the outcome.
+        random: generator; the number of draws is the same for every outcome.
         jitter: probability that brightness, contrast and saturation change.
         limits: their largest relative changes.
         grey: probability of grey.
@@ -144,9 +144,9 @@ def draw_colour(
 def recoloured(x: Tensor, colour: Colour) -> Tensor:
     """Frames of a view in other colours: uint8 (T, 3, h, w) to float32 in 0..1.
 
-    Brightness, contrast and saturation are affine maps of RGB that commute (grey keeps the luma that contrast turns
-    around), so they are one 3 x 3 matrix and an offset, and values are cut to 0..1 once, at the end. Contrast turns
-    around the mean luma of the whole view, so that all frames of a view are changed alike.
+    Brightness, contrast and saturation are affine maps of RGB that commute, because grey keeps the luma around which
+    contrast scales. They are therefore one 3 x 3 matrix and an offset, and values are clipped to 0..1 once, at the end.
+    Contrast scales around the mean luma of the whole view, so that all frames of a view are changed alike.
     """
     x = x.float().mul_(1 / 255)
     luma = torch.tensor(LUMA)
@@ -171,7 +171,7 @@ def draw_crop(
 ) -> tuple[int, int, int, int]:
     """Corners of a box with a uniform share of the area and a log-uniform ratio of sides from 3:4 to 4:3.
 
-    As torchvision's RandomResizedCrop (Szegedy et al. 2015): ten tries, then the largest centred box of such a ratio.
+    Like torchvision's RandomResizedCrop (Szegedy et al. 2015): ten tries, then the largest centred box of such a ratio.
     """
     H, W = size_hw
     for _ in range(10):
@@ -190,7 +190,7 @@ def augmented(frames: np.ndarray, size_px: int, seed: int) -> np.ndarray:
     """Strongly augmented frames of a clip, uint8 (T, H, W, 3) to uint8 (T, size, size, 3), a function of the seed.
 
     Random resized crop (0.5 to 1 of the area), flips, quarter turns, blur (kernel 3 to 7), grid distortion (0.09),
-    colour jitter (0.2, hue 0.05); all frames are changed alike. Masks and boxes cannot follow this.
+    colour jitter (0.2, hue 0.05); all frames are changed alike. Masks and boxes cannot be augmented in this way.
 
     Source:
         Roth et al., arXiv 2410.21302.
@@ -225,7 +225,7 @@ def grid_distorted(x: Tensor, limit: float, cells: int = 5) -> Tensor:
 def square_view(clip: Tensor, mask: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
     """A random view of a square clip (T, 3, S, S) in 0..1 and of its mask (T, 1, S, S), in the same shapes.
 
-    Mirrored, turned by quarters, zoomed (0.75 to 1 of the side), with another gain of every channel.
+    Mirrored, rotated by quarter turns, zoomed (0.75 to 1 of the side), with a random gain for every channel.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which instants of a video a clip shows: one clip, or clips that slide over the whole video."""
+"""Choose the frames of a clip: a single clip, or clips that slide over the whole video."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from endofm_lab.errors import UserError
 from endofm_lab.video.reader import VideoInfo, open_video
 
 _MOST = {"n_frames": 10_000, "stride": 1_000_000, "fps": 1_000_000, "duration_s": 1_000_000}
-_ROUNDING_S = 1e-6  # instants closer than this are one instant
+_ROUNDING_S = 1e-6  # instants closer than this count as equal
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ClipSpec:
         duration_s: Seconds the clip covers: the same as ``fps = n_frames / duration_s``.
 
     Raises:
-        UserError: None or several of the three, or a value that is not above 0.
+        UserError: None or several of the three are given, or a value is not above 0.
     """
 
     n_frames: int = 8
@@ -37,17 +37,17 @@ class ClipSpec:
         given = {name: getattr(self, name) for name in ("stride", "fps", "duration_s")}
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) != 1:
-            said = " and ".join(f"{name}={value}" for name, value in given.items()) or "none"
-            raise UserError(f"a clip needs exactly one of stride, fps and duration_s, got {said}")
+            values = " and ".join(f"{name}={value}" for name, value in given.items()) or "none"
+            raise UserError(f"A clip needs exactly one of stride, fps and duration_s, got {values}.")
         for name, value in {"n_frames": self.n_frames, **given}.items():
             whole = name in ("n_frames", "stride")
             if not (value > 0 and math.isfinite(value)) or (whole and value != int(value)):
-                raise UserError(f"{name} is {value}; it has to be a {'whole ' if whole else ''}number above 0")
+                raise UserError(f"{name} is {value}; it must be a {'whole ' if whole else ''}number above 0.")
             if value > _MOST[name]:
-                raise UserError(f"{name} is {value}; it can be {_MOST[name]:,} at most.")
+                raise UserError(f"{name} is {value}; it must be at most {_MOST[name]:,}.")
 
     def span_s(self, info: VideoInfo) -> float:
-        """Seconds that a clip of this kind covers in a video; the last frame counts until the next would come."""
+        """Seconds of a video that such a clip covers; the last frame counts until the next frame would follow."""
         if self.stride is not None:
             return float(self.n_frames * self.stride / info.fps)
         return self.duration_s if self.duration_s is not None else self.n_frames / float(self.fps or 1)
@@ -74,7 +74,7 @@ def clip_indices(
     """Numbers of the frames of one clip, ``(T,)`` int64 in ascending order.
 
     With ``stride`` the clip starts at the frame nearest to ``start_s`` and counts frames from there. With ``fps`` and
-    ``duration_s`` each frame is the one nearest in presentation time to its instant; of two equally near, the earlier.
+    ``duration_s`` each frame is the nearest in presentation time to its instant, or the earlier of two equally near.
     A clip that reaches past the end repeats the last frame.
 
     Args:
@@ -85,13 +85,13 @@ def clip_indices(
             taken to lie at ``i / info.fps``.
 
     Raises:
-        UserError: A start outside the video.
+        UserError: The start lies outside the video.
     """
     times_s = _times(info, times_s)
     first_s = max(0.0, (info.duration_s - spec.span_s(info)) / 2) if start_s == "centre" else float(start_s)
     if not 0 <= first_s < info.duration_s:
         raise UserError(
-            f"{info.path}: a clip cannot start at {first_s} s; the video lasts from 0 to {info.duration_s:.3f} s"
+            f"{info.path}: A clip cannot start at {first_s} s; the video lasts from 0 to {info.duration_s:.3f} s."
         )
     steps = np.arange(spec.n_frames)
     if spec.stride is not None:
@@ -110,7 +110,7 @@ def sliding_clips(
     Args:
         spec: What to sample.
         info: The video.
-        step_s: Seconds from one clip's start to the next; at most the clip's length, or instants would be left out.
+        step_s: Seconds from one clip's start to the next; at most the clip's length, so that no instant is left out.
             With ``stride`` it is rounded to whole frames, at least one.
         times_s: As in :func:`clip_indices`.
 
@@ -118,16 +118,16 @@ def sliding_clips(
         ``(start_s, end_s, indices (T,) int64)`` per clip, in order.
 
     Raises:
-        UserError: A step that is not above 0 or longer than the clip.
+        UserError: The step is not above 0, or it is longer than the clip.
     """
     times_s = _times(info, times_s)
     span_s = spec.span_s(info)
     if not 0 < step_s <= span_s + _ROUNDING_S:
         raise UserError(
-            f"the step between clips is {step_s} s; it has to be above 0 and at most the clip's length of "
-            f"{span_s:.3f} s, or parts of the video would be in no clip"
+            f"The step between clips is {step_s} s; it must be above 0 and at most the clip's length of "
+            f"{span_s:.3f} s, so that every part of the video is in a clip."
         )
-    if spec.stride is not None:  # in whole frames, so that nothing is left out where the frame rate varies
+    if spec.stride is not None:  # in whole frames, so that no frame is left out if the frame rate varies
         span = spec.n_frames * spec.stride
         edges_s = np.append(times_s, info.duration_s)
         return [
@@ -153,7 +153,7 @@ def read_clip(path: str | Path, spec: ClipSpec, start_s: float | Literal["centre
 
     Raises:
         VideoError: The video cannot be read.
-        UserError: A start outside the video.
+        UserError: The start lies outside the video.
     """
     with open_video(path) as video:
         times_s = video.times_s
@@ -165,12 +165,12 @@ def _times(info: VideoInfo, times_s: np.ndarray | None) -> np.ndarray:
     if times_s is None:
         return np.arange(info.n_frames) * info.fps.denominator / info.fps.numerator
     if len(times_s) != info.n_frames:
-        raise UserError(f"{info.path}: {len(times_s)} presentation times were given for {info.n_frames} frames")
+        raise UserError(f"{info.path}: {len(times_s)} presentation times were given for {info.n_frames} frames.")
     return times_s
 
 
 def _nearest(times_s: np.ndarray, instants_s: np.ndarray) -> np.ndarray:
-    """Number of the frame nearest to each instant; of two equally near, the earlier."""
+    """Number of the frame nearest to each instant, or the earlier of two equally near frames."""
     later = np.clip(np.searchsorted(times_s, instants_s), min(1, len(times_s) - 1), len(times_s) - 1)
     earlier = np.maximum(later - 1, 0)
     take_later = instants_s - times_s[earlier] > times_s[later] - instants_s + _ROUNDING_S
@@ -178,7 +178,7 @@ def _nearest(times_s: np.ndarray, instants_s: np.ndarray) -> np.ndarray:
 
 
 def _starts(length: float, span: float, step: float) -> np.ndarray:
-    """0, step, 2 step, ... while clips end before the end, then the start of the clip that ends with the video."""
+    """0, step, 2 step, ... while clips end before the video, then the start of the clip that ends with the video."""
     last = max(length - span, type(length)(0))
     n_before = max(0, math.ceil((last - _ROUNDING_S) / step))
     return np.append(np.arange(n_before) * step, last)

@@ -1,4 +1,4 @@
-"""Whether a video file is whole by the rules of its container; demuxers skip what is broken without a word."""
+"""Check that a video file is whole by the rules of its container; demuxers skip broken parts without a warning."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,11 +20,11 @@ _IN_CLUSTER = {0xE7, 0xA3, 0xA0, 0xAB, 0xA7, 0x5854, 0xAF, 0xEC, _CRC}
 
 
 def missing_bytes(path: Path) -> int:
-    """How many bytes a file lacks by its own structure; 0 when it is whole or of a kind that does not tell.
+    """Number of bytes missing from a file according to its own structure; 0 if it is whole or its format does not say.
 
-    Knows the boxes of MP4 and MOV (ISO/IEC 14496-12), the chunks of AVI (RIFF), the segment of Matroska and WebM
-    (RFC 9559) and the packets of MPEG-TS. Decoders themselves read a file cut off between two frames as a shorter one,
-    without a word.
+    This function knows the boxes of MP4 and MOV (ISO/IEC 14496-12), the chunks of AVI (RIFF), the segment of Matroska
+    and WebM (RFC 9559) and the packets of MPEG-TS. It is needed because decoders read a file that was cut off between
+    two frames as a shorter file, without a warning.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -51,11 +51,11 @@ def missing_bytes(path: Path) -> int:
 
 
 def broken_spans(path: Path) -> list[Span]:
-    """The parts of a file that break the rules of its container, in order: where frames are lost.
+    """The parts of a file that break the rules of its container, in order. Frames are lost in these parts.
 
-    An empty list means that the file is whole, or of a kind that cannot tell. Knows the elements and checksums of
-    Matroska and WebM (RFC 9559), the chunks of AVI (RIFF), the tags of FLV (Adobe FLV 10.1, annex E), the packets of
-    MPEG-TS (ISO/IEC 13818-1, 2.4.3) and the fragments of MP4 (ISO/IEC 14496-12, 8.8.5).
+    An empty list means that the file is whole, or that its format cannot show damage. This function knows the elements
+    and checksums of Matroska and WebM (RFC 9559), the chunks of AVI (RIFF), the tags of FLV (Adobe FLV 10.1, annex E),
+    the packets of MPEG-TS (ISO/IEC 13818-1, 2.4.3) and the fragments of MP4 (ISO/IEC 14496-12, 8.8.5).
     """
     with path.open("rb") as file:
         head = file.read(3 * _TS_BYTES)
@@ -80,7 +80,7 @@ def _is_ts(head: bytes) -> bool:
 
 
 def _broken_matroska(file: BinaryIO, size: int) -> Iterator[Span]:
-    """Elements whose checksum is wrong or that stand where they cannot."""
+    """Elements whose checksum is wrong, and elements in a place where they are not allowed."""
     head = _read(file, 0, 64)
     length, at = _ebml_length(head, 4)
     _, end, at = _element(_read(file, at + length, 16), at + length, size)  # the segment
@@ -90,18 +90,18 @@ def _broken_matroska(file: BinaryIO, size: int) -> Iterator[Span]:
             yield at, size
             return
         if kind in (_CLUSTER, _INFO, _TRACKS):
-            open_end = kind == _CLUSTER and stop == end  # of unknown length, as in a live recording, or the last one
+            open_end = kind == _CLUSTER and stop == end  # unknown length, as in a live recording, or the last cluster
             inside = _read(file, body, min(stop - body, _LARGEST_CLUSTER))
             done, clean = _walk_cluster(inside) if kind == _CLUSTER else (len(inside), True)
             if open_end and not clean and _element(inside[done:], 0, len(inside))[0] in _IN_SEGMENT:
-                stop, inside, clean = body + done, inside[:done], True  # the next one begins here
+                stop, inside, clean = body + done, inside[:done], True  # the next cluster begins here
             if not (clean and _checksum_holds(inside)):
                 yield at, stop
         at = stop
 
 
 def _walk_cluster(data: bytes) -> tuple[int, bool]:
-    """How far the elements of a cluster reach, and whether that is to its end."""
+    """Number of bytes that the valid elements of a cluster cover, and whether they reach the end of the cluster."""
     at = 0
     while at < len(data):
         kind, stop, _ = _element(data[at : at + 16], at, len(data) + 1)
@@ -112,14 +112,14 @@ def _walk_cluster(data: bytes) -> tuple[int, bool]:
 
 
 def _checksum_holds(data: bytes) -> bool:
-    """Whether the CRC-32 that an element may begin with fits what follows."""
+    """Whether the CRC-32 at the start of an element, if there is one, agrees with the bytes after it."""
     if data[:2] != b"\xbf\x84":
         return True
     return zlib.crc32(data[6:]) == int.from_bytes(data[2:6], "little")
 
 
 def _element(head: bytes, at: int, end: int) -> tuple[int, int, int]:
-    """Kind, end and start of the content of the element at ``at``; one of unknown length reaches to ``end``."""
+    """Kind, end and start of the content of the element at ``at``; an element of unknown length ends at ``end``."""
     n_kind = 9 - head[0].bit_length() if head and head[0] else 0
     if not n_kind or not head[n_kind : n_kind + 1].strip(b"\0"):
         return 0, end + 1, at
@@ -129,7 +129,7 @@ def _element(head: bytes, at: int, end: int) -> tuple[int, int, int]:
 
 
 def _broken_avi(file: BinaryIO, size: int) -> Iterator[Span]:
-    """The rest of a list of frames behind a chunk that is none, and an index that does not fit the frames."""
+    """The rest of a list of frames after an invalid chunk, and an index that disagrees with the frames."""
     at, frames = 0, []
     while at + 12 <= size:
         head = _read(file, at, 12)
@@ -154,7 +154,7 @@ def _broken_avi(file: BinaryIO, size: int) -> Iterator[Span]:
 
 
 def _avi_chunks(file: BinaryIO, at: int, stop: int) -> tuple[list[tuple[bytes, int, int]], int | None]:
-    """Name, length and place of the chunks of pictures and sound between two places, and where they end early."""
+    """Name, length and place of the picture and sound chunks in a range, and where the list ends early (or None)."""
     chunks: list[tuple[bytes, int, int]] = []
     while at + 8 <= stop:
         head = _read(file, at, 12)
@@ -171,7 +171,7 @@ def _avi_chunks(file: BinaryIO, at: int, stop: int) -> tuple[list[tuple[bytes, i
 
 
 def _broken_flv(file: BinaryIO, size: int) -> Iterator[Span]:
-    """The rest of a file behind a tag whose length is not repeated behind it."""
+    """The rest of a file after a tag whose length is not repeated after the tag."""
     at = int.from_bytes(_read(file, 5, 4), "big") + 4
     while at + 11 <= size:
         head = _read(file, at, 11)
@@ -183,7 +183,7 @@ def _broken_flv(file: BinaryIO, size: int) -> Iterator[Span]:
 
 
 def _broken_mp4(file: BinaryIO, size: int) -> Iterator[Span]:
-    """The rest of a file behind a box that is none, or behind a missing fragment."""
+    """The rest of a file after an invalid box or a missing fragment."""
     at, last = 0, None
     while at + 8 <= size:
         head = _read(file, at, 24)
@@ -202,9 +202,9 @@ def _broken_mp4(file: BinaryIO, size: int) -> Iterator[Span]:
 
 
 def _broken_ts(file: BinaryIO, size: int) -> Iterator[Span]:
-    """Packets without their sync byte, with an error flag, out of count, or that begin no unit though they say so."""
+    """Packets without a sync byte, with an error flag, with a wrong count, or with a start flag but no unit start."""
     counters: dict[int, int] = {}
-    streams: dict[int, bool] = {}  # whether the packets of this number carry units of sound or pictures
+    streams: dict[int, bool] = {}  # packet identifier -> whether its packets carry units of sound or pictures
     for first in range(0, size, _TS_BYTES * _TS_BLOCK):
         raw = np.frombuffer(_read(file, first, _TS_BYTES * _TS_BLOCK), np.uint8)
         packets = raw[: len(raw) // _TS_BYTES * _TS_BYTES].reshape(-1, _TS_BYTES)
@@ -240,13 +240,13 @@ def _read(file: BinaryIO, at: int, length: int) -> bytes:
 
 
 def _mp4_box(head: bytes) -> tuple[bytes, int]:
-    """Name and whole length of the box that begins with ``head``; a length of 1 says that 64 bits follow."""
+    """Name and total length of the box that begins with ``head``; a length of 1 means that 64 bits follow."""
     length = int.from_bytes(head[:4], "big")
     return head[4:8], int.from_bytes(head[8:16], "big") if length == 1 else length
 
 
 def _ebml_length(data: bytes, at: int) -> tuple[int, int]:
-    """An EBML length at ``at``, its leading zeros give its size, and the place behind it; 0 for "unknown" (live)."""
+    """The EBML length at ``at`` and the place after it; 0 means "unknown" (live). Leading zeros give its size."""
     if at >= len(data) or not data[at]:
         return 0, at
     n_bytes = 9 - data[at].bit_length()

@@ -1,8 +1,8 @@
-"""From the bytes of a video file to RGB pictures, frame by frame.
+"""Decode a video file into RGB pictures, frame by frame.
 
-The list of packets is the truth about a file: which frames are shown, in which order and when. What is decoded answers
-to that list, and the list answers to the container. A frame counts as readable when it, and every frame that it was
-predicted from, was decoded without a complaint.
+The list of packets is the reference: it states which frames are shown, in which order and when. Decoded frames are
+checked against that list, and the list is checked against the container. A frame counts as readable if the frame
+itself, and every frame that it was predicted from, was decoded without an error.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,10 +22,10 @@ from endofm_lab.video.images import GENERATED
 from endofm_lab.video.index import list_packets, read_index
 from endofm_lab.video.sparse import SecondReading
 
-# Demuxers of video files proper. Play lists, image patterns and text renderers stay out: they open other files.
+# Demuxers of real video files. Play lists, image patterns and text renderers are left out: they open other files.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,asf,flv,ogg,mxf,gif,dv,rm,h264,hevc"
 
-# A decoder that meets damage ends with an error; by default it would draw something in its place and go on.
+# A decoder that meets damage stops with an error. By default it would invent a picture and continue.
 _STRICT = {"err_detect": "explode"}
 
 _THREADED_PX = 640 * 480
@@ -40,18 +40,18 @@ class VideoFile:
     Attributes:
         path: The file.
         codec: FFmpeg's name of the codec, such as ``h264``.
-        index: Which frames it shows, and when.
+        index: Which frames the file shows, and when.
         size_hw_px: Height and width after rotation.
-        generated: The file says that :func:`write_video` wrote a generated video.
-        again: What is known from frames that were read before.
-        problem: Why the file as a whole is damaged, or None; single frames may be damaged nevertheless.
+        generated: The file states that :func:`write_video` wrote a generated video.
+        again: What is known about frames that were read before.
+        problem: Why the file as a whole is damaged, or None. Single frames may be damaged in either case.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         if missing := missing_bytes(path):
             raise VideoError(
-                path, f"the file is cut off, its header promises {missing:,} more bytes; copy it again from its source"
+                path, f"The file is cut off: {missing:,} bytes are missing. Copy the file again from its source."
             )
         self.problem: VideoError | None = None
         with self._open() as (container, stream):
@@ -62,7 +62,7 @@ class VideoFile:
             self.problem = VideoError(
                 path,
                 f"{self.index.lost} of its {self.n_frames} frames are lost, and the damage begins at "
-                f"{self.times_s[self.index.damaged.argmax()]:.2f} s; copy the file again from its source",
+                f"{self.times_s[self.index.damaged.argmax()]:.2f} s. Copy the file again from its source.",
             )
         self.size_hw_px = self._first_size()
         self.again = SecondReading(self)
@@ -88,12 +88,12 @@ class VideoFile:
         return self.index.duration_s
 
     def _read_index(self, container: Any, stream: Any) -> None:
-        with self._readable("its packets cannot be listed"):
+        with self._readable("The packets of this file cannot be listed"):
             packets = list_packets(container, stream, self.codec)
         self.index = read_index(self.path, container, stream, packets, self.codec)
 
     def _first_size(self) -> tuple[int, int]:
-        """Height and width of the first frame that can be decoded; it is the very first unless the file is damaged."""
+        """Height and width of the first frame that can be decoded: frame 0 unless the file is damaged."""
         number = 0
         while True:
             try:
@@ -109,10 +109,10 @@ class VideoFile:
     def frames(self, wanted: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Decode the frames with the ascending numbers ``wanted``; yields ``(number, uint8 (H, W, 3) RGB)``.
 
-        Seeks only where a key frame lies between the last frame and the next; what is decoded on the way is let go.
+        Seeks only if a key frame lies between the previous frame and the next. Frames decoded in between are discarded.
         """
         with self._open() as (container, stream):
-            # Threads pay for large pictures only; for small ones, handing over takes longer than decoding.
+            # Threads are faster for large pictures only: handing over small pictures takes longer than decoding them.
             threaded = stream.width * stream.height >= _THREADED_PX
             stream.thread_type, stream.thread_count = ("AUTO", 0) if threaded else ("SLICE", 1)
             stream.codec_context.options = _STRICT
@@ -122,7 +122,7 @@ class VideoFile:
             for number in wanted:
                 if self.index.damaged[number]:
                     raise VideoError(self.path, self._damage(number))
-                # the frame that follows needs no search
+                # the next frame needs no search
                 if at < 0 or (at + 1 < number and at + 1 < self.key_before(number)):
                     decoded = self._decode_from(container, stream, number)
                 at, frame = next((item for item in decoded if item[0] >= number), (-1, None))
@@ -143,16 +143,20 @@ class VideoFile:
         quarter_turns, rest = divmod(round(frame.rotation), 90)
         if rest:
             raise VideoError(
-                self.path, f"it asks to be turned by {frame.rotation} degrees; 90, 180 and 270 work: convert it upright"
+                self.path,
+                f"The file asks for a rotation by {frame.rotation} degrees; only 90, 180 and 270 are supported. "
+                "Convert it upright.",
             )
-        rgb = to_rgb.reformat(frame, format="rgb24", threads=1).to_ndarray()  # more threads wait for each other
+        rgb = to_rgb.reformat(
+            frame, format="rgb24", threads=1
+        ).to_ndarray()  # several threads would wait for each other
         picture: np.ndarray = np.ascontiguousarray(np.rot90(rgb, quarter_turns))
         size = getattr(self, "size_hw_px", picture.shape[:2])
         if picture.shape[:2] != size:
             raise VideoError(
                 self.path,
-                f"frame {number} has {picture.shape[1]}x{picture.shape[0]} px, the first one {size[1]}x{size[0]} px; "
-                "split the file where the size changes",
+                f"Frame {number} has {picture.shape[1]}x{picture.shape[0]} px, the first frame {size[1]}x{size[0]} px. "
+                "Split the file where the size changes.",
             )
         return picture
 
@@ -164,7 +168,7 @@ class VideoFile:
         """Frames in presentation order with their numbers, the first at or before ``number``."""
         if not self.index.seekable:  # just opened, so at the start
             return enumerate(self._decoded(container, stream))
-        # Some containers land on a later key frame: then start one key frame earlier.
+        # Seeking in some containers ends at a later key frame: then start one key frame earlier.
         for key in range(self.index.key_of(number), -1, -1):
             with self._readable(self._damage(number)):
                 container.seek(int(self.index.seek_to[key]), stream=stream)
@@ -178,8 +182,8 @@ class VideoFile:
     def _numbered(self, frames: Iterator[av.VideoFrame], number: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Pair frames with their numbers by their presentation times, from ``number`` on without a gap.
 
-        Frames that come before are not shown, or were predicted from others that a start here has left out. A gap means
-        that a frame was lost; the frames behind it were predicted from it, so it ends there.
+        Frames before ``number`` are not shown, or were predicted from frames that were skipped by starting here. A gap
+        means that a frame was lost. Later frames were predicted from the lost frame, so the iteration ends there.
         """
         stamps = self.index.stamps
         for frame in frames:
@@ -193,7 +197,7 @@ class VideoFile:
 
     @staticmethod
     def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
-        """Decoded frames up to the end or to the first damaged packet: what depends on that one cannot be trusted."""
+        """Decoded frames up to the end or the first damaged packet: frames that depend on it cannot be trusted."""
         try:
             yield from container.decode(stream)
         except (av.FFmpegError, IndexError):
@@ -201,26 +205,26 @@ class VideoFile:
 
     def _damage(self, number: int) -> str:
         return (
-            f"frame {number} of {self.n_frames} (at {self.times_s[number]:.2f} s) cannot be decoded; "
-            "the file is damaged there, copy it again from its source"
+            f"Frame {number} of {self.n_frames} (at {self.times_s[number]:.2f} s) cannot be decoded: the file is "
+            "damaged there. Copy it again from its source."
         )
 
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
         options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
-        with self._readable("it is not a video, or its index is missing because it was cut off"):
+        with self._readable("The file is not a video, or its index is missing because the file was cut off"):
             container = av.open(f"file:{self.path.absolute()}", options=options, metadata_errors="replace")
         with container:
             pictures = [s for s in container.streams.video if not s.disposition & s.disposition.attached_pic]
             if not pictures or pictures[0].codec_context is None:
-                raise VideoError(self.path, "it holds no video stream that can be decoded; choose a video file")
+                raise VideoError(self.path, "The file holds no video stream that can be decoded. Choose a video file.")
             yield container, pictures[0]
 
     @contextmanager
     def _readable(self, reason: str) -> Iterator[None]:
-        """Turn the decoder's complaints into a :class:`VideoError` with ``reason``."""
+        """Turn errors of the decoder into a :class:`VideoError` with ``reason``."""
         try:
             yield
-        # PyAV raises IndexError where a damaged file brings up a further stream in its middle.
+        # PyAV raises IndexError if a damaged file announces a further stream in its middle.
         except (av.FFmpegError, OSError, IndexError) as error:
-            raise VideoError(self.path, f"{reason} ({getattr(error, 'strerror', error)})") from error
+            raise VideoError(self.path, f"{reason} ({getattr(error, 'strerror', error)}).") from error

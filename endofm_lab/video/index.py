@@ -1,4 +1,4 @@
-"""The frames of a video file in presentation order, from its packets alone: when each is shown, and which are lost."""
+"""The frames of a video file in presentation order, from its packets alone: their times, and which frames are lost."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ import numpy as np
 from endofm_lab.errors import VideoError
 from endofm_lab.video.containers import Span, broken_spans
 
-# Every packet of these holds one picture that is shown in the order of the file.
+# Every packet of these codecs holds one picture, and pictures are shown in the order of the file.
 _IN_ORDER = ("vp8", "vp9", "av1", "mjpeg", "ffv1")
 _MOST_REORDERED = 32  # frames; H.264 and HEVC allow 16
 
-_ABSURD = 1000  # a declared duration so many times the real one is a damaged number and not a loss
+_ABSURD = 1000  # a declared duration this many times the real duration is a damaged number, not a loss of frames
 
 _HEADER_BYTES = 32  # more than any container writes before a packet
 
@@ -27,18 +27,18 @@ _PACKET += [("start", "?"), ("discard", "?"), ("corrupt", "?")]
 
 @dataclass(frozen=True)
 class FrameIndex:
-    """Which frames a file shows.
+    """The frames that a file shows.
 
     Attributes:
         stamps: Presentation times ``(n,)`` int64 in ticks of the file's own clock, ascending.
-        times_s: The same in seconds ``(n,)`` float64, the first at 0.
+        times_s: The same times in seconds ``(n,)`` float64, the first at 0.
         keys: Stamps at which decoding can start ``(k,)`` int64, ascending.
-        seek_to: Where to seek for each of them ``(k,)`` int64: MPEG-TS finds packets by decoding time.
+        seek_to: Where to seek for each key ``(k,)`` int64; it differs because MPEG-TS finds packets by decoding time.
         seekable: Stamps come from the file. Otherwise frames are counted from its start.
         fps: Average frame rate.
         duration_s: End of the last frame in seconds.
         damaged: Frames ``(n,)`` bool that are lost, lie in a broken part of the file, or were predicted from one.
-        lost: How many frames are lost from the list, by gaps in a broken file or by the duration it declares.
+        lost: Number of frames that are missing, according to gaps in a broken file or to its declared duration.
     """
 
     stamps: np.ndarray
@@ -56,7 +56,7 @@ class FrameIndex:
         return int(np.searchsorted(self.stamps, stamp))
 
     def key_of(self, number: int) -> int:
-        """Which key, counted from 0, lies last at or before a frame."""
+        """Number of the last key at or before a frame, counted from 0."""
         return int(np.searchsorted(self.keys, self.stamps[number], side="right")) - 1
 
 
@@ -75,7 +75,7 @@ def list_packets(container: Any, stream: Any, codec: str) -> np.ndarray:
             packet.is_corrupt,
         )
         for packet in container.demux(stream)
-        if packet.size or packet.pts is not None  # an empty one repeats the last picture; the very last says "end"
+        if packet.size or packet.pts is not None  # an empty packet repeats the last picture; the final one means "end"
     )
     return np.fromiter(fields, dtype=_PACKET)
 
@@ -84,11 +84,11 @@ def read_index(path: Path, container: Any, stream: Any, packets: np.ndarray, cod
     """The index of a file from its packets.
 
     Raises:
-        VideoError: It is cut off, shows no frame, its time stamps contradict each other, or most of it is lost.
+        VideoError: The file is cut off, shows no frame, has contradictory time stamps, or has lost most of its frames.
     """
     filled, spans = packets[packets["size"] > 0], broken_spans(path)
     if filled.size and filled["corrupt"][-1]:
-        raise VideoError(path, "the file is cut off inside its last frame; copy it again from its source")
+        raise VideoError(path, "The file is cut off inside its last frame. Copy the file again from its source.")
     seekable, stamps = _stamps(path, container, stream, filled, codec, spans)
     starts = filled["start"]
     shown = _shown(path, filled, stamps, starts, container.format.name.startswith(("mpeg", "h264", "hevc")))
@@ -104,7 +104,7 @@ def read_index(path: Path, container: Any, stream: Any, packets: np.ndarray, cod
     lost = _lost(path, frames, step, bounds, filled[shown], spans, even)
     damaged = _in_broken_parts(container, filled, starts, spans)[shown]
     if len(lost):
-        if not seekable:  # which ones are lost behind the first broken place is unknown
+        if not seekable:  # it is unknown which frames after the first broken place are lost
             damaged |= filled["pos"][shown] >= min((span[0] for span in spans), default=0)
         last = step if lost.max() > frames[-1] else last
         frames, damaged = np.append(frames, lost), np.append(damaged, np.ones(len(lost), bool))
@@ -132,27 +132,27 @@ def read_index(path: Path, container: Any, stream: Any, packets: np.ndarray, cod
 def _stamps(
     path: Path, container: Any, stream: Any, packets: np.ndarray, codec: str, spans: list[Span]
 ) -> tuple[bool, np.ndarray]:
-    """Whether frames can be found by their presentation times, and these times or else the packets' numbers.
+    """Whether frames can be found by presentation time, and these times; without them, the numbers of the packets.
 
     Raises:
-        VideoError: They contradict each other.
+        VideoError: The time stamps contradict each other.
     """
     stamps, numbers = packets["pts"], np.arange(len(packets))
-    if container.format.name == "avi":  # knows decoding times only: presentation times where no frame is moved
+    if container.format.name == "avi":  # has decoding times only; they are presentation times if nothing is reordered
         stamps = np.where(stamps == _NO_STAMP, packets["dts"], stamps)
-        # Seeking goes by an index, which is of no use when it does not fit.
+        # Seeking uses the index of the file, which is useless if it disagrees with the frames.
         if spans or (codec in ("h264", "hevc") and stream.codec_context.has_b_frames):
             return False, numbers
     if _NO_STAMP in stamps or len(np.unique(stamps)) < len(stamps):
         if spans:
-            raise VideoError(path, "frames are without a time of their own; the file is damaged, copy it again")
+            raise VideoError(path, "Some frames have no time stamp because the file is damaged. Copy it again.")
         return False, numbers
     moved = np.abs(np.argsort(np.argsort(stamps)) - numbers)
     if (wrong := np.flatnonzero(moved > (0 if codec in _IN_ORDER else _MOST_REORDERED))).size:
         raise VideoError(
             path,
-            f"the time stamp of its packet {wrong[0]} contradicts those around it; the file is damaged or joined from "
-            "several: copy it again from its source, or convert it",
+            f"The time stamp of packet {wrong[0]} contradicts its neighbours: the file is damaged or joined from "
+            "several files. Copy it again from its source, or convert it.",
         )
     return True, stamps
 
@@ -161,22 +161,22 @@ def _shown(path: Path, packets: np.ndarray, stamps: np.ndarray, starts: np.ndarr
     """Numbers of the packets that hold a frame to be shown, in presentation order."""
     keys = stamps[starts]
     if not keys.size:
-        raise VideoError(path, "it holds no frame that can be decoded; check that it is a whole video")
-    # Pre-roll has negative stamps or the discard flag: needed for decoding, never shown. What a broadcast holds before
-    # its first key frame cannot be decoded by any player; a file of another kind begins with a key, or is damaged.
+        raise VideoError(path, "The file holds no frame that can be decoded. Check that it is a whole video.")
+    # Pre-roll packets have negative stamps or the discard flag: they are decoded but never shown. No player can decode
+    # what a broadcast holds before its first key frame. Other files begin with a key frame, or they are damaged.
     leading = (np.cumsum(starts) == 0) & (not broadcast)
     shown = np.flatnonzero(((stamps >= keys.min()) | leading) & (stamps >= 0) & ~packets["discard"])
     if not shown.size:
-        raise VideoError(path, "it holds no frame that can be decoded; check that it is a whole video")
+        raise VideoError(path, "The file holds no frame that can be decoded. Check that it is a whole video.")
     return shown[np.argsort(stamps[shown])]
 
 
 def _bounds(
     container: Any, stream: Any, packets: np.ndarray, seekable: bool, spans: list[Span]
 ) -> tuple[int, int, int | None]:
-    """Where frames can begin, where the packets end, and where they end by what the container declares; in ticks.
+    """Where frames can begin, where the packets end, and where they end according to the container; in ticks.
 
-    None where the container declares no end for the pictures alone.
+    The declared end is None if the container declares no end for the pictures alone.
     """
     if not seekable:
         return 0, len(packets), int(stream.frames) or None
@@ -196,7 +196,7 @@ def _bounds(
 
 
 def _seconds(clock: str) -> float:
-    """Seconds of a Matroska tag such as 00:00:01.600000000; infinity where it is something else."""
+    """Seconds of a Matroska tag such as 00:00:01.600000000; infinity if the tag has another form."""
     try:
         hours, minutes, seconds = clock.split(":")
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
@@ -215,9 +215,9 @@ def _lost(
 ) -> np.ndarray:
     """Stamps of frames that are missing from a list of ``frames``, a ``step`` apart.
 
-    A list that ends before the declared duration lacks its end, unless the frame rate varies: then the last frame may
-    be shown for long. A gap alone says nothing either: recorders pause. In a file with a broken part, and in an MP4
-    whose packets follow each other evenly, it says that frames were there.
+    If the list ends before the declared duration, its end is missing, unless the frame rate varies: then the last frame
+    may be shown for a long time. A gap alone is no proof of loss either, because recorders pause. A gap does mean lost
+    frames in a file with a broken part, and in an MP4 whose packets are evenly spaced.
     """
     first, end, declared = bounds
     runs, after, usual = [], np.diff(frames), np.maximum(step, packets["duration"][:-1])
@@ -230,7 +230,7 @@ def _lost(
     if missing > _ABSURD * (end - frames[0]):
         missing = 0
     if missing <= (0.75 if spans else 1.5) * step:
-        # Without a declared end, a broken last part held one frame at least.
+        # Without a declared end, assume that a broken last part held at least one frame.
         at_end = spans and declared is None and packets["pos"].max() < spans[-1][0]
         missing = step if at_end else 0
     runs.append((int(frames[-1]), missing + step))
@@ -238,8 +238,8 @@ def _lost(
     if sum(counts) > 40 * len(frames):
         raise VideoError(
             path,
-            f"{sum(counts):,} of its {sum(counts) + len(frames):,} frames are lost; the file is damaged, copy it again "
-            "from its source",
+            f"{sum(counts):,} of its {sum(counts) + len(frames):,} frames are lost because the file is damaged. "
+            "Copy it again from its source.",
         )
     return np.array(
         [start + step * k for (start, _), n in zip(runs, counts, strict=True) for k in range(1, n + 1)], int
@@ -247,10 +247,10 @@ def _lost(
 
 
 def _in_broken_parts(container: Any, packets: np.ndarray, starts: np.ndarray, spans: list[Span]) -> np.ndarray:
-    """Packets ``(n,)`` bool that lie in a broken part, and those that are decoded after one and before a key frame.
+    """Packets ``(n,)`` bool that lie in a broken part, or are decoded after a broken part and before a key frame.
 
-    In Matroska and MPEG-TS all of the part is doubtful. In other containers it is the packet at which the row breaks,
-    and the one before it; what the demuxer finds behind that place is whole again.
+    In Matroska and MPEG-TS the whole part is doubtful. In other containers only the packet at which the sequence breaks
+    and the packet before it are doubtful; the packets that the demuxer finds after that place are whole again.
     """
     damaged = packets["corrupt"].copy()
     if spans:
@@ -269,12 +269,12 @@ def _in_broken_parts(container: Any, packets: np.ndarray, starts: np.ndarray, sp
 def _can_start(packet: Any, codec: str, extradata: bytes) -> bool:
     """Whether decoding can start at a packet that its container marks as a key frame.
 
-    It can where the whole picture is there, for this frame and all that is shown after it; frames decoded after it but
-    shown before it may need an earlier start (open groups of pictures). It cannot where the picture is renewed bit by
-    bit over many frames (intra refresh), and where the container is mistaken.
+    It can if the packet holds a whole picture, for this frame and all frames that are shown after it; frames that are
+    decoded after it but shown before it may need an earlier start (open groups of pictures). It cannot if the picture
+    is renewed in parts over many frames (intra refresh), or if the container is mistaken.
 
     H.264: Rec. ITU-T H.264, tables 7-1 and 7-6. HEVC: Rec. ITU-T H.265, table 7-1. MPEG-4: ISO/IEC 14496-2, 6.2.5.
-    In other codecs the container is believed.
+    For other codecs the container is trusted.
     """
     if codec == "mpeg4":
         at = bytes(packet).find(b"\0\0\1\xb6")
@@ -299,7 +299,7 @@ def _can_start(packet: Any, codec: str, extradata: bytes) -> bool:
 
 
 def _nal_units(data: bytes, codec: str, extradata: bytes) -> Iterator[bytes]:
-    """Non-empty units of a packet: behind lengths (ISO/IEC 14496-15; MP4, Matroska) or start codes (AVI, MPEG-TS)."""
+    """Non-empty units of a packet, after lengths (ISO/IEC 14496-15; MP4, Matroska) or start codes (AVI, MPEG-TS)."""
     if extradata[:1] != b"\x01":
         yield from (unit for unit in data.split(b"\0\0\1") if unit.strip(b"\0"))
         return

@@ -1,4 +1,4 @@
-"""Which mask belongs to which frame: by name, never by place alone."""
+"""Check that masks belong to the frames of a video, by their names and never by their order alone."""
 
 import re
 from pathlib import Path
@@ -16,13 +16,14 @@ def check_masks(video: VideoReader, masks: VideoReader) -> None:
     are numbered without a gap. A single image and a single mask belong together whatever their names are.
 
     Raises:
-        VideoError: A frame has no mask or a mask has no frame, the names do not say which belong together, or a
-            picture is turned by its camera's note and its mask is not, so that either may be meant.
+        VideoError: A frame has no mask or a mask has no frame, the names do not show which belong together, or the
+            orientation tag (EXIF) rotates only one of a picture and its mask, so that the intention is unclear.
     """
     path, n_masks, n_frames = masks.info.path, masks.info.n_frames, video.info.n_frames
     if n_masks != n_frames:
         raise VideoError(
-            path, f"{_difference(video, masks)}there are {n_masks} masks for {n_frames} frames; give one per frame"
+            path,
+            f"{_difference(video, masks)}There are {n_masks} masks for {n_frames} frames. Give one mask per frame.",
         )
     if n_frames > 1 or not video.files:
         _check_names(video, masks)
@@ -30,7 +31,8 @@ def check_masks(video: VideoReader, masks: VideoReader) -> None:
         if _turn(frame) != _turn(mask):
             raise VideoError(
                 mask,
-                f"its camera's note turns only one of {frame.name} and its mask; save both upright, without the note",
+                f"The orientation tag (EXIF) rotates only one of {frame.name} and its mask. "
+                "Save both upright, without the tag.",
             )
 
 
@@ -43,7 +45,7 @@ def _check_names(video: VideoReader, masks: VideoReader) -> None:
             gap = next((n for n, number in enumerate(numbers) if first is None or number != first + n), 0)
             raise VideoError(
                 masks.files[gap],
-                "masks of a video file are numbered frame by frame without a gap, and this one breaks the row",
+                "Masks of a video file must be numbered frame by frame without a gap; this file breaks the sequence.",
             )
         return
     frames = [file.stem for file in video.files]
@@ -54,20 +56,21 @@ def _check_names(video: VideoReader, masks: VideoReader) -> None:
     )
     raise VideoError(
         masks.info.path,
-        f"{_difference(video, masks)}mask {masks.files[wrong].name} stands at the place of frame "
-        f"{video.files[wrong].name}; give every mask the name of its frame",
+        f"{_difference(video, masks)}Mask {masks.files[wrong].name} is at the place of frame "
+        f"{video.files[wrong].name}. Give every mask the name of its frame.",
     )
 
 
 def _difference(video: VideoReader, masks: VideoReader) -> str:
-    """The first frame without a mask of its name and the first mask without a frame, as the start of a sentence."""
+    """A sentence that names the first frame without a mask and the first mask without a frame; empty without names."""
     if not video.files or not masks.files:
         return ""
     frames, stems = {_name(f.stem): f.name for f in video.files}, {_name(f.stem): f.name for f in masks.files}
-    alone = [frames[name] for name in frames if name not in stems]
+    unmasked = [frames[name] for name in frames if name not in stems]
     extra = [stems[name] for name in stems if name not in frames]
-    said = [f"frame {name} has no mask" for name in alone[:1]] + [f"mask {name} has no frame" for name in extra[:1]]
-    return " and ".join(said) + "; " if said else ""
+    parts = [f"frame {name} has no mask" for name in unmasked[:1]] + [f"mask {name} has no frame" for name in extra[:1]]
+    sentence = " and ".join(parts)
+    return f"{sentence[0].upper()}{sentence[1:]}. " if sentence else ""
 
 
 def _name(stem: str) -> int | str:
@@ -77,11 +80,11 @@ def _name(stem: str) -> int | str:
 
 def _number(stem: str) -> int | None:
     """The last number in a name."""
-    found = re.findall(r"[0-9]+", stem)
-    return int(found[-1][:4000]) if found else None
+    numbers = re.findall(r"[0-9]+", stem)
+    return int(numbers[-1][:4000]) if numbers else None
 
 
 def _turn(file: Path) -> int:
-    """The camera's note on how to turn a picture (EXIF 2.32, tag 0x0112); 1 where it is upright."""
+    """The orientation of a picture (EXIF 2.32, tag 0x0112); 1 means upright."""
     with Image.open(file) as image:
         return int(image.getexif().get(0x0112, 1))

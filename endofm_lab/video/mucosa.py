@@ -18,7 +18,7 @@ PERIOD = 6.0
 
 @dataclass(frozen=True)
 class Mucosa:
-    """What belongs to the patient: colour and relief of the wall, and its folds."""
+    """The part of the phantom that belongs to the patient: colour and relief of the wall, and its folds."""
 
     texture: Tensor  # (1, 4, S + 2, P + 2): red, green, blue and relief, periodic, padded by one pixel
     base: Tensor  # (3,) mean colour
@@ -30,12 +30,12 @@ class Mucosa:
 
 
 def bell(x: Tensor) -> Tensor:
-    """exp(-x^2), without the denormal numbers of its tails, which processors are slow with."""
+    """exp(-x^2), without the denormal numbers of its tails, which are slow to compute with."""
     return (x * x).clamp_(max=40).neg_().exp_()
 
 
 def generator(*names: object) -> torch.Generator:
-    """A random generator that follows from what it is for: a patient, or a clip of one."""
+    """A random generator seeded by its purpose: a patient, or a clip of a patient."""
     return torch.Generator().manual_seed(zlib.crc32(repr(names).encode()))
 
 
@@ -89,10 +89,10 @@ def folds(s: Tensor, phi: Tensor, mucosa: Mucosa) -> Tensor:
 
 
 def grid_of(s: Tensor, phi: Tensor) -> Tensor:
-    """Places on the wall as coordinates (t, H, W, 2) of the texture padded by one pixel on every side."""
+    """Places on the wall as coordinates (t, H, W, 2) of the texture, which is padded by one pixel on every side."""
 
     def wrapped(turns: Tensor, cells: int) -> Tensor:
-        """The place after that many turns of a texture with that many cells, in -1..1 of the padded one."""
+        """The place after ``turns`` periods of a texture with ``cells`` cells, in -1..1 of the padded texture."""
         return (turns - turns.floor()).mul_(2 * cells / (cells + 2)).add_(2 / (cells + 2) - 1)
 
     S, P = TEXTURE_PX

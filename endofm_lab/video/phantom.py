@@ -5,7 +5,7 @@ the wall at one depth and angle; colour comes from a texture on the wall, shadin
 camera and the slope of the folds.
 
 Units: the tube's radius is 1; ``s`` runs along the tube, ``phi`` around it, ``z`` is the depth in front of the camera.
-It never pretends to be real: whoever shows a picture of it must label it as generated.
+The phantom must not be mistaken for a real recording: every picture of it has to be labelled as generated.
 """
 
 import math
@@ -34,7 +34,7 @@ class PhantomSpec:
     """One clip of the phantom; equal specifications give equal frames.
 
     Attributes:
-        seed: of everything that is neither the patient's nor the device's.
+        seed: seed of everything random that depends on neither the patient nor the device.
         patient: number that fixes colour, vessels and fold rhythm of the mucosa.
         device: 0, 1 or 2: shape of the picture, colour balance, sharpness, lens.
         finding: one of FINDINGS.
@@ -44,7 +44,7 @@ class PhantomSpec:
         fps: frames per second.
 
     Raises:
-        UserError: a value outside what is listed.
+        UserError: a value is not among the listed values.
     """
 
     seed: int
@@ -70,13 +70,13 @@ class PhantomSpec:
 
 @dataclass(frozen=True)
 class PhantomClip:
-    """What `render` draws.
+    """The clip that `render` draws.
 
     Attributes:
         frames: (T, H, W, 3) uint8 RGB.
-        masks: (T, H, W) bool, where the finding is seen.
-        boxes_xyxy: (T, 4) float32 in pixels around the mask, NaN where nothing is seen.
-        spec: what was asked for.
+        masks: (T, H, W) bool, true where the finding is visible.
+        boxes_xyxy: (T, 4) float32 in pixels around the mask, NaN if no finding is visible.
+        spec: the specification of the clip.
     """
 
     frames: np.ndarray
@@ -110,7 +110,7 @@ class _Bubble:
 
 @dataclass(frozen=True)
 class _Scene:
-    """What belongs to the clip; paths are (T, 1, 1)."""
+    """The part of the phantom that belongs to the clip; paths are (T, 1, 1)."""
 
     camera: Tensor  # place along the tube
     roll: Tensor  # radians
@@ -130,8 +130,9 @@ class _Scene:
 def render(spec: PhantomSpec) -> PhantomClip:
     """Draw a clip. A withdrawing clip is an advancing one run backwards, so the frames of both are the same pictures.
 
-    What one frame cannot tell is the motion, as long as its place in the clip is not known: the finding comes nearer
-    when the camera advances, so it is small in the first frames of an advancing clip and large in those of the other.
+    A single frame does not show the motion as long as its place in the clip is unknown. If the place is known, it does:
+    the finding comes nearer when the camera advances, so it is small in the first frames of an advancing clip and large
+    in the first frames of a withdrawing clip.
 
     The same specification gives the same bits on the same machine and version of PyTorch; elsewhere the last bit of a
     pixel may differ.
@@ -156,7 +157,7 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
 
 
 def _scene(spec: PhantomSpec) -> _Scene:
-    """Draw everything that is random in a clip, before its frames are drawn in chunks."""
+    """Draw all random values of a clip, before its frames are drawn in chunks."""
     random = generator("clip", spec.seed, spec.patient)
     time = torch.arange(spec.n_frames) / float(spec.fps)
     middle = time - time.mean()
@@ -203,7 +204,7 @@ def _draw(spec: PhantomSpec, mucosa: Mucosa, scene: _Scene, at: slice) -> tuple[
     wall = scene.wall[at]
     z = (tube_z**-4 + wall**-4) ** -0.25  # the nearer of tube and wall, without an edge between
     slope = (folds(camera + _ADVANCE * z + 0.07, torch.atan2(dy, dx) + roll, mucosa) - crest) / 0.07
-    # Geometry is smooth: it is computed on every second pixel and drawn out; texture, finding and light are not.
+    # Geometry is smooth: it is computed on every second pixel and interpolated; texture, finding and light are not.
     across = 0.6 * (1 - wall / tube_z).clamp(min=0)  # along the wall, towards where the tube's axis meets it
     fields = torch.stack([dx, dy, z, slope, across], dim=1)
     dx, dy, z, slope, across = F.interpolate(fields, size=(n, n), mode="bilinear", align_corners=False).unbind(1)
@@ -217,14 +218,14 @@ def _draw(spec: PhantomSpec, mucosa: Mucosa, scene: _Scene, at: slice) -> tuple[
     if spec.finding != "normal":
         seen, colour, bump, gloss = _finding(spec.finding, mucosa, scene, colour, s, phi, z)
 
-    # Light sits on the camera: it falls off with depth, and walls that face it are brighter. The slope of the folds
-    # along the tube turns them towards it or away.
+    # The light is at the camera: it falls off with depth, and walls that face it are brighter. The slope of the folds
+    # along the tube turns them towards the light or away from it.
     turned = torch.tanh(0.55 * slope)
     fall = 1.35 / (0.60 + 0.36 * z * z)
     facing = (0.82 + 0.34 * turned + 0.09 * relief + bump).clamp(0.04, 1.7)
     picture = colour * (fall * facing)[:, None]
 
-    # Wet highlights, where the relief happens to point back at the camera: they slide over the wall as it moves.
+    # Wet highlights where the relief points back at the camera: they slide over the wall as the camera moves.
     film = F.grid_sample(
         mucosa.texture[:, 3:].expand(len(s), -1, -1, -1), grid_of(1.9 * s, phi + 0.5 * z), align_corners=False
     )[:, 0]
@@ -258,9 +259,9 @@ def _geometry(n: int, lens: float, mucosa: Mucosa, scene: _Scene, at: slice) -> 
 def _finding(
     finding: str, mucosa: Mucosa, scene: _Scene, colour: Tensor, s: Tensor, phi: Tensor, z: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The mask (t, H, W), and colour, extra shading and extra gloss of the wall with the finding on it.
+    """The mask (t, H, W), and the colour, extra shading and extra gloss of the wall with the finding on it.
 
-    What is drawn is a function of the distance from the finding's middle along the wall, in units of its size.
+    The finding is drawn as a function of the distance from its centre along the wall, in units of its size.
     """
     u = scene.finding_shape
     size = {"polyp": 0.34, "ulcer": 0.34, "bleeding": 0.38}[finding] + 0.16 * u[0]

@@ -1,4 +1,4 @@
-"""Video files and folders of frames: what they hold, frames by number, all frames in flat memory; and writing."""
+"""Read video files and folders of frames, by number or as a stream in constant memory; and write video files."""
 
 import math
 import stat
@@ -22,8 +22,8 @@ from endofm_lab.video.decoders import VideoFile
 from endofm_lab.video.images import GENERATED, IMAGE_SUFFIXES, ImageSequence
 
 # Encoder, pixel format and options for each codec. The first four end up in files that players and browsers open.
-# One thread: with several, the pictures would depend on their number. Without mbtree, which differs from run to run on
-# processors with AVX-512.
+# One thread, because the pictures would depend on the number of threads. No mbtree, because its result differs from run
+# to run on processors with AVX-512.
 _X265 = "log-level=none:pools=none:frame-threads=1"
 _ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "h264": ("libx264", "yuv420p", {"crf": "18", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}),
@@ -51,7 +51,7 @@ class VideoInfo:
         duration_s: End of the last frame, counted from the first.
         codec: FFmpeg's name of the codec, or the image format of a folder.
         decoder: What decodes the frames.
-        generated: The file says of itself that it was drawn by the phantom; it is no recording.
+        generated: The file states that it was drawn by the phantom and is not a recording.
     """
 
     path: Path
@@ -66,7 +66,7 @@ class VideoInfo:
 
 
 class VideoReader:
-    """Frames of one video in presentation order, as made by :func:`open_video`. Safe to share between threads."""
+    """Frames of one video in presentation order, opened by :func:`open_video`. Safe to share between threads."""
 
     def __init__(self, source: VideoFile | ImageSequence, mark: bool = False) -> None:
         self._source = source
@@ -89,7 +89,7 @@ class VideoReader:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        """Nothing stays open between two calls."""
+        """Do nothing: no file stays open between two calls."""
 
     @property
     def info(self) -> VideoInfo:
@@ -108,7 +108,7 @@ class VideoReader:
 
     @property
     def damaged(self) -> Mapping[int, str]:
-        """Numbers of the damaged frames that were met so far, with the reasons; empty unless they are marked."""
+        """Numbers of the damaged frames read so far, with the reasons; empty unless damaged frames are marked."""
         return MappingProxyType(self._damaged)
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -116,13 +116,14 @@ class VideoReader:
 
         Raises:
             VideoError: A number is outside the video, or its frame cannot be decoded (the message names it). Where
-                damage is marked, such a frame is black instead and stands in :attr:`damaged`.
+                damaged frames are marked, such a frame is black instead and is listed in :attr:`damaged`.
         """
         numbers = np.asarray(indices, dtype=np.int64).reshape(-1)
         outside = numbers[(numbers < 0) | (numbers >= self.info.n_frames)]
         if outside.size:
             raise VideoError(
-                self.info.path, f"frame {outside[0]} does not exist; its frames are 0 to {self.info.n_frames - 1}"
+                self.info.path,
+                f"Frame {outside[0]} does not exist; the video has frames 0 to {self.info.n_frames - 1}.",
             )
         ascending, places = np.unique(numbers, return_inverse=True)
         again = self._source.again if isinstance(self._source, VideoFile) else None
@@ -138,22 +139,25 @@ class VideoReader:
     def stream(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """The frames from ``start`` up to, not including, ``stop``: yields ``(number, uint8 (H, W, 3) RGB)``.
 
-        Each frame is decoded once, and memory stays flat however long the video is. The pixels are those of
-        :meth:`read`, and so is what happens at a damaged frame.
+        Each frame is decoded once, and memory does not grow with the length of the video. The pixels, and the treatment
+        of damaged frames, are the same as in :meth:`read`.
 
         Raises:
             VideoError: A frame cannot be decoded (the message names it), or the range lies outside the video.
         """
         stop = self.info.n_frames if stop is None else stop
         if not 0 <= start <= stop <= self.info.n_frames:
-            raise VideoError(self.info.path, f"frames {start} to {stop} were asked for, it has {self.info.n_frames}")
+            raise VideoError(
+                self.info.path,
+                f"Frames {start} to {stop} do not exist; the video has {self.info.n_frames} frames.",
+            )
         return self._frames(range(start, stop))
 
     def _frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         return self._marked(wanted) if self._mark else self._source.frames(wanted)
 
     def _marked(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Every wanted frame; a damaged one is black, and so are those up to the next key frame, predicted from it."""
+        """Every wanted frame; a damaged frame, and the frames up to the next key frame that depend on it, are black."""
         black = np.zeros((self.info.height_px, self.info.width_px, 3), np.uint8)
         done = 0
         while done < len(wanted):
@@ -169,13 +173,13 @@ class VideoReader:
                     self._damaged[number] = (
                         error.reason
                         if number == first
-                        else f"frame {number} is predicted from frame {first}, which cannot be decoded"
+                        else f"Frame {number} is predicted from frame {first}, which cannot be decoded."
                     )
                     done += 1
                     yield number, black.copy()
 
     def next_start(self, number: int) -> int:
-        """Where reading can go on behind damage: the first frame from ``number`` on that needs none before it.
+        """Where reading can continue after damage: the first frame from ``number`` on that needs no earlier frame.
 
         That is the next key frame of a video file, and ``number`` itself in a folder; ``n_frames`` if there is none.
         """
@@ -183,9 +187,9 @@ class VideoReader:
 
 
 class _Indices:
-    """Indices of the files that were opened last: reading one takes longer than decoding a clip.
+    """Indices of the files that were opened last, kept because reading an index takes longer than decoding a clip.
 
-    They hold no open handle. A file that has changed, by size or time of the last change, is read again.
+    No file is kept open. A file whose size or time of last change differs is read again.
     """
 
     LIMIT_FRAMES = 4_000_000  # about 70 MB
@@ -196,8 +200,8 @@ class _Indices:
         self._lock = threading.Lock()
 
     def of(self, path: Path) -> VideoFile:
-        about = path.stat()
-        key = (path, path.absolute(), about.st_size, about.st_mtime_ns)
+        status = path.stat()
+        key = (path, path.absolute(), status.st_size, status.st_mtime_ns)
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
@@ -226,23 +230,23 @@ def open_video(
     Args:
         path: MP4, MOV, AVI, MKV or WebM with H.264, HEVC, MPEG-4, VP9, AV1 or MJPEG; or a folder of JPEG, PNG, BMP,
             TIFF or WebP images of one size, shown in natural order of their names.
-        fps: Frame rate of a folder or image, 25 if not given. A video file brings its own.
-        check: Look at every image of a folder now. Without it, a damaged image or one of another size than the first
-            is an error only when it is read: for long studies, which go on behind it.
-        damaged: ``refuse`` ends with an error at a frame that cannot be decoded cleanly, and does not open a file from
-            which frames are lost. ``mark`` goes on: such frames keep their numbers, are black, and stand with the
-            reason in :attr:`VideoReader.damaged`. A frame is clean when neither the container nor the decoder
-            complains about it or about a frame that it was predicted from; a flipped bit that still makes sense to
-            both can be noticed by nobody.
+        fps: Frame rate of a folder or image, 25 if not given. A video file has its own frame rate.
+        check: Check every image of a folder now. Otherwise an image that is damaged or differs in size from the first
+            raises an error only when it is read. Long studies use this, because they continue after such an image.
+        damaged: ``refuse`` raises an error at a frame that cannot be decoded cleanly, and does not open a file from
+            which frames are lost. ``mark`` continues: such frames keep their numbers, are black, and are listed with
+            the reason in :attr:`VideoReader.damaged`. A frame is clean if neither the container nor the decoder
+            reports an error for it or for a frame that it was predicted from. A flipped bit that is valid for both
+            cannot be noticed.
 
     Returns:
         A reader; use it in a ``with`` block. Frames are upright (rotation applied) and RGB; pixels are as stored, a
         pixel aspect ratio other than 1 is not applied.
 
     Raises:
-        VideoError: Missing, empty, cut off (also when the frames up to the cut could be decoded), without video,
-            shorter than it declares, or damaged at its first frame. Damage further on is raised when the frame is
-            asked for.
+        VideoError: The file is missing, empty, cut off (even if the frames up to the cut could be decoded), without
+            video, shorter than it declares, or damaged at its first frame. Later damage raises this error when the
+            frame is read.
         UserError: A frame rate that is not above 0, or one for a video file.
     """
     path = Path(path)
@@ -255,11 +259,11 @@ def open_video(
         if stat.S_ISDIR(kind) or path.suffix.lower() in IMAGE_SUFFIXES:
             return VideoReader(ImageSequence(path, Fraction(25) if fps is None else fps, check), damaged == "mark")
         if fps is not None:
-            raise UserError(f"{path}: a video file brings its own frame rate; leave out fps={fps}")
+            raise UserError(f"{path}: A video file has its own frame rate. Leave out fps={fps}.")
         if not stat.S_ISREG(kind):
-            raise VideoError(path, "it is neither a file nor a folder; give a video file or a folder of frames")
+            raise VideoError(path, "This is neither a file nor a folder. Give a video file or a folder of frames.")
         if not path.stat().st_size:
-            raise VideoError(path, "the file is empty (0 bytes); copy it again from its source")
+            raise VideoError(path, "The file is empty (0 bytes). Copy it again from its source.")
         file = _INDICES.of(path)
     except (OSError, ValueError) as error:
         if isinstance(error, UserError):
@@ -278,30 +282,30 @@ def _checked_rate(fps: Fraction | float) -> Fraction:
     """
     if not (isinstance(fps, Real) and math.isfinite(fps) and LEAST_FPS <= fps <= MOST_FPS):
         raise UserError(
-            f"the frame rate is {fps}, it has to be above 0: from {LEAST_FPS:g} to {MOST_FPS:,}; give the frames per "
-            "second of the recording"
+            f"The frame rate is {fps}; it must be above 0, from {LEAST_FPS:g} to {MOST_FPS:,}. Give the frames per "
+            "second of the recording."
         )
     return Fraction(fps).limit_denominator(100_000) if isinstance(fps, float) else Fraction(fps)
 
 
 def _unreachable(path: Path, error: Exception) -> VideoError:
-    """What keeps a path from being opened, in a sentence."""
+    """The reason why a path cannot be opened, in a sentence."""
     name = str(path)
     shown = f"{name[:100]}... ({len(name):,} letters)" if len(name) > 300 else name.replace("\0", "\\0")
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         if path.is_symlink():
-            return VideoError(shown, "it is a link to a file that is not there; check where the link points")
-        return VideoError(shown, "there is no such file or folder; check the path")
+            return VideoError(shown, "This is a link to a missing file. Check where the link points.")
+        return VideoError(shown, "There is no such file or folder. Check the path.")
     if isinstance(error, PermissionError):
-        return VideoError(shown, "it may not be read; ask its owner for the permission to read it")
+        return VideoError(shown, "You have no permission to read this. Ask its owner for permission.")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return VideoError(shown, f"it cannot be opened ({reason}); check the path")
+    return VideoError(shown, f"This cannot be opened ({reason}). Check the path.")
 
 
 def write_video(
     path: str | Path, frames: Iterable[np.ndarray], fps: Fraction | float, codec: str = "h264", generated: bool = False
 ) -> None:
-    """Encode frames to a file that is either whole or absent; the same frames give the same bytes.
+    """Encode frames to a file. The file is either whole or absent; the same frames give the same bytes.
 
     Args:
         path: Target; its ending chooses the container (``.mp4``, ``.mov``, ``.mkv``, ``.webm``, ``.avi``).
@@ -309,17 +313,17 @@ def write_video(
         fps: Frames per second.
         codec: ``h264``, ``hevc``, ``vp9``, ``av1``, ``mpeg4`` or ``mjpeg`` (visually close, 4:2:0 colour; 4:4:4 for odd
             sizes where the codec needs it), or ``ffv1`` (lossless, bit for bit; ``.mkv`` or ``.avi``).
-        generated: The frames were drawn by the phantom. The file says so in its comment, and :class:`VideoInfo` when
-            the file is read.
+        generated: The frames were drawn by the phantom. The comment of the file states this, and so does
+            :class:`VideoInfo` when the file is read.
 
     Raises:
         UserError: Unknown codec, no frames, frames of another kind or size, frame rate not above 0, or a container
             that does not take the codec.
     """
     if codec not in _ENCODERS:
-        raise UserError(f"codec {codec!r} is unknown; choose one of {', '.join(_ENCODERS)}")
+        raise UserError(f"Codec {codec!r} is unknown; choose one of {', '.join(_ENCODERS)}.")
     if Path(path).suffix.lower() not in _CONTAINERS:
-        raise UserError(f"{path}: the ending chooses the container; use one of {', '.join(_CONTAINERS)}")
+        raise UserError(f"{path}: The ending chooses the container. Use one of {', '.join(_CONTAINERS)}.")
     rate = _checked_rate(fps)
     path = Path(path)
     stream: Any = None
@@ -337,7 +341,7 @@ def write_video(
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                 container.mux(stream.encode(picture))
             if stream is None:
-                raise UserError(f"{path}: there is no frame to write; give at least one")
+                raise UserError(f"{path}: There is no frame to write. Give at least one.")
             container.mux(stream.encode())
 
 
@@ -345,7 +349,7 @@ def _add_stream(container: Any, codec: str, fps: Fraction, height_px: int, width
     encoder, pixel_format, options = _ENCODERS[codec]
     try:
         stream = container.add_stream(encoder, rate=fps, options=options)
-    except ValueError as error:  # no such encoder here, or not for this container
+    except ValueError as error:  # the encoder is missing here, or does not fit the container
         raise av.ArgumentError(0, str(error)) from error
     stream.height, stream.width = height_px, width_px
     odd = height_px % 2 or width_px % 2
@@ -355,16 +359,16 @@ def _add_stream(container: Any, codec: str, fps: Fraction, height_px: int, width
 
 @contextmanager
 def _writable(path: Path, codec: str) -> Iterator[None]:
-    """Turn the encoder's complaints into a :class:`UserError`."""
+    """Turn errors of the encoder into a :class:`UserError`."""
     try:
         yield
     except av.FFmpegError as error:
-        message = f"it cannot be written with codec {codec} ({error.strerror}); try .mp4 with h264"
+        message = f"The video cannot be written with codec {codec} ({error.strerror}). Try .mp4 with h264."
         raise UserError(f"{path}: {message}") from error
 
 
 def _check_frame(frame: np.ndarray, shape: tuple[int, ...]) -> None:
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.shape != shape:
         raise UserError(
-            f"a frame is {frame.dtype} {frame.shape}; frames are uint8 (H, W, 3), all of the size of the first, {shape}"
+            f"A frame is {frame.dtype} {frame.shape}; all frames must be uint8 (H, W, 3) like the first, {shape}."
         )

@@ -1,8 +1,9 @@
-"""Frames that were decoded before, read again by decord: faster where key frames lie far apart.
+"""Read frames again with decord, after PyAV has decoded them once; faster if key frames are far apart.
 
-decord draws something in place of a damaged frame and drops frames in some containers, without an error either way. It
-is therefore asked only for frames that PyAV has decoded cleanly from the same file before, and every answer has to have
-the checksum of what PyAV returned. Training reads the same frames once per epoch, and a viewer goes back and forth.
+decord invents a picture in place of a damaged frame and drops frames in some containers, in both cases without an
+error. It is therefore used only for frames that PyAV has decoded cleanly from the same file before, and every frame
+must have the checksum of the frame that PyAV returned. This helps because training reads the same frames once per
+epoch, and a person who looks at a video goes back and forth.
 """
 
 import threading
@@ -20,12 +21,12 @@ else:
     _ERRORS = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError)
     decord.logging.set_level(decord.logging.QUIET)
 
-# decord gains where a clip's frames are decoded from far away; where a key frame is near, opening it costs more.
-_FAR = 24  # frames from a key frame to the frame that is wanted, on average
+# decord is faster if decoding starts far before the frames of a clip; near a key frame, opening decord takes longer.
+_FAR = 24  # frames from a key frame to the wanted frame, on average
 
 
 class Indexed(Protocol):
-    """What is asked of a video file; `decoders.VideoFile` has it."""
+    """The properties that a video file must have; `decoders.VideoFile` has them."""
 
     @property
     def path(self) -> object: ...  # noqa: D102
@@ -35,7 +36,7 @@ class Indexed(Protocol):
 
 
 class SecondReading:
-    """What is known of the frames of one file from a first reading. Safe under threads; holds no open handle."""
+    """The frames of one file that are known from a first reading. Safe under threads; holds no open handle."""
 
     def __init__(self, file: Indexed) -> None:
         self._file = file
@@ -49,16 +50,16 @@ class SecondReading:
         self._checksums[number], self._known[number] = zlib.crc32(frame.data), True
 
     def read(self, numbers: np.ndarray) -> np.ndarray | None:
-        """The frames with the ascending ``numbers`` as uint8 ``(T, H, W, 3)`` RGB, bit for bit those of before.
+        """The frames with the ascending ``numbers`` as uint8 ``(T, H, W, 3)`` RGB, bit for bit as PyAV decoded them.
 
-        None where one of them was not decoded before, where decord gains nothing, or where it cannot be trusted with
-        this file.
+        None if one of them was not decoded before, if decord is not faster, or if decord cannot be trusted with this
+        file.
         """
         if not (self._trusted and len(numbers) and self._known[numbers].all() and self._far(numbers)):
             return None
         try:
             reader = decord.VideoReader(str(self._file.path), num_threads=1)  # not shared: it hangs between threads
-            first = len(reader) - self._file.n_frames  # decord also counts frames before the first one that is shown
+            first = len(reader) - self._file.n_frames  # decord also counts frames before the first shown frame
             frames: np.ndarray = reader.get_batch((numbers + max(first, 0)).tolist()).asnumpy()
         except _ERRORS:
             frames = np.zeros((0, 0, 0, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""uint8 pictures to model input and back. The only place in the project where pixels are normalised."""
+"""Turn uint8 pictures into model input and back. This is the only place in the project where pixels are normalised."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +21,7 @@ class InputSpec:
         size_px: side of the picture.
         mean: per channel, red first.
         std: per channel, red first.
-        own_range: first stretch every frame from its own least and greatest value to 0..255.
+        own_range: first stretch every frame from its own smallest and largest value to 0..255.
     """
 
     size_px: int = 224
@@ -31,12 +31,12 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         if not 1 <= self.size_px <= MOST_PX or int(self.size_px) != self.size_px:
-            raise UserError(f"size_px is {self.size_px}; it has to be a whole number from 1 to {MOST_PX}.")
+            raise UserError(f"size_px is {self.size_px}; it must be a whole number from 1 to {MOST_PX}.")
         if len(self.mean) != 3 or not all(-1 <= value <= 2 for value in self.mean):
-            raise UserError(f"mean is {self.mean}; it has to be one number per channel, for pixels from 0 to 1.")
+            raise UserError(f"mean is {self.mean}; it must be one number per channel, for pixels from 0 to 1.")
         if len(self.std) != 3 or not all(1e-3 <= value <= 10 for value in self.std):
             raise UserError(
-                f"std is {self.std}; it has to be one number above 0 per channel, from 0.001 to 10, for pixels from 0 "
+                f"std is {self.std}; it must be one number above 0 per channel, from 0.001 to 10, for pixels from 0 "
                 "to 1."
             )
 
@@ -66,12 +66,12 @@ def to_input(frames: np.ndarray | torch.Tensor, spec: InputSpec, fit: Fit = "str
 
 
 def resize(frames: np.ndarray | torch.Tensor, spec: InputSpec, fit: Fit = "stretch") -> torch.Tensor:
-    """The first half of `to_input`: uint8 ``(B, 3, T, size, size)``, a quarter of the memory. Errors as there."""
+    """The first half of `to_input`: uint8 ``(B, 3, T, size, size)``, a quarter of the memory; the same errors."""
     pixels = _tensor(frames)
     if pixels.dtype != torch.uint8 or pixels.ndim not in (4, 5) or pixels.shape[-1] != 3 or not pixels.numel():
         raise UserError(
-            f"frames are {pixels.dtype} of shape {tuple(pixels.shape)}; a model's input is made from uint8 RGB frames "
-            "(T, H, W, 3) or (B, T, H, W, 3)"
+            f"Frames are {pixels.dtype} of shape {tuple(pixels.shape)}; a model's input is made from uint8 RGB frames "
+            "(T, H, W, 3) or (B, T, H, W, 3)."
         )
     if pixels.ndim == 4:
         pixels = pixels[None]
@@ -101,7 +101,7 @@ def from_input(x: torch.Tensor, spec: InputSpec) -> np.ndarray:
 def boxes_to_frame(
     boxes_xyxy: np.ndarray | torch.Tensor, frame_hw: tuple[int, int], spec: InputSpec, fit: Fit = "stretch"
 ) -> np.ndarray:
-    """Boxes found in the model's picture, in pixels of the frame.
+    """Boxes in the model's picture, converted to pixels of the frame.
 
     Args:
         boxes_xyxy: ``(..., 4)`` corners in pixels of the ``size x size`` model picture; NaN means no box.
@@ -122,7 +122,7 @@ def boxes_to_frame(
 def masks_to_frame(
     masks: np.ndarray | torch.Tensor, frame_hw: tuple[int, int], spec: InputSpec, fit: Fit = "stretch"
 ) -> np.ndarray:
-    """Masks or score maps of the model's picture, in the size of the frame; outside a centre crop they are 0.
+    """Masks or score maps of the model's picture, resized to the frame; outside a centre crop they are 0.
 
     Args:
         masks: bool or floating point ``(..., size, size)``.
@@ -138,7 +138,7 @@ def masks_to_frame(
     """
     source = _tensor(masks).detach().cpu()
     if source.ndim < 2 or source.shape[-2:] != (spec.size_px, spec.size_px):
-        raise UserError(f"masks have shape {tuple(source.shape)}; they have to end in {spec.size_px} x {spec.size_px}")
+        raise UserError(f"Masks have shape {tuple(source.shape)}; they must end in {spec.size_px} x {spec.size_px}.")
     top, left, height, width = _window(frame_hw, fit)
     scores = tv.resize(source.float().reshape(-1, 1, *source.shape[-2:]), [height, width], antialias=True)
     whole = torch.zeros(len(scores), *frame_hw)
@@ -153,7 +153,7 @@ def _window(frame_hw: tuple[int, int], fit: Fit) -> tuple[int, int, int, int]:
     if fit == "stretch":
         return 0, 0, height, width
     if fit != "centre_crop":
-        raise UserError(f"fit is {fit!r}; choose stretch or centre_crop")
+        raise UserError(f"fit is {fit!r}; choose stretch or centre_crop.")
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
 
@@ -164,5 +164,5 @@ def _channels(values: tuple[float, float, float], device: torch.device) -> torch
 
 
 def _tensor(values: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """As a tensor; copied only where torch cannot share the array (mirrored or read-only)."""
+    """The values as a tensor, copied only if torch cannot share the array (mirrored or read-only)."""
     return values if isinstance(values, torch.Tensor) else torch.from_numpy(np.require(values, requirements=("C", "W")))

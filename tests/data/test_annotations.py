@@ -45,7 +45,7 @@ def test_voc_files_cannot_pull_in_other_files(tmp_path):
     secret = written(tmp_path, "secret", "secret.txt")
     doctype = f'<!DOCTYPE a [<!ENTITY x SYSTEM "file://{secret}">]>'
     item = "<object><name>&x;</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax><ymax>2</ymax></bndbox></object>"
-    with pytest.raises(AnnotationError, match="not an XML file"):
+    with pytest.raises(AnnotationError, match="Not an XML file"):
         read_voc(written(tmp_path, f"{doctype}<annotation>{item}</annotation>"))
 
 
@@ -56,9 +56,9 @@ def test_yolo_boxes_are_centre_and_size_in_fractions(tmp_path):
     corners = [(box.x1, box.y1, box.x2, box.y2) for box in boxes]
     assert np.allclose(corners, [(0.4, 0.2, 0.6, 0.3), (0.0, 0.0, 0.2, 0.2)])
     assert read_yolo(written(tmp_path, ""), {}) == []
-    with pytest.raises(AnnotationError, match=r"line 1: class 7 is none of the recipe's 1 classes"):
+    with pytest.raises(AnnotationError, match=r"line 1: Class 7 is not among the recipe's 1 classes"):
         read_yolo(written(tmp_path, "7 0.5 0.5 0.1 0.1"), {"0": "a"})
-    with pytest.raises(AnnotationError, match="line 2: expected `class x y width height`"):
+    with pytest.raises(AnnotationError, match="line 2: Expected `class x y width height`"):
         read_yolo(written(tmp_path, "0 0.5 0.5 0.1 0.1\n0 0.5"), {})
 
 
@@ -70,7 +70,7 @@ def test_coco_boxes_are_corner_and_size_by_file_name(tmp_path):
     }
     assert list(read_coco(written(tmp_path, json.dumps(data)))) == [("case1/7.jpg", Box("polyp", 10, 20, 15, 26))]
     data["annotations"][0]["image_id"] = 4
-    with pytest.raises(AnnotationError, match="not a COCO file"):
+    with pytest.raises(AnnotationError, match="Not a COCO file"):
         list(read_coco(written(tmp_path, json.dumps(data))))
 
 
@@ -97,7 +97,7 @@ def test_polyp_json_and_csv_boxes(tmp_path):
     assert [(row["image"], box.x2) for row, box in read_csv_boxes(path, columns, ";")] == [("a", 3.0)]
     with pytest.raises(AnnotationError, match="line 2: a corner is 'x', not a number"):
         list(read_csv_boxes(written(tmp_path, "image,kind,l,t,r,b\na,polyp,x,2,3,4\n"), columns))
-    with pytest.raises(AnnotationError, match="line 3: 5 columns where the heading has 6"):
+    with pytest.raises(AnnotationError, match="line 3: The line has 5 columns, the heading 6"):
         list(read_csv_boxes(written(tmp_path, "image,kind,l,t,r,b\na,p,1,2,3,4\na,p,1,2,3\n"), columns))
 
 
@@ -174,5 +174,5 @@ def test_masks_of_every_kind_of_picture_are_read_alike(tmp_path):
     assert (lossy.mask == truth).mean() > 0.99
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "empty.png")
     assert read_mask(tmp_path / "empty.png").plain
-    with pytest.raises(AnnotationError, match=r"no\.png: not a readable mask"):
+    with pytest.raises(AnnotationError, match=r"no\.png: Not a readable mask"):
         read_mask(written(tmp_path, "no", "no.png"))

@@ -148,7 +148,7 @@ def test_the_command_prints_the_coverage_of_several_manifests(
         ("title: a toy\n", "title: a toy\ncolour: red\n", 2, "'colour' is not a part"),
         ("    verified: false", "    verified: maybe", 17, "'true' or 'false'"),
         ("  coarse:\n    verified: false\n    labels:", "  coarse:\n    label:", 17, "'label' is not a part"),
-        ("aphtha: [ulcer, erosion]", "aphtha: [ulcer, erosion", 15, "not YAML"),
+        ("aphtha: [ulcer, erosion]", "aphtha: [ulcer, erosion", 15, "Not YAML"),
         ("      - polyp\n", "      - a|b\n", 6, "separates labels"),
         ("title: a toy\n", "", 1, "'title' is missing"),
     ],

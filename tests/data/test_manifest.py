@@ -51,10 +51,10 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"end_s": [2.0, 1.0, 0.0]}, "row 2, column end_s: 1.0 lies before start_s"),
-        ({"start_s": [0.0, -1.0, 0.0]}, "row 2, column start_s: -1.0 must be 0 or more"),
-        ({"start_s": ["0", "soon", "0"]}, "row 2, column start_s: 'soon' is not a number"),
-        ({"video": ["a.mp4", "b.mp4", ""]}, "row 3, column video: '' is empty"),
+        ({"end_s": [2.0, 1.0, 0.0]}, "Row 2, column end_s: 1.0 lies before start_s"),
+        ({"start_s": [0.0, -1.0, 0.0]}, "Row 2, column start_s: -1.0 must be 0 or more"),
+        ({"start_s": ["0", "soon", "0"]}, "Row 2, column start_s: 'soon' is not a number"),
+        ({"video": ["a.mp4", "b.mp4", ""]}, "Row 3, column video: '' is empty"),
     ],
 )
 def test_a_wrong_cell_is_named_by_row_and_column(tmp_path, changes, words):
@@ -70,16 +70,16 @@ def test_a_missing_column_an_empty_table_and_a_missing_file_are_named(tmp_path):
         write_manifest(table().iloc[:0], tmp_path / "m.csv")
     with pytest.raises(ManifestError, match=r"absent\.csv"):
         read_manifest(tmp_path / "absent.csv")
-    with pytest.raises(ManifestError, match="no row has the split 'val'"):
+    with pytest.raises(ManifestError, match="No row has the split 'val'"):
         Manifest(table(), tmp_path).rows("val")
 
 
 def test_a_path_cannot_climb_out_of_the_folder(tmp_path):
-    with pytest.raises(ManifestError, match="climbs out"):
+    with pytest.raises(ManifestError, match="leads out"):
         write_manifest(table(video=["../secret.mp4", "b.mp4", "c.png"]), tmp_path / "m.csv")
     manifest = write_manifest(table(), tmp_path / "m.csv")
     assert manifest.resolve("a.mp4") == tmp_path / "a.mp4"
-    with pytest.raises(ManifestError, match="climbs out"):
+    with pytest.raises(ManifestError, match="leads out"):
         manifest.resolve("x/../../secret.mp4")
 
 
@@ -100,7 +100,7 @@ def test_joined_manifests_keep_every_row_and_find_their_files_from_anywhere(tmp_
     assert joined.table["device"].tolist() == ["s1"] * 3 + [""] * 3
     assert join_manifests([one]) is one
     climbing = Manifest(table(video=["../x.mp4", "b.mp4", "c.png"]), tmp_path, tmp_path / "m.csv")
-    with pytest.raises(ManifestError, match="climbs out"):
+    with pytest.raises(ManifestError, match="leads out"):
         join_manifests([one, climbing])
 
 

@@ -166,10 +166,10 @@ def broken(tmp_path: Path, **changes) -> Path:
     [
         ({"licence": None}, "see-ai.yaml, the file: 'licence' is missing"),
         ({"lisence": "x"}, "see-ai.yaml, the file: unknown key 'lisence'"),
-        ({"access": "maybe"}, "see-ai.yaml, access: 'maybe' is none of open"),
+        ({"access": "maybe"}, "see-ai.yaml, access: 'maybe' is not one of open"),
         ({"recipe": "other"}, "recipe: 'other' is not the file's name 'see-ai'"),
-        ({"layouts__official__unit": "pictures"}, "layouts.official.unit: 'pictures' is none of image"),
-        ({"layouts__official__boxes__format": "xyz"}, "layouts.official.boxes.format: 'xyz' is none of csv"),
+        ({"layouts__official__unit": "pictures"}, "layouts.official.unit: 'pictures' is not one of image"),
+        ({"layouts__official__boxes__format": "xyz"}, "layouts.official.boxes.format: 'xyz' is not one of csv"),
         ({"layouts__official__expected": {"images": 3}}, "layouts.official.expected: unknown key 'images'"),
         ({"names__image__is": "[0-9"}, "is not a valid regular expression"),
         ({"evidence__licence": "probably"}, "evidence.licence: 'probably' begins with neither"),
@@ -210,7 +210,7 @@ def test_yaml_that_would_end_the_process_is_refused(tmp_path):
 
 
 def test_an_unknown_recipe_names_the_known_ones():
-    with pytest.raises(RecipeError, match=r"there is no recipe 'kvasirseg'.*kvasir-seg"):
+    with pytest.raises(RecipeError, match=r"There is no recipe 'kvasirseg'.*kvasir-seg"):
         load_recipe("kvasirseg")
 
 

@@ -183,7 +183,7 @@ def test_a_named_split_puts_a_row_on_every_side_that_was_published() -> None:
         ["c", ""],
     ]
     assert table["split"].tolist() == ["train"] * 3
-    with pytest.raises(UserError, match="there are released_2023"):
+    with pytest.raises(UserError, match="named splits are: released_2023"):
         named_split(table, "official")
 
 
@@ -216,4 +216,4 @@ def test_the_command_writes_a_hold_out_or_folds_that_find_their_files(
     tested = pd.concat([named_split(table, f"fold-{i}").query("split == 'test'") for i in range(4)])
     assert sorted(tested["video"]) == sorted(table["video"])
     assert main(["data", "split", str(tmp_path / "m.csv"), "--out", str(made), "--val", "0.6", "--test", "0.5"]) == 2
-    assert "are positive and sum to 1" in capsys.readouterr().err
+    assert "must be positive and sum to 1" in capsys.readouterr().err

@@ -176,7 +176,7 @@ def test_bad_input_is_named():
         fit_temperature([0], [[np.nan, 1.0]])
     with pytest.raises(MetricError, match=r"1 - p and p"):
         ece([0, 1], [0.2, 0.7])
-    with pytest.raises(MetricError, match=r"classes \[2\] have no validation row"):
+    with pytest.raises(MetricError, match=r"Classes \[2\] have no validation row"):
         fit_vector_scaling([0, 1], [[1, 0, 0], [0, 1, 0]])
     with pytest.raises(MetricError, match="run from 0 to 2"):
         ece([0, 2], [[0.5, 0.5], [0.5, 0.5]])

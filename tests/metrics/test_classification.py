@@ -135,7 +135,7 @@ def test_bad_input_is_named():
         metrics.auc([1, 0], [0.1, np.nan])
     with pytest.raises(MetricError, match="run from 0 to 2, scores have 2 columns"):
         metrics.classification_metrics([0, 1, 2], np.full((3, 2), 0.5))
-    with pytest.raises(MetricError, match="weights are for 3 rows, the targets have 2"):
+    with pytest.raises(MetricError, match="Weights are for 3 rows, the targets have 2"):
         metrics.f1([1, 0], [1, 0], [1, 1, 1])
     with pytest.raises(MetricError, match="one column per class"):
         metrics.classification_metrics([0, 1], [[0.5], [0.5]])

@@ -270,7 +270,7 @@ def no_hub(monkeypatch):
 
 @pytest.mark.parametrize("name", ["nowhere", "runs/best/model", "weights/endo_fm.pth", "./a/b", "{}/missing"])
 def test_a_missing_local_path_is_no_question_to_the_network(name, no_hub, tmp_path):
-    with pytest.raises(CheckpointError, match="there is no such file or folder"):
+    with pytest.raises(CheckpointError, match="There is no such file or folder"):
         load_model(name.format(tmp_path))
 
 

@@ -122,7 +122,7 @@ def test_an_unknown_backbone_is_refused(backbone, said):
 
 @pytest.mark.parametrize("name", ["", "a.b", "a b", "forward", "keys"])
 def test_a_head_needs_a_usable_name(name):
-    with pytest.raises(CheckpointError, match="a head cannot be called"):
+    with pytest.raises(CheckpointError, match="A head cannot be called"):
         build_model(replace(CARD, heads={name: HEADS["finding"]}))
 
 
@@ -202,7 +202,7 @@ def test_unknown_keys_are_refused_by_name(where, key):
         ("heads", {"a": {"kind": "multiclass", "classes": ["x"], "temperature": "2"}}, "temperature is '2'"),
         ("heads", ["a"], "must be an object"),
         ("input", [64], "must be an object"),
-        ("backbone", "base", "backbone must be an object"),
+        ("backbone", "base", "Backbone must be an object"),
         ("heads", {"a": {"kind": "multiclass"}}, "lacks 'classes'"),
         ("heads", {"a": {"kind": "regression", "classes": ["x"]}}, "'regression'"),
         ("heads", {"a": {"kind": "multiclass", "classes": ["x", "x"]}}, "all different"),

@@ -159,7 +159,7 @@ def test_the_probe_reads_the_rows_of_a_manifest(manifest):
     features = encode(backbone, data.frames, IMAGENET, batch=5)
     assert features.shape == (12, 32) and backbone.training
     np.testing.assert_allclose(encode(backbone, data.frames, IMAGENET, batch=12), features, atol=1e-4)
-    with pytest.raises(ManifestError, match="no column 'phase'"):
+    with pytest.raises(ManifestError, match="No column 'phase'"):
         load_probe(read_manifest(manifest), 4, 32, "phase")
 
 

@@ -163,7 +163,7 @@ def test_large_frames_are_brought_to_the_short_side():
 
 
 def test_a_clip_shorter_than_the_windows_is_an_error_that_says_what_is_needed(video):
-    with pytest.raises(VideoError, match=r"clip\.mkv: the clip has 4 frames, but its windows need 8"):
+    with pytest.raises(VideoError, match=r"clip\.mkv: The clip has 4 frames, but its windows need 8"):
         MultiView(SMALL).of_video(video, 0, 0.0, 0.4)
     with pytest.raises(UserError, match=r"15 frames.*need 16"):
         MultiView(ViewSpec()).draw(15, (64, 64), 0)

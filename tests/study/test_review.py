@@ -84,7 +84,7 @@ def test_a_table_filled_in_by_hand_is_read(tmp_path):
     ("spoil", "words"),
     [
         (lambda text: text.replace(",", ";"), "commas and the columns"),
-        (lambda text: text.replace("confirm", "maybe"), "line 2: the decision is 'maybe'"),
+        (lambda text: text.replace("confirm", "maybe"), "line 2: The decision is 'maybe'"),
         (lambda text: text.replace(",20,", ",twenty,"), "twenty"),
         (lambda text: "", "commas and the columns"),
     ],

@@ -76,7 +76,7 @@ def test_damage_inside_a_file_is_an_error_at_the_frame_and_never_another_frame(
             np.testing.assert_array_equal(frame, truth[number])
             seen.append(number)
     assert seen == list(range(len(seen))) and 20 <= len(seen) <= 36
-    assert f"frame {len(seen)} of 60" in str(caught.value)
+    assert f"Frame {len(seen)} of 60" in str(caught.value)
     refused = []
     for number in range(20, 60):
         with open_video(path) as video:
@@ -103,7 +103,7 @@ def test_where_the_container_sees_the_damage_its_whole_part_is_refused_or_marked
     try:
         marked = open_video(path, damaged="mark")
     except VideoError as error:
-        assert name == "vp9.mkv" or "frame 0" in error.reason  # the only key frame is in the damaged part
+        assert name == "vp9.mkv" or "Frame 0" in error.reason  # the only key frame is in the damaged part
         return
     n_good = 0
     for number, frame in marked.stream():
@@ -252,7 +252,7 @@ def test_frames_outside_the_video_arerefused(video_of: VideoOf, indices: list[in
         with pytest.raises(VideoError, match="0 to 59"):
             video.read(indices)
         assert video.read([]).shape == (0, 96, 128, 3)
-        with pytest.raises(VideoError, match="it has 60"):
+        with pytest.raises(VideoError, match="the video has 60"):
             video.stream(0, 61)
         assert list(video.stream(60)) == []
 

@@ -121,9 +121,9 @@ def test_masks_are_paired_by_name(tmp_path: Path) -> None:
     check_masks(frames, open_video(_folder(tmp_path / "same", [f"{k}.png" for k in range(1, 6)])))
     check_masks(frames, open_video(_folder(tmp_path / "numbers", [f"mask_{k:03d}.png" for k in range(1, 6)])))
     shifted = open_video(_folder(tmp_path / "shifted", [f"{k}.png" for k in (1, 2, 4, 5, 6)]))
-    with pytest.raises(VideoError, match=r"frame 3\.jpg has no mask and mask 6\.png has no frame"):
+    with pytest.raises(VideoError, match=r"Frame 3\.jpg has no mask and mask 6\.png has no frame"):
         check_masks(frames, shifted)
-    with pytest.raises(VideoError, match=r"frame 3\.jpg has no mask; there are 4 masks for 5 frames"):
+    with pytest.raises(VideoError, match=r"Frame 3\.jpg has no mask. There are 4 masks for 5 frames"):
         check_masks(frames, open_video(_folder(tmp_path / "fewer", [f"{k}.png" for k in (1, 2, 4, 5)])))
     named = open_video(_folder(tmp_path / "named", [f"{k}.png" for k in "abcde"]))
     with pytest.raises(VideoError, match="name of its frame"):
@@ -149,7 +149,7 @@ def test_a_picture_and_a_mask_that_are_turned_apart_are_refused(tmp_path: Path, 
     for name in ("picture", "mask"):
         image = Image.fromarray(numbered(5, 128, 128))
         image.save(tmp_path / f"{name}.png", **({"exif": exif} if name == turned else {}))
-    with pytest.raises(VideoError, match="save both upright"):
+    with pytest.raises(VideoError, match="Save both upright"):
         check_masks(open_video(tmp_path / "picture.png"), open_video(tmp_path / "mask.png"))
 
 
@@ -200,7 +200,7 @@ def test_what_may_not_be_read_is_said(tmp_path: Path) -> None:
     (folder / "0.png").chmod(0)
     refused_inside(folder, "0.png")
     folder.chmod(0)
-    assert "may not be read" in refused(folder).reason
+    assert "no permission to read" in refused(folder).reason
     folder.chmod(0o700)
 
 
@@ -211,7 +211,7 @@ def test_a_missing_permission_is_said_whoever_asks(tmp_path: Path, monkeypatch: 
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(reader._Indices, "of", forbidden)
-    assert "may not be read" in refused(tmp_path / "a.mp4").reason
+    assert "no permission to read" in refused(tmp_path / "a.mp4").reason
 
 
 def test_a_folder_without_images_isrefused(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_other_kinds_of_frames_are_refused(frames: np.ndarray | torch.Tensor) ->
 def test_an_unknown_fit_and_impossible_specifications_are_refused() -> None:
     with pytest.raises(UserError, match="stretch or centre_crop"):
         to_input(noise(1, 8, 8, 3), HALF, "pad")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="above 0"):
+    with pytest.raises(UserError, match="from 1 to 4096"):
         InputSpec(0)
     with pytest.raises(UserError, match="above 0"):
         InputSpec(std=(1, 0, 1))

@@ -110,7 +110,7 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_old_file(tmp_path: Path) ->
         write_video(path, interrupted(), 25)
     with pytest.raises(UserError, match="uint8"):
         write_video(path, [numbered(0), numbered(1).astype(np.float32)], 25)
-    with pytest.raises(UserError, match="size of the first"):
+    with pytest.raises(UserError, match="like the first"):
         write_video(path, [numbered(0), numbered(1)[:-2]], 25)
     with pytest.raises(UserError, match="at least one"):
         write_video(path, [], 25)

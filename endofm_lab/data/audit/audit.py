@@ -1,9 +1,9 @@
-"""The audit: can the numbers of this split be trusted?
+"""The audit checks whether the results of a split can be trusted.
 
-Looks for what makes a test set easier than the clinic: the same patient, video or sequence on both sides, neighbouring
-frames across the split, the same or nearly the same pictures, pre-training data in the test set, classes that the
-device or the source gives away, and labels that contradict each other. It changes nothing; it says what it found, what
-it could not check, and gives one line for every report.
+It looks for everything that makes a test set easier than clinical practice: the same patient, video or sequence on both
+sides, neighbouring frames across the split, the same or nearly the same pictures, pre-training data in the test set,
+classes that can be guessed from the device or the source, and labels that contradict each other. The audit changes no
+data. It reports its findings, the checks that were impossible, and one line for every report.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,10 @@ from endofm_lab.files import write_json
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything the audit found; ``verdict`` is the one line that goes into run reports.
+    """The findings of the audit; ``verdict`` is the line in the reports of runs.
 
     Attributes:
-        n_rows: rows looked at.
+        n_rows: number of rows that were checked.
         units: the units of independence of these rows, such as "16 patients" or "1 sequence; patients unknown".
         datasets: names of the data sets, sorted.
         parts: rows per split, from the most learned from (pretrain) to the most held out (test).
@@ -55,23 +55,23 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """One line: what leaks and how much, or what was compared without finding anything."""
+        """One line that names the leaks and their size, or the comparisons that found no leak."""
         if len(self.parts) < 2:
             return "Nothing to compare: the manifest has fewer than two parts. Split it first."
         if not self.leaks:
-            found = f"no leakage found between {', '.join(self.parts)} (compared: {'; '.join(self.compared)})."
+            sentence = f"no leakage found between {', '.join(self.parts)} (compared: {'; '.join(self.compared)})."
             if self.unchecked:
-                return f"CANNOT TELL for everything: {' '.join(self.unchecked)} Else, {found}"
-            return found[0].upper() + found[1:]
-        said = []
+                return f"CANNOT TELL for everything: {' '.join(self.unchecked)} Otherwise, {sentence}"
+            return sentence[0].upper() + sentence[1:]
+        leaks = []
         for (learned, evaluated), (touched, total) in self.leaking.items():
             checks = dict.fromkeys(f.check for f in self.findings if (f.learned, f.evaluated) == (learned, evaluated))
             if touched:
-                said.append(
+                leaks.append(
                     f"{touched:,} of {total:,} {evaluated} rows ({percent(touched, total)}) are not independent of "
                     f"{learned} ({', '.join(checks)})"
                 )
-        return "LEAKAGE: " + "; ".join(said) + "."
+        return "LEAKAGE: " + "; ".join(leaks) + "."
 
     def text(self) -> str:
         """The verdict, every finding and everything that could not be checked, a line each."""
@@ -115,7 +115,7 @@ def audit(
     """Look for leakage between the splits of one or several manifests.
 
     Args:
-        manifests: what is trained and tested on; the column ``split`` says which row is which.
+        manifests: the training and test data; the column ``split`` tells them apart.
         pretrain: manifests that a model was pre-trained on; all their rows count as the split `pretrain`. Rows whose
             split says `pretrain` count too.
         pictures: open the pictures and videos and compare them.
@@ -124,7 +124,7 @@ def audit(
         progress: show progress bars while pictures are read.
 
     Raises:
-        UserError: when there is no manifest or no row, or the embeddings do not fit the rows.
+        UserError: there is no manifest or no row, or the embeddings do not fit the rows.
     """
     manifests = [manifests] if isinstance(manifests, Manifest) else list(manifests)
     if not manifests and not pretrain:
@@ -134,7 +134,7 @@ def audit(
         raise UserError("The audit found no rows: the manifests are empty.")
     if embeddings is not None and (embeddings.ndim != 2 or len(embeddings) != len(rows.table)):
         raise UserError(
-            f"Embeddings are (rows, dimensions) with {len(rows.table)} rows like the manifests; got {embeddings.shape}."
+            f"The embeddings have shape {embeddings.shape}; it must be (rows, dimensions) with {len(rows.table)} rows."
         )
     checks = Checks(rows)
     for learned, evaluated in rows.pairs:

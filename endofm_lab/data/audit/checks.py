@@ -23,7 +23,7 @@ SEVERITIES = ("leak", "warning", "note")
 
 @dataclass(frozen=True)
 class Example:
-    """Two rows that belong together: where they are, their splits and labels, their starts, and what links them."""
+    """Two rows that belong together: their videos, splits, labels and starts, and the reason."""
 
     path: str
     other_path: str
@@ -38,17 +38,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that the audit found.
+    """A finding of the audit.
 
     Attributes:
-        check: what was looked for, such as `same patient` or `near-duplicate pictures`.
+        check: name of the check, such as `same patient` or `near-duplicate pictures`.
         severity: `leak` (the evaluated part is not independent), `warning` or `note`.
         message: one sentence.
-        rows: rows touched; of a leak, evaluated rows.
-        of_rows: rows there are; of a leak, evaluated rows of the data set.
-        learned: the part that is learned from; empty where the check is not about two parts.
-        evaluated: the part that suffers.
-        dataset: the data set it was found in; empty for all together.
+        rows: number of affected rows; for a leak, of evaluated rows.
+        of_rows: number of all rows; for a leak, of the evaluated rows of the data set.
+        learned: the part used for training; empty if the check does not compare two parts.
+        evaluated: the part whose results are affected.
+        dataset: the data set of the finding; empty for all data sets together.
         numbers: further figures of this check, such as the patients, videos or sequences in common.
         examples: a few pairs of rows.
     """
@@ -66,12 +66,12 @@ class Finding:
 
 
 class Checks:
-    """Runs the checks on the rows and collects what they find.
+    """Runs the checks on the rows and collects their findings.
 
     Attributes:
         findings: in the order of the checks.
         touched: (learned, evaluated) numbers of parts -> bool (N,), evaluated rows that any leak touches.
-        compared: how things were compared.
+        compared: the comparisons that were made.
         unchecked: what could not be compared, and why.
     """
 
@@ -110,7 +110,7 @@ class Checks:
                 )
 
     def near_frames(self, a: int, b: int) -> None:
-        """Frames of one sequence that follow each other across the split."""
+        """Neighbouring frames of one sequence on both sides of the split."""
         rows = self.rows
         gaps, nearest = frame_gaps(rows.keys["sequence"], rows.frame, rows.part == a, rows.part == b)
         for dataset, inside in self._datasets:
@@ -133,7 +133,7 @@ class Checks:
         """Clips of one video that overlap or almost touch across the split."""
         rows = self.rows
         start, end = rows.table["start_s"].to_numpy(float), rows.table["end_s"].to_numpy(float)
-        clip = ~(end <= start)  # an image has no length, and its id says everything
+        clip = ~(end <= start)  # an image has no length, and comparing its id is enough
         gaps, nearest = time_gaps(rows.keys["video"], start, end, clip & (rows.part == a), clip & (rows.part == b))
         for dataset, inside in self._datasets:
             n = int(((rows.part == b) & inside).sum())
@@ -151,7 +151,7 @@ class Checks:
             )
 
     def neighbours(self, found: Neighbours, check: str) -> None:
-        """Pairs of rows that show the same: leaks across the split, contradictions where the labels differ."""
+        """Pairs of rows that show the same scene: leaks across the split, and contradictions if their labels differ."""
         rows, pairs = self.rows, found.pairs  # the best pairs first
         self.compared.append(found.compared)
         self.unchecked += found.problems
@@ -159,7 +159,7 @@ class Checks:
         sure = pairs["score"].to_numpy() >= found.sure
         for a, b in rows.pairs:
             across = [(rows.part[i] == a) & (rows.part[j] == b), (rows.part[i] == b) & (rows.part[j] == a)]
-            one, other = np.where(across[0], j, i), np.where(across[0], i, j)  # `one` is the evaluated row
+            one, other = np.where(across[0], j, i), np.where(across[0], i, j)  # evaluated row, learned row
             for dataset, inside in self._datasets:
                 hits = np.flatnonzero((across[0] | across[1]) & inside[one] & sure)
                 touched = np.zeros(len(rows.table), bool)
@@ -225,7 +225,7 @@ class Checks:
         )
 
     def confounders(self) -> None:
-        """Classes that the device or the data set gives away."""
+        """Classes that can be guessed from the device or the data set."""
         table, groups = self.rows.table, group_ids(self.rows.table)
         for column in ("device", "dataset"):
             if column not in table:
@@ -252,7 +252,7 @@ class Checks:
             )
 
     def blind_spots(self) -> None:
-        """What ids alone cannot show."""
+        """Record which leaks ids alone cannot show."""
         rows = self.rows
         placed = rows.part >= 0
         if not placed.all():

@@ -1,4 +1,4 @@
-"""Can the class be guessed from the device or the source alone? Then a model may learn those instead of the finding."""
+"""Test whether the class can be guessed from the device or the source alone; a model may learn those instead."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 @dataclass(frozen=True)
 class Confounding:
-    """How strongly a column (device, dataset) goes with the label.
+    """The strength of the association between a column (device, dataset) and the label.
 
     Attributes:
         column: the column that was tested.
@@ -37,7 +37,7 @@ def confounding(column: str, values: pd.Series, labels: pd.Series, groups: np.nd
         groups: int64 (N,), patients or videos: rows of one group are not independent, so they are permuted together.
 
     Returns:
-        None when there are fewer than two values or two classes.
+        None if there are fewer than two values or two classes.
     """
     known = ((values != "") & (labels != "")).to_numpy()
     value, value_names = pd.factorize(values[known], sort=True)
@@ -48,7 +48,8 @@ def confounding(column: str, values: pd.Series, labels: pd.Series, groups: np.nd
     n_values, n_labels = len(value_names), len(label_names)
     pairs = _counts(value * n_labels + label, None, n_values, n_labels)
 
-    # The classes of each group with their rows, and its value (its first row's; devices rarely change in a video).
+    # The classes of each group with their rows, and its value: that of its first row (devices rarely change in a
+    # video).
     cells, rows = np.unique(group * n_labels + label, return_counts=True)
     owner, kind = np.divmod(cells, n_labels)
     of_group = value[np.unique(group, return_index=True)[1]]
@@ -62,7 +63,7 @@ def confounding(column: str, values: pd.Series, labels: pd.Series, groups: np.nd
     return Confounding(
         column,
         observed,
-        # The best balanced guess takes, for each value, the class that it is the largest share of.
+        # For each value, the best balanced guess is the class of whose rows this value holds the largest share.
         float(recalls.max(axis=1).sum() / n_labels),
         1 / n_labels,
         reached / (n_permutations + 1),

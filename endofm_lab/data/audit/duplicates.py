@@ -1,6 +1,6 @@
-"""Pairs of manifest rows that show the same thing: by perceptual hash of their pictures, or by embeddings.
+"""Find pairs of manifest rows that show the same scene, by perceptual hash of their pictures or by embeddings.
 
-Pairs that a shared patient, video or sequence already explains are left out: the audit reports those by their ids.
+Pairs that share a patient, video or sequence are left out, because the audit reports them by their ids.
 """
 
 import tempfile
@@ -34,19 +34,19 @@ from endofm_lab.video.images import IMAGE_SUFFIXES
 from endofm_lab.video.reader import open_video
 
 NEAR_COSINE = 0.98
-PICTURE_EVERY_S, MAX_PICTURES = 1.0, 8  # of a clip: one per second, at most eight
+PICTURE_EVERY_S, MAX_PICTURES = 1.0, 8  # pictures per clip: one per second, at most eight
 _KEPT = 1 << 20  # candidate pairs held at once
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Rows that show the same thing.
+    """Pairs of rows that show the same scene.
 
     Attributes:
         pairs: columns ``row`` < ``other`` (row numbers), ``score`` (1 is identical), best first.
-        sure: the score from which a pair needs no second look.
-        compared: how it was compared, for the report.
-        problems: sentences about what could not be compared.
+        sure: the score from which a pair needs no review.
+        compared: the comparison in words, for the report.
+        problems: sentences about pictures that could not be compared.
     """
 
     pairs: pd.DataFrame
@@ -57,7 +57,7 @@ class Neighbours:
 
 @dataclass
 class Pictures:
-    """Fingerprints of the pictures of all rows, the thumbnails in a file that is gone when the object is."""
+    """Fingerprints of the pictures of all rows; thumbnails are in a file that is deleted with this object."""
 
     row: np.ndarray  # int64 (P,)
     hashes: np.ndarray  # uint64 (P, 2)
@@ -70,14 +70,14 @@ class Pictures:
 def picture_neighbours(rows: Rows, progress: bool = True) -> Neighbours:
     """Rows with near-duplicate pictures: hashes within a radius, the same colours, the same scene by matched detail.
 
-    The radius is the largest, up to ``MAX_RADIUS``, at which chance alone is expected to give no more pairs than can be
-    compared by colour (a thousand per picture, at most fifty million); it is part of ``compared``.
+    The radius is as large as possible, up to ``MAX_RADIUS``, while chance alone is expected to give no more pairs than
+    can be compared by colour (a thousand per picture, at most fifty million). The radius is part of ``compared``.
     """
     pictures = read_pictures(rows, progress)
     problems = []
     if pictures.unreadable:
         names = ", ".join(pictures.unreadable[:3]) + (", ..." if len(pictures.unreadable) > 3 else "")
-        problems.append(f"{len(pictures.unreadable):,} files could not be read and were not compared: {names}")
+        problems.append(f"{len(pictures.unreadable):,} files could not be read and were not compared: {names}.")
     if pictures.featureless:
         problems.append(f"{pictures.featureless:,} pictures are nearly black or uniform and were not compared.")
     n = len(pictures.row)
@@ -105,10 +105,10 @@ def embedding_neighbours(rows: Rows, embeddings: np.ndarray) -> Neighbours:
         embeddings: float (N, D), finite; zero vectors match nothing. Time grows with N squared times D.
 
     Raises:
-        UserError: when there are values that are not finite.
+        UserError: the embeddings contain values that are not finite.
     """
     if not np.isfinite(embeddings).all():
-        raise UserError("The embeddings contain NaN or infinity; leave out the rows that have none.")
+        raise UserError("The embeddings contain NaN or infinity. Leave out the rows without a finite embedding.")
     unit = np.asarray(embeddings, np.float32)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
     found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -212,12 +212,12 @@ def _radius(rows: Rows, pictures: Pictures, budget: int) -> int:
     distance = hamming(pictures.hashes[i[different]], pictures.hashes[j[different]])
     # Share of all pairs within each radius, times the number of pairs.
     expected = np.cumsum(np.bincount(distance, minlength=129)) / len(i) * (n * (n - 1) / 2)
-    most = MAX_RADIUS if n <= 100_000 else 15  # beyond, only the index is fast enough
+    most = MAX_RADIUS if n <= 100_000 else 15  # for more pictures, only the index is fast enough
     return int(min(most, max(int(np.searchsorted(expected, budget, side="right")) - 1, 4)))
 
 
 def _candidates(rows: Rows, pictures: Pictures, radius: int) -> tuple[tuple[np.ndarray, np.ndarray], int]:
-    """Unexplained pairs of like colour within ``radius``, the nearest if there are too many; how many were dropped."""
+    """Unexplained pairs of similar colour within ``radius`` (the nearest if too many), and how many were dropped."""
     held: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     n_held, dropped = 0, 0
     for i, j, distance in near_pairs(pictures.hashes, radius):

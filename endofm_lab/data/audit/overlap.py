@@ -1,8 +1,8 @@
-"""What two parts of a manifest have in common: patients, videos, sequences, neighbouring frames and moments.
+"""Find what two parts of a manifest share: patients, videos, sequences, neighbouring frames and moments.
 
-Works on the table alone, no picture is opened. Ids that the table lacks are read from file names where they follow a
-pattern that leaves no doubt (`<video id>_<frame>.jpg`, `case12/frame_0007.png`), and reported as such. A guess that
-would join two patients of the manifest is dropped.
+This module uses the table alone and opens no picture. Ids that are missing in the table are read from file names with
+an unambiguous pattern (`<video id>_<frame>.jpg`, `case12/frame_0007.png`), and reported as such. A guess that would
+join two patients of the manifest is dropped.
 """
 
 import os
@@ -27,8 +27,8 @@ class Rows:
         table: the tables one below the other, with ``path`` (absolute) and, as text without NaN, ``dataset``,
             ``label``, ``split``.
         parts: names of the splits that occur, from the most learned from (pretrain) to the most held out (test).
-        part: int8 (N,) index into ``parts``, -1 where the row has none.
-        keys: check -> int64 (N,) id of what must stay on one side, -1 where unknown.
+        part: int8 (N,) index into ``parts``, -1 for rows without a part.
+        keys: check -> int64 (N,) id of the patient, video or sequence that must stay on one side, -1 if unknown.
         names: check -> list of the ids' names, for messages.
         frame: float64 (N,), number of the frame in its sequence, NaN where unknown.
         inferred: bool (N,), sequence and frame were read from the file name.
@@ -114,7 +114,7 @@ def _text(table: pd.DataFrame, column: str) -> pd.Series:
 
 @dataclass(frozen=True)
 class Shared:
-    """What an evaluated part shares with a learned one: ids in both, ids evaluated, bool (N,) of the rows touched."""
+    """Ids in both a learned and an evaluated part, ids of the evaluated part, and bool (N,) of the affected rows."""
 
     common: np.ndarray
     n_evaluated: int
@@ -122,7 +122,7 @@ class Shared:
 
 
 def shared(keys: np.ndarray, learned: np.ndarray, evaluated: np.ndarray) -> Shared:
-    """Ids that stand on both sides.
+    """Ids that are on both sides.
 
     Args:
         keys: int64 (N,), -1 where unknown.
@@ -199,7 +199,7 @@ def time_gaps(
     place = video * stretch
     ends = place + np.minimum(end, limit)
     running = np.maximum.accumulate(ends[left])
-    # The row that set the running maximum.
+    # The row that determines the running maximum.
     is_new = np.concatenate([[True], running[1:] > running[:-1]])
     holder = left[np.maximum.accumulate(np.where(is_new, np.arange(len(left)), 0))]
     at = np.searchsorted((place + start)[left], (place + start)[right], side="right")

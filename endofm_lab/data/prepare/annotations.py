@@ -1,6 +1,7 @@
-"""Boxes and masks in the formats that public data sets use, brought to pixels of their own picture.
+"""Read boxes and masks in the formats of public data sets, and convert them to pixels of their own picture.
 
-Every reader gives boxes exactly as the file has them; `fit_boxes` alone decides what is inside a picture, and says so.
+Every reader returns boxes exactly as they are in the file. Only `fit_boxes` decides what is inside a picture, and it
+reports every change.
 """
 
 import csv
@@ -41,7 +42,7 @@ def read_voc(path: str | Path) -> list[Box]:
     try:
         root = ElementTree.fromstring(_text(path))  # expat neither fetches entities nor expands them without bound
     except ElementTree.ParseError as error:
-        raise AnnotationError(f"{path}: not an XML file: {error}") from error
+        raise AnnotationError(f"{path}: Not an XML file: {error}") from error
     boxes = []
     for item in root.iter("object"):
         corners = [_number(item.findtext(f"bndbox/{side}"), path, side) for side in ("xmin", "ymin", "xmax", "ymax")]
@@ -53,36 +54,36 @@ def read_yolo(path: str | Path, labels: Mapping[str, str]) -> list[Box]:
     """Boxes of a YOLO text file: ``class x_centre y_centre width height``, in fractions of the picture.
 
     Args:
-        path: The file; an empty one has no boxes.
+        path: The file; an empty file has no boxes.
         labels: Class number -> name. A number that is missing here is an error; an empty mapping keeps the numbers.
     """
     boxes = []
     for place, words in _words(path):
         if len(words) < 5:
-            raise AnnotationError(f"{place}: expected `class x y width height`, found {' '.join(words)!r}")
+            raise AnnotationError(f"{place}: Expected `class x y width height`, found {' '.join(words)!r}.")
         if labels and words[0] not in labels:
-            raise AnnotationError(f"{place}: class {words[0]} is none of the recipe's {len(labels)} classes")
+            raise AnnotationError(f"{place}: Class {words[0]} is not among the recipe's {len(labels)} classes.")
         x, y, w, h = (_number(word, place, "a number") for word in words[1:5])
         boxes.append(Box(labels.get(words[0], words[0]), x - w / 2, y - h / 2, x + w / 2, y + h / 2))
     return boxes
 
 
 def read_counted_lines(path: str | Path, label: str = "polyp") -> list[Box]:
-    """Boxes of a text file whose first line is their number and whose others are ``x1 y1 x2 y2`` (pixels)."""
+    """Boxes of a text file whose first line is their number and whose other lines are ``x1 y1 x2 y2`` (pixels)."""
     lines = list(_words(path))
     count = int(_number(lines[0][1][0] if lines else None, path, "the number of boxes"))
     if len(lines) - 1 != count:
-        raise AnnotationError(f"{path}: announces {count} boxes and has {len(lines) - 1}")
+        raise AnnotationError(f"{path}: The file announces {count} boxes and has {len(lines) - 1}.")
     return [Box(label, *(_number(word, place, "a number") for word in words[:4])) for place, words in lines[1:]]
 
 
 def read_named_lines(path: str | Path, labels: Mapping[str, str]) -> Iterator[tuple[str, Box]]:
-    """(picture name, box) of lines ``picture xmin,ymin,xmax,ymax,class`` (pixels); lines without boxes give none."""
+    """(picture name, box) of lines ``picture xmin,ymin,xmax,ymax,class`` (pixels); a line may have no boxes."""
     for place, words in _words(path):
         for group in words[1:]:
             numbers = group.split(",")
             if len(numbers) != 5:
-                raise AnnotationError(f"{place}: expected `xmin,ymin,xmax,ymax,class`, found {group!r}")
+                raise AnnotationError(f"{place}: Expected `xmin,ymin,xmax,ymax,class`, found {group!r}.")
             corners = (_number(word, place, "a number") for word in numbers[:4])
             yield words[0], Box(labels.get(numbers[4], numbers[4]), *corners)
 
@@ -97,7 +98,7 @@ def read_coco(path: str | Path) -> Iterator[tuple[str, Box]]:
             x, y, w, h = item["bbox"]
             yield names[item["image_id"]], Box(labels[item["category_id"]], x, y, x + w, y + h)
     except (KeyError, TypeError, ValueError) as error:
-        raise AnnotationError(f"{path}: not a COCO file of boxes: {error!r}") from error
+        raise AnnotationError(f"{path}: Not a COCO file of boxes: {error!r}") from error
 
 
 def read_polyp_json(path: str | Path) -> Iterator[tuple[str, Box]]:
@@ -107,18 +108,18 @@ def read_polyp_json(path: str | Path) -> Iterator[tuple[str, Box]]:
             for item in picture["bbox"]:
                 yield name, Box(item["label"], item["xmin"], item["ymin"], item["xmax"], item["ymax"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise AnnotationError(f"{path}: not a JSON file of boxes by picture: {error!r}") from error
+        raise AnnotationError(f"{path}: Not a JSON file of boxes by picture: {error!r}") from error
 
 
 def read_csv_boxes(
     path: str | Path, columns: Mapping[str, str], separator: str = ","
 ) -> Iterator[tuple[dict[str, str], Box]]:
-    """(the row, box) of a CSV file; rows whose corners are all empty are pictures without a box and give none.
+    """(row, box) of a CSV file; rows whose corners are all empty are pictures without a box and are skipped.
 
     Args:
         path: The file, with a heading.
-        columns: Which column holds x1, y1, x2, y2 and label. A label that is no column's name stands for itself.
-        separator: Between columns.
+        columns: The columns of x1, y1, x2, y2 and label. A label that is not the name of a column is the label itself.
+        separator: Separator between columns.
     """
     for place, row in read_table(path, separator):
         corners = [row.get(columns[side]) for side in ("x1", "y1", "x2", "y2")]
@@ -159,7 +160,7 @@ def read_cholect50(path: str | Path) -> tuple[dict[str, dict[str, str]], dict[st
                 if row[1] >= 0 and row[3] >= 0
             ]
     except (KeyError, TypeError, ValueError) as error:
-        raise AnnotationError(f"{path}: not a CholecT50 label file: {error!r}") from error
+        raise AnnotationError(f"{path}: Not a CholecT50 label file: {error!r}") from error
     return facts, boxes
 
 
@@ -172,13 +173,15 @@ def read_table(path: str | Path, separator: str = ",", header: bool = True) -> I
             continue
         names = columns or [str(i + 1) for i in range(len(words))]
         if len(words) != len(names):
-            raise AnnotationError(f"{path}, line {number}: {len(words)} columns where the heading has {len(names)}")
+            raise AnnotationError(
+                f"{path}, line {number}: The line has {len(words)} columns, the heading {len(names)}."
+            )
         yield f"{path}, line {number}", dict(zip(names, words, strict=True))
 
 
 @dataclass(frozen=True)
 class FittedBoxes:
-    """Boxes inside their picture (pixels), and a sentence for each that was put right or left out."""
+    """Boxes inside their picture (pixels), and a sentence for each box that was corrected or left out."""
 
     boxes: list[Box]
     clamped: list[str]
@@ -190,25 +193,25 @@ def fit_boxes(boxes: Sequence[Box], width_px: int, height_px: int, clamp: float 
     """Keep the boxes that lie inside the picture and have an area.
 
     Edges that overhang by at most ``clamp`` (a fraction of the side) are moved to the border; a box that overhangs
-    more, or has no area, or is not finite, is left out. Half a pixel of rounding is nobody's fault and not reported.
+    more, or has no area, or is not finite, is left out. Rounding by up to half a pixel is harmless and not reported.
     """
     fitted = FittedBoxes([], [], [], [])
     for box in boxes:
         corners = np.array([box.x1, box.y1, box.x2, box.y2], dtype=float)
-        said = f"{box.label} {[round(float(corner), 2) for corner in corners]} in {width_px}x{height_px} px"
+        description = f"{box.label} {[round(float(corner), 2) for corner in corners]} in {width_px}x{height_px} px"
         sides = np.array([width_px, height_px, width_px, height_px], dtype=float)
         if not np.isfinite(corners).all():
-            fitted.outside.append(f"{said}: not finite")
+            fitted.outside.append(f"{description}: not finite")
             continue
         overhang = np.maximum(np.maximum(-corners, corners - sides), 0)
         if (overhang > np.maximum(clamp * sides, 0.5)).any():
-            fitted.outside.append(f"{said}: {overhang.max():.1f} px outside")
+            fitted.outside.append(f"{description}: {overhang.max():.1f} px outside")
             continue
         if (overhang > 0.5).any():
-            fitted.clamped.append(f"{said}: {overhang.max():.1f} px outside, moved to the border")
+            fitted.clamped.append(f"{description}: {overhang.max():.1f} px outside, moved to the border")
         x1, y1, x2, y2 = np.clip(corners, 0, sides).tolist()
         if x2 <= x1 or y2 <= y1:
-            fitted.empty.append(f"{said}: no area")
+            fitted.empty.append(f"{description}: no area")
             continue
         fitted.boxes.append(Box(box.label, x1, y1, x2, y2))
     return fitted
@@ -224,7 +227,7 @@ class MaskFacts:
 
     @property
     def plain(self) -> bool:
-        """Whether the file itself can be used as it is: black and white, nothing between."""
+        """Whether the file can be used unchanged: it is black and white, without values in between."""
         return self.levels <= 2 and (self.brightest == 255 or not self.mask.any())
 
 
@@ -233,17 +236,17 @@ def read_mask(path: str | Path, binary_above: int | None = None) -> MaskFacts:
 
     Args:
         path: A grey, colour, palette or 1-bit picture.
-        binary_above: Grey value (0..255) above which a pixel belongs to the finding; needed where the file has more
-            than two values (JPEG). Without it every pixel that is not black belongs to it.
+        binary_above: Grey value (0..255) above which a pixel belongs to the finding; needed if the file has more than
+            two values (JPEG). Without it, every pixel that is not black belongs to the finding.
 
     Raises:
-        AnnotationError: The file is no readable picture.
+        AnnotationError: The file is not a readable picture.
     """
     try:
         with Image.open(path) as image:
             grey = np.asarray(image.convert("L"))
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise AnnotationError(f"{path}: not a readable mask: {error}") from error
+        raise AnnotationError(f"{path}: Not a readable mask: {error}") from error
     values = np.unique(grey)
     return MaskFacts(grey > (0 if binary_above is None else binary_above), len(values), int(values[-1]))
 
@@ -251,7 +254,7 @@ def read_mask(path: str | Path, binary_above: int | None = None) -> MaskFacts:
 def read_frame_labels(path: str | Path, fps: float, separator: str = "\t") -> list[tuple[float, float, str]]:
     """(start_s, end_s, label) of a list with a heading and one line per frame: ``frame label``, frames from 0.
 
-    Frames that follow each other with the same label are one stretch; it ends where the next begins.
+    Consecutive frames with the same label are one stretch, which ends where the next stretch begins.
     """
     stretches: list[tuple[float, float, str]] = []
     for place, row in read_table(path, separator):
@@ -267,7 +270,7 @@ def read_frame_labels(path: str | Path, fps: float, separator: str = "\t") -> li
 
 
 def _text(path: str | Path) -> str:
-    """The text of a file: UTF-8 with or without a mark, else Latin-1 (older Windows tools)."""
+    """The text of a file in UTF-8 with or without a byte order mark, otherwise in Latin-1 (older Windows tools)."""
     data = Path(path).read_bytes()
     try:
         return data.decode("utf-8-sig")
@@ -279,7 +282,7 @@ def _json(path: str | Path) -> Any:
     try:
         return json.loads(_text(path))
     except ValueError as error:
-        raise AnnotationError(f"{path}: not a JSON file: {error}") from error
+        raise AnnotationError(f"{path}: Not a JSON file: {error}") from error
 
 
 def _words(path: str | Path) -> Iterator[tuple[str, list[str]]]:
@@ -292,4 +295,4 @@ def _number(text: str | None, where: object, what: str) -> float:
     try:
         return float(text)  # type: ignore[arg-type]  # None is caught below
     except (TypeError, ValueError):
-        raise AnnotationError(f"{where}: {what} is {text!r}, not a number") from None
+        raise AnnotationError(f"{where}: {what} is {text!r}, not a number.") from None

@@ -1,4 +1,4 @@
-"""Does everything that a manifest names exist, open, and still have the content it had when it was prepared?"""
+"""Check that every file of a manifest exists, can be opened, and has the content it had when it was prepared."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from endofm_lab.video.reader import open_video
 
 @dataclass(frozen=True)
 class Checked:
-    """The result of a check: what was looked at, and every difference."""
+    """The result of a check: the numbers of checked files, and every difference."""
 
     manifest: Path
     fingerprint: str
@@ -34,7 +34,7 @@ class Checked:
         return asdict(self) | {"manifest": str(self.manifest)}
 
     def text(self) -> str:
-        """For people: at most twenty problems by name, and how many there are."""
+        """A report for people: at most twenty problems by name, and the number of problems."""
         head = (
             f"{self.manifest}: {self.rows} rows, {self.files} files or folders, {self.masks} masks, {self.boxes} boxes;"
             f" fingerprint {self.fingerprint[:16]}"
@@ -42,14 +42,14 @@ class Checked:
         lines = [f"{problem.kind}: {problem.path}: {problem.message}" for problem in self.problems[:20]]
         if len(self.problems) > 20:
             lines.append(f"... and {len(self.problems) - 20} more")
-        return "\n".join([head, *lines, "everything is in place" if not lines else f"{len(self.problems)} problems"])
+        return "\n".join([head, *lines, "no problems" if not lines else f"{len(self.problems)} problems"])
 
 
 def check_manifest(path: str | Path, workers: int | None = None) -> Checked:
     """Open every file that a manifest names and compare it with what the manifest says.
 
-    Files: there, readable, unchanged (``sha256``), long enough for the row's ``end_s``. Masks: there and of the
-    picture's size. Boxes: inside their picture and of a video that the manifest names.
+    Files must exist, be readable, be unchanged (``sha256``) and be long enough for the row's ``end_s``. Masks must
+    exist and have the size of their picture. Boxes must lie inside their picture and belong to a video of the manifest.
 
     Raises:
         ManifestError: The manifest itself is malformed.
@@ -64,10 +64,10 @@ def check_manifest(path: str | Path, workers: int | None = None) -> Checked:
             continue
         where = f"{row['video']} (row {i + 1})"
         if row["end_s"] > fact["duration_s"] + 0.05:
-            message = f"ends at {row['end_s']} s, the video at {fact['duration_s']} s"
+            message = f"the row ends at {row['end_s']} s, but the video ends at {fact['duration_s']} s"
             problems.append(Problem("row ends after its video", where, message, False))
-        if (said := row.get("sha256")) and fact["sha256"] and said != fact["sha256"]:
-            message = f"its sha256 is {fact['sha256'][:16]} and was {said[:16]}"
+        if (recorded := row.get("sha256")) and fact["sha256"] and recorded != fact["sha256"]:
+            message = f"the SHA-256 is {fact['sha256'][:16]} and was {recorded[:16]}"
             problems.append(Problem("file has changed", where, message, False))
     n_masks = sum(1 for _ in _check_masks(manifest, facts, problems))
     n_boxes = _check_boxes(manifest, facts, problems)
@@ -131,7 +131,7 @@ def _check_masks(manifest: Manifest, facts: dict[str, dict[str, Any]], problems:
             continue
         fact = facts.get(video)
         if fact and full.suffix.lower() in IMAGE_FORMATS and size != (fact["width_px"], fact["height_px"]):
-            message = f"is {size[0]}x{size[1]} px, its picture {fact['width_px']}x{fact['height_px']}"
+            message = f"the mask is {size[0]}x{size[1]} px, its picture {fact['width_px']}x{fact['height_px']} px"
             problems.append(Problem("mask of another size", mask, message, True))
 
 

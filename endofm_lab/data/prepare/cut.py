@@ -1,7 +1,7 @@
-"""Long videos into clips: as windows on the files where they lie, or as new files of the published kind.
+"""Cut long videos into clips: as time windows of the original files, or as new files of the published kind.
 
 Endo-FM was pre-trained on clips of 5 s at 30 frames per second with a short side of 256 px (arXiv 2306.16741); as in
-its released preparation the last clip of a video takes the rest, so that nothing is left over.
+its released preparation, the last clip of a video is longer, so that no frames are left over.
 """
 
 import re
@@ -30,26 +30,26 @@ class ClipKind:
 
 @dataclass(frozen=True)
 class Run:
-    """Frames that follow each other without a gap: indices into a list of frame files, first to last inclusive."""
+    """Consecutive frames without a gap: indices into a list of frame files, first to last inclusive."""
 
     first: int
     last: int
 
 
 def windows(start_s: float, end_s: float, kind: ClipKind) -> list[tuple[float, float]]:
-    """(start, end) of the clips of a stretch in seconds; the last one takes the rest, a short stretch is one clip."""
+    """(start, end) in seconds of the clips of a stretch; the last clip takes the rest, a short stretch is one clip."""
     n = max(1, int((end_s - start_s) / kind.length_s + 1e-6))
     starts = [start_s + i * kind.length_s for i in range(n)]
     return list(pairwise([*starts, end_s]))
 
 
 def runs(places: Sequence[int], numbers: Sequence[str]) -> list[Run]:
-    """Where frames follow each other: in the folder without another file between, and in their numbers without a gap.
+    """Runs of consecutive frames: without another file between them in the folder, and without a gap in their numbers.
 
     Args:
         places: Position of each frame among the pictures of its folder, ascending.
-        numbers: Frame numbers as in the names; where one is not a number only the places count. The usual step between
-            two numbers (1, or more in sets that keep every n-th frame) is no gap.
+        numbers: Frame numbers as in the names; if one of them is not a number, only the places count. The usual step
+            between two numbers (1, or more in sets that keep every n-th frame) is not a gap.
     """
     place_steps = np.diff(np.asarray(places, dtype=int))
     breaks = place_steps != 1
@@ -68,14 +68,15 @@ def natural(name: str) -> list[tuple[int, int | str]]:
 
 def clip_file(out: Path, source: str, start_s: float) -> Path:
     """Where the clip of ``source`` that begins at ``start_s`` is written: a folder per source, milliseconds as name."""
-    folder = Path(source.replace(".", "_").lstrip("/"))  # a.avi and a.mp4 are two sources, and .. leads nowhere
+    folder = Path(source.replace(".", "_").lstrip("/"))  # a.avi and a.mp4 are two sources; .. must not leave the folder
     return out / "clips" / folder / f"{folder.name}_{round(start_s * 1000):08d}.mp4"
 
 
 def cut_video(source: Path, target: Path, start_s: float, end_s: float, kind: ClipKind) -> int:
-    """Write the part of a video from ``start_s`` to ``end_s`` as a clip of that kind; returns its number of frames.
+    """Write the part of a video from ``start_s`` to ``end_s`` as a clip of this kind; returns its number of frames.
 
-    Each clip frame is the one that the video shows at that moment: frames repeat or fall out, none is blended.
+    Each frame of the clip is the frame that the video shows at that moment: frames repeat or are dropped, never
+    blended.
     """
     with open_video(source) as video:
         times_s = video.times_s
@@ -94,7 +95,7 @@ def cut_video(source: Path, target: Path, start_s: float, end_s: float, kind: Cl
 
 
 def cut_frames(files: Sequence[Path], target: Path, fps: float, start_s: float, end_s: float, kind: ClipKind) -> int:
-    """The same from frame files that follow each other at ``fps``, beginning at 0 s."""
+    """Write such a clip from consecutive frame files at ``fps``, the first of which is at 0 s."""
     chosen = ((_ticks(start_s, end_s, kind.fps) + 1e-6) * fps).astype(int).clip(0, len(files) - 1)
 
     def frames() -> Iterator[np.ndarray]:
@@ -111,7 +112,7 @@ def cut_frames(files: Sequence[Path], target: Path, fps: float, start_s: float, 
 
 
 def resized(frame: np.ndarray, short_side_px: int) -> np.ndarray:
-    """A frame uint8 (H, W, 3) with its short side that long, both sides even as H.264 in 4:2:0 colour needs them."""
+    """A frame uint8 (H, W, 3) with a short side of this length; both sides are even, as H.264 in 4:2:0 colour needs."""
     height, width = frame.shape[:2]
     scale = short_side_px / min(height, width)
     size = (max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2))
@@ -121,5 +122,5 @@ def resized(frame: np.ndarray, short_side_px: int) -> np.ndarray:
 
 
 def _ticks(start_s: float, end_s: float, fps: int) -> np.ndarray:
-    """Moments of the clip's frames in seconds, float64 (n,)."""
+    """Times of the clip's frames in seconds, float64 (n,)."""
     return start_s + np.arange(max(1, round((end_s - start_s) * fps))) / fps

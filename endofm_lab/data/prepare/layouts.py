@@ -1,4 +1,4 @@
-"""Which of a recipe's layouts lies on disk, and which of its patterns each file answers."""
+"""Find out which layout of a recipe is on disk, and which of its patterns each file matches."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,16 +10,16 @@ from endofm_lab.data.prepare.recipes import Boxes, Layout, Recipe, Table
 from endofm_lab.data.prepare.scan import ARCHIVES, Problem, is_media
 from endofm_lab.errors import UserError
 
-DEPTH = 2  # how many folders below the given one the data set may begin: archives often bring a folder of their own
+DEPTH = 2  # the data set may begin this many folders below the given folder, because archives often add a folder
 
 
 class LayoutError(UserError):
-    """No layout of the recipe fits the folder; the message names what was tried and what is there."""
+    """No layout of the recipe fits the folder; the message names the patterns that were tried and the files found."""
 
 
 @dataclass
 class FoundLayout:
-    """A layout with the files that answer its patterns, as paths relative to ``base`` (a folder within the root)."""
+    """A layout with the files that match its patterns, as paths relative to ``base`` (a folder within the root)."""
 
     layout: Layout
     base: str
@@ -27,16 +27,16 @@ class FoundLayout:
     masks: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)  # path -> (which pattern, pieces)
     boxes: dict[str, tuple[Boxes, dict[str, str]]] = field(default_factory=dict)
     tables: dict[str, tuple[Table, dict[str, str]]] = field(default_factory=dict)
-    other: list[str] = field(default_factory=list)  # nothing that the recipe knows
+    other: list[str] = field(default_factory=list)  # files that the recipe does not know
 
 
 def find_layout(recipe: Recipe, files: Sequence[str], wanted: str | None = None) -> FoundLayout:
     """The layout that fits best, at the given folder or up to two folders below it.
 
     Args:
-        recipe: With its layouts.
+        recipe: The recipe with its layouts.
         files: Relative POSIX paths below the given folder.
-        wanted: The name of one layout, to try no other.
+        wanted: The name of a layout; no other layout is tried.
 
     Raises:
         LayoutError: None fits, or several folders fit equally well.
@@ -44,7 +44,7 @@ def find_layout(recipe: Recipe, files: Sequence[str], wanted: str | None = None)
     layouts = [layout for layout in recipe.layouts if wanted in (None, layout.name)]
     if not layouts:
         known = ", ".join(layout.name for layout in recipe.layouts)
-        raise LayoutError(f"{recipe.name} has no layout {wanted!r}; there are: {known}")
+        raise LayoutError(f"{recipe.name} has no layout {wanted!r}. Choose one of: {known}.")
     for depth in range(DEPTH + 1):
         fitting = {}
         for base, inside in _bases(files, depth).items():
@@ -54,8 +54,8 @@ def find_layout(recipe: Recipe, files: Sequence[str], wanted: str | None = None)
                 fitting[base] = (best, inside)
         if len(fitting) > 1:
             raise LayoutError(
-                f"{recipe.name} lies in {len(fitting)} folders: {', '.join(sorted(fitting))}. "
-                "Give one of them as --root; two versions are never mixed"
+                f"{recipe.name} was found in {len(fitting)} folders: {', '.join(sorted(fitting))}. "
+                "Give one of them as --root; two versions are never mixed."
             )
         for base, (layout, inside) in fitting.items():
             return classify(layout, base, inside)
@@ -63,7 +63,7 @@ def find_layout(recipe: Recipe, files: Sequence[str], wanted: str | None = None)
 
 
 def classify(layout: Layout, base: str, files: Iterable[str]) -> FoundLayout:
-    """Sort files (relative to ``base``) by the patterns of one layout: pictures first, then what belongs to them."""
+    """Sort files (relative to ``base``) by the patterns of one layout: pictures first, then their annotations."""
     found = FoundLayout(layout, base)
     own = {media.path.template for media in layout.media}  # a layout of masks without pictures: both are one file
     for path in files:
@@ -91,7 +91,7 @@ def classify(layout: Layout, base: str, files: Iterable[str]) -> FoundLayout:
 
 
 def read_name(layout: Layout, path: str) -> dict[str, str] | None:
-    """What the name of a picture or video says: the pieces of its path and the constants of its pattern."""
+    """The facts in the name of a picture or video: the pieces of its path and the constants of its pattern."""
     for media in layout.media:
         if (pieces := media.path.read(path)) is not None:
             return pieces | {name: NamePattern(text, {}).write(pieces) for name, text in media.says.items()}
@@ -99,12 +99,12 @@ def read_name(layout: Layout, path: str) -> dict[str, str] | None:
 
 
 def left_over(recipe: Recipe, found: FoundLayout) -> list[Problem]:
-    """A problem for every file that the layout does not know: packed archives, other versions, strangers."""
+    """A problem for every file that the layout does not know: packed archives, other versions, unknown files."""
     others = [layout for layout in recipe.layouts if layout.name != found.layout.name]
     problems = []
     for path in found.other:
         if path.lower().endswith(ARCHIVES):
-            problems.append(Problem("still packed", path, "is an archive, or a download that has not ended", True))
+            problems.append(Problem("still packed", path, "is an archive or an unfinished download", True))
         elif other := next((layout.name for layout in others if read_name(layout, path) is not None), None):
             message = f"belongs to the layout {other!r}, not to {found.layout.name!r}: two versions are mixed here"
             problems.append(Problem("other version", path, message, True))
@@ -130,7 +130,7 @@ def _count(layout: Layout, files: Iterable[str]) -> int:
 
 
 def _others(layout: Layout, files: Sequence[str]) -> int:
-    """How many files answer the patterns of masks, boxes and tables: decides between layouts with the same pictures."""
+    """Number of files that match patterns of masks, boxes and tables, to choose between layouts with equal pictures."""
     patterns = [masks.path for masks in layout.masks] + [boxes.path for boxes in layout.boxes]
     patterns += [table.file for table in layout.tables]
     return sum(any(pattern.read(path) is not None for pattern in patterns) for path in files)
@@ -139,12 +139,13 @@ def _others(layout: Layout, files: Sequence[str]) -> int:
 def _nothing_fits(recipe: Recipe, layouts: Sequence[Layout], files: Sequence[str]) -> str:
     tried = "; ".join(f"{layout.name}: {' or '.join(m.path.template for m in layout.media)}" for layout in layouts)
     if not files:
-        return f"the folder is empty. {recipe.name} looks for {tried}"
+        return f"The folder is empty. {recipe.name} looks for {tried}."
     kinds = Counter((str(Path(path).parent), Path(path).suffix.lower() or "no ending") for path in files)
-    seen = ", ".join(f"{count} x {ending} in {folder}/" for (folder, ending), count in kinds.most_common(5))
+    summary = ", ".join(f"{count} x {ending} in {folder}/" for (folder, ending), count in kinds.most_common(5))
     packed = [path for path in files if path.lower().endswith(ARCHIVES)]
     hint = f" Still packed: {', '.join(packed[:5])}." if packed else ""
     return (
-        f"no layout of {recipe.name} fits. Tried {tried}. Found {len(files)} files: {seen} (such as {files[0]}).{hint} "
-        "Is it the right folder, and is the archive unpacked whole?"
+        f"No layout of {recipe.name} fits. Tried {tried}. Found {len(files)} files: {summary} (such as {files[0]})."
+        f"{hint} "
+        "Check that this is the right folder and that the whole archive is unpacked."
     )

@@ -1,7 +1,7 @@
 """Patterns of file names that a researcher can read: ``labelled_images/{label}/{sequence}_{frame}.jpg``.
 
-``{name}`` stands for a piece of the path and names what it means, ``*`` for anything within one folder, ``**/`` for any
-folders or none, ``(jpg|png)`` for either. Behind it stands a regular expression with named groups.
+``{name}`` stands for a piece of the path and names its meaning, ``*`` for any text within one folder, ``**/`` for any
+number of folders, ``(jpg|png)`` for one of both. A pattern becomes a regular expression with named groups.
 """
 
 import re
@@ -12,7 +12,7 @@ from functools import cached_property
 
 from endofm_lab.errors import UserError
 
-ANYTHING = "[^/]+"  # what a placeholder stands for when the recipe says nothing more precise
+ANYTHING = "[^/]+"  # the meaning of a placeholder if the recipe does not define a more precise one
 _TOKEN = re.compile(r"\{(?P<name>[a-z][a-z0-9_]*)\}|(?P<folders>\*\*/)|(?P<any>\*)|\((?P<either>[^()]*\|[^()]*)\)")
 
 
@@ -22,7 +22,7 @@ class NamePattern:
 
     Args:
         template: The pattern as the recipe writes it.
-        pieces: Placeholder -> the regular expression of what it stands for; ``[^/]+`` for those not listed.
+        pieces: Placeholder -> its regular expression; ``[^/]+`` for placeholders that are not listed.
     """
 
     template: str
@@ -30,7 +30,7 @@ class NamePattern:
 
     @cached_property
     def regex(self) -> re.Pattern[str]:
-        """The regular expression with one named group per placeholder; a repeated one must repeat its text."""
+        """The regular expression with one named group per placeholder; a repeated placeholder must repeat its text."""
         out, at, seen = [], 0, set()
         for token in _TOKEN.finditer(self.template):
             out.append(re.escape(self.template[at : token.start()]))
@@ -48,7 +48,7 @@ class NamePattern:
         try:
             return re.compile("".join(out))
         except re.error as error:
-            raise UserError(f"the pattern {self.template!r} is not a valid regular expression: {error}") from error
+            raise UserError(f"The pattern {self.template!r} is not a valid regular expression: {error}") from error
 
     @property
     def placeholders(self) -> tuple[str, ...]:
@@ -56,12 +56,12 @@ class NamePattern:
         return tuple(dict.fromkeys(token["name"] for token in _TOKEN.finditer(self.template) if token["name"]))
 
     def read(self, path: str) -> dict[str, str] | None:
-        """The named pieces of ``path``, or None where the pattern does not fit the whole of it."""
+        """The named pieces of ``path``, or None if the pattern does not match the whole path."""
         found = self.regex.fullmatch(normal(path))
         return found.groupdict() if found else None
 
     def write(self, pieces: Mapping[str, object]) -> str:
-        """The path with these pieces: the first of several alternatives, nothing for the wild cards."""
+        """The path with these pieces, the first of several alternatives, and nothing for wild cards."""
 
         def fill(token: re.Match[str]) -> str:
             if token["name"]:

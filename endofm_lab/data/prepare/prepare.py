@@ -1,8 +1,8 @@
-"""An unpacked archive and its recipe become a manifest: ``prepare("kvasir-seg", root, out)``.
+"""Turn an unpacked archive and its recipe into a manifest: ``prepare("kvasir-seg", root, out)``.
 
-Nothing that lies on disk disappears in silence: what is left out, put right or differs from the published counts is
-named in ``problems.csv`` and counted in ``prepare.json``. Work that is done is noted in a journal, so that a run that
-was stopped goes on where it was.
+No file disappears silently: everything that is left out, corrected or different from the published counts is named in
+``problems.csv`` and counted in ``prepare.json``. Finished work is recorded in a journal, so that a stopped run
+continues where it was.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ from endofm_lab.hashes import HASHES
 from endofm_lab.machine import cores
 from endofm_lab.run_folder import claim
 
-WORK, JOURNAL = ".prepare", "journal.jsonl"  # a folder in the target, and what it holds
+WORK, JOURNAL = ".prepare", "journal.jsonl"  # a folder in the target, and the file in it
 Cut = Literal["no", "windows", "encode"]
 COLUMNS = ("video", "start_s", "end_s", "label", "patient", "dataset", "split", "sequence", "frame", "device")
 MADE_COLUMNS = ("masks", "boxes", "width_px", "height_px", "source", "recipe", "sha256")
@@ -61,33 +61,33 @@ def prepare(
 ) -> Prepared:
     """Turn an unpacked data set into ``out/manifest.parquet`` (or ``.csv``).
 
-    A preparation that was stopped goes on when called again with the same arguments.
+    A preparation that was stopped continues when called again with the same arguments.
 
     Args:
         recipe: Name of a recipe, path of a recipe file, or a recipe.
         root: Folder of the unpacked archive; it may lie up to two folders deeper. Never written to.
         out: Folder of manifest, masks, boxes, clips, ``problems.csv`` and ``prepare.json``.
-        cut: ``windows`` makes rows of 5 s on the files where they lie; ``encode`` writes clips of 5 s, short side
-            256 px, 30 frames per second, as for Endo-FM's pre-training.
-        layout: Name of a layout of the recipe, to try no other.
+        cut: ``windows`` makes rows of 5 s of the original files; ``encode`` writes clips of 5 s, short side 256 px,
+            30 frames per second, as for Endo-FM's pre-training.
+        layout: Name of a layout of the recipe; no other layout is tried.
         lists: Folder of official lists (splits, labels) that were downloaded apart from the pictures.
-        name: What the manifest calls the data set; the recipe's name where it is not given.
-        fps: Frames per second of folders of frames, where the recipe does not know.
-        parts: For a merged corpus: part -> folder, where it is not below ``root``.
+        name: Name of the data set in the manifest; the recipe's name if it is not given.
+        fps: Frames per second of folders of frames, if the recipe does not state it.
+        parts: For a merged corpus: part -> folder, for folders that are not below ``root``.
         kind: Format of the manifest.
         recipes: Folder of recipes other than the project's.
-        workers: Threads; as many as cores where it is not given.
+        workers: Number of threads; the number of cores if it is not given.
 
     Raises:
-        RecipeError: No such recipe, or it is malformed.
-        LayoutError: Nothing on disk fits the recipe; the message names what was tried and what is there.
-        UserError: The folder is not there, ``out`` holds another preparation (the message names what differs), or
-            another process works there.
+        RecipeError: There is no such recipe, or it is malformed.
+        LayoutError: No file fits the recipe; the message names the patterns that were tried and the files found.
+        UserError: The folder is missing, ``out`` holds another preparation (the message names what differs), or
+            another process is using it.
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, recipes)
     root, out = Path(root), Path(out)
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder: give the folder of the unpacked archive")
+        raise UserError(f"{root} is not a folder. Give the folder of the unpacked archive.")
     workers = workers or cores()
     request = _request(recipe, root, cut=cut, layout=layout, lists=lists, name=name, fps=fps, parts=parts, kind=kind)
     with (
@@ -116,7 +116,7 @@ def _request(
     parts: Mapping[str, str | Path] | None,
     kind: str,
 ) -> dict[str, Any]:
-    """What has to be equal for a preparation to go on."""
+    """The settings that must be equal for a preparation to continue."""
     return {
         "recipe": f"{recipe.name}@{recipe.version}",
         "root": str(root.resolve()),
@@ -132,7 +132,7 @@ def _request(
 
 @dataclass
 class _Run:
-    """What holds for the whole preparation."""
+    """The settings of the whole preparation."""
 
     out: Path
     journal: Journal
@@ -143,12 +143,12 @@ class _Run:
     def each(
         self, what: str, rows: Sequence[Row], base: Path, work: Callable[[Row], dict[str, Any]]
     ) -> Iterator[tuple[Row, dict[str, Any]]]:
-        """(row, result of ``work``) from the journal, or done now, for the picture or mask of each row as it is now."""
+        """(row, result of ``work``) for the current picture or mask of each row, from the journal or computed now."""
         by_key = {}
         for row in rows:
             path = base.absolute() / (row.mask if what.startswith("mask") else row.path)
             by_key[f"{what}:{path}:{stamp(path)}:{row.binary_above}"] = row
-        for key in by_key:  # what was made must still be there
+        for key in by_key:  # a file that was made must still exist
             made = self.journal.done.get(key, {}).get("made")
             if made and not (self.out / made).is_file():
                 del self.journal.done[key]
@@ -159,10 +159,10 @@ class _Run:
 def _merged(
     run: _Run, recipe: Recipe, root: Path, folders: Mapping[str, str | Path], recipes: str | Path | None
 ) -> Collected:
-    """All parts that are there, one after the other; parts that are not there are named."""
+    """All parts that exist on disk, one after the other; missing parts are reported."""
     if strange := sorted(set(folders) - {part.name for part in recipe.parts}):
         known = ", ".join(part.name for part in recipe.parts)
-        raise UserError(f"{strange[0]} is no part of {recipe.name}; its parts are {known}")
+        raise UserError(f"{strange[0]} is not a part of {recipe.name}. Its parts are {known}.")
     problems, collected = [], []
     for part in recipe.parts:
         folder = Path(folders.get(part.name, root / part.folder))
@@ -174,20 +174,22 @@ def _merged(
             problems.append(Problem("part is missing", part.name, f"there is no folder {folder}", True))
             continue
         inner = load_recipe(part.recipe, recipes or recipe.path.parent)
-        one = _one(run, inner, folder, part.layout, None, inner.name)
-        published = differences(part.expected, one.table, one.boxes)
-        one.counts = pd.concat([one.counts, published.assign(what="in the corpus: " + published["what"])])
-        one.counts.insert(0, "part", part.name)
-        one.problems = [Problem(p.kind, f"{part.folder}/{p.path}", p.message, p.left_out) for p in one.problems]
-        collected.append(one)
+        collection = _one(run, inner, folder, part.layout, None, inner.name)
+        published = differences(part.expected, collection.table, collection.boxes)
+        collection.counts = pd.concat([collection.counts, published.assign(what="in the corpus: " + published["what"])])
+        collection.counts.insert(0, "part", part.name)
+        collection.problems = [
+            Problem(p.kind, f"{part.folder}/{p.path}", p.message, p.left_out) for p in collection.problems
+        ]
+        collected.append(collection)
     if not collected:
         names = ", ".join(part.folder for part in recipe.parts)
-        raise LayoutError(f"none of the parts of {recipe.name} is in {root}; their folders are called {names}")
+        raise LayoutError(f"None of the parts of {recipe.name} is in {root}. Their folders are called {names}.")
     return Collected(
-        pd.concat([one.table for one in collected], ignore_index=True),
-        pd.concat([one.boxes for one in collected], ignore_index=True),
-        pd.concat([one.counts for one in collected], ignore_index=True),
-        problems + [problem for one in collected for problem in one.problems],
+        pd.concat([collection.table for collection in collected], ignore_index=True),
+        pd.concat([collection.boxes for collection in collected], ignore_index=True),
+        pd.concat([collection.counts for collection in collected], ignore_index=True),
+        problems + [problem for collection in collected for problem in collection.problems],
         f"{len(collected)} of {len(recipe.parts)} parts",
     )
 
@@ -219,7 +221,7 @@ def _one(run: _Run, recipe: Recipe, root: Path, layout: str | None, lists: Path 
 def _cut(
     run: _Run, layout: Layout, table: pd.DataFrame, boxes: pd.DataFrame
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Problem]]:
-    """The rows that were asked for: files as they are, sequences, windows, or new clips. Stills stay stills."""
+    """The rows that the caller wants: files as they are, sequences, windows, or new clips; stills stay unchanged."""
     fps, kind = run.fps or layout.fps, ClipKind()
     if not len(table) or layout.unit == "image" or (run.cut == "no" and layout.unit != "sequence"):
         return table, boxes, []
@@ -242,15 +244,15 @@ def _add_lists(found: FoundLayout, folder: Path) -> list[Problem]:
 
 
 def _read_all(run: _Run, base: Path, rows: Sequence[Row], problems: list[Problem]) -> dict[str, FileFacts]:
-    """Facts of every file that can be read, by path; the others are problems."""
+    """Facts of every readable file, by path; unreadable files become problems."""
     facts = {}
     for _, result in run.each("file", rows, base, lambda row: asdict(read_facts(base, row.path))):
         fact = FileFacts(**result)
         if fact.error:
             problems.append(Problem("cannot be read", fact.path, fact.error, True))
             continue
-        if said := wrong_ending(fact):
-            problems.append(Problem("wrong ending", fact.path, said, False))
+        if message := wrong_ending(fact):
+            problems.append(Problem("wrong ending", fact.path, message, False))
         facts[fact.path] = fact
     return facts
 
@@ -260,7 +262,7 @@ def _masks(
 ) -> dict[str, Path]:
     """The usable mask of each picture.
 
-    Masks with more than two values become 1-bit files where the recipe says how, and then so do the others of their
+    Masks with more than two values become 1-bit files if the recipe says how, and then so do the other masks of their
     folder, because a sequence needs its masks in one folder.
     """
     masked = [row for row in rows if row.mask]
@@ -280,7 +282,7 @@ def _masks(
         if result["error"]:
             problems.append(Problem("mask cannot be read", row.mask, result["error"], True))
         elif size != f"{fact.width_px}x{fact.height_px}":
-            message = f"is {size} px, its picture {fact.width_px}x{fact.height_px}"
+            message = f"the mask is {size} px, its picture {fact.width_px}x{fact.height_px} px"
             problems.append(Problem("mask of another size", row.mask, message, True))
         elif result["levels"] > 2 and row.binary_above is None:
             message = f"has {result['levels']} grey values and the recipe does not say which are the finding"
@@ -294,7 +296,7 @@ def _masks(
 
 
 def _read_mask(out: Path, folder: Path, base: Path, row: Row, copy: bool) -> dict[str, Any]:
-    """What the journal keeps of a mask; written as a 1-bit PNG where it is not black and white, or with ``copy``."""
+    """The journal entry of a mask, which is written as a 1-bit PNG if it is not black and white, or with ``copy``."""
     try:
         mask = annotations.read_mask(base / row.mask, row.binary_above)
     except annotations.AnnotationError as error:
@@ -350,13 +352,13 @@ def _box_table(base: Path, rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def _split(recipe: Recipe, table: pd.DataFrame) -> None:
-    """Fill ``split`` with the recipe's default official split; all official ones stay as columns ``split_NAME``."""
+    """Fill ``split`` with the recipe's default official split; all official splits stay as columns ``split_NAME``."""
     for name, split in recipe.splits.items():
         column = "split_" + name.replace("-", "_")
         if "sides" in split:
             sides: dict[str, str] = {}
             for side, items in split["sides"].items():
-                for item in map(str, items):  # on several sides in a split that leaks: `train|test`
+                for item in map(str, items):  # an item can be on several sides of a leaking split: `train|test`
                     sides[item] = f"{sides[item]}|{side}" if item in sides else side
             table[column] = table[split["by"]].map(sides).fillna("")
         if split.get("default") and column in table:

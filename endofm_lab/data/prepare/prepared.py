@@ -1,4 +1,4 @@
-"""What a preparation leaves behind: the manifest, the counts beside the published ones, and every problem by name."""
+"""The result of a preparation: the manifest, the counts beside the published counts, and every problem by name."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,15 +18,15 @@ from endofm_lab.files import atomic_path, sha256_of, write_json
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` found and wrote.
+    """The result of `prepare`.
 
     Attributes:
         manifest: The manifest's file.
         recipe: Name and version of the recipe, such as ``kvasir-seg@1``.
-        layout: The layout that was found, and where, such as ``official in Kvasir-SEG/``.
+        layout: The layout that was found and its folder, such as ``official in Kvasir-SEG/``.
         rows: Number of rows of the manifest.
-        counts: What was expected and what was found: columns ``what``, ``expected``, ``found``, ``status``.
-        problems: Everything that was not as it should be.
+        counts: Expected and found counts: columns ``what``, ``expected``, ``found``, ``status``.
+        problems: Every problem that was met.
         units: The units of independence of the rows, such as "16 patients".
     """
 
@@ -96,34 +96,34 @@ def differences(expected: Mapping[str, Any], table: pd.DataFrame, boxes: pd.Data
     return counts
 
 
-def write_prepared(recipe: Recipe, root: Path, out: Path, one: Collected, kind: str, cut: str) -> Prepared:
+def write_prepared(recipe: Recipe, root: Path, out: Path, collection: Collected, kind: str, cut: str) -> Prepared:
     """Write manifest, boxes, problems and ``prepare.json``, each whole or not at all.
 
     Raises:
-        LayoutError: Not one file can be used.
+        LayoutError: No file can be used.
     """
-    if not len(one.table):
-        first = one.problems[0]
+    if not len(collection.table):
+        first = collection.problems[0]
         raise LayoutError(
-            f"{root}: not one file of {recipe.name} can be used; {len(one.problems)} problems, the first is "
-            f"{first.path}: {first.message}"
+            f"{root}: No file of {recipe.name} can be used. The first of {len(collection.problems)} problems is "
+            f"{first.path}: {first.message.removesuffix('.')}."
         )
-    table = one.table
+    table = collection.table
     for column in ("video", "masks"):
         table[column] = [_relative(path, out) for path in table[column]]
-    one.boxes["video"] = [_relative(path, out) for path in one.boxes["video"]]
-    if len(one.boxes):
+    collection.boxes["video"] = [_relative(path, out) for path in collection.boxes["video"]]
+    if len(collection.boxes):
         with atomic_path(out / "boxes.csv") as temporary:
-            one.boxes.to_csv(temporary, index=False, float_format="%.3f")
+            collection.boxes.to_csv(temporary, index=False, float_format="%.3f")
     target = out / f"manifest.{kind}"
     write_manifest(table, target)
-    problems = sorted(one.problems, key=lambda problem: (problem.kind, problem.path))
+    problems = sorted(collection.problems, key=lambda problem: (problem.kind, problem.path))
     with atomic_path(out / "problems.csv") as temporary:
         pd.DataFrame([asdict(p) for p in problems], columns=["kind", "path", "message", "left_out"]).to_csv(
             temporary, index=False
         )
     of_row, name = units(table), f"{recipe.name}@{recipe.version}"
-    prepared = Prepared(target, name, one.layout, len(table), one.counts, problems, of_row.words)
+    prepared = Prepared(target, name, collection.layout, len(table), collection.counts, problems, of_row.words)
     write_json(
         out / "prepare.json",
         {
@@ -131,12 +131,12 @@ def write_prepared(recipe: Recipe, root: Path, out: Path, one: Collected, kind: 
             "recipe_version": recipe.version,
             "recipe_sha256": sha256_of(recipe.path),
             "root": str(root.absolute()),
-            "layout": one.layout,
+            "layout": collection.layout,
             "cut": cut,
             "rows": len(table),
             "unit": of_row.described(),
             "manifest_sha256": sha256_of(target),
-            "counts": one.counts.astype(object).where(one.counts.notna(), None).to_dict("records"),
+            "counts": collection.counts.astype(object).where(collection.counts.notna(), None).to_dict("records"),
             "problems": dict(Counter(problem.kind for problem in problems)),
             "left_out": sum(problem.left_out for problem in problems),
             "unverified_facts": recipe.unverified,
@@ -146,7 +146,7 @@ def write_prepared(recipe: Recipe, root: Path, out: Path, one: Collected, kind: 
 
 
 def _relative(path: str, out: Path) -> str:
-    """A path below the manifest's folder as relative POSIX, any other as it is."""
+    """A path below the manifest's folder as relative POSIX path, any other path unchanged."""
     if not path:
         return ""
     full, folder = Path(path), out.absolute()

@@ -38,7 +38,7 @@ class Media:
 
 @dataclass(frozen=True)
 class Masks:
-    """Mask images beside the pictures; pixels above ``binary_above`` are the finding where masks are not binary."""
+    """Mask images beside the pictures; in masks that are not binary, pixels above ``binary_above`` are the finding."""
 
     path: NamePattern
     binary_above: int | None
@@ -48,8 +48,8 @@ class Masks:
 class Boxes:
     """Boxes beside the pictures (a file each) or in one file for all.
 
-    ``clamp`` is the largest overhang, as a fraction of the frame, that is put right; ``labels`` are the names behind
-    the file's classes; ``columns`` and ``picture`` say how a CSV file is read.
+    ``clamp`` is the largest overhang, as a fraction of the frame, that is corrected; ``labels`` are the names of the
+    file's classes; ``columns`` and ``picture`` define how a CSV file is read.
     """
 
     format: str
@@ -64,11 +64,11 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Table:
-    """A list that comes with the pictures: the row whose ``match`` columns fit a picture ``gives`` it more facts.
+    """A list that accompanies the pictures: the row whose ``match`` columns fit a picture ``gives`` it more facts.
 
-    ``one_hot`` names columns of which those that hold 1 become labels. Format ``names`` reads no file: the names of the
-    files that answer the pattern are the list. Format ``frame-labels`` gives a video a label per frame, at ``fps``.
-    Format ``ranges`` stands in the recipe itself: name -> first and last number.
+    ``one_hot`` names columns that become labels where they hold 1. Format ``names`` reads no file: the list consists of
+    the names of the files that match the pattern. Format ``frame-labels`` gives a video a label per frame, at ``fps``.
+    Format ``ranges`` is written in the recipe itself: name -> first and last number.
     """
 
     file: NamePattern
@@ -86,7 +86,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which the archive lies on disk."""
+    """One arrangement of the archive's files on disk."""
 
     name: str
     note: str
@@ -102,7 +102,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Part:
-    """A member of a merged corpus: a recipe, which of its layouts, the folder it lies in, and the published counts."""
+    """A part of a merged corpus: a recipe, the name of its layout, its folder, and the published counts."""
 
     name: str
     recipe: str
@@ -113,10 +113,10 @@ class Part:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe file says; ``facts`` is the file itself as parsed, for printing.
+    """The content of a recipe file; ``facts`` is the parsed file itself, for printing.
 
-    ``patient_is`` says what tells patients apart: "patient", "sequence" (each recording is another patient) or
-    "unknown"; empty for merged corpora, whose parts say it, and where the file does not.
+    ``patient_is`` says how patients are told apart: "patient", "sequence" (each recording is another patient) or
+    "unknown"; it is empty for merged corpora, whose parts define it, and if the file does not define it.
     """
 
     name: str
@@ -149,16 +149,16 @@ def list_recipes(folder: str | Path | None = None) -> list[Recipe]:
 
 
 def load_recipe(name: str, folder: str | Path | None = None) -> Recipe:
-    """The recipe of that name, or of that path where ``name`` ends in ``.yaml``.
+    """The recipe with this name, or at this path if ``name`` ends in ``.yaml``.
 
     Raises:
-        RecipeError: No such recipe (the known ones are named), or the file is malformed.
+        RecipeError: There is no such recipe (the message names those that exist), or the file is malformed.
     """
     folder = Path(folder) if folder else recipes_folder()
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(other.stem for other in folder.glob("*.yaml")))
-        raise RecipeError(f"there is no recipe {name!r} in {folder}; there are: {known}")
+        raise RecipeError(f"There is no recipe {name!r} in {folder}. Choose one of: {known}.")
     return read_recipe(path)
 
 
@@ -166,7 +166,7 @@ def read_recipe(path: str | Path) -> Recipe:
     """Read and check one recipe file.
 
     Raises:
-        RecipeError: Names the file and the fact that is missing, unknown or of the wrong kind.
+        RecipeError: A fact is missing, unknown or of the wrong type; the message names the file and the fact.
     """
     path = Path(path)
     try:
@@ -207,7 +207,7 @@ class _Reader:
         self.pieces: dict[str, str] = {}
 
     def fail(self, where: str, problem: str) -> RecipeError:
-        return RecipeError(f"{self.path.name}, {where}: {problem}")
+        return RecipeError(f"{self.path.name}, {where}: {problem}.")
 
     def mapping(self, value: Any, where: str, known: set[str] | None = None, needed: Iterable[str] = ()) -> dict:
         """``value`` as a mapping, after a check of its keys."""
@@ -237,7 +237,7 @@ class _Reader:
 
     def choice(self, value: Any, where: str, allowed: Sequence[str]) -> str:
         if value not in allowed:
-            raise self.fail(where, f"{value!r} is none of {', '.join(allowed)}")
+            raise self.fail(where, f"{value!r} is not one of {', '.join(allowed)}")
         return str(value)
 
     def pattern(self, template: Any, where: str) -> NamePattern:
@@ -245,7 +245,7 @@ class _Reader:
             raise self.fail(where, f"expected a pattern of file names, found {template!r}")
         pattern = NamePattern(template, self.pieces)
         try:
-            pattern.regex  # noqa: B018  compiles, so that a bad expression is found now
+            pattern.regex  # noqa: B018  compiled here, so that an invalid expression is reported now
         except UserError as error:
             raise self.fail(where, str(error)) from error
         return pattern
@@ -353,7 +353,7 @@ class _Reader:
         )
 
     def split(self, name: str, value: Any) -> dict[str, Any]:
-        """An official split: its note, whether it is the default, and, where it is short, the ids on each side."""
+        """An official split: its note, whether it is the default, and, if the list is short, the ids on each side."""
         value = self.mapping(value, f"splits.{name}", {"note", "default", "by", "sides", "leaks"}, {"note"})
         self.mapping(value.get("sides"), f"splits.{name}.sides")
         return value

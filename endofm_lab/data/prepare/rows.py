@@ -1,4 +1,4 @@
-"""From the files of a layout to rows: what names, lists, boxes and masks say about each picture or video."""
+"""Build rows from the files of a layout: the facts in names, lists, boxes and masks about each picture or video."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ Key = tuple[str, ...]
 
 @dataclass
 class Row:
-    """One picture or video file and what is known of it; ``boxes`` are in the file's own unit until they are fitted."""
+    """One picture or video file with its facts; ``boxes`` are in the file's own unit until `fit_row_boxes` runs."""
 
     path: str
     says: dict[str, str]
@@ -36,10 +36,10 @@ def same(text: str) -> str:
 
 
 def build_rows(recipe: Recipe, found: FoundLayout, base: Path) -> tuple[list[Row], list[Problem]]:
-    """Rows of all pictures and videos, with the problems met while joining what belongs to them.
+    """Rows of all pictures and videos, with the problems met while joining their lists, boxes and masks.
 
     Args:
-        recipe: For the translations of names.
+        recipe: The recipe, with its translations of names.
         found: The layout and its files.
         base: The folder that the paths are relative to.
     """
@@ -62,20 +62,20 @@ def build_rows(recipe: Recipe, found: FoundLayout, base: Path) -> tuple[list[Row
 
 
 def _key(spec: Table | Boxes | Masks, pieces: Mapping[str, str]) -> Key | None:
-    """How a picture asks for its part of a file: the placeholders of the file's name, then the filled templates."""
+    """The key by which a picture finds its part of a file: placeholders of the file's name, then filled templates."""
     templates = spec.match if isinstance(spec, Table) else spec.picture if isinstance(spec, Boxes) else {}
     try:
         filled = [NamePattern(template, {}).write(pieces) for template in templates.values()]
         return tuple(same(text) for text in [*(pieces[name] for name in _own(spec)), *filled])
     except KeyError:
-        return None  # a picture of another pattern, of which the file does not speak
+        return None  # a picture of another pattern, which the file does not describe
 
 
 def _asked(specs: Sequence[Table | Boxes | Masks], pieces: Mapping[str, str]) -> list[tuple[int, Key]]:
-    """Which of several patterns speak of a picture, and the key to ask with.
+    """Numbers of the patterns that describe a picture, and the key of the picture in each.
 
-    Of one format only the most specific count: a picture ``val2019/Image/1/7.jpg`` asks ``val2019/Annotation/1/7.xml``
-    and never ``train2019/Annotation/7.xml``.
+    Within one format only the most specific patterns count: a picture ``val2019/Image/1/7.jpg`` uses
+    ``val2019/Annotation/1/7.xml`` and never ``train2019/Annotation/7.xml``.
     """
     found = [(i, key) for i, spec in enumerate(specs) if (key := _key(spec, pieces)) is not None]
     finest: dict[str, int] = {}
@@ -124,7 +124,7 @@ def _add_tables(found: FoundLayout, base: Path, rows: list[Row], problems: list[
 
 
 def _joined(says: dict[str, str], more: dict[str, str]) -> dict[str, str]:
-    """Two lines about one picture: labels add up, of anything else the last counts."""
+    """Two lines about one picture joined: labels are added, of every other fact the last value counts."""
     labels = dict.fromkeys(label for one in (says, more) for label in one.get("label", "").split("|") if label)
     return says | more | ({"label": "|".join(labels)} if labels else {})
 
@@ -143,7 +143,7 @@ def _read_table(table: Table, full: Path, pieces: dict[str, str]) -> Iterator[tu
     for place, line in lines:
         asked = (*table.match, *table.gives.values(), *table.one_hot)
         if missing := [column for column in asked if column not in line]:
-            raise AnnotationError(f"{place}: there is no column {missing[0]!r}; there are {', '.join(line)}")
+            raise AnnotationError(f"{place}: There is no column {missing[0]!r}; the columns are {', '.join(line)}.")
         key = tuple(same(text) for text in [*own, *(line[column] for column in table.match)])
         facts = says | {name: line[column].strip() for name, column in table.gives.items()}
         if table.format == "names":
@@ -154,7 +154,7 @@ def _read_table(table: Table, full: Path, pieces: dict[str, str]) -> Iterator[tu
 
 
 def _own(spec: Table | Boxes | Masks) -> tuple[str, ...]:
-    """The pieces of a file's name that tie it to pictures: all of them, but those that it gives."""
+    """The pieces of a file's name that connect it with pictures: all pieces except those that are facts it gives."""
     if isinstance(spec, Table):
         given = set(spec.gives.values()) if spec.format == "names" else set()
         return tuple(name for name in spec.file.placeholders if name not in given)
@@ -197,7 +197,9 @@ def _read_boxes(spec: Boxes, full: Path, pieces: dict[str, str]) -> Iterator[tup
         case "csv":
             for line, box in annotations.read_csv_boxes(full, spec.columns, spec.separator):
                 if missing := [column for column in spec.picture if column not in line]:
-                    raise AnnotationError(f"{full}: there is no column {missing[0]!r}; there are {', '.join(line)}")
+                    raise AnnotationError(
+                        f"{full}: There is no column {missing[0]!r}; the columns are {', '.join(line)}."
+                    )
                 yield (*own, *(same(line[column]) for column in spec.picture)), [_named(box, spec)]
         case "cholect50-json":
             for frame, several in annotations.read_cholect50(full)[1].items():
@@ -238,7 +240,7 @@ def _short(error: Exception, base: Path) -> str:
 
 
 def fit_row_boxes(row: Row, facts: FileFacts) -> list[Problem]:
-    """Bring a row's boxes to pixels inside its picture; what was put right or left out is returned."""
+    """Convert a row's boxes to pixels inside its picture; returns a problem for every box corrected or left out."""
     boxes = row.boxes
     if row.boxes_unit == "fraction":
         boxes = [box.scaled(facts.width_px, facts.height_px) for box in boxes]

@@ -1,4 +1,4 @@
-"""What lies on disk: the files below a root, whether each can be read, and a journal so that nothing is read twice."""
+"""List the files below a folder, check that each can be read, and keep a journal so that none is read twice."""
 
 import hashlib
 import io
@@ -50,7 +50,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Problem:
-    """Something found on disk that is not as it should be; ``left_out`` where it keeps the file from the manifest."""
+    """A problem with a file on disk; ``left_out`` is true if the file is therefore not in the manifest."""
 
     kind: str
     path: str
@@ -60,7 +60,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What reading one file told; ``error`` is empty where it could be read. A picture has one frame and no fps."""
+    """Facts from reading one file; ``error`` is empty if the file is readable. A picture has one frame and no fps."""
 
     path: str
     size_bytes: int
@@ -76,11 +76,11 @@ class FileFacts:
 
 
 def walk(root: Path) -> tuple[list[str], list[Problem]]:
-    """All files below ``root`` as sorted relative POSIX paths, and what was refused.
+    """All files below ``root`` as sorted relative POSIX paths, and a problem for every refused path.
 
     Links that lead out of the root are refused by name, links to folders inside it are not followed (their files are
-    found where they are), and names that are not Unicode cannot be written into a manifest. Files that operating
-    systems leave behind (``.DS_Store``, ``__MACOSX``) are passed over.
+    found at their real place), and names that are not Unicode cannot be written into a manifest. Files that operating
+    systems create (``.DS_Store``, ``__MACOSX``) are ignored.
     """
     files, problems, real_root = [], [], root.resolve()
     for folder, folders, names in os.walk(root, onerror=lambda error: problems.append(_unreadable(error))):
@@ -118,20 +118,20 @@ def _unreadable(error: OSError) -> Problem:
 
 
 def is_media(path: str) -> bool:
-    """Whether the ending is that of a picture or a video."""
+    """Whether the ending belongs to a picture or a video."""
     ending = Path(path).suffix.lower()
     return ending in IMAGE_FORMATS or ending in VIDEO_FORMATS
 
 
 def is_video(path: str) -> bool:
-    """Whether the ending is that of a video file."""
+    """Whether the ending belongs to a video file."""
     return Path(path).suffix.lower() in VIDEO_FORMATS
 
 
 def read_facts(root: Path, path: str) -> FileFacts:
-    """Read one picture or video fully enough to know that it works, and take its fingerprint.
+    """Read one picture or video far enough to know that it is readable, and compute its fingerprint.
 
-    A picture is decoded whole; of a video the index is read and its first and last frame are decoded.
+    A picture is decoded completely. Of a video the index is read, and the first and last frame are decoded.
     """
     full = root / path
     stat = full.stat()
@@ -178,7 +178,7 @@ def _video_facts(full: Path, facts: FileFacts) -> FileFacts:
 
 
 def _plain(error: Exception) -> str:
-    """The message of Pillow without the address of the buffer that it names."""
+    """Pillow's message without the memory address that it contains."""
     return "is not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
@@ -187,7 +187,7 @@ def _with(facts: FileFacts, **changes: Any) -> FileFacts:
 
 
 def wrong_ending(facts: FileFacts) -> str:
-    """A sentence where the content is of another format than the ending says, else nothing."""
+    """A sentence if the content has another format than the ending says, otherwise an empty text."""
     expected = (IMAGE_FORMATS | VIDEO_FORMATS).get(Path(facts.path).suffix.lower(), "")
     if facts.error or not facts.format or facts.format == expected:
         return ""
@@ -195,10 +195,10 @@ def wrong_ending(facts: FileFacts) -> str:
 
 
 class Journal:
-    """One JSON object per line, appended as work is done; a line cut short by a crash is passed over.
+    """One JSON object per line, appended as work is done; a line cut short by a crash is ignored.
 
     Args:
-        path: The file; what it holds is in ``done`` by ``key``, the last line with a key counts.
+        path: The file; its entries are in ``done`` by ``key``, and the last line with a key counts.
     """
 
     def __init__(self, path: Path) -> None:
@@ -219,7 +219,7 @@ class Journal:
             self._file.write("\n")
 
     def add(self, key: str, value: dict[str, Any]) -> None:
-        """Note that ``key`` is done; on disk when this returns."""
+        """Record that ``key`` is done; the record is on disk when this method returns."""
         self.done[key] = value
         self._file.write(json.dumps({"key": key, "value": value}) + "\n")
         self._file.flush()
@@ -232,7 +232,7 @@ class Journal:
 
 
 def stamp(full: Path) -> str:
-    """Size and time of the last change: while it stays the same the file is taken to be unchanged."""
+    """Size and time of the last change; a file is assumed unchanged while both stay the same."""
     stat = full.stat()
     return f"{stat.st_size}:{stat.st_mtime_ns}"
 
@@ -244,9 +244,9 @@ def in_parallel(
     workers: int,
     what: str,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, result) of ``work`` for every (key, item): from the journal where it has the key, else done in threads.
+    """(key, result) of ``work`` for every (key, item), from the journal if it has the key, otherwise from threads.
 
-    Decoding, hashing and encoding let go of Python's lock, so that threads keep all cores busy.
+    Decoding, hashing and encoding release Python's global lock, so that threads keep all cores busy.
     """
     todo = []
     for key, item in items:

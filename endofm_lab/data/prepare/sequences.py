@@ -1,4 +1,4 @@
-"""Rows of single frames and whole videos become rows of sequences and clips."""
+"""Turn rows of single frames and whole videos into rows of sequences and clips."""
 
 import hashlib
 from collections import Counter
@@ -19,7 +19,7 @@ from endofm_lab.video.reader import open_video
 def sequence_rows(
     table: pd.DataFrame, boxes: pd.DataFrame, fps: float | None, kind: ClipKind | None
 ) -> tuple[pd.DataFrame, pd.DataFrame, list[Problem]]:
-    """Frames where they lie: one row per run of frames of a folder, or per clip of that kind; nothing is copied.
+    """One row per run of frames of a folder, or per clip of this kind; the frames stay in place and are not copied.
 
     A row's video is the folder. Its times count all pictures of the folder at ``fps``, as `video.reader` does.
 
@@ -30,7 +30,7 @@ def sequence_rows(
         kind: Length of the clips; None keeps runs whole.
 
     Returns:
-        The rows, the boxes with ``frame`` counting the pictures of the folder from 0, and what was left out.
+        The rows, the boxes with ``frame`` counting the pictures of the folder from 0, and the problems.
     """
     rate = _needed(fps, table)
     records, problems = [], []
@@ -54,7 +54,7 @@ def sequence_rows(
 
 
 def window_rows(table: pd.DataFrame, kind: ClipKind) -> pd.DataFrame:
-    """Video files where they lie: one row per clip, with its start and end."""
+    """One row per clip of the original video files, with its start and end."""
     records = [
         row | {"start_s": start, "end_s": end}
         for row in table.to_dict("records")
@@ -80,7 +80,7 @@ class _Job:
         return f"clip:{self.target}:{self.row['sha256']}:{self.start_s}:{self.end_s}:{self.fps}:{self.kind}"
 
     def make(self) -> dict[str, Any]:
-        """Write the clip; an unreadable source is a result, because the others go on."""
+        """Write the clip; an unreadable source is returned as a result, because the other clips continue."""
         try:
             if self.fps:
                 n = cut_frames(self.sources, self.target, self.fps, self.start_s, self.end_s, self.kind)
@@ -96,10 +96,10 @@ class _Job:
 def encoded_rows(
     table: pd.DataFrame, fps: float | None, kind: ClipKind, out: Path, journal: Journal, workers: int
 ) -> tuple[pd.DataFrame, list[Problem]]:
-    """Clips as new files below ``out/clips``, from videos and from runs of frames whose numbers follow each other.
+    """Clips as new files below ``out/clips``, from videos and from runs of frames with consecutive numbers.
 
-    Clips that the journal knows and that are still there are not made again. Masks and boxes stay with the uncut
-    files; how many is reported.
+    Clips that are in the journal and still exist are not made again. Masks and boxes stay with the uncut files, and
+    their number is reported.
     """
     videos = table["video"].map(is_video)
     problems: list[Problem] = []
@@ -148,7 +148,7 @@ def _frame_jobs(table: pd.DataFrame, fps: float, kind: ClipKind, out: Path) -> I
 
 
 def _pieces(rows: pd.DataFrame, places: Iterable[int], fps: float, kind: ClipKind | None) -> Iterator[pd.DataFrame]:
-    """Rows of frames that follow each other, of one patient, sequence and side: whole runs, or clips of them."""
+    """Rows of consecutive frames of one patient, sequence and split side: whole runs, or clips of them."""
     rows = rows.assign(_place=list(places))
     for _, one in rows.groupby(["patient", "sequence", "split"], sort=True):
         for run in runs(one["_place"].tolist(), one["frame"].astype(str).tolist()):
@@ -159,7 +159,7 @@ def _pieces(rows: pd.DataFrame, places: Iterable[int], fps: float, kind: ClipKin
 
 
 def _common(piece: pd.DataFrame) -> dict[str, Any]:
-    """What holds for a run of frames: the facts of its first, its most frequent label and that label's share."""
+    """Facts of a run of frames: those of its first frame, its most frequent label and the share of that label."""
     label, count = Counter(piece["label"]).most_common(1)[0]
     facts = {
         "label": label,
@@ -178,7 +178,7 @@ def _pictures(folder: Path) -> list[str]:
 
 
 def _mask_folder(rows: pd.DataFrame) -> str:
-    """The folder of the masks of a folder of frames, if its pictures are one mask per frame in the same order."""
+    """The folder of the masks of a folder of frames, if it holds one mask per frame in the same order."""
     folders = {str(Path(path).parent) for path in rows["masks"]}
     if len(folders) != 1 or (rows["masks"] == "").any():
         return ""
@@ -189,5 +189,7 @@ def _mask_folder(rows: pd.DataFrame) -> str:
 def _needed(fps: float | None, table: pd.DataFrame) -> float:
     if fps is None or fps <= 0:
         recipe = table["recipe"].iloc[0]
-        raise UserError(f"{recipe} does not know how many frames per second its folders of frames hold: give --fps")
+        raise UserError(
+            f"The recipe {recipe} does not state the frames per second of its folders of frames. Give --fps."
+        )
     return fps

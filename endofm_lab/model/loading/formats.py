@@ -245,7 +245,7 @@ def config_of(checkpoint: Checkpoint) -> BackboneConfig:
             )
     if "heads" not in sizes:
         raise CheckpointError(
-            f"{path}: the number of heads is not in the file, and its width {sizes['width']} is not a multiple of 64 "
+            f"{path}: The number of heads is not in the file, and its width {sizes['width']} is not a multiple of 64 "
             "from which it would follow; build the backbone yourself and use initialise(backbone, path)."
         )
     return BackboneConfig(**sizes)

@@ -32,7 +32,7 @@ def locate(path_or_name: str | Path) -> Path:
     if looks_like_hub_id and not path.parent.exists():
         return _fetched(name, name)
     raise CheckpointError(
-        f"{name}: there is no such file or folder; give a weights file, a model folder, 'demo', or a Hugging Face Hub "
+        f"{name}: There is no such file or folder; give a weights file, a model folder, 'demo', or a Hugging Face Hub "
         "id as hf:owner/name."
     )
 
@@ -62,6 +62,6 @@ def _fetched(hub_id: str, given: str) -> Path:
         ) from error
     if not (folder / WEIGHTS_FILE).is_file():
         raise CheckpointError(
-            f"{given}: the repository has no {WEIGHTS_FILE}; download its weights by hand and give their local path."
+            f"{given}: The repository has no {WEIGHTS_FILE}; download its weights by hand and give their local path."
         )
     return folder if (folder / CARD_FILE).is_file() else folder / WEIGHTS_FILE

@@ -37,7 +37,7 @@ def is_sealed(weights: Path) -> bool:
     try:
         sealed = json.loads(stored)
     except ValueError as error:
-        raise CheckpointError(f"{weights}: its copy of the card is damaged ({error}); copy the model again.") from error
+        raise CheckpointError(f"{weights}: Its copy of the card is damaged ({error}); copy the model again.") from error
     card = read_json(path)
     differing = list(_differences(sealed, {key: value for key, value in card.items() if key != _HASH}))
     if card.get(_HASH) is None:
