@@ -225,7 +225,7 @@ def _check(run: Run, folder: Path) -> None:
     if table.empty:
         refuse("The predictions have no rows.")
     if (seeds := sorted(table["seed"].unique().tolist())) != sorted(run.seeds):
-        refuse(f"the predictions are of seeds {seeds}, the report says {list(run.seeds)}.")
+        refuse(f"The predictions are of seeds {seeds}, the report says {list(run.seeds)}.")
     if no_patient := int(table["patient"].isna().sum()):
         refuse(
             f"{no_patient} rows have no unit in the column patient; give the sequence or the video where patients "
