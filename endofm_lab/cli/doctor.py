@@ -12,14 +12,23 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
+from endofm_lab.bill_of_materials import bill_of_materials
 from endofm_lab.cli.command import Output, command
+from endofm_lab.files import write_json
 
 Check = tuple[str, bool, str]  # what was looked at, whether it is well, what was found or what to do
 
 
 @command()
-def doctor(output: Output) -> None:
-    """Check Python, torch, precision, decoders, disk and the demo model; exit code 2 if something is missing."""
+def doctor(output: Output, sbom: Path | None = None) -> None:
+    """Check Python, torch, precision, decoders, disk and the demo model; exit code 2 if something is missing.
+
+    Args:
+        output: text or JSON.
+        sbom: also write a bill of materials of the installed packages to this file (CycloneDX JSON).
+    """
+    if sbom is not None:
+        write_json(sbom, bill_of_materials())
     looked_at = (_python, _machine, _packages, _torch, _precision, _decoders, _disk, _demo_model, _optional)
     checks = [check() for check in looked_at]
     output.result([{"check": name, "ok": ok, "found": found} for name, ok, found in checks])

@@ -27,7 +27,9 @@ from endofm_lab.files import bundled
 APP = bundled("app") / "serve.py"
 LESSONS = bundled("notebooks")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-PASSWORD = "ENDOFM_LAB_PASSWORD"  # environment variable: command lines can be read by every user of the machine
+# An environment variable, since command lines can be read by every user of the machine.
+PASSWORD = "ENDOFM_LAB_PASSWORD"  # noqa: S105
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  (addresses that ask for --allow-host and a password)
 _SHORTEST_PASSWORD = 12
 
 
@@ -90,7 +92,7 @@ def app(
             raise UserError(f"Port {port} is in use: choose another with --port.")
     server = subprocess.Popen(command_line(port, True, address, names), env=environment)
     try:
-        url = f"http://{'127.0.0.1' if address in ('0.0.0.0', '::') else bracketed(address)}:{port}"
+        url = f"http://{'127.0.0.1' if address in EVERYWHERE else bracketed(address)}:{port}"
         wait_until_it_answers(url, server)
         output.say(f"The app is at {url} (Ctrl-C ends it).")
         if shared and PASSWORD not in os.environ:
@@ -186,7 +188,7 @@ def allowed_names(host: str | None, allow_host: Sequence[str]) -> list[str]:
         if not (is_address(plain) or re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,252}[a-z0-9])?", plain)):
             raise UserError(f"{name!r} is not a host name: give one such as ward.example.org, without port and path.")
         names.append(plain)
-    if host and host.strip("[]") in ("0.0.0.0", "::"):
+    if host and host.strip("[]") in EVERYWHERE:
         if not allow_host:
             raise UserError(f"--host {host} listens in every network: say with --allow-host NAME how others call it.")
         names.remove(host.strip("[]"))
@@ -248,7 +250,7 @@ def wait_until_it_answers(url: str, server: subprocess.Popen, limit_s: float = 9
         if server.poll() is not None:
             raise UserError(f"The app stopped with exit code {server.returncode}: run `endofm-lab app` to see why.")
         try:
-            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as answer:
+            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as answer:  # noqa: S310  (our own http url)
                 if answer.status == 200:
                     return
         except (urllib.error.URLError, ConnectionError, TimeoutError):

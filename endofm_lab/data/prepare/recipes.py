@@ -170,7 +170,7 @@ def read_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     try:
-        facts = yaml.load(read_yaml(path), Loader=LOADER)  # a safe loader, plain data only
+        facts = yaml.load(read_yaml(path), Loader=LOADER)  # noqa: S506  (a safe loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path.name} is not readable YAML: {error}") from error
     with reading(path, "Put the fact that has the wrong kind right.", RecipeError):

@@ -1,0 +1,52 @@
+"""The installed packages that this one needs, as a software bill of materials in CycloneDX's form (ECMA-424)."""
+
+import importlib.metadata
+import re
+from collections import deque
+from typing import Any
+
+from packaging.requirements import Requirement
+
+
+def bill_of_materials() -> dict[str, Any]:
+    """Name, version, licence and package URL of every installed package that endofm-lab needs, also through others.
+
+    Packages of extras are listed where they are installed. Nothing is asked of the network.
+    """
+    found: dict[str, importlib.metadata.Distribution] = {}
+    waiting = deque(["endofm-lab"])
+    while waiting:
+        name = _canonical(waiting.popleft())
+        if name in found:
+            continue
+        try:
+            found[name] = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # of another platform, or of an extra that is not installed
+        waiting.extend(Requirement(line).name for line in found[name].requires or ())
+    own = found.pop("endofm-lab", None)
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.5",
+        "version": 1,
+        "metadata": {"component": {"type": "application", "name": "endofm-lab", "version": own.version if own else ""}},
+        "components": [_component(name, found[name]) for name in sorted(found)],
+    }
+
+
+def _component(name: str, package: importlib.metadata.Distribution) -> dict[str, Any]:
+    facts = package.metadata.json
+    licence = str(facts.get("license_expression") or facts.get("license") or "")
+    component = {
+        "type": "library",
+        "name": name,
+        "version": package.version,
+        "purl": f"pkg:pypi/{name}@{package.version}",
+    }
+    # Some packages put the whole text of their licence there.
+    return component | ({"licenses": [{"license": {"name": licence}}]} if licence and len(licence) < 80 else {})
+
+
+def _canonical(name: str) -> str:
+    """The name as package indices write it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
