@@ -5,15 +5,22 @@ import re
 import streamlit as st
 from texts import plain
 
+from endofm_lab.errors import UserError, shortened, storage_sentence
 from endofm_lab.files import cache_folder
 
 _UPLOAD = re.compile(r"[0-9a-f]{24}\.[a-z0-9]{1,5}")
 _PREDICTION = re.compile(r"[0-9a-f]{24}")
 
 
+SHOWN = (UserError, OSError)  # what a page shows as a sentence
+
+
 def show(error: Exception) -> None:
-    """A red box with the sentence of an error."""
-    st.error(plain(named(str(error), st.session_state.get("name of the upload", "The uploaded video"))))
+    """A red box with the sentence of an error; what no sentence is known for is raised again."""
+    sentence = storage_sentence(error) if isinstance(error, OSError) else str(error)
+    if sentence is None:
+        raise error
+    st.error(plain(shortened(named(sentence, st.session_state.get("name of the upload", "The uploaded video")))))
 
 
 def named(sentence: str, upload: str) -> str:

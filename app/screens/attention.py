@@ -266,5 +266,5 @@ try:
         show_attribution(seen, key, network.card.heads, generated)
     else:
         show_two(key, network.card.name, maps, seen, generated)
-except lab.UserError as error:
+except errors.SHOWN as error:
     errors.show(error)

@@ -165,5 +165,5 @@ try:
         show_classes(chosen, runs)
     st.subheader("Beside the published results")
     st.markdown(paper_table(found))
-except lab.UserError as error:
+except errors.SHOWN as error:
     errors.show(error)

@@ -13,7 +13,6 @@ from screens import manifests
 from screens.manifests import Files
 from texts import plain
 
-import endofm_lab as lab
 from endofm_lab.data.audit.checks import Example, Finding
 from endofm_lab.data.labels import list_mappings
 from endofm_lab.data.manifest import Manifest
@@ -226,5 +225,5 @@ try:
         show_split(data, split)
     else:
         show_audit(files, choice, generated)
-except lab.UserError as error:
+except errors.SHOWN as error:
     errors.show(error)

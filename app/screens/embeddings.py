@@ -12,7 +12,6 @@ import streamlit as st
 from cache import Content, content_of
 from texts import plain
 
-import endofm_lab as lab
 from endofm_lab.data.units import units
 from endofm_lab.explain.atlas import (
     Neighbours,
@@ -152,5 +151,5 @@ try:
             left, right = st.columns(2)
             left.metric("Linear CKA (1 = alike)", f"{linear_cka(*pair):.3f}")
             right.metric("Procrustes distance (0 = alike)", f"{procrustes(*pair):.3f}")
-except lab.UserError as error:
+except errors.SHOWN as error:
     errors.show(error)

@@ -11,7 +11,6 @@ from choose import choose_model, choose_video
 from screens.study import show_study
 from texts import plain
 
-import endofm_lab as lab
 from endofm_lab.figures.comparison import ribbons
 from endofm_lab.figures.prediction import frame_figure, frame_timeline, timeline
 from endofm_lab.figures.style import CONFIG, STILL, marked
@@ -167,7 +166,7 @@ view = st.segmented_control(
 if view == "Study":
     try:
         show_study()
-    except lab.UserError as error:
+    except errors.SHOWN as error:
         errors.show(error)
     st.stop()
 video, chosen = choose_video(), choose_model()
@@ -224,5 +223,5 @@ try:
         )
         st.caption("Masks and boxes of every frame that the model saw. Click a marker to move the viewer to it.")
     show_provenance(prediction)
-except lab.UserError as error:
+except errors.SHOWN as error:
     errors.show(error)

@@ -161,5 +161,5 @@ try:
     if run is not None:
         st.sidebar.toggle("Reference run behind the curves", True, key="reference")
         st.fragment(show_run, run_every=3.0 if is_running(run) else None)(run)
-except lab.UserError as error:
+except errors.SHOWN as error:
     errors.show(error)

@@ -136,5 +136,5 @@ seed = choose_seed()
 try:
     spec = choose_spec()
     show(drawn(video, spec, seed), spec, cache.video_info(video).generated)
-except lab.UserError as error:
+except errors.SHOWN as error:
     errors.show(error)
