@@ -258,13 +258,16 @@ def _told(X: np.ndarray, values: np.ndarray, groups: np.ndarray) -> dict[str, An
     """What a probe over folds of whole groups tells of the values, or why there is no such number."""
     per_class = pd.Series(groups).groupby(values).nunique()
     known = np.isin(values, per_class.index[per_class >= 2].to_numpy())
-    X, values, groups, n_groups = X[known], values[known], groups[known], len(set(groups))
+    why = ""
+    if (n_groups := len(set(groups))) < MIN_UNITS_FOR_PROBE:
+        why = f"No number: a probe needs at least {MIN_UNITS_FOR_PROBE} units, and there are fewer ({n_groups})."
+    elif len(set(values[known])) < 2:
+        why = "No number: fewer than two classes occur in two units or more."
+    if why:
+        K = len(per_class)
+        return {"classes": K, "rows": len(values), "accuracy": float("nan"), "chance": 1 / K, "folds": "", "why": why}
+    X, values, groups = X[known], values[known], groups[known]
     K = len(set(values))
-    told = {"classes": K, "rows": len(values), "accuracy": float("nan"), "chance": 1 / K if K else float("nan")}
-    if n_groups < MIN_UNITS_FOR_PROBE:
-        return told | {"why": f"No number: {n_groups} units, and a probe needs at least {MIN_UNITS_FOR_PROBE}."}
-    if K < 2:
-        return told | {"why": "No number: fewer than two classes occur in two units or more."}
     answers = np.empty(len(values), dtype=object)
     classes, numbers = np.unique(values, return_inverse=True)
     features = torch.from_numpy(X)
@@ -272,7 +275,8 @@ def _told(X: np.ndarray, values: np.ndarray, groups: np.ndarray) -> dict[str, An
         answers[test] = classes[linear_answers(features[train], numbers[train], features[test])]
     alone = int((~np.isin(per_class.index, values)).sum())
     why = f"{alone} further classes occur in one unit only." if alone else ""
-    return told | {"accuracy": float(balanced_accuracy(values, answers.astype(values.dtype))), "why": why}
+    accuracy = float(balanced_accuracy(values, answers.astype(values.dtype)))
+    return {"classes": K, "rows": len(values), "accuracy": accuracy, "chance": 1 / K, "why": why}
 
 
 def _finite(vectors: ArrayLike) -> np.ndarray:

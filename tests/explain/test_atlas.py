@@ -96,7 +96,8 @@ def test_a_second_later_is_no_neighbour_in_another_recording():
     one = rows.assign(sequence="VID75")
     assert np.isnan(neighbour_purity(smooth, one, "label")), "one recording has no neighbours in another"
     told = shortcut_test(smooth, one).set_index("told").loc["label"]
-    assert np.isnan(told["accuracy"]) and "1 units, and a probe needs at least 3" in told["why"]
+    assert np.isnan(told["accuracy"]) and "needs at least 3 units, and there are fewer (1)" in told["why"]
+    assert told["folds"] == "" and told["rows"] == 120 and told["classes"] == 6
 
 
 def test_the_patient_is_told_from_other_recordings_of_the_same_patient_or_not_at_all():
