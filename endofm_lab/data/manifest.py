@@ -197,6 +197,13 @@ def checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
         table[column] = numbers
     _refuse(table["start_s"].isna() | (table["start_s"] < 0), table, "start_s", name, "must be 0 or more")
     _refuse(table["end_s"] < table["start_s"], table, "end_s", name, "lies before start_s")
+    for column in ("start_s", "end_s"):
+        _refuse(np.isinf(table[column]), table, column, name, "is not a number of seconds")
+    if "fps" in table:
+        given = table["fps"].notna() & ~table["fps"].isin(["", "nan", "NaN"])
+        rate = pd.to_numeric(table["fps"], errors="coerce").astype(np.float64)
+        wrong = given & ~((rate > 0) & (rate <= 1e6))
+        _refuse(wrong, table, "fps", name, "is no number of frames per second; give one above 0, or leave it empty")
     for column in [c for c in (*REQUIRED, *OPTIONAL_TEXT) if c in table and c not in ("start_s", "end_s")]:
         table[column] = table[column].astype(object).where(table[column].notna(), "").astype(str).astype(object)
     _refuse(table["video"] == "", table, "video", name, "is empty")

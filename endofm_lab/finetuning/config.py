@@ -18,6 +18,10 @@ Method = Literal["full", "frozen", "ST-Adapter", "attentive probe", "linear prob
 Head = Literal["light", "transunet", "stft"]
 
 
+MOST_LR = 1000.0
+_BOUNDS = {"batch": (1, 65_536), "clips": (1, 10_000), "workers": (0, 1024)}
+
+
 @dataclass(frozen=True)
 class FinetuneConfig:
     """What is trained on what, and how. Two runs can be compared if their manifests and test settings agree.
@@ -112,13 +116,16 @@ class FinetuneConfig:
             raise UserError(f"seeds are {list(self.seeds)}; give at least one, all different.")
         if self.augmentation not in get_args(Augmentation):
             raise UserError(f"augmentation is {self.augmentation!r}; choose {', '.join(get_args(Augmentation))}.")
+        for name, (least, most) in _BOUNDS.items():
+            if not least <= getattr(self, name) <= most:
+                raise UserError(f"{name} is {getattr(self, name):,}; give a number from {least:,} to {most:,}.")
         if self.validate_every < 1:
             raise UserError(f"validate_every is {self.validate_every}; validate every 1 step or less often.")
         decays = [self.layer_decay] if self.lr_decay is None else [self.layer_decay, self.lr_decay]
-        if not self.lr > 0 or not all(0 < decay <= 1 for decay in decays):
+        if not 0 < self.lr <= MOST_LR or not all(0 < decay <= 1 for decay in decays):
             raise UserError(
-                f"lr is {self.lr}, layer_decay {self.layer_decay} and lr_decay {self.lr_decay}; give a rate above 0, "
-                "and decays above 0 and at most 1."
+                f"lr is {self.lr}, layer_decay {self.layer_decay} and lr_decay {self.lr_decay}; give a rate above 0 "
+                f"and at most {MOST_LR:g}, and decays above 0 and at most 1."
             )
 
     @property

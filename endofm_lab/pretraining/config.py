@@ -120,7 +120,7 @@ class PretrainConfig:
                 "own to pretrain(config, objective=...)."
             )
         for name in ("epochs", "batch", "lr", "clip", "probe_every"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}; give a number above 0.")
         backbone = self.chosen.backbone(self.network[1])
         shown = [self.views.global_px, self.views.local_px]

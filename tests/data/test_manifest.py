@@ -51,6 +51,10 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"end_s": [np.inf, 2.5, 0.0]}, "end_s: inf is not a number of seconds"),
+        ({"fps": ["inf", "", "25"]}, "Row 1, column fps: 'inf' is no number of frames per second"),
+        ({"fps": [25.0, -1.0, np.nan]}, "Row 2, column fps: -1.0 is no number of frames per second"),
+        ({"fps": ["", "", "fast"]}, "Row 3, column fps: 'fast' is no number"),
         ({"end_s": [2.0, 1.0, 0.0]}, "Row 2, column end_s: 1.0 lies before start_s"),
         ({"start_s": [0.0, -1.0, 0.0]}, "Row 2, column start_s: -1.0 must be 0 or more"),
         ({"start_s": ["0", "soon", "0"]}, "Row 2, column start_s: 'soon' is not a number"),

@@ -163,6 +163,11 @@ def test_the_options_reach_the_optimiser(manifest, tmp_path):
         ({"lr_decay": 0.0}, "lr_decay 0.0; give a rate"),
         ({"lr_decay": 1.5}, "above 0 and at most 1"),
         ({"lr": 0.0}, "lr is 0.0"),
+        ({"lr": float("inf")}, "lr is inf"),
+        ({"lr": float("nan")}, "lr is nan"),
+        ({"batch": 10**9}, "batch is 1,000,000,000; give a number from 1 to 65,536"),
+        ({"clips": 10**9}, "clips is 1,000,000,000"),
+        ({"workers": -1}, "workers is -1"),
         ({"augmentation": "wild"}, "'wild'; choose none, light, strong"),
     ],
 )

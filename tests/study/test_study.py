@@ -403,10 +403,10 @@ def test_smoothing_repairs_single_frames_and_its_effect_is_measured(video, model
         pd.DataFrame({"frame": [999], "label": ["polyp"]}).to_csv(tmp_path / "far.csv", index=False)
         smoothing_metrics(study, tmp_path / "far.csv")
     for text, said in (
-        ("frame,label\n1,polyp\n2,\n", "row 2 lacks"),
-        ("frame,label\n,polyp\n", "row 1 lacks"),
-        ("frame,label\n1.5,polyp\n", "row 1 lacks"),
-        ("frame,label\none,polyp\n", "row 1 lacks"),
+        ("frame,label\n1,polyp\n2,\n", "row 2 has no whole number of a frame"),
+        ("frame,label\n,polyp\n", "row 1 has no whole number of a frame"),
+        ("frame,label\n1.5,polyp\n", "row 1 has no whole number of a frame"),
+        ("frame,label\none,polyp\n", "row 1 has no whole number of a frame"),
         ('frame,label\n"', "is damaged"),
     ):
         (tmp_path / "odd.csv").write_text(text)
