@@ -1,5 +1,6 @@
 """Checkpoints of a running training: whole or absent, the newest few, read without unpickling objects."""
 
+import pickle
 import re
 import shutil
 from dataclasses import dataclass
@@ -15,6 +16,18 @@ from endofm_lab.errors import CheckpointError
 from endofm_lab.files import atomic_path, read_json, write_json
 
 WEIGHTS, OPTIMISER, STATE = "model.safetensors", "optimiser.pt", "state.json"
+
+# What the readers of the three files raise for content that they did not write.
+_DAMAGE: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    EOFError,
+)
+_DAMAGE += (SafetensorError, pickle.UnpicklingError)
 
 
 @dataclass(frozen=True)
@@ -75,8 +88,11 @@ class Checkpoints:
         try:
             model.load_state_dict(load_file(there[-1] / WEIGHTS))
             optimiser.load_state_dict(torch.load(there[-1] / OPTIMISER, map_location="cpu", weights_only=True))
-            return read_json(there[-1] / STATE)
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            state = read_json(there[-1] / STATE)
+            if not isinstance(state, dict):
+                raise ValueError(f"{STATE} holds no object")
+            return state
+        except _DAMAGE as error:
             raise CheckpointError(
                 f"{there[-1]} cannot be loaded ({error}); remove that folder to go on from the one before it."
             ) from error

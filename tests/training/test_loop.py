@@ -229,9 +229,11 @@ def test_what_a_killed_write_left_is_cleared_away(tmp_path, whole):
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
-def test_a_damaged_checkpoint_is_an_error_that_names_it(tmp_path):
+@pytest.mark.parametrize("name", ["model.safetensors", "optimiser.pt", "state.json"])
+@pytest.mark.parametrize("content", [b"", b"nothing", b"[]", b"\x80\x02}q\x00."])
+def test_a_damaged_checkpoint_is_an_error_that_names_it(name, content, tmp_path):
     list(start(tmp_path, replace(CONFIG, steps=5)))
-    (tmp_path / "checkpoints" / "step-00000005" / "model.safetensors").write_bytes(b"nothing")
+    (tmp_path / "checkpoints" / "step-00000005" / name).write_bytes(content)
     with pytest.raises(CheckpointError, match="step-00000005 cannot be loaded"):
         next(start(tmp_path))
 
