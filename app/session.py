@@ -118,7 +118,9 @@ def ask_for_paths() -> None:
         with st.container(border=True):
             st.warning("A link or bookmark asks to open a path that was not typed in this app. Open it if you know it.")
             st.code(path, language=None)
-            st.button(
+            row = st.container(horizontal=True)
+            row.button("Leave it out", key=f"leave {name}", on_click=lambda name=name: asked.pop(name))
+            row.button(
                 "Open this path",
                 key=f"open {name}",
                 on_click=lambda name=name: change(**{name: asked.pop(name)}),

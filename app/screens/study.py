@@ -12,7 +12,7 @@ from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.figures.study import clock, frames_figure, study_timeline
-from endofm_lab.figures.style import STILL
+from endofm_lab.figures.style import STILL, marked
 from endofm_lab.reports.study import calibration, readable, smoothing_words, summary
 from endofm_lab.study.findings import findings, segments, smoothing_table, top_frames
 from endofm_lab.study.review import CONFIRM, OPEN, REJECT, decide, read_review, with_decisions
@@ -56,7 +56,8 @@ def best_frames(folder: Content) -> tuple[go.Figure, pd.DataFrame]:
 @st.cache_data(max_entries=40, show_spinner="Reading frames ...")
 def pictures(folder: Content, frames: tuple[tuple[int, float], ...]) -> go.Figure:
     """Frames (number, score) of a study between their neighbours."""
-    return frames_figure(opened(folder), pd.DataFrame(frames, columns=["frame", "score"]))
+    found = opened(folder)
+    return marked(frames_figure(found, pd.DataFrame(frames, columns=["frame", "score"])), found.video.generated)
 
 
 def show_study() -> None:
@@ -129,7 +130,7 @@ def show_review(content: Content, width: int, found: pd.DataFrame) -> None:
         st.session_state["finding"] = next_open(table, 0)
     shown = readable(table).assign(decision=table["decision"].map(SAID))
     st.dataframe(
-        shown[["number", "decision", "finding", "head", "from", "to", "at", "score", "remark"]],
+        shown[["number", "decision", "finding", "score", "at", "head", "from", "to", "remark"]],
         hide_index=True,
         key="findings",
         on_select=follow_row,

@@ -118,6 +118,9 @@ def test_a_path_in_an_address_is_opened_when_the_reader_says_so_and_then_without
     assert not app.exception and "asks to open a path" in app.warning[0].value
     assert app.code[0].value == address["path"] and "path" not in app.query_params
     assert field(app, "Path").value == "" and "Choose a video" in app.info[0].value
+    next(button for button in app.button if button.label == "Leave it out").click().run()
+    assert not app.exception and not app.code and field(app, "Path").value == ""
+    app = opened(**address)
     next(button for button in app.button if button.label == "Open this path").click().run()
     assert not app.exception and not app.code and "of 19" in captions(app)
     again = opened(**address)
