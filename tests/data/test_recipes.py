@@ -53,7 +53,7 @@ def test_a_recipe_that_contradicts_itself_about_patients_is_refused(tmp_path):
     facts = yaml.safe_load((recipes_folder() / "limuc.yaml").read_text(encoding="utf-8"))
     for patient, said in (
         ({"is": "unknown", "why": "?"}, "contradicts names.patient"),
-        ({"is": "operation", "why": "?"}, "'operation' is none of patient, sequence, unknown"),
+        ({"is": "operation", "why": "?"}, "'operation' is not one of patient, sequence, unknown"),
         ({"is": "patient"}, "'why' is missing"),
     ):
         path = tmp_path / "limuc.yaml"
