@@ -76,6 +76,7 @@ class Command:
         lent: options of ``source``.
         presets: from the values of all options to the configuration whose values are the defaults; None without one.
         fixed: whether a preset refuses other values of an option.
+        explain: from the name of a preset to what ``--explain`` prints; None without that option.
     """
 
     run: Callable[..., None]
@@ -84,6 +85,7 @@ class Command:
     lent: tuple[Option, ...]
     presets: Callable[[Mapping[Key, Any]], Any] | None = None
     fixed: Callable[[Option], bool] = lambda option: False
+    explain: Callable[[str | None], list[str]] | None = None
 
     @property
     def summary(self) -> str:
@@ -104,6 +106,12 @@ class Command:
             UserError: a word that is not known, or whatever the library refuses.
         """
         options: Sequence[Option] = self.options
+        if self.explain is not None and "--explain" in args:
+            lines = self.explain(given(args, "--preset"))
+            output = Output("--json" in args, "--quiet" in args)
+            output.say(*lines)
+            output.result(lines)
+            return
         check(options, args, prog)
         if self.presets is not None and {"-h", "--help"} & set(args):
             options = self._shown(args)
@@ -158,6 +166,7 @@ def command(
     choices: Mapping[str, Sequence[str]] | None = None,
     presets: Callable[[Mapping[Key, Any]], Any] | None = None,
     fixed: Callable[[Option], bool] = lambda option: False,
+    explain: Callable[[str | None], list[str]] | None = None,
 ) -> Callable[[Callable[..., None]], Command]:
     """Make a function a command; see `Command` and `endofm_lab.cli.options.options_of` for the arguments."""
 
@@ -166,7 +175,7 @@ def command(
         own = read(run, without=_OWN)
         taken = [*without, "progress", *(option.key[0] for option in own)]
         lent = [] if source is None else read(source, without=taken)
-        return Command(run, source, tuple(own), tuple(lent), presets, fixed)
+        return Command(run, source, tuple(own), tuple(lent), presets, fixed, explain)
 
     return made
 

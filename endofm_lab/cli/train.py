@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -17,11 +17,12 @@ from endofm_lab.cli.options import Key, Option
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json
 from endofm_lab.finetuning import evaluate as testing
-from endofm_lab.finetuning.config import FinetuneConfig, polypdiag
+from endofm_lab.finetuning import presets as released
+from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.finetune import finetune as finetuning
 from endofm_lab.metrics.intervals import caution
 from endofm_lab.model.transformer import PRESETS as BACKBONES
-from endofm_lab.pretraining.config import OBJECTIVES, PRESETS, PretrainConfig, to_json
+from endofm_lab.pretraining.config import FROM_SCRATCH, OBJECTIVES, PRESETS, PretrainConfig, explained, to_json
 from endofm_lab.pretraining.trainer import pretrain as pretraining
 from endofm_lab.pretraining.trainer import run_config
 from endofm_lab.reports.pretraining import health_of, probe_table, report_run
@@ -48,6 +49,7 @@ def _pretraining_preset(values: Mapping[Key, Any]) -> PretrainConfig:
     names={"split": "rows"},
     choices={"objective": tuple(OBJECTIVES), "preset": tuple(PRESETS), "size": tuple(BACKBONES)},
     presets=_pretraining_preset,
+    explain=explained,
 )
 def pretrain(
     config: PretrainConfig,
@@ -56,6 +58,7 @@ def pretrain(
     preset: str | None = None,
     size: str | None = None,
     dry_run: bool = False,
+    explain: bool = False,
 ) -> None:
     """Pre-train a video transformer, or an image model, on unlabelled video or pictures.
 
@@ -65,15 +68,19 @@ def pretrain(
     CPUs too (`--cpu` would start one); `--use_fsdp` in place of `--multi_gpu` shares weights and optimiser among them.
 
     Args:
-        preset: where the values come from that are not given: endo-fm, the default, is the published recipe, small is
-            for one GPU, tiny takes minutes on a laptop, long-video has clips of a minute, images is for image models.
+        preset: where the values come from that are not given: endo-fm, the default, has the published settings, small
+            is for one GPU, tiny takes minutes on a laptop, long-video has clips of a minute, images is for image
+            models.
         size: the backbone's preset, instead of that of the recipe.
         dry_run: print the configuration, the steps, and memory and time from ten measured steps; write nothing.
+        explain: say where the preset differs from the published training, and do nothing else.
     """
     if (config.manifest / "config.json").is_file():
         config = replace(config, manifest=run_config(config.manifest).manifest, out=config.manifest)
     elif out is None and not dry_run:
         raise UserError("endofm-lab pretrain needs --out FOLDER: folder of the run.")
+    if preset in (None, "endo-fm") and config.initialisation == "scratch":
+        output.say(f"Note: {FROM_SCRATCH}")
     if dry_run:
         _dry_run(config, output)
     else:
@@ -133,13 +140,14 @@ def _dry_run(config: PretrainConfig, output: Output) -> None:
 
 
 # What the released recipe leaves open; every other option is the recipe's.
-_OPEN = {"source", "label", "seeds", "split_name", "clips", "shared_patients", "precision", "workers", "device"}
+_OPEN = {"source", "label", "seeds", "split_name", "clips", "size", "shared_patients", "precision", "workers", "device"}
 
 
 def _finetuning_preset(values: Mapping[Key, Any]) -> FinetuneConfig | None:
     if values["preset",] is None:
         return None
-    return polypdiag(values["manifest",], values["out",], values["start", "source"])
+    build = released.preset_named(values["preset",]).build
+    return build(values["manifest",], values["out",], values["start", "source"])
 
 
 def _is_fixed(option: Option) -> bool:
@@ -152,13 +160,15 @@ def _is_fixed(option: Option) -> bool:
     flat=("start",),
     presets=_finetuning_preset,
     fixed=_is_fixed,
-    choices={"task": tuple(TASKS)},
+    choices={"task": tuple(TASKS), "preset": tuple(released.PRESETS)},
+    explain=lambda name: released.preset_named(name or "").explained(name or ""),
 )
-def finetune(config: FinetuneConfig, output: Output, preset: Literal["polypdiag"] | None = None) -> None:
+def finetune(config: FinetuneConfig, output: Output, preset: str | None = None, explain: bool = False) -> None:
     """Train on a manifest's train rows, choose on val, test once on test, and write a run for `endofm-lab compare`.
 
     Args:
-        preset: the released recipe of PolypDiag; options that contradict it are refused.
+        preset: a released recipe: polypdiag, cvc-12k or kumc; options that contradict it are refused.
+        explain: say where the preset differs from the released recipe, and do nothing else.
     """
     for record in finetuning(config):
         output.say(*record_text(record))

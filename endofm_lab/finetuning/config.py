@@ -1,11 +1,9 @@
-"""What a fine-tuning is asked to do: task, method, start and budget, checked; and the released recipe as a preset."""
+"""What a fine-tuning is asked to do: task, method, start and budget, checked; the released recipes are in `presets`."""
 
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from endofm_lab.data.manifest import read_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.finetuning.start import Start
 from endofm_lab.model.precision import Precision
@@ -46,12 +44,19 @@ class FinetuneConfig:
             mapping; for classification (see ``tasks.losses``).
         balanced: repeat training rows so that every class is drawn as often as the most frequent one.
         augmentation: of training clips: "none", "light" (crop, flips, colour), or "strong" (also quarter turns, blur,
-            grid distortion), with which masks and boxes cannot move.
+            grid distortion), with which masks and boxes cannot move; "scale jitter" is that of the released code:
+            square crops and mirroring.
         seeds: one training for each; results are means over them.
         steps: updates.
         batch: clips per update.
-        lr: at the end of the warm-up (a tenth of the steps); falls to 1 % along a cosine.
-        lr_decay: another schedule: ``lr`` from the start, times this after every epoch; None for the cosine.
+        lr: the highest learning rate, at the end of the warm-up.
+        schedule: how it falls: along a "cosine" to ``floor``; "poly": in proportion to the steps left, to the power of
+            0.9; or "halved" at each of the ``milestones``.
+        warmup: share of the steps in which the learning rate rises.
+        floor: share of the learning rate at which the cosine ends.
+        milestones: steps at which "halved" halves.
+        per_epoch: the schedule moves on once an epoch instead of with every step.
+        lr_decay: instead of all that, ``lr`` from the start, times this after every epoch; None for the schedule.
         weight_decay: of matrices and kernels.
         layer_decay: the learning rate of a layer is this times that of the layer above it (Clark et al. 2020).
         optimiser: AdamW, SGD with momentum 0.9, or AdaBelief (arXiv 2010.07468).
@@ -59,6 +64,7 @@ class FinetuneConfig:
         chosen_by: metric by which validation chooses the step, penalty or number of neighbours; None for that of the
             task.
         clips: per row at validation and test, their scores averaged; for classification.
+        crops: squares of the picture in which each of these clips is seen; 1 is the whole picture; likewise.
         step_s: seconds from one answer to the next in a long video; for phases.
         smoother: of the answers over time; "causal" sees the past only, "offline" the whole video; for phases.
         shared_patients: "refuse" a manifest with a patient or recording in two splits, or "accept" it and say so in
@@ -86,6 +92,11 @@ class FinetuneConfig:
     steps: int = 300
     batch: int = 8
     lr: float = 5e-4
+    schedule: Literal["cosine", "poly", "halved"] = "cosine"
+    warmup: float = 0.1
+    floor: float = 0.01
+    milestones: tuple[int, ...] = ()
+    per_epoch: bool = False
     lr_decay: float | None = None
     weight_decay: float = 0.05
     layer_decay: float = 0.75
@@ -93,6 +104,7 @@ class FinetuneConfig:
     validate_every: int = 50
     chosen_by: str | None = None
     clips: int = 3
+    crops: int = 1
     step_s: float = 1.0
     smoother: Smoother = "causal"
     shared_patients: Literal["refuse", "accept"] = "refuse"
@@ -121,6 +133,16 @@ class FinetuneConfig:
                 raise UserError(f"{name} is {getattr(self, name):,}; give a number from {least:,} to {most:,}.")
         if self.validate_every < 1:
             raise UserError(f"validate_every is {self.validate_every}; validate every 1 step or less often.")
+        if not 0 <= self.warmup < 1 or not 0 <= self.floor <= 1:
+            raise UserError(
+                f"warmup is {self.warmup} and floor {self.floor}; give shares from 0, the warm-up's below 1 and the "
+                "floor's at most 1."
+            )
+        if (self.schedule == "halved") != bool(self.milestones):
+            raise UserError(
+                f"The schedule is {self.schedule!r} and milestones are {list(self.milestones)}: 'halved' needs some, "
+                "and the others have none."
+            )
         decays = [self.layer_decay] if self.lr_decay is None else [self.layer_decay, self.lr_decay]
         if not 0 < self.lr <= MOST_LR or not all(0 < decay <= 1 for decay in decays):
             raise UserError(
@@ -132,25 +154,3 @@ class FinetuneConfig:
     def asked(self) -> Task:
         """The task with its options."""
         return task_named(self.task).of(vars(self))
-
-
-def polypdiag(manifest: Path, out: Path, start: str) -> FinetuneConfig:
-    """The released recipe of PolypDiag: full fine-tuning, 8 frames 32 apart, SGD, 20 epochs of batches of 4.
-
-    The learning rate is 1e-3 x batch / 256. Normalisation stays that of the weights (the released code changes it), and
-    the epoch is chosen on validation (there: on test).
-    """
-    rows = len(read_manifest(manifest).rows("train"))
-    epoch = max(1, math.ceil(rows / 4))
-    return FinetuneConfig(
-        manifest,
-        out,
-        start=Start(start, n_frames=8, stride=32),
-        steps=20 * epoch,
-        batch=4,
-        lr=1e-3 * 4 / 256,
-        weight_decay=0.0,
-        layer_decay=1.0,
-        optimiser="sgd",
-        validate_every=epoch,
-    )

@@ -6,7 +6,7 @@ chosen weights, the test's predictions and the model; and, last, the files of ``
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,18 @@ def finetune(config: FinetuneConfig, task: Task | None = None) -> Iterator[Recor
     """
     job = _Job.open(config, task or config.asked)
     manifest = {"manifest": str(Path(config.manifest).absolute())}  # for readers; its content is what counts
-    with claim(config.out, job.request(), "a run", record=CONFIG, about=manifest):
+    with claim(config.out, job.request(), "a run", record=CONFIG, about=manifest, completed=_completed):
         if (config.out / REPORT).is_file():
             return
         for seed in config.seeds:
             if not (job.folder(seed) / PREDICTIONS).is_file():
                 yield from job.one_seed(seed)
         job.finish()
+
+
+def _completed(before: dict[str, Any]) -> dict[str, Any]:
+    """What ``config.json`` holds, with the defaults of settings that are newer than it."""
+    return {**{f.name: f.default for f in fields(FinetuneConfig) if f.default is not MISSING}, **before}
 
 
 @dataclass

@@ -32,6 +32,8 @@ from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import CHECKPOINTS, LoopConfig, Record, Trainable, parameter_groups, train
 from endofm_lab.training.schedules import cosine
 
+POWER = 0.9  # of the polynomial schedule
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -79,6 +81,20 @@ def layer_groups(model: VideoModel, decay: float) -> list[dict[str, Any]]:
         for group in parameter_groups(layer)
         if group["params"]
     ]
+
+
+def learning_rate(config: FinetuneConfig, step: int, steps_per_epoch: int) -> float:
+    """The learning rate at a step, counted from 0."""
+    if config.lr_decay is not None:
+        return config.lr * config.lr_decay ** (step // steps_per_epoch)
+    if config.per_epoch:
+        step -= step % steps_per_epoch
+    warmup = int(config.warmup * config.steps + 1e-6)
+    if config.schedule == "cosine" or step < warmup:
+        return cosine(step, config.lr, config.floor * config.lr, config.steps, warmup)
+    if config.schedule == "poly":
+        return config.lr * (1 - step / config.steps) ** POWER
+    return config.lr * 0.5 ** sum(step >= milestone for milestone in config.milestones)
 
 
 @dataclass(frozen=True)
@@ -154,10 +170,7 @@ class Fit:
             return {"validation": score}
 
         def schedule(step: int) -> dict[str, float]:
-            if config.lr_decay is not None:
-                lr = config.lr * config.lr_decay ** (step // math.ceil(len(data) / config.batch))
-            else:
-                lr = cosine(step, config.lr, 0.01 * config.lr, config.steps, warmup=config.steps // 10)
+            lr = learning_rate(config, step, math.ceil(len(data) / config.batch))
             return {"lr": lr, "weight_decay": config.weight_decay}
 
         # A run can be stopped after a step and before its validation: what is missing is measured first.

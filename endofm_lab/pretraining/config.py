@@ -166,12 +166,15 @@ def _frame_config(name: str, image_px: int) -> FrameConfig:
 
 
 def endo_fm(manifest: Path, out: Path) -> PretrainConfig:
-    """The published recipe: ViT-B/16 with time, ten views, 12 clips per step, 30 epochs; bfloat16."""
+    """The published settings: ViT-B/16 with time, ten views, 12 clips per step, 30 epochs.
+
+    It is the published recipe only from the weights that the released training loads; see `explained`.
+    """
     return PretrainConfig(manifest, out, precision="bfloat16", workers=4)
 
 
 def small(manifest: Path, out: Path) -> PretrainConfig:
-    """The published recipe with ViT-S/16 and a head for less data: for one GPU."""
+    """The published settings with ViT-S/16 and a head for less data: for one GPU."""
     dino = DinoConfig(prototypes=8192, teacher_temperature=0.04, momentum=0.99)
     return PretrainConfig(manifest, out, backbone=BACKBONES["small"], dino=dino, precision="bfloat16", workers=4)
 
@@ -264,6 +267,36 @@ PRESETS: dict[str, Callable[[Path, Path], PretrainConfig]] = {
     "long-video": long_video,
     "images": images,
 }
+
+
+FROM_SCRATCH = (
+    "this training starts from scratch, so it is not the published recipe, which starts from Kinetics-400 weights of "
+    "SVT in student and teacher: give them with --start FILE."
+)
+DIFFERENCES = {
+    "endo-fm": (
+        f"start: without one, {FROM_SCRATCH}",
+        "epochs: 30, as the authors say; the default of the released script is 100.",
+        "precision: bfloat16; the released training computes in float16 with a scaler.",
+    ),
+    "small": ("size: ViT-S/16, 8,192 prototypes and a faster teacher, for one GPU.",),
+    "tiny": ("everything: sizes, views and objective are made for lessons on a laptop.",),
+    "long-video": ("source: the paper of EndoFM-LV; there was no released training to compare with.",),
+    "images": ("everything: it trains image models on frames, which the published training does not.",),
+}
+
+
+def explained(preset: str | None) -> list[str]:
+    """Where a preset differs from the published training, in lines.
+
+    Raises:
+        UserError: there is no such preset.
+    """
+    name = preset or "endo-fm"
+    if name not in DIFFERENCES:
+        raise UserError(f"There is no preset {name!r}; choose one of {', '.join(DIFFERENCES)}.")
+    head = "the published settings, but for:" if name in ("endo-fm", "long-video") else "not a published recipe:"
+    return [f"{name}: {head}", *(f"- {line}" for line in DIFFERENCES[name])]
 
 
 def with_settings(config: PretrainConfig, settings: dict[str, Any]) -> PretrainConfig:

@@ -43,6 +43,7 @@ class Classification(Task):
         label: column of the manifest that holds the class.
         several_labels: cells of that column hold any number of labels, joined by ``|``.
         clips: per row, whose scores are averaged.
+        crops: squares of the picture in which each of these clips is seen; 1 is the whole picture.
         mapping: name or path of a file that says for which common classes the labels of each data set stand (see
             ``data.labels``); rows that do not stand for exactly one are left out. None takes labels as they are.
         loss: that training minimises (see ``tasks.losses``). With "coarse", training rows whose label stands for
@@ -52,6 +53,7 @@ class Classification(Task):
     label: str = "label"
     several_labels: bool = False
     clips: int = 3
+    crops: int = 1
     mapping: str | None = None
     loss: LossName = "cross-entropy"
 
@@ -66,8 +68,8 @@ class Classification(Task):
     lower_is_better = frozenset({"ece", "brier"})
 
     def __post_init__(self) -> None:
-        if self.clips < 1:
-            raise UserError(f"clips is {self.clips}; give at least one clip per row.")
+        if self.clips < 1 or self.crops < 1:
+            raise UserError(f"clips is {self.clips} and crops {self.crops}; give at least one of each per row.")
         if self.loss not in get_args(LossName):
             raise UserError(f"The loss is {self.loss!r}; choose one of {', '.join(get_args(LossName))}.")
         if self.loss != "cross-entropy" and self.several_labels:
@@ -119,7 +121,7 @@ class Classification(Task):
         self, model: VideoModel, head: str, examples: Sequence[Example], training: Sequence[Example]
     ) -> pd.DataFrame:
         """One row per example, its scores the mean over its clips."""
-        scores = clip_scores(model, head, examples, self.clips).mean(1)
+        scores = clip_scores(model, head, examples, self.clips, self.crops).mean(1)
         return class_table(examples, scores, model.card.heads[head])
 
     def calibrated(self, model: VideoModel, head: str, validation: Sequence[Example]) -> HeadSpec:
@@ -127,15 +129,16 @@ class Classification(Task):
         spec = model.card.heads[head]
         if spec.kind != "multiclass":
             return spec
-        scores = clip_scores(model, head, validation, self.clips)  # (N, clips, K)
-        target = targets_of(validation).repeat(self.clips)
+        scores = clip_scores(model, head, validation, self.clips, self.crops)  # (N, clips * crops, K)
+        target = targets_of(validation).repeat(self.clips * self.crops)
         scaling = fit_temperature(target, np.log(np.clip(scores, 1e-12, 1)).reshape(len(target), -1))
         return replace(spec, temperature=scaling.temperature)
 
     def protocol(self) -> dict[str, Any]:
         """The column, the clips and the mapping."""
         mapping = {} if self.mapping is None else {"mapping": read_mapping(self.mapping).name}
-        return {"label": self.label, "clips": self.clips, **mapping}
+        crops = {} if self.crops == 1 else {"crops": self.crops}
+        return {"label": self.label, "clips": self.clips, **crops, **mapping}
 
     def words(self) -> str:
         """Which classes the mapping made, and the loss if it is not the usual one."""

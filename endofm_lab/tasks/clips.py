@@ -14,7 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from endofm_lab.data.rows import Timeline
 from endofm_lab.tasks.examples import Example
-from endofm_lab.video.augment import View, augmented, draw_view, whole
+from endofm_lab.video.augment import SCALES, View, augmented, draw_scale_jitter, draw_view, squares, whole
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.reader import VideoInfo, VideoReader
 from endofm_lab.video.transforms import InputSpec, to_input
@@ -22,10 +22,11 @@ from endofm_lab.video.transforms import InputSpec, to_input
 if TYPE_CHECKING:
     from endofm_lab.tasks.task import Task
 
-Augmentation = Literal["none", "light", "strong"]
+Augmentation = Literal["none", "light", "strong", "scale jitter"]
 # Frames of training are kept in memory once read, reduced to this times the model's size, up to so many bytes. A random
 # view shows 71 % of a frame's side or more, so that most views still have a pixel for each of the model's.
 MARGIN, MEMORY = 1.25, 2 * 2**30
+WIDE_MARGIN = SCALES[1] * 16 / 9  # for scale jitter, which cuts squares out of wide pictures
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class ClipData:
 
     def __post_init__(self) -> None:
         self.n_files = len({example.video for example in self.examples})
-        self._memory = Memory(math.ceil(MARGIN * self.input.size_px))
+        margin = WIDE_MARGIN if self.augmentation == "scale jitter" else MARGIN
+        self._memory = Memory(math.ceil(margin * self.input.size_px))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -89,8 +91,13 @@ class ClipData:
         earliest, latest = example.starts(timeline, self.clip)
         indices = example.clip_at(timeline, self.clip, float(random.uniform(earliest, latest)))
         frames = self._memory.frames(example, indices)
-        view = draw_view(random, *frames.shape[1:3]) if self.augmentation == "light" else whole(*frames.shape[1:3])
-        shrunk = frames.shape[2] / timeline.info.width_px, frames.shape[1] / timeline.info.height_px
+        info, (height, width) = timeline.info, frames.shape[1:3]
+        view = whole(height, width)
+        if self.augmentation == "light":
+            view = draw_view(random, height, width)
+        elif self.augmentation == "scale jitter":
+            view = draw_scale_jitter(random, height, width, info.width_px / info.height_px)
+        shrunk = width / info.width_px, height / info.height_px
         shown = Shown(indices, view, shrunk, self.input.size_px, self._memory)
         seen = augmented(frames, self.input.size_px, seed) if self.augmentation == "strong" else view.frames(frames)
         return {"clip": to_input(seen, self.input)[0], **self.task.sample(example, shown)}
@@ -115,15 +122,23 @@ class SeenClip:
         return f"frames {self.indices[0]} to {self.indices[-1]} of {self.example.video}"
 
 
-def spread_clips(examples: Sequence[Example], clip: ClipSpec, spec: InputSpec, n: int) -> Iterator[SeenClip]:
-    """``n`` clips of every row, evenly spread from its first to its last possible instant (one: in its middle)."""
+def spread_clips(
+    examples: Sequence[Example], clip: ClipSpec, spec: InputSpec, n: int, crops: int = 1
+) -> Iterator[SeenClip]:
+    """``n`` clips of every row, evenly spread from its first to its last possible instant (one: in its middle).
+
+    With ``crops`` above 1 each of them is seen as often, in squares along the long side of the picture.
+    """
     for example in examples:
         with example.open() as reader:
             earliest, latest = example.starts(reader, clip)
             shares = [0.5] if n == 1 else np.linspace(0, 1, n).tolist()
             for share in shares:
                 indices = example.clip_at(reader, clip, earliest + share * (latest - earliest))
-                yield see(example, reader, indices, spec)
+                frames = reader.read(indices)
+                for view in squares(frames.shape[1], frames.shape[2], crops):
+                    seen = to_input(view.frames(frames), spec)[0]
+                    yield SeenClip(example, indices, seen, (frames.shape[1], frames.shape[2]))
 
 
 def covering_clips(examples: Sequence[Example], clip: ClipSpec, spec: InputSpec) -> Iterator[SeenClip]:

@@ -25,11 +25,13 @@ def answers(model: VideoModel, head: str, some: Sequence[SeenClip]) -> Tensor:
     return model.predict(torch.stack([seen.clip for seen in some]), [seen.name for seen in some])[head]
 
 
-def clip_scores(model: VideoModel, head: str, examples: Sequence[Example], n_clips: int) -> NDArray[np.float64]:
-    """Scores (N, n_clips, K) of evenly spread clips of every row."""
-    clips = spread_clips(examples, model.card.clip, model.card.input, n_clips)
+def clip_scores(
+    model: VideoModel, head: str, examples: Sequence[Example], n_clips: int, crops: int = 1
+) -> NDArray[np.float64]:
+    """Scores (N, n_clips * crops, K) of evenly spread clips of every row, each in that many crops."""
+    clips = spread_clips(examples, model.card.clip, model.card.input, n_clips, crops)
     parts = [answers(model, head, some) for some in in_batches(clips, BATCH)]
-    return torch.cat(parts).double().unflatten(0, (len(examples), n_clips)).numpy()
+    return torch.cat(parts).double().unflatten(0, (len(examples), n_clips * crops)).numpy()
 
 
 @torch.inference_mode()

@@ -91,6 +91,38 @@ def draw_view(random: np.random.Generator, height: int, width: int) -> View:
     return View(top, left, h, w, mirrored, overturned, (brightness, contrast, saturation))
 
 
+# The released fine-tuning of Endo-FM resizes the short side to one of these multiples of the crop that it cuts.
+SCALES = (256 / 224, 320 / 224)
+
+
+def draw_scale_jitter(random: np.random.Generator, height: int, width: int, aspect: float) -> View:
+    """A square of the picture whose side is 224/320 to 224/256 of the short side, mirrored or not; nothing else.
+
+    Args:
+        random: drawn from four times.
+        height: of the frames, which may have been reduced.
+        width: likewise.
+        aspect: width over height of the picture before it was reduced.
+
+    Source:
+        The scale jitter of Endo-FM's released fine-tuning (short side 256 to 320 px, crop 224 px).
+    """
+    side = 1 / random.uniform(*SCALES)  # of the short side
+    h = min(height, round(side * height * min(1.0, aspect)))
+    w = min(width, round(side * width * min(1.0, 1 / aspect)))
+    top, left = int(random.integers(height - h + 1)), int(random.integers(width - w + 1))
+    return View(top, left, h, w, mirrored=bool(random.random() < 0.5))
+
+
+def squares(height: int, width: int, n: int) -> list[View]:
+    """``n`` squares as large as the short side, evenly spread along the long side; the whole picture for one."""
+    if n == 1:
+        return [whole(height, width)]
+    side = min(height, width)
+    tops, lefts = (np.linspace(0, length - side, n).round().astype(int).tolist() for length in (height, width))
+    return [View(top, left, side, side) for top, left in zip(tops, lefts, strict=True)]
+
+
 @dataclass(frozen=True)
 class Colour:
     """How the colours of a view are changed; the defaults change nothing.

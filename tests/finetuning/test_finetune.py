@@ -14,7 +14,7 @@ from endofm_lab.data.manifest import read_manifest, write_manifest
 from endofm_lab.data.phantom_set import PRESETS
 from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.files import read_json
-from endofm_lab.finetuning.config import FinetuneConfig, polypdiag
+from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.evaluate import evaluate
 from endofm_lab.finetuning.finetune import finetune
 from endofm_lab.finetuning.fitting import HeadTraining, layer_groups
@@ -450,13 +450,6 @@ def test_boxes_and_masks_of_reduced_frames_still_agree(phantom):
                 np.testing.assert_allclose(boxes[t][0], around.numpy(), atol=2.5 / 32)
                 compared += 1
     assert compared >= 5
-
-
-def test_the_preset_of_polypdiag_is_the_released_recipe(phantom, tmp_path):
-    config = polypdiag(phantom, tmp_path / "run", "demo")
-    assert (config.steps, config.batch, config.optimiser) == (20 * TINY.train, 4, "sgd")  # four rows a patient
-    assert config.lr == pytest.approx(1.5625e-5)
-    assert (config.start.n_frames, config.start.stride) == (8, 32)
 
 
 def test_scratch_needs_a_size_and_other_starts_refuse_one():
