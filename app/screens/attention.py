@@ -10,7 +10,7 @@ from choose import choose_model, choose_video
 from texts import plain
 
 import endofm_lab as lab
-from endofm_lab.explain.attention import AttentionMaps, By, Head, look
+from endofm_lab.explain.attention import AttentionMaps, By, HeadChoice, look
 from endofm_lab.explain.attribution import METHODS, Attribution, methods_for
 from endofm_lab.explain.targets import target_of
 from endofm_lab.explain.trust import Curves, in_words, trust_steps
@@ -88,7 +88,7 @@ def choose_clip() -> tuple[Content | None, Content, float]:
     return video, chosen, float(start_s)
 
 
-def choose_map(maps: AttentionMaps) -> tuple[int, Head]:
+def choose_map(maps: AttentionMaps) -> tuple[int, HeadChoice]:
     """Block and head."""
     left, right = st.columns(2)
     block, last = 0, maps.blocks - 1

@@ -16,7 +16,7 @@ from endofm_lab.explain.norms import StepNorms, step_norms
 from endofm_lab.model.encoder import Encoder, VideoTokens
 from endofm_lab.model.video_model import VideoModel, check_finite
 
-Head = int | Literal["mean", "max"]
+HeadChoice = int | Literal["mean", "max"]
 By = Literal["attention", "norms"]
 
 
@@ -63,7 +63,7 @@ class AttentionMaps:
         norms = self.norms and StepNorms(self.norms.space[block:], self.norms.time[block:])
         return replace(self, space=self.space[block:], time=self.time[block:], norms=norms)
 
-    def in_space(self, block: int, head: Head = "mean", patch: tuple[int, int] | None = None) -> Tensor:
+    def in_space(self, block: int, head: HeadChoice = "mean", patch: tuple[int, int] | None = None) -> Tensor:
         """(T, h, w): where CLS looks in every frame, or where the patch (row, column) of each frame looks in its frame.
 
         A row of attention sums to one over CLS and patches, so these sum to one less what CLS gets. In a joint model
@@ -87,7 +87,7 @@ class AttentionMaps:
         queries = self._token(patch) + torch.arange(T) * h * w
         return rows[0, queries, 1:].reshape(T, T, h, w)[torch.arange(T), torch.arange(T)]
 
-    def in_time(self, block: int, head: Head = "mean", patch: tuple[int, int] | None = None) -> Tensor:
+    def in_time(self, block: int, head: HeadChoice = "mean", patch: tuple[int, int] | None = None) -> Tensor:
         """(T, T): from which frame (column) each frame (row) reads, at a patch or on average over all patches.
 
         Rows sum to one. In a joint model: what the patch gives to all patches of a frame, over what it gives to all.
@@ -109,7 +109,9 @@ class AttentionMaps:
             rows = self._fused(self.time, block, head).flatten(0, 1)
         return rows.mean(dim=0) if patch is None else rows[self._token(patch) - 1]
 
-    def rollout(self, query: tuple[int, int, int] | None = None, head: Head = "mean", by: By = "attention") -> Tensor:
+    def rollout(
+        self, query: tuple[int, int, int] | None = None, head: HeadChoice = "mean", by: By = "attention"
+    ) -> Tensor:
         """(T, h, w): how much of each input patch reaches CLS, or the patch (frame, row, column), through all blocks.
 
         Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928) for space and time in turns. A residual step
@@ -141,7 +143,7 @@ class AttentionMaps:
             row[query[0], self._token(query[1:])] = 1.0
         return self.walk(row, head, by)[:, 1:].reshape(T, h, w)
 
-    def rollout_in_time(self, head: Head = "mean", by: By = "attention") -> Tensor:
+    def rollout_in_time(self, head: HeadChoice = "mean", by: By = "attention") -> Tensor:
         """(T, T): from which input frames (columns) the patches of each output frame (rows) come, through all blocks.
 
         The mean rollout of a frame's patches, summed over the patches of each input frame; each row is divided by what
@@ -183,7 +185,7 @@ class AttentionMaps:
                     found.append((axis, block, head, float(length[head]), float(entropy[head])))
         return pd.DataFrame(found, columns=["axis", "block", "head", "distance", "entropy"])
 
-    def walk(self, row: Tensor, head: Head = "mean", by: By = "attention", share: float = 0.5) -> Tensor:
+    def walk(self, row: Tensor, head: HeadChoice = "mean", by: By = "attention", share: float = 0.5) -> Tensor:
         """A row (T, 1 + N) over output tokens to one over input tokens, through every step backwards; see `rollout`.
 
         By attention, each residual step is ``M = share (I + A)``: 0.5 keeps rows of attention stochastic.
@@ -208,7 +210,7 @@ class AttentionMaps:
             row = torch.cat([(cls / T).expand(T, 1), patches], dim=1)
         return row
 
-    def _fused(self, maps: Sequence[Tensor], block: int, head: Head) -> Tensor:
+    def _fused(self, maps: Sequence[Tensor], block: int, head: HeadChoice) -> Tensor:
         """A block's maps with the heads, third axis from the end, made one."""
         rows = maps[self._number(block)]
         if head == "mean":

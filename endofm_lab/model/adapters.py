@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-FRAMES = 3  # of the kernel over time; its 3 x 1 x 1 was the paper's best
+FRAMES = 3  # length of the kernel over time; 3 x 1 x 1 was the best kernel in the paper
 
 
 def is_adapter(name: str) -> bool:
@@ -27,7 +27,7 @@ class STAdapter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """An adapter that adds nothing yet: ``up`` is zero, and the convolution passes its own frame on."""
+        """Make the adapter add nothing: ``up`` is zero, and the convolution passes each frame on unchanged."""
         nn.init.trunc_normal_(self.down.weight, std=0.02)
         nn.init.dirac_(self.conv.weight, groups=self.conv.groups)
         nn.init.zeros_(self.up.weight)

@@ -1,4 +1,4 @@
-"""The card that travels with weights: what the model is, what it wants to see, and where its numbers come from."""
+"""The card that accompanies weights: the model's architecture, its input, and the origin of its numbers."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ MOST_CLASSES = 100_000  # of a head
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What one head answers.
+    """The specification of a head.
 
     Attributes:
         kind: of answer: "multiclass", "multilabel", "mask", "box", or what else `model.heads.HEADS` lists.
@@ -93,7 +93,7 @@ class Resized(TypedDict):
 
 
 class InitialisationRecord(TypedDict):
-    """What a model's weights were before its training: ``words`` for readers, the rest for programs.
+    """The origin of a model's weights before its training: ``words`` for readers, the rest for programs.
 
     Lists of tensors are shortened over blocks: ``blocks.0-11.norm1.weight`` stands for twelve.
     """
@@ -107,7 +107,7 @@ class InitialisationRecord(TypedDict):
     new: NotRequired[list[str]]  # tensors of the backbone that stayed as they were built
     resized: NotRequired[list[Resized]]  # those of `taken` that changed size
     folded: NotRequired[list[str]]  # tensors of the file that were multiplied into others (LayerScale)
-    not_taken: NotRequired[list[str]]  # tensors of the file that went nowhere
+    not_taken: NotRequired[list[str]]  # tensors of the file that were not used
 
 
 class DataRecord(TypedDict, total=False):
@@ -136,21 +136,21 @@ SCRATCH: InitialisationRecord = {"words": "Random: every tensor as it was built,
 
 @dataclass(frozen=True)
 class ModelCard:
-    """Everything about a model that its tensors do not say. `to_json` and `from_json` are exact inverses.
+    """All facts about a model that are not in its tensors. `to_json` and `from_json` are exact inverses.
 
     Attributes:
-        name: what to call the model in figures and reports.
+        name: name of the model in figures and reports.
         backbone: ``kind`` ("video_transformer") and the fields of its configuration.
         input: size in pixels, mean and standard deviation its frames were normalised with.
         clip: frames per clip and their spacing in training.
-        heads: name -> what that head answers.
+        heads: name -> specification of the head.
         initialisation: the true start of its weights, before training.
         data: what it was trained on; empty if it was not trained here.
         audit: the verdict of the leakage audit on that data.
         metrics: measured numbers.
         licence: of the weights, with the research-use notice.
         version: of this library, when the card was made.
-        weights_sha256: of the file the weights lie in; None for a model that was never saved.
+        weights_sha256: of the weights file; None for a model that was never saved.
     """
 
     name: str
@@ -193,7 +193,7 @@ class ModelCard:
         """
         value = dict(_checked(value, *_keys(cls), source))
         if not isinstance(value["backbone"], dict) or not isinstance(value["backbone"].get("kind"), str):
-            raise CheckpointError(f"{source}: Backbone must be an object with a 'kind', not {value['backbone']!r}.")
+            raise CheckpointError(f"{source}: The backbone must be an object with a 'kind', not {value['backbone']!r}.")
         input_ = _checked(value["input"], *_keys(InputSpec), f"{source}: input")
         clip = dict(_checked(value["clip"], *_keys(ClipSpec), f"{source}: clip"))
         heads = _checked(value.get("heads", {}), None, [], f"{source}: heads")
@@ -226,7 +226,7 @@ def read_card(folder: str | Path) -> ModelCard:
     """The card of a model folder.
 
     Raises:
-        CheckpointError: there is none, or it cannot be read.
+        CheckpointError: there is no card, or it cannot be read.
     """
     path = Path(folder) / CARD_FILE
     if not path.is_file():
@@ -293,7 +293,7 @@ def _checked(value: Any, known: Iterable[str] | None, required: Iterable[str], w
 
 
 def collapse(names: Iterable[str]) -> list[str]:
-    """Tensor names with runs of block numbers drawn together: ``blocks.0-11.norm1.weight``, in first-seen order."""
+    """Tensor names with block numbers merged into ranges: ``blocks.0-11.norm1.weight``, in order of appearance."""
     groups: dict[tuple[str, str], list[int]] = {}
     for name in names:
         head, _, rest = name.partition("blocks.")

@@ -1,4 +1,4 @@
-"""The contract of an encoder, the part of a model that turns clips into tokens. All else asks it, never its type.
+"""The contract of an encoder, which turns clips into tokens. Other code uses this contract and never the type.
 
 To write one, derive from `Encoder`: a frozen dataclass of JSON values as its configuration, ``forward`` and ``layers``.
 tests/model/test_foreign_encoder.py holds a whole example.
@@ -16,13 +16,13 @@ from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, InputSpec
 
-# Of an encoder's sizes; beyond them no model is built, whatever a card or an option says.
+# Upper bounds for the sizes of an encoder; larger models are refused, whatever a card or an option says.
 MOST = {"width": 16384, "depth": 256, "heads": 256, "patch_px": 1024, "image_px": 4096, "frames": 4096, "mlp_ratio": 64}
 
 
 @dataclass(frozen=True)
 class VideoTokens:
-    """What an encoder returns, after its final norm. Letters: B clips, T frames, h w patches, D width.
+    """The tokens that an encoder returns, after its final norm. Letters: B clips, T frames, h w patches, D width.
 
     Attributes:
         cls: ``(B, D)``, the feature of the clip; None if the encoder has no CLS token, see `pooled`.
@@ -46,11 +46,11 @@ class VideoTokens:
     frames_per_token: int = 1
 
     def pooled(self) -> Tensor:
-        """The feature of the clip, ``(B, D)``: CLS, or the mean over all patches where there is no CLS."""
+        """The feature of the clip, ``(B, D)``: CLS, or the mean over all patches if there is no CLS."""
         return self.patches.mean(dim=(1, 2, 3)) if self.cls is None else self.cls
 
     def every(self) -> Tensor:
-        """All tokens in a row, CLS first where there is one: ``(B, 1 + T h w, D)`` or ``(B, T h w, D)``."""
+        """All tokens in a row, CLS first if there is one: ``(B, 1 + T h w, D)`` or ``(B, T h w, D)``."""
         patches = self.patches.flatten(1, 3)
         return patches if self.cls is None else torch.cat([self.cls[:, None], patches], dim=1)
 
@@ -61,10 +61,10 @@ class VideoTokens:
 
 
 class Encoder(nn.Module, ABC):
-    """Clips in, `VideoTokens` out. What follows is all that heads, tasks, explanations and files want to know of one.
+    """Turns clips into `VideoTokens`. Heads, tasks, explanations and files use only the following attributes.
 
     Attributes:
-        kind: its name in a model's card.
+        kind: the encoder's name in a model's card.
         Config: a frozen dataclass with at least ``width``, ``image_px`` and ``patch_px``; its values are JSON values.
             Its ``frames``, if it has that field, is the length of the clips it is made for.
         config: the configuration that this encoder was built with, ``type(self)(config)``.
@@ -99,12 +99,12 @@ class Encoder(nn.Module, ABC):
         """Tokens of clips ``(B, 3, T, H, W)``, normalised; with ``attention``, the maps of every block.
 
         Raises:
-            UserError: a clip of a shape that it cannot take.
+            UserError: the clip has a shape that the encoder cannot process.
         """
 
     @abstractmethod
     def layers(self) -> list[nn.Module]:
-        """Its parameters as layers, from the embeddings to the last norm, for learning rates that grow upwards."""
+        """The parameters as layers, from the embeddings to the last norm, for layer-wise learning rates."""
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew, as in a fresh encoder of this configuration."""
@@ -112,15 +112,15 @@ class Encoder(nn.Module, ABC):
 
     @property
     def attention_kind(self) -> str | None:
-        """How its tokens attend, as the maps show it: "divided", "space_only" or "joint"; None if it gives no maps."""
+        """The kind of its attention maps: "divided", "space_only" or "joint"; None if the encoder gives no maps."""
         return self.config.attention if self.has_video_blocks else None
 
     def attention_blocks(self) -> Sequence[nn.Module]:
-        """Transformer blocks with a ``norm1`` over tokens, for Grad-CAM; empty where there are none."""
+        """Transformer blocks with a ``norm1`` over tokens, for Grad-CAM; empty if there are none."""
         return list(cast(nn.ModuleList, self.blocks)) if self.has_video_blocks else ()
 
     def pack(self, packed: Callable[[Any], nn.Module]) -> None:
-        """Replace every block by ``packed(block)`` for inference on CPUs, if that is known to work (inference.py)."""
+        """Replace every block by ``packed(block)`` for inference on CPUs, if the encoder supports this (inference)."""
 
     @property
     def width(self) -> int:
@@ -138,26 +138,26 @@ class Encoder(nn.Module, ABC):
         return self.config.patch_px
 
     def default_input(self) -> InputSpec:
-        """Size and normalisation of its pictures, where no card says otherwise."""
+        """Size and normalisation of its pictures, unless a card says otherwise."""
         return replace(IMAGENET, size_px=self.image_px)
 
     def default_clip(self) -> ClipSpec:
-        """Frames per clip and their spacing, where no card says otherwise."""
+        """Frames per clip and their spacing, unless a card says otherwise."""
         return ClipSpec(n_frames=getattr(self.config, "frames", 8), stride=2)
 
     def fitted(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The tensors of an encoder of this kind at the sizes of this one; by default as they are."""
+        """The tensors of an encoder of this kind, resized for this encoder; by default unchanged."""
         return tensors
 
     @classmethod
     def resized(cls, config: Any, image_px: int | None, n_frames: int | None) -> Any:
-        """A configuration for other pictures and clips; None leaves a size as it is, ``frames`` need not be there."""
+        """A configuration for other pictures and clips; None keeps a size, and ``frames`` need not exist."""
         known, sizes = [field.name for field in fields(config)], {"image_px": image_px, "frames": n_frames}
         return replace(config, **{name: size for name, size in sizes.items() if size is not None and name in known})
 
     @classmethod
     def describe(cls, config: Any) -> dict[str, Any]:
-        """What a card says about an encoder of this kind; `read_config` reads it back."""
+        """The description of an encoder of this kind in a card; `read_config` reads it back."""
         settings = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(config).items()}
         return {"kind": cls.kind, **settings}
 
@@ -186,10 +186,10 @@ class Encoder(nn.Module, ABC):
 
 
 def check_sizes(config: Any) -> None:
-    """Make sure that those settings of an encoder's configuration that `MOST` names are numbers in their range.
+    """Check that the settings of an encoder's configuration that are listed in `MOST` are numbers in their range.
 
     Raises:
-        UserError: one is not; the message names it and its range.
+        UserError: a setting is out of range; the message names the setting and its range.
     """
     for name, most in MOST.items():
         value = getattr(config, name)

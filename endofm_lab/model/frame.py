@@ -1,4 +1,4 @@
-"""Image models of timm as backbones: every frame of a clip on its own, tokens as from the video transformer.
+"""Image models of timm as backbones: they process each frame separately and return tokens like the video transformer.
 
 EVA-02 (arXiv 2303.11331), ViT, DINOv2 and DINOv3, ConvNeXt and others, by their names in timm. A clip's CLS is the mean
 of its frames' features, so a clip of one frame is that frame.
@@ -27,11 +27,11 @@ from endofm_lab.model.weight_files import check_fit, read_weights
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import InputSpec
 
-HUB = "hub"  # as source of weights: those that timm knows for the architecture, fetched
+HUB = "hub"  # as source of weights: the weights that timm knows for the architecture, fetched from the Hub
 
-# The sizes of an architecture that may be set. A card comes with a model folder, perhaps a stranger's, and timm would
-# also take names of files to load and of places to fetch from: nothing else gets through.
-MOST = 16384  # width, and what else a setting may be
+# The sizes of an architecture that may be set. A card comes with a model folder, possibly from an unknown author, and
+# timm also accepts names of files to load and addresses to fetch from. Therefore no other settings are passed on.
+MOST = 16384  # upper bound of widths and other settings
 SETTINGS = ("embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size", "depths", "dims", "drop_path_rate")
 
 # timm puts the last norm into the layer of the last block by this number; a larger one makes a layer of it.
@@ -60,7 +60,7 @@ class FrameConfig:
         settings: sizes that differ from the architecture's own, names among `SETTINGS`.
 
     Raises:
-        UserError: timm has no such architecture, or a setting is unknown or no number.
+        UserError: timm has no such architecture, or a setting is unknown or not a number.
     """
 
     architecture: str
@@ -111,7 +111,7 @@ def frame_input(config: FrameConfig) -> InputSpec:
 
 
 class FrameBackbone(Encoder):
-    """A timm image model as an encoder of clips: every frame is a picture of its own.
+    """A timm image model as an encoder of clips: every frame is a separate picture.
 
     Raises:
         UserError: timm cannot build it, or its tokens are not of the configuration's width.
@@ -126,8 +126,8 @@ class FrameBackbone(Encoder):
         self.net: Any = _create(config)
         if self.net.num_features != config.width:
             raise UserError(
-                f"{config.architecture} has tokens of width {self.net.num_features}, not {config.width}; "
-                "make its configuration with frame_config."
+                f"{config.architecture} has tokens of width {self.net.num_features}, not {config.width}. "
+                "Make its configuration with frame_config."
             )
 
     @property
@@ -137,7 +137,7 @@ class FrameBackbone(Encoder):
         return "space_only" if has_maps else None
 
     def layers(self) -> list[nn.Module]:
-        """Layers as timm numbers them for its own layer-wise learning rates, the last norm apart."""
+        """Layers in timm's numbering for layer-wise learning rates, with the last norm as a layer of its own."""
         matcher = {
             name: [(what, (_LAST,) if place == (_WITH_THE_ONE_BEFORE,) else place) for what, place in patterns]
             if isinstance(patterns, list)
@@ -153,7 +153,7 @@ class FrameBackbone(Encoder):
         return blocks if all(hasattr(block, "norm1") for block in blocks) else ()
 
     def default_input(self) -> InputSpec:
-        """As timm says."""
+        """Size and normalisation from timm's configuration of the model."""
         return frame_input(self.config)
 
     def default_clip(self) -> ClipSpec:
@@ -208,14 +208,14 @@ class FrameBackbone(Encoder):
         prefix = getattr(self.net, "num_prefix_tokens", 0)
         square = (prefix + n_tokens, prefix + n_tokens)
         if getattr(self.net, "cls_token", None) is None or not explicit.maps:
-            why = "has no attention from a class token to patches"
+            reason = "has no attention from a class token to patches"
         elif any(m.shape[-2:] != square for m in explicit.maps):
-            why = "attends within windows or at several sizes"
+            reason = "attends within windows or at several sizes"
         else:
             return explicit.maps
         raise UserError(
-            f"{self.config.architecture} {why}, so it has no attention maps; ViT, DINOv2, DINOv3 and EVA-02 have them. "
-            "Attribution by gradients or occlusion works for every model."
+            f"{self.config.architecture} {reason}, so it has no attention maps; ViT, DINOv2, DINOv3 and EVA-02 have "
+            "them. Attribution by gradients or occlusion works for every model."
         )
 
     def _map(self, softmax: Tensor, B: int, n_tokens: int) -> Tensor:
@@ -227,7 +227,7 @@ class FrameBackbone(Encoder):
 class _ExplicitAttention(TorchFunctionMode):
     """Within this context, in this thread, fused attention is computed step by step, and its softmax is kept.
 
-    Queries and keys arrive as the model made them, rotated where it has rotary positions. Nothing of the model changes.
+    Queries and keys arrive as the model computed them, including rotary positions. The model does not change.
     """
 
     def __init__(self) -> None:
@@ -316,7 +316,7 @@ def _known(architecture: str) -> PretrainedCfg:
 
 
 def _create(config: FrameConfig) -> Any:
-    """The timm model without a classifier, as it is drawn."""
+    """The timm model without a classifier, with random weights."""
     sizes = dict(config.settings)
     if _known(config.architecture).fixed_input_size:
         sizes["img_size"] = config.image_px
@@ -362,7 +362,7 @@ def _checked_settings(architecture: str, settings: dict[str, Any]) -> dict[str, 
 def _fetch(architecture: str, known: Any) -> Path:
     """The weights file of an architecture, from the Hub or its cache."""
     if not known.hf_hub_id:
-        raise CheckpointError(f"timm knows no weights of {architecture} on the Hub; give a local file.")
+        raise CheckpointError(f"timm knows no weights of {architecture} on the Hub. Give a local file.")
     from huggingface_hub import hf_hub_download
 
     try:

@@ -1,4 +1,4 @@
-"""What every head gives: outputs from tokens, their loss, and the scores that a prediction shows."""
+"""The contract of a head: outputs from tokens, their loss, and the scores that a prediction shows."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -22,7 +22,7 @@ class Head(nn.Module):
     Attributes:
         answer: "clip": outputs (B, K), one score per clip and class; "map": outputs (B, K, T, h, w), in every frame a
             score per place and class; "boxes": raw outputs (B, C, T, h, w), for ``decode``.
-        options: those of `HeadSpec` that the head reads besides its kind, variant and classes.
+        options: the fields of `HeadSpec` that the head reads besides its kind, variant and classes.
     """
 
     answer: ClassVar[Answer]
@@ -33,7 +33,7 @@ class Head(nn.Module):
         """The freshly initialised head that answers ``spec`` from a backbone's tokens of pictures of ``image_px``.
 
         Raises:
-            CheckpointError: the head does not go with the backbone.
+            CheckpointError: the head does not fit the backbone.
         """
         return cls(backbone.width, len(spec.classes))  # type: ignore[call-arg]
 
@@ -46,17 +46,18 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def scores(self, logits: Tensor, spec: "HeadSpec") -> Tensor:
-        """What `VideoModel.predict` returns of float32 outputs: scores in 0..1 of classes and maps, raw for boxes."""
+        """The result of `VideoModel.predict` for float32 outputs: scores in 0..1 of classes and maps, raw for boxes."""
         raise NotImplementedError
 
     def evidence(self, logits: Tensor, k: int, spec: "HeadSpec") -> Tensor:
-        """How strongly float32 outputs speak for class ``k``, (B,): the number that an attribution explains."""
+        """The evidence in float32 outputs for class ``k``, (B,): the number that an attribution explains."""
         raise NotImplementedError
 
     def decode(self, raw: Tensor, min_score: float = 0.3, max_boxes: int = 10) -> list[list[FrameBoxes]]:
         """Per clip and frame: boxes (n, 4) in fractions within 0..1, scores (n,) in 0..1, class indices (n,).
 
-        Only heads whose answer is boxes have it. Sorted by score, at most ``max_boxes`` of at least ``min_score``.
+        Only heads that answer with boxes have this method. Boxes are sorted by score; at most ``max_boxes`` boxes with
+        a score of at least ``min_score`` are returned.
         """
         raise NotImplementedError
 
@@ -80,9 +81,9 @@ class ClassHead(Head):
         return logits.softmax(dim=-1) if spec.kind == "multiclass" else logits.sigmoid()
 
     def evidence(self, logits: Tensor, k: int, spec: "HeadSpec") -> Tensor:
-        """The log odds of the class, in nats, which do not saturate as a probability does.
+        """The log odds of the class, in nats, which do not saturate like a probability.
 
-        Exclusive classes: its logit less the log-sum-exp of the others; several labels: its logit.
+        For exclusive classes: its logit minus the log-sum-exp of the other logits; for several labels: its logit.
         """
         others = [i for i in range(logits.shape[1]) if i != k]
         if spec.kind == "multiclass" and others:

@@ -1,7 +1,7 @@
 """Light heads on the tokens of a backbone, and the table of all heads.
 
-Clip classes come from CLS, masks and boxes from patches. Each head is layers, loss and decoding side by side, as
-`model.head` asks for it, and reads any backbone that gives `VideoTokens`.
+Clip classes come from CLS, masks and boxes from patches. Each head holds its layers, loss and decoding side by side, as
+the contract in `model.head` demands, and works with any backbone that returns `VideoTokens`.
 """
 
 import torch
@@ -66,7 +66,7 @@ class AttentiveClassifier(ClassHead):
 class MaskHead(MapHead):
     """Mask logits (B, K, T, 4h, 4w) from patch tokens: two steps of convolution and pixel shuffle, frame by frame.
 
-    Time was mixed in the backbone; a frame's mask depends on the other frames through its tokens only.
+    Frames exchange information in the backbone; a frame's mask depends on the other frames only through its tokens.
     """
 
     def __init__(self, width: int, n_classes: int = 1) -> None:
@@ -139,7 +139,7 @@ class BoxHead(BoxesHead):
         where boxes overlap, to the smaller one (FCOS).
 
         Args:
-            logits: what ``forward`` returned.
+            logits: the result of ``forward``.
             batch: with ``boxes`` (B, T, M, 4) in fractions of the frame, rows of NaN where a frame has fewer than M
                 boxes, and ``labels`` (B, T, M), class indices that are ignored where the box is NaN.
         """
@@ -187,8 +187,8 @@ class BoxHead(BoxesHead):
         return found
 
 
-# Every head by its kind and its variant (`HeadSpec.pooling` or `HeadSpec.form`; None is the plain one). A new kind of
-# head needs a line here and nothing else: cards, training, prediction and explanations ask the class.
+# Every head by its kind and variant (`HeadSpec.pooling` or `HeadSpec.form`; None is the plain variant). A new kind of
+# head needs a line here and no further change: cards, training, prediction and explanations use the class.
 HEADS: dict[tuple[str, str | None], type[Head]] = {
     ("multiclass", None): ClipClassifier,
     ("multiclass", "attention"): AttentiveClassifier,

@@ -1,7 +1,7 @@
 """Video transformers arranged for inference on CPUs: the same equations in fewer passes over memory.
 
-Libraries want weights in an order of their own and bring them into it in every call; here that is done once. What
-follows a product number by number, GELU or the residual, is computed in place, by oneDNN while the number is at hand.
+Libraries need weights in their own memory order and rearrange them in every call; here this is done once. Element-wise
+operations after a product (GELU, residual) are computed in place; oneDNN computes them together with the product.
 """
 
 from copy import deepcopy
@@ -17,10 +17,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def for_inference(model: M, dtype: torch.dtype) -> M:
-    """A copy of a model that computes in ``dtype``, on CPUs in fewer passes; the model stays as it is.
+    """A copy of a model that computes in ``dtype``, on CPUs in fewer passes; the model itself does not change.
 
-    The copy's answers are the model's up to rounding, but its blocks have no parameters: it cannot be trained or saved.
-    Encoders that do not say how (`Encoder.pack`) are copied without rearrangement.
+    The results of the copy equal those of the model up to rounding, but its blocks have no parameters: it cannot be
+    trained or saved. Encoders without their own `Encoder.pack` are copied without rearrangement.
     """
     quick = deepcopy(model).to(dtype).eval()
     on_cpu = next(quick.parameters()).device.type == "cpu" and torch.backends.mkldnn.is_available()
@@ -50,7 +50,7 @@ class PackedBlock(nn.Module):
     def forward(self, x: Tensor, maps: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """As `Block.forward`: ``(B, T, 1 + N, D)`` -> the same shape, maps over space, maps over time."""
         temporal = None
-        if self.divided:  # CLS goes along, one row in 197, and is put back: cheaper than to cut it off and sew it on
+        if self.divided:  # CLS, one row in 197, is computed too and then restored: cheaper than removing and adding it
             cls = x[:, :, 0].clone()
             y, temporal = attend(self.temporal_qkv(self.temporal_norm1(x)), self.heads, "time", maps)
             x = self.temporal_output(y, add=x)
@@ -64,10 +64,10 @@ class PackedBlock(nn.Module):
 
 
 class _Linear:
-    """A linear map with its weight in the order of the library that multiplies: MKL in float32, else oneDNN.
+    """A linear map with its weight in the order of the multiplying library: MKL in float32, otherwise oneDNN.
 
-    In float32 MKL's product with a pass over its result is a tenth faster than oneDNN's that does both in one. MKL
-    packs for a number of rows and needs the plain weight beside it: twice the memory.
+    In float32, MKL's product followed by a pass over the result is a tenth faster than oneDNN, which does both at once.
+    MKL packs weights for a number of rows and also needs the plain weight, which doubles the memory.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -78,7 +78,7 @@ class _Linear:
         self.packed: tuple[int, Tensor] | None = None  # rows, and MKL's weight for as many
 
     def __call__(self, x: Tensor, gelu: bool = False, add: Tensor | None = None) -> Tensor:
-        """``(..., D)`` -> ``(..., D')``, with an exact GELU behind it, or with ``add`` ``(..., D')`` added to it."""
+        """``(..., D)`` -> ``(..., D')``, then an exact GELU, or ``add`` ``(..., D')`` is added to the result."""
         if self.by_mkl:
             y = self._mkl(x)
             if add is not None:

@@ -44,7 +44,7 @@ def dtype_of(precision: str, device: torch.device | str = "cpu") -> torch.dtype:
 
 
 def automatic_dtype(device: torch.device | str = "cpu") -> torch.dtype:
-    """bfloat16 where the processor multiplies it in hardware, float32 elsewhere.
+    """bfloat16 if the processor multiplies it in hardware, otherwise float32.
 
     Use it on the weights: ``for_inference(model, automatic_dtype(device))``; the backbone takes its clips as they are.
     On CPUs that is faster than autocast, which converts every weight in every forward pass, and CLS keeps a cosine

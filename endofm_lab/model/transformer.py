@@ -1,11 +1,11 @@
-"""The whole video transformer: clip in, one CLS token and one token per patch and frame out.
+"""The video transformer: it turns a clip into one CLS token and one token per patch and frame.
 
 Written from TimeSformer (arXiv 2102.05095, section 3), ViT (2010.11929) and the shapes of Endo-FM (2306.16741).
 Letters: B clips, T frames, H W pixels, h w patches, N = h w patches of a frame, D width.
 
-Tokens travel as ``(B, T, 1 + N, D)``: every frame carries its own copy of CLS in front. Attention in space then needs
-no rearrangement. In the divided model the copies are equal at all times, because what a block adds to them is averaged
-over the frames; the price is one extra row in 197.
+Tokens have the shape ``(B, T, 1 + N, D)``: every frame begins with its own copy of CLS, so that attention in space
+needs no rearrangement. In the divided model the copies are always equal, because the sum that a block adds to them is
+averaged over the frames. The cost is one extra row in 197.
 """
 
 from collections.abc import Callable
@@ -37,15 +37,15 @@ class BackboneConfig:
         depth: number of blocks.
         heads: attention heads in a block.
         patch_px: side of a patch.
-        image_px: side of the pictures that positions are stored for; other multiples of ``patch_px`` are taken as well.
-        frames: frames per clip that times are stored for; other lengths are taken as well.
+        image_px: side of the pictures that positions are stored for; other multiples of ``patch_px`` are accepted too.
+        frames: frames per clip that times are stored for; other lengths are accepted too.
         mlp_ratio: width of the hidden layer of an MLP, in widths of a token.
         drop_path: probability of leaving out the last block; it grows linearly from 0 at the first.
         attention: "divided" in time and space, "space_only", or "joint" over all tokens.
-        checkpointing: recompute blocks in the backward pass: less memory, more time.
+        checkpointing: recompute blocks in the backward pass, which saves memory and takes more time.
         adapter: width of the bottleneck of ST-Adapters before attention and MLP; 0 for none.
-        mask_token: have a learned token for masked modelling; the released models have none.
-        frames_alone: take every frame as a clip of its own, as the released detector does.
+        mask_token: add a learned token for masked modelling; the released models have none.
+        frames_alone: treat every frame as a separate clip, as the released detector does.
     """
 
     width: int = 768
@@ -72,9 +72,9 @@ class BackboneConfig:
         if not 0 <= self.drop_path < 1:
             raise UserError(f"drop_path is {self.drop_path}; give a probability from 0 to below 1.")
         if self.width % self.heads:
-            raise UserError(f"Width {self.width} cannot be shared by {self.heads} heads; give a multiple of the heads.")
+            raise UserError(f"width is {self.width}; give a multiple of heads, of which there are {self.heads}.")
         if self.image_px % self.patch_px:
-            raise UserError(f"image_px {self.image_px} is not a multiple of patch_px {self.patch_px}; give one.")
+            raise UserError(f"image_px is {self.image_px}; give a multiple of patch_px, which is {self.patch_px}.")
         if self.attention not in ATTENTION_KINDS:
             raise UserError(f"attention is {self.attention!r}; choose one of {', '.join(ATTENTION_KINDS)}.")
 
@@ -126,7 +126,7 @@ class Attention(nn.Module):
     def output(self, then: nn.Linear | None = None) -> tuple[Tensor, Tensor]:
         """Weight and bias of the output, merged with those of the linear map ``then`` that follows.
 
-        Two linear maps in a row are one; D^3 products to merge them spare B T N D^2.
+        Two consecutive linear maps are one map. Merging them costs D^3 multiplications and saves B T N D^2.
         """
         weight: Tensor = self.proj.weight
         bias: Tensor = self.proj.bias
@@ -144,8 +144,8 @@ def attend(qkv: Tensor, heads: int, axis: Axis, maps: bool) -> tuple[Tensor, Ten
     """
     batch, sequence = ("b t", "n") if axis == "space" else ("b n", "t")
     q, k, v = rearrange(qkv, f"b t n (three k d) -> three ({batch}) k {sequence} d", three=3, k=heads)
-    # Reading q, k, v where they lie, the fused kernel is the faster one on CPUs too, but for bfloat16 over time and
-    # for its backward pass.
+    # The fused kernel reads q, k and v without copies, which is faster on CPUs too, except for bfloat16 over time and
+    # in its backward pass.
     slow = q.device.type == "cpu" and (q.requires_grad or (axis == "time" and q.dtype == torch.bfloat16))
     if maps or slow:
         scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
@@ -160,7 +160,7 @@ def attend(qkv: Tensor, heads: int, axis: Axis, maps: bool) -> tuple[Tensor, Ten
 
 
 class MLP(nn.Module):
-    """Two linear maps with an exact GELU between."""
+    """Two linear maps with an exact GELU between them."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Block(nn.Module):
         """
         temporal = None
         if self.divided:
-            cls, patches = x[:, :, :1], x[:, :, 1:]  # CLS takes no part in time
+            cls, patches = x[:, :, :1], x[:, :, 1:]  # CLS is not part of attention in time
             y, temporal = self.temporal_attn(self.temporal_norm1(patches), "time", maps, then=self.temporal_fc)
             x = torch.cat([cls, patches + self.drop_path(y)], dim=2)
         if self.adapted:
@@ -235,8 +235,8 @@ class VideoTransformer(Encoder):
 
     ``config.attention`` chooses how frames exchange information:
 
-    - ``divided``: time and space take turns in every block (TimeSformer, Endo-FM). One CLS for the clip.
-    - ``space_only``: they do not. CLS is the mean over frames of each frame's own.
+    - ``divided``: attention in time and in space alternate in every block (TimeSformer, Endo-FM). One CLS for the clip.
+    - ``space_only``: frames exchange no information. CLS is the mean of the CLS tokens of all frames.
     - ``joint``: every token attends to every token of the clip.
 
     The state-dict keys of ``divided`` are those of the released weights.
@@ -316,7 +316,7 @@ class VideoTransformer(Encoder):
             temporal.append(in_time)
         x = self.norm(x)
         kind = self.config.attention
-        cls = x[:, :, 0].mean(dim=1)  # over equal copies (divided), the frames (space_only) or the only one (joint)
+        cls = x[:, :, 0].mean(dim=1)  # over equal copies (divided), the frames (space_only) or the single copy (joint)
         patches = rearrange(x[:, :, 1:], "b s (t h w) d -> b (s t) h w d", h=h, w=w)
         if not attention:
             return VideoTokens(cls, patches)
@@ -328,10 +328,10 @@ class VideoTransformer(Encoder):
         return VideoTokens(cls, patches, spatial=tuple(spatial), temporal=over_time)
 
     def _frame_by_frame(self, clip: Tensor, attention: bool, mask: Tensor | None) -> VideoTokens:
-        """Every frame as a clip of one; CLS is the mean over the frames."""
+        """Tokens of every frame as a clip of one frame; CLS is the mean over the frames."""
         if attention or mask is not None:
             raise UserError(
-                "This backbone is shown every frame alone: attention maps and masks need clips of one frame."
+                "This backbone processes every frame alone: attention maps and masks need clips of one frame."
             )
         B = clip.shape[0]
         tokens = self(rearrange(clip, "b c t h w -> (b t) c 1 h w"))
@@ -355,8 +355,9 @@ class VideoTransformer(Encoder):
     def _position(self, h: int, w: int) -> Tensor:
         """Position embedding of the patches, ``(1, 1, h*w, D)``, resized by nearest neighbour.
 
-        The released weights were trained and used with *nearest*, and resized only if the number of patches differs:
-        a grid of another form but the same number keeps the embedding in its order. Both are kept.
+        The released weights were trained and used with *nearest*, and were resized only if the number of patches
+        differs: a grid of another form with the same number of patches keeps the embedding in its order. Both are
+            reproduced.
         """
         position = self.pos_embed[:, 1:]
         if position.shape[1] != h * w:
@@ -375,7 +376,7 @@ class VideoTransformer(Encoder):
         patch = self.config.patch_px
         if clip.ndim != 5 or clip.shape[1] != 3 or 0 in clip.shape:
             raise UserError(
-                f"The clip has shape {tuple(clip.shape)}; the backbone takes (B, 3, T, H, W): make it with to_input."
+                f"The clip has shape {tuple(clip.shape)}; the backbone takes (B, 3, T, H, W). Make it with to_input."
             )
         if not clip.is_floating_point():
             raise UserError(f"The clip holds {clip.dtype}; the backbone takes normalised floats: use to_input.")

@@ -1,4 +1,4 @@
-"""A backbone with its heads and its card: the thing that is trained, saved, loaded and asked for predictions."""
+"""A model: a backbone with its heads and its card, which is trained, saved, loaded and used for predictions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +19,14 @@ from endofm_lab.model.heads import HEADS
 from endofm_lab.model.paper.hybrid import HybridTransformer
 from endofm_lab.model.transformer import VideoTransformer
 
-# The kinds of encoder that a card may name without being asked for.
+# The kinds of encoder that a card may name without permission of the caller.
 ENCODERS: dict[str, type[Encoder]] = {e.kind: e for e in (VideoTransformer, HybridTransformer, FrameBackbone)}
 Allowed = Sequence[str | type[Encoder]]  # further encoders: classes, or "module:Class"
 
 
 @dataclass(frozen=True)
 class VideoOutput:
-    """Tokens of the backbone, and what each head made of them: ``logits`` by head name, shapes as in heads.py."""
+    """Tokens of the backbone, and the ``logits`` of each head by its name, with shapes as in heads.py."""
 
     tokens: VideoTokens
     logits: dict[str, Tensor]
@@ -35,7 +35,7 @@ class VideoOutput:
 class VideoModel(nn.Module):
     """One backbone and any number of heads on its tokens.
 
-    ``card`` says what each head means; its description of the backbone is taken from the backbone itself.
+    ``card`` defines the meaning of each head; its description of the backbone is taken from the backbone itself.
 
     Raises:
         CheckpointError: heads and card name different heads.
@@ -66,7 +66,7 @@ class VideoModel(nn.Module):
 
         Args:
             clip: the clips.
-            shown: what each of them shows, for a message: "the clip at 2.50 s".
+            shown: a description of each clip for messages: "the clip at 2.50 s".
 
         Raises:
             UserError: an output is NaN or infinite; the message names model, head and clip.
@@ -86,12 +86,12 @@ class VideoModel(nn.Module):
 
 
 def check_finite(values: Tensor, source: str, shown: Sequence[str] = ()) -> None:
-    """Make sure that what a model computed for clips, (B, ...), are numbers.
+    """Check that the outputs of a model for clips, (B, ...), are finite.
 
     Args:
-        values: its outputs.
-        source: what computed them, for the message.
-        shown: what each of the B clips shows.
+        values: the outputs.
+        source: the model or head that computed them, for the message.
+        shown: a description of each of the B clips.
 
     Raises:
         UserError: a value is NaN or infinite.
@@ -117,7 +117,7 @@ def build_model(card: ModelCard, encoders: Allowed = ()) -> VideoModel:
     heads = nn.ModuleDict()
     for name, spec in card.heads.items():
         if not name.isidentifier() or hasattr(heads, name):
-            raise CheckpointError(f"{card.name}: A head cannot be called {name!r}; use another name, without signs.")
+            raise CheckpointError(f"{card.name}: A head cannot be called {name!r}. Use a name of letters and digits.")
         heads[name] = build_head(spec, backbone, card.input.size_px)
     return VideoModel(backbone, heads, card)
 
@@ -184,8 +184,8 @@ def build_head(spec: HeadSpec, backbone: Encoder, image_px: int) -> Head:
 def encoder_of(card: ModelCard, encoders: Allowed = ()) -> tuple[type[Encoder], Any]:
     """The class and the configuration of the encoder that a card describes.
 
-    A card is data and cannot bring code with it: the kinds it may name are those of `ENCODERS` and of the classes that
-    the caller allows.
+    A card is data and cannot contain code: it may only name the kinds in `ENCODERS` and the classes that the caller
+    allows.
 
     Args:
         card: of a model.
@@ -217,5 +217,5 @@ def _allowed(encoder: str | type[Encoder]) -> type[Encoder]:
             f"There is no encoder {encoder!r} ({error}); give 'module:Class' of an installed one."
         ) from error
     if not (isinstance(found, type) and issubclass(found, Encoder)):
-        raise UserError(f"{encoder} is no Encoder; derive its class from endofm_lab.model.encoder.Encoder.")
+        raise UserError(f"{encoder} is not an Encoder. Derive its class from endofm_lab.model.encoder.Encoder.")
     return found

@@ -1,4 +1,4 @@
-"""Reading weights files without running anything that is in them, and putting tensors into a module strictly."""
+"""Read weights files without running any code in them, and load tensors into a module strictly."""
 
 import argparse
 import hashlib
@@ -24,18 +24,19 @@ _ONE_AT_A_TIME = threading.Lock()  # torch's allow-list is global to the process
 
 
 def read_weights(path: str | Path) -> dict[str, Any]:
-    """The content of a safetensors, ``.pth`` or ``.pt`` file, tensors on the CPU; which it is, is read from its bytes.
+    """The content of a safetensors, ``.pth`` or ``.pt`` file, tensors on the CPU; the format is read from its bytes.
 
-    Tensors stay in the file until they are used (memory map), where its format allows it. Pickles are read by torch's
-    restricted unpickler; beside its tensors and plain containers exactly one more name is let through,
-    ``argparse.Namespace`` (the settings inside DINO-style training checkpoints).
+    Tensors stay in the file until they are used (memory map), if its format allows it. Pickles are read by torch's
+    restricted unpickler. Besides tensors and plain containers exactly one more name is allowed: ``argparse.Namespace``
+    (the settings inside DINO-style training checkpoints).
 
     Raises:
-        CheckpointError: missing, empty, truncated, not weights, or a pickle that asks for anything else.
+        CheckpointError: the file is missing, empty, truncated, not a weights file, or a pickle that needs any other
+            name.
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: There is no such file; give the path of a weights file or a model folder.")
+        raise CheckpointError(f"{path}: There is no such file. Give the path of a weights file or a model folder.")
     with path.open("rb") as file:
         start = file.read(9)
     if not start:
@@ -56,7 +57,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 def metadata_of(path: Path) -> dict[str, str]:
-    """The text beside the tensors of a safetensors file; nothing for a file of another kind."""
+    """The text metadata of a safetensors file; empty for other files."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -109,7 +110,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], source: str 
 def check_fit(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path, may_miss: Collection[str] = ()
 ) -> None:
-    """Make sure that ``tensors`` are exactly those of ``module``, except those in ``may_miss``.
+    """Check that ``tensors`` are exactly the tensors of ``module``, except those in ``may_miss``.
 
     Raises:
         CheckpointError: a tensor is missing, left over, of another shape, or holds NaN or infinity; it is named.
@@ -136,7 +137,7 @@ def check_fit(
 
 
 def check_numbers(name: str, tensor: Tensor, wanted: Tensor, source: str | Path) -> None:
-    """Make sure that a tensor holds numbers that a model's tensor ``wanted`` can take.
+    """Check that a tensor holds numbers that a model's tensor ``wanted`` can store.
 
     Raises:
         CheckpointError: it holds NaN, infinity or numbers beyond the range of ``wanted``, or is of another kind.
@@ -163,7 +164,7 @@ def first_of(names: list[str]) -> str:
 
 
 def state_fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model's tensors in memory with their names: another one after any change of a weight."""
+    """SHA-256 of a model's tensors in memory with their names; it changes with every change of a weight."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\n".encode())

@@ -1,6 +1,6 @@
-"""Tasks: what is asked of a video. The contract stands in ``tasks.task``, each task in a file of its own.
+"""Tasks that a model can solve on videos. The contract is in ``tasks.task``, and each task has its own file.
 
-Fine-tuning, evaluation, runs, figures, the app and the command line ask the task, and know none of them by name. To add
+Fine-tuning, evaluation, runs, figures, the app and the command line use the contract and no task by its name. To add
 a task, write ``tasks/<name>.py`` with a subclass of `Task` and add it to ``TASKS``. A task outside this package works
 the same way once it is in the table: ``TASKS[MyTask.name] = MyTask``, and ``model.heads.HEADS`` for a new kind of head.
 """
@@ -19,13 +19,13 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Seg
 
 
 def task_named(name: str) -> type[Task]:
-    """The task of that name.
+    """The task of this name.
 
     Raises:
         UserError: there is none.
     """
     if name not in TASKS:
-        raise UserError(f"The task is {name!r}; choose one of {', '.join(TASKS)}.")
+        raise UserError(f"There is no task {name!r}. Choose one of {', '.join(TASKS)}.")
     return TASKS[name]
 
 
@@ -38,4 +38,4 @@ def task_answered_by(kind: str) -> type[Task]:
     for task in TASKS.values():
         if kind in task.kinds:
             return task
-    raise UserError(f"No task is answered by {kind!r} heads; tasks are {', '.join(TASKS)}.")
+    raise UserError(f"No task is answered by {kind!r} heads. The tasks are {', '.join(TASKS)}.")

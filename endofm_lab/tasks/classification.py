@@ -64,7 +64,7 @@ class Classification(Task):
     columns = ()
     truth = ()
     primary = "f1"
-    chosen_by = "auc"  # finer than F1 where patients are few
+    chosen_by = "auc"  # finer than F1 if there are few patients
     lower_is_better = frozenset({"ece", "brier"})
 
     def __post_init__(self) -> None:
@@ -76,7 +76,7 @@ class Classification(Task):
             raise UserError(f"The loss is {self.loss!r}, which needs one class per row: leave out several_labels.")
         if self.loss == "coarse" and self.mapping is None:
             raise UserError(
-                "The loss is 'coarse', which needs to know for which classes a label stands: name a mapping."
+                "The loss is 'coarse', which needs to know for which classes a label stands. Name a mapping."
             )
 
     def head(self, manifest: Manifest) -> HeadSpec:
@@ -106,7 +106,7 @@ class Classification(Task):
         return {"target": torch.tensor(example.target)}
 
     def criterion(self, head: Head, training: Sequence[Example]) -> Loss:
-        """The loss that was chosen."""
+        """The chosen loss."""
         if self.loss == "cross-entropy":
             return head.loss
         if self.loss == "coarse":
@@ -141,7 +141,7 @@ class Classification(Task):
         return {"label": self.label, "clips": self.clips, **crops, **mapping}
 
     def words(self) -> str:
-        """Which classes the mapping made, and the loss if it is not the usual one."""
+        """The mapping of the classes, and the loss if it is not the default."""
         classes = "" if self.mapping is None else f"classes of {read_mapping(self.mapping).name}"
         return ", ".join(filter(None, [classes, "" if self.loss == "cross-entropy" else f"{self.loss} loss"]))
 

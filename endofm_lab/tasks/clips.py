@@ -31,7 +31,7 @@ WIDE_MARGIN = SCALES[1] * 16 / 9  # for scale jitter, which cuts squares out of 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a training clip shows of its row: for a task that looks up the truth of the clip.
+    """The part of a row that a training clip shows, for a task that looks up the truth of the clip.
 
     Attributes:
         indices: (T,) numbers of its frames.
@@ -58,7 +58,7 @@ class Shown:
 
 @dataclass
 class ClipData:
-    """The rows of a split as training data (``training.draws.Data``): one clip at a random instant, randomly seen.
+    """The rows of a split as training data (``training.draws.Data``): one random view of a clip at a random instant.
 
     A batch holds ``clip`` (B, 3, T, S, S) and the truth that the task's ``sample`` and ``collate`` give. The strong
     augmentation changes frames as `video.augment.augmented` does; masks and boxes cannot follow that.
@@ -80,11 +80,11 @@ class ClipData:
         return len(self.examples)
 
     def name(self, index: int) -> str:
-        """The video of a row, as the manifest calls it."""
+        """The video of a row, by its name in the manifest."""
         return self.examples[index].name
 
     def sample(self, index: int, seed: int) -> dict[str, Any]:
-        """One clip of a row and its truth; what is random about it follows from ``seed``."""
+        """One clip of a row and its truth; all random draws follow from ``seed``."""
         random = np.random.default_rng(seed)
         example = self.examples[index]
         timeline = self._memory.timeline(example)
@@ -179,7 +179,7 @@ def see(example: Example, reader: VideoReader, indices: np.ndarray, spec: InputS
 class Memory:
     """Frames and other pictures of training in memory, at most ``side_px`` high and wide.
 
-    What is kept and what is read again is equal.
+    Pictures from memory and pictures that are read again are equal.
     """
 
     def __init__(self, side_px: int) -> None:

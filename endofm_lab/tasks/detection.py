@@ -24,7 +24,7 @@ from endofm_lab.tasks.task import ClassMetrics, Task
 from endofm_lab.video.reader import open_video
 
 CORNERS = ["x1_px", "y1_px", "x2_px", "y2_px"]
-MIN_SCORE, MAX_BOXES = 0.05, 20  # of the boxes that are kept; average precision needs the unsure ones too
+MIN_SCORE, MAX_BOXES = 0.05, 20  # of the boxes that are kept; average precision needs boxes with low scores too
 Boxes = dict[int, tuple[np.ndarray, np.ndarray]]  # frame number -> boxes (n, 4) in pixels and class numbers (n,)
 NONE = (np.zeros((0, 4)), np.zeros(0, np.int64))
 
@@ -47,11 +47,11 @@ class Detection(Task):
         """The head for the classes of the boxes of training rows."""
         labels = sorted(set(_boxes(manifest, manifest.rows("train"))["label"]))
         if not labels:
-            raise ManifestError("The training rows have no boxes; a detector cannot be trained on them.")
+            raise ManifestError("The training rows have no boxes. A detector needs training rows with boxes.")
         return HeadSpec("box", tuple(labels))
 
     def targets(self, manifest: Manifest, split: str, head: HeadSpec) -> Sequence[Boxes]:
-        """The boxes of every row's video; classes, areas and borders are looked at."""
+        """The boxes of every row's video; classes, areas and borders are checked."""
         return _checked_boxes(manifest, manifest.rows(split), split, head)
 
     def sample(self, example: Example, shown: Shown) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Detection(Task):
     def table(
         self, model: VideoModel, head: str, examples: Sequence[Example], training: Sequence[Example]
     ) -> pd.DataFrame:
-        """One row per frame of every example: true boxes and those that were found, in pixels of the frame."""
+        """One row per frame of every example: true boxes and detected boxes, in pixels of the frame."""
         rows = []
         for some in in_batches(covering_clips(examples, model.card.clip, model.card.input), BATCH):
             raw = answers(model, head, some)
@@ -140,21 +140,23 @@ def _of_class(frames: list[FrameBoxes], label: int) -> tuple[int, ClassMetrics]:
 def _boxes(manifest: Manifest, rows: pd.DataFrame) -> pd.DataFrame:
     """The boxes of some rows' videos: ``video``, ``frame``, ``label`` and corners in pixels."""
     if "boxes" not in rows:
-        raise ManifestError("The manifest has no column 'boxes'; detection needs one.")
+        raise ManifestError("The manifest has no column 'boxes'. Detection needs this column.")
     tables = []
     for cell in sorted(set(rows["boxes"]) - {""}):
         path = manifest.resolve(cell)
         if not path.is_file():
-            raise ManifestError(f"{path}: there is no such file of boxes.")
+            raise ManifestError(f"{path}: There is no such file of boxes.")
         with reading(path, "Give a CSV file of boxes.", ManifestError):
             table = pd.read_csv(path, dtype={"video": str, "label": str}, keep_default_na=False)
         if missing := [c for c in ("video", "frame", "label", *CORNERS) if c not in table]:
-            raise ManifestError(f"{path}: the column {', '.join(missing)} is missing.")
+            raise ManifestError(f"{path}: The column {', '.join(missing)} is missing.")
         for column in ("frame", *CORNERS):
             numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
             if not np.isfinite(numbers).all():
                 line = int(np.flatnonzero(~np.isfinite(numbers))[0])
-                raise ManifestError(f"{path}: row {line + 1}, column {column}: {table[column][line]!r} is no number.")
+                raise ManifestError(
+                    f"{path}: Row {line + 1}, column {column}: {table[column][line]!r} is not a number."
+                )
             table[column] = pd.to_numeric(table[column])
         tables.append(table[table["video"].isin(set(rows.loc[rows["boxes"] == cell, "video"]))])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["video", "frame", "label"])

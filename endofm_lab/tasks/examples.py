@@ -1,4 +1,4 @@
-"""The rows of a manifest's splits as examples, each with the target that its task found for it."""
+"""The rows of a manifest's splits as examples, each with the target that the task assigns to it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,7 @@ class Example(Row):
     Attributes:
         row: its number in its split, from 0: the id of a test item.
         patient: the unit of independence: data set and patient, or its sequence or video where patients are unknown.
-        target: what is to be found in it, in the form that its task gives it.
+        target: the truth of the row, in the form that the task defines.
     """
 
     row: int
@@ -54,7 +54,7 @@ def examples_of(manifest: Manifest, split: str, targets: Sequence[Any]) -> list[
 
 
 def units_of(manifest: Manifest, split: str) -> Units:
-    """The units of independence of a split's rows; what the rows of other splits tie together counts too."""
+    """The units of independence of a split's rows; connections through rows of other splits count too."""
     return units(manifest.table).take((manifest.table["split"] == split).to_numpy())
 
 
@@ -70,11 +70,11 @@ def refuse_shared_units(manifest: Manifest) -> None:
     if shared := shared_units(manifest):
         raise ManifestError(
             f"{len(shared)} patients or recordings are in two splits or more: {named(shared)}. Split by patient, or "
-            "accept it by name (shared_patients='accept'); the run then says so."
+            "accept this with shared_patients='accept'; the report of the run then says so."
         )
 
 
 def named(names: Sequence[str], most: int = 5) -> str:
-    """The first names of a list, and how many more there are."""
+    """The first names of a list, and the number of further names."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(list(names)[:most]) + more

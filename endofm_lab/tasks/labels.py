@@ -83,7 +83,7 @@ def mapped_manifest(manifest: Manifest, name_or_path: str, column: str) -> Manif
 def compatible_rows(
     manifest: Manifest, split: str, head: HeadSpec, name_or_path: str, column: str
 ) -> tuple[Manifest, list[tuple[int, ...]]]:
-    """The rows of a split whose labels say something about the head's classes by a mapping, and (K,) of 0 and 1 each.
+    """The rows of a split whose labels restrict the head's classes by a mapping, and (K,) of 0 and 1 for each row.
 
     1 stands for the classes of the head that the row's label may stand for; rows that may stand for all of them, or for
     none, are left out. As always in training, every row is taken to be of one of the head's classes.
@@ -105,7 +105,7 @@ def balanced(examples: Sequence[Example]) -> list[Example]:
         UserError: the examples are not of one class each.
     """
     if not all(isinstance(example.target, int) for example in examples):
-        raise UserError("Draws are balanced between classes, but these rows do not have one class each: leave it out.")
+        raise UserError("Draws cannot be balanced: these rows do not have one class each. Switch balancing off.")
     targets = np.array([example.target for example in examples])
     counts = np.bincount(targets)
     rows = [np.resize(np.flatnonzero(targets == k), counts.max()) for k in np.flatnonzero(counts)]
@@ -139,7 +139,7 @@ def _labelled(manifest: Manifest, column: str, several: bool) -> pd.DataFrame:
     table = table[table["split"].isin(SPLITS)]
     if not several:
         if empty := int((table["label"] == "").sum()):
-            raise ManifestError(f"{empty} rows have nothing in the column {column!r}; label them or take them out.")
+            raise ManifestError(f"{empty} rows are empty in the column {column!r}. Label these rows or remove them.")
         if joined := int(table["label"].str.contains("|", regex=False).sum()):
-            raise ManifestError(f"{joined} rows have several labels in the column {column!r}; say several_labels.")
+            raise ManifestError(f"{joined} rows have several labels in the column {column!r}. Set several_labels.")
     return table

@@ -68,8 +68,8 @@ def logit_adjusted_loss(logits: Tensor, target: Tensor, counts: Sequence[int] | 
 def coarse_cross_entropy(logits: Tensor, allowed: Tensor) -> Tensor:
     """Minus log of the summed softmax probability over the classes that a label may stand for, mean over the batch.
 
-    A data set that knows only `abnormal` cannot say which of the finer classes a picture shows, so it must not punish
-    any of them. Equal to the plain cross-entropy where one class is allowed, and 0 where all are.
+    A data set with the label `abnormal` does not say which of the finer classes a picture shows, so the loss must not
+    penalise any of them. It equals plain cross-entropy if one class is allowed, and 0 if all classes are allowed.
 
     Args:
         logits: float (B, K).

@@ -1,6 +1,6 @@
 """Phases of long videos: one answer every ``step_s`` seconds from the clip that ends there, then smoothed over time.
 
-The rows of a video are its phases, one after the other; instants between two rows have no phase and are not asked for.
+The rows of a video are its phases, one after the other; instants between two rows have no phase and are skipped.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

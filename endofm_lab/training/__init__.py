@@ -1,1 +1,1 @@
-"""The one training loop of the project, its schedules, its order of data and its checkpoints."""
+"""The training loop of the project, its schedules, its order of data and its checkpoints."""

@@ -34,8 +34,8 @@ _DAMAGE += (SafetensorError, pickle.UnpicklingError)
 class Checkpoints:
     """The folder ``step-00000120, ...`` of a run; the newest ``keep`` stay.
 
-    The number is that of the steps done. Everything random comes from the run's seed and the number of the step, so
-    there is no state of generators or of the data's order to store.
+    The number counts the completed steps. All random draws follow from the run's seed and the number of the step, so
+    that no state of generators or of the data's order has to be stored.
     """
 
     folder: Path
@@ -48,10 +48,11 @@ class Checkpoints:
     def save(
         self, step: int, weights: dict[str, torch.Tensor], optimiser: dict[str, Any], state: dict[str, Any]
     ) -> Path:
-        """Write a checkpoint after ``step`` steps, then take away the oldest.
+        """Write a checkpoint after ``step`` steps, then delete the oldest.
 
         Raises:
-            CheckpointError: it cannot be written, for example because the disk is full; earlier ones are untouched.
+            CheckpointError: the checkpoint cannot be written, for example because the disk is full; earlier checkpoints
+                are untouched.
         """
         target = self.folder / f"step-{step:08d}"
         try:
@@ -61,8 +62,8 @@ class Checkpoints:
                 torch.save(optimiser, part / OPTIMISER)
                 write_json(part / STATE, {"step": step, **state})
         except (OSError, SafetensorError, RuntimeError) as error:
-            there = self.all()
-            last = f"the last good one is {there[-1].name}" if there else "there is none before it"
+            existing = self.all()
+            last = f"the last good one is {existing[-1].name}" if existing else "there is none before it"
             raise CheckpointError(
                 f"The checkpoint after step {step} cannot be written to {self.folder} ({error}); {last}. "
                 "Make room, then resume."
@@ -72,7 +73,7 @@ class Checkpoints:
         return target
 
     def clear_leftovers(self) -> None:
-        """Take away what a killed write left."""
+        """Delete the remains of an interrupted write."""
         for part in self.folder.glob(".step-*"):
             shutil.rmtree(part)
 
@@ -80,10 +81,10 @@ class Checkpoints:
         """Fill model and optimiser from the newest checkpoint; returns its state, or None without a checkpoint.
 
         Raises:
-            CheckpointError: it cannot be read or does not fit.
+            CheckpointError: the checkpoint cannot be read or does not fit.
         """
-        there = self.all()
-        if not there:
+        existing = self.all()
+        if not existing:
             return None
         try:
             model.load_state_dict(load_file(there[-1] / WEIGHTS))
@@ -94,5 +95,5 @@ class Checkpoints:
             return state
         except _DAMAGE as error:
             raise CheckpointError(
-                f"{there[-1]} cannot be loaded ({error}); remove that folder to go on from the one before it."
+                f"{existing[-1]} cannot be loaded ({error}). Remove this folder to continue from the one before it."
             ) from error

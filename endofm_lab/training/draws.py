@@ -1,4 +1,4 @@
-"""Which sample a training run sees when: a function of the seed and the number of the draw, and of nothing else."""
+"""The order of samples in a training run, which depends only on the seed and the number of the draw."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _RETRIES = 20
 
 
 class Data(Protocol):
-    """What can be trained on.
+    """Data that a model can be trained on.
 
     ``len(data)`` samples; ``data.sample(index, seed)`` is one of them, equal for equal arguments, in any process; it
     raises `VideoError` if its video cannot be read. ``data.name(index)`` is the file that it comes from, and
@@ -56,12 +56,12 @@ _LAST: dict[str, Any] = {}  # the permutation of the current epoch; a run walks 
 
 
 def _mix(*numbers: int) -> int:
-    """A seed below 2^63 from numbers; different for different ones, as far as 63 bits allow."""
+    """A seed below 2^63 from numbers; different numbers give different seeds, as far as 63 bits allow."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of what is random inside a step (drop path, masks) in one process."""
+    """The seed of all random draws inside a step (drop path, masks) in one process."""
     return _mix(seed, 3, step, rank)
 
 
@@ -103,7 +103,7 @@ class LeftOut:
         self.n_files, self.names = n_files, dict(known)
 
     def add(self, met: dict[str, str]) -> dict[str, str]:
-        """Note what was met; returns what is new.
+        """Record unreadable videos; returns those that are new.
 
         Raises:
             UserError: more than 1 % of the files are unreadable; the message lists them.
@@ -137,7 +137,7 @@ def batches(
 
 @dataclass(frozen=True)
 class _Collate:
-    """Make a batch of samples, and one record of what was met."""
+    """Make a batch of samples, and a single record of the unreadable videos."""
 
     collate: Callable[[list[Any]], Any]
 

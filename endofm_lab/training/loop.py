@@ -34,19 +34,19 @@ Record = dict[str, Any]
 
 
 class Trainable(nn.Module):
-    """What the loop trains: a module whose forward returns losses; everything that a checkpoint needs is in its state.
+    """A module that the loop can train: forward returns losses, and its state holds everything a checkpoint needs.
 
-    ``forward(batch, part, step)`` returns a dict of scalars. "loss" is minimised, the others are logged. A batch can be
-    computed in parts: their losses add up, and the activations of one are freed before the next.
+    ``forward(batch, part, step)`` returns a dict of scalars. "loss" is minimised, the other scalars are logged. A batch
+    can be computed in parts: their losses add up, and the activations of a part are freed before the next part.
     """
 
     def parts(self, batch: Any) -> list[Any]:
-        """What `forward` computes one after the other; one entry per part."""
+        """The parts that `forward` computes one after the other; one entry per part."""
         return [None]
 
     def units(self) -> list[nn.Module]:
-        """What is made whole one after the other where processes share the weights (FSDP), usually the blocks; without
-        any, the training cannot be shared like that.
+        """The modules that are gathered one after the other if processes share the weights (FSDP), usually the blocks;
+        without any, the weights of this training cannot be shared.
         """
         return []
 
@@ -57,17 +57,17 @@ class Trainable(nn.Module):
         """Called when the gradients of a step are complete, before clipping and update."""
 
     def after_step(self, step: int) -> dict[str, float]:
-        """Called after the update; what it returns is logged."""
+        """Called after the update; the returned values are logged."""
         return {}
 
 
 class DivergenceError(UserError):
-    """The loss is not a number any more."""
+    """The loss is no longer a finite number."""
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How a training runs.
+    """The settings of a training.
 
     Attributes:
         steps: updates in all.
@@ -76,7 +76,7 @@ class LoopConfig:
         precision: "float32", or another one under autocast, where weights stay float32; "auto" is bfloat16 where the
             hardware multiplies it.
         clip: largest norm of each parameter tensor's gradient; None does not clip.
-        seed: of data order, samples and everything random in a step.
+        seed: seed of the data order, the samples and all random draws in a step.
         save_every: steps between checkpoints.
         keep: checkpoints that stay.
         workers: processes that load data, for each training process; 0 loads in the training process.
@@ -99,7 +99,7 @@ class LoopConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give a whole number above 0.")
         if self.workers < 0 or self.seed < 0:
-            raise UserError(f"workers is {self.workers} and seed {self.seed}; neither can be below 0.")
+            raise UserError(f"workers is {self.workers} and seed is {self.seed}; give numbers of 0 or more.")
         dtype_of(self.precision)
 
 
@@ -136,7 +136,8 @@ def train(
         "grad_norm" (of all gradients, before clipping), "left_out" (unreadable videos so far), "data_s", "step_s".
 
     Raises:
-        UserError: batch that processes and pieces cannot share, too many unreadable videos, disk full.
+        UserError: the batch cannot be divided among processes and pieces, too many videos are unreadable, or the disk
+            is full.
         DivergenceError: the loss is not finite; weights and checkpoints are those before it.
     """
     run = _Run(model, optimiser, schedule, data, config, Path(out))
@@ -167,7 +168,7 @@ def train(
 
 
 class _Run:
-    """A training under way; ``done`` is the number of completed steps, which the weights always agree with."""
+    """A running training; ``done`` is the number of completed steps, and the weights always belong to that step."""
 
     def __init__(
         self,
@@ -225,7 +226,7 @@ class _Run:
         self.came: list[Any] = self._held.enter_context(_ctrl_c_held()) if self.sharded else []
 
     def steps(self) -> Iterator[tuple[int, list[Any]]]:
-        """The steps that are still to do, each with this process's pieces of its batch."""
+        """The remaining steps, each with this process's pieces of its batch."""
         rank, pieces = self.accelerator.process_index, self.config.accumulation
         first_of_rank = rank * self.piece * pieces
 
@@ -290,7 +291,7 @@ class _Run:
         return dict(zip(numbers, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
 
     def _note(self, met: dict[str, str]) -> None:
-        """Every process learns which videos the others could not read, and whether one of them was asked to stop."""
+        """Tell every process which videos the others could not read, and whether any of them has to stop."""
         counts = torch.tensor([len(met), len(self.came)], device=self.accelerator.device)
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(counts, "sum")
@@ -312,7 +313,7 @@ class _Run:
             self.accelerator.log(numbers, step=record["step"])
 
     def save(self) -> None:
-        """Write a checkpoint of the completed steps, unless it is there."""
+        """Write a checkpoint of the completed steps, unless it exists."""
         if self.done == self.saved:
             return
         weights, optimiser = self.inner.state_dict(), self.optimiser.state_dict()
@@ -332,8 +333,8 @@ class _Run:
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """What learns, in two groups for the optimiser: tensors that decay, and biases, norms and embeddings of one row,
-    which do not (all tensors with one dimension).
+    """The trainable parameters in two groups for the optimiser: tensors with weight decay, and those without: biases,
+    norms and embeddings of one row (all tensors with one dimension).
     """
     learning = [p for p in model.parameters() if p.requires_grad]
     return [
@@ -365,20 +366,20 @@ def read_log(path: str | Path) -> list[Record]:
 
 
 def cut_log(path: Path, steps: int) -> None:
-    """Keep the records of the first ``steps`` steps: what came after the checkpoint is computed again."""
+    """Keep the records of the first ``steps`` steps: steps after the checkpoint are computed again."""
     kept = [record for record in read_log(path) if record["step"] < steps]
     with atomic_path(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
 
 def _plain(record: Record) -> Record:
-    """JSON has no NaN and no infinity."""
+    """The value, or None for NaN and infinity, which JSON does not have."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
 
 
 @contextlib.contextmanager
 def _ctrl_c_held() -> Iterator[list[Any]]:
-    """Hold Ctrl-C back until the block has ended; the list fills with what came."""
+    """Delay Ctrl-C until the block has ended; the yielded list collects the signals that arrived."""
     came: list[Any] = []
     if threading.current_thread() is not threading.main_thread():
         yield came

@@ -19,8 +19,8 @@ from endofm_lab.model.precision import resolve_device
 def processes() -> PartialState:
     """This process among those that `accelerate launch` or torchrun started; without a GPU they are joined by gloo.
 
-    To be asked before any other part of Accelerate, which leaves processes without a GPU strangers to each other, each
-    with a whole run of its own, unless ACCELERATE_USE_CPU is set.
+    This function must be called before any other part of Accelerate. Otherwise processes without a GPU do not join, and
+    each of them makes a separate complete run, unless ACCELERATE_USE_CPU is set.
     """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
@@ -46,7 +46,7 @@ def train_on(device: str) -> torch.device:
     now = processes().device
     if now.type != place.type or place.index not in (None, now.index or 0):
         raise UserError(
-            f"The device is {device!r}, but this process trains on {now}; choose that one, or start a new process."
+            f"The device is {device!r}, but this process trains on {now}. Choose {now}, or start a new process."
         )
     return now
 
@@ -59,8 +59,8 @@ def sharding_asked_for() -> bool:
 def shard(model: nn.Module, units: list[nn.Module], optimiser: torch.optim.Optimizer) -> None:
     """Share out parameters, gradients and the optimiser's state among the processes, in place.
 
-    Each parameter is cut along its first dimension (FSDP2). A unit is whole while it computes; what belongs to no unit,
-    from the forward to the end of the backward pass. Buffers stay whole.
+    Each parameter is cut along its first dimension (FSDP2). A unit is whole while it computes; parameters outside units
+    are whole from the forward pass to the end of the backward pass. Buffers stay whole.
 
     Args:
         model: equal in all processes.

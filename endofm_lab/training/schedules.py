@@ -1,4 +1,4 @@
-"""Values that change with the step; pure functions, so that a resumed run needs nothing but its step number."""
+"""Values that change with the step; pure functions, so that a resumed run needs only its step number."""
 
 import math
 

@@ -116,7 +116,7 @@ def test_a_saved_model_is_read_only_by_a_class_that_the_caller_names(folder, mod
         lab.load_model(folder)
     with pytest.raises(UserError, match="no encoder 'nowhere:TubeletEncoder'"):
         lab.load_model(folder, encoders=["nowhere:TubeletEncoder"])
-    with pytest.raises(UserError, match="is no Encoder"):
+    with pytest.raises(UserError, match="is not an Encoder"):
         lab.load_model(folder, encoders=["json:JSONDecoder"])
 
 

@@ -346,10 +346,10 @@ def test_every_preset_builds_and_its_stated_size_is_true():
         (lambda: build_backbone("huge"), "'huge'; choose one of micro, tiny, small, base"),
         (lambda: build_backbone("micro", with_=3), "no setting 'with_'; choose among width, depth"),
         (lambda: build_backbone("micro", attention="both"), "'both'; choose one of divided, space_only, joint"),
-        (lambda: build_backbone("micro", heads=5), "Width 32 cannot be shared by 5 heads"),
+        (lambda: build_backbone("micro", heads=5), "width is 32; give a multiple of heads"),
         (lambda: build_backbone("micro", depth=0), "depth is 0"),
         (lambda: build_backbone("micro", drop_path=1.0), "drop_path is 1.0"),
-        (lambda: build_backbone("micro", image_px=100), "image_px 100 is not a multiple of patch_px 16"),
+        (lambda: build_backbone("micro", image_px=100), "image_px is 100; give a multiple of patch_px, which is 16"),
         (lambda: replace(BackboneConfig(), frames=-1), "frames is -1"),
     ],
 )

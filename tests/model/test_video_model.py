@@ -202,7 +202,7 @@ def test_unknown_keys_are_refused_by_name(where, key):
         ("heads", {"a": {"kind": "multiclass", "classes": ["x"], "temperature": "2"}}, "temperature is '2'"),
         ("heads", ["a"], "must be an object"),
         ("input", [64], "must be an object"),
-        ("backbone", "base", "Backbone must be an object"),
+        ("backbone", "base", "backbone must be an object"),
         ("heads", {"a": {"kind": "multiclass"}}, "lacks 'classes'"),
         ("heads", {"a": {"kind": "regression", "classes": ["x"]}}, "'regression'"),
         ("heads", {"a": {"kind": "multiclass", "classes": ["x", "x"]}}, "all different"),

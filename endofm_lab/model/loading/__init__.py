@@ -1,1 +1,1 @@
-"""Every known file of weights: what it holds, where it is, and how a network is filled from it."""
+"""Known weights files: their formats, where they are, and how they are loaded into a network."""

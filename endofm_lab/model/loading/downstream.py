@@ -1,4 +1,4 @@
-"""The released CVC-12k segmenter and KUMC detector: their tensors under our names, and what they want to see.
+"""The released CVC-12k segmenter and KUMC detector: their tensors under the names of this library, and their input.
 
 Sources: Endo-FM (arXiv 2306.16741), paper and released settings.
 """
@@ -21,7 +21,7 @@ from endofm_lab.video.transforms import InputSpec
 # Every frame stretched to its own range, then mean 0.5 and deviation 0.5; whole sequences, here in pieces of 8 frames.
 CVC12K_INPUT, CVC12K_CLIP = InputSpec(own_range=True), ClipSpec(n_frames=8, stride=1)
 # Pixel values 0..255 less a mean, not divided. Trained and used in blue, green, red; the kernels of the patch embedding
-# are turned around instead of the pictures. Ten supports within nine frames of the target: here every other frame.
+# are reversed instead of the pictures. Ten supports within nine frames of the target; here every second frame.
 KUMC_MEAN_BGR = (102.9801, 115.9465, 122.7717)
 KUMC_INPUT = InputSpec(640, tuple(value / 255 for value in reversed(KUMC_MEAN_BGR)), (1 / 255,) * 3)  # type: ignore[arg-type]
 KUMC_CLIP = ClipSpec(n_frames=11, stride=2)
@@ -66,7 +66,7 @@ RENAMES = {"segmenter": SEGMENTER_NAMES, "detector": DETECTOR_NAMES}  # layouts 
 def parts_of(checkpoint: Checkpoint, source: str) -> tuple[ModelCard, dict[str, Tensor]]:
     """The card of a released task model, and every tensor under the name that `VideoModel` has for it.
 
-    ``source`` is what the reader shall read: a file name or hub id, no local path.
+    ``source`` is shown to the reader: a file name or hub id, not a local path.
 
     Raises:
         CheckpointError: a tensor is missing from which the model's sizes follow.
@@ -91,7 +91,7 @@ def parts_of(checkpoint: Checkpoint, source: str) -> tuple[ModelCard, dict[str, 
         tensors = renamed(tensors, DETECTOR_NAMES)
         kernels = "backbone.patch_embed.proj.weight"
         tensors[kernels] = tensors[kernels].flip(1)
-        words += ", its patch kernels turned from blue, green, red to red, green, blue"
+        words += "; its patch kernels were reordered from blue, green, red to red, green, blue"
     card = ModelCard(
         name=checkpoint.path.stem,
         backbone=backbone,

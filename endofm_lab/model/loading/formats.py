@@ -1,4 +1,4 @@
-"""Which of the known layouts a weights file has, and where in it the backbone lies.
+"""Find out which of the known layouts a weights file has, and where the backbone is in the file.
 
 | layout         | file                                          | top level                                      |
 |----------------|-----------------------------------------------|------------------------------------------------|
@@ -13,7 +13,7 @@
 | own            | a model folder of ours                        | `model.safetensors` beside `card.json`         |
 
 The backbone is found by the tensor ``patch_embed.proj.weight`` (in the segmenter: ``transformer.encoder.cls_token``):
-what stands before that name is its prefix.
+the text before that name is its prefix.
 """
 
 import math
@@ -55,12 +55,12 @@ _SETTINGS = ("arch", "data_path", "epochs", "epoch", "n_frames", "local_crops_nu
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A weights file, taken apart.
+    """The parts of a weights file.
 
     Attributes:
         path: the file.
         layout: a key of `LAYOUTS`.
-        network: which network was taken: "teacher", "student" or "model" where the file has only one.
+        network: which network was used: "teacher", "student", or "model" if the file has only one.
         networks: those the file has.
         backbone: the backbone's tensors under the names `VideoTransformer` gives them; from image models unchanged.
         rest: the network's other tensors (heads, decoder), named as in the file without wrapper prefixes.
@@ -90,12 +90,12 @@ class Checkpoint:
 
     @property
     def is_image(self) -> bool:
-        """Whether the backbone knows nothing of time."""
+        """Whether the backbone has no temporal part."""
         return not any(is_temporal(name) for name in self.backbone)
 
 
 def is_temporal(name: str) -> bool:
-    """Whether a backbone's tensor of this name is about time: an image model has none."""
+    """Whether a tensor of this name belongs to the temporal part of a backbone; image models have none."""
     return name == "time_embed" or ".temporal_" in name
 
 
@@ -223,7 +223,7 @@ def _backbone_names(tensors: dict[str, Tensor], layout: str, path: Path) -> dict
 def config_of(checkpoint: Checkpoint) -> BackboneConfig:
     """The configuration that the shapes of a backbone's tensors imply.
 
-    The number of heads leaves no trace in the shapes: as in every released model, one head per 64 channels.
+    The shapes do not show the number of heads; as in every released model, one head per 64 channels is assumed.
 
     Raises:
         CheckpointError: a tensor that fixes the configuration is missing or has an impossible shape.
@@ -246,7 +246,7 @@ def config_of(checkpoint: Checkpoint) -> BackboneConfig:
     if "heads" not in sizes:
         raise CheckpointError(
             f"{path}: The number of heads is not in the file, and its width {sizes['width']} is not a multiple of 64 "
-            "from which it would follow; build the backbone yourself and use initialise(backbone, path)."
+            "from which it would follow. Build the backbone yourself and use initialise(backbone, path)."
         )
     return BackboneConfig(**sizes)
 
@@ -309,7 +309,7 @@ def grid_of(pos_embed: Tensor, source: str | Path) -> tuple[int, bool]:
 
 
 def _settings(content: dict[str, Any]) -> dict[str, Any]:
-    """Epoch and the telling ones among the stored arguments."""
+    """The epoch and the informative arguments among those stored in the file."""
     args = content.get("args")
     values = vars(args) if isinstance(args, Namespace) else args if isinstance(args, dict) else {}
     found = {key: values[key] for key in _SETTINGS if isinstance(values.get(key), str | int | float)}
@@ -319,6 +319,6 @@ def _settings(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _some(names: Any) -> str:
-    """The first names of many."""
+    """The first names of a long list, in words."""
     listed = [str(name) for name in names]
     return ", ".join(listed[:6]) + (f", ... ({len(listed)} in all)" if len(listed) > 6 else "")

@@ -1,6 +1,6 @@
 """Image transformers as the spatial part of a video transformer.
 
-What an image model computes is kept exactly where patch size and grid agree: a new temporal part adds nothing
+If patch size and grid agree, the features of the image model are kept exactly: a new temporal part adds nothing
 (``temporal_fc`` and the time embedding are zero), so the video transformer starts as the image model of every frame.
 """
 
@@ -33,7 +33,7 @@ def spatial_part(checkpoint: Checkpoint, config: BackboneConfig) -> tuple[dict[s
         tensors by their names in `VideoTransformer`, what was resized, and the names of tensors that were folded.
 
     Raises:
-        CheckpointError: the image model has parts that a plain vision transformer has not (its features would differ).
+        CheckpointError: the image model has parts that a plain vision transformer lacks (its features would differ).
     """
     source = dict(checkpoint.backbone)
     scales = {name: gamma for name, gamma in source.items() if _LAYER_SCALE.match(name)}

@@ -1,4 +1,4 @@
-"""Starting a backbone from weights, and the record that says truthfully what came from where."""
+"""Start a backbone from weights, and record the origin of every tensor."""
 
 import copy
 import math
@@ -24,13 +24,13 @@ Part = Literal["all", "spatial"]
 
 
 def initialise(backbone: Encoder, source: str | Path, part: Part = "all") -> InitialisationRecord:
-    """Fill a backbone from weights, in place, and say what was taken, left new and resized.
+    """Fill a backbone from weights, in place, and record which tensors were taken, left new and resized.
 
-    Everything that is not taken is drawn anew; a new temporal part adds nothing (``temporal_fc`` and the time embedding
-    are zero). Image models give the spatial part. Video models whose embeddings are of another size have them resized
-    by nearest neighbour: the backbone then computes what the source computes on clips of that size. Sizes that no
-    resizing can reconcile (width, depth, MLP) are errors. Encoders of another kind than the video transformer take all
-    weights of a model folder of their own kind.
+    All other tensors are initialised at random; a new temporal part adds nothing (``temporal_fc`` and the time
+    embedding are zero). Image models give the spatial part. Embeddings of video models are resized by nearest
+    neighbour if their size differs: the backbone then gives the same results as the source for clips of that size.
+    Sizes that cannot be resized (width, depth, MLP) are errors. Encoders of another kind than the video transformer
+    take all weights of a model folder of their own kind.
 
     Args:
         backbone: takes the weights.
@@ -39,8 +39,8 @@ def initialise(backbone: Encoder, source: str | Path, part: Part = "all") -> Ini
 
     Raises:
         CheckpointError: the source cannot be read, or does not fit; the message names the tensor. The backbone is then
-            as it was.
-        UserError: ``part`` is neither.
+            unchanged.
+        UserError: ``part`` is unknown.
     """
     if part not in ("all", "spatial"):
         raise UserError(f"part is {part!r}; choose 'all' or 'spatial'.")
@@ -55,7 +55,7 @@ def initialise(backbone: Encoder, source: str | Path, part: Part = "all") -> Ini
     may_be_new = {name for name in target if name == "mask_token"}
     if checkpoint.is_image or part == "spatial":
         may_be_new |= {name for name in target if is_temporal(name)}
-    if checkpoint.layout == "segmenter":  # a ResNet stands where the patch embedding would be
+    if checkpoint.layout == "segmenter":  # has a ResNet in place of the patch embedding
         may_be_new |= {name for name in target if name.startswith(("patch_embed.", "pos_embed", "time_embed"))}
     check_fit(backbone, tensors, checkpoint.path, may_be_new)
     if tensors.keys() != target.keys():
@@ -68,7 +68,7 @@ def initialise(backbone: Encoder, source: str | Path, part: Part = "all") -> Ini
 
 def _of_its_kind(backbone: Encoder, checkpoint: Checkpoint, name: str) -> InitialisationRecord:
     """Fill an encoder from a model folder whose encoder is of the same kind."""
-    kind = checkpoint.card.backbone["kind"] if checkpoint.card else "none that is known"
+    kind = checkpoint.card.backbone["kind"] if checkpoint.card else "unknown"
     if kind != backbone.kind:
         raise CheckpointError(
             f"{checkpoint.path} holds a backbone of kind {kind}, but one of kind {backbone.kind!r} is needed; give a "
@@ -95,26 +95,28 @@ def record_of(
 ) -> InitialisationRecord:
     """The record of a backbone with ``backbone_keys`` that was filled from a checkpoint.
 
-    ``source`` is what the reader shall read: a file name or hub id, no local path.
+    ``source`` is shown to the reader: a file name or hub id, not a local path.
     """
     new = [key for key in backbone_keys if key not in taken]
     gone = {id(checkpoint.backbone[key]) for key in checkpoint.backbone if key in taken or key in folded}
     not_taken = [name for name, tensor in checkpoint.tensors.items() if id(tensor) not in gone]
     what = f"{LAYOUTS[checkpoint.layout]}{', ' + checkpoint.network if checkpoint.network != 'model' else ''}"
-    said = [f"{len(taken)} of the backbone's {len(backbone_keys)} tensors come from {source} ({what})"]
-    said += [f"{r['key']} went from {_by(r['before'])} to {_by(r['after'])} ({r['how']})" for r in resized]
+    sentences = [f"{len(taken)} of the backbone's {len(backbone_keys)} tensors come from {source} ({what})"]
+    sentences += [f"{r['key']} went from {_by(r['before'])} to {_by(r['after'])} ({r['how']})" for r in resized]
     if folded:
-        said.append(f"{len(folded)} LayerScale tensors were folded into the linear maps before them")
+        sentences.append(f"{len(folded)} LayerScale tensors were folded into the linear maps before them")
     if new and all(map(is_temporal, new)):
-        said.append(f"the temporal part ({len(new)} tensors) is new and adds nothing yet")
+        sentences.append(f"the temporal part ({len(new)} tensors) is new and adds nothing yet")
     elif new:
-        said.append(f"{len(new)} tensors are new: {', '.join(collapse(new))}")
+        sentences.append(f"{len(new)} tensors are new: {', '.join(collapse(new))}")
     if not_taken and all(is_temporal(name.rpartition("backbone.")[2]) for name in not_taken):
-        said.append(f"the temporal part of the file's network ({len(not_taken)} tensors) was not taken")
+        sentences.append(f"the temporal part of the file's network ({len(not_taken)} tensors) was not taken")
     elif not_taken:
-        said.append(f"{len(not_taken)} tensors of the file's network were not taken: {', '.join(collapse(not_taken))}")
+        sentences.append(
+            f"{len(not_taken)} tensors of the file's network were not taken: {', '.join(collapse(not_taken))}"
+        )
     return {
-        "words": "; ".join(said) + ".",
+        "words": "; ".join(sentences) + ".",
         "source": source,
         "sha256": checkpoint.sha256,
         "layout": checkpoint.layout,
@@ -128,7 +130,7 @@ def record_of(
 
 
 def public_name(source: str | Path, checkpoint: Checkpoint) -> str:
-    """How a report may call a source: the hub id as given, or the last part of a local path."""
+    """The name of a source in a report: the hub id as given, or the last part of a local path."""
     if checkpoint.card:
         return checkpoint.card.name
     return str(source) if not Path(source).expanduser().exists() else checkpoint.path.name

@@ -1,4 +1,4 @@
-"""What a weights file holds, without building a model from it."""
+"""Describe the content of a weights file without building a model from it."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,14 +19,14 @@ from endofm_lab.model.weight_files import FLOATING
 
 _AS_IMAGE = "strictly, as the spatial part of a video transformer: initialise(backbone, path)"
 _USES = {"image": _AS_IMAGE, "image-training": _AS_IMAGE}
-_SEALED = "sealed with the weights: as it was when the model was saved"
-_UNSEALED = "not sealed, as in models of older versions: changes of it are not noticed. Saving the model again seals it"
+_SEALED = "sealed with the weights: unchanged since the model was saved"
+_UNSEALED = "not sealed, as in models of older versions: its changes are not noticed. Saving the model again seals it"
 _SHOWN = ("architecture", "attention", "width", "depth", "heads", "patch_px", "image_px", "frames", "mlp_ratio")
 
 
 @dataclass(frozen=True)
 class CheckpointReport:
-    """What `inspect_checkpoint` found.
+    """The result of `inspect_checkpoint`.
 
     Attributes:
         path: the file.
@@ -37,12 +37,12 @@ class CheckpointReport:
         architecture: the backbone's settings, as far as the file gives them; None if its tensors contradict each other.
         parameters: numbers in the network's tensors, and ``backbone_parameters`` those of its backbone.
         dtype: of the backbone's tensors.
-        missing: tensors that such a backbone has and the file has not (runs of blocks drawn together).
-        unexpected: tensors of the backbone that such a backbone has not.
+        missing: tensors that such a backbone has and the file lacks (block numbers merged into ranges).
+        unexpected: tensors in the file that such a backbone lacks.
         rest: the network's other tensors: heads, decoder.
         ignored: top-level entries that are no part of the network.
         settings: what the file says about its training.
-        normalisation: that belongs to the weights, in words.
+        normalisation: the normalisation that belongs to the weights, in words.
         initialisation: of our own models, in words.
         sealed: of our own models: whether a change of the card would be noticed; models of older versions have no seal.
         problems: why the backbone would not load strictly; empty if it would.
@@ -99,9 +99,9 @@ class CheckpointReport:
 
 
 def inspect_checkpoint(path_or_name: str | Path) -> CheckpointReport:
-    """What a weights file, model folder or hub id holds: layout, architecture, completeness, normalisation, hash.
+    """The content of a weights file, model folder or hub id: layout, architecture, completeness, normalisation, hash.
 
-    A backbone that would not load is described all the same, with the reason under ``problems``.
+    A backbone that would not load is described too, with the reason in ``problems``.
 
     Raises:
         CheckpointError: the file cannot be read safely, or holds no transformer of a known layout.
@@ -134,7 +134,7 @@ def inspect_checkpoint(path_or_name: str | Path) -> CheckpointReport:
 
 
 def _compared(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, list[str], list[str], list[str]]:
-    """Sizes, missing names, unexpected names and problems: of the whole model if it is ours, else of the backbone."""
+    """Sizes, missing names, unexpected names, problems: of the whole model if it has a card, else of the backbone."""
     sizes = None
     try:
         sizes = sizes_of(checkpoint)

@@ -1,4 +1,4 @@
-"""Models to and from disk: load any known weights, save ours, start a backbone from weights, say what a file holds."""
+"""Save and load models: load any known weights, save models, start a backbone from weights, and inspect files."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -41,7 +41,7 @@ Parts = dict[str, dict[str, Tensor]]  # part of a model, "" for all of it -> its
 
 
 def save_model(model: VideoModel, folder: str | Path) -> Path:
-    """Write ``model.safetensors`` and ``card.json`` into a folder, which may exist; both or neither.
+    """Write ``model.safetensors`` and ``card.json`` into a folder, which may exist. Either both are written or neither.
 
     The card is given the hash of the weights file, also in ``model``, and the weights file a copy of the card:
     `load_model` refuses a folder whose parts do not belong together, or whose card was edited. Other files stay.
@@ -51,7 +51,7 @@ def save_model(model: VideoModel, folder: str | Path) -> Path:
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file, but a model is saved as a folder; choose another name.")
+        raise CheckpointError(f"{folder} is a file, but a model is saved as a folder. Choose another name.")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(folder / CARD_FILE) as card_part, atomic_path(folder / WEIGHTS_FILE) as weights_part:
         try:
@@ -81,7 +81,7 @@ def load_model(path_or_name: str | Path, encoders: Allowed = (), device: str = "
 
     Raises:
         UserError: this machine has no such device.
-        CheckpointError: it cannot be read, is unsafe, is not a video transformer, or its tensors do not fit.
+        CheckpointError: the weights cannot be read, are unsafe, are not of a video transformer, or do not fit.
     """
     place = resolve_device(device)
     return _loaded(path_or_name, encoders).to(place)
@@ -99,7 +99,7 @@ def _loaded(path_or_name: str | Path, encoders: Allowed) -> VideoModel:
         return _filled(card, {"": tensors}, checkpoint.path)
     if checkpoint.is_image or KNOWN[checkpoint.layout].input is None:
         raise CheckpointError(
-            f"{checkpoint.path} is not a model of clips that can be used as it is, but: {LAYOUTS[checkpoint.layout]}. "
+            f"{checkpoint.path} cannot be used as a model of clips; it is: {LAYOUTS[checkpoint.layout]}. "
             "Start a video transformer from its backbone: initialise(build_backbone(...), path)."
         )
     keys = list(checkpoint.backbone)
@@ -132,9 +132,9 @@ def model_at(model: VideoModel | str | Path, device: str = "auto") -> VideoModel
 def _filled(card: ModelCard, parts: Parts, path: Path, encoders: Allowed = ()) -> VideoModel:
     """The model of a card with the tensors of its parts, in evaluation mode.
 
-    It is built without memory first: whether the tensors fit is known before any is taken, and drawing the base model's
-    121 M parameters would take seconds for nothing. Loading fills every parameter and saved buffer; others would stay
-    undefined, so encoders that have some are built once more.
+    The model is first built without memory, to check that the tensors fit before any of them is copied, and because
+    initialising the 121 M parameters of the base model would take seconds. Loading fills every parameter and saved
+    buffer; other buffers would stay undefined, so encoders with such buffers are built once more.
     """
     with torch.device("meta"):
         model = build_model(card, encoders)

@@ -1,4 +1,4 @@
-"""Where weights lie: in the package, on this disk, or on the Hugging Face Hub."""
+"""Find weights in the package, on this disk, or on the Hugging Face Hub."""
 
 import re
 from pathlib import Path
@@ -14,11 +14,11 @@ _FILE_ENDINGS = (".pth", ".pt", ".pyth", ".bin", ".safetensors", ".ckpt", ".tar"
 def locate(path_or_name: str | Path) -> Path:
     """The file or folder that a name stands for: "demo", a local path, or a hub id ``owner/name`` or ``hf:owner/name``.
 
-    A hub id is fetched (card and weights only, into the Hub's own cache) if it has the prefix ``hf:``, or if nothing on
-    this disk answers to it or to its first part.
+    A hub id is fetched (card and weights only, into the Hub's own cache) if it has the prefix ``hf:``, or if neither
+    the id nor its first part exists on this disk.
 
     Raises:
-        CheckpointError: there is nothing of that name, or it cannot be fetched; the message says what to do.
+        CheckpointError: there are no such weights, or they cannot be fetched; the message says what to do.
     """
     name = str(path_or_name)
     if name == "demo":

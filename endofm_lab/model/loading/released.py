@@ -1,4 +1,4 @@
-"""What is known about released weights beyond their tensors: normalisation, clips, heads.
+"""Facts about released weights that are not in their tensors: normalisation, clips, heads.
 
 Sources: Endo-FM (arXiv 2306.16741) and TimeSformer (2102.05095), papers and released settings.
 """
@@ -21,7 +21,7 @@ class Known:
     Attributes:
         normalisation: in words.
         input: the same as numbers; None for images, which are no models of clips, and for the models of downstream.py.
-        clip: what it was trained on.
+        clip: the clips it was trained on.
         head: name of its linear head here, and the prefix of the head's tensors in the file.
         classes: of that head, where the data set fixes them; else they are numbered, as the file does not name them.
     """

@@ -25,10 +25,10 @@ def metadata_with_seal(card: ModelCard) -> dict[str, str]:
 
 
 def is_sealed(weights: Path) -> bool:
-    """Whether the weights file beside a card carries a copy of it, and the card is still the same.
+    """Whether the weights file beside a card carries a copy of the card, and the card is unchanged.
 
     Raises:
-        CheckpointError: the card is another one than when the model was saved; the message names what differs.
+        CheckpointError: the card was changed after the model was saved; the message names the differences.
     """
     stored = metadata_of(weights).get(SEAL)
     if stored is None:
@@ -37,7 +37,7 @@ def is_sealed(weights: Path) -> bool:
     try:
         sealed = json.loads(stored)
     except ValueError as error:
-        raise CheckpointError(f"{weights}: Its copy of the card is damaged ({error}); copy the model again.") from error
+        raise CheckpointError(f"{weights}: The copy of the card is damaged ({error}). Copy the model again.") from error
     card = read_json(path)
     differing = list(_differences(sealed, {key: value for key, value in card.items() if key != _HASH}))
     if card.get(_HASH) is None:
@@ -52,7 +52,7 @@ def is_sealed(weights: Path) -> bool:
 
 
 def _differences(sealed: Any, found: Any, name: str = "") -> Iterator[str]:
-    """In words, every value that differs between two JSON values."""
+    """Every difference between two JSON values, in words."""
     if isinstance(sealed, dict) and isinstance(found, dict):
         for key in sealed.keys() | found.keys():
             yield from _differences(sealed.get(key), found.get(key), f"{name}.{key}" if name else key)

@@ -1,4 +1,4 @@
-"""Which location answers for which box, and the five losses of the detector."""
+"""Assignment of locations to boxes, and the five losses of the detector."""
 
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ SMOOTH_L1_BETA = 0.11
 
 
 class Targets(NamedTuple):
-    """What every location of one image should say, all levels concatenated (N locations)."""
+    """The targets of every location of one image, all levels concatenated (N locations)."""
 
     labels: Tensor  # (N,) int64 from 0, -1 = background
     ltrb_px: Tensor  # (N, 4) px where labels >= 0, else meaningless
@@ -28,7 +28,7 @@ class Targets(NamedTuple):
 
 
 def encode_deltas(boxes_xyxy: Tensor, prior_xyxy: Tensor) -> Tensor:
-    """Corrections (N, 4) that ``decode_deltas`` turns back into ``boxes_xyxy``; not finite for a prior without area."""
+    """Corrections (N, 4) that ``decode_deltas`` converts to ``boxes_xyxy``; not finite for a prior without area."""
     return (boxes_xyxy - prior_xyxy) / (_sides(prior_xyxy) * DELTA_SCALE)
 
 
@@ -42,15 +42,15 @@ def _sides(boxes_xyxy: Tensor) -> Tensor:
 
 
 def assign(boxes_xyxy: Tensor, labels: Tensor, outputs: list[LevelOutput], strides_px: tuple[int, ...]) -> Targets:
-    """Targets of one image: true boxes (G, 4) px, labels (G,) from 0; G = 0 makes all of it background.
+    """Targets of one image from true boxes (G, 4) px and labels (G,) from 0; with G = 0 every location is background.
 
-    For FCOS a location answers for the smallest box in whose centre region it lies and whose longest side from there
-    fits the level (4 to 8 strides; the ends are open). For STFT it answers for the box that its predicted prior box,
-    read from the raw ``outputs`` of that image, overlaps most, from an IoU of 0.1.
+    For FCOS a location belongs to the smallest box that contains the location in its centre region and whose longest
+    distance from there fits the level (4 to 8 strides; the ends are open). For STFT a location belongs to the box that
+    overlaps most with its predicted prior box (from the raw ``outputs`` of the image), if the IoU is at least 0.1.
 
     Source: FCOS (arXiv 1904.01355) with centre sampling; STFT (MICCAI 2021). IoU and area count pixels inclusively
-    (width = x2 - x1 + 1) as the released code does. Unlike there, a prior box thinner than one pixel is never
-    foreground: its corrections would be infinite.
+    (width = x2 - x1 + 1) as the released code does. Unlike in the released code, a prior box thinner than one pixel is
+    never foreground, because its corrections would be infinite.
     """
     priors = torch.cat([x.prior_xyxy for x in outputs])
     if not len(boxes_xyxy):
@@ -135,7 +135,7 @@ def _rows(levels: list[Tensor]) -> Tensor:
 
 
 def _around_origin(ltrb_px: Tensor) -> Tensor:
-    """Distances as boxes seen from their location."""
+    """Distances as boxes relative to their location."""
     return ltrb_px * torch.tensor([-1, -1, 1, 1]).to(ltrb_px)
 
 

@@ -1,4 +1,4 @@
-"""The paper's box head: a feature pyramid on patch tokens, FCOS and STFT; supports are the clip's other frames."""
+"""The box head of the paper: a feature pyramid on patch tokens, FCOS and STFT, supported by the clip's other frames."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -67,7 +67,7 @@ class StftBoxHead(BoxesHead):
     def build(cls, spec: "HeadSpec", backbone: Encoder, image_px: int) -> "StftBoxHead":
         """The head on a video transformer."""
         if not backbone.takes_video:
-            raise CheckpointError("An stft head needs a video transformer; this is a model of single frames.")
+            raise CheckpointError("An stft head needs a video transformer, but this is a model of single frames.")
         return cls(backbone.width, len(spec.classes), backbone.patch_px, image_px, spec.channels or 256)
 
     def forward(self, tokens: VideoTokens) -> Tensor:
@@ -79,13 +79,13 @@ class StftBoxHead(BoxesHead):
         patches = tokens.per_frame()
         B, T, h, w, _ = patches.shape
         if {h, w} != {self.sides[1]}:
-            raise UserError(f"Frames of {h} x {w} patches; this head takes pictures of {self.image_px} px.")
+            raise UserError(f"The frames have {h} x {w} patches, but this head takes pictures of {self.image_px} px.")
         outputs = self.layers(self.pyramid(patches), range(T))
         raw = torch.cat([_packed(level) for level in outputs], dim=2)  # (B*T, C, N)
         return rearrange(raw, "(b t) c n -> b c t n 1", b=B)
 
     def outputs(self, raw: Tensor) -> list[LevelOutput]:
-        """What ``forward`` returned, level by level, as B * T pictures."""
+        """The result of ``forward``, level by level, as B * T pictures."""
         K = self.n_classes
         columns = rearrange(raw, "b c t n 1 -> (b t) c n").split([side * side for side in self.sides], dim=2)
         levels = []
@@ -124,8 +124,8 @@ def _packed(level: LevelOutput) -> Tensor:
 def detections(outputs: list[LevelOutput], H: int, W: int) -> list[Detections]:
     """Scored boxes per image from raw outputs: threshold, decode, per-class suppression, the best 300, clipped.
 
-    score = sqrt(sqrt(class * centerness) * STFT class), all after a sigmoid. Clipping, to (W - 1, H - 1), comes last,
-    and boxes turned inside out by their corrections go after it: fewer than 300 may remain.
+    score = sqrt(sqrt(class * centerness) * STFT class), all after a sigmoid. Clipping, to (W - 1, H - 1), comes last.
+    Boxes that their corrections turned inside out are removed after it, so that fewer than 300 may remain.
     """
     return [_detections(one_image(outputs, i), H, W) for i in range(len(outputs[0].logits))]
 
@@ -144,7 +144,7 @@ def _candidates(output: LevelOutput) -> tuple[Tensor, Tensor, Tensor]:
     """Boxes (n, 4), scores (n,) and labels (n,) of one image at one level, n <= 1000."""
     fcos, stft = output.logits.flatten(1).sigmoid(), output.stft_logits.flatten(1).sigmoid()  # (K, HW)
     fcos = (fcos * output.centerness.flatten(1).sigmoid()).sqrt()
-    label, location = (fcos > MIN_SCORE).nonzero(as_tuple=True)  # one location may stand for several classes
+    label, location = (fcos > MIN_SCORE).nonzero(as_tuple=True)  # a location may have several classes
     confidence, best = (fcos * stft)[label, location].sort(descending=True)
     label, location = label[best[:MAX_PER_LEVEL]], location[best[:MAX_PER_LEVEL]]
     deltas = output.stft_deltas.flatten(1).T[location]

@@ -17,14 +17,14 @@ STEM_STRIDE = 16
 
 @dataclass(frozen=True)
 class HybridConfig(BackboneConfig):
-    """A `BackboneConfig` with its stem; ``frames`` and ``time_embed`` play no part, ``patch_px`` is the stem's 16.
+    """A `BackboneConfig` with a stem; ``frames`` and ``time_embed`` are not used, ``patch_px`` is the stem's 16.
 
     Attributes:
         stem_width: channels after the first convolution, a multiple of 32; 64 in R50.
         stem_units: bottlenecks per stage; (3, 4, 9) in the hybrid of R50 and ViT-B/16.
 
     Raises:
-        UserError: as `BackboneConfig`; joint attention; a picture that is no multiple of 16 px.
+        UserError: as `BackboneConfig`; joint attention; a picture whose side is not a multiple of 16 px.
     """
 
     stem_width: int = 64
@@ -35,14 +35,18 @@ class HybridConfig(BackboneConfig):
         if self.image_px % STEM_STRIDE or self.patch_px != STEM_STRIDE:
             raise UserError(f"image_px is {self.image_px}; the convolutional stem needs a multiple of {STEM_STRIDE}.")
         if self.attention == "joint" or self.adapter or self.mask_token:
-            raise UserError("A convolutional stem goes with divided or spatial attention, without adapters and masks.")
+            raise UserError(
+                "A convolutional stem works with divided or spatial attention only, without adapters and masks."
+            )
         if self.stem_width % 32 or len(self.stem_units) != 3 or min(self.stem_width, *self.stem_units) < 1:
             raise UserError(
-                f"stem_width is {self.stem_width} (a multiple of 32) and stem_units {self.stem_units} (three numbers)."
+                f"stem_width is {self.stem_width} and stem_units {self.stem_units}; "
+                "give a multiple of 32 and three numbers."
             )
         if self.stem_width > 1024 or max(self.stem_units) > 64:
             raise UserError(
-                f"stem_width is {self.stem_width} (1024 at most) and stem_units {self.stem_units} (64 at most each)."
+                f"stem_width is {self.stem_width} and stem_units {self.stem_units}; "
+                "give at most 1024, and at most 64 each."
             )
         super().__post_init__()
 
@@ -50,8 +54,8 @@ class HybridConfig(BackboneConfig):
 class HybridTransformer(Encoder):
     """Tokens of a clip and the stem's finer maps; a single image is a clip of one frame.
 
-    Patches get a position embedding of their own, frames no time embedding: frames exchange information in the blocks'
-    temporal attention, which does not know their order.
+    Patches get a position embedding, but frames get no time embedding: frames exchange information in the temporal
+    attention of the blocks, which does not depend on their order.
 
     Source: Chen et al., *TransUNet*, arXiv 2102.04306, with the blocks of Endo-FM (arXiv 2306.16741).
     """
@@ -89,7 +93,7 @@ class HybridTransformer(Encoder):
         return hybrid
 
     def layers(self) -> list[nn.Module]:
-        """Blocks, then the last norm with everything before the blocks: a stem is as new as the heads."""
+        """Blocks, then the last norm with everything before the blocks, because a stem is as new as the heads."""
         before = nn.ParameterList(p for name, p in self.named_parameters() if not name.startswith(("blocks.", "norm.")))
         return [*self.blocks, nn.ModuleList([self.norm, before])]
 
@@ -102,7 +106,9 @@ class HybridTransformer(Encoder):
         B, _, T, H, W = clip.shape
         side = self.config.image_px
         if {H, W} != {side}:
-            raise UserError(f"Frames of {H} x {W} px; this backbone takes {side} x {side}: resize them with to_input.")
+            raise UserError(
+                f"The frames are {H} x {W} px, but this backbone takes {side} x {side} px. Resize them with to_input."
+            )
         frames = rearrange(clip.to(self.project.weight.dtype), "b c t h w -> (b t) c h w")
         features, skips = self.stem(frames)
         x = rearrange(self.project(features), "(b t) d h w -> b t (h w) d", b=B) + self.pos_embed[:, None]

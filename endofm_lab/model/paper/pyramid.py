@@ -12,9 +12,9 @@ N_LEVELS = 5
 class TokenPyramid(nn.Module):
     """Five maps per frame, of ``width`` channels, at 1/2, 1, 2, 4 and 8 times the patch size.
 
-    One token map serves three resolutions: a transposed convolution doubles it, max pooling halves it. On them stands
-    a feature pyramid whose top-down path carries the maps before their 3x3 convolution; two strided convolutions on its
-    coarsest output add P6 and P7.
+    One token map serves three resolutions: a transposed convolution doubles it, max pooling halves it. A feature
+    pyramid is built on these maps; its top-down path carries the maps before their 3x3 convolution. Two strided
+    convolutions on its coarsest output add P6 and P7.
 
     Source: Li et al., *Exploring plain vision transformer backbones for object detection*, arXiv 2203.16527 (simple
     pyramid); Lin et al., *Feature pyramid networks*, arXiv 1612.03144; Tian et al., *FCOS*, arXiv 1904.01355 (P6, P7).
@@ -39,7 +39,7 @@ class TokenPyramid(nn.Module):
         """
         if min(patches.shape[2:4]) < 2:
             h, w = patches.shape[2:4]
-            raise UserError(f"Frames of {h} x {w} patches; the detector needs at least 2 each way: larger frames.")
+            raise UserError(f"The frames have {h} x {w} patches; the detector needs at least 2 x 2. Use larger frames.")
         tokens = rearrange(patches, "b t h w d -> (b t) d h w")
         return [self.upsample(tokens), tokens, F.max_pool2d(tokens, kernel_size=2, stride=2)]
 

@@ -14,8 +14,8 @@ class HybridStem(nn.Module):
     Three of R50's four stages: ``units`` bottlenecks each, the last two with stride 2.
 
     Source: Kolesnikov et al., *Big transfer (BiT)*, arXiv 1912.11370; Chen et al., *TransUNet*, arXiv 2102.04306.
-    The pooling has no padding and loses a row and a column (224 px: 112, then 55 instead of 56); skips are filled up
-    with zeros at the bottom and right. Released weights depend on it.
+    The pooling has no padding and loses a row and a column (224 px: 112, then 55 instead of 56); skips are padded with
+    zeros at the bottom and right. The released weights depend on this.
     """
 
     def __init__(self, width: int = 64, units: tuple[int, int, int] = (3, 4, 9)) -> None:
@@ -61,7 +61,7 @@ class Bottleneck(nn.Module):
         if stride != 1 or channels != out:
             self.shortcut = nn.Sequential(
                 StdConv2d(channels, out, 1, stride=stride, bias=False, eps=1e-5),
-                nn.GroupNorm(out, out),  # every channel its own group, eps 1e-5: so are the released weights
+                nn.GroupNorm(out, out),  # every channel is its own group, eps 1e-5, as in the released weights
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dense detection: FCOS on every frame, refined by what the other frames of its clip show (STFT)."""
+"""Dense detection: FCOS on every frame, refined by the other frames of its clip (STFT)."""
 
 import math
 from collections.abc import Sequence
@@ -37,9 +37,9 @@ class StftLayers(nn.Module):
 
     FCOS predicts classes, centerness and box distances at every location. STFT shifts the sampling points of a
     deformable convolution by the predicted boxes (for a support: by how the target's box differs from its own), so that
-    features are aligned across frames, adds to every target channel a mean of the supports weighted by likeness, and
-    predicts classes and box corrections from the sum. The offsets carry no gradient, hence ``offset`` layers keep
-    their initial random values for ever and belong to the checkpoint all the same.
+    features are aligned across frames, adds to every target channel a mean of the supports weighted by similarity, and
+    predicts classes and box corrections from the sum. The offsets carry no gradient, so ``offset`` layers always keep
+    their initial random values; they belong to the checkpoint nevertheless.
 
     Source: Wu et al., *Multi-frame collaboration for effective endoscopic video polyp detection via spatial-temporal
     feature transformation*, MICCAI 2021; Tian et al., *FCOS*, arXiv 1904.01355.
@@ -82,7 +82,7 @@ class StftLayers(nn.Module):
         B, T = x.shape[:2]
         x = rearrange(x, "b t c h w -> (b t) c h w")
         cls_features, bbox_features = self.cls_tower(x), self.bbox_tower(x)
-        exact = torch.promote_types(x.dtype, torch.float32)  # pixels have no room in half precision
+        exact = torch.promote_types(x.dtype, torch.float32)  # half precision is too coarse for pixel coordinates
         ltrb_px = F.relu(scale * self.bbox_pred(bbox_features)).to(exact) * stride_px  # (B*T, 4, H, W)
         with torch.no_grad():
             xy = locations_px(ltrb_px, stride_px)
@@ -169,10 +169,10 @@ def prior_boxes(ltrb_px: Tensor, xy: Tensor) -> Tensor:
 
 
 def box_guide(prior_xyxy: Tensor, xy: Tensor, stride_px: int) -> Tensor:
-    """What shifts the sampling points: (B, T, HW, 4) in cells, signed, from boxes of that shape and locations in px.
+    """Shifts of the sampling points, (B, T, HW, 4) in cells, signed, from boxes of this shape and locations in px.
 
-    For the target (T = 0) its own box seen from the location, (x1 - cx, y1 - cy, x2 - cx, y2 - cy); for a support the
-    target's values minus its own. Boxes and locations are first brought into the map: 0..W-1 and 0..H-1.
+    The target (T = 0) has its own box relative to the location, (x1 - cx, y1 - cy, x2 - cx, y2 - cy); a support has the
+    target's values minus the support's. Boxes and locations are first clipped to the map: 0..W-1 and 0..H-1.
     """
     last = (xy[-1] / stride_px).floor()  # (W - 1, H - 1)
     centre = (xy / stride_px).minimum(last)  # (HW, 2), never below 0
@@ -182,14 +182,14 @@ def box_guide(prior_xyxy: Tensor, xy: Tensor, stride_px: int) -> Tensor:
 
 
 def attend_to_supports(x: Tensor) -> Tensor:
-    """Target plus, channel by channel, a mean of its supports weighted by likeness: (B, T, C, H, W) -> (B, C, H, W).
+    """Target plus, per channel, a mean of its supports weighted by similarity: (B, T, C, H, W) -> (B, C, H, W).
 
     For a channel with target map q and support maps k_s: q + sum_s softmax_s(<q, k_s> / sqrt(HW)) k_s.
-    Without supports (T = 1) the target itself.
+    Without supports (T = 1) the result is the target itself.
     """
     target, supports = x[:, 0], x[:, 1:]
-    likeness = torch.einsum("bchw, bschw -> bsc", target, supports) / math.sqrt(x.shape[-2] * x.shape[-1])
-    return target + torch.einsum("bsc, bschw -> bchw", likeness.softmax(dim=1), supports)
+    similarity = torch.einsum("bchw, bschw -> bsc", target, supports) / math.sqrt(x.shape[-2] * x.shape[-1])
+    return target + torch.einsum("bsc, bschw -> bchw", similarity.softmax(dim=1), supports)
 
 
 def _tower(width: int, n_convs: int) -> nn.Sequential:

@@ -21,7 +21,7 @@ ENTER_CHANNELS = 512
 class TransUNetHead(MapHead):
     """Mask logits for every frame of a clip, at the frame's own size, from tokens of a `HybridTransformer`.
 
-    Background is a class of its own; what is returned is every other class's logit less the background's.
+    Background is a separate class; the head returns the logit of every other class minus the logit of the background.
 
     Source: Chen et al., *TransUNet*, arXiv 2102.04306.
     """
@@ -33,7 +33,7 @@ class TransUNetHead(MapHead):
 
     @classmethod
     def build(cls, spec: "HeadSpec", backbone: Encoder, image_px: int) -> "TransUNetHead":
-        """The head on a backbone with a convolutional stem, whose finer maps it takes in."""
+        """The head on a backbone with a convolutional stem, whose finer maps it uses."""
         if backbone.skip_channels is None:
             raise CheckpointError("A transunet head needs a backbone with a convolutional stem for its skips.")
         return cls(backbone.width, backbone.skip_channels, len(spec.classes))
@@ -62,7 +62,7 @@ class TransUNetHead(MapHead):
 
 
 class Decoder(nn.Module):
-    """Four doublings from 1/16 to full size; the first three take in a skip of the stem."""
+    """Four doublings from 1/16 to full size; the first three use a skip of the stem."""
 
     def __init__(self, width: int, skip_channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -100,9 +100,9 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
         masks: (B, T, H, W) int64, class of every pixel, 0 = background.
 
     Dice loss of one class: 1 - (2 sum(p m) + e) / (sum(p^2) + sum(m^2) + e), e = 1e-5, sums over the whole batch, then
-    the mean over all classes, background included. A class that is nowhere costs nothing where it is not predicted.
+    the mean over all classes, background included. An absent class adds no loss as long as it is not predicted.
 
-    Source: TransUNet's loss, the one Endo-FM was fine-tuned with; Milletari et al., *V-Net*, arXiv 1606.04797.
+    Source: TransUNet's loss, which was used to fine-tune Endo-FM; Milletari et al., *V-Net*, arXiv 1606.04797.
     """
     p = logits.softmax(dim=1)
     m = rearrange(F.one_hot(masks, logits.shape[1]), "b t h w k -> b k t h w").to(p)
