@@ -42,12 +42,12 @@ class Classification(Task):
     Attributes:
         label: column of the manifest that holds the class.
         several_labels: cells of that column hold any number of labels, joined by ``|``.
-        clips: per row, whose scores are averaged.
-        crops: squares of the picture in which each of these clips is seen; 1 is the whole picture.
-        mapping: name or path of a file that says for which common classes the labels of each data set stand (see
-            ``data.labels``); rows that do not stand for exactly one are left out. None takes labels as they are.
-        loss: that training minimises (see ``tasks.losses``). With "coarse", training rows whose label stands for
-            several of the classes are kept: the loss only asks for what the label says.
+        clips: number of clips per row, whose scores are averaged.
+        crops: number of square crops of the picture for each of these clips; 1 is the whole picture.
+        mapping: name or path of a file that maps the labels of each data set to common classes (see ``data.labels``);
+            rows that do not stand for exactly one class are left out. None takes labels as they are.
+        loss: the loss that training minimises (see ``tasks.losses``). With "coarse", training rows whose label stands
+            for several of the classes are kept: the loss does not distinguish between these classes.
     """
 
     label: str = "label"

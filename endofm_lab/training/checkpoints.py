@@ -87,9 +87,9 @@ class Checkpoints:
         if not existing:
             return None
         try:
-            model.load_state_dict(load_file(there[-1] / WEIGHTS))
-            optimiser.load_state_dict(torch.load(there[-1] / OPTIMISER, map_location="cpu", weights_only=True))
-            state = read_json(there[-1] / STATE)
+            model.load_state_dict(load_file(existing[-1] / WEIGHTS))
+            optimiser.load_state_dict(torch.load(existing[-1] / OPTIMISER, map_location="cpu", weights_only=True))
+            state = read_json(existing[-1] / STATE)
             if not isinstance(state, dict):
                 raise ValueError(f"{STATE} holds no object")
             return state
