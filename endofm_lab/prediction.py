@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from endofm_lab import NOTICE
+from endofm_lab.brief import Brief, html_of
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, read_object, reading, write_json
 from endofm_lab.parts import Part
@@ -24,8 +25,8 @@ BOUNDS = ("lowest", "highest")  # of a score over the clips between
 NORMAL = frozenset({"normal", "normal clean mucosa", "background"})  # classes that are no finding
 
 
-@dataclass(frozen=True)
-class VideoPrediction:
+@dataclass(frozen=True, eq=False, repr=False)
+class VideoPrediction(Brief):
     """Scores of every clip of a video, and masks and boxes of the frames that the model saw.
 
     Attributes:
@@ -52,6 +53,9 @@ class VideoPrediction:
     video: VideoInfo
     provenance: dict[str, Any] = field(default_factory=dict)
     score_spread: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        return html_of(self, self.table())
 
     @property
     def masks(self) -> np.ndarray | None:

@@ -182,7 +182,7 @@ def record_text(record: dict[str, Any]) -> list[str]:
         return [f"{name.capitalize()}: {words}" for name, words in start.items()]
     if "validation" not in record and record["step"] % 10:
         return []
-    shown = ("seed", "step", "l2", "k", "loss", "lr", "step_s", "chosen", "validation")
+    shown = ("seed", "step", "l2", "k", "loss", "lr", "step_s", "chosen", "chosen_by", "validation")
     values = {name: record[name] for name in shown if name in record}
     return ["  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())]
 

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.labels import MULTI, LabelMapping, MappedLabels, label_pairs, map_labels, same_name
 
 STATES = ("mapped", "coarse", "ambiguous", "left out", "unmapped", "conflicting")
 _MOMENT = ("video", "start_s", "end_s", "frame")  # entries that agree in these are the same picture or clip
 
 
-@dataclass(frozen=True)
-class Coverage:
+@dataclass(frozen=True, eq=False, repr=False)
+class Coverage(Brief):
     """The effect of a mapping on a manifest.
 
     Attributes:

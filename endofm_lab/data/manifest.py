@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from endofm_lab.brief import Brief, html_of
 from endofm_lab.errors import ManifestError
 from endofm_lab.files import atomic_path, fingerprint_of
 
@@ -19,8 +20,8 @@ PATHS = ("video", "masks", "boxes")
 _ROWS_AT_ONCE = 10_000  # that are hashed together
 
 
-@dataclass(frozen=True)
-class Manifest:
+@dataclass(frozen=True, eq=False, repr=False)
+class Manifest(Brief):
     """A table of clips, and the folder that its relative paths start from.
 
     Columns: ``video`` (a file, a folder of frames or an image), ``start_s`` and ``end_s`` (seconds; both 0 for an
@@ -33,6 +34,9 @@ class Manifest:
     table: pd.DataFrame
     root: Path
     path: Path | None = None
+
+    def _repr_html_(self) -> str:
+        return html_of(self, self.table)
 
     def __len__(self) -> int:
         return len(self.table)

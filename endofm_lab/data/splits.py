@@ -13,14 +13,15 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.units import Units, group_ids, units
 from endofm_lab.errors import UserError
 
 SHARES = {"train": 0.7, "val": 0.15, "test": 0.15}
 
 
-@dataclass(frozen=True)
-class Split:
+@dataclass(frozen=True, eq=False, repr=False)
+class Split(Brief):
     """A part for every row, and how well classes and sizes came out.
 
     Attributes:

@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.explain.norms import StepNorms, step_norms
 from endofm_lab.model.encoder import Encoder, VideoTokens
@@ -20,8 +21,8 @@ HeadChoice = int | Literal["mean", "max"]
 By = Literal["attention", "norms"]
 
 
-@dataclass(frozen=True)
-class AttentionMaps:
+@dataclass(frozen=True, eq=False, repr=False)
+class AttentionMaps(Brief):
     """All attention of one clip, and the questions one asks of it.
 
     Attributes:

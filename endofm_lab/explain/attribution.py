@@ -19,17 +19,18 @@ import torch.nn.functional as F
 from captum.attr import InputXGradient, IntegratedGradients, Occlusion, ShapleyValueSampling
 from torch import Tensor
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.explain.relevance import attention_relevance
-from endofm_lab.explain.targets import Target
+from endofm_lab.explain.targets import Target, target_of
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.video.transforms import InputSpec
 
 Baseline = Literal["blur", "mean", "black"]
 
 
-@dataclass(frozen=True)
-class Attribution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Brief):
     """A map (T, h, w) float32 with its sign, and where it comes from.
 
     ``completeness`` is |sum of the map - (score - score of the baseline)| over |score - score of the baseline|, for the
@@ -221,6 +222,19 @@ METHODS: dict[str, Method] = {
     "Shapley values": shapley,
     "Grad-CAM": grad_cam,
 }
+
+
+def attribute(
+    model: VideoModel, clip: Tensor, head: str, label: str, method: str = "integrated gradients"
+) -> Attribution:
+    """Which patches of a clip (1, 3, T, H, W) a head's score of a class comes from, by a method of `METHODS`.
+
+    Raises:
+        UserError: there is no such head, class or method, or the method cannot answer for this model.
+    """
+    if method not in METHODS:
+        raise UserError(f"There is no attribution method {method!r}; there are {', '.join(METHODS)}.")
+    return METHODS[method](model, clip, target_of(model, head, label))
 
 
 def methods_for(model: VideoModel, head: str) -> list[str]:

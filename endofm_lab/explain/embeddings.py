@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from endofm_lab import __version__
+from endofm_lab.brief import Brief
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.rows import Row
 from endofm_lab.errors import UserError, VideoError
@@ -35,8 +36,8 @@ from endofm_lab.video.transforms import to_input
 STORE, LOG = "store.json", "done.jsonl"
 
 
-@dataclass(frozen=True)
-class EmbeddingStore:
+@dataclass(frozen=True, eq=False, repr=False)
+class EmbeddingStore(Brief):
     """Vectors of clips and the rows they belong to.
 
     Attributes:

@@ -12,12 +12,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from endofm_lab.brief import Brief
 from endofm_lab.model.encoder import Encoder, VideoTokens
 from endofm_lab.model.transformer import Attention, Block
 
 
-@dataclass(frozen=True)
-class StepNorms:
+@dataclass(frozen=True, eq=False, repr=False)
+class StepNorms(Brief):
     """Of one clip, per block: what each token (row) is made of after a residual step, as shares that sum to one.
 
     The step writes ``x_i + sum_j f_ij`` with ``f_ij = sum over heads of A_ij W_out v_j``; a share is the Euclidean

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.explain.attribution import Baseline, Method, baseline_of
 from endofm_lab.explain.targets import Target, target_of
@@ -56,8 +57,8 @@ def _randomisation_steps(
     return float(np.mean(found))
 
 
-@dataclass(frozen=True)
-class Curves:
+@dataclass(frozen=True, eq=False, repr=False)
+class Curves(Brief):
     """Scores while patches go over to or come from the baseline, most important first (Petsiuk et al. 2018).
 
     Attributes:

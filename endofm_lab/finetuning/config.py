@@ -114,6 +114,8 @@ class FinetuneConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        for name in ("manifest", "out"):
+            object.__setattr__(self, name, Path(getattr(self, name)))  # text is accepted too
         task = self.asked
         if self.method not in task.methods:
             raise UserError(f"The method is {self.method!r}; {task.name} has {', '.join(task.methods)}.")

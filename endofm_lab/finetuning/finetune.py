@@ -121,6 +121,11 @@ class _Job:
         words += _HEAD_NAMES.get(self.config.head, "")
         return ", ".join(filter(None, [words, self.task.words()]))
 
+    @property
+    def chosen_by(self) -> str:
+        """The metric of the validation rows that chooses."""
+        return self.config.chosen_by or self.task.chosen_by
+
     def folder(self, seed: int) -> Path:
         return self.config.out / f"seed-{seed}"
 
@@ -152,7 +157,13 @@ class _Job:
             self._save(seed, model, metrics)
         with atomic_path(folder / PREDICTIONS) as temporary:
             table.to_parquet(temporary, index=False)
-        yield {"seed": seed, "chosen": choice.chosen, "validation": choice.validation, "test": metrics}
+        yield {
+            "seed": seed,
+            "chosen": choice.chosen,
+            "chosen_by": self.chosen_by,
+            "validation": choice.validation,
+            "test": metrics,
+        }
 
     def finish(self) -> None:
         """Write the run that compares."""
@@ -183,7 +194,7 @@ class _Job:
             audit={"findings": self.leaks, "verdict": self.verdict},
             predictions=pd.concat(tables, ignore_index=True),
             unit=units_of(manifest, "test").described(),
-            provenance=provenance(self.device),
+            provenance={**provenance(self.device), "chosen_by": f"validation {self.chosen_by}"},
         )
         write_run(config.out, run)
 

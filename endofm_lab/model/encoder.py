@@ -12,6 +12,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, InputSpec
@@ -20,8 +21,8 @@ from endofm_lab.video.transforms import IMAGENET, InputSpec
 MOST = {"width": 16384, "depth": 256, "heads": 256, "patch_px": 1024, "image_px": 4096, "frames": 4096, "mlp_ratio": 64}
 
 
-@dataclass(frozen=True)
-class VideoTokens:
+@dataclass(frozen=True, eq=False, repr=False)
+class VideoTokens(Brief):
     """The tokens that an encoder returns, after its final norm. Letters: B clips, T frames, h w patches, D width.
 
     Attributes:

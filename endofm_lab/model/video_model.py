@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.model import frame
 from endofm_lab.model.card import SCRATCH, HeadSpec, InitialisationRecord, ModelCard
@@ -24,8 +25,8 @@ ENCODERS: dict[str, type[Encoder]] = {e.kind: e for e in (VideoTransformer, Hybr
 Allowed = Sequence[str | type[Encoder]]  # further encoders: classes, or "module:Class"
 
 
-@dataclass(frozen=True)
-class VideoOutput:
+@dataclass(frozen=True, eq=False, repr=False)
+class VideoOutput(Brief):
     """Tokens of the backbone, and the ``logits`` of each head by its name, with shapes as in heads.py."""
 
     tokens: VideoTokens

@@ -114,6 +114,9 @@ class PretrainConfig:
     probe_every: int = 500
 
     def __post_init__(self) -> None:
+        for name in ("manifest", "out", "probe"):
+            if isinstance(getattr(self, name), str):  # text is accepted too
+                object.__setattr__(self, name, Path(getattr(self, name)))
         if self.objective not in OBJECTIVES:
             raise UserError(
                 f"objective is {self.objective!r}; choose one of {', '.join(OBJECTIVES)}, or hand an objective of your "

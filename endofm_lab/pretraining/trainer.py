@@ -142,7 +142,7 @@ class _Pretraining:
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold the run folder in the main process; in all of them refuse that of another run."""
-        tree = settings(self.config, self.objective)
+        tree = _absolute(settings(self.config, self.objective))
         config = {name: value for name, value in tree.items() if name not in ("out", "device")}
         request = {"config": config, "manifest_fingerprint": self.manifest.fingerprint}
         kind, out = "a pre-training run", self.config.out
@@ -278,7 +278,15 @@ class _Pretraining:
 
 def _completed(described: dict[str, Any]) -> dict[str, Any]:
     """What ``config.json`` holds, with the defaults of settings that are newer than it."""
-    return {**described, "config": stored_settings(described["config"])}
+    return {**described, "config": _absolute(stored_settings(described["config"]))}
+
+
+def _absolute(tree: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose paths are absolute, so that a run goes on when it is called from another folder."""
+    paths = {name: tree[name] for name in ("manifest", "probe") if tree.get(name)}
+    if Path(tree["initialisation"]).expanduser().exists():
+        paths["initialisation"] = tree["initialisation"]
+    return {**tree, **{name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}}
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from torch import Tensor
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.explain.attention import AttentionMaps, look
 from endofm_lab.explain.attribution import METHODS, Attribution
@@ -34,8 +35,8 @@ _ROLLOUT = (
 )
 
 
-@dataclass(frozen=True)
-class Explained:
+@dataclass(frozen=True, eq=False, repr=False)
+class Explained(Brief):
     """One attribution with its trust figures.
 
     Attributes:
@@ -49,8 +50,8 @@ class Explained:
     randomised: float
 
 
-@dataclass(frozen=True)
-class Explanation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation(Brief):
     """What a model looked at in one clip.
 
     Attributes:

@@ -13,14 +13,15 @@ from typing import Any
 
 import pandas as pd
 
+from endofm_lab.brief import Brief, html_of
 from endofm_lab.files import formulas_as_text
 from endofm_lab.metrics.intervals import MIN_UNITS_FOR_INTERVAL, Difference, Interval, caution
 from endofm_lab.runs.run import Run, RunError
 from endofm_lab.tasks import TASKS
 
 
-@dataclass(frozen=True)
-class Line:
+@dataclass(frozen=True, eq=False, repr=False)
+class Line(Brief):
     """One run of a comparison; ``to_best`` is the paired difference to the first rank, None for that and unranked."""
 
     run: Run
@@ -30,14 +31,17 @@ class Line:
     to_best: dict[str, Difference] | None
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, eq=False, repr=False)
+class Comparison(Brief):
     """The lines, best first where ``reasons`` (why there is no ranking) is empty; ``by`` is the ranking metric."""
 
     task: str
     by: str
     lines: tuple[Line, ...]
     reasons: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        return html_of(self, self.table())
 
     @property
     def ranked(self) -> bool:

@@ -40,6 +40,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError, shortened
 from endofm_lab.files import atomic_path, fits, read_json, reading, write_json
 from endofm_lab.metrics.classification import Values
@@ -53,8 +54,8 @@ class RunError(UserError):
     """A run folder that is unfinished or does not hold what comparison needs."""
 
 
-@dataclass(frozen=True)
-class Run:
+@dataclass(frozen=True, eq=False, repr=False)
+class Run(Brief):
     """A finished run; the fields are the keys of ``report.json``, and the predictions. Metrics follow from those."""
 
     run: str

@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from endofm_lab import __version__
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.files import atomic_path, fingerprint_of, read_json, reading, write_json
 from endofm_lab.model.loading.load import model_at
@@ -37,8 +38,8 @@ SCORED, DUPLICATE, UNREADABLE = 0, 1, 2  # states of a frame
 STATES = ("scored", "near-duplicate", "unreadable")
 
 
-@dataclass(frozen=True)
-class Study:
+@dataclass(frozen=True, eq=False, repr=False)
+class Study(Brief):
     """Scores of every frame of a study; of an unfinished one, of its first N frames.
 
     Attributes:

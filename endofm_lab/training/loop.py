@@ -10,7 +10,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import FullyShardedDataParallelPlugin, gather_object, send_to_device
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -189,7 +190,7 @@ class _Run:
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
         self.accelerator = Accelerator(
             mixed_precision=_MIXED[dtype_of(config.precision, "cuda" if torch.cuda.is_available() else "cpu")],
-            log_with=list(config.trackers) or None,
+            log_with=_available(config.trackers) or None,
             project_dir=out,
             fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2) if self.sharded else None,
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -330,6 +331,21 @@ class _Run:
         if self.config.trackers:
             self.accelerator.end_training()
         self._held.close()
+
+
+def _available(trackers: Sequence[str]) -> list[Any]:
+    """The trackers, each of which must be installed.
+
+    Raises:
+        UserError: one is not, or is none of Accelerate's.
+    """
+    there = sorted(str(tracker.value) for tracker in get_available_trackers())
+    if missing := [tracker for tracker in trackers if tracker not in there]:
+        raise UserError(
+            f"The tracker {missing[0]!r} cannot be had; this installation has {', '.join(there) or 'none'}. Install "
+            "its package, or leave it out of trackers."
+        )
+    return list(trackers)
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:

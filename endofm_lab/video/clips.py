@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.video.reader import VideoInfo, open_video
 
@@ -53,8 +54,8 @@ class ClipSpec:
         return self.duration_s if self.duration_s is not None else self.n_frames / float(self.fps or 1)
 
 
-@dataclass(frozen=True)
-class Clip:
+@dataclass(frozen=True, eq=False, repr=False)
+class Clip(Brief):
     """Frames taken from a video.
 
     Attributes:
