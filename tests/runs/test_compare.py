@@ -273,7 +273,7 @@ def test_what_cannot_be_compared_is_refused():
     a = made_run("a")
     with pytest.raises(RunError, match="no runs to compare"):
         compare([])
-    with pytest.raises(RunError, match="several runs are called a"):
+    with pytest.raises(RunError, match="Several runs are called a"):
         compare([a, made_run("a")])
     with pytest.raises(RunError, match=r"different tasks \(classification, segmentation\)"):
         compare([a, made_run("b", "segmentation")])
