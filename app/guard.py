@@ -85,8 +85,8 @@ class Guard:
         hosts = _header(scope, b"host")
         host = hosts[0] if len(hosts) == 1 else None
         if not is_known(host, self.hosts):
-            said = f"The host name {html.escape(ascii(host)[:80])} is not one of this app's"
-            return 421, f"{said}: start it with `endofm-lab app --allow-host NAME` to allow a name."
+            sentence = f"The host name {html.escape(ascii(host)[:80])} is not one of this app's"
+            return 421, f"{sentence}: start it with `endofm-lab app --allow-host NAME` to allow a name."
         changes = scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD", "OPTIONS")
         if changes and any(urlsplit(origin).netloc != host for origin in _header(scope, b"origin")):
             return 403, "A page of another site sent this request, so it is refused: open the app at its own address."
@@ -163,14 +163,14 @@ async def _answer(
     await send({"type": f"{kind}.response.body", "body": body})
 
 
-def _page(said: str = "") -> str:
+def _page(sentence: str = "") -> str:
     """The page that asks for the password."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>endofm_lab</title><style>'
         "body { font: 16px/1.5 'Segoe UI', Helvetica, Arial, sans-serif; max-width: 24rem; margin: 20vh auto; }"
         "input, button { font: inherit; padding: .4rem .6rem; } .wrong { color: #b3261e; }</style></head><body>"
         f"<h1>endofm_lab</h1><p>{html.escape(NOTICE)}</p>"
-        f'<p class="wrong" role="alert">{html.escape(said)}</p><form method="post" action="/login">'
+        f'<p class="wrong" role="alert">{html.escape(sentence)}</p><form method="post" action="/login">'
         '<label>Password <input type="password" name="password" autofocus autocomplete="current-password"></label> '
         "<button>Sign in</button></form></body></html>"
     )

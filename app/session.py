@@ -141,10 +141,10 @@ def field(name: str, shown: Any = None) -> dict[str, Any]:
 def write_address(session: Session) -> None:
     """Show the session in the address: the source, and every other field that is not as it was at first."""
     address = {"source": next(name for name, source in SOURCES.items() if source == session.source)}
-    for one in fields(Session):
-        value = getattr(session, one.name)
-        if one.name != "source" and value != one.default:
-            address[one.name] = "yes" if value is True else str(value)
+    for setting in fields(Session):
+        value = getattr(session, setting.name)
+        if setting.name != "source" and value != setting.default:
+            address[setting.name] = "yes" if value is True else str(value)
     st.session_state["the written address"] = address
     if st.query_params.to_dict() != address:
         st.query_params.from_dict(address)
@@ -159,14 +159,14 @@ def read_address(session: Session, address: dict[str, str]) -> None:
     asked = {name: address[name] for name in PATH_FIELDS if name in address and address[name] not in known}
     address = {name: text for name, text in address.items() if name not in asked or is_remote(text)}
     st.session_state["the asked paths"] = {name: path for name, path in asked.items() if not is_remote(path)}
-    for one in fields(Session):
-        value: Any = one.default
-        if one.name in address:
+    for setting in fields(Session):
+        value: Any = setting.default
+        if setting.name in address:
             try:
-                value = value_of(one.name, address[one.name])
+                value = value_of(setting.name, address[setting.name])
             except ValueError as error:
                 st.toast(plain(error), icon=":material/link_off:")
-        setattr(session, one.name, value)
+        setattr(session, setting.name, value)
 
 
 def is_remote(path: str) -> bool:

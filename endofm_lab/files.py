@@ -90,8 +90,8 @@ def _remove(path: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove what killed writers of this machine left in a folder and below; a living writer's files stay."""
     for path in list(folder.rglob(".*.part*")):
-        found = LEFTOVER.fullmatch(path.name)
-        if found and found[1] == _HOST and not _writes(int(found[2]), path):
+        leftover = LEFTOVER.fullmatch(path.name)
+        if leftover and leftover[1] == _HOST and not _writes(int(leftover[2]), path):
             with suppress(PermissionError):  # another user's
                 _remove(path)
 
@@ -187,21 +187,21 @@ def fits(value: Any, kind: Any) -> bool:
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and type(value) is not bool and abs(value) < 1e300
     if origin in (Union, UnionType):
-        return any(fits(value, one) for one in inside)
+        return any(fits(value, item) for item in inside)
     if origin is Literal:
         return isinstance(value, str | int | None) and value in inside
     if origin is list or (origin is tuple and inside[-1] is ...):
-        return isinstance(value, list) and all(fits(one, inside[0]) for one in value)
+        return isinstance(value, list) and all(fits(item, inside[0]) for item in value)
     if origin is tuple:
         return isinstance(value, list) and len(value) == len(inside) and all(map(fits, value, inside))
     if origin is dict:
-        return isinstance(value, dict) and all(fits(one, inside[1]) for one in value.values())
+        return isinstance(value, dict) and all(fits(item, inside[1]) for item in value.values())
     if is_typeddict(kind):
         known = get_type_hints(kind)
         return (
             isinstance(value, dict)
             and kind.__required_keys__ <= value.keys() <= known.keys()
-            and all(fits(one, known[name]) for name, one in value.items())
+            and all(fits(item, known[name]) for name, item in value.items())
         )
     return isinstance(value, kind)
 

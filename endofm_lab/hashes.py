@@ -63,13 +63,13 @@ def changes(folder: str | Path) -> Changes | None:
             f"{folder / HASHES} is damaged ({type(error).__name__}), so whether the other files are whole cannot be "
             "told: make the folder again, or copy it again."
         ) from error
-    there = {name for name in _files(folder) if name.partition("/")[0] not in without}
+    present = {name for name in _files(folder) if name.partition("/")[0] not in without}
     return Changes(
         n_files=len(hashes),
         since=since,
-        changed=tuple(name for name in hashes if name in there and sha256_of(folder / name) != hashes[name]),
-        missing=tuple(name for name in hashes if name not in there),
-        added=tuple(sorted(there - hashes.keys())),
+        changed=tuple(name for name in hashes if name in present and sha256_of(folder / name) != hashes[name]),
+        missing=tuple(name for name in hashes if name not in present),
+        added=tuple(sorted(present - hashes.keys())),
     )
 
 

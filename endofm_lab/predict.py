@@ -6,7 +6,7 @@ polyp.mp4 -> sliding clips -> model -> scores per clip, masks and boxes per fram
 import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from endofm_lab.run_folder import claim
 from endofm_lab.video.clips import sliding_clips
 from endofm_lab.video.reader import VideoReader, open_video
 from endofm_lab.video.transforms import to_input
+
+T = TypeVar("T")
 
 PART_BATCHES = 16  # batches per part on disk: a kill loses at most this many
 
@@ -90,7 +92,12 @@ def predict_video(
             process works there.
     """
     steps = prediction_steps(path, model, step_s, every_frame, batch_clips, precision, device, out)
-    with tqdm(unit="clip", desc=Path(path).name, disable=not progress) as bar:
+    return with_progress(steps, "clip", Path(path).name, progress)
+
+
+def with_progress(steps: Generator[tuple[int, int], None, T], unit: str, title: str, shown: bool) -> T:
+    """Run a generator of (done, total) to its end with a progress bar, and return its return value."""
+    with tqdm(unit=unit, desc=title, disable=not shown) as bar:
         while True:
             try:
                 done, bar.total = next(steps)

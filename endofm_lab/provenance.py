@@ -53,10 +53,10 @@ def _git() -> str | None:
     folder = Path(__file__).parent
 
     def answer(*words: str) -> str:
-        told = subprocess.run(
+        finished = subprocess.run(
             ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
         )
-        return told.stdout.strip()
+        return finished.stdout.strip()
 
     try:
         answer("ls-files", "--error-unmatch", "provenance.py")  # and not a package in the folder of another project

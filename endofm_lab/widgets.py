@@ -168,11 +168,11 @@ class EmbeddingExplorer(Explorer):
     def show(self, rows: list[int], captions: list[str] | None = None) -> None:
         """Fill the sheet with the pictures of rows."""
         self.chosen = rows
-        said = captions or [str(self.rows["label"][n]) or "no label" for n in rows]
+        texts = captions or [str(self.rows["label"][n]) or "no label" for n in rows]
         cells = [
             f'<figure style="display:inline-block;margin:4px"><img alt="{html.escape(text)}" '
             f'src="{data_uri(self._thumbnail(n))}"><figcaption>{n}: {html.escape(text)}</figcaption></figure>'
-            for n, text in list(zip(rows, said, strict=True))[: self.shown]
+            for n, text in list(zip(rows, texts, strict=True))[: self.shown]
         ]
         more = f", the first {self.shown} shown" if len(rows) > self.shown else ""
         self.sheet.value = f'<p class="endofm-count">{len(rows)} clips{more}</p>{"".join(cells)}'

@@ -18,8 +18,8 @@ from endofm_lab.reports.study import write_study_report
 from endofm_lab.runs.run import write_run
 from endofm_lab.study.study import run_study
 from endofm_lab.video.reader import write_video
+from tests.builders import made_run
 from tests.explain.models import small_model
-from tests.runs.test_compare import made_run
 
 HOSTILE = "![x](http://attacker.invalid/x.png)<img src=http://attacker.invalid/y.png>"
 FILE = "![x](\\\\attacker.invalid\\x.png)<img src=\\\\attacker.invalid\\y.png>"  # browsers read \ as / in addresses

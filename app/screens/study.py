@@ -159,8 +159,8 @@ def show_review(content: Content, width: int, found: pd.DataFrame) -> None:
             args=(folder, chosen, decision, field, at if decision == OPEN else following),
         )
     if chosen["decided_at"]:
-        said = SAID[chosen["decision"]].capitalize()
-        st.caption(f"{said} since {plain(chosen['decided_at'][:16]).replace('T', ' ')} UTC.")
+        decision = SAID[chosen["decision"]].capitalize()
+        st.caption(f"{decision} since {plain(chosen['decided_at'][:16]).replace('T', ' ')} UTC.")
     show_frames(content, [(int(chosen["frame"]), float(chosen["score"]))], "found")
 
 

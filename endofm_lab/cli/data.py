@@ -76,10 +76,10 @@ def list_recipes(output: Output, recipes: Path | None = None) -> None:
         recipes: folder of recipes other than the project's.
     """
     found = library.list_recipes(recipes)
-    output.result([{"recipe": one.name, "name": one.title, "access": one.facts["access"]} for one in found])
-    for one in found:
-        kind = "merged from " + ", ".join(part.recipe for part in one.parts) if one.parts else one.title
-        output.say(f"{one.name:<22}{one.facts['access']:<13}{kind}")
+    output.result([{"recipe": entry.name, "name": entry.title, "access": entry.facts["access"]} for entry in found])
+    for entry in found:
+        kind = "merged from " + ", ".join(part.recipe for part in entry.parts) if entry.parts else entry.title
+        output.say(f"{entry.name:<22}{entry.facts['access']:<13}{kind}")
 
 
 @command(positional=("name",))
@@ -172,10 +172,10 @@ def split(
         made = [holdout(table, {"train": 1 - val - test, "val": val, "test": test}, seed)]
     else:
         made = kfold(table, folds, seed)
-        table = table.assign(**{f"split_fold_{i}": one.parts for i, one in enumerate(made)})
+        table = table.assign(**{f"split_fold_{i}": entry.parts for i, entry in enumerate(made)})
     write_manifest(table.assign(split=made[0].parts), out)
-    output.result({"manifest": out, "rows": [pd.Series(one.parts).value_counts().to_dict() for one in made]})
-    output.say("\n\n".join(one.text() for one in made))
+    output.result({"manifest": out, "rows": [pd.Series(entry.parts).value_counts().to_dict() for entry in made]})
+    output.say("\n\n".join(entry.text() for entry in made))
 
 
 @command(positional=("manifests",))

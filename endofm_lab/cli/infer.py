@@ -55,12 +55,12 @@ def predict(videos: tuple[Path, ...], out: Path, settings: dict[str, Any], outpu
     names = [video.stem if several else "" for video in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"Several videos are called {twice[0]!r}: predict them one by one, each with its own --out.")
-    told = []
+    summary = []
     for video, name in zip(found, names, strict=True):
         prediction = predict_video(video, **settings, out=out / name, progress=output.progress)
-        told.append({"out": out / name, "clips": prediction.table().to_dict("records")})
+        summary.append({"out": out / name, "clips": prediction.table().to_dict("records")})
         output.say(f"\n{video}" if several else "", *_prediction_text(prediction))
-    output.result({"out": out, "videos": told} if several else told[0])
+    output.result({"out": out, "videos": summary} if several else summary[0])
     output.written(out)
 
 
@@ -135,8 +135,14 @@ def study(
         computed_on(result.provenance),
         "Confirm or reject them in the app (Prediction, Study), or in review.csv.",
     )
-    told = {"out": out, "report": report, "frames": len(result.state), "near_duplicates": skipped, "unreadable": lost}
-    output.result({**told, "findings": found.to_dict("records"), "figures": drawn})
+    summary = {
+        "out": out,
+        "report": report,
+        "frames": len(result.state),
+        "near_duplicates": skipped,
+        "unreadable": lost,
+    }
+    output.result({**summary, "findings": found.to_dict("records"), "figures": drawn})
     output.written(report, *drawn)
 
 
@@ -167,8 +173,8 @@ def explain(
         one.attribution.method: {"target": one.attribution.target, "gap": one.curves.gap, "randomised": one.randomised}
         for one in found.attributions
     }
-    told = {"out": out, "written": written, "trust": trust, "refused": found.refused}
-    output.result({**told, "provenance": found.provenance})
+    summary = {"out": out, "written": written, "trust": trust, "refused": found.refused}
+    output.result({**summary, "provenance": found.provenance})
     output.say(computed_on(found.provenance))
     for name, one in trust.items():
         output.say(f"{one['target']}, by {name}: gap {one['gap']:.2f}, with shuffled weights {one['randomised']:.2f}")
@@ -185,9 +191,9 @@ def embed(manifest: Path, out: Path, settings: dict[str, Any], output: Output, m
         manifest: a CSV or Parquet manifest.
     """
     store = embeddings.embed(manifest, model, out, **settings, progress=output.progress)
-    told = {"out": out, "model": store.about["model_name"], **_what_vectors_tell(store)}
-    output.result(told)
-    output.say(*_embedding_text(told), computed_on(store.about.get("provenance", {})))
+    summary = {"out": out, "model": store.about["model_name"], **_what_vectors_tell(store)}
+    output.result(summary)
+    output.say(*_embedding_text(summary), computed_on(store.about.get("provenance", {})))
     output.written(out)
 
 
@@ -195,40 +201,40 @@ def _what_vectors_tell(store: embeddings.EmbeddingStore) -> dict[str, Any]:
     """Counts, variance of the first axes, purity of neighbourhoods and the shortcut test; keeps pca.npz."""
     usable = store.usable()
     vectors, rows = store.vectors[usable], store.rows[usable].reset_index(drop=True)
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "clips": len(rows),
         "units": units(rows).described(),
         "unreadable": store.rows.loc[~usable, ["video", "error"]].to_dict("records"),
     }
     if len(rows) < 2:
-        return told
+        return summary
     pca = fit_pca(vectors, min(8, vectors.shape[1]))
     pca.save(store.path / "pca.npz")
     purity = {name: neighbour_purity(vectors, rows, name) for name in ("label", "dataset")}
     shortcuts = shortcut_test(vectors, rows).to_dict("records")
-    return told | {
+    return summary | {
         "pca_explained": pca.explained,
         "neighbour_purity": purity,
         "shortcuts": shortcuts,
     }
 
 
-def _embedding_text(told: dict[str, Any]) -> list[str]:
+def _embedding_text(summary: dict[str, Any]) -> list[str]:
     """What vectors tell, as lines for people."""
-    clips = f"{told['clips']} clips ({told['units']['words']})"
-    lines = [f"{clips} embedded by {told['model']}, {len(told['unreadable'])} could not be read."]
-    lines += [f"  {row['video']}: {row['error']}" for row in told["unreadable"][:5]]
-    if "pca_explained" not in told:
+    clips = f"{summary['clips']} clips ({summary['units']['words']})"
+    lines = [f"{clips} embedded by {summary['model']}, {len(summary['unreadable'])} could not be read."]
+    lines += [f"  {row['video']}: {row['error']}" for row in summary["unreadable"][:5]]
+    if "pca_explained" not in summary:
         return lines
-    lines.append("PCA: " + ", ".join(f"{share:.1%}" for share in told["pca_explained"]) + " of the variance.")
-    for column, purity in told["neighbour_purity"].items():
+    lines.append("PCA: " + ", ".join(f"{share:.1%}" for share in summary["pca_explained"]) + " of the variance.")
+    for column, purity in summary["neighbour_purity"].items():
         lines.append(
             f"No clip has a neighbour that was recorded apart from it, so that none can share its {column}."
             if math.isnan(purity)
             else f"Of five neighbours that were recorded apart from a clip, {purity:.1%} share its {column}."
         )
-    if told["shortcuts"]:
+    if summary["shortcuts"]:
         lines.append("What a linear probe tells from the vectors:")
-        table = pd.DataFrame(told["shortcuts"])
+        table = pd.DataFrame(summary["shortcuts"])
         lines.append(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     return lines

@@ -87,16 +87,16 @@ def find(name: str) -> "Command | dict[str, Command]":
 
 
 def _call(name: str, args: list[str]) -> None:
-    found, prog = find(name), f"endofm-lab {name}"
-    if isinstance(found, dict):
+    entry, prog = find(name), f"endofm-lab {name}"
+    if isinstance(entry, dict):
         if not args or args[0] in ("-h", "--help"):
-            print(_overview_of(prog, {part: command.summary for part, command in found.items()}))
+            print(_overview_of(prog, {part: command.summary for part, command in entry.items()}))
             return
         part, *args = args
-        if part not in found:
-            raise UserError(unknown(f"command {name}", part, found))
-        found, prog = found[part], f"{prog} {part}"
-    found(args, prog)
+        if part not in entry:
+            raise UserError(unknown(f"command {name}", part, entry))
+        entry, prog = entry[part], f"{prog} {part}"
+    entry(args, prog)
 
 
 def _overview() -> str:

@@ -36,8 +36,8 @@ def compare(
     if figures is not None:
         drawn = {f"intervals of {name}": intervals(found, name) for name in found.lines[0].metrics}
         written += export_all(drawn, figures, figure_format)
-    told = {"task": found.task, "by": found.by, "ranked": found.ranked, "runs": _rows(found.table())}
-    output.result({**told, "reasons": found.reasons, "notes": found.notes(), "written": written})
+    summary = {"task": found.task, "by": found.by, "ranked": found.ranked, "runs": _rows(found.table())}
+    output.result({**summary, "reasons": found.reasons, "notes": found.notes(), "written": written})
     output.say(found.to_markdown())
     if written:
         output.written(*written)

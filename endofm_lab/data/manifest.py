@@ -69,13 +69,13 @@ class Manifest(Brief):
         """
         if split is None:
             return self.table
-        found = self.table[self.table["split"] == split]
-        if found.empty:
+        selected = self.table[self.table["split"] == split]
+        if selected.empty:
             existing = sorted(set(self.table["split"]))
             raise ManifestError(
                 f"{self._name}: No row has the split {split!r}. Choose one of {', '.join(map(repr, existing))}."
             )
-        return found.reset_index(drop=True)
+        return selected.reset_index(drop=True)
 
     def resolve(self, relative: str) -> Path:
         """The path named by a cell of ``video``, ``masks`` or ``boxes``.

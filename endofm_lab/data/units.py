@@ -64,19 +64,19 @@ class Units:
     def kind(self) -> str:
         """The kind of the units: "patient", or the kind in each data set if they differ ("a: patient, b: sequence")."""
         by_set = {name: " and ".join(KINDS[k] for k in counts) for name, counts in self._counts().items()}
-        one = set(by_set.values())
-        return one.pop() if len(one) == 1 else ", ".join(f"{name}: {kind}" for name, kind in by_set.items())
+        entry = set(by_set.values())
+        return entry.pop() if len(entry) == 1 else ", ".join(f"{name}: {kind}" for name, kind in by_set.items())
 
     @property
     def words(self) -> str:
         """Number and kind of units: "16 patients", "1 sequence; patients unknown"; by data set if they differ."""
         counts = self._counts()
-        if len({tuple(one) for one in counts.values()}) <= 1:
+        if len({tuple(entry) for entry in counts.values()}) <= 1:
             total: dict[int, int] = {}
-            for one in counts.values():
-                total = {kind: total.get(kind, 0) + n for kind, n in one.items()}
+            for entry in counts.values():
+                total = {kind: total.get(kind, 0) + n for kind, n in entry.items()}
             return _in_words(total)
-        return "; ".join(f"{name}: {_in_words(one, ', ')}" for name, one in counts.items())
+        return "; ".join(f"{name}: {_in_words(entry, ', ')}" for name, entry in counts.items())
 
     @property
     def patients_known(self) -> bool:

@@ -248,9 +248,9 @@ def shortcut_test(vectors: ArrayLike, rows: pd.DataFrame) -> pd.DataFrame:
         if len(set(values[kept])) < 2:
             continue
         groups = recording if column == "patient" else pd.factorize(of_row.ids)[0]
-        told = _told(X[kept], values[kept], groups[kept])
+        measured = _told(X[kept], values[kept], groups[kept])
         by = "recording" if column == "patient" else of_row.take(kept).kind
-        found.append({"told": column, "units": of_row.take(kept).words, "folds": f"by {by}"} | told)
+        found.append({"told": column, "units": of_row.take(kept).words, "folds": f"by {by}"} | measured)
     return pd.DataFrame(found, columns=["told", "units", "classes", "rows", "accuracy", "chance", "folds", "why"])
 
 

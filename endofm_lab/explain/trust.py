@@ -47,14 +47,14 @@ def _randomisation_steps(
     model: VideoModel, clip: Tensor, head: str, label: str, method: Method, values: Tensor, seeds: int
 ) -> Generator[None, None, float]:
     """`randomisation_test` of a map (T, h, w), with a step for every seed."""
-    trained, found = values.flatten(), []
+    trained, results = values.flatten(), []
     for seed in range(seeds):
         shuffled = randomised(model, seed)
         other = method(shuffled, clip, target_of(shuffled, head, label)).values.flatten()
         flat = trained.std() == 0 or other.std() == 0  # a map without differences ranks nothing
-        found.append(0.0 if flat else float(spearmanr(trained, other).statistic))
+        results.append(0.0 if flat else float(spearmanr(trained, other).statistic))
         yield
-    return float(np.mean(found))
+    return float(np.mean(results))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -116,7 +116,7 @@ def _curve_steps(
 
     def scores(order: np.ndarray, keep: bool) -> np.ndarray:
         """Scores with the first patches covered (``keep`` False) or alone uncovered (True)."""
-        found = []
+        results = []
         for at in range(0, len(share), batch_clips):
             clips = []
             for part in share[at : at + batch_clips]:
@@ -124,8 +124,8 @@ def _curve_steps(
                 chosen[torch.from_numpy(order[: round(part * len(order))].copy())] = True
                 pixels = chosen.view(values.shape).repeat_interleave(patch, 1).repeat_interleave(patch, 2)
                 clips.append(torch.where(pixels[None, None].to(clip.device) == keep, clip, start))
-            found.append(target.score(torch.cat(clips)).cpu().numpy())
-        return np.concatenate(found)
+            results.append(target.score(torch.cat(clips)).cpu().numpy())
+        return np.concatenate(results)
 
     random = []
     for _ in range(_CURVES - 2):
@@ -149,17 +149,17 @@ def trust_steps(
     yield done, total
     curves = _curve_steps(model, clip, target_of(model, head, label), values)
     shuffled = _randomisation_steps(model, clip, head, label, method, values, seeds)
-    found: list[Any] = []
+    results: list[Any] = []
     for steps in (curves, shuffled):
         while True:
             try:
                 next(steps)  # type: ignore[call-overload]
             except StopIteration as finished:
-                found.append(finished.value)
+                results.append(finished.value)
                 break
             done += 1
             yield done, total
-    return found[0], found[1]
+    return results[0], results[1]
 
 
 def in_words(curves: Curves, randomised: float, completeness: float | None) -> list[str]:

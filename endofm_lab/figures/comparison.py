@@ -24,8 +24,8 @@ def intervals(comparison: Comparison, metric: str | None = None, title: str = ""
     figure = go.Figure(_dots(table, runs, name, PALETTE[0]))
     kinds = "; ".join(dict.fromkeys(line.run.units_in_words for line in comparison.lines))
     figure.update_yaxes(autorange="reversed", type="category", automargin=True)
-    there = any(not np.isnan(value.low) for value in values)
-    figure.update_xaxes(title_text=f"{name}, 95 % interval over {kinds}" if there else f"{name}; no interval ({kinds})")
+    known = any(not np.isnan(value.low) for value in values)
+    figure.update_xaxes(title_text=f"{name}, 95 % interval over {kinds}" if known else f"{name}; no interval ({kinds})")
     figure.update_layout(title=title, height=130 + _top(title) + 36 * len(runs), margin_t=_top(title), showlegend=False)
     return tidy(figure)
 

@@ -85,9 +85,9 @@ def frame_timeline(prediction: VideoPrediction, time_s: float | None = None) -> 
         own = prediction.boxes_xyxy[prediction.boxes_xyxy["head"] == head]
         best = own.pivot_table(index="frame", columns="label", values="score", aggfunc="max")
         best = best.reindex(prediction.frames).fillna(0.0)
-        found = {f"box: {label}": best[label].to_numpy() for label in best}
+        lines = {f"box: {label}": best[label].to_numpy() for label in best}
         title = "surest box, score" if len(prediction.box_heads) == 1 else f"surest box of {head}, score"
-        rows[title] = found or {"no box": np.zeros(len(prediction.frames))}
+        rows[title] = lines or {"no box": np.zeros(len(prediction.frames))}
     figure = make_subplots(rows=max(len(rows), 1), cols=1, shared_xaxes=True, vertical_spacing=0.14)
     for row, (title, lines) in enumerate(rows.items(), start=1):
         for k, (name, values) in enumerate(lines.items()):

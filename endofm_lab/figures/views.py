@@ -149,17 +149,17 @@ def _short(draw: ViewDraw) -> str:
 
 
 def _done(draw: ViewDraw) -> str:
-    said = [f"{len(draw.frames)} frames of {draw.size_px} px"]
+    words = [f"{len(draw.frames)} frames of {draw.size_px} px"]
     if draw.flip:
-        said.append("mirrored")
+        words.append("mirrored")
     if draw.grey:
-        said.append("grey")
+        words.append("grey")
     changed = [(name, getattr(draw, name)) for name in ("brightness", "contrast", "saturation")]
-    said += [
+    words += [
         f"{name} x {value:.2f}" for name, value in changed if value != 1 and not (name == "saturation" and draw.grey)
     ]
     if draw.blur_sigma_px:
-        said.append(f"blurred by {draw.blur_sigma_px:.1f} px")
+        words.append(f"blurred by {draw.blur_sigma_px:.1f} px")
     if draw.solarise:
-        said.append("bright parts inverted")
-    return ", ".join(said)
+        words.append("bright parts inverted")
+    return ", ".join(words)

@@ -158,10 +158,10 @@ def _head(model: VideoModel, head: str | None) -> str:
 
 def _audit(model: VideoModel, manifest: Manifest) -> dict[str, Any]:
     """What is known about leakage: of the manifest's own split, and whether the model was trained on that at all."""
-    found = audit(manifest, progress=False)
-    leaks = [finding.message for finding in found.findings if finding.severity == "leak"]
+    audit_result = audit(manifest, progress=False)
+    leaks = [finding.message for finding in audit_result.findings if finding.severity == "leak"]
     if model.card.data.get("fingerprint") == manifest.fingerprint:
-        return {"findings": leaks, "verdict": found.verdict}
+        return {"findings": leaks, "verdict": audit_result.verdict}
     sentence = "CANNOT TELL whether the model was trained on these patients: its card names other data, or none."
-    of_split = f" The split itself: {found.verdict}" if found.leaks else ""
+    of_split = f" The split itself: {audit_result.verdict}" if audit_result.leaks else ""
     return {"findings": [sentence, *leaks], "verdict": sentence + of_split}

@@ -85,11 +85,11 @@ class _Job:
             raise UserError(f"The task is one of {task.name}, the configuration asks for {config.task}: name the same.")
         device = train_on(config.device)
         manifest = read_split(config.manifest, config.split_name)
-        found = audit(manifest, progress=False)
+        audit_result = audit(manifest, progress=False)
         if missing := sorted(set(SPLITS) - set(manifest.table["split"])):
             raise ManifestError(
                 f"The split {config.split_name!r} has no rows of {', '.join(missing)}, but training needs all three: "
-                f"validation chooses, never test. Make them with `endofm-lab data split`. Audit: {found.verdict}"
+                f"validation chooses, never test. Make them with `endofm-lab data split`. Audit: {audit_result.verdict}"
             )
         if config.shared_patients == "refuse":
             refuse_shared_units(manifest)
@@ -101,8 +101,8 @@ class _Job:
         if config.augmentation == "strong" and head.answer != "clip":
             raise UserError(f"Masks and boxes cannot follow the strong augmentation; choose 'light' for {task.name}.")
         examples = {split: task.examples(manifest, split, head) for split in SPLITS}
-        leaks = [finding.message for finding in found.findings if finding.severity == "leak"]
-        return cls(config, task, manifest, head, examples, found.verdict, leaks, device)
+        leaks = [finding.message for finding in audit_result.findings if finding.severity == "leak"]
+        return cls(config, task, manifest, head, examples, audit_result.verdict, leaks, device)
 
     def request(self) -> dict[str, Any]:
         """What the run's numbers depend on."""

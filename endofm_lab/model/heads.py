@@ -176,15 +176,15 @@ class BoxHead(BoxesHead):
         """
         scores = rearrange(raw[:, : self.n_classes].float().sigmoid(), "b k t h w -> b t (h w) k")
         boxes = self.boxes(raw).clamp(0, 1).flatten(2, 3)  # (B, T, h*w, 4)
-        found = []
+        decoded = []
         for clip_scores, clip_boxes in zip(scores, boxes, strict=True):
             frames = []
             for s, xyxy in zip(clip_scores, clip_boxes, strict=True):
                 patch, label = (s >= min_score).nonzero(as_tuple=True)
                 keep = batched_nms(xyxy[patch], s[patch, label], label, 0.5)[:max_boxes]
                 frames.append((xyxy[patch][keep], s[patch, label][keep], label[keep]))
-            found.append(frames)
-        return found
+            decoded.append(frames)
+        return decoded
 
 
 # Every head by its kind and variant (`HeadSpec.pooling` or `HeadSpec.form`; None is the plain variant). A new kind of

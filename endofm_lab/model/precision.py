@@ -18,15 +18,15 @@ def resolve_device(name: str = "auto") -> torch.device:
     Raises:
         UserError: there is no device of that name, or this machine does not have it.
     """
-    there = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    there += ["mps"] if torch.backends.mps.is_available() else []
-    kinds = list(dict.fromkeys([place.partition(":")[0] for place in there] + ["cpu"]))
+    names = [f"cuda:{n}" for n in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    names += ["mps"] if torch.backends.mps.is_available() else []
+    kinds = list(dict.fromkeys([place.partition(":")[0] for place in names] + ["cpu"]))
     if name == "auto":
         return torch.device(kinds[0])
-    if name not in (*kinds, *there):
+    if name not in (*kinds, *names):
         lacks = ": torch was installed without CUDA, or it finds no driver" if name.startswith("cuda") else ""
         raise UserError(
-            f"The device is {name!r}, but this machine has {', '.join(dict.fromkeys([*kinds, *there]))}{lacks}. Choose "
+            f"The device is {name!r}, but this machine has {', '.join(dict.fromkeys([*kinds, *names]))}{lacks}. Choose "
             "one of these, or 'auto'."
         )
     return torch.device(name)

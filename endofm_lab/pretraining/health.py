@@ -199,12 +199,12 @@ def encode(backbone: nn.Module, frames: np.ndarray, spec: InputSpec, batch: int 
     """
     device, training = next(backbone.parameters()).device, backbone.training
     backbone.eval()
-    found = [
+    batches = [
         backbone(to_input(frames[i : i + batch], spec).to(device)).pooled().float().cpu()
         for i in range(0, len(frames), batch)
     ]
     backbone.train(training)
-    return torch.cat(found).numpy()
+    return torch.cat(batches).numpy()
 
 
 def probe(features: np.ndarray, data: ProbeData, n_resamples: int = 0, seed: int = 0) -> dict[str, Any]:

@@ -84,9 +84,9 @@ class Explanation(Brief):
             if self.maps.kind != "space_only":
                 arrays["time"] = np.stack([self.maps.in_time(block).numpy() for block in blocks])
                 arrays["rollout_in_time"] = self.maps.rollout_in_time().numpy()
-        for one in self.attributions:
-            name = one.attribution.method.replace(" ", "_").replace("-", "_").lower()
-            arrays[name] = one.attribution.values.numpy()
+        for entry in self.attributions:
+            name = entry.attribution.method.replace(" ", "_").replace("-", "_").lower()
+            arrays[name] = entry.attribution.values.numpy()
         return arrays
 
 
@@ -151,7 +151,7 @@ def explanation_figures(explanation: Explanation) -> dict[str, go.Figure]:
     """The film strip of every map by name, for files."""
     clip = explanation.clip
     strips = {name: values for name, (_, values) in explanation.rollouts.items()}
-    strips |= {one.attribution.method: one.attribution.values for one in explanation.attributions}
+    strips |= {entry.attribution.method: entry.attribution.values for entry in explanation.attributions}
     return {name: film_strip(clip.frames, values, clip.times_s, name) for name, values in strips.items()}
 
 
@@ -198,7 +198,7 @@ def _sections(explanation: Explanation) -> list[Section]:
     sections: list[Section] = [("Clip and model", [place, origin])]
     if explanation.maps is not None:
         sections += _attention(explanation, explanation.maps)
-    sections += [_attribution(clip, one) for one in explanation.attributions]
+    sections += [_attribution(clip, entry) for entry in explanation.attributions]
     if explanation.refused:
         sections.append(("Not shown", [f"{name}: {reason}" for name, reason in explanation.refused.items()]))
     return sections

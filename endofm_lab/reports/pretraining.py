@@ -136,8 +136,8 @@ def _described(run: Path) -> dict[str, Any]:
 
 
 def _left_out(run: Path) -> dict[str, str]:
-    there = Checkpoints(run / CHECKPOINTS).all()
-    return read_json(there[-1] / STATE)["left_out"] if there else {}
+    checkpoints = Checkpoints(run / CHECKPOINTS).all()
+    return read_json(checkpoints[-1] / STATE)["left_out"] if checkpoints else {}
 
 
 def _probes(run: Path) -> dict[str, Any]:

@@ -92,11 +92,11 @@ def summary(study: Study) -> str:
 
 def calibration(study: Study) -> str:
     """What the time line shows, and whether its scores were calibrated."""
-    said = [
+    sentences = [
         f"{head}: temperature {t:.2f}" if t else f"{head}: not calibrated, scores may be over-confident"
         for head, t in study.provenance["temperature"].items()
     ]
-    return f"Highest score in each stretch of time. Calibration: {'; '.join(said)}."
+    return f"Highest score in each stretch of time. Calibration: {'; '.join(sentences)}."
 
 
 def smoothing_words(width: int) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from endofm_lab import __version__
 from endofm_lab.brief import Brief
@@ -27,6 +26,7 @@ from endofm_lab.files import atomic_path, fingerprint_of, read_json, reading, wr
 from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
+from endofm_lab.predict import with_progress
 from endofm_lab.provenance import provenance
 from endofm_lab.run_folder import claim
 from endofm_lab.study.stream import THREADS, Batches, Kept
@@ -115,13 +115,7 @@ def run_study(
             differs), or another process works there.
     """
     steps = study_steps(path, model, out, skip_near_duplicates, batch, fps, device)
-    with tqdm(unit="frame", desc=Path(path).name, disable=not progress) as bar:
-        while True:
-            try:
-                done, bar.total = next(steps)
-            except StopIteration as finished:
-                return finished.value
-            bar.update(done - bar.n)
+    return with_progress(steps, "frame", Path(path).name, progress)
 
 
 def study_steps(

@@ -22,7 +22,7 @@ def answers(model: VideoModel, head: str, some: Sequence[SeenClip]) -> Tensor:
     Raises:
         UserError: an answer is NaN or infinite.
     """
-    return model.predict(torch.stack([seen.clip for seen in some]), [seen.name for seen in some])[head]
+    return model.predict(torch.stack([item.clip for item in some]), [item.name for item in some])[head]
 
 
 def clip_scores(
@@ -41,8 +41,8 @@ def clip_features(model: VideoModel, examples: Sequence[Example], n_clips: int, 
     clips = spread_clips(examples, model.card.clip, model.card.input, n_clips)
     parts = []
     for some in in_batches(clips, batch):
-        features = model.backbone(torch.stack([seen.clip for seen in some]).to(device)).pooled()
-        check_finite(features, f"The backbone of {model.card.name}", [seen.name for seen in some])
+        features = model.backbone(torch.stack([item.clip for item in some]).to(device)).pooled()
+        check_finite(features, f"The backbone of {model.card.name}", [item.name for item in some])
         parts.append(features.float().cpu())
     return torch.cat(parts).unflatten(0, (len(examples), n_clips))
 

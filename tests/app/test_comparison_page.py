@@ -6,7 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from endofm_lab.runs.run import write_run
-from tests.runs.test_compare import made_run
+from tests.builders import made_run
 
 APP = Path(__file__).resolve().parents[2] / "app"
 

@@ -5,45 +5,20 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from streamlit.testing.v1 import AppTest
-from torch import nn
 
 import endofm_lab.study.study as study_module
-from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.loading.load import save_model
-from endofm_lab.model.video_model import build_frame_model
 from endofm_lab.reports.study import write_study_report
 from endofm_lab.study.findings import findings
 from endofm_lab.study.review import read_review
 from endofm_lab.study.study import run_study, study_steps
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
-from endofm_lab.video.transforms import to_input
 from tests.app.conftest import typed_before
+from tests.builders import EVIL, frame_model
 
 APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
-EVIL = "<img src=x onerror=alert(1)> **polyp**"  # a class with HTML and Markdown in its name
-
-
-def frame_model(frames):
-    """Untrained, but sure of itself and undecided on the whole: every class wins on some of the frames."""
-    torch.manual_seed(0)
-    heads = {
-        "finding": HeadSpec("multiclass", ("normal", EVIL), temperature=1.5),
-        "signs": HeadSpec("multilabel", ("blood", "bubbles")),
-    }
-    model = build_frame_model("vit_micro", heads)
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    model.eval()
-    with torch.no_grad():
-        logits = model(to_input(frames[:, None], model.card.input)).logits
-        for name, values in logits.items():
-            linear, scale = model.heads[name].linear, 3 / values.std(0)
-            linear.weight *= scale[:, None]
-            linear.bias.copy_((linear.bias - values.mean(0)) * scale)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -1,25 +1,10 @@
-import re
-
 import plotly.graph_objects as go
 import pytest
 
 from endofm_lab.figures.style import tidy
+from tests.browser.waiting import settled, shown_frame
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
-
-
-def settled(page):
-    """Wait until Streamlit has nothing left to do."""
-    page.wait_for_selector("[data-testid=stApp]")
-    page.wait_for_function(
-        "() => !document.querySelector('[data-testid=stStatusWidget]')"
-        " && document.querySelector('[data-testid=stApp]').dataset.testScriptState !== 'running'",
-        timeout=120_000,
-    )
-
-
-def shown_frame(page) -> int:
-    return int(re.search(r"frame (\d+) of", page.locator("text=/frame \\d+ of/").first.inner_text()).group(1))
 
 
 def test_a_click_in_the_time_line_moves_the_viewer_to_that_clip(page, app_url):

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.browser.test_app import settled
+from tests.browser.waiting import settled
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 

@@ -13,7 +13,7 @@ from endofm_lab.data.manifest import write_manifest
 from endofm_lab.explain.embeddings import embed
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
-from tests.browser.test_app import settled, shown_frame
+from tests.browser.waiting import settled, shown_frame
 from tests.explain.models import small_model
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]

@@ -8,7 +8,7 @@ import pytest
 from endofm_lab.figures.style import tidy
 from endofm_lab.reports.html import write_report
 from tests.browser.conftest import served_app
-from tests.browser.test_app import settled
+from tests.browser.waiting import settled
 from tests.hostile import HOSTILE, write_hostile_files, write_hostile_runs
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]

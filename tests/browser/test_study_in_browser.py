@@ -9,8 +9,8 @@ from endofm_lab.study.review import read_review
 from endofm_lab.study.study import run_study
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
-from tests.app.test_study_view import frame_model
-from tests.browser.test_app import settled
+from tests.browser.waiting import settled
+from tests.builders import frame_model
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(400)]
 

@@ -8,7 +8,7 @@ from endofm_lab.model.heads import BoxHead, ClipClassifier, MaskHead
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import InputSpec
-from tests.model.test_transformer import lively
+from tests.builders import lively
 
 
 def small_model(**overrides):

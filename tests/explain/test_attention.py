@@ -13,8 +13,8 @@ from endofm_lab.explain.attention import AttentionMaps, look, maps_of
 from endofm_lab.explain.norms import StepNorms
 from endofm_lab.model.frame import build_frame_backbone
 from endofm_lab.model.transformer import build_backbone
+from tests.builders import clip_of, lively
 from tests.goldens.weights_from_names import input_for, state_dict_for
-from tests.model.test_transformer import clip_of, lively
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 

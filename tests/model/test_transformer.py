@@ -14,26 +14,11 @@ from endofm_lab.errors import UserError
 from endofm_lab.model.precision import automatic_dtype
 from endofm_lab.model.transformer import ATTENTION_KINDS, PRESETS, BackboneConfig, build_backbone
 from tests.benchmarks.test_backbone_speed import textbook_backbone
+from tests.builders import clip_of, lively
 from tests.goldens.weights_from_names import input_for, state_dict_for
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CLOSE = {"rtol": 0, "atol": 2e-5}
-
-
-def lively(name="micro", seed=0, **overrides):
-    """A backbone in eval mode in which no weight is zero (a new one ignores time) and attention is far from uniform."""
-    torch.manual_seed(seed)
-    backbone = build_backbone(name, **overrides).eval()
-    with torch.no_grad():
-        for key, parameter in backbone.named_parameters():
-            parameter.add_(torch.randn_like(parameter) * (0.05 if parameter.ndim == 1 else 0.3))
-            if "qkv.weight" in key:
-                parameter.mul_(1.5)
-    return backbone
-
-
-def clip_of(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def same(ours, theirs, **tolerance):

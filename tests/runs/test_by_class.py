@@ -7,7 +7,7 @@ import pytest
 from endofm_lab.figures.comparison import classes, intervals, reliability_of, ribbons
 from endofm_lab.runs.by_class import by_class
 from endofm_lab.runs.compare import compare
-from tests.runs.test_compare import made_run
+from tests.builders import made_run
 
 
 def value(table, name, metric):

@@ -12,55 +12,12 @@ from endofm_lab.cli.main import main
 from endofm_lab.cli.train import show_run
 from endofm_lab.metrics.classification import f1
 from endofm_lab.metrics.intervals import bootstrap_difference, bootstrap_interval
-from endofm_lab.metrics.masks import mask_metrics
 from endofm_lab.reports.comparison import write_comparison
 from endofm_lab.runs.compare import compare
 from endofm_lab.runs.paper_table import paper_table
-from endofm_lab.runs.run import Run, RunError, find_runs, read_run, write_run
+from endofm_lab.runs.run import RunError, find_runs, read_run, write_run
 from endofm_lab.tasks.phases import Phases
-
-
-def made_run(name, task="classification", skill=1.0, seeds=(0,), n_patients=20, **changes):
-    """A run whose test items and truths depend on the task only, and whose predictions on name, skill and seed."""
-    truth, draw = np.random.default_rng(0), np.random.default_rng([len(name), int(100 * skill)])
-    n = 3 * n_patients
-    patients = [f"p{k // 3:02d}" for k in range(n)]
-    target = truth.integers(0, 2, n)
-    boxes = truth.uniform(0, 50, (n, 2))
-    boxes = np.concatenate([boxes, boxes + 30], 1)
-    parts = []
-    for seed in seeds:
-        part = pd.DataFrame({"seed": seed, "row": [f"item-{k:02d}" for k in range(n)], "patient": patients})
-        if task == "classification":
-            score = 1 / (1 + np.exp(-skill * (2 * target - 1) - draw.normal(0, 1, n)))
-            part = part.assign(target=target, score_normal=1 - score, score_polyp=score)
-        elif task == "segmentation":
-            masks = [np.pad(np.ones((10, 10), bool), 5) & bool(t) for t in target]
-            found = [np.roll(m, int(draw.integers(0, 8) / skill), axis=1) for m in masks]
-            part = pd.concat([part, mask_metrics(masks, found)], axis=1)
-        elif task == "detection":
-            part["true_boxes"] = [[list(b)] if t else [] for b, t in zip(boxes, target, strict=True)]
-            part["true_labels"] = [[0] if t else [] for t in target]
-            part["boxes"] = [[list(b + draw.normal(0, 6 / skill, 4))] for b in boxes]
-            part["scores"] = [[float(s)] for s in draw.uniform(0.3, 1, n) * (0.4 + 0.6 * target)]
-            part["labels"] = [[0]] * n
-        else:
-            wrong = draw.random(n) > 0.5 + 0.4 * skill
-            part = part.assign(video=patients, target=target, predicted=np.where(wrong, 1 - target, target))
-        parts.append(part)
-    fields = {
-        "run": name,
-        "task": task,
-        "method": "linear probe",
-        "initialisation": "scratch",
-        "seeds": tuple(seeds),
-        "protocol": {"dataset": "made", "chosen_on": "validation", "input": {"frames": 8}},
-        "test": {"fingerprint": "abc", "split": "patient-wise"},
-        "audit": {"findings": []},
-        "predictions": pd.concat(parts, ignore_index=True),
-    }
-    return Run(**{**fields, **changes})
-
+from tests.builders import made_run
 
 TASKS = ["classification", "segmentation", "detection", "phases"]
 

@@ -154,14 +154,14 @@ def read_pictures(rows: Rows, progress: bool = True) -> Pictures:
             pool.map(read, batches), "reading pictures", total=len(batches), unit_scale=32, disable=not progress
         ):
             unreadable += failed
-            for number, one in prints:
-                if one.thumb.std() < 4 or (one.thumb > 20).mean() < 0.2:
+            for number, entry in prints:
+                if entry.thumb.std() < 4 or (entry.thumb > 20).mean() < 0.2:
                     featureless += 1
                     continue
                 row.append(number)
-                hashes.append(one.hash)
-                colours.append(one.colour)
-                file.write(one.thumb.tobytes())
+                hashes.append(entry.hash)
+                colours.append(entry.colour)
+                file.write(entry.thumb.tobytes())
         file.flush()
         shape = (len(row), THUMB_PX, THUMB_PX)
         thumbs = np.memmap(file, np.uint8, "r", shape=shape) if row else np.zeros(shape, np.uint8)
@@ -175,8 +175,8 @@ def _fingerprints(path: Path, numbers: np.ndarray, times_s: np.ndarray) -> list[
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
         with Image.open(path) as picture:
             picture.draft("RGB", (256, 256))  # JPEG: decodes at a fraction of the size
-            one = fingerprint(picture)
-        return [(int(number), one) for number in numbers]
+            entry = fingerprint(picture)
+        return [(int(number), entry) for number in numbers]
     with open_video(path) as reader:
         known = reader.times_s
         wanted = []

@@ -246,6 +246,6 @@ def fit_row_boxes(row: Row, facts: FileFacts) -> list[Problem]:
         boxes = [box.scaled(facts.width_px, facts.height_px) for box in boxes]
     fitted = annotations.fit_boxes(boxes, facts.width_px, facts.height_px, row.clamp)
     row.boxes = fitted.boxes
-    problems = [Problem("box moved to the border", row.path, said, False) for said in fitted.clamped]
-    problems += [Problem("box outside", row.path, said, True) for said in fitted.outside]
-    return problems + [Problem("box without area", row.path, said, True) for said in fitted.empty]
+    problems = [Problem("box moved to the border", row.path, message, False) for message in fitted.clamped]
+    problems += [Problem("box outside", row.path, message, True) for message in fitted.outside]
+    return problems + [Problem("box without area", row.path, message, True) for message in fitted.empty]
