@@ -94,6 +94,20 @@ def test_a_pretraining_goes_on_from_another_folder(phantom, tmp_path, monkeypatc
     assert list(pretrain(again))
 
 
+def test_tables_have_the_initialisation_as_a_label():
+    long = (
+        "148 of the backbone's 150 tensors come from endo_fm.pth (Endo-FM's training, teacher); "
+        "2 tensors are new: " + ", ".join(["blocks.0.norm"] * 40) + "."
+    )
+    run = made_run("a", initialisation=long)
+    assert run.start == "endo_fm.pth, 148/150 tensors"
+    compared = lab.compare([run])
+    assert run.start in compared.to_markdown() and long not in compared.to_markdown()
+    assert compared.table()["initialisation"].tolist() == [long]
+    assert made_run("a", initialisation="Random numbers; nothing was loaded.").start == "Random numbers"
+    assert len(made_run("a", initialisation="word " * 100).start) <= 60
+
+
 def test_a_tracker_that_is_not_installed_is_refused(phantom, tmp_path):
     settings = {"out": tmp_path / "run", "steps": 2, "batch": 2, "trackers": ("trackio-that-is-not-there",)}
     config = lab.PretrainConfig(**{**vars(tiny(phantom, tmp_path)), **settings})

@@ -81,7 +81,7 @@ class Comparison(Brief):
         rows = []
         for line in self.lines:
             values = [_cell(line.metrics[name], line.seed_std[name]) for name in names]
-            row = [line.run.run, line.run.method, line.run.initialisation, line.run.units_in_words]
+            row = [line.run.run, line.run.method, line.run.start, line.run.units_in_words]
             if self.ranked:
                 gap = None if line.to_best is None else line.to_best[self.by]
                 test = ["", ""] if gap is None else [_signed(gap), _p(gap.p_value)]

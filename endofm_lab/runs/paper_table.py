@@ -83,7 +83,7 @@ def paper_table(runs: Sequence[Run]) -> str:
         )
         name = TASKS[run.task].primary if column is None else BENCHMARKS[column].metric
         value = _percent(run.samples().interval(name))
-        title = f"{run.run} ({run.method}; {run.initialisation})"
+        title = f"{run.run} ({run.method}; {run.start})"
         if column is None:
             other_rows.append([title, str(run.protocol["dataset"]), run.task, name, value])
             continue

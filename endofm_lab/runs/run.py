@@ -32,6 +32,7 @@ What may differ between compared runs (learning rate, epochs of a method, ...) d
 A clip that could not be read has no row; the writer reports it in ``audit``.
 """  # noqa: E501  (a Markdown table cannot be wrapped)
 
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ class Run(Brief):
     def n_units(self) -> int:
         """How many units of independence the test items belong to."""
         return int(self.predictions["patient"].nunique())
+
+    @property
+    def start(self) -> str:
+        """The initialisation as a label for tables: "endo_fm.pth, 150/150 tensors"; `initialisation` is the whole."""
+        words = self.initialisation
+        if found := re.match(r"(\d+) of the backbone's (\d+) tensors come from (.+?)(?: \(|;|\.$|$)", words):
+            return f"{found[3]}, {found[1]}/{found[2]} tensors"
+        if found := re.match(r"All (\d+) tensors come from (.+?)(?: \(|;|\.$|$)", words):
+            return f"{found[2]}, {found[1]}/{found[1]} tensors"
+        return shortened(words.split("; ")[0].rstrip("."), 60)
 
     @property
     def units_in_words(self) -> str:
