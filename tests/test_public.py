@@ -14,7 +14,7 @@ from endofm_lab.data.splits import holdout
 from endofm_lab.pretraining.config import tiny
 from endofm_lab.pretraining.trainer import pretrain, run_config
 from endofm_lab.reports.explanation import explain
-from tests.runs.test_compare import made_run
+from tests.builders import made_run
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,12 @@
-"""The one training loop: a generator that yields a record per step, resumes exactly, runs alone or in many processes.
+"""The training loop: a generator that yields a record per step, resumes exactly, and runs in one or many processes.
 
-`accelerate launch`, `notebook_launcher` or nothing at all: Hugging Face Accelerate decides on device, processes and
-precision, the code here is the same.
+Hugging Face Accelerate decides on device, processes and precision; the code is the same with `accelerate launch`, with
+`notebook_launcher` and without either.
 """
 
 import contextlib
 import json
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from endofm_lab.files import atomic_path
 from endofm_lab.model.precision import Precision, dtype_of
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.draws import Data, Draws, LeftOut, batches, step_seed
+from endofm_lab.training.interruption import ctrl_c_held
 from endofm_lab.training.processes import gathered, processes, shard, sharding_asked_for
 
 LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
@@ -224,7 +223,7 @@ class _Run:
             self.accelerator.init_trackers("tracking", init_kwargs=purge)
         self._held = contextlib.ExitStack()
         # Shards are saved by all processes after the same step: Ctrl-C waits until they have agreed on it.
-        self.came: list[Any] = self._held.enter_context(_ctrl_c_held()) if self.sharded else []
+        self.came: list[Any] = self._held.enter_context(ctrl_c_held()) if self.sharded else []
 
     def steps(self) -> Iterator[tuple[int, list[Any]]]:
         """The remaining steps, each with this process's pieces of its batch."""
@@ -274,7 +273,7 @@ class _Run:
                 f"The loss is {record['loss']} at step {step}. Lower the learning rate, lengthen its warm-up or clip "
                 "gradients more; float16 overflows where bfloat16 and float32 do not."
             )
-        with _ctrl_c_held():  # weights, teacher and optimiser stay of one step
+        with ctrl_c_held():  # weights, teacher and optimiser stay of one step
             if accelerator.scaler is not None:
                 accelerator.unscale_gradients(self.optimiser)
             self.inner.after_backward(step)
@@ -391,19 +390,3 @@ def cut_log(path: Path, steps: int) -> None:
 def _plain(record: Record) -> Record:
     """The value, or None for NaN and infinity, which JSON does not have."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-
-
-@contextlib.contextmanager
-def _ctrl_c_held() -> Iterator[list[Any]]:
-    """Delay Ctrl-C until the block has ended; the yielded list collects the signals that arrived."""
-    came: list[Any] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield came
-        return
-    before = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
-    try:
-        yield came
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        signal.raise_signal(signal.SIGINT)
