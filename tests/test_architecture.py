@@ -17,6 +17,7 @@ RANK = {
     "__init__": 0,
     "errors": -2,
     "files": -1,
+    "plain": -1,
     "hashes": 0,
     "provenance": 1,
     "run_folder": 1,

@@ -1,11 +1,10 @@
 """What a pre-training run is: one frozen configuration, presets as functions, and its form in ``config.json``."""
 
-import types
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 
@@ -15,6 +14,7 @@ from endofm_lab.model.frame import FrameBackbone, FrameConfig, frame_config, fra
 from endofm_lab.model.precision import Precision, automatic_dtype
 from endofm_lab.model.transformer import PRESETS as BACKBONES
 from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
+from endofm_lab.plain import from_plain, to_plain
 from endofm_lab.pretraining.dino import DinoConfig
 from endofm_lab.pretraining.features import FeatureConfig
 from endofm_lab.pretraining.masked import MaskConfig
@@ -333,19 +333,19 @@ def _backbone(name: str) -> BackboneConfig:
 
 def to_json(config: PretrainConfig) -> dict[str, Any]:
     """The configuration as plain JSON values."""
-    return plain(asdict(config))
+    return to_plain(asdict(config))
 
 
 def from_json(tree: dict[str, Any]) -> PretrainConfig:
     """The configuration that `to_json` wrote."""
-    return _built(PretrainConfig, tree, "config")
+    return from_plain(PretrainConfig, tree, "config")
 
 
 def settings(config: PretrainConfig, objective: Objective) -> dict[str, Any]:
     """All settings of a run as plain JSON values, those of an objective from outside the table included."""
     tree = to_json(config)
     if objective != config.chosen:
-        tree |= {"objective": objective.name, OWN: plain(asdict(objective))}
+        tree |= {"objective": objective.name, OWN: to_plain(asdict(objective))}
     return tree
 
 
@@ -362,45 +362,6 @@ def signs_of(described: dict[str, Any]) -> Signs:
     Folders written before the signs were kept there are read by the name of their objective.
     """
     if "signs" in described:
-        return _built(Signs, described["signs"], "signs")
+        return from_plain(Signs, described["signs"], "signs")
     config = from_json(described["config"])
     return config.chosen.signs(config)
-
-
-def plain(value: Any) -> Any:
-    """Nested dicts and sequences with lists in place of tuples and strings in place of paths, as JSON has them."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def _built(kind: Any, value: Any, name: str) -> Any:
-    """A value of an annotated type from plain JSON."""
-    origin = get_origin(kind)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in get_args(kind):
-            return None
-        return _built(next(k for k in get_args(kind) if k is not type(None)), value, name)
-    if is_dataclass(kind) and isinstance(value, dict):
-        hints, known = get_type_hints(kind), [f.name for f in fields(kind)]
-        if unknown := [key for key in value if key not in known]:
-            raise UserError(f"{name}: Unknown setting {', '.join(unknown)}; there are {', '.join(known)}.")
-        return kind(**{key: _built(hints[key], item, key) for key, item in value.items()})  # type: ignore[operator]
-    if origin is dict and isinstance(value, dict):
-        return {key: _built(get_args(kind)[1], item, key) for key, item in value.items()}
-    if origin is tuple and isinstance(value, list):
-        kinds = get_args(kind)
-        each = [kinds[0]] * len(value) if kinds[-1] is Ellipsis else list(kinds)
-        if len(each) == len(value):
-            return tuple(_built(k, item, name) for k, item in zip(each, value, strict=True))
-    if origin is Literal and value in get_args(kind):
-        return value
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(kind, type) and type(value) is kind:
-        return value
-    raise UserError(f"{name} is {value!r}; that is not {getattr(kind, '__name__', kind)}.")

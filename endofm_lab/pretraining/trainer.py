@@ -25,8 +25,9 @@ from endofm_lab.model.frame import FrameBackbone, load_frame_weights
 from endofm_lab.model.loading.load import initialise, save_model
 from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.plain import to_plain
 from endofm_lab.pretraining.background import OUTPUT, PROCESS
-from endofm_lab.pretraining.config import OWN, PretrainConfig, from_json, plain, settings, stored_settings
+from endofm_lab.pretraining.config import OWN, PretrainConfig, from_json, settings, stored_settings
 from endofm_lab.pretraining.corpus import Corpus
 from endofm_lab.pretraining.health import ProbeData, encode, feature_measures, load_probe, probe, verdict
 from endofm_lab.pretraining.objective import Objective
@@ -153,7 +154,7 @@ class _Pretraining:
             return
         about = {
             "config": tree,
-            "signs": plain(dataclasses.asdict(self.signs)),
+            "signs": to_plain(dataclasses.asdict(self.signs)),
             "n_clips": len(self.corpus),
             "n_files": self.corpus.n_files,
             "steps": self.steps,

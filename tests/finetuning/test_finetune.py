@@ -144,7 +144,7 @@ def test_a_split_by_name_is_the_one_that_is_used(phantom, tmp_path):
     wanted = set(read_manifest(phantom).rows("val")["patient"])
     assert {patient.split("/")[1] for patient in run.predictions["patient"]} == wanted
     assert run.test["split"] == "released"
-    with pytest.raises(UserError, match="carries no split 'paper'"):
+    with pytest.raises(UserError, match="has no split 'paper'"):
         next(finetune(replace(config, split_name="paper", out=tmp_path / "other")))
 
 
