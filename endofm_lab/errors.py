@@ -54,6 +54,7 @@ class ManifestError(UserError):
 _REMEDIES = {
     errno.ENOSPC: "The disk is full. Free some space or choose a folder on another disk, then run the same again.",
     errno.EDQUOT: "Your share of the disk is used up. Free some space or choose another disk, then run the same again.",
+    errno.EFBIG: "The file grows larger than this disk or your limit (`ulimit -f`) allows. Choose another disk.",
     errno.EROFS: "This place can only be read. Choose a folder that can be written to.",
     errno.EACCES: "Permission is denied. Ask its owner for permission, or choose another place.",
     errno.EPERM: "Permission is denied. Ask its owner for permission, or choose another place.",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.optim import AdaBelief
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from endofm_lab.model.head import Batch
 from endofm_lab.model.heads import ClipClassifier
 from endofm_lab.model.precision import dtype_of
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.model.weight_files import write_weights
 from endofm_lab.tasks import Task
 from endofm_lab.tasks.clips import ClipData
 from endofm_lab.tasks.examples import Example
@@ -256,7 +257,7 @@ class _Kept:
             later = [v for s, v in self.scores.items() if s > step]
             if score >= max(later, default=-math.inf):  # a resumed run measures again what it had measured
                 with atomic_path(self.folder / self.WEIGHTS) as temporary:
-                    save_file({k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}, temporary)
+                    write_weights(model.state_dict(), temporary)
         self.scores[step] = score
         write_json(self.folder / self.SCORES, {str(s): v for s, v in sorted(self.scores.items())})
 

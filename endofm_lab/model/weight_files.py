@@ -5,6 +5,7 @@ import hashlib
 import json
 import pickle
 import re
+import shutil
 import threading
 import warnings
 import zipfile
@@ -14,6 +15,7 @@ from typing import Any
 
 import safetensors
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from endofm_lab.errors import CheckpointError
@@ -63,6 +65,38 @@ def metadata_of(path: Path) -> dict[str, str]:
             return file.metadata() or {}
     except (safetensors.SafetensorError, OSError):
         return {}
+
+
+def write_weights(tensors: Mapping[str, Tensor], temporary: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors to a temporary path of `files.atomic_path`; the same tensors and text give the same bytes.
+
+    The writer has a temporary file of its own, which would stay after a kill: it lies in a folder that is swept.
+
+    Raises:
+        SafetensorError: the file cannot be written.
+    """
+    folder = temporary.with_name(f"{temporary.name}.folder")
+    folder.mkdir()
+    try:
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(own, folder / temporary.name, metadata=dict(metadata or {}) or None)
+        if metadata:
+            _order_metadata(folder / temporary.name)
+        (folder / temporary.name).replace(temporary)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _order_metadata(path: Path) -> None:
+    """Sort the text beside the tensors, in place: the writer has it in another order in every process."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _read_pickle(path: Path, mmap: bool) -> dict[str, Any]:

@@ -1,10 +1,15 @@
 """Ways to spoil a video file, drawn from a seed: what a bad disk, a broken copy or a careless tool leaves behind."""
 
 from collections.abc import Callable, Iterator
-from itertools import count
+from functools import partial
+from itertools import count, cycle
 from pathlib import Path
 
 import numpy as np
+
+from endofm_lab.video.reader import open_video
+from tests.faults.campaign import Case
+from tests.video.conftest import ENCODINGS, encode, number_in
 
 HEAD_BYTES = 1024  # where containers keep what they say about themselves
 
@@ -96,3 +101,38 @@ _KINDS: dict[str, Callable[[bytes, np.random.Generator], tuple[str, bytes]]] = {
     "truncate": _truncate,
     "append": _append,
 }
+
+
+# Containers with checksums, and codecs and containers whose frames are damaged by structure alone.
+FILES = ("h264_short_gop.mp4", "h264.mkv", "h264.ts", "mjpeg.avi", "vp9.webm", "hevc.mov", "mpeg4.avi", "ffv1.mkv")
+N_FRAMES = 24
+
+
+def cases(folder: Path, seed: int) -> Iterator[Case]:
+    """Spoiled videos of several containers: the frames are those of the whole file, or the video is refused.
+
+    Every frame carries its number, and FFV1's has checksums and must be equal in every pixel. A damaged stream whose
+    container has no checksum may show a damaged picture (nobody can tell); it may not be shorter, longer or shifted.
+    """
+    streams = []
+    for name in FILES:
+        path = encode(folder / name, N_FRAMES, **ENCODINGS[name])
+        with open_video(path) as video:
+            truth = np.stack([frame for _, frame in video.stream()]) if name.startswith("ffv1") else None
+        (folder / f"spoiled-{name}").mkdir()
+        times_s = np.arange(N_FRAMES) / float(ENCODINGS[name].get("fps", 25))
+        streams.append((folder / f"spoiled-{name}" / name, mutations(path, seed), times_s, truth))
+    for path, copies, times_s, truth in cycle(streams):
+        what, data = next(copies)
+        yield Case(f"{path.name}, {what}", partial(_is_true, path, data, times_s, truth))
+
+
+def _is_true(path: Path, data: bytes, times_s: np.ndarray, truth: np.ndarray | None) -> bool:
+    path.write_bytes(data)
+    with open_video(path) as video:
+        frames = np.stack([frame for _, frame in video.stream()])
+        if frames.shape[0] != N_FRAMES or not np.allclose(video.times_s, times_s, atol=1e-3):
+            return False
+    if truth is not None:
+        return bool(np.array_equal(frames, truth))
+    return sum(number_in(frame) == number for number, frame in enumerate(frames)) >= N_FRAMES // 2

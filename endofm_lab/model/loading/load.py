@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from endofm_lab.errors import CheckpointError
@@ -22,7 +21,7 @@ from endofm_lab.model.loading.released import KNOWN, card_of, head_tensors
 from endofm_lab.model.loading.seal import metadata_with_seal
 from endofm_lab.model.precision import resolve_device
 from endofm_lab.model.video_model import Allowed, VideoModel, build_frame_model, build_model, encoder_of
-from endofm_lab.model.weight_files import check_fit, load_strictly
+from endofm_lab.model.weight_files import check_fit, load_strictly, write_weights
 
 __all__ = [
     "Checkpoint",
@@ -52,10 +51,9 @@ def save_model(model: VideoModel, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file, but a model is saved as a folder. Choose another name.")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(folder / CARD_FILE) as card_part, atomic_path(folder / WEIGHTS_FILE) as weights_part:
         try:
-            save_file(tensors, weights_part, metadata=metadata_with_seal(model.card))
+            write_weights(model.state_dict(), weights_part, metadata_with_seal(model.card))
         except SafetensorError as error:
             raise CheckpointError(
                 f"{folder / WEIGHTS_FILE} cannot be written ({error}). Make room, or choose another folder."

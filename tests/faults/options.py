@@ -1,0 +1,5 @@
+def cases(f, s):
+    yield from ()
+
+
+checkpoints = cards = manifests = recipes = results = scores = cases
