@@ -210,6 +210,29 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"it holds {name}")
 
 
+def write_parquet(path: str | Path, table: "pd.DataFrame") -> None:
+    """Write a table atomically, with a checksum of every page, which `read_parquet` verifies."""
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False, write_page_checksum=True)
+
+
+def read_parquet(path: str | Path) -> "pd.DataFrame":
+    """The table in a Parquet file.
+
+    Raises:
+        ValueError: it is damaged, or no Parquet table.
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_parquet(path, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged file can break the reader anywhere
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{Path(path).name} is damaged or no Parquet table ({said[0][:200]})") from error
+
+
 def sha256_of(path: str | Path) -> str:
     """The SHA-256 of a file's bytes as 64 hexadecimal digits, read in pieces of 1 MB."""
     digest = hashlib.sha256()

@@ -13,6 +13,7 @@ from endofm_lab.errors import UserError
 from endofm_lab.files import LEFTOVER, read_json, sha256_of, write_json
 
 HASHES = "hashes.json"
+READ_WHOLE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,8 @@ def changes(folder: str | Path) -> Changes | None:
     folder = Path(folder)
     if not (folder / HASHES).is_file():
         return None
-    try:
-        stored = read_json(folder / HASHES)
-        hashes, since, without = _checked(stored["sha256"]), str(stored["written"]), set(stored["without"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / HASHES} is damaged ({type(error).__name__}), so whether the other files are whole cannot be "
-            "told: make the folder again, or copy it again."
-        ) from error
+    stored = _read_hashes(folder)
+    hashes, since, without = stored["sha256"], stored["written"], stored["without"]
     present = {name for name in _files(folder) if name.partition("/")[0] not in without}
     return Changes(
         n_files=len(hashes),
@@ -71,6 +66,43 @@ def changes(folder: str | Path) -> Changes | None:
         missing=tuple(name for name in hashes if name not in present),
         added=tuple(sorted(present - hashes.keys())),
     )
+
+
+def refuse_changed(folder: Path, *names: str) -> None:
+    """Refuse to read files of a finished job that are not as the job left them; a folder without hashes passes.
+
+    Files of more than `READ_WHOLE_BYTES` are left to `changes`, so that a large store opens at once.
+
+    Raises:
+        UserError: a file has other content; the message names it.
+    """
+    if not (folder / HASHES).is_file():
+        return
+    stored = _read_hashes(folder)
+    for name in names:
+        path = folder / name
+        if name not in stored["sha256"] or not path.is_file() or path.stat().st_size > READ_WHOLE_BYTES:
+            continue
+        if sha256_of(path) != stored["sha256"][name]:
+            raise UserError(
+                f"{path} is not as it was when the job ended ({stored['written']}): it is damaged or was edited. Copy "
+                f"the folder again or make it anew; to use it as it is, delete {HASHES}."
+            )
+
+
+def _read_hashes(folder: Path) -> dict[str, Any]:
+    try:
+        stored = read_json(folder / HASHES)
+        return {
+            "sha256": _checked(stored["sha256"]),
+            "written": str(stored["written"]),
+            "without": set(stored["without"]),
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / HASHES} is damaged ({type(error).__name__}), so whether the other files are whole cannot be "
+            "told: make the folder again, or copy it again."
+        ) from error
 
 
 def _checked(hashes: Any) -> dict[str, str]:

@@ -16,7 +16,8 @@ from PIL import Image
 from endofm_lab import NOTICE
 from endofm_lab.brief import Brief, html_of
 from endofm_lab.errors import UserError
-from endofm_lab.files import atomic_path, read_object, reading, write_json
+from endofm_lab.files import atomic_path, read_object, read_parquet, reading, write_json, write_parquet
+from endofm_lab.hashes import HASHES, refuse_changed
 from endofm_lab.parts import Part
 from endofm_lab.video.reader import VideoInfo
 
@@ -181,10 +182,9 @@ class VideoPrediction(Brief):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder / "clips.parquet") as temporary:
-            self.table().to_parquet(temporary, index=False)
-        with atomic_path(folder / "boxes.parquet") as temporary:
-            self.boxes_xyxy.to_parquet(temporary, index=False)
+        (folder / HASHES).unlink(missing_ok=True)
+        write_parquet(folder / "clips.parquet", self.table())
+        write_parquet(folder / "boxes.parquet", self.boxes_xyxy)
         for head, values in self.maps.items():
             stem = _stem(head, len(self.maps))
             if not isinstance(values, np.memmap):
@@ -213,6 +213,10 @@ class VideoPrediction(Brief):
         return folder
 
 
+def _names(folder: Path, pattern: str) -> list[str]:
+    return sorted(path.name for path in folder.glob(pattern))
+
+
 def load_prediction(folder: str | Path) -> VideoPrediction:
     """The prediction that was saved in a folder; masks stay on disk until they are asked for.
 
@@ -224,6 +228,7 @@ def load_prediction(folder: str | Path) -> VideoPrediction:
         raise UserError(
             f"{folder} holds no finished prediction: run `endofm-lab predict VIDEO --out {folder}` (again)."
         )
+    refuse_changed(folder, "prediction.json", "clips.parquet", "boxes.parquet", *_names(folder, "masks*.npy"))
     about = read_object(folder / "prediction.json", _ABOUT, _REMEDY)
     with reading(folder, _REMEDY):
         found = _stored(folder, about)
@@ -233,14 +238,14 @@ def load_prediction(folder: str | Path) -> VideoPrediction:
 
 def _stored(folder: Path, about: dict[str, Any]) -> VideoPrediction:
     """The prediction of a folder and what its ``prediction.json`` says."""
-    table = pd.read_parquet(folder / "clips.parquet")
+    table = read_parquet(folder / "clips.parquet")
     classes = about["classes"]
     spread = {
         head: np.stack([table[[f"{bound} {head}.{name}" for name in classes[head]]] for bound in BOUNDS], axis=-1)
         for head in about["heads"]
         if f"{BOUNDS[0]} {head}.{classes[head][0]}" in table
     }
-    maps, boxes = _stored_maps(folder, about), pd.read_parquet(folder / "boxes.parquet")
+    maps, boxes = _stored_maps(folder, about), read_parquet(folder / "boxes.parquet")
     if "head" not in boxes:  # written when a model had one box head at most
         others = [head for head in classes if head not in about["heads"] and head not in maps]
         boxes.insert(BOX_COLUMNS.index("head"), "head", others[0] if others else "")

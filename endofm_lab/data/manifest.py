@@ -12,7 +12,7 @@ import pandas as pd
 
 from endofm_lab.brief import Brief, html_of
 from endofm_lab.errors import ManifestError
-from endofm_lab.files import atomic_path, fingerprint_of
+from endofm_lab.files import atomic_path, fingerprint_of, read_parquet, write_parquet
 
 REQUIRED = ("video", "start_s", "end_s", "label", "patient", "dataset", "split")
 OPTIONAL_TEXT = ("masks", "boxes", "device", "motion", "sequence", "source")
@@ -124,12 +124,26 @@ def read_manifest(path: str | Path) -> Manifest:
         )
     try:
         if path.suffix.lower() == ".parquet":
-            table = pd.read_parquet(path)
+            table = read_parquet(path)
         else:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+            table = _read_csv(path)
     except (ValueError, OSError) as error:
         raise ManifestError(f"{path}: The file cannot be read as a table ({error}).") from error
     return Manifest(checked(table, str(path)), path.parent, path)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """The cells of a CSV file as text.
+
+    Raises:
+        ValueError: it is no CSV in UTF-8, or a row has more or fewer cells than the header.
+    """
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError("its rows have more cells than the header has names")
+    if (short := table.isna().any(axis=1).to_numpy()).any():  # an empty cell is "", one that is not there is NaN
+        raise ValueError(f"row {int(short.argmax()) + 1} has fewer cells than the header has names")
+    return table
 
 
 def write_manifest(table: pd.DataFrame, path: str | Path) -> Manifest:
@@ -146,11 +160,11 @@ def write_manifest(table: pd.DataFrame, path: str | Path) -> Manifest:
     manifest = Manifest(checked(table, str(path)), path.parent, path)
     for cell in {cell for column in PATHS if column in manifest.table for cell in manifest.table[column]}:
         manifest.resolve(cell)
+    if path.suffix.lower() == ".parquet":
+        write_parquet(path, manifest.table)
+        return manifest
     with atomic_path(path) as temporary:
-        if path.suffix.lower() == ".parquet":
-            manifest.table.to_parquet(temporary, index=False)
-        else:
-            manifest.table.to_csv(temporary, index=False, encoding="utf-8")
+        manifest.table.to_csv(temporary, index=False, encoding="utf-8")
     return manifest
 
 

@@ -24,7 +24,8 @@ from endofm_lab.brief import Brief
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.rows import Row
 from endofm_lab.errors import UserError, VideoError
-from endofm_lab.files import atomic_path, fits, read_object, reading, write_json
+from endofm_lab.files import fits, read_object, read_parquet, reading, write_json, write_parquet
+from endofm_lab.hashes import refuse_changed
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel, check_finite
@@ -139,8 +140,7 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
         yield from _embed_rows(manifest, model, done, N, D, batch_clips)
         rows = manifest.table.assign(**{name: [entry[name] for entry in done.entries] for name in ("time_s", "error")})
         rows["time_s"] = rows["time_s"].astype(float)
-        with atomic_path(folder / "rows.parquet") as temporary:
-            rows.to_parquet(temporary, index=False)
+        write_parquet(folder / "rows.parquet", rows)
         done.finish()
         origin = provenance(next(model.parameters()).device)
         stored = {**about, "root": str(manifest.root.resolve()), "version": __version__, "provenance": origin}
@@ -279,9 +279,10 @@ def load_store(path: str | Path) -> EmbeddingStore:
         raise UserError(f"{path} holds no finished embeddings: run `endofm-lab embed MANIFEST --out {path}` (again).")
     remedy = "Delete the folder and embed again, or copy it again."
     about = read_object(path / STORE, _ABOUT, remedy)
+    refuse_changed(path, STORE, "rows.parquet", "vectors.npy")
     with reading(path, remedy):
         vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
-        rows = pd.read_parquet(path / "rows.parquet")
+        rows = read_parquet(path / "rows.parquet")
         if vectors.dtype != np.float32 or not {"video", "time_s", "error"} <= set(rows):
             raise ValueError("its vectors or its rows are not those that embed writes")
     if vectors.shape != (len(rows), about["width"]):

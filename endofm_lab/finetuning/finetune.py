@@ -16,7 +16,7 @@ import torch
 from endofm_lab.data.audit.audit import audit
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import ManifestError, UserError
-from endofm_lab.files import atomic_path, read_json, write_json
+from endofm_lab.files import read_json, read_parquet, write_json, write_parquet
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.fitting import Choice, Fit
 from endofm_lab.model.card import HeadSpec, Metric
@@ -155,8 +155,7 @@ class _Job:
         metrics = fit.metrics(table)
         if config.method != "knn":  # a bank of neighbours is no model
             self._save(seed, model, metrics)
-        with atomic_path(folder / PREDICTIONS) as temporary:
-            table.to_parquet(temporary, index=False)
+        write_parquet(folder / PREDICTIONS, table)
         yield {
             "seed": seed,
             "chosen": choice.chosen,
@@ -170,7 +169,7 @@ class _Job:
         config, manifest = self.config, self.manifest
         tables = []
         for seed in config.seeds:
-            table = pd.read_parquet(self.folder(seed) / PREDICTIONS)
+            table = read_parquet(self.folder(seed) / PREDICTIONS)
             table.insert(0, "seed", seed)
             tables.append(table)
         protocol: dict[str, Any] = {

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from endofm_lab.errors import CheckpointError
+from endofm_lab.errors import CheckpointError, shortened
 
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # types that weights may be stored in
 
@@ -47,6 +47,8 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         return _read_safetensors(path)
     if start[:4] == b"PK\x03\x04" and not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path} is truncated ({path.stat().st_size:,} bytes, without index); fetch it again.")
+    if start[:2] == b"PK":
+        _check_sums(path)
     return _read_pickle(path, mmap=start[:2] == b"PK")
 
 
@@ -97,6 +99,17 @@ def _order_metadata(path: Path) -> None:
         assert len(text) <= length
         file.seek(8)
         file.write(text.ljust(length))
+
+
+def _check_sums(path: Path) -> None:
+    """Hold a file of torch.save against its own checksums, which torch does not look at."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{path} is damaged ({shortened(str(error), 200)}); fetch it again.") from error
+    if damaged is not None:
+        raise CheckpointError(f"{path} is damaged: {damaged} in it has another checksum; fetch it again.")
 
 
 def _read_pickle(path: Path, mmap: bool) -> dict[str, Any]:

@@ -43,7 +43,8 @@ from numpy.typing import NDArray
 
 from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError, shortened
-from endofm_lab.files import atomic_path, fits, read_json, reading, write_json
+from endofm_lab.files import fits, read_json, read_parquet, reading, write_json, write_parquet
+from endofm_lab.hashes import HASHES, refuse_changed
 from endofm_lab.metrics.classification import Values
 from endofm_lab.metrics.intervals import MetricSet, Samples, bootstrap_samples
 from endofm_lab.tasks import TASKS
@@ -143,8 +144,8 @@ def write_run(folder: str | Path, run: Run) -> None:
         "audit": run.audit,
         "provenance": run.provenance,
     }
-    with atomic_path(folder / PREDICTIONS) as temporary:
-        run.predictions.to_parquet(temporary, index=False)
+    (folder / HASHES).unlink(missing_ok=True)
+    write_parquet(folder / PREDICTIONS, run.predictions)
     write_json(folder / REPORT, report)
 
 
@@ -159,11 +160,12 @@ def read_run(folder: str | Path) -> Run:
         if not (folder / name).is_file():
             raise RunError(f"{folder} has no {name}; the run is not finished, or the folder is not a run.")
     try:
+        refuse_changed(folder, REPORT, PREDICTIONS)
         report = read_json(folder / REPORT)
     except UserError as error:
         raise RunError(f"{folder} cannot be read ({error}).") from error
     with reading(folder / PREDICTIONS, "It is not a Parquet table that can be read: copy the run again.", RunError):
-        predictions = pd.read_parquet(folder / PREDICTIONS)
+        predictions = read_parquet(folder / PREDICTIONS)
     keys = ["run", "task", "method", "initialisation", "seeds", "protocol", "test", "metrics", "audit"]
     missing = [key for key in keys if not isinstance(report, dict) or key not in report]
     if missing:

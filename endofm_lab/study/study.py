@@ -22,7 +22,8 @@ import torch
 from endofm_lab import __version__
 from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError, VideoError
-from endofm_lab.files import atomic_path, fingerprint_of, read_json, reading, write_json
+from endofm_lab.files import fingerprint_of, read_json, read_parquet, reading, write_json, write_parquet
+from endofm_lab.hashes import refuse_changed
 from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
@@ -204,7 +205,8 @@ def load_study(folder: str | Path, unfinished: bool = False) -> Study:
         if (folder / "study.json").exists():
             about = read_json(folder / "study.json")
             _check_form(folder, about["provenance"])
-            return _of_table(about, pd.read_parquet(folder / "frames.parquet"))
+            refuse_changed(folder, "study.json", "frames.parquet")
+            return _of_table(about, read_parquet(folder / "frames.parquet"))
         if not (folder / "job.json").exists():
             raise UserError(f"{folder} holds no study: give the folder that `endofm-lab study ... --out` wrote to.")
         job = read_json(folder / "job.json")
@@ -381,8 +383,7 @@ def _assemble(folder: Path, about: dict[str, Any]) -> Study:
         )
     if (study.state == UNREADABLE).all():
         raise VideoError(study.video.path, f"None of its {len(study.state)} frames can be read; copy it again.")
-    with atomic_path(folder / "frames.parquet") as temporary:
-        study.table().to_parquet(temporary, index=False)
+    write_parquet(folder / "frames.parquet", study.table())
     write_json(folder / "study.json", {**about, "unreadable": study.unreadable.to_dict("records")})
     shutil.rmtree(folder / "parts")
     return study

@@ -1,7 +1,6 @@
 """Spoiled images, and folders of frames and masks that are not what they should be."""
 
 import io
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -115,12 +114,12 @@ def _animated(path: Path) -> None:
 
 def _looped(path: Path) -> None:
     path.unlink()
-    os.symlink(path, path)
+    path.symlink_to(path)
 
 
 def _dangling(path: Path) -> None:
     path.unlink()
-    os.symlink(path.with_name("nowhere.png"), path)
+    path.symlink_to(path.with_name("nowhere.png"))
 
 
 CHANGES: dict[str, Callable[[Path, Path, int], object]] = {

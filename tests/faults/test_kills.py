@@ -1,4 +1,4 @@
-"""Every resumable job, killed, on a full disk, and not alone in its folder: the same result afterwards, or a refusal."""
+"""Every resumable job, killed, on a full disk, and not alone in its folder: the same result afterwards, or refused."""
 
 import sys
 
