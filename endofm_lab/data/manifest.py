@@ -123,10 +123,7 @@ def read_manifest(path: str | Path) -> Manifest:
             f"{path}: A manifest is a .csv or .parquet file, not {path.suffix or 'one without an ending'}."
         )
     try:
-        if path.suffix.lower() == ".parquet":
-            table = read_parquet(path)
-        else:
-            table = _read_csv(path)
+        table = read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     except (ValueError, OSError) as error:
         raise ManifestError(f"{path}: The file cannot be read as a table ({error}).") from error
     return Manifest(checked(table, str(path)), path.parent, path)

@@ -34,7 +34,7 @@ def cases(folder: Path, seed: int) -> Iterator[Case]:
     for turn in count():
         name, option = options[int(rng.integers(len(options)))] if turn >= len(options) else options[turn]
         value = _value(option, folder, rng)
-        words = [*lines[name], option.typed, value]
+        words = [*name.split(), *lines[name], option.typed, value]
         yield Case(f"{name} {option.typed} {value[:40]!r}", partial(_is_answered, words, folder / "out", option))
 
 
@@ -57,13 +57,13 @@ def _command_lines(inputs: Inputs, folder: Path) -> dict[str, list[str]]:
         "audit": [manifest],
         "data split": [manifest, *out],
         "data check": [manifest],
-        "data prepare": ["private-folder", str(inputs.clips.parent / "videos"), *out],
+        "data prepare": ["private-folder", "--root", str(inputs.clips.parent / "videos"), *out],
         "compare": [str(folder / "evaluate"), *out],
         "inspect": [str(inputs.model)],
         "check": [str(folder / "study")],
         "finetune": [manifest, *out, *train, "--start", "scratch", "--size", "micro"],
         "pretrain": [str(inputs.clips), *out, *train, "--preset", "tiny"],
-        "score capsule-vision": [str(folder / "labels.csv"), str(folder / "scores.csv")],
+        "score capsule-vision": ["--labels", str(folder / "labels.csv"), "--probabilities", str(folder / "scores.csv")],
     }
 
 
