@@ -5,6 +5,7 @@ import shutil
 from fractions import Fraction
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch import nn
 from endofm_lab.cli.main import main
 from endofm_lab.data.phantom_set import write_phantom
 from endofm_lab.errors import UserError
-from endofm_lab.explain.embeddings import embed
+from endofm_lab.explain.embeddings import embed, load_store
 from endofm_lab.finetuning.evaluate import evaluate
 from endofm_lab.hashes import HASHES, changes
 from endofm_lab.integrity import check_folder
@@ -20,7 +21,9 @@ from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.video_model import build_frame_model
 from endofm_lab.predict import predict_video, prediction_steps
-from endofm_lab.study.study import run_study
+from endofm_lab.prediction import load_prediction
+from endofm_lab.runs.run import read_run
+from endofm_lab.study.study import load_study, run_study
 from endofm_lab.video.reader import write_video
 
 
@@ -118,3 +121,21 @@ def test_the_same_command_again_does_not_bless_what_was_damaged_since(tmp_path):
     masks[0].write_bytes(b"damaged")
     write_phantom(tmp_path / "phantom", "tiny", progress=False)
     assert changes(manifest.parent).changed == (masks[0].relative_to(manifest.parent).as_posix(),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "read"),
+    [
+        ("prediction", "clips.parquet", load_prediction),
+        ("study", "frames.parquet", load_study),
+        ("store", "rows.parquet", load_store),
+        ("run", "predictions.parquet", read_run),
+    ],
+)
+def test_an_edited_result_that_could_be_read_is_refused_by_name(folders, tmp_path, kind, name, read):
+    copy = shutil.copytree(folders / kind, tmp_path / kind)
+    read(copy)
+    table = pd.read_parquet(copy / name)
+    table.assign(**{table.columns[-1]: table.iloc[::-1][table.columns[-1]].to_numpy()}).to_parquet(copy / name)
+    with pytest.raises(UserError, match=rf"{name} is not as it was when the job ended"):
+        read(copy)

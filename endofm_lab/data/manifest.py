@@ -1,5 +1,6 @@
 """The table of a data set: one row per clip or image, with its label, its patient and its split."""
 
+import csv
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -135,12 +136,16 @@ def _read_csv(path: Path) -> pd.DataFrame:
     Raises:
         ValueError: it is no CSV in UTF-8, or a row has more or fewer cells than the header.
     """
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-    if not isinstance(table.index, pd.RangeIndex):
-        raise ValueError("its rows have more cells than the header has names")
-    if (short := table.isna().any(axis=1).to_numpy()).any():  # an empty cell is "", one that is not there is NaN
-        raise ValueError(f"row {int(short.argmax()) + 1} has fewer cells than the header has names")
-    return table
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
+        try:  # pandas fills short rows up, so that cells would stand in the wrong columns
+            n_cells = len(next(rows, []))
+            uneven = next((number for number, row in enumerate(rows, 1) if row and len(row) != n_cells), None)
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+    if uneven is not None:
+        raise ValueError(f"row {uneven} has more or fewer cells than the header has names")
+    return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
 
 
 def write_manifest(table: pd.DataFrame, path: str | Path) -> Manifest:

@@ -278,7 +278,7 @@ def _read_table(path: str | Path) -> pd.DataFrame:
             return pd.read_excel(path)
     except ImportError as error:
         raise SubmissionError(path, [_NEEDS_OPENPYXL]) from error
-    except UserError as error:
+    except (UserError, OSError) as error:
         raise SubmissionError(path, [f"it is not a table that can be read ({error})."]) from error
 
 

@@ -22,7 +22,7 @@ import torch
 from endofm_lab import __version__
 from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError, VideoError
-from endofm_lab.files import fingerprint_of, read_json, read_parquet, reading, write_json, write_parquet
+from endofm_lab.files import atomic_path, fingerprint_of, read_json, read_parquet, reading, write_json, write_parquet
 from endofm_lab.hashes import refuse_changed
 from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel

@@ -143,3 +143,19 @@ def test_the_fingerprint_is_that_of_every_cell_whatever_its_type():
     )
     manifest = Manifest(checked(rows, "made"), Path())
     assert manifest.fingerprint == fingerprint_cell_by_cell(manifest)
+
+
+def test_a_row_with_a_cell_too_few_is_refused_and_damaged_parquet_is_noticed(tmp_path):
+    """pandas fills such a row up with empty cells: the label would be the patient, without a word."""
+    head = "video,start_s,end_s,label,patient,dataset,split,device\n"
+    path = tmp_path / "manifest.csv"
+    path.write_text(head + "a.mp4,0,1,polyp,p1,made,train,x\nb.mp4,0,1,p2,made,train,x\n")
+    with pytest.raises(ManifestError, match="row 2 has more or fewer cells"):
+        read_manifest(path)
+    path.write_text(head + "a.mp4,0,1,polyp,p1,made,train,x\n")
+    written = write_manifest(read_manifest(path).table, tmp_path / "manifest.parquet").path
+    content = bytearray(written.read_bytes())
+    content[content.index(b"polyp")] ^= 1
+    written.write_bytes(content)
+    with pytest.raises(ManifestError, match="cannot be read"):
+        read_manifest(written)

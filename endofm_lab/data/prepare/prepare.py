@@ -88,6 +88,8 @@ def prepare(
     root, out = Path(root), Path(out)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder. Give the folder of the unpacked archive.")
+    if lists is not None and not Path(lists).is_dir():
+        raise UserError(f"{lists} is not a folder. Give the folder of the official lists.")
     workers = workers or cores()
     request = _request(recipe, root, cut=cut, layout=layout, lists=lists, name=name, fps=fps, parts=parts, kind=kind)
     with (
