@@ -194,7 +194,7 @@ class ModelCard:
         value = dict(_checked(value, *_keys(cls), source))
         if not isinstance(value["backbone"], dict) or not isinstance(value["backbone"].get("kind"), str):
             raise CheckpointError(f"{source}: The backbone must be an object with a 'kind', not {value['backbone']!r}.")
-        input_ = _checked(value["input"], *_keys(InputSpec), f"{source}: input")
+        input_ = _checked(value["input"], _keys(InputSpec)[0], ["size_px", "mean", "std"], f"{source}: input")
         clip = dict(_checked(value["clip"], *_keys(ClipSpec), f"{source}: clip"))
         heads = _checked(value.get("heads", {}), None, [], f"{source}: heads")
         _checked(value.get("initialisation", SCRATCH), *_typed(InitialisationRecord), f"{source}: initialisation")

@@ -9,6 +9,7 @@ import shutil
 import threading
 import warnings
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,6 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is empty; fetch it again.")
     if start[8:9] == b"{":  # 8 bytes of header length, then JSON
         return _read_safetensors(path)
-    if start[:4] == b"PK\x03\x04" and not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is truncated ({path.stat().st_size:,} bytes, without index); fetch it again.")
     if start[:2] == b"PK":
         _check_sums(path)
     return _read_pickle(path, mmap=start[:2] == b"PK")
@@ -106,7 +105,11 @@ def _check_sums(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, RuntimeError, EOFError) as error:
+        if str(error) == "File is not a zip file":
+            raise CheckpointError(
+                f"{path} is truncated ({path.stat().st_size:,} bytes, without index); fetch it again."
+            ) from error
         raise CheckpointError(f"{path} is damaged ({shortened(str(error), 200)}); fetch it again.") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged: {damaged} in it has another checksum; fetch it again.")

@@ -81,7 +81,7 @@ def _file(folder: Path, place: int) -> Path:
 
 
 def _noisy(path: Path) -> None:
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
         raise FileNotFoundError(path)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 16

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from endofm_lab.cli.main import main
 from endofm_lab.errors import CheckpointError
 from endofm_lab.files import sha256_of
-from endofm_lab.model.loading import load as checkpoints
+from endofm_lab.model import weight_files
 from endofm_lab.model.loading import locate
 from endofm_lab.model.loading.formats import config_of
 from endofm_lab.model.loading.load import inspect_checkpoint, load_model, load_state, save_model
@@ -173,7 +173,7 @@ def test_a_save_that_fails_leaves_the_model_before(tmp_path, monkeypatch):
     def full_disk(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full_disk)
+    monkeypatch.setattr(weight_files, "save_file", full_disk)
     with pytest.raises(OSError, match="no space"):
         save_model(build_model(card(name="second")), tmp_path)
     assert load_model(tmp_path).card == before
