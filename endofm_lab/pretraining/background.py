@@ -1,4 +1,4 @@
-"""A pre-training run in a process of its own: it goes on when the page or the notebook that started it is closed.
+"""A pre-training run in its own process, which continues when the page or notebook that started it is closed.
 
 The run folder says which process works on it (``process.json``) and what it printed (``output.txt``).
 """
@@ -29,10 +29,10 @@ def start_run(manifest: str | Path, out: str | Path, options: Sequence[str] = ()
 
 
 def resume_run(out: str | Path) -> None:
-    """Go on with a run that was stopped, in a new process.
+    """Continue a stopped run in a new process.
 
     Raises:
-        UserError: it is running, or there is none.
+        UserError: the run is running, or there is no run.
     """
     if not (Path(out) / "config.json").exists():
         raise UserError(f"{out} holds no run to resume.")
@@ -63,7 +63,7 @@ def printed(out: str | Path, lines: int = 20) -> str:
 def _start(out: Path, arguments: list[str]) -> None:
     if is_running(out):
         refuse_held(out)
-        raise UserError(f"{out} is being worked on; stop that run first.")
+        raise UserError(f"{out} is being worked on. Stop that run first.")
     out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "endofm_lab.cli.main", "pretrain", *arguments]
     with (out / OUTPUT).open("ab") as output:

@@ -1,4 +1,4 @@
-"""What a pre-training run is: one frozen configuration, presets as functions, and its form in ``config.json``."""
+"""The configuration of a pre-training run: a frozen dataclass, presets as functions, and its form in JSON."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -47,7 +47,7 @@ class PretrainConfig:
         backbone: the network.
         image_model: name in timm of an image model that learns in place of ``backbone``, frame by frame; its pictures
             have the size of the global views and are normalised as timm says, whatever ``views.input`` is.
-        views: what it sees.
+        views: the views that the network sees.
         dino: numbers of the objectives dino and masked.
         masking: more numbers of masked.
         contrast: numbers of vcl.
@@ -66,7 +66,7 @@ class PretrainConfig:
         warmup_epochs: of the learning rate.
         weight_decay: at the start and at the end.
         clip: largest norm of each tensor's gradient.
-        seed: of everything random.
+        seed: seed of every random generator in the run.
         save_every: steps between checkpoints.
         keep: checkpoints that stay.
         workers: processes that load data.

@@ -10,7 +10,7 @@ from endofm_lab.data.rows import Row
 from endofm_lab.errors import ManifestError
 from endofm_lab.pretraining.views import MultiView
 
-TRAINING_SPLITS = ("pretrain", "train", "")  # without asking for another, held-out rows are never learned from
+TRAINING_SPLITS = ("pretrain", "train", "")  # the default: held-out rows are never used for training
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Corpus:
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise ManifestError(
                 f"{self.manifest.path}: {len(missing)} of {self.n_files} files are missing: {shown}. "
-                "Bring them there or take their rows out."
+                "Restore the files or remove their rows."
             )
 
     def __len__(self) -> int:

@@ -71,7 +71,7 @@ class DinoConfig(Objective):
     def __post_init__(self) -> None:
         for name in ("student_temperature", "teacher_temperature", "teacher_temperature_start"):
             if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}; a temperature has to be above 0.")
+                raise UserError(f"{name} is {getattr(self, name)}; a temperature must be above 0.")
         for name in ("centre_momentum", "momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number from 0 to 1.")
@@ -113,7 +113,7 @@ class ProjectionHead(nn.Module):
 
 
 def teacher_targets(logits: Tensor, centre: Tensor, temperature: float) -> Tensor:
-    """What the teacher asks for: softmax((logits - centre) / temperature) in float32, (..., K), without gradient."""
+    """The targets of the teacher: softmax((logits - centre) / temperature) in float32, (..., K), without gradient."""
     return ((logits.detach().float() - centre) / temperature).softmax(dim=-1)
 
 
@@ -186,7 +186,7 @@ class Centre(nn.Module):
         self.register_buffer("count", torch.zeros(1), persistent=False)
 
     def reset(self) -> None:
-        """Forget what was collected since the last step."""
+        """Discard the sums collected since the last step."""
         self.total.zero_()
         self.count.zero_()
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FeatureConfig(Objective):
-    """Whose features are predicted, and where.
+    """The teacher whose features are predicted, and the share of hidden patches.
 
     Attributes:
         teacher: folder of a model, or a file of weights of the image model ``teacher_model``; "hub" fetches them.

@@ -1,4 +1,4 @@
-"""Is a self-supervised run healthy? Numbers that show collapse, a verdict in words, and a probe with labels."""
+"""The health of a self-supervised run: numbers that show collapse, a verdict in words, and a probe with labels."""
 
 import math
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class Health:
 
 
 def verdict(records: Sequence[Record], signs: Signs) -> Health:
-    """What a run's records say about it.
+    """The verdict on a run from its records.
 
     Args:
         records: of the log, oldest first.

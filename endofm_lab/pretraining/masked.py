@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MaskConfig(Objective):
-    """Which patches are masked, and how much they count; the numbers of `DinoConfig` hold as well.
+    """The share of masked patches and the weight of their loss, in addition to the settings of `DinoConfig`.
 
     Attributes:
         weight: of the patch loss beside the DINO loss.
@@ -71,7 +71,7 @@ class MaskConfig(Objective):
 class Masked(Dino):
     """`Dino` on masked global views, plus the patch loss ``L_patch``; the backbone needs a mask token.
 
-    A mask covers the same patches in all frames of a view: the neighbouring frames would give the answer away.
+    A mask covers the same patches in all frames of a view, because neighbouring frames would reveal the target.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ RECENT = 512  # clips whose features are kept for the run's health
 
 @dataclass(frozen=True)
 class Signs:
-    """How the log of an objective is to be read. Plain values: the run folder keeps them for reports and the app.
+    """The meaning of an objective's log in plain values, which the run folder keeps for reports and the app.
 
     Attributes:
         curves: title of a figure -> the numbers of the log that it shows.
@@ -48,8 +48,8 @@ class Objective:
     """The settings of an objective; a subclass adds its own as fields.
 
     Attributes:
-        name: how the configuration and the command line call it.
-        words: what it is, in one line.
+        name: its name in the configuration and on the command line.
+        words: its description in one line.
     """
 
     name: ClassVar[str]
@@ -139,7 +139,7 @@ class Learner(Trainable):
 
 
 class StudentTeacher(Learner):
-    """A student with a head, and a teacher of the same shape that learns nothing by gradient. The teacher is kept."""
+    """A student with a head, and a teacher of the same shape that gets no gradients. The teacher is kept."""
 
     def __init__(self, backbone: Encoder, head: nn.Module) -> None:
         super().__init__()
