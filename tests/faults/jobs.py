@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from endofm_lab import predict, prediction
+from endofm_lab import predict
 from endofm_lab.data import phantom_set
 from endofm_lab.data.manifest import read_manifest, write_manifest
 from endofm_lab.data.prepare.prepare import prepare
@@ -145,7 +145,6 @@ JOBS: dict[str, Callable[[Inputs, Path], None]] = {
 def small_parts() -> None:
     """Several parts where a small job would have one; for a process of its own."""
     study.PART_FRAMES, predict.PART_BATCHES = 8, 1
-    assert prediction.joined_parts
 
 
 def _plain(value: Any) -> Any:
