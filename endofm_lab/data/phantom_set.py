@@ -13,7 +13,7 @@ from endofm_lab.data.manifest import write_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, write_json
 from endofm_lab.machine import cores
-from endofm_lab.run_folder import check_request, claim
+from endofm_lab.run_folder import LOCK, check_request, claim, held_by
 from endofm_lab.video.phantom import DEVICES, FINDINGS, MOTIONS, PhantomSpec, render
 from endofm_lab.video.reader import write_video
 
@@ -63,7 +63,8 @@ def write_phantom(out: str | Path, preset: str = "tutorial", seed: int = 0, prog
     out, plan = Path(out), clips_of(PRESETS[preset], seed)
     request = {"preset": preset, "seed": seed, **asdict(PRESETS[preset])}
     manifest = out / "manifest.csv"
-    if manifest.exists() and (out / RECORD).exists():
+    left = (out / LOCK).exists() and held_by(out) is None  # by a process that was killed at its very end
+    if manifest.exists() and (out / RECORD).exists() and not left:
         check_request(out, request, "a phantom", RECORD)
         return manifest
     with claim(out, request, "a phantom", record=RECORD):

@@ -38,6 +38,7 @@ from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.video.reader import write_video
 from tests.pretraining.conftest import micro
 
+TIMED = ("time", "command")
 LABELS = ("normal", "polyp")
 
 
@@ -147,6 +148,13 @@ def small_parts() -> None:
     study.PART_FRAMES, predict.PART_BATCHES = 8, 1
 
 
+def _untimed(value: Any) -> Any:
+    """JSON without the moment, the process and the command of who made it."""
+    if isinstance(value, dict):
+        return {key: _untimed(item) for key, item in value.items() if key not in TIMED}
+    return [_untimed(item) for item in value] if isinstance(value, list) else value
+
+
 def _plain(value: Any) -> Any:
     """Tensors as shape and bytes, wherever they are in a state of an optimiser."""
     if isinstance(value, torch.Tensor):
@@ -169,6 +177,8 @@ def digests(folder: Path) -> dict[str, str]:
             content = json.dumps(
                 [{k: v for k, v in r.items() if k not in ("data_s", "step_s")} for r in records]
             ).encode()
+        if path.suffix == ".json":
+            content = json.dumps(_untimed(json.loads(content))).encode()
         if path.suffix == ".pt":  # its bytes number the tensors as they came; what counts is what they hold
             content = repr(_plain(torch.load(path, weights_only=True))).encode()
         found[name] = hashlib.sha256(content).hexdigest()
