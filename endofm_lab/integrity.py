@@ -10,7 +10,7 @@ from endofm_lab.data.phantom_set import RECORD
 from endofm_lab.errors import UserError
 from endofm_lab.explain.embeddings import STORE, load_store
 from endofm_lab.files import read_json
-from endofm_lab.hashes import Changes, changes
+from endofm_lab.folders.hashes import Changes, changes
 from endofm_lab.model.card import CARD_FILE
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.prediction import load_prediction

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from endofm_lab import __version__
 from endofm_lab.errors import UserError
 from endofm_lab.files import fingerprint_of, sha256_of
+from endofm_lab.folders.provenance import provenance
+from endofm_lab.folders.run_folder import claim
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.precision import Precision, dtype_of
@@ -23,8 +25,6 @@ from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.parts import Part, joined_parts
 from endofm_lab.prediction import VideoPrediction, assemble, load_prediction
-from endofm_lab.provenance import provenance
-from endofm_lab.run_folder import claim
 from endofm_lab.video.clips import sliding_clips
 from endofm_lab.video.reader import VideoReader, open_video
 from endofm_lab.video.transforms import to_input

@@ -17,7 +17,7 @@ from endofm_lab import NOTICE
 from endofm_lab.brief import Brief, html_of
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, read_object, read_parquet, reading, write_json, write_parquet
-from endofm_lab.hashes import HASHES, refuse_changed
+from endofm_lab.folders.hashes import HASHES, refuse_changed
 from endofm_lab.parts import Part
 from endofm_lab.video.reader import VideoInfo
 

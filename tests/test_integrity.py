@@ -15,7 +15,7 @@ from endofm_lab.data.phantom_set import write_phantom
 from endofm_lab.errors import UserError
 from endofm_lab.explain.embeddings import embed, load_store
 from endofm_lab.finetuning.evaluate import evaluate
-from endofm_lab.hashes import HASHES, changes
+from endofm_lab.folders.hashes import HASHES, changes
 from endofm_lab.integrity import check_folder
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.loading.load import save_model

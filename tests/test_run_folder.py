@@ -14,13 +14,13 @@ import pytest
 from endofm_lab.cli.main import main
 from endofm_lab.data.samples import sample_video
 from endofm_lab.errors import UserError
-from endofm_lab.run_folder import LOCK, FolderInUseError, Holder, claim, held_by
+from endofm_lab.folders.run_folder import LOCK, FolderInUseError, Holder, claim, held_by
 
 REQUEST = {"steps": 100, "seeds": (0, 1), "views": {"px": 64, "frames": 4}, "model": "a" * 64}
 
 HOLDING = """
 import sys, time
-from endofm_lab.run_folder import claim
+from endofm_lab.folders.run_folder import claim
 with claim(sys.argv[1], {"steps": 1}, "a run"):
     print("holds", flush=True)
     time.sleep(120)
@@ -140,7 +140,7 @@ def test_of_processes_that_find_a_dead_holder_at_once_one_works(tmp_path):
     code = (
         "import sys, time\n"
         "from endofm_lab.errors import UserError\n"
-        "from endofm_lab.run_folder import claim\n"
+        "from endofm_lab.folders.run_folder import claim\n"
         "sys.stdin.readline()\n"
         "try:\n"
         "    with claim(sys.argv[1], {}, 'a run'):\n"

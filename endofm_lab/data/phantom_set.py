@@ -12,8 +12,8 @@ from tqdm import tqdm
 from endofm_lab.data.manifest import write_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, write_json
+from endofm_lab.folders.run_folder import LOCK, check_request, claim, held_by
 from endofm_lab.machine import cores
-from endofm_lab.run_folder import LOCK, check_request, claim, held_by
 from endofm_lab.video.phantom import DEVICES, FINDINGS, MOTIONS, PhantomSpec, render
 from endofm_lab.video.reader import write_video
 

@@ -22,9 +22,14 @@ class Timeline(Protocol):
     """The properties of a video that are needed before its frames are read; an opened video has them."""
 
     @property
-    def info(self) -> VideoInfo: ...  # noqa: D102
+    def info(self) -> VideoInfo:
+        """What the video holds."""
+        ...
+
     @property
-    def times_s(self) -> np.ndarray: ...  # noqa: D102
+    def times_s(self) -> np.ndarray:
+        """Presentation time of every frame in seconds (n_frames,) float64."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

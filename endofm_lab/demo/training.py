@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.demo.clips import ClipSource, draw_batch, half_size, load_clips
 from endofm_lab.demo.config import DemoConfig
+from endofm_lab.folders.run_folder import claim
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
-from endofm_lab.run_folder import claim
 from endofm_lab.training.checkpoints import Checkpoints
 
 

@@ -25,13 +25,13 @@ from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.rows import Row
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.files import fits, read_object, read_parquet, reading, write_json, write_parquet
-from endofm_lab.hashes import refuse_changed
+from endofm_lab.folders.hashes import refuse_changed
+from endofm_lab.folders.provenance import provenance
+from endofm_lab.folders.run_folder import claim
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel, check_finite
 from endofm_lab.model.weight_files import state_fingerprint
-from endofm_lab.provenance import provenance
-from endofm_lab.run_folder import claim
 from endofm_lab.video.transforms import to_input
 
 STORE, LOG = "store.json", "done.jsonl"

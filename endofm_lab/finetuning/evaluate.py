@@ -11,11 +11,11 @@ from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json
 from endofm_lab.finetuning.finetune import CONFIG
+from endofm_lab.folders.provenance import provenance
+from endofm_lab.folders.run_folder import claim
 from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
-from endofm_lab.provenance import provenance
-from endofm_lab.run_folder import claim
 from endofm_lab.runs.run import REPORT, Run, read_run, write_run
 from endofm_lab.tasks import Task, task_answered_by, task_named
 from endofm_lab.tasks.examples import read_split, units_of

@@ -19,11 +19,11 @@ from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.files import read_json, read_parquet, write_json, write_parquet
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.fitting import Choice, Fit
+from endofm_lab.folders.provenance import provenance
+from endofm_lab.folders.run_folder import claim
 from endofm_lab.model.card import HeadSpec, Metric
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.provenance import provenance
-from endofm_lab.run_folder import claim
 from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, write_run
 from endofm_lab.tasks import Task
 from endofm_lab.tasks.examples import SPLITS, Example, read_split, refuse_shared_units, units_of

@@ -12,7 +12,7 @@ import psutil
 
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, write_json
-from endofm_lab.run_folder import held_by, refuse_held
+from endofm_lab.folders.run_folder import held_by, refuse_held
 
 PROCESS, OUTPUT = "process.json", "output.txt"
 

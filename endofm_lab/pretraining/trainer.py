@@ -19,6 +19,8 @@ from endofm_lab.data.audit.audit import audit
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, write_json
+from endofm_lab.folders.provenance import provenance
+from endofm_lab.folders.run_folder import check_request, claim
 from endofm_lab.model.card import InitialisationRecord, Metric, ModelCard
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.frame import FrameBackbone, load_frame_weights
@@ -32,8 +34,6 @@ from endofm_lab.pretraining.corpus import Corpus
 from endofm_lab.pretraining.health import ProbeData, encode, feature_measures, load_probe, probe, verdict
 from endofm_lab.pretraining.objective import Objective
 from endofm_lab.pretraining.views import MultiView
-from endofm_lab.provenance import provenance
-from endofm_lab.run_folder import check_request, claim
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import CHECKPOINTS, LOG, LoopConfig, Record, parameter_groups, read_log, train
 from endofm_lab.training.processes import gathered, processes, train_on

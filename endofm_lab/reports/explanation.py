@@ -20,10 +20,10 @@ from endofm_lab.explain.targets import target_of
 from endofm_lab.explain.trust import Curves, deletion_insertion, in_words, randomisation_test
 from endofm_lab.figures.attention import curves, film_strip, head_statistics, overlay, temporal_matrices
 from endofm_lab.files import atomic_path
+from endofm_lab.folders.provenance import provenance
 from endofm_lab.model.card import ModelCard
 from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.provenance import provenance
 from endofm_lab.reports.html import Item, Section, write_report
 from endofm_lab.video.clips import Clip, read_clip
 from endofm_lab.video.transforms import to_input
@@ -62,7 +62,7 @@ class Explanation(Brief):
         rollouts: name -> (words, map (T, h, w)).
         attributions: one per method that could answer.
         refused: method, or "attention", -> why it could not.
-        provenance: see `endofm_lab.provenance`.
+        provenance: see `endofm_lab.folders.provenance`.
     """
 
     video: Path

@@ -14,7 +14,7 @@
 | unit | of independence, of the test rows: ``kind`` ("patient", "sequence", "video", "image"), ``n``, ``words`` ("16 patients"); a report without it speaks of patients |
 | metrics | by name: value, low, high, level, n, units, undefined, seed_std; computed here from the predictions |
 | audit | ``findings``: a list of sentences, empty when the leakage audit found nothing |
-| provenance | version, device, packages, command and time (`endofm_lab.provenance`); empty in older reports |
+| provenance | version, device, packages, command and time (`endofm_lab.folders.provenance`); empty in older reports |
 
 What may differ between compared runs (learning rate, epochs of a method, ...) does not belong into ``protocol``.
 
@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError, shortened
 from endofm_lab.files import fits, read_json, read_parquet, reading, write_json, write_parquet
-from endofm_lab.hashes import HASHES, refuse_changed
+from endofm_lab.folders.hashes import HASHES, refuse_changed
 from endofm_lab.metrics.classification import Values
 from endofm_lab.metrics.intervals import MetricSet, Samples, bootstrap_samples
 from endofm_lab.tasks import TASKS

@@ -23,13 +23,13 @@ from endofm_lab import __version__
 from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.files import atomic_path, fingerprint_of, read_json, read_parquet, reading, write_json, write_parquet
-from endofm_lab.hashes import refuse_changed
+from endofm_lab.folders.hashes import refuse_changed
+from endofm_lab.folders.provenance import provenance
+from endofm_lab.folders.run_folder import claim
 from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.predict import with_progress
-from endofm_lab.provenance import provenance
-from endofm_lab.run_folder import claim
 from endofm_lab.study.stream import THREADS, Batches, Kept
 from endofm_lab.video.reader import VideoInfo, VideoReader, open_video
 

@@ -24,9 +24,17 @@ class Data(Protocol):
     n_files: int
 
     def __len__(self) -> int: ...
-    def sample(self, index: int, seed: int) -> Any: ...  # noqa: D102
-    def name(self, index: int) -> str: ...  # noqa: D102
-    def collate(self, samples: list[Any]) -> Any: ...  # noqa: D102
+    def sample(self, index: int, seed: int) -> Any:
+        """One sample; whatever is random about it follows from the seed."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What a sample is called in messages."""
+        ...
+
+    def collate(self, samples: list[Any]) -> Any:
+        """A batch of samples."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,18 @@ class Indexed(Protocol):
     """The properties that a video file must have; `decoders.VideoFile` has them."""
 
     @property
-    def path(self) -> object: ...  # noqa: D102
+    def path(self) -> object:
+        """The file."""
+        ...
+
     @property
-    def n_frames(self) -> int: ...  # noqa: D102
-    def key_before(self, number: int) -> int: ...  # noqa: D102
+    def n_frames(self) -> int:
+        """Number of frames that are shown."""
+        ...
+
+    def key_before(self, number: int) -> int:
+        """Number of the last frame at or before ``number`` at which decoding can start."""
+        ...
 
 
 class SecondReading:

@@ -18,7 +18,7 @@ from endofm_lab.data.prepare.prepare import prepare
 from endofm_lab.data.prepare.recipes import list_recipes, load_recipe
 from endofm_lab.data.units import units
 from endofm_lab.errors import UserError
-from endofm_lab.run_folder import claim
+from endofm_lab.folders.run_folder import claim
 from endofm_lab.video.reader import open_video, write_video
 from tests.data.trees import BOX, HEIGHT, WIDTH, build_tree, mask, picture
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from endofm_lab.errors import UserError, storage_sentence
-from endofm_lab.run_folder import FolderInUseError
+from endofm_lab.folders.run_folder import FolderInUseError
 from tests.faults.jobs import JOBS, Inputs, digests, small_parts
 
 KINDS = ("at a fault point", "at a moment", "inside a write", "full disk", "disk error", "second process")

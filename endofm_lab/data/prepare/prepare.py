@@ -33,9 +33,9 @@ from endofm_lab.data.prepare.scan import (
 from endofm_lab.data.prepare.sequences import encoded_rows, sequence_rows, window_rows
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, sweep
-from endofm_lab.hashes import HASHES
+from endofm_lab.folders.hashes import HASHES
+from endofm_lab.folders.run_folder import claim
 from endofm_lab.machine import cores
-from endofm_lab.run_folder import claim
 
 WORK, JOURNAL = ".prepare", "journal.jsonl"  # a folder in the target, and the file in it
 Cut = Literal["no", "windows", "encode"]

@@ -24,7 +24,7 @@ import psutil
 
 from endofm_lab.errors import UserError
 from endofm_lab.files import LEFTOVER, read_json, sweep, write_json
-from endofm_lab.hashes import HASHES, write_hashes
+from endofm_lab.folders.hashes import HASHES, write_hashes
 
 LOCK = ".lock"
 _UNFINISHED_S = 2.0  # a lock without content is of a process that was killed while it wrote it, after this time

@@ -1,0 +1,1 @@
+"""Folders of results: one writer at a time, hashes of what was written, provenance."""
