@@ -111,7 +111,7 @@ def test_recipes_are_listed_with_their_command(page):
 
 
 def test_a_path_that_is_none_is_a_red_box_and_none_at_all_is_asked_for(page):
-    assert "there is no such manifest" in page("Manifest", "nowhere.csv").error[0].value
+    assert "There is no such manifest" in page("Manifest", "nowhere.csv").error[0].value
     assert "Give the path of a manifest" in page("Manifest", "").info[0].value
 
 

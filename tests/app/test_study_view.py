@@ -175,6 +175,7 @@ def test_a_study_whose_video_is_gone_says_so_and_shows_the_rest(made, copied, op
     about = json.loads((copied / "study.json").read_text())
     about["video"]["path"] = "/nowhere/video.mp4"
     (copied / "study.json").write_text(json.dumps(about))
+    (copied / "hashes.json").unlink()  # or the edit is refused
     app = opened(copied)
     assert not app.exception and not app.error
     assert "cannot be shown" in app.warning[0].value and "study timeline" in charts(app)
@@ -190,6 +191,11 @@ def damaged(folder):
     (folder / "frames.parquet").write_bytes(b"PAR1 and no more")
 
 
+def damaged_without_hashes(folder):
+    damaged(folder)
+    (folder / "hashes.json").unlink()
+
+
 def no_study(folder):
     shutil.rmtree(folder)
     folder.mkdir()
@@ -197,7 +203,12 @@ def no_study(folder):
 
 @pytest.mark.parametrize(
     ("spoil", "words"),
-    [(no_study, "holds no study"), (another_version, "form 99, written by endofm"), (damaged, "damaged study")],
+    [
+        (no_study, "holds no study"),
+        (another_version, "form 99, written by endofm"),
+        (damaged, "damaged or was edited"),
+        (damaged_without_hashes, "damaged study"),
+    ],
 )
 def test_what_is_no_study_of_this_version_is_a_red_box(copied, opened, spoil, words):
     spoil(copied)

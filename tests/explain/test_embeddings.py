@@ -194,6 +194,10 @@ def test_a_backbone_that_gives_no_numbers_makes_no_store(manifest, model, tmp_pa
 def test_an_altered_store_is_refused(manifest, model, tmp_path):
     embed(manifest, model, tmp_path / "store", progress=False)
     about = json.loads((tmp_path / "store" / "store.json").read_text())
+    (tmp_path / "store" / "store.json").write_text(json.dumps(about | {"rows": 5}))
+    with pytest.raises(UserError, match="damaged or was edited"):
+        load_store(tmp_path / "store")
+    (tmp_path / "store" / "hashes.json").unlink()  # as in a store that was written before there were hashes
     for change in ({"width": "32"}, {"model_name": 5}, {"rows": None}):
         (tmp_path / "store" / "store.json").write_text(json.dumps(about | change))
         with pytest.raises(UserError, match="which it cannot be"):

@@ -182,7 +182,7 @@ def test_masks_cannot_follow_the_strong_augmentation(tmp_path):
     phantom = lab.write_phantom(tmp_path / "phantom", preset="tiny", progress=False)
     with pytest.raises(UserError, match="choose 'light' for segmentation"):
         next(finetune(recipe(phantom, tmp_path / "run", task="segmentation")))
-    with pytest.raises(UserError, match="leave it out"):
+    with pytest.raises(UserError, match="Switch balancing off"):
         list(finetune(recipe(phantom, tmp_path / "run", task="segmentation", augmentation="light")))
 
 
@@ -239,7 +239,7 @@ def test_each_loss_trains_with_another_gradient(manifest, tmp_path):
     ("changes", "message"),
     [
         ({"loss": "hinge"}, "'hinge'; choose one of cross-entropy, focal"),
-        ({"loss": "coarse"}, "name a mapping"),
+        ({"loss": "coarse"}, "Name a mapping"),
         ({"loss": "focal", "several_labels": True}, "one class per row"),
         ({"loss": "focal", "method": "knn"}, "knn has none to choose"),
     ],

@@ -438,7 +438,7 @@ def test_the_sides_of_the_levels_are_those_that_the_pyramid_makes(side):
 
 
 def test_frames_of_another_size_or_smaller_than_two_patches_are_refused():
-    with pytest.raises(UserError, match="6 x 4 patches; this head takes pictures of 64 px"):
+    with pytest.raises(UserError, match="6 x 4 patches, but this head takes pictures of 64 px"):
         light()(torch.zeros(1, 3, 1, 96, 64))
     with pytest.raises(UserError, match="1 x 1 patches; the detector needs at least 2"):
         light(image_px=16)(torch.zeros(1, 3, 1, 16, 16))

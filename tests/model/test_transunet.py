@@ -138,7 +138,7 @@ def test_attention_on_request_changes_no_token():
 
 
 def test_frames_of_another_size_and_joint_attention_are_refused():
-    with pytest.raises(UserError, match="96 x 64 px; this backbone takes 64 x 64"):
+    with pytest.raises(UserError, match="96 x 64 px, but this backbone takes 64 x 64"):
         small()(torch.zeros(1, 3, 1, 96, 64))
     with pytest.raises(UserError, match="divided or spatial attention"):
         HybridTransformer.around(build_backbone("micro", attention="joint"))
