@@ -207,7 +207,7 @@ def no_study(folder):
         (no_study, "holds no study"),
         (another_version, "form 99, written by endofm"),
         (damaged, "damaged or was edited"),
-        (damaged_without_hashes, "damaged study"),
+        (damaged_without_hashes, "damaged or was altered"),
     ],
 )
 def test_what_is_no_study_of_this_version_is_a_red_box(copied, opened, spoil, words):
