@@ -30,7 +30,8 @@ from endofm_lab.tasks.labels import balanced
 from endofm_lab.tasks.scoring import class_table, clip_features, targets_of
 from endofm_lab.tasks.task import Loss
 from endofm_lab.training.checkpoints import Checkpoints
-from endofm_lab.training.loop import CHECKPOINTS, LoopConfig, Record, Trainable, parameter_groups, train
+from endofm_lab.training.loop import CHECKPOINTS, LoopConfig, Record, Trainable, train
+from endofm_lab.training.optimiser import parameter_groups
 from endofm_lab.training.schedules import cosine
 
 POWER = 0.9  # of the polynomial schedule

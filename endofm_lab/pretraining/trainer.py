@@ -35,7 +35,8 @@ from endofm_lab.pretraining.health import ProbeData, encode, feature_measures, l
 from endofm_lab.pretraining.objective import Objective
 from endofm_lab.pretraining.views import MultiView
 from endofm_lab.training.checkpoints import Checkpoints
-from endofm_lab.training.loop import CHECKPOINTS, LOG, LoopConfig, Record, parameter_groups, read_log, train
+from endofm_lab.training.loop import CHECKPOINTS, LOG, LoopConfig, Record, read_log, train
+from endofm_lab.training.optimiser import parameter_groups
 from endofm_lab.training.processes import gathered, processes, train_on
 from endofm_lab.training.schedules import cosine
 from endofm_lab.video.clips import ClipSpec

@@ -19,7 +19,6 @@ from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import FullyShardedDataParallelPlugin, gather_object, send_to_device
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.files import atomic_path
@@ -27,6 +26,7 @@ from endofm_lab.model.precision import Precision, dtype_of
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.draws import Data, Draws, LeftOut, batches, step_seed
 from endofm_lab.training.interruption import ctrl_c_held
+from endofm_lab.training.optimiser import clip_each
 from endofm_lab.training.processes import gathered, processes, shard, sharding_asked_for
 
 LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
@@ -146,12 +146,16 @@ def train(
         waiting = time.perf_counter()
         for step, micro_batches in run.steps():
             begun = time.perf_counter()
-            record = run.step(step, micro_batches)
-            record |= {"left_out": len(run.left_out.names), "data_s": begun - waiting}
-            record["step_s"] = time.perf_counter() - begun
-            if measure and (run.sharded or run.accelerator.is_main_process):
-                record |= measure(step)
-            run.log(record)
+            losses = run.gradients(step, micro_batches)
+            with ctrl_c_held():  # weights, teacher, optimiser and log stay of one step
+                record = losses | run.update(step)
+                record |= {"left_out": len(run.left_out.names), "data_s": begun - waiting}
+                record["step_s"] = time.perf_counter() - begun
+                try:
+                    if measure and (run.sharded or run.accelerator.is_main_process):
+                        record |= measure(step)
+                finally:
+                    run.log(record)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 run.save()
             yield record
@@ -243,9 +247,13 @@ class _Run:
             self._note({name: reason for _, met in drawn for name, reason in met.items()})
             yield step, [batch for batch, _ in drawn]
 
-    def step(self, step: int, pieces: list[Any]) -> Record:
-        """Compute gradients and update; the weights change only here."""
-        accelerator, values = self.accelerator, self.schedule(step)
+    def gradients(self, step: int, pieces: list[Any]) -> Record:
+        """Compute the gradients of a step; returns its losses, averaged over batch and processes.
+
+        Raises:
+            DivergenceError: the loss is not finite.
+        """
+        accelerator = self.accelerator
         numbers: dict[str, Tensor] = {}
         devices = [accelerator.device] if accelerator.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -273,18 +281,22 @@ class _Run:
                 f"The loss is {record['loss']} at step {step}. Lower the learning rate, lengthen its warm-up or clip "
                 "gradients more; float16 overflows where bfloat16 and float32 do not."
             )
-        with ctrl_c_held():  # weights, teacher and optimiser stay of one step
-            if accelerator.scaler is not None:
-                accelerator.unscale_gradients(self.optimiser)
-            self.inner.after_backward(step)
-            norm = clip_each(self.inner, self.config.clip)
-            for group in self.optimiser.param_groups:
-                group["lr"] = values["lr"] * group.get("lr_scale", 1.0)
-                group["weight_decay"] = values["weight_decay"] if group.get("decays", True) else 0.0
-            self.optimiser.step()
-            more = self.inner.after_step(step)
-            self.done = step + 1
-        return {"step": step, **record, **values, **more, "grad_norm": norm}
+        return {"step": step, **record}
+
+    def update(self, step: int) -> Record:
+        """Change the weights by the gradients of a step, which happens only here; returns its rates and norms."""
+        values = self.schedule(step)
+        if self.accelerator.scaler is not None:
+            self.accelerator.unscale_gradients(self.optimiser)
+        self.inner.after_backward(step)
+        norm = clip_each(self.inner, self.config.clip)
+        for group in self.optimiser.param_groups:
+            group["lr"] = values["lr"] * group.get("lr_scale", 1.0)
+            group["weight_decay"] = values["weight_decay"] if group.get("decays", True) else 0.0
+        self.optimiser.step()
+        more = self.inner.after_step(step)
+        self.done = step + 1
+        return {**values, **more, "grad_norm": norm}
 
     def _averaged(self, numbers: dict[str, Tensor]) -> dict[str, float]:
         stacked = torch.stack([value.reshape(()) for value in numbers.values()])
@@ -345,32 +357,6 @@ def _available(trackers: Sequence[str]) -> list[Any]:
             "its package, or leave it out of trackers."
         )
     return list(trackers)
-
-
-def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The trainable parameters in two groups for the optimiser: tensors with weight decay, and those without: biases,
-    norms and embeddings of one row (all tensors with one dimension).
-    """
-    learning = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in learning if p.ndim > 1], "decays": True},
-        {"params": [p for p in learning if p.ndim <= 1], "decays": False},
-    ]
-
-
-@torch.no_grad()
-def clip_each(model: nn.Module, limit: float | None) -> float:
-    """Scale the gradient of every parameter tensor to at most ``limit``; returns the norm of all before that.
-
-    Per tensor, as in Endo-FM and DINO, not over all together.
-    """
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients))
-    if isinstance(norms, DTensor):
-        norms = norms.full_tensor()  # of whole tensors, not of shards
-    if limit is not None:
-        torch._foreach_mul_(gradients, list((limit / (norms + 1e-6)).clamp(max=1.0).unbind()))
-    return float(norms.norm())
 
 
 def read_log(path: str | Path) -> list[Record]:

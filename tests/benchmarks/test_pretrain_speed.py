@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from endofm_lab.model.transformer import build_backbone
 from endofm_lab.pretraining.dino import Dino, DinoConfig
 from endofm_lab.pretraining.views import MultiView, ViewSpec
-from endofm_lab.training.loop import clip_each, parameter_groups
+from endofm_lab.training.optimiser import clip_each, parameter_groups
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import open_video, write_video
 

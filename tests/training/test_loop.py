@@ -15,15 +15,8 @@ from endofm_lab.errors import CheckpointError, UserError, VideoError
 from endofm_lab.training import checkpoints as checkpoint_module
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.draws import Draws
-from endofm_lab.training.loop import (
-    DivergenceError,
-    LoopConfig,
-    Trainable,
-    clip_each,
-    parameter_groups,
-    read_log,
-    train,
-)
+from endofm_lab.training.loop import DivergenceError, LoopConfig, Trainable, read_log, train
+from endofm_lab.training.optimiser import clip_each, parameter_groups
 
 
 class Toy(Trainable):
@@ -137,7 +130,9 @@ def test_ctrl_c_during_an_update_saves_a_whole_step(tmp_path, whole):
         signal.signal(signal.SIGINT, held)
     assert Checkpoints(tmp_path / "checkpoints").all()[-1].name == "step-00000007"
     assert seen == whole[:6]
+    assert losses(read_log(tmp_path / "log.jsonl")) == whole[:7]  # the saved step is logged, though never yielded
     assert losses(start(tmp_path)) == whole[7:]
+    assert losses(read_log(tmp_path / "log.jsonl")) == whole
 
 
 def test_the_loop_leaves_the_callers_random_numbers_alone(tmp_path):
