@@ -9,6 +9,9 @@ import numpy as np
 
 Span = tuple[int, int]  # first byte, byte after the last
 
+_FFV1_FOOTER_BYTES = 8  # of a slice with a checksum: 24 bits of length, 8 bits of status, 32 bits of checksum
+_REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
 _TS_BYTES = 188  # one packet of MPEG-TS
 _TS_BLOCK = 1 << 16  # packets looked at together: 12 MB
 _LARGEST_CLUSTER = 1 << 28  # 256 MB; writers begin a new cluster after 5 MB
@@ -75,12 +78,84 @@ def broken_spans(path: Path) -> list[Span]:
         return list(kind(file, path.stat().st_size))
 
 
+def header_damage(path: Path, codec: str) -> str:
+    """A sentence about damage in the header of a Matroska or AVI file; empty for whole headers and other formats.
+
+    Matroska may have checksums. The header of AVI gives the size of the pictures and the frame rate twice: for the file
+    and for its first stream. Old programs are careless with the second one, so that this is asked of FFV1 only, which
+    takes the size from there and shows other pictures if the size is wrong.
+
+    Source:
+        RFC 9559; AVI RIFF File Reference (AVIMAINHEADER, AVISTREAMHEADER, BITMAPINFOHEADER), Microsoft.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+        if head[:4] == b"\x1a\x45\xdf\xa3" and not all(
+            map(_checksum_holds, _matroska_header(file, path.stat().st_size))
+        ):
+            return "The checksum of its header is wrong."
+    return _avi_contradiction(head) if head[:4] == b"RIFF" and codec == "ffv1" else ""
+
+
+def _matroska_header(file: BinaryIO, size: int) -> Iterator[bytes]:
+    """The elements before the first cluster that say how long and how large the pictures are shown."""
+    length, at = _ebml_length(_read(file, 0, 64), 4)
+    _, end, at = _element(_read(file, at + length, 16), at + length, size)  # the segment
+    while at < end:
+        kind, stop, body = _element(_read(file, at, 16), at, end)
+        if kind == _CLUSTER or kind not in _IN_SEGMENT:
+            return
+        if kind in (_INFO, _TRACKS):
+            yield _read(file, body, min(stop - body, _LARGEST_CLUSTER))
+        at = stop
+
+
+def _avi_contradiction(head: bytes) -> str:
+    whole, stream, picture = (head.find(name) + 8 for name in (b"avih", b"strh", b"strf"))
+    if not 8 <= whole < stream < picture:
+        return ""
+
+    def number(at: int) -> int:
+        return int.from_bytes(head[at : at + 4], "little")
+
+    (width, height), other = ((number(at), number(at + 4)) for at in (whole + 32, picture + 4))
+    if (width, height) != other:
+        return f"Its header gives two sizes of the pictures, {width}x{height} and {other[0]}x{other[1]}."
+    period_s, scale, rate = number(whole) / 1e6, number(stream + 20), number(stream + 24)
+    if period_s and abs(period_s * rate - scale) > 1e-3 * scale + 2e-6 * rate:
+        return f"Its header gives two frame rates, {1 / period_s:g} and {rate / max(scale, 1):g} per second."
+    return ""
+
+
+def ffv1_checksums_hold(packet: bytes) -> int:
+    """1 if every slice of an FFV1 packet has its checksum, -1 if one is wrong, 0 if the slices show no checksums.
+
+    Decoders show a part of the picture before in place of a slice with a wrong checksum, without an error. Checksums
+    are optional, and the same in all packets of a file: 0 also means damage if other packets have checksums.
+
+    Source:
+        RFC 9043, section 4.9 (slice footer). Checksums of version 4 start with all bits set.
+    """
+    slices, end = [], len(packet)
+    while end >= _FFV1_FOOTER_BYTES:
+        at = end - _FFV1_FOOTER_BYTES
+        begin = at - int.from_bytes(packet[at : at + 3], "big")
+        if begin < 0:
+            return 0
+        slices.append(packet[begin:end].translate(_REVERSED_BITS))
+        end = begin
+    # The register of this CRC takes the highest bit first, that of zlib the lowest, and zlib inverts it at both ends.
+    # It holds what it held at the start after a slice and its checksum.
+    holds = any(all(zlib.crc32(data, start) == start for data in slices) for start in (0xFFFFFFFF, 0))
+    return 0 if end or not slices else 1 if holds else -1
+
+
 def _is_ts(head: bytes) -> bool:
     return sum(head[at : at + 1] == b"\x47" for at in (0, _TS_BYTES, 2 * _TS_BYTES)) > 1
 
 
 def _broken_matroska(file: BinaryIO, size: int) -> Iterator[Span]:
-    """Elements whose checksum is wrong, and elements in a place where they are not allowed."""
+    """Clusters whose checksum is wrong, and elements in a place where they are not allowed."""
     head = _read(file, 0, 64)
     length, at = _ebml_length(head, 4)
     _, end, at = _element(_read(file, at + length, 16), at + length, size)  # the segment
@@ -89,10 +164,10 @@ def _broken_matroska(file: BinaryIO, size: int) -> Iterator[Span]:
         if kind not in _IN_SEGMENT or stop > end:
             yield at, size
             return
-        if kind in (_CLUSTER, _INFO, _TRACKS):
-            open_end = kind == _CLUSTER and stop == end  # unknown length, as in a live recording, or the last cluster
+        if kind == _CLUSTER:
+            open_end = stop == end  # unknown length, as in a live recording, or the last cluster
             inside = _read(file, body, min(stop - body, _LARGEST_CLUSTER))
-            done, clean = _walk_cluster(inside) if kind == _CLUSTER else (len(inside), True)
+            done, clean = _walk_cluster(inside)
             if open_end and not clean and _element(inside[done:], 0, len(inside))[0] in _IN_SEGMENT:
                 stop, inside, clean = body + done, inside[:done], True  # the next cluster begins here
             if not (clean and _checksum_holds(inside)):

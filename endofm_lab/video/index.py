@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from endofm_lab.errors import VideoError
-from endofm_lab.video.containers import Span, broken_spans
+from endofm_lab.video.containers import Span, broken_spans, ffv1_checksums_hold, header_damage
 
 # Every packet of these codecs holds one picture, and pictures are shown in the order of the file.
 _IN_ORDER = ("vp8", "vp9", "av1", "mjpeg", "ffv1")
@@ -22,7 +22,7 @@ _HEADER_BYTES = 32  # more than any container writes before a packet
 
 _NO_STAMP = np.iinfo(np.int64).min  # a packet without a time stamp
 _PACKET = [(name, "i8") for name in ("pts", "dts", "duration", "pos", "size")]
-_PACKET += [("start", "?"), ("discard", "?"), ("corrupt", "?")]
+_PACKET += [("start", "?"), ("discard", "?"), ("corrupt", "?"), ("checksums", "i1")]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class FrameIndex:
 
 
 def list_packets(container: Any, stream: Any, codec: str) -> np.ndarray:
-    """The packets of a stream in the order of the file (no decoding), 43 bytes each: 4 MB for an hour."""
+    """The packets of a stream in the order of the file (no decoding), 44 bytes each: 4 MB for an hour."""
     extradata = stream.codec_context.extradata or b""
     fields = (
         (
@@ -73,6 +73,7 @@ def list_packets(container: Any, stream: Any, codec: str) -> np.ndarray:
             packet.is_keyframe and packet.size > 0 and _can_start(packet, codec, extradata),
             packet.is_discard,
             packet.is_corrupt,
+            ffv1_checksums_hold(bytes(packet)) if codec == "ffv1" else 0,
         )
         for packet in container.demux(stream)
         if packet.size or packet.pts is not None  # an empty packet repeats the last picture; the final one means "end"
@@ -87,6 +88,8 @@ def read_index(path: Path, container: Any, stream: Any, packets: np.ndarray, cod
         VideoError: The file is cut off, shows no frame, has contradictory time stamps, or has lost most of its frames.
     """
     filled, spans = packets[packets["size"] > 0], broken_spans(path)
+    if reason := header_damage(path, codec):
+        raise VideoError(path, f"{reason} The file is damaged. Copy it again from its source.")
     if filled.size and filled["corrupt"][-1]:
         raise VideoError(path, "The file is cut off inside its last frame. Copy the file again from its source.")
     seekable, stamps = _stamps(path, container, stream, filled, codec, spans)
@@ -253,6 +256,8 @@ def _in_broken_parts(container: Any, packets: np.ndarray, starts: np.ndarray, sp
     and the packet before it are doubtful; the packets that the demuxer finds after that place are whole again.
     """
     damaged = packets["corrupt"].copy()
+    if (packets["checksums"] > 0).any():  # FFV1 has checksums in all packets or in none
+        damaged |= packets["checksums"] <= 0
     if spans:
         if not ("matroska" in container.format.name or container.format.name == "mpegts"):
             spans = [(begin - 1, begin + _HEADER_BYTES) for begin, _ in spans]

@@ -236,8 +236,9 @@ def open_video(
         damaged: ``refuse`` raises an error at a frame that cannot be decoded cleanly, and does not open a file from
             which frames are lost. ``mark`` continues: such frames keep their numbers, are black, and are listed with
             the reason in :attr:`VideoReader.damaged`. A frame is clean if neither the container nor the decoder
-            reports an error for it or for a frame that it was predicted from. A flipped bit that is valid for both
-            cannot be noticed.
+            reports an error for it or for a frame that it was predicted from, and the checksums hold that the file
+            has (Matroska written by FFmpeg, FFV1 of version 3, PNG). A flipped bit elsewhere may go unnoticed: lossy
+            codecs in MP4 or AVI have no checksum.
 
     Returns:
         A reader; use it in a ``with`` block. Frames are upright (rotation applied) and RGB; pixels are as stored, a
@@ -312,7 +313,8 @@ def write_video(
         frames: uint8 ``(H, W, 3)`` RGB arrays of one size, taken one at a time.
         fps: Frames per second.
         codec: ``h264``, ``hevc``, ``vp9``, ``av1``, ``mpeg4`` or ``mjpeg`` (visually close, 4:2:0 colour; 4:4:4 for odd
-            sizes where the codec needs it), or ``ffv1`` (lossless, bit for bit; ``.mkv`` or ``.avi``).
+            sizes where the codec needs it), or ``ffv1`` (lossless, bit for bit, with checksums; ``.mkv`` or
+            ``.avi``).
         generated: The frames were drawn by the phantom. The comment of the file states this, and so does
             :class:`VideoInfo` when the file is read.
 

@@ -104,7 +104,10 @@ _KINDS: dict[str, Callable[[bytes, np.random.Generator], tuple[str, bytes]]] = {
 
 
 # Containers with checksums, and codecs and containers whose frames are damaged by structure alone.
-FILES = ("h264_short_gop.mp4", "h264.mkv", "h264.ts", "mjpeg.avi", "vp9.webm", "hevc.mov", "mpeg4.avi", "ffv1.mkv")
+FILES = (
+    "h264_short_gop.mp4", "h264.mkv", "h264.ts", "mjpeg.avi", "vp9.webm", "hevc.mov", "mpeg4.avi", "ffv1.mkv",
+    "ffv1.avi",
+)  # fmt: skip
 N_FRAMES = 24
 
 

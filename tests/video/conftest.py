@@ -86,6 +86,7 @@ ENCODINGS: dict[str, dict] = {
     "mpeg2video.ts": {"encoder": "mpeg2video", "g": "12", "bf": "2"},
     "h264.flv": {"g": "12"},
     "ffv1.mkv": {"encoder": "ffv1", "pixel_format": "bgr0"},
+    "ffv1.avi": {"encoder": "ffv1", "pixel_format": "bgr0", "slices": "4", "g": "12"},
 }
 
 
