@@ -1,4 +1,4 @@
-"""Short texts for objects that hold arrays and tables: what a notebook or a terminal shows of them."""
+"""Short texts for objects that hold arrays and tables, as notebooks and terminals show them."""
 
 import html
 from collections.abc import Mapping
@@ -10,15 +10,15 @@ LIMIT = 400  # characters
 
 
 class Brief:
-    """A dataclass whose ``repr`` says sizes in place of contents.
+    """A dataclass whose ``repr`` gives sizes instead of contents.
 
-    Declare such a class with ``@dataclass(eq=False, repr=False)``: arrays do not compare to one truth, so two objects
-    are equal only if they are the same.
+    Declare such a class with ``@dataclass(eq=False, repr=False)``: comparing arrays does not give a single truth value,
+    so an object is equal only to itself.
     """
 
     def __repr__(self) -> str:
-        shown = [f"{f.name}={brief(getattr(self, f.name))}" for f in fields(self) if f.repr]  # type: ignore[arg-type]
-        return _cut(f"{type(self).__name__}({', '.join(shown)}", LIMIT) + ")"
+        entries = [f"{f.name}={brief(getattr(self, f.name))}" for f in fields(self) if f.repr]  # type: ignore[arg-type]
+        return _cut(f"{type(self).__name__}({', '.join(entries)}", LIMIT) + ")"
 
 
 def brief(value: Any) -> str:
@@ -32,15 +32,15 @@ def brief(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + _cut(", ".join(map(str, value)), 60) + "}"
     if isinstance(value, list | tuple | set | frozenset):
-        inside = repr(value)
-        return inside if len(inside) <= 40 else f"{len(value)} entries"
+        content = repr(value)
+        return content if len(content) <= 40 else f"{len(value)} entries"
     text = repr(value)
     return text if len(text) <= 60 else _cut(text, 40)
 
 
-def html_of(thing: object, table: Any) -> str:
-    """What a notebook shows of an object with a table: its `repr`, and the first rows; every text is escaped."""
-    return f"<p>{html.escape(repr(thing))}</p>{table.head(10).to_html(index=False, border=0, escape=True)}"
+def html_of(item: object, table: Any) -> str:
+    """The `repr` of an object and the first rows of its table for a notebook; every text is escaped."""
+    return f"<p>{html.escape(repr(item))}</p>{table.head(10).to_html(index=False, border=0, escape=True)}"
 
 
 def _cut(text: str, limit: int) -> str:

@@ -1,4 +1,4 @@
-"""Errors that a user can correct. Any other error is a defect of the library."""
+"""Errors that a user can correct. Any other error is a defect in the library."""
 
 import errno
 from pathlib import Path
@@ -7,7 +7,7 @@ LONGEST_MESSAGE = 500  # letters
 
 
 def shortened(text: str, letters: int = LONGEST_MESSAGE) -> str:
-    r"""A text on one line, without its middle where it is longer than ``letters``.
+    r"""A text on one line; the middle is left out if it is longer than ``letters``.
 
     >>> shortened("one line\nof many " + "x" * 100 + " ends here.", 30)
     'one line of m ... x ends here.'
@@ -23,7 +23,8 @@ class UserError(ValueError):
     """An error that the caller can correct; one or two sentences that name the value, the limit and the remedy.
 
     The command line prints the message and exits with 2; the app shows it in a red box. It is one line of at most
-    `LONGEST_MESSAGE` letters: a longer message loses its middle, so that its beginning and the remedy at the end stay.
+    `LONGEST_MESSAGE` letters: the middle of a longer message is cut, so that its beginning and the remedy at its end
+    stay.
     """
 
     def __str__(self) -> str:
@@ -31,7 +32,7 @@ class UserError(ValueError):
 
 
 class VideoError(UserError):
-    """A video that cannot be read: ``path`` and ``reason`` say which and why."""
+    """A video that cannot be read, with its ``path`` and the ``reason``."""
 
     def __init__(self, path: str | Path, reason: str) -> None:
         self.path = str(path)
@@ -39,7 +40,7 @@ class VideoError(UserError):
         super().__init__(f"{self.path}: {reason}")
 
     def __reduce__(self) -> tuple[type, tuple[str, str]]:
-        """Pickle both arguments, for the way back from a worker process (the default would pass only one)."""
+        """Pickle both arguments, so that a worker process can return the error (the default would pass only one)."""
         return type(self), (self.path, self.reason)
 
 
@@ -48,16 +49,16 @@ class CheckpointError(UserError):
 
 
 class ManifestError(UserError):
-    """A manifest that is malformed or names files that are not there."""
+    """A manifest that is malformed or names files that do not exist."""
 
 
 _REMEDIES = {
     errno.ENOSPC: "The disk is full. Free some space or choose a folder on another disk, then run the same again.",
     errno.EDQUOT: "Your share of the disk is used up. Free some space or choose another disk, then run the same again.",
-    errno.EFBIG: "The file grows larger than this disk or your limit (`ulimit -f`) allows. Choose another disk.",
-    errno.EROFS: "This place can only be read. Choose a folder that can be written to.",
-    errno.EACCES: "Permission is denied. Ask its owner for permission, or choose another place.",
-    errno.EPERM: "Permission is denied. Ask its owner for permission, or choose another place.",
+    errno.EFBIG: "The file is larger than this disk or your limit (`ulimit -f`) allows. Choose another disk.",
+    errno.EROFS: "This place is read-only. Choose a folder that you may write to.",
+    errno.EACCES: "Permission is denied. Ask the owner for permission, or choose another place.",
+    errno.EPERM: "Permission is denied. Ask the owner for permission, or choose another place.",
     errno.ENOENT: "There is no such file or folder. Check the path.",
     errno.ENOTDIR: "A part of this path is a file, not a folder. Check the path, or choose another one.",
     errno.EISDIR: "This is a folder, but a file is needed. Name a file.",
@@ -73,10 +74,10 @@ _REMEDIES = {
 
 
 def storage_sentence(error: OSError) -> str | None:
-    """A sentence with file, cause and remedy for an error of the disk; None for other errors of the system.
+    """A sentence with the file, the cause and the remedy for an error of the disk; None for other system errors.
 
     >>> storage_sentence(PermissionError(errno.EACCES, "Permission denied", "/data/run"))
-    '/data/run: Permission is denied. Ask its owner for permission, or choose another place.'
+    '/data/run: Permission is denied. Ask the owner for permission, or choose another place.'
     """
     short_write = error.errno is None and "requested and" in str(error)  # numpy's message for a full disk
     remedy = _REMEDIES.get(errno.ENOSPC if short_write else error.errno or 0)

@@ -1,4 +1,4 @@
-"""Whether a finished folder is whole and unchanged: a model, run, store, study, prediction or prepared data set."""
+"""Check that a finished folder is complete and unchanged: a model, run, store, study, prediction or data set."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,13 +21,13 @@ from endofm_lab.study.study import load_study
 
 @dataclass(frozen=True)
 class Integrity:
-    """What a look at a folder found.
+    """The result of checking a folder.
 
     Attributes:
         folder: the folder.
-        kind: what it holds: "model", "study", ...
-        hashes: what has changed since the job ended; None for a folder without hashes.
-        problems: why the folder is not whole, a sentence each; empty for a whole one.
+        kind: the content of the folder: "model", "study", ...
+        hashes: the changes since the job ended; None for a folder without hashes.
+        problems: the reasons why the folder is not whole, a sentence each; empty for a whole folder.
     """
 
     folder: Path
@@ -37,7 +37,7 @@ class Integrity:
 
     @property
     def whole(self) -> bool:
-        """Whether nothing is damaged, missing or unfinished, as far as can be told."""
+        """Whether no damage and no missing or unfinished file was found."""
         return not self.problems
 
     def text(self) -> str:
@@ -45,74 +45,76 @@ class Integrity:
         if self.problems:
             return "\n".join([f"{self.folder} ({self.kind}) is DAMAGED:", *(f"  {text}" for text in self.problems)])
         if self.hashes is None:
-            return f"{self.folder} ({self.kind}): no hashes; whole as far as can be told, since it can be read."
+            return f"{self.folder} ({self.kind}) can be read. It has no hashes, so smaller damage may go unnoticed."
         n, since = self.hashes.n_files, self.hashes.since
-        lines = [f"{self.folder} ({self.kind}) is whole: {n} files are as they were at {since}."]
+        lines = [f"{self.folder} ({self.kind}) is whole: {n} files are unchanged since {since}."]
         if self.hashes.added:
-            lines.append(f"  Added since, and not judged: {_some(self.hashes.added)}.")
+            lines.append(f"  Files added since then, which are not checked: {_some(self.hashes.added)}.")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The same for programs."""
+        """The same as JSON values."""
         hashes = None if self.hashes is None else asdict(self.hashes)
         return {**asdict(self), "folder": str(self.folder), "hashes": hashes, "whole": self.whole}
 
 
 def check_folder(folder: str | Path) -> Integrity:
-    """Compare a finished folder with the hashes that its job wrote last, and read what it holds.
+    """Compare a finished folder with the hashes that its job wrote last, and read its content.
 
-    A folder without hashes (copied in part, or written by an older version) is read only: damage that leaves a file
-    readable is not noticed there. A model's weights have their hash in its card.
+    A folder without hashes (copied in part, or written by an older version) is only read, so that damage goes unnoticed
+    there if it leaves the files readable. The hash of a model's weights is in the model's card.
 
     Raises:
-        UserError: there is no such folder, or it holds nothing of this library.
+        UserError: the folder does not exist, or contains nothing that this library has written.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give that of a model, run, store, study, prediction or data set.")
+        raise UserError(
+            f"{folder} is not a folder: give the one of a model, run, store, study, prediction or data set."
+        )
     kind, read = _kind(folder)
     problems: list[str] = []
-    found = None
+    hashes = None
     try:
-        found = changes(folder)
+        hashes = changes(folder)
     except UserError as error:
         problems.append(str(error))
-    if found is not None:
-        if found.changed:
-            problems.append(f"{len(found.changed)} files have changed since {found.since}: {_some(found.changed)}.")
-        if found.missing:
-            problems.append(f"{len(found.missing)} files are missing: {_some(found.missing)}.")
+    if hashes is not None:
+        if hashes.changed:
+            problems.append(f"{len(hashes.changed)} files have changed since {hashes.since}: {_some(hashes.changed)}.")
+        if hashes.missing:
+            problems.append(f"{len(hashes.missing)} files are missing: {_some(hashes.missing)}.")
     try:
         read(folder)
     except UserError as error:
         problems.append(str(error))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         problems.append(f"It cannot be read ({type(error).__name__}: {str(error)[:200]}).")
-    return Integrity(folder, kind, found, tuple(problems))
+    return Integrity(folder, kind, hashes, tuple(problems))
 
 
 def _kind(folder: Path) -> tuple[str, Callable[[Path], Any]]:
-    """What a folder holds, by the file that its job writes, and the function that reads it."""
+    """The kind of a folder's content, known by the file that its job writes, and the function that reads it."""
     for name, kind, read in _KINDS:
         if (folder / name).exists():
             return kind, read
     if (folder / "job.json").exists() or (folder / CONFIG).exists():
         return "unfinished job", _refuse_unfinished
     raise UserError(
-        f"{folder} holds no model, run, store, study, prediction or data set of endofm-lab: give the folder that a "
-        "command wrote to."
+        f"{folder} holds no model, run, store, study, prediction or data set of endofm-lab: give a folder that a "
+        "command of endofm-lab has written."
     )
 
 
 def _refuse_unfinished(folder: Path) -> None:
-    raise UserError("The job was not finished: run the same command again, it goes on from there.")
+    raise UserError("The job is not finished. Run the same command again to resume it.")
 
 
 def _read_manifest_of(folder: Path) -> None:
-    found = [path for path in (folder / "manifest.csv", folder / "manifest.parquet") if path.is_file()]
-    if not found:
-        raise UserError("The manifest is missing: run the same command again, it goes on from there.")
-    read_manifest(found[0])
+    manifests = [path for path in (folder / "manifest.csv", folder / "manifest.parquet") if path.is_file()]
+    if not manifests:
+        raise UserError("The manifest is missing. Run the same command again to create it.")
+    read_manifest(manifests[0])
 
 
 def _read_prepared(folder: Path) -> None:

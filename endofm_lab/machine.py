@@ -1,8 +1,8 @@
-"""What this process may use of its machine, and how its threads wait for each other.
+"""The cores and the memory that this process may use, and how its threads wait for each other.
 
 A container or a batch system often gives a process fewer cores and less memory than the machine has: affinity masks and
-control groups (cgroups) say how much. OpenMP threads that spin while they wait slow every neighbour, and themselves as
-soon as another process computes: a training step then takes four to nine times as long on two cores.
+control groups (cgroups) set the limits. OpenMP threads that spin while they wait slow down every other process, and
+their own one as soon as another process computes: a training step then takes four to nine times as long on two cores.
 """
 
 import math
@@ -38,10 +38,10 @@ def free_memory_mb() -> int:
 
 
 def let_threads_sleep() -> bool:
-    """Make OpenMP threads sleep while they wait, and use as many as there are cores; return whether that took effect.
+    """Make OpenMP threads sleep while they wait, use one per core, and return whether these settings take effect.
 
-    Both are environment variables that torch reads when it is loaded, so this has to come first; a value that the user
-    has set stays. Called when `endofm_lab` is imported.
+    Both settings are environment variables that torch reads when it is loaded, so this function must run before. Values
+    that the user has set are kept. It is called when `endofm_lab` is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if cores() < (os.cpu_count() or 1):
@@ -50,7 +50,7 @@ def let_threads_sleep() -> bool:
 
 
 def _cpu_quota(root: Path) -> float | None:
-    """Cores' worth of time that a control group allows (version 2, then 1); None without a limit."""
+    """Number of cores whose time a control group allows (version 2, then 1); None without a limit."""
     quota = _read(root / "cpu.max").split()
     if len(quota) == 2 and quota[0] != "max":
         return int(quota[0]) / int(quota[1])
@@ -70,7 +70,7 @@ def _memory_used(root: Path) -> int:
 
 
 def _read(path: Path) -> str:
-    """A small file's text; empty where it is not there or may not be read."""
+    """The text of a small file; empty if the file does not exist or may not be read."""
     try:
         return path.read_text(encoding="ascii")
     except OSError:

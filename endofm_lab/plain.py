@@ -1,4 +1,4 @@
-"""Dataclasses as plain JSON values and back: how configurations are kept in run folders."""
+"""Dataclasses as plain JSON values and back, for the configurations in run folders."""
 
 import types
 from dataclasses import fields, is_dataclass
@@ -21,9 +21,9 @@ def from_plain(kind: Any, value: Any, name: str) -> Any:
     """A value of an annotated type, such as a dataclass, from plain JSON.
 
     Args:
-        kind: the type; dataclasses, unions with None, tuples, dicts, literals, paths and numbers are known.
-        value: what JSON holds.
-        name: what the value is called in an error.
+        kind: the type; dataclasses, unions with None, tuples, dicts, literals, paths and numbers are supported.
+        value: the value in JSON.
+        name: name of the value in error messages.
 
     Raises:
         UserError: the value is of another type, or a dataclass has no such setting.
@@ -34,17 +34,17 @@ def from_plain(kind: Any, value: Any, name: str) -> Any:
             return None
         return from_plain(next(k for k in get_args(kind) if k is not type(None)), value, name)
     if is_dataclass(kind) and isinstance(value, dict):
-        hints, known = get_type_hints(kind), [f.name for f in fields(kind)]
-        if unknown := [key for key in value if key not in known]:
-            raise UserError(f"{name}: Unknown setting {', '.join(unknown)}; there are {', '.join(known)}.")
+        hints, settings = get_type_hints(kind), [f.name for f in fields(kind)]
+        if unknown := [key for key in value if key not in settings]:
+            raise UserError(f"{name}: Unknown setting {', '.join(unknown)}; choose from {', '.join(settings)}.")
         return kind(**{key: from_plain(hints[key], item, key) for key, item in value.items()})  # type: ignore[operator]
     if origin is dict and isinstance(value, dict):
         return {key: from_plain(get_args(kind)[1], item, key) for key, item in value.items()}
     if origin is tuple and isinstance(value, list):
         kinds = get_args(kind)
-        each = [kinds[0]] * len(value) if kinds[-1] is Ellipsis else list(kinds)
-        if len(each) == len(value):
-            return tuple(from_plain(k, item, name) for k, item in zip(each, value, strict=True))
+        item_kinds = [kinds[0]] * len(value) if kinds[-1] is Ellipsis else list(kinds)
+        if len(item_kinds) == len(value):
+            return tuple(from_plain(k, item, name) for k, item in zip(item_kinds, value, strict=True))
     if origin is Literal and value in get_args(kind):
         return value
     if kind is Path and isinstance(value, str):
@@ -53,4 +53,4 @@ def from_plain(kind: Any, value: Any, name: str) -> Any:
         return float(value)
     if isinstance(kind, type) and type(value) is kind:
         return value
-    raise UserError(f"{name} is {value!r}; that is not {getattr(kind, '__name__', kind)}.")
+    raise UserError(f"{name} is {value!r}; give a value of the type {getattr(kind, '__name__', kind)}.")

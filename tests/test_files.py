@@ -88,7 +88,7 @@ def test_an_error_of_the_disk_names_the_target_not_the_temporary_file(tmp_path):
     ("number", "words"),
     [
         (errno.ENOSPC, "disk is full"),
-        (errno.EROFS, "only be read"),
+        (errno.EROFS, "read-only"),
         (errno.EACCES, "permission"),
         (errno.ENAMETOOLONG, "too long"),
         (errno.EMFILE, "Too many files"),

@@ -138,5 +138,5 @@ def test_an_edited_result_that_could_be_read_is_refused_by_name(folders, tmp_pat
     read(copy)
     table = pd.read_parquet(copy / name)
     table.assign(**{table.columns[-1]: table.iloc[::-1][table.columns[-1]].to_numpy()}).to_parquet(copy / name)
-    with pytest.raises(UserError, match=rf"{name} is not as it was when the job ended"):
+    with pytest.raises(UserError, match=rf"{name} has changed since the job ended"):
         read(copy)

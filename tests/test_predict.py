@@ -251,7 +251,7 @@ def test_a_folder_with_another_prediction_or_anything_else_is_refused(video, mod
         predict_video(video, model, step_s=0.3, out=tmp_path / "p", progress=False)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="do not belong to a prediction"):
         predict_video(video, model, out=tmp_path / "mine", progress=False)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 

@@ -56,7 +56,7 @@ def test_another_request_is_refused_by_naming_what_differs(tmp_path):
     other = {"steps": 200, "seeds": [0, 1], "views": {"px": 64, "frames": 8}, "model": "b" * 64, "new": 1}
     sentence = (
         "holds a run with other settings: steps is 100 there, 200 here; views.frames is 4 there, 8 here; different "
-        "model; new is not noted there. Choose another folder, or delete this one."
+        "model; new is not recorded there. Choose another folder, or delete this one."
     )
     with pytest.raises(UserError) as refused, claim(tmp_path, other, "a run"):
         pass
@@ -163,11 +163,11 @@ def test_of_processes_that_find_a_dead_holder_at_once_one_works(tmp_path):
 def test_a_folder_with_other_files_is_refused_and_one_that_a_kill_left_bare_is_taken(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    refused = pytest.raises(UserError, match=r"something else than a run \(thesis.txt\)")
+    refused = pytest.raises(UserError, match=r"files that do not belong to a run \(thesis.txt\)")
     with refused, claim(tmp_path / "mine", REQUEST, "a run"):
         pass
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
-    with claim(tmp_path / "mine", REQUEST, "a run", beside=("thesis.txt",)):
+    with claim(tmp_path / "mine", REQUEST, "a run", allowed_files=("thesis.txt",)):
         pass
     (tmp_path / "bare" / "parts").mkdir(parents=True)
     (tmp_path / "bare" / ".job.0123abcd-4194305-0123abcd.part.json").write_text("{")

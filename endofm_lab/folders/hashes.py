@@ -1,6 +1,6 @@
-"""Hashes of the files of a finished job, written last, and what has changed since.
+"""Hashes of the files of a finished job, which are written last, and the changes since then.
 
-They tell damage and careless edits, not fraud: whoever can change a file can change its hash beside it.
+The hashes reveal damage and careless edits but not fraud: anyone who can change a file can also change its hash.
 """
 
 from collections.abc import Collection
@@ -18,14 +18,14 @@ READ_WHOLE_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Changes:
-    """What differs between a folder and its hashes; paths are relative to it.
+    """The differences between a folder and its hashes; paths are relative to the folder.
 
     Attributes:
-        n_files: how many files have a hash.
+        n_files: number of files with a hash.
         since: when the hashes were written.
         changed: files with other content.
         missing: files that are gone.
-        added: files that came later, such as reports and reviews; they are no damage.
+        added: files that were written later, such as reports and reviews; they do not count as damage.
     """
 
     n_files: int
@@ -41,14 +41,14 @@ def write_hashes(folder: str | Path, without: Collection[str] = ()) -> Path:
     ``without`` names entries of the folder that may still change.
     """
     folder = Path(folder)
-    found = {name: sha256_of(folder / name) for name in _files(folder) if name.partition("/")[0] not in without}
-    now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    write_json(folder / HASHES, {"written": now, "without": sorted(without), "sha256": found})
+    hashes = {name: sha256_of(folder / name) for name in _files(folder) if name.partition("/")[0] not in without}
+    written = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    write_json(folder / HASHES, {"written": written, "without": sorted(without), "sha256": hashes})
     return folder / HASHES
 
 
 def changes(folder: str | Path) -> Changes | None:
-    """What has changed in a folder since its hashes were written; None if it has none.
+    """The changes in a folder since its hashes were written; None if it has no hashes.
 
     Raises:
         UserError: ``hashes.json`` itself is damaged.
@@ -69,9 +69,9 @@ def changes(folder: str | Path) -> Changes | None:
 
 
 def refuse_changed(folder: Path, *names: str) -> None:
-    """Refuse to read files of a finished job that are not as the job left them; a folder without hashes passes.
+    """Refuse files of a finished job that have changed since the job ended; a folder without hashes is accepted.
 
-    Files of more than `READ_WHOLE_BYTES` are left to `changes`, so that a large store opens at once.
+    Files of more than `READ_WHOLE_BYTES` are checked by `changes` only, so that a large store opens quickly.
 
     Raises:
         UserError: a file has other content; the message names it.
@@ -85,8 +85,8 @@ def refuse_changed(folder: Path, *names: str) -> None:
             continue
         if sha256_of(path) != stored["sha256"][name]:
             raise UserError(
-                f"{path} is not as it was when the job ended ({stored['written']}): it is damaged or was edited. Copy "
-                f"the folder again or make it anew; to use it as it is, delete {HASHES}."
+                f"{path} has changed since the job ended ({stored['written']}): it is damaged or was edited. Copy the "
+                f"folder again or create it again; to use the file as it is, delete {HASHES}."
             )
 
 
@@ -100,19 +100,19 @@ def _read_hashes(folder: Path) -> dict[str, Any]:
         }
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder / HASHES} is damaged ({type(error).__name__}), so whether the other files are whole cannot be "
-            "told: make the folder again, or copy it again."
+            f"{folder / HASHES} is damaged ({type(error).__name__}), so the other files cannot be checked. Copy the "
+            "folder again, or create it again."
         ) from error
 
 
 def _checked(hashes: Any) -> dict[str, str]:
     if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
-        raise TypeError("hashes of files are texts by name")
+        raise TypeError("hashes must map names of files to texts")
     return hashes
 
 
 def _files(folder: Path) -> list[str]:
-    """The files below a folder by relative path, sorted; not the hashes themselves, hidden files and leftovers."""
+    """The files below a folder by relative path, sorted, without `HASHES`, hidden files and leftovers."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != HASHES)
     names = (path.relative_to(folder) for path in paths if not LEFTOVER.fullmatch(path.name))
     return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))

@@ -1,4 +1,4 @@
-"""Where a result comes from: the entry ``provenance`` that every report carries."""
+"""The origin of a result: the entry ``provenance`` of every report."""
 
 import importlib.metadata
 import platform
@@ -17,14 +17,14 @@ _MODULE = ("endofm_lab", "cli", "main.py")  # where `python -m endofm_lab.cli.ma
 
 
 def provenance(device: object = "cpu") -> dict[str, Any]:
-    """What a report says about its making, as JSON; nothing in it names the machine or the user.
+    """The versions, command and time behind a result, as JSON without the names of the machine and the user.
 
     Keys: ``endofm_lab`` (version), ``git`` (commit of the library's working tree, with "-dirty" after it if files were
     changed; None for an installed package), ``python``, ``platform``, ``device``, ``packages``, ``command`` (the
     command line, or the name of the script) and ``time`` (UTC).
 
     Args:
-        device: what computed.
+        device: the device of the computation.
     """
     return {
         "endofm_lab": __version__,
@@ -49,18 +49,18 @@ def _command() -> str:
 
 @cache
 def _git() -> str | None:
-    """The commit of the working tree that the library is run from, if there is one."""
+    """The commit of the working tree that the library is run from; None for an installed package."""
     folder = Path(__file__).parent
 
-    def answer(*words: str) -> str:
+    def output_of(*words: str) -> str:
         finished = subprocess.run(
             ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
         )
         return finished.stdout.strip()
 
     try:
-        answer("ls-files", "--error-unmatch", "provenance.py")  # and not a package in the folder of another project
-        changed = answer("status", "--porcelain", "--untracked-files=no", "--", ".")
-        return answer("rev-parse", "HEAD") + ("-dirty" if changed else "")
+        output_of("ls-files", "--error-unmatch", "provenance.py")  # fails for a package inside another project's tree
+        changed = output_of("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return output_of("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,10 +1,10 @@
-"""One habit for every run folder: what was asked of it, who works in it, and the same call again goes on.
+"""Run folders: each records its request and the process that works in it, and is resumed by the same call.
 
 >>> with claim("runs/first", {"steps": 100}, "a run") as folder:
-...     ...  # work that keeps what is finished in the folder
+...     ...  # work that saves its finished steps in the folder
 
-The request is written first, so that a run which was killed at any moment is known again. A second process is refused
-while the first one works; what a dead one left is taken over.
+The request is written first, so that a run that was killed at any moment can be recognised and resumed. A second
+process is refused while the first one works in the folder; the lock of a dead process is taken over.
 """
 
 import json
@@ -27,7 +27,7 @@ from endofm_lab.files import LEFTOVER, read_json, sweep, write_json
 from endofm_lab.folders.hashes import HASHES, write_hashes
 
 LOCK = ".lock"
-_UNFINISHED_S = 2.0  # a lock without content is of a process that was killed while it wrote it, after this time
+_UNFINISHED_S = 2.0  # after this time, a lock without content belongs to a process that was killed while writing it
 _FINGERPRINT = re.compile(r"[0-9a-f]{32,64}")
 Completion = Callable[[dict[str, Any]], Mapping[str, Any]]
 
@@ -38,27 +38,28 @@ class FolderInUseError(UserError):
 
 @dataclass(frozen=True)
 class Holder:
-    """Who works in a folder: process number and machine, when the process was born, and since when it works there."""
+    """The process that works in a folder: its number and machine, its start, and the start of its work there."""
 
     pid: int
     host: str
-    born_s: float  # seconds since 1970; process numbers are used again
+    born_s: float  # start of the process in seconds since 1970, because process numbers are reused
     since: str
-    folder: int  # its number on the disk: in a copy of the folder nobody works
-    job: str  # of Slurm, and how often that has started it again; "" outside
+    folder: int  # inode of the folder: the lock in a copy of the folder does not count
+    job: str  # number of the Slurm job and how often Slurm has restarted it; "" outside Slurm
     token: str
 
     @classmethod
     def this_process(cls, folder: Path) -> "Holder":
-        """This process, from now on, in a folder."""
-        now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+        """This process, as the holder of a folder from now on."""
+        since = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         pid, number, token = os.getpid(), folder.stat().st_ino, secrets.token_hex(8)
-        return cls(pid, socket.gethostname(), psutil.Process(pid).create_time(), now, number, _job(), token)
+        return cls(pid, socket.gethostname(), psutil.Process(pid).create_time(), since, number, _job(), token)
 
     def is_gone_from(self, folder: Path) -> bool:
-        """Whether the process has ended, or never worked here; one on another machine is taken to be alive.
+        """Whether the process has ended or never worked in this folder.
 
-        Of a Slurm job that was started again, the processes of the start before have ended, wherever they were.
+        A process on another machine counts as alive. When Slurm restarts a job, the processes of the earlier start
+        have ended on every machine.
         """
         if self.job and self.job != _job() and self.job.split(".")[0] == _job().split(".")[0]:
             return True
@@ -88,48 +89,48 @@ def claim(
     *,
     record: str = "job.json",
     about: Mapping[str, Any] | None = None,
-    beside: Sequence[str] = (),
+    allowed_files: Sequence[str] = (),
     completed: Completion = dict,
     product: Path | None = None,
 ) -> Iterator[Path]:
-    """Work in a folder that is new, empty, or of the same request; nobody else may meanwhile.
+    """Work in a folder that is new, empty, or has the same request, and keep other processes out meanwhile.
 
     Args:
-        folder: made if it is not there.
-        request: everything that the result depends on, as JSON can hold it; nested mappings are compared by entry.
-        kind: what the folder holds, with its article: "a study".
-        record: name of the file that keeps the request.
-        about: what is written beside the request and not compared.
-        beside: names of files that may lie in a new folder.
-        completed: adds to the record of an older version what that did not note yet.
-        product: the folder whose files get their hashes when the block has ended well; by default ``folder``.
+        folder: created if it does not exist.
+        request: everything that the result depends on, as JSON values; nested mappings are compared entry by entry.
+        kind: the content of the folder with its article, such as "a study".
+        record: name of the file that holds the request.
+        about: further entries of that file, which are not compared.
+        allowed_files: names of files that a new folder may already contain; they get no hashes.
+        completed: adds entries that an older version did not record.
+        product: the folder whose files are hashed when the block has ended without an error; by default ``folder``.
 
     Yields:
         The folder.
 
     Raises:
-        FolderInUseError: another process works in it; the message says which, and since when.
-        UserError: it holds something else, or the result of another request; the message names what differs.
+        FolderInUseError: another process works in the folder; the message says which process, and since when.
+        UserError: the folder contains other files, or the result of another request; the message names the differences.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, but {kind} needs a folder: choose another name.")
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = json.loads(json.dumps(request, default=str))
+    requested = json.loads(json.dumps(request, default=str))
     with _locked(folder):
         new = not (folder / record).exists()
         if new:
-            _refuse_foreign(folder, kind, beside)
-            write_json(folder / record, {**wanted, **(about or {})})
+            _refuse_foreign(folder, kind, allowed_files)
+            write_json(folder / record, {**requested, **(about or {})})
         else:
-            check_request(folder, wanted, kind, record, completed)
+            check_request(folder, requested, kind, record, completed)
         sweep(folder)
         try:
             yield folder
             if not ((product or folder) / HASHES).exists():
-                write_hashes(product or folder, without=beside)
-        except UserError:  # such as a missing option: what was put right may be asked for in the same folder
-            if new and not _foreign(folder, (record, *beside)):
+                write_hashes(product or folder, without=allowed_files)
+        except UserError:  # such as a missing option: the corrected request may use the same folder
+            if new and not _foreign(folder, (record, *allowed_files)):
                 (folder / record).unlink()
             raise
 
@@ -137,23 +138,23 @@ def claim(
 def check_request(
     folder: Path, request: Mapping[str, Any], kind: str, record: str = "job.json", completed: Completion = dict
 ) -> None:
-    """Refuse a folder whose request was another one.
+    """Refuse a folder with another request.
 
     Raises:
-        UserError: the message names what differs.
+        UserError: the request differs; the message names the differences.
     """
-    wanted = json.loads(json.dumps(request, default=str))
+    requested = json.loads(json.dumps(request, default=str))
     try:
-        before = read_json(folder / record)
+        recorded = read_json(folder / record)
     except ValueError:
-        before = None
-    if not isinstance(before, dict):
+        recorded = None
+    if not isinstance(recorded, dict):
         raise UserError(f"{folder / record} is damaged: choose another folder, or delete this one.")
-    if differing := list(_differences(completed(before), wanted)):
-        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+    if differing := list(_differences(completed(recorded), requested)):
+        remainder = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
-            f"{folder} holds {kind} with other settings: {'; '.join(differing[:5])}{more}. Choose another folder, or "
-            "delete this one."
+            f"{folder} holds {kind} with other settings: {'; '.join(differing[:5])}{remainder}. Choose another folder, "
+            "or delete this one."
         )
 
 
@@ -168,10 +169,10 @@ def refuse_held(folder: str | Path) -> None:
     folder = Path(folder)
     if holder := held_by(folder):
         where = "here" if holder.host == socket.gethostname() else f"on {holder.host}"
-        remedy = f"if it no longer exists, delete {folder / LOCK}" if where != "here" else "or stop it"
+        remedy = f"; if it no longer exists, delete {folder / LOCK}" if where != "here" else ", or stop it"
         raise FolderInUseError(
             f"{folder} is being worked on by process {holder.pid} {where} since {holder.since}. Wait until that "
-            f"process has ended, {remedy}."
+            f"process has ended{remedy}."
         )
 
 
@@ -189,7 +190,7 @@ def _locked(folder: Path) -> Iterator[None]:
             json.dump(asdict(own), file)
         break
     else:
-        raise FolderInUseError(f"{folder} is wanted by several processes at once. Run the same again in a moment.")
+        raise FolderInUseError(f"Several processes are trying to use {folder} at once. Try again in a moment.")
     try:
         yield
     finally:
@@ -198,9 +199,9 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _take_away(lock: Path) -> None:
-    """Remove a dead process's lock. Of several that try this at once, none removes the lock of another."""
+    """Remove a dead process's lock, but never the lock of another process that takes over at the same time."""
     dead = _read(lock)
-    if dead is None:  # being written, or its writer was killed
+    if dead is None:  # the lock is being written, or its writer was killed
         try:
             if time.time() - lock.stat().st_mtime < _UNFINISHED_S:
                 time.sleep(0.1)
@@ -212,7 +213,7 @@ def _take_away(lock: Path) -> None:
         lock.rename(aside)
     except FileNotFoundError:
         return
-    if _read(aside) != dead:  # another process was faster and holds it: give the lock back
+    if _read(aside) != dead:  # another process was faster and holds the lock: give it back
         aside.rename(lock)
         return
     aside.unlink()
@@ -225,34 +226,35 @@ def _read(lock: Path) -> Holder | None:
         return None
 
 
-def _refuse_foreign(folder: Path, kind: str, beside: Sequence[str]) -> None:
-    if foreign := _foreign(folder, beside):
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+def _refuse_foreign(folder: Path, kind: str, allowed_files: Sequence[str]) -> None:
+    if foreign := _foreign(folder, allowed_files):
+        remainder = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise UserError(
-            f"{folder} holds something else than {kind} ({foreign[0]}{more}): choose a new or an empty folder."
+            f"{folder} already contains files that do not belong to {kind} ({foreign[0]}{remainder}). Choose a new or "
+            "an empty folder."
         )
 
 
-def _foreign(folder: Path, beside: Sequence[str]) -> list[str]:
-    """Names of what lies in a folder and cannot be what a killed run of ours left before it had finished anything."""
+def _foreign(folder: Path, allowed_files: Sequence[str]) -> list[str]:
+    """Names of the files in a folder that no run of this library can have left when it was killed at its start."""
     return [
         path.name
         for path in sorted(folder.iterdir())
-        if path.name not in beside
+        if path.name not in allowed_files
         and not path.name.startswith(LOCK)
         and not LEFTOVER.fullmatch(path.name)
         and not (path.is_dir() and not any(path.iterdir()))
     ]
 
 
-def _differences(before: Mapping[str, Any], wanted: Mapping[str, Any], name: str = "") -> Iterator[str]:
-    """In words, each entry of ``wanted`` that ``before`` has otherwise; further entries of ``before`` do not count."""
-    for key, value in wanted.items():
+def _differences(recorded: Mapping[str, Any], requested: Mapping[str, Any], name: str = "") -> Iterator[str]:
+    """The entries of ``requested`` that differ in ``recorded``, in words; its further entries are ignored."""
+    for key, value in requested.items():
         path = f"{name}{key}"
-        if key not in before:
-            yield f"{path} is not noted there"
+        if key not in recorded:
+            yield f"{path} is not recorded there"
             continue
-        old = before[key]
+        old = recorded[key]
         if isinstance(value, dict) and isinstance(old, dict):
             yield from _differences(old, value, f"{path}.")
         elif old != value:

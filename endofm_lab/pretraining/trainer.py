@@ -163,7 +163,9 @@ class _Pretraining:
             "provenance": provenance(self.device),
             "initialisation": {"words": "Not known yet: the network is being built."},
         }
-        with claim(out, request, kind, record=CONFIG, about=about, beside=(PROCESS, OUTPUT), completed=_completed):
+        with claim(
+            out, request, kind, record=CONFIG, about=about, allowed_files=(PROCESS, OUTPUT), completed=_completed
+        ):
             yield
 
     def _initialised(self, backbone: Encoder) -> InitialisationRecord:

@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on_and_keeps_what_was_written(phantom, tmp_path):
 
 def test_a_folder_that_holds_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="do not belong to"):
         write_phantom(tmp_path, "tiny", progress=False)
     with pytest.raises(UserError, match="tiny, tutorial, demo"):
         write_phantom(tmp_path / "x", "huge", progress=False)

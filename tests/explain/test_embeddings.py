@@ -154,7 +154,7 @@ def test_a_store_of_another_model_version_is_refused(manifest, model, tmp_path):
 def test_foreign_and_damaged_folders_are_refused(manifest, model, tmp_path):
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("a")
-    with pytest.raises(UserError, match="something else than embeddings"):
+    with pytest.raises(UserError, match="do not belong to embeddings"):
         embed(manifest, model, tmp_path / "letters", progress=False)
     store = embed(manifest, model, tmp_path / "store", progress=False)
     about = json.loads((store.path / "store.json").read_text())

@@ -354,7 +354,7 @@ def test_what_cannot_be_studied_is_refused(video, model, tmp_path):
         run_study(video, model, tmp_path / "c", skip_near_duplicates=True, progress=False)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="something else"):
+    with pytest.raises(UserError, match="do not belong to a study"):
         run_study(video, model, tmp_path / "d", progress=False)
 
 

@@ -93,7 +93,7 @@ def prepare(
     workers = workers or cores()
     request = _request(recipe, root, cut=cut, layout=layout, lists=lists, name=name, fps=fps, parts=parts, kind=kind)
     with (
-        claim(out / WORK, request, "a preparation", beside=(JOURNAL,), product=out) as folder,
+        claim(out / WORK, request, "a preparation", allowed_files=(JOURNAL,), product=out) as folder,
         Journal(folder / JOURNAL) as journal,
     ):
         (out / HASHES).unlink(missing_ok=True)  # pictures that were replaced are read again
