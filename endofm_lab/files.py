@@ -1,4 +1,4 @@
-"""Files that are whole or absent, what a killed write leaves, fingerprints, and tables that spreadsheets open."""
+"""Files that are either complete or absent, leftovers of killed writes, fingerprints, and tables for spreadsheets."""
 
 import hashlib
 import json
@@ -23,33 +23,33 @@ from endofm_lab.errors import UserError, shortened
 if TYPE_CHECKING:
     import pandas as pd
 
-# A spreadsheet takes text that begins like this for a formula; apostrophes before it are our own marks.
+# Spreadsheets treat text that begins like this as a formula; the apostrophes before it are marks of this library.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 SAMPLE_BYTES = 64 * 1024  # read at the beginning, in the middle and at the end of a file for its fingerprint
-SAMPLED_FILES = 256  # of a folder, evenly spaced in the order of their names
-# What readers of JSON, tables, arrays and archives raise for content that they did not write.
+SAMPLED_FILES = 256  # files of a folder, evenly spaced in the order of their names
+# The errors that readers of JSON, tables, arrays and archives raise for damaged or foreign content.
 _DAMAGE: tuple[type[Exception], ...] = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 _DAMAGE += (RecursionError, MemoryError, OSError, EOFError, BadZipFile, zlib.error, struct.error, SyntaxError)
 _DAMAGE += (NotImplementedError,)
 _HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-LEFTOVER = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part(\..*)?")  # host, process, a number per write
+LEFTOVER = re.compile(r"\..+\.([0-9a-f]{8})-(\d+)-[0-9a-f]{8}\.part(\..*)?")  # host, process, random number
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 
 @contextmanager
 def atomic_path(target: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``target`` that becomes ``target`` when the block ends well, and vanishes otherwise.
+    """A temporary path beside ``target`` that becomes ``target`` when the block succeeds, and is removed otherwise.
 
-    The block may create a file or a folder there. Ending (``.mp4``) and folder are kept, so that writers which look at
-    the name work and the rename stays on one file system. An existing file is replaced; an existing folder too. No two
-    writers share a temporary path. The content is on disk before it gets its name, and may be read by whom the
-    process's umask allows (safetensors would write for the owner alone).
+    The block may create a file or a folder there. The path has the suffix and the folder of ``target``, because some
+    writers choose the format by the suffix and the rename must stay on one file system. An existing file or folder is
+    replaced. No two writers share a temporary path. The content is flushed to disk before it is renamed, and its
+    permissions follow the process's umask (safetensors would give them to the owner alone).
 
     Raises:
-        OSError: as the block raises it, with ``target`` as its file name where it names none or the temporary path.
+        OSError: the error of the block; its file name is ``target`` if it was missing or the temporary path.
     """
     target = Path(target)
     writer = f"{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -70,13 +70,13 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
 
 
 def _settle(path: Path) -> None:
-    """Give a finished file, or all those of a folder, the usual permissions, and wait until they are on disk."""
+    """Give a finished file, or all files in a folder, the usual permissions, and wait until they are on disk."""
     for file in path.rglob("*") if path.is_dir() else [path]:
         if not file.is_file():
             continue
         mode = file.stat().st_mode
         file.chmod(mode | (0o666 & ~_UMASK))
-        with file.open("r+b") as opened:  # Windows flushes only what may be written
+        with file.open("r+b") as opened:  # Windows flushes only files that are open for writing
             os.fsync(opened.fileno())
 
 
@@ -88,16 +88,16 @@ def _remove(path: Path) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers of this machine left in a folder and below; a living writer's files stay."""
+    """Remove the leftovers of killed writers on this machine from a folder and below; files of live writers stay."""
     for path in list(folder.rglob(".*.part*")):
         leftover = LEFTOVER.fullmatch(path.name)
         if leftover and leftover[1] == _HOST and not _writes(int(leftover[2]), path):
-            with suppress(PermissionError):  # another user's
+            with suppress(PermissionError):  # the leftover of another user
                 _remove(path)
 
 
 def _writes(pid: int, path: Path) -> bool:
-    """Whether a process that can have begun a temporary file or folder is alive."""
+    """Whether the process that may have created a temporary file or folder is alive."""
     try:
         process = psutil.Process(pid)
         alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -109,7 +109,7 @@ def _writes(pid: int, path: Path) -> bool:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused: they are not JSON."""
+    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused because they are not valid JSON."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -118,22 +118,22 @@ def read_json(path: str | Path) -> Any:
     """The value stored in a JSON file.
 
     Raises:
-        UserError: the file is damaged, or holds NaN or infinity, which are not JSON.
+        UserError: the file is damaged, or holds NaN or infinity, which are not valid JSON.
         OSError: there is no such file, or it cannot be read.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # malformed, no text, or nested without end
-        raise UserError(f"{path} is not JSON that can be read ({error}); write it anew, or copy it again.") from error
+    except (ValueError, RecursionError) as error:  # malformed, not text, or nested too deeply
+        raise UserError(f"{path} is not readable JSON ({error}). Write the file again, or copy it again.") from error
 
 
 def read_object(path: str | Path, keys: Mapping[str, Any], remedy: str) -> dict[str, Any]:
-    """The object in a JSON file, whose entries are what is expected; further entries may stand beside them.
+    """The object in a JSON file, with its entries checked; further entries are allowed.
 
     Args:
         path: the file.
-        keys: name of every entry that must be there -> its type, as `fits` takes it.
-        remedy: what to do about a file that was altered, as a sentence.
+        keys: name of every required entry -> its type, as `fits` takes it.
+        remedy: what to do if the file was altered, as a sentence.
 
     Raises:
         UserError: the file is damaged, or an entry is missing or of another type; the message names it.
@@ -144,23 +144,23 @@ def read_object(path: str | Path, keys: Mapping[str, Any], remedy: str) -> dict[
     except UserError as error:
         raise UserError(f"{path} is damaged. {remedy}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds no object. {remedy}")
+        raise UserError(f"{path} does not hold a JSON object. {remedy}")
     for name, kind in keys.items():
         if name not in value:
             raise UserError(f"{path} lacks {name!r}. {remedy}")
         if not fits(value[name], kind):
-            raise UserError(f"{path}: {name} is {shortened(repr(value[name]), 60)}, which it cannot be. {remedy}")
+            raise UserError(f"{path}: {name} has the wrong value {shortened(repr(value[name]), 60)}. {remedy}")
     return value
 
 
 @contextmanager
 def reading(path: str | Path, remedy: str, error: type[UserError] = UserError) -> Iterator[None]:
-    """Whatever a damaged or altered file makes its reader raise becomes one sentence with the file and the remedy.
+    """Turn the errors that a reader raises for a damaged or altered file into a message with the file and the remedy.
 
     Args:
         path: the file or folder.
         remedy: what to do, as a sentence.
-        error: the kind of error to raise.
+        error: the class of the error to raise.
     """
     try:
         yield
@@ -181,27 +181,27 @@ def fits(value: Any, kind: Any) -> bool:
     >>> fits({"a": [1, 2.5]}, dict[str, list[float]]), fits("abc", tuple[str, ...]), fits(True, int)
     (True, False, False)
     """
-    origin, inside = get_origin(kind), get_args(kind)
+    origin, arguments = get_origin(kind), get_args(kind)
     if kind is Any:
         return True
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and type(value) is not bool and abs(value) < 1e300
     if origin in (Union, UnionType):
-        return any(fits(value, item) for item in inside)
+        return any(fits(value, item) for item in arguments)
     if origin is Literal:
-        return isinstance(value, str | int | None) and value in inside
-    if origin is list or (origin is tuple and inside[-1] is ...):
-        return isinstance(value, list) and all(fits(item, inside[0]) for item in value)
+        return isinstance(value, str | int | None) and value in arguments
+    if origin is list or (origin is tuple and arguments[-1] is ...):
+        return isinstance(value, list) and all(fits(item, arguments[0]) for item in value)
     if origin is tuple:
-        return isinstance(value, list) and len(value) == len(inside) and all(map(fits, value, inside))
+        return isinstance(value, list) and len(value) == len(arguments) and all(map(fits, value, arguments))
     if origin is dict:
-        return isinstance(value, dict) and all(fits(item, inside[1]) for item in value.values())
+        return isinstance(value, dict) and all(fits(item, arguments[1]) for item in value.values())
     if is_typeddict(kind):
-        known = get_type_hints(kind)
+        entries = get_type_hints(kind)
         return (
             isinstance(value, dict)
-            and kind.__required_keys__ <= value.keys() <= known.keys()
-            and all(fits(item, known[name]) for name, item in value.items())
+            and kind.__required_keys__ <= value.keys() <= entries.keys()
+            and all(fits(item, entries[name]) for name, item in value.items())
         )
     return isinstance(value, kind)
 
@@ -220,7 +220,7 @@ def read_parquet(path: str | Path) -> "pd.DataFrame":
     """The table in a Parquet file.
 
     Raises:
-        ValueError: it is damaged, or no Parquet table.
+        ValueError: the file is damaged, or not a Parquet table.
     """
     import pandas as pd
 
@@ -229,27 +229,28 @@ def read_parquet(path: str | Path) -> "pd.DataFrame":
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged file can break the reader anywhere
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{Path(path).name} is damaged or no Parquet table ({said[0][:200]})") from error
+        message = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{Path(path).name} is damaged or not a Parquet table ({message[0][:200]})") from error
 
 
 def sha256_of(path: str | Path) -> str:
-    """The SHA-256 of a file's bytes as 64 hexadecimal digits, read in pieces of 1 MB."""
+    """The SHA-256 of a file's bytes as 64 hexadecimal digits; the file is read in blocks of 1 MB."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        while block := file.read(1 << 20):
+            digest.update(block)
     return digest.hexdigest()
 
 
 def fingerprint_of(path: str | Path) -> str:
-    """32 hexadecimal digits that change when a file or a folder of files does, without reading all of it.
+    """32 hexadecimal digits that change with a file or a folder of files, computed without reading all of it.
 
-    Of a file: its size, the time of its last change, and `SAMPLE_BYTES` from its beginning, middle and end. Of a
-    folder: names, sizes and times of all files in it and below, and the samples of at most `SAMPLED_FILES` of them.
+    For a file, they depend on its size, the time of its last change, and `SAMPLE_BYTES` from its beginning, middle and
+    end. For a folder, they depend on the names, sizes and times of all files in it and below, and on the samples of at
+    most `SAMPLED_FILES` of them.
 
     Raises:
-        FileNotFoundError: there is nothing at the path.
+        FileNotFoundError: the path does not exist.
     """
     path = Path(path)
     digest = hashlib.sha256()
@@ -279,9 +280,9 @@ def _add_samples(digest: "hashlib._Hash", file: Path) -> None:
 
 
 def cache_folder(*names: str) -> Path:
-    """A folder for things that can be made again (samples, predictions of the app), created if absent.
+    """A folder for files that can be computed again (samples, predictions of the app), created if absent.
 
-    It lies in ``ENDOFM_LAB_CACHE`` if that is set, else in ``.cache/endofm_lab`` of the user's home.
+    It is in ``ENDOFM_LAB_CACHE`` if that is set, otherwise in ``.cache/endofm_lab`` in the user's home.
     """
     root = Path(os.environ.get("ENDOFM_LAB_CACHE") or Path.home() / ".cache" / "endofm_lab")
     folder = root.joinpath(*names)
@@ -290,11 +291,11 @@ def cache_folder(*names: str) -> Path:
 
 
 def formulas_as_text(table: "pd.DataFrame") -> "pd.DataFrame":
-    """A table for a CSV file that spreadsheets open: text that begins like a formula has an apostrophe before it.
+    """A table for a CSV file that spreadsheets open: an apostrophe precedes text that begins like a formula.
 
-    Spreadsheets run cells that begin with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return; names of files,
-    classes and runs can. Column names are treated alike; numbers stay numbers. `text_from_cells` takes the
-    apostrophes back.
+    Spreadsheets execute cells that begin with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return, and names of
+    files, classes and runs can begin so. Column names are treated alike; numbers stay numbers. `text_from_cells`
+    removes the apostrophes.
     """
     marked = _mapped(table, _marked)
     marked.columns = [_marked(name) for name in table.columns]
@@ -318,13 +319,13 @@ def _marked(cell: Any) -> Any:
 
 
 def bundled(name: str) -> Path:
-    """A folder that comes with the project: inside the package as a wheel has it, or beside it as the source tree has.
+    """A folder that comes with the project: inside the package in a wheel, or beside it in the source tree.
 
     Raises:
-        UserError: it is in neither place.
+        UserError: the folder is in neither place.
     """
     package = Path(__file__).resolve().parent
     for folder in (package / name, package.parent / name):
         if folder.is_dir():
             return folder
-    raise UserError(f"The folder {name}/ is missing from this installation of endofm-lab: install it again.")
+    raise UserError(f"The folder {name}/ is missing from this installation of endofm-lab. Install endofm-lab again.")

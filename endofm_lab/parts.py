@@ -1,4 +1,4 @@
-"""What a running prediction keeps on disk, part by part, so that it can go on after it was stopped."""
+"""The parts of an unfinished prediction, which are saved as they are finished so that it can be resumed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,17 +10,17 @@ from endofm_lab.files import atomic_path, reading
 
 
 @dataclass(frozen=True)
-class Part:
-    """The results of clips ``start_clip`` to ``stop_clip`` of a running prediction, and what it carries on.
+class PredictionPart:
+    """The results of the clips ``start_clip`` to ``stop_clip`` of a prediction, and the sums that the next part needs.
 
     Attributes:
         scores: head -> (n, K).
-        frames: (m,) frames that no later clip shows.
+        frames: (m,) indices of the frames that no later clip shows.
         maps: mask head -> (m, K, h, w) uint8; empty if m is 0.
         boxes: box head -> (n, 7) float32: frame, label, score, x1, y1, x2, y2 in fractions of the frame.
-        carry: sums over clips of the dense outputs of frames that a later clip may still show: head -> (c, K, h, w).
-        carry_frames: (c,) their indices.
-        carry_counts: (c,) in how many clips they were so far.
+        carry: sums over clips of the dense outputs of frames that later clips may still show: head -> (c, K, h, w).
+        carry_frames: (c,) indices of these frames.
+        carry_counts: (c,) number of clips so far that showed these frames.
     """
 
     start_clip: int
@@ -44,17 +44,17 @@ class Part:
         return path
 
     @classmethod
-    def read(cls, path: Path) -> "Part":
+    def read(cls, path: Path) -> "PredictionPart":
         """The part that `save` wrote.
 
         Raises:
             UserError: the file is damaged.
         """
-        with reading(path, "Delete the file and predict again, which computes its clips anew."):
+        with reading(path, "Delete the file and predict again, which computes its clips again."):
             return cls._stored(path)
 
     @classmethod
-    def _stored(cls, path: Path) -> "Part":
+    def _stored(cls, path: Path) -> "PredictionPart":
         with np.load(path, allow_pickle=False) as stored:
             start, stop = stored["clips"].tolist()
             grouped: dict[str, dict[str, np.ndarray]] = {group: {} for group in _GROUPS}
@@ -70,19 +70,19 @@ _GROUPS = ("scores", "maps", "boxes", "carry")  # the fields of a part that hold
 
 
 def joined_parts(folder: Path) -> list[Path]:
-    """The parts from the first clip on that follow each other and can be read; the others are removed."""
+    """The readable parts that follow each other without a gap from the first clip on; all other parts are removed."""
     joined: list[Path] = []
     clip = 0
-    found = sorted(folder.glob("part_*.npz"))
-    for path in found:
+    stored_paths = sorted(folder.glob("part_*.npz"))
+    for path in stored_paths:
         try:
-            part = Part.read(path)
+            part = PredictionPart.read(path)
         except UserError:
             break
         if part.start_clip != clip or part.stop_clip <= clip:
             break
         joined.append(path)
         clip = part.stop_clip
-    for path in found[len(joined) :]:
+    for path in stored_paths[len(joined) :]:
         path.unlink()
     return joined

@@ -23,7 +23,7 @@ from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.precision import Precision, dtype_of
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
-from endofm_lab.parts import Part, joined_parts
+from endofm_lab.parts import PredictionPart, joined_parts
 from endofm_lab.prediction import VideoPrediction, assemble, load_prediction
 from endofm_lab.video.clips import sliding_clips
 from endofm_lab.video.reader import VideoReader, open_video
@@ -31,25 +31,25 @@ from endofm_lab.video.transforms import to_input
 
 T = TypeVar("T")
 
-PART_BATCHES = 16  # batches per part on disk: a kill loses at most this many
+PART_BATCHES = 16  # batches per part on disk; a kill loses at most the work on this many batches
 
 
 class PlannedClip(NamedTuple):
-    """A clip that goes through the model.
+    """A clip that goes through the model: a clip of the regular grid, or one between two clips of the grid.
 
     Attributes:
-        start_s: where it starts.
-        end_s: where it ends.
-        indices: (T,) the frames that it shows.
-        of: the clip of the grid that it is, or that it lies beside.
-        beside: it lies between two clips of the grid, for the masks and boxes of its frames.
+        start_s: start of the clip.
+        end_s: end of the clip.
+        indices: (T,) indices of its frames.
+        grid_clip: index of this clip in the grid; of a clip between two clips of the grid, the index of the first.
+        between: whether the clip is between two clips of the grid; it is then run for masks and boxes only.
     """
 
     start_s: float
     end_s: float
     indices: np.ndarray
-    of: int
-    beside: bool
+    grid_clip: int
+    between: bool
 
 
 def predict_video(
@@ -74,29 +74,29 @@ def predict_video(
         path: a video file, a folder of frames, or one image.
         model: a model, its folder, a released checkpoint, or the name ``"demo"``.
         step_s: seconds from one clip's start to the next; by default half a clip, so that every instant is in two.
-        every_frame: also run the clips that start between, so that every frame of the video gets a mask and boxes
-            (as many times slower as the clip's frames are apart). The scores stay those of the sliding clips; how far
-            the clips between differ from them is told by `VideoPrediction.score_spread`.
+        every_frame: also run the clips that start in between, so that every frame of the video gets a mask and boxes.
+            This multiplies the time by the spacing of a clip's frames. The scores stay those of the sliding clips;
+            `VideoPrediction.score_spread` shows how far the clips in between differ from them.
         batch_clips: clips that go through the model together.
-        precision: ``"auto"`` computes in bfloat16 where the processor has it in hardware: about three times as fast
+        precision: ``"auto"`` computes in bfloat16 if the processor supports it in hardware: about three times as fast
             for the base model, with scores that differ in the third decimal.
         device: where the model computes: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu
-            that this machine has. A model that is handed over stays where it is; a copy of it computes.
-        out: a folder for the result. Work is kept there in parts: a run that was stopped goes on where it was when
-            called again with the same video, model and options. A finished one is read back.
+            that this machine has. A model object that is passed in stays on its device; a copy of it computes.
+        out: a folder for the result, where finished parts of the work are saved. A run that was stopped is resumed by
+            the same call with the same video, model and options. A finished result is read back.
         progress: show a progress bar.
 
     Raises:
         VideoError: the video cannot be read.
-        UserError: an option out of range, ``out`` holds something else (the message names what differs), or another
-            process works there.
+        UserError: an option is out of range, ``out`` contains other files or another result (the message names the
+            differences), or another process works there.
     """
     steps = prediction_steps(path, model, step_s, every_frame, batch_clips, precision, device, out)
     return with_progress(steps, "clip", Path(path).name, progress)
 
 
 def with_progress(steps: Generator[tuple[int, int], None, T], unit: str, title: str, shown: bool) -> T:
-    """Run a generator of (done, total) to its end with a progress bar, and return its return value."""
+    """Run a generator of (done, total) to its end with a progress bar, and return the generator's return value."""
     with tqdm(unit=unit, desc=title, disable=not shown) as bar:
         while True:
             try:
@@ -116,7 +116,7 @@ def prediction_steps(
     device: str = "auto",
     out: str | Path | None = None,
 ) -> Generator[tuple[int, int], None, VideoPrediction]:
-    """`predict_video` in steps, for callers that draw their own progress: yields (clips done, clips in all).
+    """`predict_video` in steps, for callers with a progress bar of their own: yields (clips done, clips in all).
 
     The prediction is the generator's return value. Closing the generator early loses at most one part.
     """
@@ -125,8 +125,8 @@ def prediction_steps(
     if step_s is not None and not 0 < step_s < float("inf"):
         raise UserError(f"step_s is {step_s}, but clips must start more than 0 s apart.")
     model = model_at(model, device)
-    place = next(model.parameters()).device
-    dtype = dtype_of(precision, place)
+    model_device = next(model.parameters()).device
+    dtype = dtype_of(precision, model_device)
     network = for_inference(model, dtype)
     with open_video(path) as reader:
         request: dict[str, Any] = {
@@ -151,19 +151,19 @@ def prediction_steps(
 def _predict(
     model: VideoModel, network: VideoModel, reader: VideoReader, request: dict[str, Any], folder: Path | None
 ) -> Generator[tuple[int, int], None, VideoPrediction]:
-    """Run the clips that no part in ``folder`` holds yet, and join the parts."""
+    """Run the clips that are in no part in ``folder`` yet, and join the parts."""
     clips = _plan(model, reader, request["step_s"], request["every_frame"])
-    parts: list[Part | Path] = []
+    parts: list[PredictionPart | Path] = []
     if folder is not None:
         (folder / "parts").mkdir(exist_ok=True)
         parts += joined_parts(folder / "parts")
-    last = Part.read(parts[-1]) if parts else None  # type: ignore[arg-type]
+    last = PredictionPart.read(parts[-1]) if parts else None  # type: ignore[arg-type]
     yield (last.stop_clip if last else 0), len(clips)
     for part in _run(network, reader, clips, last, request["batch_clips"]):
         parts.append(part.save(folder / "parts") if folder else part)
         yield part.stop_clip, len(clips)
     heads = model.card.heads
-    origin = {
+    sources = {
         **provenance(next(model.parameters()).device),
         **request,
         "model_name": model.card.name,
@@ -174,43 +174,43 @@ def _predict(
     return assemble(
         parts,
         times_s=np.array([[clip.start_s, clip.end_s] for clip in clips], dtype=np.float64),
-        of=np.array([clip.of for clip in clips]),
-        beside=np.array([clip.beside for clip in clips]),
+        grid_clip=np.array([clip.grid_clip for clip in clips]),
+        between=np.array([clip.between for clip in clips]),
         frame_times_s=reader.times_s,
         video=reader.info,
         classes={name: list(head.classes) for name, head in heads.items()},
-        provenance=origin,
+        provenance=sources,
         folder=folder,
     )
 
 
 def _plan(model: VideoModel, reader: VideoReader, step_s: float | None, every_frame: bool) -> list[PlannedClip]:
-    """The clips of a video and, for every frame, those between, sorted by their first frame."""
+    """The clips of the regular grid and, with ``every_frame``, those in between, sorted by their first frame."""
     half_s = model.card.clip.span_s(reader.info) / 2
     grid = sliding_clips(model.card.clip, reader.info, half_s if step_s is None else step_s, reader.times_s)
     grid = sorted(grid, key=lambda clip: (int(clip[2][0]), clip[0]))
-    clips = [PlannedClip(*clip, of, beside=False) for of, clip in enumerate(grid)]
+    clips = [PlannedClip(*clip, number, between=False) for number, clip in enumerate(grid)]
     if every_frame:
-        seen = np.unique(np.concatenate([clip.indices for clip in clips]))
-        apart = int(np.diff(seen).max()) if len(seen) > 1 else 1
+        frames = np.unique(np.concatenate([clip.indices for clip in clips]))
+        spacing = int(np.diff(frames).max()) if len(frames) > 1 else 1
         times, last = reader.times_s, reader.info.n_frames - 1
-        for start, end, indices, of, _ in list(clips):
-            for shift in range(1, apart):
-                moved = np.minimum(indices + shift, last)
-                later_s = float(times[moved[0]] - times[indices[0]])
-                clips.append(PlannedClip(start + later_s, end + later_s, moved, of, beside=True))
+        for start, end, indices, number, _ in list(clips):
+            for shift in range(1, spacing):
+                shifted = np.minimum(indices + shift, last)
+                shift_s = float(times[shifted[0]] - times[indices[0]])
+                clips.append(PlannedClip(start + shift_s, end + shift_s, shifted, number, between=True))
     return sorted(clips, key=lambda clip: (int(clip.indices[0]), clip.start_s))
 
 
 def _run(
-    model: VideoModel, reader: VideoReader, clips: list[PlannedClip], last: Part | None, batch_clips: int
-) -> Iterator[Part]:
-    """Run the clips that come after the part ``last``, in parts of `PART_BATCHES` batches."""
+    model: VideoModel, reader: VideoReader, clips: list[PlannedClip], last: PredictionPart | None, batch_clips: int
+) -> Iterator[PredictionPart]:
+    """Run the clips after the part ``last``, in parts of `PART_BATCHES` batches."""
     first, dense = (last.stop_clip, _DenseSums.carried_by(last)) if last else (0, _DenseSums())
     if first == len(clips):
         return
     stream = _needed_frames(model, reader, clips[first:])
-    # The first frame that clip i or any later one shows: frames before it are finished.
+    # The first frame that clip i or any later clip shows: all frames before it are finished.
     first_frames = [int(clip.indices.min()) for clip in reversed(clips)]
     oldest = [*np.minimum.accumulate(first_frames)[::-1].tolist(), reader.info.n_frames]
     buffer: dict[int, Tensor] = {}  # index -> (3, S, S)
@@ -218,27 +218,27 @@ def _run(
         stop = min(start + PART_BATCHES * batch_clips, len(clips))
         scores: dict[str, list[np.ndarray]] = {}
         finished: list[tuple[int, dict[str, np.ndarray]]] = []
-        for at in range(start, stop, batch_clips):
-            planned = clips[at : min(at + batch_clips, stop)]
+        for first_clip in range(start, stop, batch_clips):
+            planned = clips[first_clip : min(first_clip + batch_clips, stop)]
             batch = [clip.indices for clip in planned]
             while any(int(i) not in buffer for indices in batch for i in indices):
                 index, frame = next(stream)
                 buffer[index] = frame
             x = torch.stack([torch.stack([buffer[int(i)] for i in indices], dim=1) for indices in batch])
-            shown = [f"the clip at {clip.start_s:.2f} s" for clip in planned]
-            outputs = {name: values.numpy() for name, values in model.predict(x, shown).items()}
+            clip_names = [f"the clip at {clip.start_s:.2f} s" for clip in planned]
+            outputs = {name: values.numpy() for name, values in model.predict(x, clip_names).items()}
             per_frame = [name for name in outputs if model.card.heads[name].answer != "clip"]
             for name in (name for name in outputs if name not in per_frame):  # in the model's order
                 scores.setdefault(name, []).append(outputs[name])
             dense.add(batch, {name: outputs[name] for name in per_frame})
-            horizon = oldest[min(at + batch_clips, len(clips))]
+            horizon = oldest[min(first_clip + batch_clips, len(clips))]
             buffer = {index: frame for index, frame in buffer.items() if index >= horizon}
             finished += dense.release(horizon)
         yield _part(model, start, stop, {k: np.concatenate(v) for k, v in scores.items()}, finished, dense)
 
 
 def _needed_frames(model: VideoModel, reader: VideoReader, clips: list[PlannedClip]) -> Iterator[tuple[int, Tensor]]:
-    """(index, float32 (3, S, S)) of every frame that some clip shows, each decoded once, in order."""
+    """(index, float32 (3, S, S)) of every frame that a clip shows, in order; each frame is decoded once."""
     needed = set(np.concatenate([clip.indices for clip in clips]).tolist())
     for index, frame in reader.stream(start=min(needed), stop=max(needed) + 1):
         if index in needed:
@@ -253,15 +253,15 @@ class _DenseSums:
         self.counts: dict[int, int] = {}
 
     @classmethod
-    def carried_by(cls, part: Part) -> "_DenseSums":
+    def carried_by(cls, part: PredictionPart) -> "_DenseSums":
         dense = cls()
-        for at, frame in enumerate(part.carry_frames.tolist()):
-            dense.sums[frame] = {name: values[at].copy() for name, values in part.carry.items()}
-            dense.counts[frame] = int(part.carry_counts[at])
+        for index, frame in enumerate(part.carry_frames.tolist()):
+            dense.sums[frame] = {name: values[index].copy() for name, values in part.carry.items()}
+            dense.counts[frame] = int(part.carry_counts[index])
         return dense
 
     def add(self, batch: list[np.ndarray], outputs: dict[str, np.ndarray]) -> None:
-        """``outputs``: head -> (B, K, T, h, w) for clips with the frame indices ``batch``, B x (T,)."""
+        """Add the ``outputs``, head -> (B, K, T, h, w), of clips with the frame indices ``batch``, B x (T,)."""
         for b, indices in enumerate(batch):
             for t, frame in enumerate(indices.tolist()):
                 sums = self.sums.setdefault(frame, {})
@@ -270,7 +270,7 @@ class _DenseSums:
                 self.counts[frame] = self.counts.get(frame, 0) + 1
 
     def release(self, before: int) -> list[tuple[int, dict[str, np.ndarray]]]:
-        """The means of the frames below ``before``, in order; they are forgotten here."""
+        """The means of the frames below ``before``, in order; their sums are removed."""
         ready = sorted(frame for frame in self.sums if frame < before)
         means = []
         for frame in ready:
@@ -286,8 +286,8 @@ def _part(
     scores: dict[str, np.ndarray],
     finished: list[tuple[int, dict[str, np.ndarray]]],
     dense: _DenseSums,
-) -> Part:
-    """Pack finished frames (masks as uint8, boxes decoded) and what later clips still need."""
+) -> PredictionPart:
+    """Pack the finished frames (masks as uint8, boxes decoded) and the sums that later clips still need."""
     maps: dict[str, list[np.ndarray]] = {}
     boxes: dict[str, list[np.ndarray]] = {}
     for frame, outputs in finished:
@@ -300,7 +300,7 @@ def _part(
             boxes.setdefault(name, []).append(rows.numpy())
     waiting = sorted(dense.sums)
     names = list(dense.sums[waiting[0]]) if waiting else []
-    return Part(
+    return PredictionPart(
         start_clip=start,
         stop_clip=stop,
         scores=scores,

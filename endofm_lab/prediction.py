@@ -1,4 +1,4 @@
-"""What a prediction is, in memory and on disk."""
+"""A prediction, in memory and on disk."""
 
 import shutil
 from collections.abc import Collection, Iterable
@@ -18,30 +18,30 @@ from endofm_lab.brief import Brief, html_of
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, read_object, read_parquet, reading, write_json, write_parquet
 from endofm_lab.folders.hashes import HASHES, refuse_changed
-from endofm_lab.parts import Part
+from endofm_lab.parts import PredictionPart
 from endofm_lab.video.reader import VideoInfo
 
 BOX_COLUMNS = ["frame", "time_s", "head", "label", "score", "x1", "y1", "x2", "y2"]
-BOUNDS = ("lowest", "highest")  # of a score over the clips between
-NORMAL = frozenset({"normal", "normal clean mucosa", "background"})  # classes that are no finding
+BOUNDS = ("lowest", "highest")  # of a score over a clip and the clips up to the next one
+NORMAL = frozenset({"normal", "normal clean mucosa", "background"})  # classes that do not count as findings
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class VideoPrediction(Brief):
-    """Scores of every clip of a video, and masks and boxes of the frames that the model saw.
+    """Scores of every clip of a video, and masks and boxes of the frames in the clips.
 
     Attributes:
         times_s: (N, 2) float64, start and end of each clip in seconds, sorted by start.
         scores: classification head -> (N, K) float32 in 0..1; rows sum to one for a multi-class head.
-        classes: head -> its K class names; for mask and box heads too.
-        frames: (M,) int64, indices of the frames that some clip showed, ascending.
-        frame_times_s: (M,) float64, their presentation times.
-        maps: mask head -> (M, K, h, w) uint8, probability x 255 on the head's grid.
+        classes: head -> its K class names, also for mask and box heads.
+        frames: (M,) int64, indices of the frames in the clips, ascending.
+        frame_times_s: (M,) float64, presentation times of these frames.
+        maps: mask head -> (M, K, h, w) uint8, probability times 255 on the head's grid.
         boxes_xyxy: one row per box: frame, time_s, head, label, score in 0..1, x1, y1, x2, y2 in the video's pixels.
-        video: what was read.
+        video: facts about the video.
         provenance: fingerprints of video and model, options, initialisation, versions.
-        score_spread: classification head -> (N, K, 2) float32, the lowest and the highest score of each clip and of the
-            clips between this one and the next; empty where no clips between were run.
+        score_spread: classification head -> (N, K, 2) float32, the lowest and the highest score over each clip and the
+            clips between it and the next one; empty if no clips in between were run.
     """
 
     times_s: np.ndarray
@@ -60,7 +60,7 @@ class VideoPrediction(Brief):
 
     @property
     def masks(self) -> np.ndarray | None:
-        """The maps of the only mask head, or None without one.
+        """The maps of the only mask head; None without a mask head.
 
         Raises:
             UserError: there are several mask heads.
@@ -69,7 +69,7 @@ class VideoPrediction(Brief):
 
     @property
     def box_heads(self) -> list[str]:
-        """The heads that answer with boxes, whether they found any or not."""
+        """The names of the box heads, also of those that found no box."""
         return [head for head in self.classes if head not in self.scores and head not in self.maps]
 
     def table(self) -> pd.DataFrame:
@@ -80,26 +80,26 @@ class VideoPrediction(Brief):
             columns |= {f"{head}.{name}": values[:, k] for k, name in enumerate(self.classes[head])}
         for head, values in self.score_spread.items():
             for k, name in enumerate(self.classes[head]):
-                columns |= {f"{bound} {head}.{name}": values[:, k, at] for at, bound in enumerate(BOUNDS)}
+                columns |= {f"{bound} {head}.{name}": values[:, k, index] for index, bound in enumerate(BOUNDS)}
         return pd.DataFrame(columns)
 
     def clip_at(self, time_s: float) -> int:
-        """The clip whose middle is nearest to a moment."""
+        """The number of the clip whose middle is nearest to a time."""
         return int(np.abs(self.times_s.mean(axis=1) - time_s).argmin())
 
     def seen_frame(self, frame: int) -> int:
-        """The frame nearest to ``frame`` that the model saw: its own masks and boxes are those to show."""
+        """The frame nearest to ``frame`` that was in a clip, and so has masks and boxes of its own."""
         return int(self.frames[np.abs(self.frames - frame).argmin()])
 
     def opening_frame(self) -> int:
-        """The frame to show first, the one with most evidence: see `telling_frames`."""
+        """The frame with most evidence, which is to be shown first; see `telling_frames`."""
         return self.telling_frames(1)[0]
 
     def telling_frames(self, n: int) -> list[int]:
-        """At most ``n`` frames, each the one with most evidence in its clip.
+        """At most ``n`` frames, each with the most evidence in its clip.
 
-        The clips are those that score highest for a finding and do not overlap, best first. Where no head tells
-        findings from what is normal, the whole video is searched for one frame.
+        The clips are those with the highest scores for a finding that do not overlap, best first. If no head
+        distinguishes findings from normal, the whole video is searched for one frame.
         """
         scores = {head: values for head, values in self.scores.items() if NORMAL & set(self.classes[head])}
         if not scores:
@@ -110,42 +110,42 @@ class VideoPrediction(Brief):
         ]
         chosen: list[np.ndarray] = []
         for start_s, end_s in self.times_s[np.argsort(-np.max(of_finding, axis=0), kind="stable")]:
-            if len(chosen) < n and all(end_s <= other[0] or start_s >= other[1] for other in chosen):
+            if len(chosen) < n and all(end_s <= span[0] or start_s >= span[1] for span in chosen):
                 chosen.append(np.array([start_s, end_s]))
-        return list(dict.fromkeys(self._most_evidence(*one) for one in chosen))
+        return list(dict.fromkeys(self._most_evidence(*span) for span in chosen))
 
     def _most_evidence(self, start_s: float, end_s: float) -> int:
-        """Of the frames between two moments, the one with the largest mask, or without a mask the surest box.
+        """The frame between two times with the largest mask; without masks, the one with the most confident box.
 
-        Without either, the frame in the middle.
+        Without masks and boxes, it is the frame in the middle.
         """
-        inside = np.flatnonzero((self.frame_times_s >= start_s) & (self.frame_times_s <= end_s))
+        rows = np.flatnonzero((self.frame_times_s >= start_s) & (self.frame_times_s <= end_s))
         if self.maps:
-            covered = [(np.asarray(values[inside]) >= 128).any(axis=1) for values in self.maps.values()]
+            covered = [(np.asarray(values[rows]) >= 128).any(axis=1) for values in self.maps.values()]
             area = np.sum([places.sum(axis=(1, 2)) for places in covered], axis=0)
             if area.max(initial=0) > 0:
-                return int(self.frames[inside[area.argmax()]])
-        boxes = self.boxes_xyxy[self.boxes_xyxy["frame"].isin(self.frames[inside])]
+                return int(self.frames[rows[area.argmax()]])
+        boxes = self.boxes_xyxy[self.boxes_xyxy["frame"].isin(self.frames[rows])]
         if len(boxes):
             return int(boxes["frame"].to_numpy()[boxes["score"].to_numpy().argmax()])
         return int(self.frames[np.abs(self.frame_times_s - (start_s + end_s) / 2).argmin()])
 
     def mask(self, frame: int, threshold: float = 0.5, head: str | None = None) -> np.ndarray:
-        """Bool (K, H, W) in the video's own size: where the mask probability reaches ``threshold``.
+        """Bool (K, H, W) in the video's own size, true where the mask probability reaches ``threshold``.
 
         ``head`` must be named where the model has several mask heads.
 
         Raises:
-            UserError: the model saw no such frame, has no mask head or no such one, or has several and none is named.
+            UserError: the frame was in no clip, or the model has no such mask head, or several and none is named.
         """
         values = self.maps[self._map_head(head)]
-        at = int(np.searchsorted(self.frames, frame))
-        if at == len(self.frames) or self.frames[at] != frame:
+        row = int(np.searchsorted(self.frames, frame))
+        if row == len(self.frames) or self.frames[row] != frame:
             raise UserError(
-                f"Frame {frame} was in no clip; the nearest that was is {self.seen_frame(frame)}. "
-                "Predict with every_frame=True to have a mask for every frame."
+                f"Frame {frame} was in no clip; the nearest frame that was is {self.seen_frame(frame)}. "
+                "Predict with every_frame=True to get a mask for every frame."
             )
-        grid = torch.from_numpy(np.array(values[at], dtype=np.float32))[None] / 255
+        grid = torch.from_numpy(np.array(values[row], dtype=np.float32))[None] / 255
         size = (self.video.height_px, self.video.width_px)
         return (F.interpolate(grid, size=size, mode="bilinear")[0] >= threshold).numpy()
 
@@ -155,30 +155,31 @@ class VideoPrediction(Brief):
         return self.boxes_xyxy[own if head is None else own & (self.boxes_xyxy["head"] == head)]
 
     def overlay(self, frame: int, heads: Collection[str] | None = None) -> tuple[np.ndarray | None, pd.DataFrame]:
-        """What to draw on a frame: where any mask of some heads is, bool (H, W) or None, and their boxes.
+        """The union of the heads' masks on a frame, bool (H, W) or None, and the heads' boxes, for drawing.
 
-        ``heads`` None: of all heads.
+        ``heads`` None stands for all heads.
         """
-        shown = [head for head in self.maps if heads is None or head in heads]
-        mask = np.any([self.mask(frame, head=head).any(axis=0) for head in shown], axis=0) if shown else None
+        mask_heads = [head for head in self.maps if heads is None or head in heads]
+        masks = [self.mask(frame, head=head).any(axis=0) for head in mask_heads]
+        mask = np.any(masks, axis=0) if masks else None
         boxes = self.boxes(frame)
         return mask, boxes if heads is None else boxes[boxes["head"].isin(heads)]
 
     def _map_head(self, head: str | None) -> str:
         name = self.provenance.get("model_name")
         if not self.maps:
-            raise UserError(f"The model {name} has no mask head, so there is no mask.")
+            raise UserError(f"The model {name} has no mask head. Choose a model with one to get masks.")
         if head is None and len(self.maps) == 1:
             return next(iter(self.maps))
         if head not in self.maps:
-            raise UserError(f"The model {name} has the mask heads {', '.join(self.maps)}; name one, not {head!r}.")
+            raise UserError(f"head is {head!r}; name one of the mask heads {', '.join(self.maps)} of the model {name}.")
         return head
 
     def save(self, folder: str | Path) -> Path:
         """Write ``clips.parquet``, ``boxes.parquet``, ``masks.npy``, ``masks/<frame>.png`` (1-bit) and, last, JSON.
 
-        Several mask heads have ``masks_<head>.npy`` and ``masks_<head>/`` each. ``prediction.json`` comes last: a
-        folder that holds it is whole. `load_prediction` reads it back.
+        With several mask heads, each has a ``masks_<head>.npy`` and a ``masks_<head>/``. ``prediction.json`` is written
+        last, so a folder that contains it is complete. `load_prediction` reads it back.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -218,26 +219,26 @@ def _names(folder: Path, pattern: str) -> list[str]:
 
 
 def load_prediction(folder: str | Path) -> VideoPrediction:
-    """The prediction that was saved in a folder; masks stay on disk until they are asked for.
+    """The prediction that was saved in a folder; masks stay on disk until they are used.
 
     Raises:
-        UserError: the folder holds no finished prediction, or one of an older version that cannot be told apart.
+        UserError: the folder holds no finished prediction, or one that an older version wrote with mixed mask heads.
     """
     folder = Path(folder)
     if not (folder / "prediction.json").exists():
         raise UserError(
-            f"{folder} holds no finished prediction: run `endofm-lab predict VIDEO --out {folder}` (again)."
+            f"{folder} holds no finished prediction. Run `endofm-lab predict VIDEO --out {folder}` to complete it."
         )
     refuse_changed(folder, "prediction.json", "clips.parquet", "boxes.parquet", *_names(folder, "masks*.npy"))
     about = read_object(folder / "prediction.json", _ABOUT, _REMEDY)
     with reading(folder, _REMEDY):
-        found = _stored(folder, about)
-        _check_sizes(found)
-    return found
+        prediction = _stored(folder, about)
+        _check_sizes(prediction)
+    return prediction
 
 
 def _stored(folder: Path, about: dict[str, Any]) -> VideoPrediction:
-    """The prediction of a folder and what its ``prediction.json`` says."""
+    """The prediction in a folder whose ``prediction.json`` holds ``about``."""
     table = read_parquet(folder / "clips.parquet")
     classes = about["classes"]
     spread = {
@@ -246,9 +247,9 @@ def _stored(folder: Path, about: dict[str, Any]) -> VideoPrediction:
         if f"{BOUNDS[0]} {head}.{classes[head][0]}" in table
     }
     maps, boxes = _stored_maps(folder, about), read_parquet(folder / "boxes.parquet")
-    if "head" not in boxes:  # written when a model had one box head at most
-        others = [head for head in classes if head not in about["heads"] and head not in maps]
-        boxes.insert(BOX_COLUMNS.index("head"), "head", others[0] if others else "")
+    if "head" not in boxes:  # written by a version in which a model had at most one box head
+        box_heads = [head for head in classes if head not in about["heads"] and head not in maps]
+        boxes.insert(BOX_COLUMNS.index("head"), "head", box_heads[0] if box_heads else "")
     return VideoPrediction(
         times_s=table[["start_s", "end_s"]].to_numpy(),
         scores={
@@ -267,23 +268,27 @@ def _stored(folder: Path, about: dict[str, Any]) -> VideoPrediction:
     )
 
 
-def _check_sizes(found: VideoPrediction) -> None:
-    """Make sure that the parts of a prediction belong together, with errors for `reading`."""
-    N, M = len(found.times_s), len(found.frames)
-    if not N or not np.isfinite(found.times_s).all():
+def _check_sizes(prediction: VideoPrediction) -> None:
+    """Make sure that the arrays of a prediction belong together, with errors for `reading`."""
+    N, M = len(prediction.times_s), len(prediction.frames)
+    if not N or not np.isfinite(prediction.times_s).all():
         raise ValueError("the clips have no times")
-    for head, scores in found.scores.items():
+    for head, scores in prediction.scores.items():
         if not np.isfinite(scores).all():
             raise ValueError(f"the scores of {head} hold NaN")
-    if len(found.frame_times_s) != M or (np.diff(found.frames) <= 0).any() or (M and found.frames[0] < 0):
+    if (
+        len(prediction.frame_times_s) != M
+        or (np.diff(prediction.frames) <= 0).any()
+        or (M and prediction.frames[0] < 0)
+    ):
         raise ValueError("the frames are not in order")
-    for head, values in found.maps.items():
-        if values.ndim != 4 or values.shape[:2] != (M, len(found.classes[head])) or values.dtype != np.uint8:
+    for head, values in prediction.maps.items():
+        if values.ndim != 4 or values.shape[:2] != (M, len(prediction.classes[head])) or values.dtype != np.uint8:
             raise ValueError(f"the masks of {head} are of shape {values.shape} and type {values.dtype}")
-    boxes = found.boxes_xyxy
+    boxes = prediction.boxes_xyxy
     numbers = [boxes[name].dtype.kind in "iuf" for name in BOX_COLUMNS if name not in ("head", "label")]
     if not all(numbers):
-        raise ValueError("the boxes hold no numbers")
+        raise ValueError("the boxes do not hold numbers")
 
 
 _REMEDY = "Predict again into another folder, or copy this one again."
@@ -298,14 +303,16 @@ _ABOUT = {  # of prediction.json
 
 
 def _stem(head: str, n_heads: int) -> str:
-    """The name of the files with one head's masks."""
+    """The stem of the names of the files with a head's masks."""
     if not head.isidentifier():
-        raise UserError(f"A mask head is called {head!r}; a name of letters, digits and underscores names its files.")
+        raise UserError(
+            f"A mask head is called {head!r}. Use letters, digits and underscores, since files are named by it."
+        )
     return "masks" if n_heads == 1 else f"masks_{head}"
 
 
 def _stored_maps(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The maps in a folder by head, on disk until they are asked for; ``about`` is its ``prediction.json``."""
+    """The maps in a folder by head, left on disk until they are used; ``about`` is its ``prediction.json``."""
     if "maps" in about:
         paths = {head: folder / f"{_stem(head, len(about['maps']))}.npy" for head in about["maps"]}
         return {head: np.load(path, mmap_mode="r", allow_pickle=False) for head, path in paths.items()}
@@ -315,15 +322,15 @@ def _stored_maps(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
     classes = about["classes"]
     fitting = [head for head in classes if head not in about["heads"] and len(classes[head]) == masks.shape[1]]
     if len(masks) != len(about["frames"]) or not fitting:
-        raise UserError(f"{folder} was written by an older version that mixed masks of several heads: predict again.")
+        raise UserError(f"{folder} was written by an older version that mixed masks of several heads. Predict again.")
     return {"mask" if "mask" in fitting else fitting[0]: masks}
 
 
 def assemble(
-    parts: Iterable[Part | Path],
+    parts: Iterable[PredictionPart | Path],
     times_s: np.ndarray,
-    of: np.ndarray,
-    beside: np.ndarray,
+    grid_clip: np.ndarray,
+    between: np.ndarray,
     frame_times_s: np.ndarray,
     video: VideoInfo,
     classes: dict[str, list[str]],
@@ -332,8 +339,16 @@ def assemble(
 ) -> VideoPrediction:
     """Join the parts of a finished run; with a folder, save the result there and remove the parts.
 
-    ``classes`` holds every head's names, ``frame_times_s`` the times of all frames. ``beside``, bool (n,), marks clips
-    that were run for their masks and boxes alone, ``of``, int (n,), the clip each belongs to in the prediction.
+    Args:
+        parts: the parts or their files, in order.
+        times_s: (n, 2) start and end of every clip that was run.
+        grid_clip: int (n,), the clip of the prediction that each of these clips belongs to.
+        between: bool (n,), true for clips that were run for their masks and boxes only.
+        frame_times_s: the times of all frames of the video.
+        video: facts about the video.
+        classes: head -> its class names.
+        provenance: entries of the result's provenance.
+        folder: where to save the result; None keeps it in memory.
 
     Raises:
         UserError: a part is missing.
@@ -343,20 +358,20 @@ def assemble(
     boxes: dict[str, list[np.ndarray]] = {}
     frames, clip = [], 0
     for part in parts:
-        part = Part.read(part) if isinstance(part, Path) else part
+        part = PredictionPart.read(part) if isinstance(part, Path) else part
         if part.start_clip != clip:
-            raise UserError(f"The part with clip {clip} is missing: predict again, it computes the missing clips.")
+            raise UserError(f"The part with clip {clip} is missing. Predict again to compute the missing clips.")
         clip = part.stop_clip
         for into, of_part in ((scores, part.scores), (maps, part.maps), (boxes, part.boxes)):
             for head, values in of_part.items():
                 into.setdefault(head, []).append(values)
         frames.append(part.frames)
     if clip != len(times_s):
-        raise UserError(f"{clip} of {len(times_s)} clips were predicted: predict again, it computes the missing ones.")
+        raise UserError(f"{clip} of {len(times_s)} clips were predicted. Predict again to compute the missing clips.")
     index = np.concatenate(frames)
     prediction = VideoPrediction(
-        times_s=times_s[~beside],
-        scores={head: np.concatenate(values)[~beside] for head, values in scores.items()},
+        times_s=times_s[~between],
+        scores={head: np.concatenate(values)[~between] for head, values in scores.items()},
         classes=classes,
         frames=index,
         frame_times_s=frame_times_s[index],
@@ -364,7 +379,9 @@ def assemble(
         boxes_xyxy=_box_table({head: np.concatenate(v) for head, v in boxes.items()}, classes, frame_times_s, video),
         video=video,
         provenance=provenance,
-        score_spread={head: _spread(np.concatenate(v), of) for head, v in scores.items()} if beside.any() else {},
+        score_spread={head: _spread(np.concatenate(v), grid_clip) for head, v in scores.items()}
+        if between.any()
+        else {},
     )
     if folder is not None:
         prediction.save(folder)
@@ -372,22 +389,22 @@ def assemble(
     return prediction
 
 
-def _spread(scores: np.ndarray, of: np.ndarray) -> np.ndarray:
-    """(N, K, 2): the lowest and the highest of the scores (n, K) of all clips that belong to one, ``of`` (n,)."""
-    low = np.full((of.max() + 1, scores.shape[1]), np.inf, dtype=np.float32)
+def _spread(scores: np.ndarray, grid_clip: np.ndarray) -> np.ndarray:
+    """(N, K, 2): lowest and highest score over the clips that belong to each clip of the grid; scores (n, K)."""
+    low = np.full((grid_clip.max() + 1, scores.shape[1]), np.inf, dtype=np.float32)
     high = -low
-    np.minimum.at(low, of, scores)
-    np.maximum.at(high, of, scores)
+    np.minimum.at(low, grid_clip, scores)
+    np.maximum.at(high, grid_clip, scores)
     return np.stack([low, high], axis=-1)
 
 
 def _box_table(
-    found: dict[str, np.ndarray], classes: dict[str, list[str]], frame_times_s: np.ndarray, video: VideoInfo
+    boxes: dict[str, np.ndarray], classes: dict[str, list[str]], frame_times_s: np.ndarray, video: VideoInfo
 ) -> pd.DataFrame:
-    """`VideoPrediction.boxes_xyxy` from every head's boxes as a `Part` holds them, in order of their frames."""
+    """`VideoPrediction.boxes_xyxy` from every head's boxes as a `PredictionPart` holds them, in the order of frames."""
     scale = np.array([video.width_px, video.height_px] * 2, dtype=np.float32)
     tables = []
-    for head, rows in {"": np.zeros((0, 7), np.float32), **found}.items():
+    for head, rows in {"": np.zeros((0, 7), np.float32), **boxes}.items():
         frames = rows[:, 0].astype(np.int64)
         columns: dict[str, Any] = {"frame": frames, "time_s": frame_times_s[frames], "head": [head] * len(rows)}
         columns |= {"label": [classes[head][int(label)] for label in rows[:, 1]], "score": rows[:, 2]}

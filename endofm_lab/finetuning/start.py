@@ -12,7 +12,7 @@ from endofm_lab.model.card import SCRATCH, HeadSpec, InitialisationRecord, Model
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.frame import HUB, FrameBackbone, frame_config, frame_input, load_frame_weights
 from endofm_lab.model.loading.formats import sizes_of
-from endofm_lab.model.loading.initialisation import Part
+from endofm_lab.model.loading.initialisation import BackbonePart
 from endofm_lab.model.loading.load import initialise, load_state
 from endofm_lab.model.loading.locate import locate
 from endofm_lab.model.loading.released import KNOWN, card_of
@@ -145,7 +145,7 @@ class Start:
         clip = replace(card.clip, n_frames=config.frames) if encoder.takes_image_weights else card.clip
         return encoder, config, card.input, clip
 
-    def _fill(self, backbone: Encoder, part: Part) -> InitialisationRecord:
+    def _fill(self, backbone: Encoder, part: BackbonePart) -> InitialisationRecord:
         """Read the source into a fresh encoder."""
         if self._image_model is None:
             return initialise(backbone, self.source, part)

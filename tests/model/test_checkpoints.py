@@ -247,7 +247,7 @@ def test_a_folder_without_card_and_a_broken_card_are_named(tmp_path):
         load_model(tmp_path)
     saved(tmp_path)
     (tmp_path / "card.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"card\.json is not JSON"):
+    with pytest.raises(CheckpointError, match=r"card\.json is not readable JSON"):
         load_model(tmp_path)
 
 

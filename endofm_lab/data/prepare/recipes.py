@@ -101,7 +101,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Part:
+class CorpusPart:
     """A part of a merged corpus: a recipe, the name of its layout, its folder, and the published counts."""
 
     name: str
@@ -125,7 +125,7 @@ class Recipe:
     path: Path
     facts: Mapping[str, Any]
     layouts: Sequence[Layout] = ()
-    parts: Sequence[Part] = ()
+    parts: Sequence[CorpusPart] = ()
     device: str = ""
     patient_is: str = ""
     translate: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -358,11 +358,11 @@ class _Reader:
         self.mapping(value.get("sides"), f"splits.{name}.sides")
         return value
 
-    def part(self, name: str, value: Any) -> Part:
+    def part(self, name: str, value: Any) -> CorpusPart:
         value = self.mapping(value, f"parts.{name}", {"recipe", "layout", "folder", "expected", "note"}, {"recipe"})
         expected = self.mapping(value.get("expected"), f"parts.{name}.expected", _EXPECTED | {"clips", "frames"})
         self.counts(expected, f"parts.{name}.expected")
-        return Part(name, str(value["recipe"]), value.get("layout"), str(value.get("folder", name)), expected)
+        return CorpusPart(name, str(value["recipe"]), value.get("layout"), str(value.get("folder", name)), expected)
 
 
 def _list(value: Any) -> list[Any]:

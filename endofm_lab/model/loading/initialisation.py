@@ -20,10 +20,10 @@ from endofm_lab.model.loading.locate import locate
 from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.model.weight_files import check_fit
 
-Part = Literal["all", "spatial"]
+BackbonePart = Literal["all", "spatial"]
 
 
-def initialise(backbone: Encoder, source: str | Path, part: Part = "all") -> InitialisationRecord:
+def initialise(backbone: Encoder, source: str | Path, part: BackbonePart = "all") -> InitialisationRecord:
     """Fill a backbone from weights, in place, and record which tensors were taken, left new and resized.
 
     All other tensors are initialised at random; a new temporal part adds nothing (``temporal_fc`` and the time
@@ -141,7 +141,7 @@ def _by(shape: list[int]) -> str:
 
 
 def _fitting(
-    checkpoint: Checkpoint, backbone: VideoTransformer, part: Part
+    checkpoint: Checkpoint, backbone: VideoTransformer, part: BackbonePart
 ) -> tuple[dict[str, Tensor], list[Resized], list[str]]:
     """The checkpoint's backbone at the sizes of ours: tensors, what was resized, names of folded tensors."""
     if checkpoint.is_image:
