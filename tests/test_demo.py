@@ -1,4 +1,4 @@
-"""The demo weights in the package, and the way they were made."""
+"""The demo weights in the package, and the training that made them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -42,7 +42,7 @@ def manifest(phantom):
 
 @pytest.fixture(scope="module")
 def few(manifest):
-    """Four clips to train on: a draw is a draw, and decoding takes longer than the steps."""
+    """Four training clips, because decoding more of them would take longer than the steps."""
     return replace(manifest, table=manifest.rows("train").head(4))
 
 
@@ -67,7 +67,7 @@ def test_the_card_reaches_the_bounds_of_the_demo(demo, name, bound):
 
 
 def test_the_weights_find_polyps_in_patients_drawn_now(demo):
-    """Sixteen clips of patients that no data set holds: a smaller sample than the card's, so a wider bound."""
+    """Sixteen clips of patients outside every data set: fewer than for the card's metrics, so the bound is wider."""
     score = {}
     for number in range(16):
         finding = FINDINGS[number % 4]
@@ -79,7 +79,7 @@ def test_the_weights_find_polyps_in_patients_drawn_now(demo):
     assert np.mean(np.array(score["polyp"])[:, None] > others) >= 0.75
 
 
-@pytest.mark.slow  # that one is stopped and resumed to the same weights is shown below
+@pytest.mark.slow  # the test below shows that a stopped training reaches the same weights
 def test_training_is_reproducible_and_another_seed_is_another_training(few):
     def losses(seed):
         model = build_demo_model(n_frames=4, seed=seed)
@@ -95,7 +95,7 @@ def test_training_is_reproducible_and_another_seed_is_another_training(few):
 
 
 @pytest.mark.parametrize("stop", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
-def test_a_training_that_was_stopped_goes_on_to_the_same_weights(few, tmp_path, stop):
+def test_a_training_that_was_stopped_continues_to_the_same_weights(few, tmp_path, stop):
     config = DemoConfig(order_steps=2, small_steps=1, steps=1, frame_steps=(1, 1), batch=2)
 
     def fit(checkpoints, stop_after):
@@ -117,7 +117,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(few, tmp_path, 
 
 @pytest.mark.parametrize("sure_of", [0, 1])
 def test_an_answer_that_ignores_the_order_gains_nothing_from_the_order_loss(sure_of):
-    """Both directions of a clip are in the batch with opposite answers: whoever is sure pays for one of them."""
+    """Both directions of a clip are in the batch with opposite labels, so a confident answer is wrong for one."""
     model = build_demo_model(n_frames=4)
     with torch.no_grad():
         model.heads["motion"].linear.weight.zero_()
@@ -162,9 +162,9 @@ def test_the_demo_starts_from_a_pre_trained_spatial_part_and_its_normalisation(t
     save_model(VideoModel(backbone, nn.ModuleDict(), card), tmp_path / "m")
     model = build_demo_model(pretrained=tmp_path / "m")
     before, after = backbone.state_dict(), model.backbone.state_dict()
-    kept = {name for name in after if torch.equal(before[name], after[name])}
+    unchanged = {name for name in after if torch.equal(before[name], after[name])}
     temporal = {name for name in after if is_temporal(name)}
-    assert after.keys() - temporal <= kept and "blocks.0.temporal_attn.qkv.weight" in temporal - kept
+    assert after.keys() - temporal <= unchanged and "blocks.0.temporal_attn.qkv.weight" in temporal - unchanged
     assert (model.card.input.mean, model.card.input.size_px) == ((0.7, 0.4, 0.3), 128)
     assert "come from pre-trained" in model.card.initialisation["words"]
 
@@ -180,11 +180,11 @@ def test_demo_train_pre_trains_once_then_fits_the_heads_and_measures_what_it_sto
     command = ["demo", "train", "--out", str(tmp_path / "demo"), "--seed", "3"]
     assert main(command) == 0
     assert read_json(tmp_path / "demo-pretraining" / "config.json")["config"]["seed"] == 3
-    made = load_model(tmp_path / "demo")
-    assert "come from vcl pre-training, 2 steps" in made.card.initialisation["words"]
+    card = load_model(tmp_path / "demo").card
+    assert "come from vcl pre-training, 2 steps" in card.initialisation["words"]
     printed = capsys.readouterr().out
-    assert "Probe (balanced accuracy" in printed and made.card.initialisation["words"] in printed
-    assert {metric["seed"] for metric in made.card.metrics} == {3} and len(made.card.metrics) == 4
+    assert "Probe (balanced accuracy" in printed and card.initialisation["words"] in printed
+    assert {metric["seed"] for metric in card.metrics} == {3} and len(card.metrics) == 4
     before = (tmp_path / "demo-pretraining" / "log.jsonl").stat().st_mtime_ns
     assert main(command) == 0
     assert (tmp_path / "demo-pretraining" / "log.jsonl").stat().st_mtime_ns == before

@@ -193,7 +193,7 @@ def show_attribution(seen, key: Key, heads: dict, generated: bool) -> None:
         figures = (
             ("Completeness error", error, "How far the map's sum is from the score it shares out"),
             (
-                "Insertion less deletion",
+                "Insertion minus deletion",
                 f"{curves_of.gap:.2f}",
                 "Area between the curves; 0: no better than chance",
             ),

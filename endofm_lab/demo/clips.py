@@ -1,4 +1,4 @@
-"""Batches for the demo model: a phantom data set in memory, drawn as augmented clips with four targets."""
+"""Batches for the demo model: augmented clips with four targets, drawn from a phantom data set in memory."""
 
 from dataclasses import dataclass, replace
 
@@ -17,13 +17,13 @@ from endofm_lab.video.transforms import normalise
 
 @dataclass(frozen=True)
 class ClipSource:
-    """A manifest's videos in memory, at the model's size.
+    """The videos of a manifest in memory, at the model's input size.
 
     Attributes:
-        frames: per video (T, S, S, 3) uint8.
-        masks: per video (T, S, S) bool.
-        finding: (n,) index into FINDINGS.
-        motion: (n,) index into MOTIONS.
+        frames: (T, S, S, 3) uint8 for each video.
+        masks: (T, S, S) bool for each video.
+        finding: (n,) indices into FINDINGS.
+        motion: (n,) indices into MOTIONS.
     """
 
     frames: list[Tensor]
@@ -50,7 +50,7 @@ def read_whole(manifest: Manifest, cell: str) -> Tensor:
 
 
 def resized(frames: Tensor, size_px: int) -> Tensor:
-    """(T, H, W, 3) uint8 to (T, S, S, 3) uint8, antialiased."""
+    """Resize (T, H, W, 3) uint8 to (T, S, S, 3) uint8 with antialiasing."""
     small = F.interpolate(frames.permute(0, 3, 1, 2).float(), size=(size_px, size_px), mode="bilinear", antialias=True)
     return small.round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous()
 
@@ -58,9 +58,9 @@ def resized(frames: Tensor, size_px: int) -> Tensor:
 def draw_batch(
     source: ClipSource, config: DemoConfig, card: ModelCard, random: torch.Generator
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A batch of augmented clips (B, 3, T, S, S), as many frames and normalised as the card says, with four targets.
+    """A batch of augmented clips (B, 3, T, S, S) with four targets; the card gives T, S and the normalisation.
 
-    A clip may be mirrored, turned, zoomed, change its colours, and run backwards: its motion label then turns too.
+    A clip may be mirrored, rotated, zoomed and recoloured. It may also be played backwards, which swaps its motion.
     """
     clips, masks, findings, motions = [], [], [], []
     span = (card.clip.n_frames - 1) * config.stride + 1
@@ -99,7 +99,7 @@ def boxes_of(masks: Tensor) -> Tensor:
 
 
 def half_size(source: ClipSource) -> ClipSource:
-    """The same clips with half the side; a mask covers a pixel where it covered any of the four."""
+    """The same clips at half the side length; a mask covers a pixel if it covered any of the four original pixels."""
     size_px = source.frames[0].shape[1] // 2
     masks = [F.max_pool2d(mask[:, None].float(), 2)[:, 0] > 0.5 for mask in source.masks]
     return replace(source, frames=[resized(frames, size_px) for frames in source.frames], masks=masks)

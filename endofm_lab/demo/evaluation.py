@@ -1,4 +1,4 @@
-"""The numbers of the demo model on the patients of a split."""
+"""Metrics of the demo model on the patients of a split."""
 
 import pandas as pd
 import torch
@@ -16,11 +16,11 @@ from endofm_lab.video.transforms import to_input
 
 
 def evaluate_demo(model: VideoModel, manifest: Manifest, split: str) -> dict[str, Interval]:
-    """The demo's numbers on the rows of a split, with 95 % intervals over units (patients, where they are known).
+    """Metrics of the demo model on the rows of a split, with 95 % intervals over units (patients, where known).
 
-    Polyp AUC: every clip that `predict_video` cuts, polyp against all other findings. Dice: per frame that the model
-    saw and in which a polyp is visible, in the video's own size. Motion: accuracy over the same clips; and over
-    "clips" that repeat one frame eight times, which must be at chance.
+    Polyp AUC is computed over all clips that `predict_video` cuts, polyp against all other findings. Dice is computed
+    at the video's own size, for each frame that the model saw and in which a polyp is visible. Motion accuracy is
+    computed over the same clips, and over clips that repeat one frame eight times, where it must be at chance.
     """
     clips, dice = [], []
     rows = manifest.rows(split)
@@ -36,28 +36,28 @@ def evaluate_demo(model: VideoModel, manifest: Manifest, split: str) -> dict[str
                     "is polyp": row["label"] == "polyp",
                     "polyp score": scores[clip, FINDINGS.index("polyp")],
                     "motion": MOTIONS.index(row["motion"]),
-                    "found": motions[clip].argmax(),
-                    "found in one frame": _motion_of_one_frame(model, still[middle]),
+                    "predicted motion": motions[clip].argmax(),
+                    "motion of one frame": _motion_of_one_frame(model, still[middle]),
                 }
             )
         if row["label"] == "polyp":
             truth = read_whole(manifest, row["masks"])[..., 0].numpy() > 127
             for frame in [f for f in prediction.frames.tolist() if truth[f].any()]:
-                found = prediction.mask(frame)[0]
-                overlap = 2 * (found & truth[frame]).sum() / (found.sum() + truth[frame].sum())
+                mask = prediction.mask(frame)[0]
+                overlap = 2 * (mask & truth[frame]).sum() / (mask.sum() + truth[frame].sum())
                 dice.append({"unit": unit, "dice": overlap})
     table, masks = pd.DataFrame(clips), pd.DataFrame(dice)
-    one_frame = (accuracy, table["unit"], table["motion"], table["found in one frame"])
+    one_frame = (accuracy, table["unit"], table["motion"], table["motion of one frame"])
     return {
         "polyp AUC": bootstrap_interval(auc, table["unit"], table["is polyp"], table["polyp score"]),
         "polyp mask Dice": bootstrap_interval(weighted_mean, masks["unit"], masks["dice"]),
-        "motion accuracy": bootstrap_interval(accuracy, table["unit"], table["motion"], table["found"]),
+        "motion accuracy": bootstrap_interval(accuracy, table["unit"], table["motion"], table["predicted motion"]),
         "motion accuracy, one frame repeated": bootstrap_interval(*one_frame),
     }
 
 
 @torch.inference_mode()
 def _motion_of_one_frame(model: VideoModel, frame: Tensor) -> int:
-    """The motion that the model sees in a clip that repeats one frame (S, S, 3) uint8."""
+    """The motion that the model predicts for a clip that repeats one frame (S, S, 3) uint8."""
     repeated = frame[None].expand(model.card.clip.n_frames, -1, -1, -1).numpy()
     return int(model.predict(to_input(repeated, model.card.input))["motion"].argmax())

@@ -1,6 +1,7 @@
-"""The demo model before training, and the card that it gets afterwards.
+"""The demo model before training, and the card that it gets after training.
 
-Finding (normal, polyp, ulcer, bleeding), motion (advancing, withdrawing), mask and box of the finding.
+Its heads give the finding (normal, polyp, ulcer, bleeding), the motion (advancing, withdrawing), and the mask and the
+box of the finding.
 """
 
 from dataclasses import replace
@@ -23,17 +24,17 @@ from endofm_lab.video.transforms import IMAGENET
 
 
 def build_demo_model(n_frames: int = 8, seed: int = 0, pretrained: str | Path = "scratch") -> VideoModel:
-    """The demo model before training: the spatial part and the normalisation are those of a pre-trained `tiny` model.
+    """The demo model before training, with the spatial weights and the normalisation of a pre-trained `tiny` model.
 
-    The temporal part is always new: motion is learned from a start that tells frames apart (`_notice_time`).
+    The temporal weights are always new, drawn so that frames can be told apart from the first step (`_notice_time`).
 
     Args:
-        n_frames: of a clip.
-        seed: of all that is new.
-        pretrained: as the source of `initialise`; "scratch" with ImageNet's normalisation.
+        n_frames: number of frames in a clip.
+        seed: seed of all new weights.
+        pretrained: source of the spatial weights, as in `initialise`; "scratch" uses ImageNet's normalisation.
 
     Raises:
-        CheckpointError: as `initialise`.
+        CheckpointError: the weights cannot be loaded, see `initialise`.
     """
     torch.manual_seed(seed)
     backbone = build_backbone("tiny", frames=n_frames)
@@ -63,15 +64,19 @@ def build_demo_model(n_frames: int = 8, seed: int = 0, pretrained: str | Path = 
     return VideoModel(backbone, nn.ModuleDict(heads), card)
 
 
-_NOTICED = "Then time embedding and temporal attention were drawn larger, to tell frames apart from the first step on."
+_NOTICED = (
+    "Then the time embedding and the temporal attention were drawn with larger weights, to tell frames apart from the "
+    "first step on."
+)
 
 
 def _notice_time(backbone: VideoTransformer) -> None:
-    """Let the temporal attention of a fresh backbone tell frames apart from the first step on, in place.
+    """Initialise the temporal attention in place so that it tells frames apart from the first step on.
 
-    With the usual start (embeddings and weights of 0.02, ``temporal_fc`` of zeros) attention in time is uniform, so
-    what it adds does not depend on the frames' order, and a label that is nothing but order has no gradient to begin
-    with. Larger time embeddings, queries and keys give every head its own weights over the frames.
+    With the usual initialisation (embeddings and weights with a standard deviation of 0.02, ``temporal_fc`` of zeros)
+    temporal attention is uniform. Its output then does not depend on the order of the frames, so a label that depends
+    on this order alone has no gradient at the start. Larger time embeddings, queries and keys give every head
+    different weights over the frames.
     """
     nn.init.normal_(backbone.time_embed, std=0.7)
     width = backbone.config.width
@@ -85,7 +90,7 @@ def _notice_time(backbone: VideoTransformer) -> None:
 
 
 def carded(model: VideoModel, manifest: Manifest, config: DemoConfig, metrics: dict[str, Interval]) -> VideoModel:
-    """The model with a card that says what it was trained on and what it reached."""
+    """The model with a card that describes its training data and its metrics."""
     command = f"endofm-lab demo evaluate --seed {config.seed}"
     card = replace(
         model.card,
@@ -94,7 +99,7 @@ def carded(model: VideoModel, manifest: Manifest, config: DemoConfig, metrics: d
             "fingerprint": manifest.fingerprint,
             "generated": True,
             "split": "by patient: train, val, test; pre-trained without labels and trained on train, measured "
-            "on test, which was in view when the length of the training was chosen",
+            "on test, whose results were known when the length of the training was chosen",
         },
         metrics=tuple(
             Metric(

@@ -1,4 +1,4 @@
-"""The training of the demo model: the order of frames first, then every head, at last masks frame by frame."""
+"""Train the demo model: first on the order of frames, then with every head, finally with a mask loss per frame."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -19,7 +19,10 @@ from endofm_lab.training.checkpoints import Checkpoints
 def losses_of(
     model: VideoModel, clip: Tensor, target: dict[str, Tensor], every_frame_alike: bool = False
 ) -> dict[str, Tensor]:
-    """The losses of a batch; their sum is what is minimised. The mask's is over clips, and also over single frames."""
+    """The losses of a batch, whose sum is minimised.
+
+    The mask loss is taken over whole clips; with ``every_frame_alike`` it is also taken over single frames.
+    """
     logits = model(clip).logits
     batch = {
         "finding": {"target": target["finding"]},
@@ -35,9 +38,9 @@ def losses_of(
 
 
 def order_losses(model: VideoModel, clip: Tensor, motion: Tensor) -> dict[str, Tensor]:
-    """The motion loss of clips (B, 3, T, S, S), each of them seen forwards and backwards.
+    """The motion loss of clips (B, 3, T, S, S), each of them played forwards and backwards.
 
-    What both directions share carries no answer and cancels out of the gradient: what is left is the order.
+    Features that both directions share cannot tell the motion, and their gradients cancel; only the order remains.
     """
     both, answers = torch.cat([clip, clip.flip(2)]), torch.cat([motion, 1 - motion])
     head = model.head("motion")
@@ -49,12 +52,13 @@ def train_demo(
 ) -> Iterator[dict[str, float]]:
     """Fit the demo model in place on the training patients; yields step, learning rate and losses.
 
-    First the order of frames alone: beside masks and boxes its gradient is too faint to be found (with all losses from
-    the start the motion loss stays at ln 2; 100 steps of this brought it to 0.3). Then everything, on small pictures,
-    where the same time pays for four times as many, and in full size. At last every frame's mask counts alike, as in
-    the Dice that is reported: a loss over whole clips is content when the frames with a large finding are right.
+    The first stage trains the order of frames alone, because next to masks and boxes its gradient is too weak: with all
+    losses from the start the motion loss stayed at ln 2, and 100 steps of this stage reduced it to 0.3. The second
+    stage uses all losses on small pictures, of which four times as many can be processed in the same time; the third
+    uses full size. In the last stage the masks of all frames have equal weight, as in the reported Dice: a loss over
+    whole clips is already low when the frames with a large finding are right.
 
-    With ``checkpoints`` a training that was stopped goes on where it was, to the same weights.
+    With ``checkpoints`` a training that was stopped can be continued, and reaches the same weights.
     """
     if checkpoints is None:
         yield from _steps(model, manifest, config, None)
@@ -106,14 +110,14 @@ def _steps(
 
 
 class _Stages:
-    """The losses of every stage of the training: order alone, everything on small pictures, in full size, by frame."""
+    """The losses of every stage: order of frames, all losses on small pictures, at full size, with masks per frame."""
 
     def __init__(self, model: VideoModel, config: DemoConfig, source: ClipSource, random: torch.Generator) -> None:
         self.model, self.config, self.random = model, config, random
         self.source, self.small = source, half_size(source)
 
     def losses(self, step: int) -> dict[str, Tensor]:
-        """The losses of a fresh batch, computed in bfloat16 where that is possible."""
+        """The losses of a new batch, computed in bfloat16 where possible."""
         config = self.config
         with torch.autocast("cpu", dtype=torch.bfloat16):
             if step < config.order_steps:

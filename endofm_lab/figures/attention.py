@@ -1,7 +1,7 @@
 """Figures of attention and attribution: maps over frames, heads, matrices over time, film strips.
 
-Maps are (T, h, w) arrays or tensors, frames (T, H, W, 3) uint8, times in seconds. A map is shown over its largest value
-in the whole clip, so that frames can be compared; negative values (evidence against) are left dark.
+Maps are (T, h, w) arrays or tensors, frames are (T, H, W, 3) uint8, times are in seconds. A map is divided by its
+largest value in the whole clip, so that frames can be compared; negative values (evidence against the class) stay dark.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _RGB = np.array(
 
 
 def blend(frames: np.ndarray, maps: ArrayLike, smooth: bool = True) -> np.ndarray:
-    """Frames (T, H, W, 3) uint8 under their maps (T, h, w): the higher a value, the more colour covers the frame.
+    """Frames (T, H, W, 3) uint8 covered by their maps (T, h, w): the higher a value, the more colour.
 
     ``smooth`` interpolates between patches; otherwise each patch keeps its own value.
     """
@@ -40,7 +40,7 @@ def blend(frames: np.ndarray, maps: ArrayLike, smooth: bool = True) -> np.ndarra
 
 
 def overlay(frames: np.ndarray, maps: ArrayLike, times_s: ArrayLike | None = None, title: str = "") -> go.Figure:
-    """The clip under its maps, with a slider in time."""
+    """The frames of a clip covered by their maps, with a time slider."""
     pictures = blend(frames, maps)
     names = frame_names(len(frames), times_s)
     images = [go.Image(source=data_uri(picture), hoverinfo="skip") for picture in pictures]
@@ -60,7 +60,7 @@ def overlay(frames: np.ndarray, maps: ArrayLike, times_s: ArrayLike | None = Non
 def patch_picker(
     frame: np.ndarray, values: ArrayLike, selected: tuple[int, int] | None = None, title: str = ""
 ) -> go.Figure:
-    """One frame under its map (h, w) with a marker per patch that can be clicked; ``customdata`` is row and column."""
+    """One frame covered by its map (h, w), with a clickable marker per patch; ``customdata`` is row and column."""
     values = np.asarray(values)
     h, w = values.shape
     H, W = frame.shape[:2]
@@ -72,7 +72,7 @@ def patch_picker(
             y=(row + 0.5) * H / h,
             mode="markers",
             marker={"size": 9, "color": "rgba(255,255,255,0.5)", "line": {"width": 1, "color": "rgba(0,0,0,0.5)"}},
-            customdata=np.column_stack([row, column]).tolist(),  # a click returns rows of arrays as dicts
+            customdata=np.column_stack([row, column]).tolist(),  # as lists: Plotly returns rows of arrays as dicts
             text=[f"{value:.4f}" for value in values.ravel()],
             hovertemplate="row %{customdata[0]}, column %{customdata[1]}: %{text}<extra></extra>",
             showlegend=False,
@@ -91,7 +91,7 @@ def patch_picker(
 
 
 def head_grid(frame: np.ndarray, maps: Mapping[str, ArrayLike], title: str = "", columns: int = 6) -> go.Figure:
-    """One frame under several maps (h, w), each over its own largest value: heads, blocks or methods by name."""
+    """One frame covered by several maps (h, w), each divided by its own largest value: heads, blocks or methods."""
     names = list(maps)
     columns = min(columns, len(names))
     rows = -(-len(names) // columns)
@@ -113,7 +113,7 @@ def head_grid(frame: np.ndarray, maps: Mapping[str, ArrayLike], title: str = "",
 def temporal_matrices(
     matrices: Mapping[str, ArrayLike], times_s: ArrayLike | None = None, title: str = "", of: str = "attention"
 ) -> go.Figure:
-    """Matrices (T, T) beside each other on one colour scale: rows are the frames that read, columns those read from."""
+    """Matrices (T, T) side by side on one colour scale: the frame of a row reads from the frame of a column."""
     names = list(matrices)
     values = [np.asarray(matrices[name]) for name in names]
     labels = frame_names(len(values[0]), times_s)
@@ -143,7 +143,7 @@ def temporal_matrices(
 
 
 def film_strip(frames: np.ndarray, maps: ArrayLike, times_s: ArrayLike | None = None, title: str = "") -> go.Figure:
-    """All frames of a clip in a row, plain above and under their maps below."""
+    """All frames of a clip in a row, and below them the same frames covered by their maps."""
     T, H, W, _ = frames.shape
     both = np.concatenate([np.concatenate(list(frames), axis=1), np.concatenate(list(blend(frames, maps)), axis=1)])
     figure = go.Figure(go.Image(source=data_uri(both), hoverinfo="skip"))
@@ -151,8 +151,8 @@ def film_strip(frames: np.ndarray, maps: ArrayLike, times_s: ArrayLike | None = 
         tickmode="array", tickvals=[(t + 0.5) * W for t in range(T)], ticktext=frame_names(T, times_s), showgrid=False
     )
     figure.update_yaxes(visible=False, scaleanchor="x")
-    wide = min(1180, 320 * T)  # px; a clip of one frame is no poster
-    figure.update_layout(title=title, width=max(wide, 460) + 20, height=round(wide / T * 2 * H / W) + 100)
+    strip_px = min(1180, 320 * T)  # at most 320 px per frame, so that a clip of one frame does not fill the page
+    figure.update_layout(title=title, width=max(strip_px, 460) + 20, height=round(strip_px / T * 2 * H / W) + 100)
     figure.update_layout(margin={"l": 10, "r": 10, "t": 50, "b": 50})
     return tidy(figure)
 
@@ -161,7 +161,7 @@ def head_statistics(table: pd.DataFrame, title: str = "") -> go.Figure:
     """Attention distance and entropy of every head over the blocks, from `AttentionMaps.statistics`."""
     axes = [axis for axis in ("space", "time") if (table["axis"] == axis).any()]
     units = {"space": "patches", "time": "frames"}
-    names = [f"{what} in {axis}" for axis in axes for what in ("distance", "entropy")]
+    names = [f"{statistic} in {axis}" for axis in axes for statistic in ("distance", "entropy")]
     figure = make_subplots(1, len(names), subplot_titles=names, horizontal_spacing=0.08)
     for at, axis in enumerate(axes):
         rows = table[table["axis"] == axis]
@@ -188,7 +188,7 @@ def head_statistics(table: pd.DataFrame, title: str = "") -> go.Figure:
 
 
 def curves(lines: Mapping[str, tuple[ArrayLike, ArrayLike]], x: str, y: str, title: str = "") -> go.Figure:
-    """Named lines (x, y): deletion and insertion, for instance."""
+    """Named lines of points (x, y), for example deletion and insertion curves."""
     figure = go.Figure(
         [
             go.Scatter(x=np.asarray(xs), y=np.asarray(ys), name=name, mode="lines+markers", line={"color": colour})
@@ -200,7 +200,7 @@ def curves(lines: Mapping[str, tuple[ArrayLike, ArrayLike]], x: str, y: str, tit
 
 
 def frame_names(n: int, times_s: ArrayLike | None) -> list[str]:
-    """What to call the frames of a clip: their times, made different where a short video repeats its last frame."""
+    """Names of the frames of a clip: their times, with a number where a short video repeats its last frame."""
     if times_s is None:
         return [f"frame {t}" for t in range(n)]
     names = [f"{t:.2f} s" for t in np.asarray(times_s)]

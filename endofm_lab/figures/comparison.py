@@ -1,4 +1,4 @@
-"""Figures of finished runs: values with their intervals, reliability, classes one by one, and phases over time."""
+"""Figures of finished runs: values with their intervals, reliability, every class by itself, and phases over time."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ from endofm_lab.tasks import TASKS
 
 
 def intervals(comparison: Comparison, metric: str | None = None, title: str = "") -> go.Figure:
-    """A dot with its interval per run, the first on top; ``metric`` is by default the one that ranks."""
+    """A dot with its interval per run, the first run on top; ``metric`` is by default the metric of the ranking."""
     name = metric or comparison.by
     values = [line.metrics[name] for line in comparison.lines]
     runs = [line.run.run for line in comparison.lines]
@@ -24,16 +24,17 @@ def intervals(comparison: Comparison, metric: str | None = None, title: str = ""
     figure = go.Figure(_dots(table, runs, name, PALETTE[0]))
     kinds = "; ".join(dict.fromkeys(line.run.units_in_words for line in comparison.lines))
     figure.update_yaxes(autorange="reversed", type="category", automargin=True)
-    known = any(not np.isnan(value.low) for value in values)
-    figure.update_xaxes(title_text=f"{name}, 95 % interval over {kinds}" if known else f"{name}; no interval ({kinds})")
+    has_interval = any(not np.isnan(value.low) for value in values)
+    axis = f"{name}, 95 % interval over {kinds}" if has_interval else f"{name}; no interval ({kinds})"
+    figure.update_xaxes(title_text=axis)
     figure.update_layout(title=title, height=130 + _top(title) + 36 * len(runs), margin_t=_top(title), showlegend=False)
     return tidy(figure)
 
 
 def reliability(scores: Mapping[str, tuple[ArrayLike, ArrayLike]], n_bins: int = 10, title: str = "") -> go.Figure:
-    """Accuracy over mean confidence, a line per name; on the diagonal a confidence of 0.9 is right nine times in ten.
+    """Accuracy over mean confidence, a line per name; on the diagonal, answers with confidence 0.9 are right in 90 %.
 
-    ``scores``: name -> targets (N,) and probabilities (N, K). Dots are as large as their bin is full.
+    ``scores``: name -> targets (N,) and probabilities (N, K). The size of a dot shows the number of items in its bin.
     """
     figure = go.Figure(
         go.Scatter(x=[0, 1], y=[0, 1], mode="lines", name="calibrated", line={"color": "#999999", "dash": "dot"})
@@ -58,20 +59,20 @@ def reliability(scores: Mapping[str, tuple[ArrayLike, ArrayLike]], n_bins: int =
 
 
 def reliability_of(runs: Sequence[Run], title: str = "") -> go.Figure | None:
-    """The reliability of runs whose answers are probabilities of classes, their first seed; None if there is none."""
+    """The reliability of the first seed of each run whose answers are class probabilities; None without such a run."""
     curves = {}
     for run in runs:
         rows = run.predictions[run.predictions["seed"] == run.seeds[0]]
-        if (found := TASKS[run.task].probabilities(rows)) is not None:
-            curves[run.run] = found
+        if (probabilities := TASKS[run.task].probabilities(rows)) is not None:
+            curves[run.run] = probabilities
     return reliability(curves, title=title) if curves else None
 
 
 def classes(tables: Mapping[str, pd.DataFrame], title: str = "") -> go.Figure:
     """A panel per metric, a row per class, a dot with its interval per run.
 
-    ``tables``: run -> `runs.by_class.by_class`. Classes keep the order of the first run; their true items are counted
-    in their names.
+    ``tables``: run -> `runs.by_class.by_class`. Classes have the order of the first run; the number of their true items
+    is part of their names.
     """
     first = next(iter(tables.values()))
     metrics = list(dict.fromkeys(first["metric"]))
@@ -97,16 +98,16 @@ def classes(tables: Mapping[str, pd.DataFrame], title: str = "") -> go.Figure:
 
 
 def ribbons(times_s: ArrayLike, answers: Mapping[str, ArrayLike], names: Sequence[str], title: str = "") -> go.Figure:
-    """One band per line of answers over time, coloured by class: truth and predictions of phases above each other.
+    """One band per line of answers over time, coloured by class, for example true phases above predicted phases.
 
     Args:
         times_s: (N + 1,) borders of the steps in seconds.
-        answers: line -> class number (N,) of every step; -1 where there is none.
-        names: of the classes.
-        title: of the figure.
+        answers: line -> class number (N,) of every step; -1 where there is no answer.
+        names: names of the classes.
+        title: title of the figure.
     """
     borders = np.asarray(times_s, dtype=np.float64)
-    figure, told = go.Figure(), set()
+    figure, in_legend = go.Figure(), set()
     for line, values in answers.items():
         steps = np.asarray(values)
         cuts = np.flatnonzero(np.diff(steps)) + 1
@@ -121,12 +122,12 @@ def ribbons(times_s: ArrayLike, answers: Mapping[str, ArrayLike], names: Sequenc
                 orientation="h",
                 name=name,
                 legendgroup=name,
-                showlegend=name not in told,
+                showlegend=name not in in_legend,
                 marker={"color": color_of(name, int(steps[start])), "line": {"width": 0}},
                 hovertemplate="%{fullData.name}<br>"
                 f"{borders[start]:.2f} s to {borders[stop]:.2f} s<extra>%{{y}}</extra>",
             )
-            told.add(name)
+            in_legend.add(name)
     figure.update_yaxes(autorange="reversed", type="category", automargin=True, ticksuffix=" ")
     figure.update_xaxes(title_text="time in the video (s)", range=[borders[0], borders[-1]])
     figure.update_layout(
@@ -140,17 +141,17 @@ def ribbons(times_s: ArrayLike, answers: Mapping[str, ArrayLike], names: Sequenc
 
 
 def _top(title: str) -> int:
-    """The margin above the axes in pixels: smaller where there is no title."""
+    """The margin above the axes in pixels, which is smaller without a title."""
     return 80 if title else 30
 
 
 def _interval_words(low: float, high: float, units: int) -> str:
-    """The interval and the units behind it, or that there are too few of them."""
+    """The interval and its number of units, or the statement that there is no interval."""
     return f"(no interval, {units} units)" if np.isnan(low) else f"[{low:.3f}, {high:.3f}] ({units} units)"
 
 
 def _dots(table: pd.DataFrame, labels: Sequence[str], name: str, colour: str) -> go.Scatter:
-    """Dots at ``value`` with bars from ``low`` to ``high``; no bar where there is no interval."""
+    """Dots at ``value`` with bars from ``low`` to ``high``; a dot without an interval has no bar."""
     return go.Scatter(
         x=table["value"],
         y=list(labels),

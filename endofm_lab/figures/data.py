@@ -1,4 +1,4 @@
-"""Figures of data sets: the rows of every class, and how near a split came to what was asked for."""
+"""Figures of data sets: the number of rows of every class, and how close a split is to the requested shares."""
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -7,18 +7,18 @@ from endofm_lab.data.splits import Split
 from endofm_lab.errors import UserError
 from endofm_lab.figures.style import PALETTE, tidy
 
-# Parts of equal share lie on each other: a dot, in a ring, under a cross. (symbol, size in px)
+# (symbol, size in px). Parts with equal shares overlap, so each has a symbol that stays visible: dot, ring, cross.
 _SYMBOLS = (("circle", 9), ("circle-open", 15), ("x-thin-open", 11), ("diamond-open", 15))
 
 
 def class_counts(table: pd.DataFrame, by: str = "split", title: str = "") -> go.Figure:
-    """Stacked bars: the rows of every class of a manifest's table, by another column such as split or device.
+    """Stacked bars: the number of rows of every class in a manifest's table, by a column such as split or device.
 
     Raises:
         UserError: there is no such column.
     """
     if by not in table:
-        raise UserError(f"There is no column {by!r} to count by; there are {', '.join(table.columns)}.")
+        raise UserError(f"There is no column {by!r} to count by. The columns are {', '.join(table.columns)}.")
     counts = pd.crosstab(table["label"].replace("", "(no label)"), table[by].astype(str).replace("", "(not known)"))
     counts = counts.loc[counts.sum(axis=1).sort_values().index]  # the longest bar on top
     figure = go.Figure()
@@ -39,7 +39,7 @@ def class_counts(table: pd.DataFrame, by: str = "split", title: str = "") -> go.
 
 
 def split_balance(split: Split, title: str = "") -> go.Figure:
-    """The share of every class in each part, and what was asked for as a dotted line."""
+    """The share of every class in each part of a split, and the requested share as a dotted line."""
     figure = go.Figure()
     parts = _in_order(split.balance["part"].unique().tolist())
     labels = list(dict.fromkeys(split.balance["label"]))[::-1]
@@ -59,12 +59,12 @@ def split_balance(split: Split, title: str = "") -> go.Figure:
             )
         )
         figure.add_vline(x=rows["wanted"].iloc[0], line={"dash": "dot", "color": PALETTE[k % len(PALETTE)]})
-    figure.update_xaxes(title_text="share of the class's rows (dotted: asked for)", tickformat=".0%", range=[-0.02, 1])
+    figure.update_xaxes(title_text="share of the class's rows (dotted: requested)", tickformat=".0%", range=[-0.02, 1])
     return _sized(figure, labels, title)
 
 
 def _sized(figure: go.Figure, labels: list[str], title: str) -> go.Figure:
-    """Room for the names on the left, a line for each, and the legend."""
+    """Set the size of the figure so that the names on the left, a line for each, and the legend fit in."""
     left = 30 + 8 * max(map(len, labels))
     figure.update_layout(
         title=title,
@@ -75,6 +75,6 @@ def _sized(figure: go.Figure, labels: list[str], title: str) -> go.Figure:
 
 
 def _in_order(names: list[str]) -> list[str]:
-    """What is learned from first: pretrain, train, val, test; other names after them."""
-    known = ["pretrain", "train", "val", "test"]
-    return sorted(names, key=lambda name: (known.index(name) if name in known else len(known), name))
+    """Names of parts in the order pretrain, train, val, test; other names follow alphabetically."""
+    order = ["pretrain", "train", "val", "test"]
+    return sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name))

@@ -17,15 +17,15 @@ from endofm_lab.figures.style import color_of, tidy
 def scatter(
     points: ArrayLike, rows: pd.DataFrame, color: str, title: str = "", names: Sequence[str] = ("", "")
 ) -> go.Figure:
-    """A marker per row at (N, 2) ``points``, coloured by a column: numbers on a scale, anything else by value.
+    """A marker per row at (N, 2) ``points``, coloured by a column: numbers on a colour scale, other columns by value.
 
-    ``customdata`` is the row's position in ``rows``, so that a lasso or a click can be followed.
+    ``customdata`` is the row's position in ``rows``, so that a lasso or a click can be traced to its rows.
 
     Raises:
         UserError: there is no such column.
     """
     if color not in rows:
-        raise UserError(f"There is no column {color!r} to colour by; there are {', '.join(rows.columns)}.")
+        raise UserError(f"There is no column {color!r} to colour by. The columns are {', '.join(rows.columns)}.")
     x, y = np.asarray(points).T
     place = np.arange(len(rows))
     about = [f"{video}\n{label}" for video, label in zip(rows["video"], rows["label"], strict=True)]
@@ -48,7 +48,7 @@ def scatter(
 def picture_sheet(pictures: Sequence[np.ndarray], titles: Sequence[str], columns: int = 6) -> go.Figure:
     """Pictures (H, W, 3) uint8 of any size in a grid, each with its title."""
     if not len(pictures):
-        raise UserError("There are no pictures to show; choose at least one clip.")
+        raise UserError("There are no pictures to show. Choose at least one clip.")
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     figure = make_subplots(
@@ -68,7 +68,7 @@ def picture_sheet(pictures: Sequence[np.ndarray], titles: Sequence[str], columns
 def _markers(
     x: np.ndarray, y: np.ndarray, place: np.ndarray, texts: list[str], marker: dict, name: str
 ) -> go.Scattergl | go.Scatter:
-    """SVG markers up to some thousands (crisp, and they can be clicked by tests), WebGL above."""
+    """SVG markers for up to 4,000 points, which are sharp and which tests can click; WebGL markers for more points."""
     kind = go.Scatter if len(x) <= 4000 else go.Scattergl
     return kind(
         x=x,

@@ -1,4 +1,4 @@
-"""Figures of a prediction: time lines of scores, masks and boxes, and a frame with its mask and boxes."""
+"""Figures of a prediction: timelines of scores, masks and boxes, and a frame with its mask and boxes."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from endofm_lab.prediction import VideoPrediction
 def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Figure:
     """One row per classification head: a marker per clip and class at the clip's middle, and a line at ``time_s``.
 
-    A band shows `VideoPrediction.score_spread`, where clips between were run.
+    A band shows `VideoPrediction.score_spread` if clips in between were run.
     Markers can be clicked: their ``customdata`` is the clip's number and its start and end in seconds.
     """
     heads = list(prediction.scores)
@@ -27,7 +27,7 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Fig
     clips = np.column_stack([np.arange(len(middle)), prediction.times_s])
     for row, head in enumerate(heads, start=1):
         for k, name in enumerate(prediction.classes[head]):
-            group = {"legendgroup": f"{head} {name}"}  # a band goes with its line
+            group = {"legendgroup": f"{head} {name}"}  # a click in the legend hides a line together with its band
             if head in prediction.score_spread:
                 band = _band(middle, prediction.score_spread[head][:, k], color_of(name, k))
                 figure.add_trace(band.update(group), row=row, col=1)
@@ -41,7 +41,7 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Fig
                     **group,
                     line={"color": color_of(name, k), "width": 2},
                     marker={"size": 8},
-                    customdata=clips.tolist(),  # a click returns rows of arrays as dicts, rows of lists as lists
+                    customdata=clips.tolist(),  # as lists: Plotly returns rows of arrays as dicts
                     hovertemplate="%{fullData.name}: %{y:.3f}<br>clip %{customdata[0]}: "
                     "%{customdata[1]:.2f} s to %{customdata[2]:.2f} s<extra></extra>",
                 ),
@@ -57,7 +57,7 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Fig
 
 
 def _band(middle: np.ndarray, bounds: np.ndarray, colour: str) -> go.Scatter:
-    """The area between the lowest and the highest scores ``bounds`` (N, 2) of clips with the middles (N,)."""
+    """The area between the lowest and the highest scores ``bounds`` (N, 2) of clips around the times ``middle``."""
     return go.Scatter(
         x=np.concatenate([middle, middle[::-1]]),
         y=np.concatenate([bounds[:, 0], bounds[::-1, 1]]),
@@ -72,21 +72,21 @@ def _band(middle: np.ndarray, bounds: np.ndarray, colour: str) -> go.Scatter:
 
 
 def frame_timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Figure:
-    """How much of each frame the mask covers (%), and each frame's surest box of every class; a line at ``time_s``.
+    """The share of each frame that the mask covers (%), and the highest box score of every class in each frame.
 
-    One row for the masks of all mask heads, and one for each box head. Frames without a box stand at 0. The
-    ``customdata`` of a marker is its frame.
+    There is one row for the masks of all mask heads, and one for each box head; a line marks ``time_s``. Frames without
+    a box have the score 0. The ``customdata`` of a marker is its frame.
     """
     rows: dict[str, dict[str, np.ndarray]] = {}
     for head, values in prediction.maps.items():
         covered = (np.asarray(values) >= 128).any(axis=1).mean(axis=(1, 2))  # uint8: 128 is the first >= 0.5
         rows.setdefault("mask, % of the frame", {})["mask" if len(prediction.maps) == 1 else head] = 100 * covered
     for head in prediction.box_heads:
-        own = prediction.boxes_xyxy[prediction.boxes_xyxy["head"] == head]
-        best = own.pivot_table(index="frame", columns="label", values="score", aggfunc="max")
+        boxes = prediction.boxes_xyxy[prediction.boxes_xyxy["head"] == head]
+        best = boxes.pivot_table(index="frame", columns="label", values="score", aggfunc="max")
         best = best.reindex(prediction.frames).fillna(0.0)
         lines = {f"box: {label}": best[label].to_numpy() for label in best}
-        title = "surest box, score" if len(prediction.box_heads) == 1 else f"surest box of {head}, score"
+        title = "highest box score" if len(prediction.box_heads) == 1 else f"highest box score of {head}"
         rows[title] = lines or {"no box": np.zeros(len(prediction.frames))}
     figure = make_subplots(rows=max(len(rows), 1), cols=1, shared_xaxes=True, vertical_spacing=0.14)
     for row, (title, lines) in enumerate(rows.items(), start=1):
@@ -115,7 +115,7 @@ def frame_timeline(prediction: VideoPrediction, time_s: float | None = None) -> 
 def frame_figure(
     frame: np.ndarray, mask: np.ndarray | None = None, boxes: pd.DataFrame | None = None, title: str = ""
 ) -> go.Figure:
-    """A frame (H, W, 3) uint8 with its mask (H, W) bool tinted and outlined, and its boxes (x1, y1, x2, y2 in pixels).
+    """A frame (H, W, 3) uint8 with its mask (H, W) bool as tint and outline, and its boxes (x1, y1, x2, y2 in pixels).
 
     ``boxes`` has the columns of `VideoPrediction.boxes_xyxy`.
     """
@@ -144,7 +144,7 @@ def frame_figure(
 
 
 def tint(frame: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A copy of a frame (H, W, 3) uint8 with a mask (H, W) bool tinted lightly and outlined."""
+    """A copy of a frame (H, W, 3) uint8 in which the mask (H, W) bool is lightly tinted and outlined."""
     inner = mask.copy()
     width = max(1, frame.shape[0] // 240)  # outline in pixels
     for _ in range(width):

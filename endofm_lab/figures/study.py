@@ -14,26 +14,25 @@ from endofm_lab.figures.style import tidy
 from endofm_lab.study.study import Study
 from endofm_lab.video.reader import VideoReader, open_video
 
-_BINS = 600  # of the time line
-_ROW_PX = 30  # of a class in it
+_BINS = 600  # of the timeline
+_ROW_PX = 30  # height of a class in the timeline
 _TILE_PX = 150
 _GAP_PX = 6
-_TEXT_PX = 24  # below a tile
-_MARK = "#D55E00"  # around the frame that is meant
+_TEXT_PX = 24  # height of the text below a tile
+_MARK = "#D55E00"  # colour of the outline around the frame in question
 
 
 def clock(time_s: float) -> str:
-    """A moment as m:ss.cc, or h:mm:ss.cc from an hour on."""
-    hundredths = round(time_s * 100)
-    minutes, rest = divmod(hundredths, 6000)
-    seconds = f"{rest // 100:02d}.{rest % 100:02d}"
+    """A time as m:ss.cc, or as h:mm:ss.cc from one hour on."""
+    minutes, hundredths = divmod(round(time_s * 100), 6000)
+    seconds = f"{hundredths // 100:02d}.{hundredths % 100:02d}"
     return f"{minutes}:{seconds}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{seconds}"
 
 
 def study_timeline(study: Study) -> go.Figure:
-    """One map per head: the highest score of each class in up to 600 stretches of time; unreadable is blank.
+    """One heat map per head: the highest score of each class in up to 600 time bins.
 
-    Time is in seconds, minutes or hours, as the video is long.
+    Bins without a readable frame are blank. The unit of time (seconds, minutes or hours) depends on the video's length.
     """
     heads = list(study.scores)
     n = len(study.times_s)
@@ -82,12 +81,13 @@ def study_timeline(study: Study) -> go.Figure:
 
 
 def frames_figure(study: Study, frames: pd.DataFrame, step_s: float = 0.5) -> go.Figure:
-    """One row per frame of a table (columns frame and score): outlined, between its neighbours.
+    """One row per frame of a table (columns frame and score), which is outlined and shown between its neighbours.
 
-    Neighbours lie ``step_s`` and twice that before and behind; those outside the video or unreadable are left out.
+    The neighbours are ``step_s`` and twice ``step_s`` before and after the frame. Neighbours that are unreadable or
+    outside the video are left out.
 
     Raises:
-        VideoError: the study's video is not where it was.
+        VideoError: the study's video was moved or cannot be opened.
     """
     offset = max(1, round(step_s * float(study.video.fps)))
     shifts = [-2 * offset, -offset, 0, offset, 2 * offset]
@@ -124,7 +124,7 @@ def _folder_rate(study: Study) -> Fraction | None:
 
 
 def _tile(reader: VideoReader, frame: int, height: int) -> np.ndarray | None:
-    """A frame as a small picture, or None if it cannot be read."""
+    """A frame as a small picture, or None if the frame cannot be read."""
     try:
         picture = reader.read([frame])[0]
     except VideoError:

@@ -1,7 +1,7 @@
-"""One look for all figures: colours that colour-blind readers can tell apart, names that keep their colour.
+"""The style of all figures: a palette for colour-blind readers, and the same colour for a class name everywhere.
 
-A figure can hold the names of files, classes and patients. Plotly reads text as HTML, so `tidy` escapes it. No figure
-offers to upload itself: every place that shows one passes `CONFIG` or `STILL` on.
+A figure can contain the names of files, classes and patients. Plotly reads text as HTML, so `tidy` escapes it. No
+figure offers to upload itself, because every place that shows a figure passes `CONFIG` or `STILL`.
 """
 
 import html
@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 import plotly.io as pio
 
-# Okabe and Ito's palette; grey stands for "nothing found".
+# The palette of Okabe and Ito; grey means that nothing was found.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#5D3A9B", "#B8B800")
 NAMED = {
     "normal": "#7F7F7F",
@@ -22,51 +22,52 @@ NAMED = {
     "advancing": "#0072B2",
     "withdrawing": "#009E73",
 }
-MASK_RGB = (0, 229, 255)  # far from every colour of tissue
+MASK_RGB = (0, 229, 255)  # unlike every colour of tissue
 
-# Plotly's configuration wherever a figure is shown: without the button that uploads it, and without the way there.
+# Plotly's configuration wherever a figure is shown: no button that uploads the figure, and no server to upload it to.
 CONFIG: dict[str, Any] = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}
-STILL = {**CONFIG, "displayModeBar": False}  # for figures that need no tools
+STILL = {**CONFIG, "displayModeBar": False}  # for figures without a tool bar
 
-_MARKUP = re.compile(r"<(?!/?(?:br|extra)>)")  # in templates of ours, every other tag is text
+_MARKUP = re.compile(r"<(?!/?(?:br|extra)>)")  # every tag in a hover template except <br> and <extra>
 _TEXTS = ("name", "text", "hovertext", "ticktext", "label", "prefix", "suffix", "x", "y", "customdata")
 
 
 def color_of(name: str, index: int) -> str:
-    """The colour of a class: its own if it has one, else the palette's by position."""
+    """The colour of a class: its fixed colour if it has one, otherwise the colour of the palette at its position."""
     return NAMED.get(name.lower(), PALETTE[index % len(PALETTE)])
 
 
 def tidy(figure: go.Figure) -> go.Figure:
-    """The project's fonts, background and legend; every text in the figure is shown as it is, not read as HTML.
+    """Set the project's font, background and legend, and escape every text, so that none is read as HTML.
 
-    Only the hover templates, which the project writes, may hold ``<br>`` and ``<extra>``. To be called once.
+    Only the hover templates, which the project writes, may contain ``<br>`` and ``<extra>``. Call this function once
+    per figure.
     """
     figure.update_layout(
         template="plotly_white",
-        # Plotly measures text outside the figure: a family that is no valid CSS would be another font there.
+        # Plotly measures text outside the figure, where a family that is not valid CSS would give another font.
         font={"family": "'Source Sans', 'Segoe UI', Helvetica, Arial, sans-serif", "size": 14},
         legend={"groupclick": "toggleitem"},
     )
     for trace in figure.data:
         _show_as_text(trace, trace.to_plotly_json())
     layout = figure.layout.to_plotly_json()
-    del layout["template"]  # it is long and holds no text
+    del layout["template"]  # long, and without any text to escape
     _show_as_text(figure.layout, layout)
     return figure
 
 
 def marked(figure: go.Figure, generated: bool) -> go.Figure:
-    """A figure with pictures that says in the corner of the first one that they are generated, where they are."""
+    """The figure; if its pictures are generated, the word "Generated" is added in the corner of the first picture."""
     if generated:
-        across, down = figure.layout.xaxis.range, figure.layout.yaxis.range  # of pixels, from top to bottom
-        known = across is not None and down is not None
+        across, down = figure.layout.xaxis.range, figure.layout.yaxis.range  # in pixels, y from top to bottom
+        has_ranges = across is not None and down is not None
         figure.add_annotation(
             text="Generated",
-            xref="x" if known else "x domain",
-            yref="y" if known else "y domain",
-            x=across[1] if known else 1,
-            y=down[0] if known else 0,
+            xref="x" if has_ranges else "x domain",
+            yref="y" if has_ranges else "y domain",
+            x=across[1] if has_ranges else 1,
+            y=down[0] if has_ranges else 0,
             xanchor="right",
             yanchor="bottom",
             showarrow=False,
@@ -77,7 +78,7 @@ def marked(figure: go.Figure, generated: bool) -> go.Figure:
 
 
 def _show_as_text(part: Any, values: dict[str, Any]) -> None:
-    """Escape the texts of a trace or of a part of the layout in place; ``values`` is what is set in it."""
+    """Escape the texts of a trace or of a part of the layout in place; ``values`` are its properties that are set."""
     for name, value in values.items():
         if isinstance(value, dict):
             _show_as_text(part[name], value)
@@ -91,7 +92,7 @@ def _show_as_text(part: Any, values: dict[str, Any]) -> None:
 
 
 def _escaped(value: Any) -> Any:
-    """A text, or the texts in an array or (nested) list, with entities for ``&``, ``<``, ``>`` and breaks of lines."""
+    """A text, or the texts in an array or nested list, escaped as HTML; line breaks become ``<br>``."""
     if isinstance(value, str):
         return html.escape(value, quote=False).replace("\n", "<br>")
     if isinstance(value, list | tuple):
@@ -102,7 +103,7 @@ def _escaped(value: Any) -> Any:
 
 
 def _never_upload() -> None:
-    """Give `CONFIG` to every way in which a notebook shows a figure."""
+    """Set `CONFIG` in every renderer with which a notebook can show a figure."""
     for name in pio.renderers:
         renderer = pio.renderers[name]
         if hasattr(renderer, "config"):

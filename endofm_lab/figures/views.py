@@ -1,4 +1,4 @@
-"""Figures of the views that self-supervised learning shows of a clip: where, when, and what is left to see."""
+"""Figures of the views of a clip in self-supervised learning: their crops, their time windows and their pictures."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -10,7 +10,7 @@ from endofm_lab.figures.style import PALETTE, tidy
 from endofm_lab.pretraining.views import ViewDraw, Views
 from endofm_lab.video.transforms import InputSpec, from_input
 
-# Global views have a colour each; local ones share a colour with those of the same number of frames.
+# Each global view has its own colour; local views with the same number of frames share a colour.
 _GLOBAL, _LOCAL = PALETTE[:2], PALETTE[2:]
 
 
@@ -22,14 +22,14 @@ def colours(views: Views) -> list[str]:
 
 
 def decoded_at(views: Views, time_s: float) -> int:
-    """Which of the decoded frames (``views.frames``) is nearest to a time in the video."""
+    """The index in ``views.frames`` of the decoded frame that is nearest to a time in the video."""
     return int(np.abs(views.times_s[views.frame_numbers] - time_s).argmin())
 
 
 def in_space(views: Views, time_s: float | None = None, title: str = "") -> go.Figure:
-    """The frame nearest to a time (by default the middle) with every view's crop drawn on it.
+    """The frame nearest to a time (by default the middle of the clip) with the crop of every view.
 
-    Views whose window holds that moment are drawn with a full line, the others faintly dotted.
+    Views whose time window contains this frame have a solid outline, the others a faint dotted outline.
     """
     at = decoded_at(views, float(views.times_s.mean()) if time_s is None else time_s)
     frame, number = views.frames[at], int(views.frame_numbers[at])
@@ -67,9 +67,9 @@ def in_space(views: Views, time_s: float | None = None, title: str = "") -> go.F
 def in_time(views: Views, time_s: float | None = None, title: str = "") -> go.Figure:
     """A row per view: its time window as a bar, its frames as dots; a line at ``time_s``."""
     figure = go.Figure()
-    about = views.describe()
-    for draw, known, colour in zip(views.draws, about, colours(views), strict=True):
-        start_s, end_s = known["window_s"]
+    descriptions = views.describe()
+    for draw, described, colour in zip(views.draws, descriptions, colours(views), strict=True):
+        start_s, end_s = described["window_s"]
         row = f"{draw.name} · {len(draw.frames)} frames"
         figure.add_trace(
             go.Bar(
@@ -84,7 +84,7 @@ def in_time(views: Views, time_s: float | None = None, title: str = "") -> go.Fi
         )
         figure.add_trace(
             go.Scatter(
-                x=known["times_s"],
+                x=described["times_s"],
                 y=[row] * len(draw.frames),
                 mode="markers",
                 marker={"color": colour, "size": 8},
@@ -97,20 +97,23 @@ def in_time(views: Views, time_s: float | None = None, title: str = "") -> go.Fi
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title_text="time in the video (s)")
     figure.update_layout(
-        title=title, height=110 + 30 * len(about), bargap=0.35, margin={"l": 150, "t": 40 if title else 10, "b": 40}
+        title=title,
+        height=110 + 30 * len(descriptions),
+        bargap=0.35,
+        margin={"l": 150, "t": 40 if title else 10, "b": 40},
     )
     return tidy(figure)
 
 
 def seen(views: Views, spec: InputSpec, which: list[int] | None = None, title: str = "", most: int = 8) -> go.Figure:
-    """What is left to see: a film of each view, as the network gets it, with what was done to its colours.
+    """A film strip of each view as the network receives it, titled with its size and augmentation.
 
     Args:
-        views: of a clip.
-        spec: their normalisation (`ViewSpec.input`), which is taken back.
-        which: places of the views; all by default.
-        title: of the figure.
-        most: frames of each view that are shown, evenly spread.
+        views: the views of a clip.
+        spec: their normalisation (`ViewSpec.input`), which is undone for display.
+        which: indices of the views to show; by default all views.
+        title: title of the figure.
+        most: largest number of frames per view; longer views are sampled evenly.
     """
     places = list(range(len(views.draws))) if which is None else which
     films, names = [], []
@@ -136,7 +139,7 @@ def seen(views: Views, spec: InputSpec, which: list[int] | None = None, title: s
 
 
 def _film(pictures: np.ndarray, places: int, side_px: int = 112) -> np.ndarray:
-    """Pictures (n, px, px, 3) side by side on white that has room for ``places``."""
+    """Pictures (n, px, px, 3) side by side on a white strip with room for ``places`` pictures."""
     sheet = np.full((side_px, side_px * places, 3), 255, np.uint8)
     for n, picture in enumerate(pictures):
         small = Image.fromarray(picture).resize((side_px - 2, side_px - 2))
@@ -154,9 +157,9 @@ def _done(draw: ViewDraw) -> str:
         words.append("mirrored")
     if draw.grey:
         words.append("grey")
-    changed = [(name, getattr(draw, name)) for name in ("brightness", "contrast", "saturation")]
+    factors = [(name, getattr(draw, name)) for name in ("brightness", "contrast", "saturation")]
     words += [
-        f"{name} x {value:.2f}" for name, value in changed if value != 1 and not (name == "saturation" and draw.grey)
+        f"{name} x {value:.2f}" for name, value in factors if value != 1 and not (name == "saturation" and draw.grey)
     ]
     if draw.blur_sigma_px:
         words.append(f"blurred by {draw.blur_sigma_px:.1f} px")

@@ -1,4 +1,4 @@
-"""The audit as one stand-alone page: verdict, findings, and the pictures side by side."""
+"""The audit report as one stand-alone page: verdict, findings, and pictures of the affected rows side by side."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ _GENERATED = " The pictures of the data set phantom are <b>generated</b>: they s
 
 
 def write_audit_html(audit: Audit, path: Path) -> Path:
-    """Write the page and return its path; pictures that cannot be opened are replaced by a sentence."""
+    """Write the page and return its path; a sentence replaces every picture that cannot be opened."""
     state = "bad" if audit.leaks else "unsure" if audit.unchecked or len(audit.parts) < 2 else "good"
     generated = _GENERATED if "phantom" in audit.datasets else ""
     datasets = Markup(
@@ -54,9 +54,9 @@ def _side(path: str, start_s: float, split: str, label: str) -> str:
 
 
 def picture_at(path: str | Path, start_s: float) -> np.ndarray | None:
-    """An image, or a video's frame nearest to a moment, as uint8 (H, W, 3); None when it cannot be opened."""
+    """An image, or the frame of a video nearest to ``start_s``, as uint8 (H, W, 3); None if it cannot be opened."""
     try:
         with open_video(path) as reader:
             return reader.read([int(np.abs(reader.times_s - start_s).argmin())])[0]
-    except (OSError, ValueError):  # UserError is a ValueError; the caller says that the picture is missing
+    except (OSError, ValueError):  # includes UserError; the page says that the picture is missing
         return None

@@ -1,4 +1,4 @@
-"""A comparison of runs as files: Markdown, CSV, and a page."""
+"""Write a comparison of runs as Markdown, CSV and a stand-alone HTML page."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from endofm_lab.runs.compare import Comparison
 
 
 def comparison_page(comparison: Comparison) -> str:
-    """A stand-alone HTML page of the table and its notes."""
+    """A stand-alone HTML page with the table and its notes."""
     head, rows = comparison.cells()
     items = [pd.DataFrame(rows, columns=head), bullets(comparison.notes())]
     return report_page(f"Comparison of {len(rows)} runs: {comparison.task}", [("", items)])

@@ -1,6 +1,7 @@
-"""What a model looked at in one clip: attention, attribution and how far each map can be believed, as a report.
+"""The report on what a model looked at in one clip: attention, attribution, and how far each map can be trusted.
 
-`explain` computes, `write_explanation` writes report.html and maps.npz; app, lessons and command line call both.
+`explain` computes the maps, and `write_explanation` writes report.html and maps.npz. The app, the lessons and the
+command line call both.
 """
 
 from collections.abc import Sequence
@@ -30,19 +31,20 @@ from endofm_lab.video.transforms import to_input
 
 DEFAULT_METHODS = ("attention relevance", "integrated gradients", "Grad-CAM")
 _ROLLOUT = (
-    "By norms, a step counts by the length of what arrives; by attention alone, a patch that is looked at counts even "
-    "if it brings nothing."
+    "By norms, each step is weighted by the length of the vector that arrives; by attention alone, a patch that is "
+    "attended to counts even if it contributes nothing."
 )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explained(Brief):
-    """One attribution with its trust figures.
+    """One attribution with numbers that say how far it can be trusted.
 
     Attributes:
         attribution: the map (T, h, w) and its target.
-        curves: deletion and insertion; their ``gap`` is 0 for a map no better than chance.
-        randomised: rank correlation with maps of shuffled weights; near 1, the map ignores the model.
+        curves: deletion and insertion curves; their ``gap`` is 0 for a map that is no better than chance.
+        randomised: rank correlation with maps of the same model with shuffled weights; near 1, the map ignores the
+            model.
     """
 
     attribution: Attribution
@@ -52,16 +54,16 @@ class Explained(Brief):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explanation(Brief):
-    """What a model looked at in one clip.
+    """Attention and attribution of one clip.
 
     Attributes:
-        video: the file.
-        clip: its frames and their times.
-        card: the model's.
-        maps: attention; None for a model without.
-        rollouts: name -> (words, map (T, h, w)).
-        attributions: one per method that could answer.
-        refused: method, or "attention", -> why it could not.
+        video: the video file.
+        clip: the frames of the clip and their times.
+        card: the card of the model.
+        maps: attention; None for a model without attention.
+        rollouts: name -> (description, map (T, h, w)).
+        attributions: one per method that works with the model.
+        refused: method, or "attention" -> the reason why it does not work with the model.
         provenance: see `endofm_lab.folders.provenance`.
     """
 
@@ -75,7 +77,7 @@ class Explanation(Brief):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All maps by name, as ``maps.npz`` holds them, with the frames they belong to."""
+        """The content of ``maps.npz``: all maps by name, and the numbers and times of their frames."""
         arrays = {"frames": self.clip.indices, "times_s": self.clip.times_s}
         arrays |= {name: values.numpy() for name, (_, values) in self.rollouts.items()}
         if self.maps is not None:
@@ -99,22 +101,23 @@ def explain(
     methods: Sequence[str] = DEFAULT_METHODS,
     device: str = "auto",
 ) -> Explanation:
-    """Attention and attribution of one clip, each attribution with its trust figures.
+    """Compute attention and attribution of one clip, and for each attribution how far it can be trusted.
 
     Args:
         video: a video file, a folder of frames, or one image.
-        model: a model, or what `load_model` takes.
-        start_s: where the clip starts; by default it is the one in the middle.
-        head: which head to explain; by default the first.
-        label: which class of it; by default the one with the highest score.
-        methods: of attribution (`explain.attribution.METHODS`); the report names those that the model cannot answer.
-        device: where the model computes, as in `predict_video`.
+        model: a model, or anything that `load_model` takes.
+        start_s: start of the clip in seconds; by default the clip in the middle of the video.
+        head: head to explain; by default the first head.
+        label: class of that head to explain; by default the class with the highest score.
+        methods: attribution methods (`explain.attribution.METHODS`); the report names those that do not work with the
+            model.
+        device: device that the model runs on, as in `predict_video`.
 
     Raises:
         VideoError: the video cannot be read.
-        UserError: no such head, class or method.
+        UserError: the head, the class or a method does not exist.
     """
-    _must_be_known(methods)
+    _refuse_unknown(methods)
     network = model_at(model, device)
     place = next(network.parameters()).device
     clip = read_clip(video, network.card.clip, "centre" if start_s is None else start_s)
@@ -126,19 +129,19 @@ def explain(
     except UserError as error:
         refused["attention"] = str(error)
     rollouts = {} if maps is None else _rollouts(maps)
-    found: list[Explained] = []
+    explained: list[Explained] = []
     if network.card.heads:
-        head, label = _asked(network, x, head, label)
+        head, label = _head_and_class(network, x, head, label)
         for name in methods:
             try:
-                found.append(_explained(network, x, head, label, name))
+                explained.append(_explained(network, x, head, label, name))
             except UserError as error:
                 refused[name] = str(error)
-    return Explanation(Path(video), clip, network.card, maps, rollouts, tuple(found), refused, provenance(place))
+    return Explanation(Path(video), clip, network.card, maps, rollouts, tuple(explained), refused, provenance(place))
 
 
 def write_explanation(explanation: Explanation, out: str | Path) -> list[Path]:
-    """Write ``report.html`` (stand-alone) and ``maps.npz`` (the numbers) into a folder; returns their paths."""
+    """Write ``report.html`` (a stand-alone page) and ``maps.npz`` (the maps) into a folder; returns their paths."""
     out = Path(out)
     title = f"What the model looked at: {explanation.video.name}"
     report = write_report(out / "report.html", title, _sections(explanation))
@@ -148,27 +151,27 @@ def write_explanation(explanation: Explanation, out: str | Path) -> list[Path]:
 
 
 def explanation_figures(explanation: Explanation) -> dict[str, go.Figure]:
-    """The film strip of every map by name, for files."""
+    """The film strip of every map by its name, to be written as files."""
     clip = explanation.clip
     strips = {name: values for name, (_, values) in explanation.rollouts.items()}
     strips |= {entry.attribution.method: entry.attribution.values for entry in explanation.attributions}
     return {name: film_strip(clip.frames, values, clip.times_s, name) for name, values in strips.items()}
 
 
-def _must_be_known(methods: Sequence[str]) -> None:
+def _refuse_unknown(methods: Sequence[str]) -> None:
     if unknown := [name for name in methods if name not in METHODS]:
-        raise UserError(f"There is no attribution method {unknown[0]!r}; there are {', '.join(METHODS)}.")
+        raise UserError(f"There is no attribution method {unknown[0]!r}. The methods are {', '.join(METHODS)}.")
 
 
-def _asked(network: VideoModel, x: Tensor, head: str | None, label: str | None) -> tuple[str, str]:
-    """The head and class to explain: the first head and its highest score where none is named."""
+def _head_and_class(network: VideoModel, x: Tensor, head: str | None, label: str | None) -> tuple[str, str]:
+    """The head and class to explain; by default the first head and its class with the highest score."""
     heads = network.card.heads
     head = head or next(iter(heads))
     answers = network.predict(x, ["this clip"])
     if label is None and head in heads:
         scores = answers[head]
         label = heads[head].classes[int(scores.argmax()) if scores.ndim == 2 else 0]
-    target_of(network, head, label or "")  # refuses a head or class that is not there
+    target_of(network, head, label or "")  # raises an error if the head or the class does not exist
     return head, label or ""
 
 
@@ -185,9 +188,9 @@ def _rollouts(maps: AttentionMaps) -> dict[str, tuple[str, Tensor]]:
 
 def _explained(network: VideoModel, x: Tensor, head: str, label: str, name: str) -> Explained:
     method, target = METHODS[name], target_of(network, head, label)
-    found = method(network, x, target)
-    tested = deletion_insertion(network, x, target, found.values)
-    return Explained(found, tested, randomisation_test(network, x, head, label, method, seeds=2))
+    attribution = method(network, x, target)
+    tested = deletion_insertion(network, x, target, attribution.values)
+    return Explained(attribution, tested, randomisation_test(network, x, head, label, method, seeds=2))
 
 
 def _sections(explanation: Explanation) -> list[Section]:
@@ -219,17 +222,17 @@ def _attention(explanation: Explanation, maps: AttentionMaps) -> list[Section]:
 
 
 def _attribution(clip: Clip, explained: Explained) -> Section:
-    found, tested = explained.attribution, explained.curves
-    complete = "" if found.completeness is None else f" Completeness error {found.completeness:.1%}."
-    words = " ".join(in_words(tested, explained.randomised, found.completeness))
+    attribution, tested = explained.attribution, explained.curves
+    complete = "" if attribution.completeness is None else f" Completeness error: {attribution.completeness:.1%}."
+    words = " ".join(in_words(tested, explained.randomised, attribution.completeness))
     trust = (
-        f"{words} Insertion less deletion {tested.gap:.2f} (0: no better than chance). Rank correlation with maps of "
-        f"shuffled weights {explained.randomised:.2f} (near 1: the map ignores the model).{complete}"
+        f"{words} Insertion minus deletion: {tested.gap:.2f} (0: no better than chance). Rank correlation with maps of "
+        f"shuffled weights: {explained.randomised:.2f} (near 1: the map ignores the model).{complete}"
     )
     lines = {
         "deletion": (tested.share, tested.deletion),
         "insertion": (tested.share, tested.insertion),
         "deletion, random order": (tested.share, tested.random_deletion),
     }
-    strip = film_strip(clip.frames, found.values, clip.times_s)
-    return f"{found.target}, by {found.method}", [strip, trust, curves(lines, "share of patches", "score")]
+    strip = film_strip(clip.frames, attribution.values, clip.times_s)
+    return f"{attribution.target}, by {attribution.method}", [strip, trust, curves(lines, "share of patches", "score")]

@@ -1,6 +1,6 @@
-"""Stand-alone HTML reports: one file, one style, no network; every text from outside is escaped.
+"""Stand-alone HTML reports: one file in one style that needs no network, with every foreign text escaped.
 
-Every report of the project is made here, from headed sections of paragraphs, tables, figures and pictures.
+This module makes every report of the project, from sections of paragraphs, tables, figures and pictures with headings.
 """
 
 import base64
@@ -24,13 +24,13 @@ from endofm_lab.files import atomic_path
 
 @dataclass(frozen=True)
 class Markup:
-    """HTML that is used as it is: the report that wrote it has escaped the texts in it."""
+    """HTML that is inserted unchanged, because the report that wrote it has escaped the texts in it."""
 
     html: str
 
 
 Item: TypeAlias = str | pd.DataFrame | go.Figure | Markup  # a paragraph, a table, a figure, or HTML
-Section: TypeAlias = tuple[str, Sequence[Item]]  # a heading and what stands below it
+Section: TypeAlias = tuple[str, Sequence[Item]]  # a heading and the items below it
 
 _STYLE = """
 body { font: 16px/1.5 'Source Sans 3', 'Segoe UI', Helvetica, Arial, sans-serif; color: #1c1c1c; background: #fff;
@@ -55,12 +55,12 @@ escape = html.escape
 
 
 def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:
-    """Write `report_page` as one file; atomic. Returns the path.
+    """Write `report_page` as one file, atomically; returns its path.
 
     Args:
         path: the HTML file.
         title: title and first heading of the page.
-        sections: headings and what stands below them; a section without a heading continues the one before.
+        sections: headings and the items below them; a section with an empty heading continues the previous section.
     """
     path = Path(path)
     with atomic_path(path) as temporary:
@@ -69,13 +69,13 @@ def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> P
 
 
 def report_page(title: str, sections: Sequence[Section]) -> str:
-    """A report of headed sections as HTML that needs no network; with a figure it carries Plotly (about 5 MB)."""
+    """A report as HTML that needs no network; a report with a figure contains Plotly (about 5 MB)."""
     body = [f"<h1>{escape(title)}</h1>", f'<p class="notice">{escape(NOTICE)}</p>']
     for heading, items in sections:
         body.append(f"<h2>{escape(heading)}</h2>" * bool(heading))
         body += [_item(item) for item in items]
-    drawn = any(isinstance(item, go.Figure) for _, items in sections for item in items)
-    plotly = f"<script>{get_plotlyjs()}</script>" if drawn else ""
+    has_figure = any(isinstance(item, go.Figure) for _, items in sections for item in items)
+    plotly = f"<script>{get_plotlyjs()}</script>" if has_figure else ""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style>{plotly}</head><body>{''.join(body)}"
@@ -84,19 +84,19 @@ def report_page(title: str, sections: Sequence[Section]) -> str:
 
 
 def bullets(sentences: Sequence[str]) -> Markup:
-    """A list of sentences."""
+    """An HTML list of sentences."""
     return Markup("<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences) + "</ul>")
 
 
 def verdict(sentence: str, kind: str) -> Markup:
-    """The one sentence of a report that a reader must not miss; ``kind`` is "good", "bad" or "unsure"."""
+    """The sentence of a report that a reader must not miss; ``kind`` is "good", "bad" or "unsure"."""
     return Markup(f'<p class="verdict {kind}">{escape(sentence)}</p>')
 
 
 def picture(pixels: np.ndarray | None, name: str, side_px: int = 220) -> str:
-    """HTML of a small picture (H, W, 3) uint8 inside the page; None, a picture that is missing, gives a sentence."""
+    """HTML of a small picture (H, W, 3) uint8, embedded in the page; for None, a sentence that it is missing."""
     if pixels is None:
-        return '<div class="absent">the picture is not here</div>'
+        return '<div class="absent">The picture is missing.</div>'
     small = Image.fromarray(pixels)
     small.thumbnail((side_px, side_px))
     buffer = io.BytesIO()

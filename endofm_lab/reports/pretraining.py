@@ -1,4 +1,4 @@
-"""The report of a pre-training run: curves, health, configuration, true initialisation, data, versions."""
+"""The report of a pre-training run: curves, health, configuration, actual initialisation, data and versions."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from endofm_lab.training.loop import CHECKPOINTS, LOG, Record, read_log
 
 REFERENCE = Path(__file__).parents[1] / "weights" / "reference"
 
-# Figure -> the numbers of the log that it draws, for every objective; each adds its own in front.
+# Title of a figure -> numbers of the log that it shows. Every objective puts figures of its own in front of these.
 CURVES = {
     "Probe, balanced accuracy": ("knn", "linear", "chance"),
     "Feature standard deviation (1: all directions alike)": ("feature_std",),
@@ -33,12 +33,12 @@ CURVES = {
 def curves(
     described: dict[str, Any], records: Sequence[Record], reference: Sequence[Record] = ()
 ) -> dict[str, go.Figure]:
-    """The figures of a run by title, those of its objective first; what the log has nothing of is left out.
+    """The figures of a run by title, those of its objective first; figures without data in the log are left out.
 
     Args:
-        described: what the run's ``config.json`` holds.
-        records: of its log.
-        reference: log of another run, drawn dotted behind.
+        described: the content of the run's ``config.json``.
+        records: the run's log.
+        reference: log of another run, which is drawn as dotted lines.
     """
     titles = signs_of(described).curves | CURVES
     figures = {title: _curve(records, title, names, reference) for title, names in titles.items()}
@@ -66,20 +66,20 @@ def _curve(records: Sequence[Record], title: str, names: Sequence[str], referenc
 
 
 def health_of(run: str | Path) -> Health:
-    """The verdict on the run in a folder.
+    """The health verdict on the run in a folder.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder contains no pre-training run.
     """
     described = _described(Path(run))
     return verdict(read_log(Path(run) / LOG), signs_of(described))
 
 
 def reference_for(config: dict[str, Any]) -> list[Record]:
-    """The shipped log of a healthy run, to draw behind the curves of a run of the same kind; empty for another kind.
+    """The log of a healthy run, which comes with the package, for comparison with runs of the same kind.
 
-    It is the run of `endofm-lab pretrain --preset tiny` on the phantom's preset "demo", seed 0. Only runs with the same
-    objective, numbers of the objective and batch can be compared with it: others have losses on another scale.
+    It is the log of `endofm-lab pretrain --preset tiny` on the phantom's preset "demo" with seed 0. The losses of other
+    objectives, settings of the objective or batch sizes have another scale, so the log is empty for such runs.
     """
     described = read_json(REFERENCE / "config.json")["config"]
     alike = ("objective", OBJECTIVES[described["objective"]], "batch")
@@ -88,12 +88,12 @@ def reference_for(config: dict[str, Any]) -> list[Record]:
 
 
 def report_run(run: str | Path) -> Path:
-    """Write ``report.html`` and ``report.json`` into a run's folder, finished or not; returns the HTML's path.
+    """Write ``report.html`` and ``report.json`` into the folder of a run, finished or not; returns the HTML's path.
 
-    The curves of `reference_for` are drawn behind the run's own.
+    The curves of `reference_for` are drawn with those of the run.
 
     Raises:
-        UserError: the folder holds no run.
+        UserError: the folder contains no pre-training run.
     """
     run = Path(run)
     described, records = _described(run), read_log(run / LOG)
@@ -124,14 +124,14 @@ def report_run(run: str | Path) -> Path:
         ("Summary", about),
         ("Curves", list(curves(described, records, reference).values())),
         ("Configuration", [pd.DataFrame(_rows(described["config"]), columns=["setting", "value"])]),
-        ("Provenance", [pd.DataFrame(_rows(described.get("provenance", {})), columns=["what", "value"])]),
+        ("Provenance", [pd.DataFrame(_rows(described.get("provenance", {})), columns=["item", "value"])]),
     ]
     return write_report(run / "report.html", f"Pre-training: {run.name}", sections)
 
 
 def _described(run: Path) -> dict[str, Any]:
     if not (run / "config.json").is_file():
-        raise UserError(f"{run} holds no pre-training run (config.json is missing).")
+        raise UserError(f"{run} contains no pre-training run: config.json is missing. Give the folder of a run.")
     return read_json(run / "config.json")
 
 
@@ -145,7 +145,7 @@ def _probes(run: Path) -> dict[str, Any]:
 
 
 def probe_table(run: str | Path) -> pd.DataFrame:
-    """What kNN and linear probe said of the untrained and the trained network, with 95 % intervals; may be empty."""
+    """Balanced accuracy of kNN and linear probe before and after training, with 95 % intervals; may be empty."""
     rows = []
     for state, numbers in _probes(Path(run)).items():
         row = {"network": state, "tested on": numbers.get("tested_on", "patients, not counted")}
@@ -156,7 +156,7 @@ def probe_table(run: str | Path) -> pd.DataFrame:
 
 
 def _rows(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as rows; paths are shortened to their last part."""
+    """Nested settings as rows; paths are shortened to their last component."""
     rows = []
     for key, value in tree.items():
         if isinstance(value, dict):

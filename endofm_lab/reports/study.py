@@ -1,4 +1,4 @@
-"""The report of a study: time line, best frames of each finding with neighbours, segments, a table to decide on."""
+"""The report of a study: timeline, best frames of each finding with neighbours, segments, and findings to decide on."""
 
 from pathlib import Path
 
@@ -15,23 +15,23 @@ _SHOWN_UNREADABLE = 50
 
 
 def write_study_report(study: Study, out: str | Path, width: int = 9, labels: str | Path | None = None) -> Path:
-    """Write ``report.html`` into a folder, and add the findings to its ``review.csv``; decisions made there are shown.
+    """Write ``report.html`` with all decisions so far into a folder, and add new findings to its ``review.csv``.
 
     Args:
-        study: what `run_study` returned; its video must still be there for the pictures.
-        out: the folder.
-        width: frames of the running median that the stretches are cut from.
-        labels: table of true labels (frame, label) to measure what smoothing does; see `smoothing_metrics`.
+        study: a study from `run_study`; the pictures are read from its video.
+        out: the folder of the study.
+        width: width in frames of the running median from which the segments are made.
+        labels: table of true labels (frame, label) to measure the effect of smoothing; see `smoothing_metrics`.
 
     Raises:
-        UserError: the video or the labels cannot be read, or somebody changed ``review.csv`` beyond reading.
+        UserError: the video, the labels or ``review.csv`` cannot be read.
     """
     out = Path(out)
-    sections: list[tuple[str, list[Item]]] = [("What was read", [summary(study)])]
+    sections: list[tuple[str, list[Item]]] = [("Video and model", [summary(study)])]
     if len(study.unreadable):
         items = _long(readable(study.unreadable), _SHOWN_UNREADABLE)
         sections.append((f"Frames that could not be read: {len(study.unreadable):,}", items))
-    sections.append(("Time line of findings", [calibration(study), study_timeline(study)]))
+    sections.append(("Timeline of findings", [calibration(study), study_timeline(study)]))
     for head in study.scores:
         best = top_frames(study, head)
         for finding, frames in best.groupby("finding", sort=False):
@@ -39,7 +39,7 @@ def write_study_report(study: Study, out: str | Path, width: int = 9, labels: st
             name = f"{finding} ({head})" if shared else str(finding)
             sections.append((f"{name}: best frames and their neighbours", [frames_figure(study, frames)]))
         sections.append((f"Segments: {head}", _long(readable(segments(study, head, width)), _SHOWN)))
-    sections.append(("What smoothing changes", [smoothing_words(width), smoothing_table(study, width)]))
+    sections.append(("Effect of smoothing", [smoothing_words(width), smoothing_table(study, width)]))
     if labels is not None:
         sections[-1][1].append(smoothing_metrics(study, labels, width))
     review = list_findings(out, findings(study, width))
@@ -47,15 +47,15 @@ def write_study_report(study: Study, out: str | Path, width: int = 9, labels: st
     shown = readable(review.drop(columns="decided_at"))
     shown["decision"] = review["decision"].map(boxes).fillna("☐ confirm ☐ reject")
     text = (
-        f"{len(review)} stretches whose best frame scores at least 0.5, best first. Decide in the app (Prediction, "
-        f"Study) or in {REVIEW}."
+        f"{len(review)} findings: segments whose best frame scores at least 0.5, the highest score first. Confirm or "
+        f"reject them in the app (page Prediction, view Study) or in {REVIEW}."
     )
     sections.append(("To confirm or reject", [text, *_long(shown, _SHOWN)]))
     return write_report(out / "report.html", f"Study report: {study.video.path.name}", sections)
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of findings for people: moments as clock times, names without underscores and units."""
+    """A table of findings for readers: times as clock times, column names without underscores and units."""
     shown = table.copy()
     for name in ("start_s", "end_s", "time_s"):
         if name in shown:
@@ -65,19 +65,17 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(study: Study) -> str:
-    """What was read, with what model, and what was skipped, in sentences."""
+    """Sentences that say which video was read, with which model, and how many frames were skipped."""
     video, frames = study.video, f"{len(study.times_s):,}"
     duplicates, lost = int((study.state == DUPLICATE).sum()), int((study.state == UNREADABLE).sum())
     if not study.finished:
         frames = f"the first {frames} of {video.n_frames:,}"
     if not study.provenance["skip_near_duplicates"]:
-        skipped = "Every frame was scored; near-duplicates were not looked for."
+        skipped = "Every frame was scored, near-duplicates too."
     elif duplicates:
-        skipped = (
-            f"{duplicates:,} near-duplicates were not scored: each takes the scores of the frame that stands for it."
-        )
+        skipped = f"{duplicates:,} near-duplicates were not scored: each takes the scores of the frame that it repeats."
     else:
-        skipped = "Near-duplicates were looked for and none was found."
+        skipped = "Every frame was scored; none was a near-duplicate."
     generated = (
         " The model was trained on generated video." if study.provenance["training_data"].get("generated") else ""
     )
@@ -91,23 +89,23 @@ def summary(study: Study) -> str:
 
 
 def calibration(study: Study) -> str:
-    """What the time line shows, and whether its scores were calibrated."""
+    """Sentences that say what the timeline shows, and whether its scores were calibrated."""
     sentences = [
-        f"{head}: temperature {t:.2f}" if t else f"{head}: not calibrated, scores may be over-confident"
+        f"{head}: temperature {t:.2f}" if t else f"{head}: not calibrated, scores may be overconfident"
         for head, t in study.provenance["temperature"].items()
     ]
-    return f"Highest score in each stretch of time. Calibration: {'; '.join(sentences)}."
+    return f"The timeline shows the highest score in each time bin. Calibration: {'; '.join(sentences)}."
 
 
 def smoothing_words(width: int) -> str:
-    """What the smoothing is."""
+    """A sentence that says which parts of the report are smoothed."""
     return (
-        f"Segments and findings are cut from the running median over {width} frames; time line and best frames show "
-        "the scores as they are."
+        f"Segments and findings are made from the running median over {width} frames; the timeline and the best frames "
+        "show the scores without smoothing."
     )
 
 
 def _long(table: pd.DataFrame, n: int) -> list[Item]:
-    """The first rows of a table, and how many there are more."""
-    more = len(table) - n
-    return [table.head(n), f"... and {more:,} more."] if more > 0 else [table]
+    """The first ``n`` rows of a table, and the number of rows that are not shown."""
+    hidden = len(table) - n
+    return [table.head(n), f"... and {hidden:,} more."] if hidden > 0 else [table]

@@ -1,1 +1,1 @@
-"""Whole studies, frame by frame: streaming, findings, decisions of a reviewer."""
+"""Whole studies, frame by frame: streaming, findings, and the decisions of a reader."""

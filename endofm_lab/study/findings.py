@@ -1,4 +1,4 @@
-"""What a study found: smoothed scores, stretches of one class, best frames, and what smoothing changes."""
+"""The findings of a study: smoothed scores, segments of one class, best frames, and the effect of smoothing."""
 
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from endofm_lab.study.study import DUPLICATE, UNREADABLE, Study
 
 
 def smooth_scores(study: Study, head: str, width: int = 9) -> np.ndarray:
-    """Scores (N, K) of a head, each the running median over ``width`` frames; 1 leaves them as they are.
+    """Scores (N, K) of a head, each the running median over ``width`` frames; a width of 1 leaves them unchanged.
 
-    Frames that cannot be read take the scores of the last one before them (the first ones: of the next).
+    An unreadable frame takes the scores of the last readable frame before it; unreadable frames at the start take
+    those of the first readable frame.
     """
     scores = pd.DataFrame(study.scores[head]).ffill().bfill().to_numpy(np.float64)
     if study.kinds[head] == "multiclass":
@@ -24,10 +25,10 @@ def smooth_scores(study: Study, head: str, width: int = 9) -> np.ndarray:
 
 
 def segments(study: Study, head: str, width: int = 9) -> pd.DataFrame:
-    """Stretches of one class: class, start_s, end_s, n_frames, mean_score, best_frame; in order of time.
+    """Segments of one class in order of time: class, start_s, end_s, n_frames, mean_score, best_frame.
 
-    For a multi-class head the class with the highest smoothed score (every frame is in one stretch), for a multi-label
-    head each class while its smoothed score is at least 0.5.
+    A multi-class head assigns every frame to the class with the highest smoothed score, so that every frame is in one
+    segment. In a multi-label head a class has a segment wherever its smoothed score is at least 0.5.
     """
     smooth, times_s = smooth_scores(study, head, width), study.times_s
     end_s = study.video.duration_s if study.finished else times_s[-1] + 1 / float(study.video.fps)
@@ -37,12 +38,11 @@ def segments(study: Study, head: str, width: int = 9) -> pd.DataFrame:
     for k, name in enumerate(study.classes[head]):
         inside = best == k if study.kinds[head] == "multiclass" else smooth[:, k] >= 0.5
         for start, stop in _runs(inside):
-            own = study.scores[head][start:stop, k]
-            if np.isnan(own).all():
+            scores = study.scores[head][start:stop, k]
+            if np.isnan(scores).all():
                 continue
-            rows.append(
-                (name, times_s[start], ends_s[stop - 1], stop - start, np.nanmean(own), start + np.nanargmax(own))
-            )
+            mean, best_frame = np.nanmean(scores), start + np.nanargmax(scores)
+            rows.append((name, times_s[start], ends_s[stop - 1], stop - start, mean, best_frame))
     columns = ["class", "start_s", "end_s", "n_frames", "mean_score", "best_frame"]
     return pd.DataFrame(rows, columns=columns).sort_values(["start_s", "class"], ignore_index=True)
 
@@ -53,9 +53,10 @@ def _runs(inside: np.ndarray) -> list[tuple[int, int]]:
 
 
 def top_frames(study: Study, head: str, n: int = 4, apart_s: float = 2.0) -> pd.DataFrame:
-    """The ``n`` best scored frames of every finding, at least ``apart_s`` apart: finding, rank, frame, time_s, score.
+    """The ``n`` frames with the highest scores of every finding: finding, rank, frame, time_s, score.
 
-    Near-duplicates and unreadable frames take no part; nor do classes that are no finding (`NORMAL`).
+    They are at least ``apart_s`` apart. Near-duplicates, unreadable frames and classes that are not findings
+    (`NORMAL`) are left out.
     """
     rows = []
     candidates = np.flatnonzero((study.state != DUPLICATE) & (study.state != UNREADABLE))
@@ -74,14 +75,14 @@ def top_frames(study: Study, head: str, n: int = 4, apart_s: float = 2.0) -> pd.
 
 
 def findings(study: Study, width: int = 9, min_score: float = 0.5) -> pd.DataFrame:
-    """What a reader should decide on: every stretch of a finding whose best frame scores at least ``min_score``.
+    """The findings that a reader should decide on: every segment whose best frame scores at least ``min_score``.
 
-    Columns: number, head, finding, start_s, end_s, frame (the best one), time_s (its), score; best first.
+    Columns: number, head, finding, start_s, end_s, frame (the best frame), time_s (of that frame) and score; sorted by
+    score, the highest first.
     """
     rows = []
     for head in study.scores:
-        for found in segments(study, head, width).itertuples(index=False):
-            name, start_s, end_s, _, _, frame = found
+        for name, start_s, end_s, _, _, frame in segments(study, head, width).itertuples(index=False):
             score = study.scores[head][frame, study.classes[head].index(name)]
             if name.lower() not in NORMAL and score >= min_score:
                 rows.append((head, name, start_s, end_s, frame, study.times_s[frame], score))
@@ -92,7 +93,7 @@ def findings(study: Study, width: int = 9, min_score: float = 0.5) -> pd.DataFra
 
 
 def smoothing_table(study: Study, width: int = 9) -> pd.DataFrame:
-    """What the running median changes, per head: stretches before and after, and the share of frames it changes."""
+    """The effect of the running median per head: segments before and after, and the share of frames that change."""
     rows = []
     for head in study.scores:
         raw, smooth = smooth_scores(study, head, 1), smooth_scores(study, head, width)
@@ -103,43 +104,47 @@ def smoothing_table(study: Study, width: int = 9) -> pd.DataFrame:
             else ((raw >= 0.5) != (smooth >= 0.5))
         )
         rows.append((head, before, after, float(changed.mean())))
-    return pd.DataFrame(rows, columns=["head", "stretches before", f"after median {width}", "share of frames changed"])
+    columns = ["head", "segments before", f"segments after, median of {width}", "share of frames changed"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def smoothing_metrics(study: Study, labels: str | Path, width: int = 9, stay: float = 0.98) -> pd.DataFrame:
-    """`metrics.smoothing.smoothing_effect` of a study with known labels: one row per method, median and Markov models.
+    """`metrics.smoothing.smoothing_effect` of a study whose labels are given: a row per method (median, Markov models).
 
     Args:
-        study: with one multi-class head that knows the labels.
+        study: has a multi-class head whose classes include all the labels.
         labels: table with the columns frame and label; frames without a row are left out.
-        width: of the medians, in frames.
-        stay: chance that the Markov model's class stays from one frame to the next.
+        width: width of the running medians in frames.
+        stay: probability that the Markov model's class stays the same from one frame to the next.
 
     Raises:
-        UserError: wrong columns, frames outside the study, or labels that no head knows.
+        UserError: wrong columns, frames outside the study, or labels that are classes of no head.
     """
     with reading(labels, "Give a CSV file with the columns frame and label."):
         table = pd.read_csv(labels, dtype={"label": str})
     if not {"frame", "label"} <= set(table.columns):
-        raise UserError(f"{labels} has the columns {', '.join(table.columns)}; it needs frame and label.")
+        raise UserError(f"{labels} has the columns {', '.join(table.columns)}. It needs the columns frame and label.")
     empty = pd.to_numeric(table["frame"], errors="coerce").mod(1).ne(0) | table["label"].isna()
     if empty.any():
         line = int(np.flatnonzero(empty)[0])
         raise UserError(
-            f"{labels}: row {line + 1} has no whole number of a frame, or no label; fill it in, or delete it."
+            f"{labels}: Row {line + 1} has no label, or its frame is not a whole number. Fill it in, or delete the row."
         )
     table["frame"] = pd.to_numeric(table["frame"]).astype(np.int64)
     outside = table.loc[(table["frame"] < 0) | (table["frame"] >= len(study.times_s)), "frame"]
     if len(outside):
         raise UserError(
-            f"{labels} names frame {outside.iloc[0]}; the study's frames are 0 to {len(study.times_s) - 1}."
+            f"{labels} names frame {outside.iloc[0]}, but the study has the frames 0 to {len(study.times_s) - 1}. "
+            "Give the labels of this study."
         )
-    known = [h for h in study.scores if study.kinds[h] == "multiclass" and set(table["label"]) <= set(study.classes[h])]
-    if not known:
+    given = set(table["label"])
+    heads = [name for name in study.scores if study.kinds[name] == "multiclass" and given <= set(study.classes[name])]
+    if not heads:
         raise UserError(
-            f"{labels} has the labels {', '.join(sorted(set(table['label'])))}, which no head of the model has."
+            f"{labels} has the labels {', '.join(sorted(given))}, but no multi-class head of the model has them all. "
+            "Name them as the model names its classes."
         )
-    head = known[0]
+    head = heads[0]
     table = table.sort_values("frame")
     scores = smooth_scores(study, head, 1)[table["frame"]]
     target = table["label"].map(study.classes[head].index).to_numpy()

@@ -1,9 +1,9 @@
-"""What a reader decided on the findings of a study: a table beside it that only ever grows.
+"""A reader's decisions on the findings of a study, in a table beside the study to which rows are only ever added.
 
-Rows of `REVIEW` are findings without a decision, to fill in by hand, and decisions, each with its time. A decision
-belongs to the frame it was made on: it holds for the stretch of its finding in which that frame lies, however much the
-scores are smoothed. Of several the last counts; an empty one takes back. What a spreadsheet would run as a formula is
-written as text.
+A row of `REVIEW` is either a finding without a decision, to be filled in by hand, or a decision with its time. A
+decision belongs to the frame it was made on: it holds for the segment that contains this frame, however the scores are
+smoothed. Of several decisions on a finding the last one counts, and an empty decision withdraws the earlier ones. Cells
+that a spreadsheet would run as a formula are written as text.
 """
 
 import io
@@ -27,10 +27,10 @@ _TEXTS = ["head", "finding", *_DECISION]
 
 def read_review(folder: str | Path) -> pd.DataFrame:
     """All rows in the order they were written: head, finding, start_s, end_s, frame, time_s, score, decision, remark,
-    decided_at (ISO 8601, UTC; empty where it was filled in by hand). No row if there is no such file.
+    decided_at (ISO 8601, UTC; empty in rows that were filled in by hand). The table is empty if there is no such file.
 
     Raises:
-        UserError: the table was changed so that it cannot be read; nothing is added to it then.
+        UserError: somebody changed the table so that it cannot be read.
     """
     path = Path(folder) / REVIEW
     if not path.exists():
@@ -43,79 +43,83 @@ def read_review(folder: str | Path) -> pd.DataFrame:
         table = table.astype({"start_s": float, "end_s": float, "frame": int, "time_s": float, "score": float})
     except ValueError as error:
         raise UserError(
-            f"{path} cannot be read ({error}); it needs commas and the columns {', '.join([*_FINDING, *_DECISION])}: "
-            "mend it, or move it away to begin anew."
+            f"{path} cannot be read ({error}). It needs commas and the columns {', '.join([*_FINDING, *_DECISION])}: "
+            "repair it, or move it away to start with an empty table."
         ) from error
     table["decision"] = table["decision"].str.strip().str.lower()
     wrong = table.index[~table["decision"].isin([CONFIRM, REJECT, OPEN])]
     if len(wrong):
         raise UserError(
-            f"{path}, line {wrong[0] + 2}: The decision is {table.loc[wrong[0], 'decision']!r}; write {CONFIRM} or "
-            f"{REJECT}, or leave it empty."
+            f"{path}, line {wrong[0] + 2}: The decision is {table.loc[wrong[0], 'decision']!r}. Write {CONFIRM} or "
+            f"{REJECT}, or leave the cell empty."
         )
     return table
 
 
 def decide(folder: str | Path, finding: Mapping[str, Any], decision: str, remark: str = "") -> None:
-    """Add a decision to the table: `CONFIRM`, `REJECT`, or `OPEN` to take an earlier one back.
+    """Add a decision to the table: `CONFIRM`, `REJECT`, or `OPEN` to withdraw an earlier decision.
 
     Args:
-        folder: of the study.
-        finding: head, finding, start_s, end_s, frame, time_s and score, a row of `study_findings.findings`.
-        decision: what the reader decided.
-        remark: in the reader's words.
+        folder: the folder of the study.
+        finding: a row of `endofm_lab.study.findings.findings`: head, finding, start_s, end_s, frame, time_s and score.
+        decision: the reader's decision.
+        remark: the reader's comment.
 
     Raises:
         UserError: an unknown decision, or the table cannot be read or written.
     """
     if decision not in (CONFIRM, REJECT, OPEN):
-        raise UserError(f"The decision is {decision!r}; possible are {CONFIRM!r}, {REJECT!r} and {OPEN!r}.")
+        raise UserError(f"The decision is {decision!r}. It must be {CONFIRM!r}, {REJECT!r} or {OPEN!r}.")
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     row = {name: finding[name] for name in _FINDING}
     _append(Path(folder), pd.DataFrame([{**row, "decision": decision, "remark": remark.strip(), "decided_at": now}]))
 
 
 def list_findings(folder: str | Path, findings: pd.DataFrame) -> pd.DataFrame:
-    """Add the findings that the table does not hold yet, to decide on by hand; returns `with_decisions` of them.
+    """Add the findings that the table does not contain yet, so that they can be decided on by hand.
+
+    Returns:
+        The findings with their decisions, see `with_decisions`.
 
     Raises:
-        UserError: as `decide`.
+        UserError: the table cannot be read or written.
     """
-    before = read_review(folder)
-    held = set(zip(before["head"], before["finding"], before["frame"], strict=True))
-    named = zip(findings["head"], findings["finding"], findings["frame"], strict=True)
-    fresh = findings.loc[[name not in held for name in named], _FINDING]
-    _append(Path(folder), fresh.assign(**dict.fromkeys(_DECISION, "")))
-    return with_decisions(findings, before)
+    review = read_review(folder)
+    listed = set(zip(review["head"], review["finding"], review["frame"], strict=True))
+    keys = zip(findings["head"], findings["finding"], findings["frame"], strict=True)
+    new = findings.loc[[key not in listed for key in keys], _FINDING]
+    _append(Path(folder), new.assign(**dict.fromkeys(_DECISION, "")))
+    return with_decisions(findings, review)
 
 
 def with_decisions(findings: pd.DataFrame, review: pd.DataFrame) -> pd.DataFrame:
-    """Findings with the columns decision, remark and decided_at of the last row of a review that speaks of them.
+    """Findings with the columns decision, remark and decided_at of the last row of the review that concerns them.
 
-    Decisions on frames that lie in no such stretch (the scores were smoothed otherwise) follow at the end, numbered on.
+    Decisions on frames outside all these segments, which can happen if the scores were smoothed differently, follow at
+    the end and continue the numbering.
     """
-    made = review[(review[_DECISION] != "").any(axis=1)]
+    decisions = review[(review[_DECISION] != "").any(axis=1)]
     table = findings.assign(**dict.fromkeys(_DECISION, ""))
-    placed = pd.Series(False, index=made.index)
-    for at, found in findings.iterrows():
+    assigned = pd.Series(False, index=decisions.index)
+    for at, finding in findings.iterrows():
         inside = (
-            (made["head"] == found["head"])
-            & (made["finding"] == found["finding"])
-            & (made["time_s"] >= found["start_s"])
-            & (made["time_s"] < found["end_s"])
+            (decisions["head"] == finding["head"])
+            & (decisions["finding"] == finding["finding"])
+            & (decisions["time_s"] >= finding["start_s"])
+            & (decisions["time_s"] < finding["end_s"])
         )
-        placed |= inside
+        assigned |= inside
         if inside.any():
-            table.loc[at, _DECISION] = made.loc[inside, _DECISION].iloc[-1]
-    others = made[~placed].drop_duplicates(["head", "finding", "frame"], keep="last")
+            table.loc[at, _DECISION] = decisions.loc[inside, _DECISION].iloc[-1]
+    others = decisions[~assigned].drop_duplicates(["head", "finding", "frame"], keep="last")
     others = others[others["decision"] != OPEN]
     others.insert(0, "number", range(len(table) + 1, len(table) + 1 + len(others)))
     return table if others.empty else pd.concat([table, others], ignore_index=True)
 
 
 def _append(folder: Path, rows: pd.DataFrame) -> None:
-    """Write rows behind the last one, in one piece and through to the disk."""
-    read_review(folder)  # nothing is added to what cannot be read
+    """Append rows in a single write, and flush them to the disk."""
+    read_review(folder)  # refuses a damaged table before anything is added to it
     path = folder / REVIEW
     try:
         if not path.exists():
@@ -129,4 +133,7 @@ def _append(folder: Path, rows: pd.DataFrame) -> None:
             file.write(("" if closed else "\n").encode() + text.getvalue().encode())
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}), so the decision is not kept.") from error
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}), so the decision was not stored. Make the folder writable, "
+            "then decide again."
+        ) from error

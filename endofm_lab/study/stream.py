@@ -1,7 +1,7 @@
-"""The frames of a study on their way to the model: decoded and resized by threads, compared, in batches.
+"""Decode and resize the frames of a study in threads, compare them for near-duplicates, and collect them in batches.
 
-Each thread decodes every n-th segment of the video, from one key frame to another, and is ahead by a bounded number of
-frames; the segments are put together in their order.
+Each thread decodes every n-th segment of the video, from one key frame to another. It may run ahead of the model by a
+limited number of frames; the segments are joined in their order.
 """
 
 import queue
@@ -24,43 +24,44 @@ from endofm_lab.model.video_model import VideoModel
 from endofm_lab.video.reader import VideoReader
 from endofm_lab.video.transforms import normalise, resize
 
-THREADS = min(4, cores())  # that decode; and batches that are scored side by side
-CHUNK_FRAMES = 32  # that a decoder hands over together
-QUEUE_CHUNKS = 8  # of a decoder, ahead of the model: about a segment of H.264 (250 frames), so that no decoder waits
-SEGMENT_FRAMES = 64  # at least
+THREADS = min(4, cores())  # number of decoding threads, and of batches that are scored in parallel
+CHUNK_FRAMES = 32  # frames that a decoder passes on together
+QUEUE_CHUNKS = 8  # chunks that a decoder may be ahead: about one segment of H.264 (250 frames), so that none waits
+SEGMENT_FRAMES = 64  # least number of frames in a segment
 
-# A near-duplicate: what a camera that stands still sees. At most these differences from the last frame that was scored.
-DUPLICATE_BITS = 6  # of the 128 of the perceptual hash
-DUPLICATE_GREY = 3.0  # mean absolute difference of the 32 x 32 thumbnails, of 255
+# A near-duplicate is what a camera sees while it stands still: a frame that differs from the last scored frame by no
+# more than this.
+DUPLICATE_BITS = 6  # of the 128 bits of the perceptual hash
+DUPLICATE_GREY = 3.0  # mean absolute difference of the 32 x 32 thumbnails, on a scale of 255
 
-_DECODED_BYTES = 2 << 20  # frames in their own size that a decoder holds at once; they stay in the processor's cache
+_DECODED_BYTES = 2 << 20  # frames at full size that a decoder holds at once, small enough for the processor's cache
 
 
 @dataclass
-class Kept:
-    """The last frame that was scored: its number, hash and thumbnail; -1 before there is one."""
+class LastScored:
+    """The last frame that was scored: its number (-1 before the first one), hash and thumbnail."""
 
     frame: int = -1
     bits: np.ndarray | None = None
     thumb: np.ndarray | None = None
 
     @classmethod
-    def of_part(cls, path: Path) -> "Kept":
-        """What the part at ``path`` kept last."""
+    def of_part(cls, path: Path) -> "LastScored":
+        """The last scored frame of the part at ``path``."""
         with np.load(path, allow_pickle=False) as part:
             frame = int(part["kept_frame"])
             return cls() if frame < 0 else cls(frame, part["kept_bits"], part["kept_thumb"])
 
-    def same(self, found: Fingerprint, frame: int) -> bool:
-        """Whether a frame nearly equals the kept one; if not, it is the kept one from now on."""
+    def is_repeated_by(self, picture: Fingerprint, frame: int) -> bool:
+        """Whether a frame is a near-duplicate of the last scored frame; if not, it becomes the last scored frame."""
         if (
             self.bits is not None
             and self.thumb is not None
-            and hamming(found.hash, self.bits) <= DUPLICATE_BITS
-            and np.abs(found.thumb.astype(np.int16) - self.thumb).mean() <= DUPLICATE_GREY
+            and hamming(picture.hash, self.bits) <= DUPLICATE_BITS
+            and np.abs(picture.thumb.astype(np.int16) - self.thumb).mean() <= DUPLICATE_GREY
         ):
             return True
-        self.frame, self.bits, self.thumb = frame, found.hash, found.thumb
+        self.frame, self.bits, self.thumb = frame, picture.hash, picture.thumb
         return False
 
 
@@ -68,35 +69,40 @@ class Kept:
 class Batch:
     """Frames of one part in their order, ready for the model.
 
-    ``frames`` (n,) and ``clips`` (n, 3, 1, S, S) are those to score; ``duplicates`` pairs (frame, frame it equals);
-    ``unreadable`` pairs (frame, reason); ``kept`` is what near-duplicates are compared with behind this batch.
+    ``frames`` (n,) and ``clips`` (n, 3, 1, S, S) are to be scored; ``duplicates`` are pairs (frame, frame that it
+    repeats); ``unreadable`` are pairs (frame, reason). After this batch, near-duplicates are compared with
+    ``last_scored``.
     """
 
     frames: list[int]
     clips: Tensor | None
     duplicates: list[tuple[int, int]]
     unreadable: list[tuple[int, str]]
-    kept: Kept
+    last_scored: LastScored
     next_frame: int
 
 
 class Batches:
-    """Batches of the frames from ``first`` on; none crosses a part's border, so that a resumed study has the same."""
+    """Batches of the frames from ``first`` on.
+
+    No batch crosses the border of a part, so that a resumed study has the same batches. ``batch`` and ``part`` are
+    numbers of frames. With ``last_scored`` near-duplicates are recognised.
+    """
 
     def __init__(
-        self, reader: VideoReader, model: VideoModel, first: int, batch: int, part: int, kept: Kept | None
+        self, reader: VideoReader, model: VideoModel, first: int, batch: int, part: int, last_scored: LastScored | None
     ) -> None:
-        self._batch, self._part, self._kept = batch, part, kept  # frames of a batch, of a part
+        self._batch, self._part, self._last_scored = batch, part, last_scored
         self._first, self._at, self._n_frames = first, first, reader.info.n_frames
         self._spec = model.card.input
         self._decoders = [
-            _Decoder(reader, islice(_segments(reader, first), nth, None, THREADS), self._spec, kept is not None)
+            _Decoder(reader, islice(_segments(reader, first), nth, None, THREADS), self._spec, last_scored is not None)
             for nth in range(THREADS)
         ]
         self._frames = self._in_order()
 
     def __next__(self) -> Batch:
-        """The next frames: until ``batch`` of them are to be scored, or the part ends."""
+        """The next batch, which ends when it has ``batch`` frames to score or when the part ends."""
         part_end = self._at + self._part - (self._at - self._first) % self._part
         stop = min(part_end, self._n_frames)
         frames: list[int] = []
@@ -107,21 +113,21 @@ class Batches:
             if frame.clip is None:
                 unreadable.append((frame.number, frame.reason))
             elif (
-                self._kept is not None
+                self._last_scored is not None
                 and frame.fingerprint is not None
-                and self._kept.same(frame.fingerprint, frame.number)
+                and self._last_scored.is_repeated_by(frame.fingerprint, frame.number)
             ):
-                duplicates.append((frame.number, self._kept.frame))
+                duplicates.append((frame.number, self._last_scored.frame))
             else:
                 frames.append(frame.number)
                 clips.append(frame.clip)
             self._at = frame.number + 1
-        kept = Kept() if self._kept is None else replace(self._kept)
+        last_scored = LastScored() if self._last_scored is None else replace(self._last_scored)
         stacked = normalise(torch.stack(clips), self._spec) if clips else None
-        return Batch(frames, stacked, duplicates, unreadable, kept, self._at)
+        return Batch(frames, stacked, duplicates, unreadable, last_scored, self._at)
 
     def _in_order(self) -> Iterator["_Frame"]:
-        """The frames of all segments; the decoders take turns."""
+        """The frames of all segments in their order; the decoders take turns."""
         while True:
             for decoder in self._decoders:
                 for chunk in iter(decoder.next_chunk, None):
@@ -136,7 +142,7 @@ class Batches:
 
 
 class _Frame(NamedTuple):
-    """A frame behind its decoder: uint8 (3, 1, S, S), and its fingerprint if asked for; or why it cannot be read."""
+    """A decoded frame: uint8 (3, 1, S, S), and its fingerprint if wanted; or the reason why it cannot be read."""
 
     number: int
     clip: Tensor | None = None
@@ -145,7 +151,7 @@ class _Frame(NamedTuple):
 
 
 class _Decoder:
-    """A thread that decodes segments, and the bounded queue of its chunks; None ends a segment."""
+    """A thread that decodes segments, and the bounded queue of its chunks; None marks the end of a segment."""
 
     def __init__(self, reader: VideoReader, segments: Iterator[range], spec: InputSpec, fingerprints: bool) -> None:
         self._reader, self._segments, self._spec, self._fingerprints = reader, segments, spec, fingerprints
@@ -174,7 +180,7 @@ class _Decoder:
                 continue
 
     def _decode(self) -> None:
-        torch.set_num_threads(1)  # of this thread
+        torch.set_num_threads(1)  # holds for this thread only
         try:
             for segment in self._segments:
                 if self._stop.is_set():
@@ -183,11 +189,11 @@ class _Decoder:
                 while (chunk := list(islice(frames, CHUNK_FRAMES))) and not self._stop.is_set():
                     self._put(chunk)
                 self._put(None)
-        except BaseException as error:  # the caller's thread raises it
+        except BaseException as error:  # `next_chunk` raises it in the caller's thread
             self._put(error)
 
     def _resized(self, pictures: Iterator[tuple[int, np.ndarray | str]]) -> Iterator[_Frame]:
-        """The frames in their order, several at a time resized."""
+        """The frames in their order; several are resized at a time."""
         waiting: list[tuple[int, np.ndarray]] = []
         for number, picture in pictures:
             if isinstance(picture, str):
@@ -203,7 +209,7 @@ class _Decoder:
 
     def _clips(self, pictures: list[tuple[int, np.ndarray]]) -> Iterator[_Frame]:
         if pictures:
-            # torch copies them without holding the interpreter, which the other threads need
+            # torch copies the pictures without holding the interpreter lock, which the other threads need.
             stacked = torch.stack([torch.from_numpy(picture) for _, picture in pictures])
             clips = resize(stacked[:, None], self._spec)
             for clip, (number, picture) in zip(clips, pictures, strict=True):
@@ -211,7 +217,7 @@ class _Decoder:
 
 
 def _segments(reader: VideoReader, first: int) -> Iterator[range]:
-    """The frames from ``first`` on, cut where decoding can start anew."""
+    """The frames from ``first`` on, cut at frames where decoding can start."""
     while first < reader.info.n_frames:
         stop = min(reader.next_start(first + SEGMENT_FRAMES), reader.info.n_frames)
         yield range(first, stop)
@@ -221,7 +227,7 @@ def _segments(reader: VideoReader, first: int) -> Iterator[range]:
 def _readable_frames(reader: VideoReader, segment: range) -> Iterator[tuple[int, np.ndarray | str]]:
     """Every frame of a segment as (number, uint8 (H, W, 3)), or (number, reason) where it cannot be read.
 
-    The reader has to mark damage: behind it a video goes on at its next key frame.
+    The reader must be opened with ``damaged="mark"``: after damage a video continues at its next key frame.
     """
     for number, picture in reader.stream(segment.start, segment.stop):
         yield number, reader.damaged.get(number, picture)

@@ -1,9 +1,9 @@
-"""Whole studies, frame by frame: hours of video or a million images through a frame model, in flat memory.
+"""Score whole studies frame by frame with a frame model: hours of video or a million images in constant memory.
 
 decode and resize (threads, bounded queues) -> batches -> model (threads) -> parts on disk -> `Study`
 
-A part holds the scores of `PART_FRAMES` frames. A kill at any moment loses the part under way; since batches never
-cross a part's border, a resumed study equals one that was never stopped.
+A part holds the scores of `PART_FRAMES` frames. If the process is killed, only the current part is lost. Because no
+batch crosses the border of a part, a resumed study equals a study that was never stopped.
 """
 
 import shutil
@@ -30,29 +30,29 @@ from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.predict import with_progress
-from endofm_lab.study.stream import THREADS, Batches, Kept
+from endofm_lab.study.stream import THREADS, Batches, LastScored
 from endofm_lab.video.reader import VideoInfo, VideoReader, open_video
 
 PART_FRAMES = 4096
-FORM = 1  # of the files of a study; another number when an older program could no longer read them
+FORM = 1  # version of the file format; to be raised when older versions could no longer read the files
 SCORED, DUPLICATE, UNREADABLE = 0, 1, 2  # states of a frame
 STATES = ("scored", "near-duplicate", "unreadable")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Study(Brief):
-    """Scores of every frame of a study; of an unfinished one, of its first N frames.
+    """The scores of every frame of a study, or of the first N frames if the study is unfinished.
 
     Attributes:
-        video: what was read.
+        video: the video that was read.
         times_s: (N,) float64 presentation times.
-        scores: class head -> (N, K) float32 in 0..1, after the card's temperature; NaN for unreadable frames; a
-            near-duplicate has those of the frame that stands for it.
-        classes: head -> its K names.
+        scores: class head -> (N, K) float32 in 0..1, after the card's temperature; NaN for unreadable frames. A
+            near-duplicate has the scores of the frame that it repeats.
+        classes: head -> the names of its K classes.
         kinds: head -> "multiclass" or "multilabel".
         state: (N,) uint8: `SCORED`, `DUPLICATE` or `UNREADABLE`.
-        stands_for: (N,) int64, the frame whose scores these are; -1 for unreadable ones.
-        unreadable: columns frame, time_s, reason; one row per frame.
+        stands_for: (N,) int64, the frame that the scores were computed from; -1 for unreadable frames.
+        unreadable: columns frame, time_s, reason; one row per unreadable frame.
         provenance: model, options, versions.
     """
 
@@ -68,7 +68,7 @@ class Study(Brief):
 
     @property
     def finished(self) -> bool:
-        """Whether every frame of the video was gone through."""
+        """Whether every frame of the video was processed."""
         return len(self.times_s) == self.video.n_frames
 
     def table(self) -> pd.DataFrame:
@@ -95,25 +95,24 @@ def run_study(
     device: str = "auto",
     progress: bool = True,
 ) -> Study:
-    """Score every frame of a video or a folder of images; the result is also in ``out`` (`load_study`).
+    """Score every frame of a video or a folder of images, and write the result to ``out`` (see `load_study`).
 
-    A study that was stopped goes on when called again with the same video, model and options; a finished one is read
-    back.
+    The same call continues a study that was stopped, and reads a finished study back.
 
     Args:
         path: a video file or a folder of frames.
         model: a frame model (its clips have one frame) with class heads, its folder, or a name for `load_model`.
-        out: folder for ``frames.parquet`` and ``study.json``, and for the parts while it runs.
-        skip_near_duplicates: frames that hardly differ from the last scored one take its scores.
-        batch: frames that go through the model together.
-        fps: frames per second of a folder, 25 if not given.
-        device: where the model computes, as in `predict_video`.
+        out: folder for ``frames.parquet`` and ``study.json``, and for the parts while the study runs.
+        skip_near_duplicates: frames that hardly differ from the last scored frame take its scores.
+        batch: number of frames that go through the model together.
+        fps: frames per second of a folder of frames; 25 if not given.
+        device: device that the model runs on, as in `predict_video`.
         progress: show a progress bar.
 
     Raises:
-        VideoError: the video cannot be opened, or no frame of it can be read.
-        UserError: the model looks at clips or has no class head, ``out`` holds something else (the message names what
-            differs), or another process works there.
+        VideoError: the video cannot be opened, or none of its frames can be read.
+        UserError: the model takes clips of several frames or has no class head, ``out`` contains another study or
+            other files (the message names the difference), or another process is working there.
     """
     steps = study_steps(path, model, out, skip_near_duplicates, batch, fps, device)
     return with_progress(steps, "frame", Path(path).name, progress)
@@ -128,9 +127,9 @@ def study_steps(
     fps: float | None = None,
     device: str = "auto",
 ) -> Generator[tuple[int, int], None, Study]:
-    """`run_study` in steps: yields (frames done, frames in all) after every part; returns the study."""
+    """`run_study` in steps: yields (frames done, total number of frames) after every part; returns the study."""
     if batch < 1:
-        raise UserError(f"batch is {batch}, but at least 1 frame must go through the model at a time.")
+        raise UserError(f"The batch is {batch}, but it must be at least 1. Give the number of frames per batch.")
     model = model_at(model, device)
     _check_model(model)
     with open_video(path, fps, check=False, damaged="mark") as reader:
@@ -148,7 +147,7 @@ def study_steps(
         about = _describe(reader.info, model, request)
         with claim(out, request, "a study", about={"about": about}) as folder:
             if (folder / "study.json").exists():
-                shutil.rmtree(folder / "parts", ignore_errors=True)  # left if the last call was killed at its very end
+                shutil.rmtree(folder / "parts", ignore_errors=True)  # remain if the last call was killed at its end
                 return load_study(folder)
             yield from _score(reader, model, folder / "parts", batch, skip_near_duplicates)
             return _assemble(folder, about)
@@ -157,16 +156,17 @@ def study_steps(
 def _score(
     reader: VideoReader, model: VideoModel, folder: Path, batch: int, skip_near_duplicates: bool
 ) -> Iterator[tuple[int, int]]:
-    """Write the parts that are still missing, and yield (frames done, frames in all)."""
+    """Write the missing parts, and yield (frames done, total number of frames)."""
     folder.mkdir(exist_ok=True)
     n_frames = reader.info.n_frames
-    parts = _joined(folder, n_frames)
+    parts = _leading_parts(folder, n_frames)
     first = min(len(parts) * PART_FRAMES, n_frames)
     yield first, n_frames
-    kept = Kept.of_part(parts[-1]) if parts and skip_near_duplicates else Kept()
-    stream = Batches(reader, model, first, batch, PART_FRAMES, kept if skip_near_duplicates else None)
-    # Batches side by side, each with its share of the cores: threads that share a batch wait for each other and for
-    # the decoders. Helpers of this thread would spin between its small steps, on the time of all others.
+    last_scored = LastScored.of_part(parts[-1]) if parts and skip_near_duplicates else LastScored()
+    stream = Batches(reader, model, first, batch, PART_FRAMES, last_scored if skip_near_duplicates else None)
+    # Batches are scored in parallel, each with its share of the cores: threads that share one batch would wait for each
+    # other and for the decoders. This thread itself uses one core, because its helper threads would spin between its
+    # small steps and take time from all others.
     threads = torch.get_num_threads()
     scorers = ThreadPoolExecutor(THREADS, "study-scorer", torch.set_num_threads, (max(1, threads // THREADS),))
     torch.set_num_threads(1)
@@ -177,28 +177,28 @@ def _score(
     finally:
         scorers.shutdown(cancel_futures=True)
         stream.close()
-        torch.set_num_threads(threads)  # those of a study set it for themselves, and so for all later ones
+        torch.set_num_threads(threads)  # the scorers also changed the default for threads that start later
 
 
-def _joined(folder: Path, n_frames: int) -> list[Path]:
-    """The parts from the first frame on that follow each other; later ones, behind a gap, are removed."""
-    found = sorted(folder.glob("part_*.npz"))
-    wanted = [folder / f"part_{start:09d}.npz" for start in range(0, n_frames, PART_FRAMES)]
-    missing = next((at for at, path in enumerate(wanted) if path not in found), len(wanted))
-    for path in set(found) - set(wanted[:missing]):
+def _leading_parts(folder: Path, n_frames: int) -> list[Path]:
+    """The parts from the first frame up to the first missing part; all parts after the gap are removed."""
+    present = set(folder.glob("part_*.npz"))
+    paths = [folder / f"part_{start:09d}.npz" for start in range(0, n_frames, PART_FRAMES)]
+    first_missing = next((at for at, path in enumerate(paths) if path not in present), len(paths))
+    for path in present - set(paths[:first_missing]):
         path.unlink()
-    return wanted[:missing]
+    return paths[:first_missing]
 
 
 def load_study(folder: str | Path, unfinished: bool = False) -> Study:
-    """The study that lies in a folder.
+    """Read a study from its folder.
 
     Args:
-        folder: what `run_study` wrote to.
-        unfinished: also take one that was stopped or still runs, with the frames of its parts (`Study.finished`).
+        folder: the folder that `run_study` wrote to.
+        unfinished: also accept a study that was stopped or is still running; it has the frames of its parts.
 
     Raises:
-        UserError: the folder holds none, one that is not finished, one of another version, or a damaged one.
+        UserError: the folder contains no study, or its study is unfinished, damaged or written by another version.
     """
     folder = Path(folder)
     with reading(folder, "Run the study again into another folder."):
@@ -208,14 +208,14 @@ def load_study(folder: str | Path, unfinished: bool = False) -> Study:
             refuse_changed(folder, "study.json", "frames.parquet")
             return _of_table(about, read_parquet(folder / "frames.parquet"))
         if not (folder / "job.json").exists():
-            raise UserError(f"{folder} holds no study: give the folder that `endofm-lab study ... --out` wrote to.")
+            raise UserError(f"{folder} contains no study. Give the folder that `endofm-lab study ... --out` wrote to.")
         job = read_json(folder / "job.json")
         _check_form(folder, job)
         parts = sorted((folder / "parts").glob("part_*.npz"))
         if not unfinished or not parts:
-            yet = "" if parts else ", not even its first part"
+            progress = "" if parts else " and has no part yet"
             raise UserError(
-                f"{folder} holds a study that is not finished{yet}: run the same `endofm-lab study` command again."
+                f"The study in {folder} is not finished{progress}. Run the same `endofm-lab study` command again."
             )
         return _of_parts(job["about"], parts)
 
@@ -223,17 +223,17 @@ def load_study(folder: str | Path, unfinished: bool = False) -> Study:
 def _check_form(folder: Path, written: dict[str, Any]) -> None:
     if written.get("form") != FORM:
         raise UserError(
-            f"{folder} holds a study in form {written.get('form', 0)}, written by endofm_lab "
-            f"{written.get('version', 'of unknown version')}; this version, {__version__}, reads form {FORM}: "
-            "run the study again into another folder."
+            f"The study in {folder} has file format {written.get('form', 0)}, written by endofm_lab "
+            f"{written.get('version', 'of unknown version')}; this version, {__version__}, reads format {FORM}. "
+            "Run the study again into another folder."
         )
 
 
 def _describe(video: VideoInfo, model: VideoModel, request: dict[str, Any]) -> dict[str, Any]:
-    """What `Study` holds besides its arrays, as JSON."""
+    """The attributes of `Study` besides its arrays, as JSON."""
     heads = _class_heads(model)
     return {
-        # The whole path: the study may be opened from elsewhere.
+        # The absolute path, because the study may be opened from another working directory.
         "video": asdict(video) | {"fps": str(video.fps), "path": str(video.path.absolute())},
         "classes": {name: list(head.classes) for name, head in heads.items()},
         "kinds": {name: head.kind for name, head in heads.items()},
@@ -271,7 +271,7 @@ def _of_table(about: dict[str, Any], table: pd.DataFrame) -> Study:
 
 
 def _of_parts(about: dict[str, Any], parts: Sequence[Path]) -> Study:
-    """The study of the frames in the first parts, which must follow each other.
+    """The study of the frames in the parts, which must follow each other from the first frame on.
 
     Raises:
         UserError: a part is missing.
@@ -281,8 +281,8 @@ def _of_parts(about: dict[str, Any], parts: Sequence[Path]) -> Study:
     for path in parts:
         if path.name != f"part_{n_frames:09d}.npz":
             raise UserError(
-                f"{path.parent}: The part with frame {n_frames} is missing, {path.name} comes next. Run the same study "
-                "again; it scores the missing frames."
+                f"{path.parent}: The part with frame {n_frames} is missing; the next part is {path.name}. Run the same "
+                "study again to score the missing frames."
             )
         remedy = "Delete it and run the same study again."
         with reading(path, remedy), np.load(path, allow_pickle=False) as part:
@@ -315,17 +315,19 @@ def _class_heads(model: VideoModel) -> dict[str, Any]:
 def _check_model(model: VideoModel) -> None:
     if model.card.clip.n_frames != 1:
         raise UserError(
-            f"{model.card.name} looks at clips of {model.card.clip.n_frames} frames, a study at single frames: use "
-            "`endofm-lab predict`, which streams whole videos too, or a frame model."
+            f"{model.card.name} takes clips of {model.card.clip.n_frames} frames, but a study needs a model of single "
+            "frames. Use a frame model, or `endofm-lab predict`, which also reads whole videos."
         )
     if not _class_heads(model):
-        raise UserError(f"{model.card.name} has no class head, so it gives no scores; train one on it first.")
+        raise UserError(
+            f"{model.card.name} has no class head, so it gives no scores. Train a head with `endofm-lab finetune`."
+        )
 
 
 def _run_part(
     stream: Batches, model: VideoModel, scorers: ThreadPoolExecutor, start: int, times_s: np.ndarray, folder: Path
 ) -> None:
-    """Score the frames from ``start`` on that lie at ``times_s`` and write them as one part."""
+    """Score the frames from ``start`` on, which have the times ``times_s``, and write them as one part."""
     n = len(times_s)
     stop = start + n
     heads = _class_heads(model)
@@ -336,26 +338,26 @@ def _run_part(
     scored: deque[tuple[np.ndarray, Future[dict[str, torch.Tensor]]]] = deque()
 
     def collect(waiting: int) -> None:
-        """Fill in the scores of the oldest batches until only ``waiting`` of them are on their way."""
+        """Fill in the scores of the oldest batches until only ``waiting`` batches are still being scored."""
         while len(scored) > waiting:
             rows, future = scored.popleft()
             for name, values in future.result().items():
                 if name in scores:
                     scores[name][rows] = values.numpy()
 
-    at, kept = start, Kept()
+    at, last_scored = start, LastScored()
     while at < stop:
-        made = next(stream)
-        if made.clips is not None:
-            shown = [f"frame {frame}" for frame in made.frames]
-            scored.append((np.array(made.frames) - start, scorers.submit(model.predict, made.clips, shown)))
+        group = next(stream)
+        if group.clips is not None:
+            names = [f"frame {frame}" for frame in group.frames]
+            scored.append((np.array(group.frames) - start, scorers.submit(model.predict, group.clips, names)))
             collect(waiting=THREADS)
-        for frame, original in made.duplicates:
+        for frame, original in group.duplicates:
             state[frame - start], stands_for[frame - start] = DUPLICATE, original
-        for frame, _ in made.unreadable:
+        for frame, _ in group.unreadable:
             state[frame - start], stands_for[frame - start] = UNREADABLE, -1
-        unreadable += made.unreadable
-        at, kept = made.next_frame, made.kept
+        unreadable += group.unreadable
+        at, last_scored = group.next_frame, group.last_scored
     collect(waiting=0)
     arrays: dict[str, Any] = {f"scores/{name}": values for name, values in scores.items()}
     with atomic_path(folder / f"part_{start:09d}.npz") as temporary, temporary.open("wb") as file:
@@ -366,23 +368,23 @@ def _run_part(
             stands_for=stands_for,
             unreadable=np.array([frame for frame, _ in unreadable], dtype=np.int64),
             reasons=np.array([reason for _, reason in unreadable], dtype=np.str_),
-            kept_frame=np.int64(kept.frame),
-            kept_bits=np.zeros(2, np.uint64) if kept.bits is None else kept.bits,
-            kept_thumb=np.zeros((32, 32), np.uint8) if kept.thumb is None else kept.thumb,
+            kept_frame=np.int64(last_scored.frame),
+            kept_bits=np.zeros(2, np.uint64) if last_scored.bits is None else last_scored.bits,
+            kept_thumb=np.zeros((32, 32), np.uint8) if last_scored.thumb is None else last_scored.thumb,
             **arrays,
         )
 
 
 def _assemble(folder: Path, about: dict[str, Any]) -> Study:
-    """Join the parts, write the result, and take the parts away."""
+    """Join the parts, write the result, and remove the parts."""
     study = _of_parts(about, sorted((folder / "parts").glob("part_*.npz")))
     if not study.finished:
         raise UserError(
             f"{folder} has the scores of {len(study.times_s)} frames, but {study.video.path} has "
-            f"{study.video.n_frames}: run the same study again, without removing files while it runs."
+            f"{study.video.n_frames}. Run the same study again, and remove no files while it runs."
         )
     if (study.state == UNREADABLE).all():
-        raise VideoError(study.video.path, f"None of its {len(study.state)} frames can be read; copy it again.")
+        raise VideoError(study.video.path, f"None of its {len(study.state)} frames can be read. Copy the video again.")
     write_parquet(folder / "frames.parquet", study.table())
     write_json(folder / "study.json", {**about, "unreadable": study.unreadable.to_dict("records")})
     shutil.rmtree(folder / "parts")

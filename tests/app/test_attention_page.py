@@ -82,7 +82,7 @@ def test_every_view_draws(page, view):
         assert not page.exception
         assert [metric.label for metric in page.metric] == [
             "Completeness error",
-            "Insertion less deletion",
+            "Insertion minus deletion",
             "Same with shuffled weights",
         ]
         assert any("The patches that this map marks" in one.value for one in page.markdown)

@@ -109,7 +109,7 @@ def test_a_study_shows_what_its_report_shows(made, opened):
     tables = [table.value for table in app.dataframe]
     unreadable = next(table for table in tables if "reason" in table)
     assert unreadable["frame"].tolist() == [7] and unreadable["at"].tolist() == ["0:00.58"]
-    assert any("mean score" in table for table in tables) and any("stretches before" in table for table in tables)
+    assert any("mean score" in table for table in tables) and any("segments before" in table for table in tables)
     assert any(button.label == "Report" for button in app.get("download_button"))
 
 
@@ -160,7 +160,7 @@ def test_an_unfinished_study_opens_with_what_is_there(made, opened, tmp_path, mo
     monkeypatch.setattr(study_module, "PART_FRAMES", 10)
     steps = study_steps(made / "video.mp4", made / "model", tmp_path / "study")
     next(steps)
-    assert "not even its first part" in opened(tmp_path / "study").error[0].value
+    assert "has no part yet" in opened(tmp_path / "study").error[0].value
     next(steps)
     steps.close()
     app = opened(tmp_path / "study")
@@ -204,13 +204,13 @@ def no_study(folder):
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (no_study, "holds no study"),
-        (another_version, "form 99, written by endofm"),
+        (no_study, "contains no study"),
+        (another_version, "file format 99, written by endofm"),
         (damaged, "damaged or was edited"),
         (damaged_without_hashes, "damaged or was altered"),
     ],
 )
-def test_what_is_no_study_of_this_version_is_a_red_box(copied, opened, spoil, words):
+def test_a_folder_without_a_readable_study_gives_a_red_box(copied, opened, spoil, words):
     spoil(copied)
     app = opened(copied)
     assert not app.exception and len(app.error) == 1

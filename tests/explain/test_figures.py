@@ -77,7 +77,7 @@ def test_the_map_of_embeddings_says_which_row_each_marker_is():
     figure = scatter(np.arange(8).reshape(4, 2), rows, "label")
     assert {trace.name: list(trace.customdata) for trace in figure.data} == {"(not known)": [3], "x": [0, 2], "y": [1]}
     assert list(scatter(np.arange(8).reshape(4, 2), rows, "time_s").data[0].customdata) == [0, 1, 2, 3]
-    with pytest.raises(UserError, match="there are video, label, time_s"):
+    with pytest.raises(UserError, match="The columns are video, label, time_s"):
         scatter(np.zeros((4, 2)), rows, "device")
     with pytest.raises(UserError, match="at least one clip"):
         picture_sheet([], [])

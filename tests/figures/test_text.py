@@ -1,4 +1,4 @@
-"""Figures hold names of files, classes and patients: shown as text, and never offered for upload."""
+"""Names of files, classes and patients are shown as text in figures, and no figure offers to upload itself."""
 
 import ast
 import html
@@ -47,14 +47,14 @@ def hostile_figures():
 
 
 @pytest.mark.parametrize("name", list(hostile_figures()))
-def test_foreign_text_in_a_figure_is_no_markup(name):
+def test_foreign_text_in_a_figure_is_not_markup(name):
     figure = hostile_figures()[name].to_plotly_json()
     figure["layout"].pop("template")
     texts = list(texts_of(figure))
     assert any("attacker" in text for text in texts), "the figure shows the text"
     for text in texts:
         assert "<a" not in text and "<span" not in text and "<br><span" not in text, text
-        assert "attacker" not in text or html.escape(HOSTILE, quote=False) in text, "every character is kept"
+        assert "attacker" not in text or html.escape(HOSTILE, quote=False) in text, "no character is lost"
 
 
 def texts_of(value):
@@ -69,7 +69,7 @@ def texts_of(value):
             yield from texts_of(inner)
 
 
-def test_ordinary_text_and_the_templates_of_the_project_stay_as_they_are():
+def test_ordinary_text_and_the_templates_of_the_project_stay_unchanged():
     figure = tidy(go.Figure(go.Scatter(x=["a", "b"], y=[1, 2], name="polyp", hovertemplate="%{y}<br>c<extra></extra>")))
     assert list(figure.data[0].x) == ["a", "b"] and figure.data[0].name == "polyp"
     assert figure.data[0].hovertemplate == "%{y}<br>c<extra></extra>"
@@ -93,16 +93,16 @@ def test_every_figure_of_app_and_widgets_is_shown_with_that_configuration():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in calls:
                 calls[node.func.attr] += 1
-                given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                arguments = {word.arg: ast.unparse(word.value) for word in node.keywords}
                 if node.func.attr == "plotly_chart":
-                    assert given.get("config") in ("CONFIG", "STILL"), f"{path}:{node.lineno}"
+                    assert arguments.get("config") in ("CONFIG", "STILL"), f"{path}:{node.lineno}"
     assert calls["plotly_chart"] > 20
-    assert calls["FigureWidget"] == 1, "one function makes the widgets, with the configuration"
+    assert calls["FigureWidget"] == 1, "a single function makes the widgets, with this configuration"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("ending", "start"), [("pdf", b"%PDF"), ("svg", b"<svg"), ("png", b"\x89PNG")])
-def test_figures_for_papers_are_written_where_a_browser_is(tmp_path, ending, start):
+def test_figures_for_papers_are_written_if_a_browser_is_installed(tmp_path, ending, start):
     pytest.importorskip("kaleido")
     figure = frame_figure(FRAME, title="A figure")
     try:

@@ -1,4 +1,4 @@
-"""What a model looked at in a clip: computed once, for app, lessons and command line."""
+"""The explanation of a clip: every map comes with its trust figures, or with the reason why it is missing."""
 
 from fractions import Fraction
 
@@ -22,25 +22,26 @@ def noise(tmp_path_factory):
 
 
 def test_each_default_method_comes_with_its_trust_figures(noise, tmp_path):
-    found = explain(noise, small_model())
-    assert len(found.attributions) == len(DEFAULT_METHODS) and not found.refused
-    assert all(np.isfinite([one.curves.gap, one.randomised]).all() for one in found.attributions)
-    report, numbers = write_explanation(found, tmp_path)
+    explanation = explain(noise, small_model())
+    assert len(explanation.attributions) == len(DEFAULT_METHODS) and not explanation.refused
+    assert all(np.isfinite([entry.curves.gap, entry.randomised]).all() for entry in explanation.attributions)
+    report, numbers = write_explanation(explanation, tmp_path)
     page = report.read_text()
-    assert page.count("Insertion less deletion") == len(DEFAULT_METHODS)
+    assert page.count("Insertion minus deletion") == len(DEFAULT_METHODS)
     with np.load(numbers) as maps:
-        assert set(maps) == set(found.arrays())
-    assert {one.attribution.method for one in found.attributions} < set(explanation_figures(found))
+        assert set(maps) == set(explanation.arrays())
+    methods = {entry.attribution.method for entry in explanation.attributions}
+    assert methods < set(explanation_figures(explanation))
 
 
-def test_what_a_model_cannot_show_is_said(noise, tmp_path):
+def test_the_report_names_what_a_model_cannot_show(noise, tmp_path):
     model = build_frame_model("vit_micro", {"finding": HeadSpec("multiclass", ("normal", "polyp"))})
-    found = explain(noise, model)
-    assert found.maps is not None and "rollout_by_norms" not in found.rollouts
-    page = write_explanation(found, tmp_path)[0].read_text()
-    assert all(name in page and "Not shown" in page for name in found.refused)
+    explanation = explain(noise, model)
+    assert explanation.maps is not None and "rollout_by_norms" not in explanation.rollouts
+    page = write_explanation(explanation, tmp_path)[0].read_text()
+    assert all(name in page and "Not shown" in page for name in explanation.refused)
 
 
 def test_an_unknown_method_is_refused_by_name(noise):
-    with pytest.raises(UserError, match="'guess'; there are"):
+    with pytest.raises(UserError, match=r"'guess'\. The methods are attention relevance"):
         explain(noise, small_model(), methods=["guess"])

@@ -1,4 +1,4 @@
-"""Reports have one style and one notice, which is typed once."""
+"""All reports have the same style and the same notice, which is written in one place only."""
 
 import re
 from pathlib import Path
@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = '<script>alert(1)</script>"'
 
 
-def test_the_notice_is_typed_once():
+def test_the_notice_is_written_in_one_place():
     files = [path for room in ("endofm_lab", "app") for path in (ROOT / room).rglob("*.py")]
-    typed = [path.name for path in files if re.search(r"for research only", path.read_text(), re.IGNORECASE)]
-    assert typed == ["__init__.py"]
+    names = [path.name for path in files if re.search(r"for research only", path.read_text(), re.IGNORECASE)]
+    assert names == ["__init__.py"]
 
 
 def test_only_one_module_writes_pages():
@@ -25,7 +25,7 @@ def test_only_one_module_writes_pages():
     assert pages == ["html.py"]
 
 
-def test_a_page_escapes_texts_and_carries_plotly_only_with_a_figure():
+def test_a_page_escapes_texts_and_contains_plotly_only_with_a_figure():
     items = [HOSTILE, pd.DataFrame({HOSTILE: [HOSTILE]}), bullets([HOSTILE]), verdict(HOSTILE, "bad")]
     items.append(Markup(picture(np.zeros((300, 400, 3), np.uint8), HOSTILE)))
     page = report_page(HOSTILE, [(HOSTILE, items)])
@@ -34,5 +34,5 @@ def test_a_page_escapes_texts_and_carries_plotly_only_with_a_figure():
     assert "<script" in report_page("Figure", [("", [go.Figure()])])
 
 
-def test_a_missing_picture_is_a_sentence():
-    assert "not here" in picture(None, "a.png")
+def test_a_sentence_replaces_a_missing_picture():
+    assert "The picture is missing." in picture(None, "a.png")

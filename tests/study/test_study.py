@@ -232,12 +232,12 @@ def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_num
         monkeypatch.setattr(study_stream, name, value)
     run_study(video, model, tmp_path / "out", batch=4, progress=False)
     assert len(seen) == len(scored) == N
-    # two decoders: their queues, a chunk before and a chunk behind each; and three batches on their way
+    # two decoders, each with its queue, a chunk before it and a chunk after it; and three batches being scored
     assert max(ahead) <= 2 * (2 + 2) * 3 + 3 * 4
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_batches_share_the_cores_and_the_caller_has_its_threads_back(video, model, tmp_path, monkeypatch, fails):
+def test_batches_share_the_cores_and_the_caller_gets_its_threads_back(video, model, tmp_path, monkeypatch, fails):
     predict, normalise, scorers, collector = model.predict, study_stream.normalise, set(), set()
 
     def scored(clips, shown=()):
@@ -278,25 +278,25 @@ def test_a_stopped_study_decodes_no_further(folder, model, monkeypatch):
 
 
 @pytest.mark.parametrize("first", [0, 5, 96])
-def test_segments_put_together_are_the_whole_video(model, tmp_path, first):
+def test_the_segments_together_are_the_whole_video(model, tmp_path, first):
     write_video(tmp_path / "v.mkv", [picture(at) for at in range(100)], Fraction(10), codec="ffv1")  # 12 to a key frame
     with open_video(tmp_path / "v.mkv") as reader:
-        found = list(study_stream._segments(reader, first))
-        assert found[0].start == first and found[-1].stop == 100 and all(len(some) >= 64 for some in found[:-1])
-        assert all(a.stop == b.start and reader.next_start(b.start) == b.start for a, b in pairwise(found))
-        for batch in (7, 64):
-            stream = study_stream.Batches(reader, model, first, batch, 32, None)
-            made = [next(stream)]
-            while made[-1].next_frame < 100:
-                made.append(next(stream))
+        cut = list(study_stream._segments(reader, first))
+        assert cut[0].start == first and cut[-1].stop == 100 and all(len(segment) >= 64 for segment in cut[:-1])
+        assert all(a.stop == b.start and reader.next_start(b.start) == b.start for a, b in pairwise(cut))
+        for size in (7, 64):
+            stream = study_stream.Batches(reader, model, first, size, 32, None)
+            batches = [next(stream)]
+            while batches[-1].next_frame < 100:
+                batches.append(next(stream))
             stream.close()
-            assert [frame for some in made for frame in some.frames] == list(range(first, 100))
-            assert all(len(some.frames) <= batch for some in made)
+            assert [frame for batch in batches for frame in batch.frames] == list(range(first, 100))
+            assert all(len(batch.frames) <= size for batch in batches)
             expected = to_input(reader.read(range(first, 100))[:, None], model.card.input)
-            assert torch.equal(torch.cat([some.clips for some in made]), expected)
+            assert torch.equal(torch.cat([batch.clips for batch in batches]), expected)
 
 
-def test_frames_that_repeat_take_the_scores_of_the_first(model, tmp_path):
+def test_repeated_frames_take_the_scores_of_the_first(model, tmp_path):
     still = [picture(0)] * 40 + [picture(at) for at in range(20, 50)] + [picture(90)] * 30
     write_video(tmp_path / "v.mkv", still, Fraction(10), codec="ffv1")
     study = run_study(tmp_path / "v.mkv", model, tmp_path / "out", skip_near_duplicates=True, progress=False)
@@ -327,7 +327,7 @@ def test_damaged_images_are_listed_with_their_time_and_do_not_stop_the_study(fol
     assert "Frames that could not be read" in text and "16.5" in text
 
 
-def test_a_damaged_video_goes_on_at_its_next_key_frame(model, tmp_path):
+def test_a_damaged_video_is_read_again_from_its_next_key_frame(model, tmp_path):
     path = tmp_path / "v.mkv"
     write_video(path, [picture(at) for at in range(60)], Fraction(10), codec="ffv1")  # a key frame every 12
     whole = run_study(path, model, tmp_path / "whole", progress=False)
@@ -337,14 +337,14 @@ def test_a_damaged_video_goes_on_at_its_next_key_frame(model, tmp_path):
     path.write_bytes(bytes(data))
     study = run_study(path, model, tmp_path / "out", progress=False)
     lost = study.unreadable["frame"].tolist()
-    # Matroska's checksum covers a cluster: all of it is doubtful, and reading goes on at the key frame behind it.
+    # A checksum of Matroska covers a whole cluster, all of which may be damaged; reading resumes at the next key frame.
     assert 20 < lost[0] < 40 and lost == list(range(lost[0], lost[-1] + 1)) and (lost[-1] + 1) % 12 == 0
     assert lost[-1] < 48
     good = study.state == SCORED
     np.testing.assert_allclose(study.scores["finding"][good], whole.scores["finding"][good], atol=1e-5)
 
 
-def test_what_cannot_be_studied_is_refused(video, model, tmp_path):
+def test_models_and_folders_that_do_not_fit_a_study_are_refused(video, model, tmp_path):
     with pytest.raises(UserError, match=r"clips of 8 frames.*endofm-lab predict"):
         run_study(video, "demo", tmp_path / "a", progress=False)
     with pytest.raises(UserError, match="no class head"):
@@ -358,7 +358,7 @@ def test_what_cannot_be_studied_is_refused(video, model, tmp_path):
         run_study(video, model, tmp_path / "d", progress=False)
 
 
-def made_study(video, model, tmp_path, finding: np.ndarray):
+def study_with_scores(video, model, tmp_path, finding: np.ndarray):
     """A study whose finding scores are given (N, 3)."""
     study = run_study(video, model, tmp_path / "out", progress=False)
     study.scores["finding"][:] = finding
@@ -372,10 +372,10 @@ def test_segments_top_frames_and_review_by_hand(video, model, tmp_path):
     scores[62] = [0.06, 0.92, 0.02]
     scores[65] = [0.9, 0.05, 0.05]  # one frame lost inside the polyp
     scores[100] = [0.1, 0.1, 0.8]  # one frame of ulcer: noise
-    study = made_study(video, model, tmp_path, scores)
-    found = segments(study, "finding", width=5)
-    assert found["class"].tolist() == ["normal", "polyp", "normal"]
-    assert found.loc[1, ["start_s", "end_s", "n_frames", "best_frame"]].tolist() == [5.0, 8.0, 30, 60]
+    study = study_with_scores(video, model, tmp_path, scores)
+    smoothed = segments(study, "finding", width=5)
+    assert smoothed["class"].tolist() == ["normal", "polyp", "normal"]
+    assert smoothed.loc[1, ["start_s", "end_s", "n_frames", "best_frame"]].tolist() == [5.0, 8.0, 30, 60]
     assert len(segments(study, "finding", width=1)) == 7
     best = top_frames(study, "finding", n=2)
     polyps = best[best["finding"] == "polyp"]
@@ -394,7 +394,7 @@ def test_smoothing_repairs_single_frames_and_its_effect_is_measured(video, model
     truth = np.where((np.arange(N) >= 50) & (np.arange(N) < 90), 1, 0)
     scores = np.where(truth[:, None] == [0, 1, 2], 0.8, 0.1).astype(np.float32)
     scores[[10, 30, 60, 75, 120]] = [0.1, 0.1, 0.8]
-    study = made_study(video, model, tmp_path, scores)
+    study = study_with_scores(video, model, tmp_path, scores)
     assert (smooth_scores(study, "finding", 5).argmax(1) == truth).all()
     names = np.array(["normal", "polyp", "ulcer"])[truth]
     pd.DataFrame({"frame": np.arange(N), "label": names}).to_csv(tmp_path / "labels.csv", index=False)
@@ -404,22 +404,22 @@ def test_smoothing_repairs_single_frames_and_its_effect_is_measured(video, model
     with pytest.raises(UserError, match="frame 999"):
         pd.DataFrame({"frame": [999], "label": ["polyp"]}).to_csv(tmp_path / "far.csv", index=False)
         smoothing_metrics(study, tmp_path / "far.csv")
-    for text, said in (
-        ("frame,label\n1,polyp\n2,\n", "row 2 has no whole number of a frame"),
-        ("frame,label\n,polyp\n", "row 1 has no whole number of a frame"),
-        ("frame,label\n1.5,polyp\n", "row 1 has no whole number of a frame"),
-        ("frame,label\none,polyp\n", "row 1 has no whole number of a frame"),
+    for text, sentence in (
+        ("frame,label\n1,polyp\n2,\n", "Row 2 has no label, or its frame is not a whole number"),
+        ("frame,label\n,polyp\n", "Row 1 has no label, or its frame is not a whole number"),
+        ("frame,label\n1.5,polyp\n", "Row 1 has no label, or its frame is not a whole number"),
+        ("frame,label\none,polyp\n", "Row 1 has no label, or its frame is not a whole number"),
         ('frame,label\n"', "is damaged"),
     ):
         (tmp_path / "odd.csv").write_text(text)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=sentence):
             smoothing_metrics(study, tmp_path / "odd.csv")
 
 
 def test_the_command_writes_report_and_review(video, model, tmp_path, capsys):
     sure = copy.deepcopy(model)
     with torch.no_grad():
-        sure.heads["finding"].linear.weight.mul_(20)  # a finding is what scores at least 0.5
+        sure.heads["finding"].linear.weight.mul_(20)  # raises scores to at least 0.5, as findings need
     save_model(sure, tmp_path / "model")
     args = ["study", str(video), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
     assert main(args) == 0
@@ -461,8 +461,8 @@ def resident_mb() -> float:
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("kind", ["video", "folder"])
-def test_a_long_study_stays_in_flat_memory_and_survives_three_kills(kind, tmp_path, monkeypatch):
-    """A model of the smallest size, so that decoding and bookkeeping are what is measured."""
+def test_a_long_study_stays_in_constant_memory_and_survives_three_kills(kind, tmp_path, monkeypatch):
+    """The model is as small as possible, so that the test measures decoding and bookkeeping."""
     monkeypatch.setattr(study_module, "PART_FRAMES", max(64, FRAMES // 48))
     path, model = long_study(kind, tmp_path), make_model()
     memory = []
@@ -499,7 +499,7 @@ def test_a_long_study_stays_in_flat_memory_and_survives_three_kills(kind, tmp_pa
     assert np.array_equal(resumed.state, whole.state)
 
 
-def test_a_model_that_gives_no_numbers_makes_no_study(video, model, tmp_path):
+def test_a_model_that_gives_nan_or_infinity_makes_no_study(video, model, tmp_path):
     broken = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in broken.heads.parameters():
