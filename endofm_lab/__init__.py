@@ -29,6 +29,7 @@ _PUBLIC = {
     "write_manifest": "data.manifest",
     "audit": "data.audit.audit",
     "prepare": "data.prepare.prepare",
+    "import_table": "data.prepare.own_table",
     "holdout": "data.splits",
     "kfold": "data.splits",
     "coverage": "data.coverage",

@@ -164,6 +164,7 @@ def command(
     without: Sequence[str] = (),
     flat: Sequence[str] = (),
     choices: Mapping[str, Sequence[str]] | None = None,
+    columns: Sequence[str] = (),
     presets: Callable[[Mapping[Key, Any]], Any] | None = None,
     fixed: Callable[[Option], bool] = lambda option: False,
     explain: Callable[[str | None], list[str]] | None = None,
@@ -171,7 +172,7 @@ def command(
     """Make a function a command; see `Command` and `endofm_lab.cli.options.options_of` for the arguments."""
 
     def made(run: Callable[..., None]) -> Command:
-        read = partial(options_of, positional=positional, names=names, flat=flat, choices=choices)
+        read = partial(options_of, positional=positional, names=names, flat=flat, choices=choices, columns=columns)
         own = read(run, without=_OWN)
         taken = [*without, "progress", *(option.key[0] for option in own)]
         lent = [] if source is None else read(source, without=taken)

@@ -11,6 +11,7 @@ from endofm_lab.data.coverage import coverage as cover
 from endofm_lab.data.labels import read_mapping
 from endofm_lab.data.manifest import Manifest, absolute_paths, join_manifests, read_manifest, write_manifest
 from endofm_lab.data.phantom_set import write_phantom
+from endofm_lab.data.prepare import own_table
 from endofm_lab.data.prepare import prepare as preparing
 from endofm_lab.data.prepare import recipes as library
 from endofm_lab.data.prepare.check import check_manifest
@@ -113,6 +114,31 @@ def prepare(recipe: str, settings: dict[str, Any], output: Output, part: tuple[s
     output.say(done.text())
 
 
+@command(
+    own_table.import_table,
+    positional=("table",),
+    names={"name": "dataset"},
+    without=("path",),
+    columns=("video", "label", "patient", "split", "start", "end"),
+)
+def import_table(table: Path, settings: dict[str, Any], output: Output) -> None:
+    """Turn a table of your own into a manifest: CSV with any separator, TSV, a spreadsheet or Parquet.
+
+    Shows the first rows as they are understood; every problem of the table and its files is listed before anything is
+    refused.
+
+    Args:
+        table: the table, with a header and a row per video, picture or folder of frames.
+    """
+    try:
+        done = own_table.import_table(table, **settings)
+    except own_table.TableError as error:
+        output.say(error.text(), "")
+        raise
+    output.result({"manifest": done.manifest.path, "rows": len(done.manifest), "notes": done.notes})
+    output.say(done.text())
+
+
 @command(check_manifest, positional=("manifest",), without=("path",))
 def check(manifest: Path, settings: dict[str, Any], output: Output) -> None:
     """Check that everything a manifest names is there, can be read and is unchanged; exit code 2 if not.
@@ -195,6 +221,7 @@ DATA = {
     "list": list_recipes,
     "show": show,
     "prepare": prepare,
+    "import": import_table,
     "check": check,
     "split": split,
     "coverage": coverage,

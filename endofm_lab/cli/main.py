@@ -21,7 +21,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "phantom": ("data", "phantom", "write a data set of generated endoscopy clips"),
     "inspect": ("infer", "inspect", "say what a checkpoint file holds"),
     "check": ("data", "check_integrity", "say whether a model, run, store, study, prediction or data set is whole"),
-    "data": ("data", "DATA", "recipes of public data sets: list, show, prepare a manifest, check, map and split it"),
+    "data": (
+        "data",
+        "DATA",
+        "recipes of public data sets: list, show, prepare or import a manifest, check, map and split it",
+    ),
     "audit": ("data", "audit", "look for leakage between the splits of manifests"),
     "demo": ("demo", "DEMO", "show the demo; train its model"),
     "pretrain": ("train", "pretrain", "learn from unlabelled video"),

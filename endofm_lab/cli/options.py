@@ -119,6 +119,7 @@ def options_of(
     without: Sequence[str] = (),
     flat: Sequence[str] = (),
     choices: Mapping[str, Sequence[str]] | None = None,
+    columns: Sequence[str] = (),
     above: Key = (),
 ) -> list[Option]:
     """The options of a dataclass or function.
@@ -130,6 +131,8 @@ def options_of(
         without: parameters that are no options.
         flat: parameters that are dataclasses and whose fields stand beside the others, without a prefix.
         choices: the possible values of parameters whose type does not list them.
+        columns: parameters that name columns of a table that is no manifest yet; `NAMES` and `GRAMMAR` speak of
+            manifests and do not hold for them.
         above: the key that the parameters belong to.
     """
     told: dict[str, str] = {
@@ -140,6 +143,10 @@ def options_of(
     for name, kind, default in _parameters(source):
         key = (*above, name)
         if name in without:
+            continue
+        if name in columns:
+            words = " ".join(told[name].split())
+            options.append(Option(key, name, _plain_kind(kind), default, "COLUMN", words[:1].upper() + words[1:]))
             continue
         if is_dataclass(_plain_kind(kind)):
             inner = options_of(_plain_kind(kind), names=names, flat=flat, choices=choices, above=key)

@@ -45,7 +45,7 @@ def _pretraining_preset(values: Mapping[Key, Any]) -> PretrainConfig:
 
 @command(
     PretrainConfig,
-    positional=("manifest",),
+    positional=("manifest", "others"),
     names={"split": "rows"},
     choices={"objective": tuple(OBJECTIVES), "preset": tuple(PRESETS), "size": tuple(BACKBONES)},
     presets=_pretraining_preset,
@@ -98,6 +98,8 @@ def run(config: PretrainConfig, output: Output) -> None:
                 bar.total, bar.n = described["steps"], record["step"]
                 if main and output.progress:
                     bar.write(f"Initialisation: {described['initialisation']['words']}")
+                    for line in mixture_lines(described):
+                        bar.write(line)
                     bar.write(computed_on(described.get("provenance", {})))
             bar.update(record["step"] + 1 - bar.n)
             bar.set_postfix({"loss": f"{record['loss']:.3f}", "health": record["health"]}, refresh=False)
@@ -110,6 +112,14 @@ def run(config: PretrainConfig, output: Output) -> None:
     if main:
         output.result({"out": config.out, "model": config.out / "model", **read_json(config.out / "report.json")})
         output.written(config.out / "model")
+
+
+def mixture_lines(described: Mapping[str, Any]) -> list[str]:
+    """A line for each of several manifests: its clips, and its share of what is shown."""
+    return [
+        f"{part['share']:.1%} of what is shown: {part['manifest']} ({part['n_clips']} clips)"
+        for part in described.get("manifests", ())
+    ]
 
 
 def _dry_run(config: PretrainConfig, output: Output) -> None:
@@ -133,6 +143,7 @@ def _dry_run(config: PretrainConfig, output: Output) -> None:
         json.dumps(to_json(config), indent=2),
         f"\n{described['n_clips']} clips of {described['n_files']} videos; "
         f"initialisation: {described['initialisation']['words']}",
+        *mixture_lines(described),
         f"{described['steps']} steps, {described['steps_per_epoch']} per epoch, {config.batch} clips each",
         f"memory: {peak / 1e9:.1f} GB at the peak ({'GPU' if gpu else 'process'}, measured)",
         f"time: {step_s:.2f} s per step (median of {len(seconds)}), {hours:.2f} h in all",

@@ -15,6 +15,7 @@ from endofm_lab.brief import Brief, html_of
 from endofm_lab.errors import ManifestError
 from endofm_lab.files import atomic_path, fingerprint_of, read_parquet, write_parquet
 
+IMPORT = "Make one of a table of your own with `endofm-lab data import`."
 REQUIRED = ("video", "start_s", "end_s", "label", "patient", "dataset", "split")
 OPTIONAL_TEXT = ("masks", "boxes", "device", "motion", "sequence", "source")
 PATHS = ("video", "masks", "boxes")
@@ -121,12 +122,12 @@ def read_manifest(path: str | Path) -> Manifest:
         raise ManifestError(f"{path}: There is no such manifest. Check the path.")
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise ManifestError(
-            f"{path}: A manifest is a .csv or .parquet file, not {path.suffix or 'one without an ending'}."
+            f"{path}: A manifest is a .csv or .parquet file, not {path.suffix or 'one without an ending'}. {IMPORT}"
         )
     try:
         table = read_parquet(path) if path.suffix.lower() == ".parquet" else _read_csv(path)
     except (ValueError, OSError) as error:
-        raise ManifestError(f"{path}: The file cannot be read as a table ({error}).") from error
+        raise ManifestError(f"{path}: The file cannot be read as a table ({error}). {IMPORT}") from error
     return Manifest(checked(table, str(path)), path.parent, path)
 
 
@@ -205,7 +206,8 @@ def checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     missing = [column for column in REQUIRED if column not in table]
     if missing:
         raise ManifestError(
-            f"{name}: The column {', '.join(missing)} is missing; a manifest has at least {', '.join(REQUIRED)}."
+            f"{name}: The column {', '.join(missing)} is missing; a manifest has at least {', '.join(REQUIRED)}. "
+            f"{IMPORT}"
         )
     if table.empty:
         raise ManifestError(f"{name}: The manifest has no rows.")

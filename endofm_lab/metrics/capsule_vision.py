@@ -7,13 +7,13 @@ Ten classes of capsule endoscopy frames; a submission gives ten probabilities pe
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-from zipfile import ZipFile
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import multilabel_confusion_matrix, roc_auc_score
 
+from endofm_lab.data.foreign_tables import read_spreadsheet
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, formulas_as_text, reading, text_from_cells
 from endofm_lab.metrics.calibration import confident_errors, ece
@@ -33,7 +33,6 @@ CLASSES = (
 )
 SUM_TOLERANCE = 1e-3  # ten columns rounded to four digits are at most 5e-4 off
 _IMAGE_COLUMNS = ("image_path", "image")
-_MOST_UNPACKED = 500_000_000  # bytes of a spreadsheet, which is a compressed archive
 _NEEDS_OPENPYXL = "a spreadsheet needs openpyxl: pip install 'endofm-lab[export]'."
 
 
@@ -274,20 +273,11 @@ def _read_table(path: str | Path) -> pd.DataFrame:
         with reading(path, "Write the table anew."):
             if path.suffix.lower() != ".xlsx":
                 return text_from_cells(pd.read_csv(path, dtype=dict.fromkeys(_IMAGE_COLUMNS, str)))
-            _refuse_bomb(path)
-            return pd.read_excel(path)
+            return read_spreadsheet(path)
     except ImportError as error:
         raise SubmissionError(path, [_NEEDS_OPENPYXL]) from error
     except (UserError, OSError) as error:
         raise SubmissionError(path, [f"it is not a table that can be read ({error})."]) from error
-
-
-def _refuse_bomb(path: Path) -> None:
-    """Refuse a spreadsheet whose few compressed bytes would fill the memory."""
-    with ZipFile(path) as archive:
-        unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > _MOST_UNPACKED:
-        raise UserError(f"it unpacks to {unpacked:,} bytes; at most {_MOST_UNPACKED:,} are read")
 
 
 def _write_sheet(table: pd.DataFrame, path: Path) -> None:

@@ -42,6 +42,8 @@ class PretrainConfig:
     Attributes:
         manifest: table of the videos.
         out: folder of the run.
+        others: further manifests, whose videos are learned from too.
+        weights: how often clips of each manifest are shown, such as 3 1; by default each by its number of clips.
         objective: a name in `OBJECTIVES`: "dino" (Endo-FM), "masked" (EndoFM-LV), "vcl" (contrast of videos), "vicreg",
             "features" (of a frozen teacher, EVA-02).
         backbone: the network.
@@ -81,6 +83,8 @@ class PretrainConfig:
 
     manifest: Path
     out: Path
+    others: tuple[Path, ...] = ()
+    weights: tuple[float, ...] = ()
     objective: str = "dino"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     image_model: str | None = None
@@ -117,6 +121,14 @@ class PretrainConfig:
         for name in ("manifest", "out", "probe"):
             if isinstance(getattr(self, name), str):  # text is accepted too
                 object.__setattr__(self, name, Path(getattr(self, name)))
+        object.__setattr__(self, "others", tuple(map(Path, self.others)))
+        if self.weights and (len(self.weights) != 1 + len(self.others) or not self.others):
+            raise UserError(
+                f"There are {len(self.weights)} weights for {1 + len(self.others)} manifests: give one for each of "
+                "several manifests, or none."
+            )
+        if wrong := [weight for weight in self.weights if not 0 < weight < float("inf")]:
+            raise UserError(f"The weight {wrong[0]} of a manifest is not possible; give numbers above 0.")
         if self.objective not in OBJECTIVES:
             raise UserError(
                 f"objective is {self.objective!r}; choose one of {', '.join(OBJECTIVES)}, or hand an objective of your "

@@ -1,6 +1,7 @@
-"""The videos of a manifest as samples of the training loop."""
+"""The videos of one or several manifests as samples of the training loop."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from endofm_lab.data.manifest import Manifest
 from endofm_lab.data.rows import Row
 from endofm_lab.errors import ManifestError
 from endofm_lab.pretraining.views import MultiView
+from endofm_lab.training.draws import MixedDraws
 
 TRAINING_SPLITS = ("pretrain", "train", "")  # the default: held-out rows are never used for training
 
@@ -62,3 +64,63 @@ class Corpus:
     def collate(self, samples: list[list[Tensor]]) -> list[Tensor]:
         """Views (B, 3, T, px, px), global ones first."""
         return [torch.stack(view) for view in zip(*samples, strict=True)]
+
+
+@dataclass
+class Mixture:
+    """Several corpora as one, of which each gives its share of every stretch of training.
+
+    Attributes:
+        corpora: the rows of one manifest each.
+        weights: above 0, one per corpus: 3 and 1 take three clips of the first for each of the second.
+    """
+
+    corpora: list[Corpus]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        self.n_files = sum(corpus.n_files for corpus in self.corpora)
+        self.sizes = tuple(len(corpus) for corpus in self.corpora)
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+    def draws(self, seed: int) -> MixedDraws:
+        """The order of the samples of a run."""
+        return MixedDraws(self.sizes, self.weights, seed)
+
+    def name(self, index: int) -> str:
+        """Manifest and name of the row's file."""
+        corpus, row = self._of(index)
+        return f"{corpus.manifest.path}: {corpus.name(row)}"
+
+    def sample(self, index: int, seed: int) -> list[Tensor]:
+        """The views of a row, (3, T, px, px) each."""
+        corpus, row = self._of(index)
+        return corpus.sample(row, seed)
+
+    def collate(self, samples: list[list[Tensor]]) -> list[Tensor]:
+        """Views (B, 3, T, px, px), global ones first."""
+        return self.corpora[0].collate(samples)
+
+    def described(self) -> list[dict[str, Any]]:
+        """Manifest, clips and share of every corpus."""
+        total = sum(self.weights)
+        return [
+            {"manifest": str(corpus.manifest.path), "n_clips": len(corpus), "share": weight / total}
+            for corpus, weight in zip(self.corpora, self.weights, strict=True)
+        ]
+
+    def _of(self, index: int) -> tuple[Corpus, int]:
+        for corpus in self.corpora:
+            if index < len(corpus):
+                return corpus, index
+            index -= len(corpus)
+        raise IndexError(index)
+
+
+def mixed(corpora: list[Corpus], weights: tuple[float, ...]) -> Corpus | Mixture:
+    """One corpus as it is, several with their weights; without weights, each by its number of clips."""
+    if len(corpora) == 1:
+        return corpora[0]
+    return Mixture(corpora, weights or tuple(float(len(corpus)) for corpus in corpora))

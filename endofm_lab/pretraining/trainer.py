@@ -30,7 +30,7 @@ from endofm_lab.model.video_model import VideoModel
 from endofm_lab.plain import to_plain
 from endofm_lab.pretraining.background import OUTPUT, PROCESS
 from endofm_lab.pretraining.config import OWN, PretrainConfig, from_json, settings, stored_settings
-from endofm_lab.pretraining.corpus import Corpus
+from endofm_lab.pretraining.corpus import Corpus, Mixture, mixed
 from endofm_lab.pretraining.health import ProbeData, encode, feature_measures, load_probe, probe, verdict
 from endofm_lab.pretraining.objective import Objective
 from endofm_lab.pretraining.views import MultiView
@@ -113,8 +113,10 @@ class _Pretraining:
         self.config, self.signs = config, self.objective.signs(config)
         self.encoder, shapes = config.network
         self.shapes = self.objective.backbone(shapes)
-        self.manifest = read_manifest(config.manifest)
-        self.corpus = Corpus(self.manifest, MultiView(self.objective.views(config.views)), config.split)
+        self.manifests = [read_manifest(path) for path in (config.manifest, *config.others)]
+        views = MultiView(self.objective.views(config.views))
+        corpora = [Corpus(manifest, views, config.split) for manifest in self.manifests]
+        self.corpus = mixed(corpora, config.weights)
         self.steps = config.n_steps(len(self.corpus))
         self.per_epoch = config.steps_per_epoch(len(self.corpus))
 
@@ -146,7 +148,9 @@ class _Pretraining:
         """Hold the run folder in the main process; in all of them refuse that of another run."""
         tree = _absolute(settings(self.config, self.objective))
         config = {name: value for name, value in tree.items() if name not in ("out", "device")}
-        request = {"config": config, "manifest_fingerprint": self.manifest.fingerprint}
+        first, *others = (manifest.fingerprint for manifest in self.manifests)
+        request = {"config": config, "manifest_fingerprint": first}
+        request |= {f"manifest_{number}_fingerprint": other for number, other in enumerate(others, 2)}
         kind, out = "a pre-training run", self.config.out
         if not processes().is_main_process:
             if (out / CONFIG).is_file():
@@ -158,6 +162,7 @@ class _Pretraining:
             "signs": to_plain(dataclasses.asdict(self.signs)),
             "n_clips": len(self.corpus),
             "n_files": self.corpus.n_files,
+            "manifests": self.corpus.described() if isinstance(self.corpus, Mixture) else [],
             "steps": self.steps,
             "steps_per_epoch": self.per_epoch,
             "provenance": provenance(self.device),
@@ -255,11 +260,11 @@ class _Pretraining:
             initialisation=self.initialisation,
             data={
                 "description": f"{len(self.corpus)} clips of {self.corpus.n_files} videos, without labels",
-                "fingerprint": self.manifest.fingerprint,
+                "fingerprint": " ".join(manifest.fingerprint for manifest in self.manifests),
                 "split": c.split or "pretrain, train and rows without a split",
-                "generated": self.manifest.generated,
+                "generated": all(manifest.generated for manifest in self.manifests),
             },
-            audit=audit(self.manifest, progress=False).verdict,
+            audit=audit(self.manifests, progress=False).verdict,
             metrics=tuple(self._metrics()),
         )
         save_model(VideoModel(backbone.cpu(), nn.ModuleDict(), card), c.out / MODEL)
@@ -288,6 +293,9 @@ def _completed(described: dict[str, Any]) -> dict[str, Any]:
 def _absolute(tree: dict[str, Any]) -> dict[str, Any]:
     """Settings whose paths are absolute, so that a run goes on when it is called from another folder."""
     paths = {name: tree[name] for name in ("manifest", "probe") if tree.get(name)}
+    if tree.get("others"):
+        paths_of = [str(Path(path).expanduser().absolute()) for path in tree["others"]]
+        tree = {**tree, "others": paths_of}
     if Path(tree["initialisation"]).expanduser().exists():
         paths["initialisation"] = tree["initialisation"]
     return {**tree, **{name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}}

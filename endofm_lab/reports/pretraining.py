@@ -114,6 +114,10 @@ def report_run(run: str | Path) -> Path:
         f"Initialisation: {described['initialisation']['words']}",
         f"{len(records)} of {described['steps']} steps on {described['n_clips']} clips of {described['n_files']} "
         f"videos (manifest {described['manifest_fingerprint'][:16]}).",
+        *(
+            f"{part['share']:.1%} of what was shown: {Path(part['manifest']).name} ({part['n_clips']} clips)."
+            for part in described.get("manifests", ())
+        ),
         f"Videos left out because they cannot be read: {len(left_out)}.",
     ]
     if left_out:
@@ -162,6 +166,8 @@ def _rows(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, dict):
             rows += _rows(value, f"{prefix}{key}.")
         else:
+            if key == "others":
+                value = ", ".join(Path(path).name for path in value)
             local = key in ("manifest", "out", "probe", "initialisation") and value is not None
             rows.append((prefix + key, Path(value).name if local else str(value)))
     return rows

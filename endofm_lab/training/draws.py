@@ -17,7 +17,8 @@ class Data(Protocol):
     """Data that a model can be trained on.
 
     ``len(data)`` samples; ``data.sample(index, seed)`` is one of them, equal for equal arguments, in any process; it
-    raises `VideoError` if its video cannot be read. ``data.name(index)`` is the file that it comes from, and
+    raises `VideoError` if its video cannot be read. Data that mix several sources decide on the order themselves by a
+    method ``draws(seed)``, see `MixedDraws`. ``data.name(index)`` is the file that it comes from, and
     ``data.n_files`` the number of different ones. ``data.collate(samples)`` makes a batch of them.
     """
 
@@ -60,6 +61,60 @@ class Draws:
         return _LAST["order"]
 
 
+@dataclass(frozen=True)
+class MixedDraws:
+    """The endless sequence of draws from several sources, whose samples stand one source after the other.
+
+    Source k gets the share ``weights[k] / sum(weights)`` of any stretch of draws, to within one draw per source; its
+    samples come epoch after epoch, each a permutation.
+
+    Attributes:
+        sizes: number of samples of each source.
+        weights: above 0, one per source.
+        seed: seed of all permutations.
+    """
+
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+    seed: int
+
+    def __getitem__(self, number: int) -> tuple[int, int]:
+        """Sample's index and seed of a draw."""
+        source, place = self._place(number)
+        size = self.sizes[source]
+        epoch, place = divmod(place, size)
+        order = _permutation((size, self.seed, epoch, source), [self.seed, 4, source, epoch])
+        return sum(self.sizes[:source]) + int(order[place]), _mix(self.seed, 1, number)
+
+    def instead(self, number: int, attempt: int) -> int:
+        """The index that takes the place of an unreadable sample, from the same source."""
+        source, _ = self._place(number)
+        return sum(self.sizes[:source]) + _mix(self.seed, 2, number, attempt) % self.sizes[source]
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """The source of a draw, and how many draws before it came from there.
+
+        The first source gets its share of the draws, evenly spaced; the next one gets its share of what is left over,
+        and so on. Therefore every draw is found without the draws before it.
+        """
+        left = sum(self.weights)
+        for source, weight in enumerate(self.weights[:-1]):
+            before, after = (int(n * weight / left) for n in (number, number + 1))
+            if after > before:
+                return source, before
+            number, left = number - before, left - weight
+        return len(self.weights) - 1, number
+
+
+def _permutation(key: tuple[int, ...], seeds: list[int]) -> np.ndarray:
+    """The permutation of an epoch of a source; a run walks through the epochs of each source in order."""
+    size, *_, source = key
+    if _LATEST.get(source, (None, None))[0] != key:
+        _LATEST[source] = (key, np.random.default_rng(seeds).permutation(size))
+    return _LATEST[source][1]
+
+
+_LATEST: dict[int, tuple[Any, Any]] = {}  # source -> key and permutation of its current epoch
 _LAST: dict[str, Any] = {}  # the permutation of the current epoch; a run walks through it in order
 
 
@@ -76,7 +131,7 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 class _ByNumber(Dataset):
     """Draw number -> (sample, names of the videos that could not be read on the way to it)."""
 
-    def __init__(self, data: Data, draws: Draws) -> None:
+    def __init__(self, data: Data, draws: Draws | MixedDraws) -> None:
         self.data, self.draws = data, draws
         self.unreadable: dict[str, str] = {}  # of this process: left out for good
 
@@ -127,7 +182,7 @@ class LeftOut:
 
 
 def batches(
-    data: Data, draws: Draws, numbers: Iterator[list[int]], workers: int, known: dict[str, str]
+    data: Data, draws: Draws | MixedDraws, numbers: Iterator[list[int]], workers: int, known: dict[str, str]
 ) -> Iterator[tuple[Any, dict[str, str]]]:
     """Batches of the draws with the given numbers, and the unreadable videos that were met on the way to each."""
     dataset = _ByNumber(data, draws)

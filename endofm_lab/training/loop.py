@@ -240,7 +240,8 @@ class _Run:
                     start = step * self.config.batch + first_of_rank + piece * self.piece
                     yield list(range(start, start + self.piece))
 
-        draws = Draws(len(self.data), self.config.seed)
+        seed, own = self.config.seed, getattr(self.data, "draws", None)
+        draws = Draws(len(self.data), seed) if own is None else own(seed)
         stream = batches(self.data, draws, numbers(), self.config.workers, self.left_out.names)
         for step in range(self.first, self.config.steps):
             drawn = [next(stream) for _ in range(pieces)]

@@ -32,13 +32,18 @@ def test_the_command_line_has_at_most_twelve_modules():
     assert len(list((ROOT / "endofm_lab" / "cli").glob("*.py"))) <= 12
 
 
+def is_column_of_a_table(command, option):
+    """In `data import` alone, options with the placeholder COLUMN name columns of a table that is no manifest yet."""
+    return command == "data import" and option.metavar == "COLUMN" and "column with" in option.help.lower()
+
+
 def test_a_name_means_the_same_wherever_it_stands(commands):
     for name, (kind, metavar, words) in GRAMMAR.items():
         found = {
             f"{command} {option.typed}": option
             for command, inner in commands.items()
             for option in inner.options
-            if option.name == name and not option.positional
+            if option.name == name and not option.positional and not is_column_of_a_table(command, option)
         }
         assert found, f"no command has --{name}"
         for where, option in found.items():

@@ -254,3 +254,17 @@ def test_every_name_of_capsule_vision_is_read_and_gives_the_published_counts_and
              "Normal": "Normal clean mucosa"}  # fmt: skip
     for label, count in Counter(one["label"] for one in capsule).items():
         assert official[spelt.get(label, label)] == count
+
+
+def test_all_missing_keys_of_a_recipe_are_told_at_once(tmp_path):
+    facts = yaml.safe_load((recipes_folder() / "see-ai.yaml").read_text(encoding="utf-8"))
+    for key in ("licence", "citation"):
+        del facts[key]
+    layout = next(iter(facts["layouts"]))
+    del facts["layouts"][layout]["note"]
+    facts["names"]["odd"] = {"meaning": "nothing"}
+    (tmp_path / "see-ai.yaml").write_text(yaml.safe_dump(facts), encoding="utf-8")
+    with pytest.raises(RecipeError) as told:
+        read_recipe(tmp_path / "see-ai.yaml")
+    assert "missing in 3 places" in str(told.value) and "the recipe: 'citation', 'licence'" in str(told.value)
+    assert f"layouts.{layout}: 'note'" in str(told.value) and "names.odd: 'example'" in str(told.value)

@@ -295,7 +295,7 @@ def test_a_spreadsheet_that_is_damaged_or_would_fill_the_memory_is_refused(tmp_p
         archive(path, entries)
         with pytest.raises(SubmissionError, match="not a table that can be read"):
             score_files(path, path)
-    monkeypatch.setattr("endofm_lab.metrics.capsule_vision._MOST_UNPACKED", 1_000_000)
+    monkeypatch.setattr("endofm_lab.data.foreign_tables._MOST_UNPACKED", 1_000_000)
     archive(path, {"xl/worksheets/sheet1.xml": b" " * 2_000_000})
     with pytest.raises(SubmissionError, match="unpacks to 2,000,000 bytes"):
         score_files(path, path)

@@ -14,6 +14,7 @@ from endofm_lab.data.manifest import write_manifest
 from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.files import read_json
 from endofm_lab.pretraining.config import PRESETS, from_json, stored_settings, to_json, with_settings
+from endofm_lab.pretraining.corpus import Mixture
 from endofm_lab.pretraining.trainer import pretrain, resume, run_config
 from endofm_lab.reports.pretraining import REFERENCE, health_of, reference_for, report_run
 from endofm_lab.training.checkpoints import Checkpoints
@@ -71,6 +72,42 @@ def test_a_folder_with_another_run_is_refused(manifest, tmp_path):
         next(pretrain(micro(manifest, tmp_path, seed=3, batch=2)))
     with pytest.raises(UserError, match="no pre-training run"):
         run_config(tmp_path / "nothing")
+
+
+def test_several_manifests_are_mixed_by_weight_and_resumed_exactly(manifest, tmp_path, monkeypatch):
+    table = lab.read_manifest(manifest).table
+    second = manifest.with_name("second.csv")
+    write_manifest(table[table["label"] == "polyp"].assign(dataset="other"), second)
+    drawn = []
+    monkeypatch.setattr(
+        Mixture, "name", lambda self, index: drawn.append(self._of(index)[0].manifest.path.name) or f"{index}"
+    )
+    settings = {"others": (second,), "weights": (3.0, 1.0)}
+    whole = losses(pretrain(micro(manifest, tmp_path / "whole", **settings)))
+    assert drawn.count("manifest.csv") == 18 and drawn.count("second.csv") == 6
+    run = pretrain(micro(manifest, tmp_path / "cut", **settings))
+    for _ in range(3):
+        next(run)
+    run.close()
+    assert losses(resume(tmp_path / "cut")) == whole[3:]
+    described = read_json(tmp_path / "cut" / "config.json")
+    assert [(part["n_clips"], part["share"]) for part in described["manifests"]] == [(8, 0.75), (4, 0.25)]
+    report_run(tmp_path / "cut")
+    assert "75.0% of what was shown: manifest.csv (8 clips)" in (tmp_path / "cut" / "report.html").read_text("utf-8")
+    with pytest.raises(UserError, match=r"config.weights is \[3.0, 1.0\] there, \[1.0, 1.0\] here"):
+        next(pretrain(micro(manifest, tmp_path / "cut", others=(second,), weights=(1.0, 1.0))))
+    write_manifest(table[table["label"] == "normal"], second)
+    with pytest.raises(UserError, match="different manifest_2"):
+        next(pretrain(micro(manifest, tmp_path / "cut", **settings)))
+    second.unlink()
+
+
+@pytest.mark.parametrize(
+    ("weights", "sentence"), [((1.0,), "1 weights for 2 manifests"), ((1.0, 0.0), "weight 0.0 of a manifest")]
+)
+def test_weights_that_do_not_fit_are_refused(manifest, tmp_path, weights, sentence):
+    with pytest.raises(UserError, match=sentence):
+        micro(manifest, tmp_path, others=(manifest,), weights=weights)
 
 
 def test_a_second_process_is_refused_while_a_run_goes_on(manifest, tmp_path):

@@ -14,7 +14,7 @@ from torch import nn
 from endofm_lab.errors import CheckpointError, UserError, VideoError
 from endofm_lab.training import checkpoints as checkpoint_module
 from endofm_lab.training.checkpoints import Checkpoints
-from endofm_lab.training.draws import Draws
+from endofm_lab.training.draws import Draws, MixedDraws
 from endofm_lab.training.loop import DivergenceError, LoopConfig, Trainable, read_log, train
 from endofm_lab.training.optimiser import clip_each, parameter_groups
 
@@ -166,6 +166,21 @@ def test_an_epoch_shows_every_sample_once_and_epochs_differ():
     assert epochs[0] != epochs[1] != epochs[2]
     assert len({draws[k][1] for k in range(1000)}) == 1000
     assert draws[5] == Draws(7, seed=3)[5] and [Draws(7, 4)[k] for k in range(7)] != [draws[k] for k in range(7)]
+
+
+def test_sources_with_weights_get_their_share_of_every_stretch_and_all_their_samples():
+    draws = MixedDraws((5, 3, 4), (3.0, 1.0, 2.0), seed=1)
+    drawn = [draws[number][0] for number in range(600)]
+    for start in range(0, 600, 60):
+        piece = drawn[start : start + 60]
+        counts = [sum(0 <= index < 5 for index in piece), sum(5 <= i < 8 for i in piece), sum(i >= 8 for i in piece)]
+        assert max(abs(count - share) for count, share in zip(counts, (30, 10, 20), strict=True)) <= 2
+    first = [index for index in drawn if index < 5]
+    assert all(sorted(first[epoch : epoch + 5]) == [0, 1, 2, 3, 4] for epoch in range(0, 300, 5))
+    assert [draws[number] for number in (599, 3, 77)] == [draws[number] for number in (599, 3, 77)]
+    assert drawn[77] == MixedDraws((5, 3, 4), (3.0, 1.0, 2.0), 1)[77][0]
+    assert drawn != [MixedDraws((5, 3, 4), (3.0, 1.0, 2.0), 2)[number][0] for number in range(600)]
+    assert all(5 <= draws.instead(number, 0) < 8 for number in range(600) if 5 <= drawn[number] < 8)
 
 
 def test_an_unreadable_video_is_named_counted_and_left_out_for_good(tmp_path):

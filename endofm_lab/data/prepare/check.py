@@ -57,7 +57,7 @@ def check_manifest(path: str | Path, workers: int | None = None) -> Checked:
     manifest = read_manifest(path)
     table = manifest.table
     problems: list[Problem] = []
-    facts = _facts(manifest, workers or cores(), problems)
+    facts = file_facts(manifest, workers or cores(), problems)
     for i, row in enumerate(table.to_dict("records")):
         fact = facts.get(row["video"])
         if fact is None:
@@ -74,8 +74,10 @@ def check_manifest(path: str | Path, workers: int | None = None) -> Checked:
     return Checked(Path(path), manifest.fingerprint, len(table), len(facts), n_masks, n_boxes, problems)
 
 
-def _facts(manifest: Manifest, workers: int, problems: list[Problem]) -> dict[str, dict[str, Any]]:
-    """Size, length and fingerprint of every video, picture or folder by its name in the manifest."""
+def file_facts(manifest: Manifest, workers: int, problems: list[Problem]) -> dict[str, dict[str, Any]]:
+    """Size, length and fingerprint of every video, picture or folder by its name in the manifest; a journal in the
+    manifest's folder keeps them. What is missing, refused or unreadable is added to ``problems``.
+    """
     table = manifest.table
     rates = {}
     if "fps" in table:

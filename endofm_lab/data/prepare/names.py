@@ -74,3 +74,21 @@ class NamePattern:
 def normal(path: str) -> str:
     """A path in Unicode's composed form (NFC): macOS unpacks the same archive into decomposed names."""
     return unicodedata.normalize("NFC", path)
+
+
+def patient_finder(expression: str) -> re.Pattern[str]:
+    """The compiled expression that finds a patient in a path.
+
+    Raises:
+        UserError: it is no regular expression, or has not exactly one group.
+    """
+    try:
+        finder = re.compile(expression)
+    except re.error as error:
+        raise UserError(f"--patient-from {expression!r} is no regular expression: {error}.") from error
+    if finder.groups != 1:
+        raise UserError(
+            f"--patient-from {expression!r} has {finder.groups} groups in parentheses; give exactly one, around what "
+            "names the patient, such as '(P[0-9]+)_'."
+        )
+    return finder

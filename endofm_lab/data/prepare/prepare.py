@@ -5,6 +5,7 @@ No file disappears silently: everything that is left out, corrected or different
 continues where it was.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from PIL import Image
 from endofm_lab.data.prepare import annotations
 from endofm_lab.data.prepare.cut import ClipKind
 from endofm_lab.data.prepare.layouts import FoundLayout, LayoutError, find_layout, left_over
+from endofm_lab.data.prepare.names import patient_finder
 from endofm_lab.data.prepare.prepared import Collected, Prepared, differences, write_prepared
 from endofm_lab.data.prepare.recipes import Layout, Recipe, load_recipe
-from endofm_lab.data.prepare.rows import Row, build_rows, fit_row_boxes
+from endofm_lab.data.prepare.rows import Row, build_rows, fit_row_boxes, name_patients
 from endofm_lab.data.prepare.scan import (
     FileFacts,
     Journal,
@@ -54,6 +56,7 @@ def prepare(
     lists: str | Path | None = None,
     name: str | None = None,
     fps: float | None = None,
+    patient_from: str | None = None,
     parts: Mapping[str, str | Path] | None = None,
     kind: Literal["parquet", "csv"] = "parquet",
     recipes: str | Path | None = None,
@@ -73,6 +76,8 @@ def prepare(
         lists: Folder of official lists (splits, labels) that were downloaded apart from the pictures.
         name: Name of the data set in the manifest; the recipe's name if it is not given.
         fps: Frames per second of folders of frames, if the recipe does not state it.
+        patient_from: Regular expression with one group that finds the patient in the path, such as "(P[0-9]+)_", for
+            data of your own (recipe private-folder).
         parts: For a merged corpus: part -> folder, for folders that are not below ``root``.
         kind: Format of the manifest.
         recipes: Folder of recipes other than the project's.
@@ -90,14 +95,16 @@ def prepare(
         raise UserError(f"{root} is not a folder. Give the folder of the unpacked archive.")
     if lists is not None and not Path(lists).is_dir():
         raise UserError(f"{lists} is not a folder. Give the folder of the official lists.")
+    finder = _finder(recipe, patient_from)
     workers = workers or cores()
     request = _request(recipe, root, cut=cut, layout=layout, lists=lists, name=name, fps=fps, parts=parts, kind=kind)
+    request |= {"patient_from": patient_from} if patient_from is not None else {}
     with (
         claim(out / WORK, request, "a preparation", allowed_files=(JOURNAL,), product=out) as folder,
         Journal(folder / JOURNAL) as journal,
     ):
         (out / HASHES).unlink(missing_ok=True)  # pictures that were replaced are read again
-        run = _Run(out, journal, workers, cut, fps)
+        run = _Run(out, journal, workers, cut, fps, finder)
         if recipe.parts:
             collected = _merged(run, recipe, root, parts or {}, recipes)
         else:
@@ -141,6 +148,7 @@ class _Run:
     workers: int
     cut: Cut
     fps: float | None
+    patient: re.Pattern[str] | None
 
     def each(
         self, what: str, rows: Sequence[Row], base: Path, work: Callable[[Row], dict[str, Any]]
@@ -205,6 +213,8 @@ def _one(run: _Run, recipe: Recipe, root: Path, layout: str | None, lists: Path 
         problems += _add_lists(found, lists)
     rows, joining = build_rows(recipe, found, base)
     problems += joining
+    if run.patient is not None:
+        problems += name_patients(rows, run.patient)
     facts = _read_all(run, base, rows, problems)
     rows = [row for row in rows if row.path in facts]
     for row in rows:
@@ -233,6 +243,15 @@ def _cut(
     if layout.unit == "video":
         return window_rows(table, kind), boxes, []
     return sequence_rows(table, boxes, fps, kind if run.cut == "windows" else None)
+
+
+def _finder(recipe: Recipe, expression: str | None) -> re.Pattern[str] | None:
+    if expression is not None and recipe.facts["access"] != "yours":
+        raise UserError(
+            f"--patient-from is for data of your own, and {recipe.name} says itself how patients are told apart: leave "
+            "it out, or use the recipe private-folder."
+        )
+    return None if expression is None else patient_finder(expression)
 
 
 def _add_lists(found: FoundLayout, folder: Path) -> list[Problem]:

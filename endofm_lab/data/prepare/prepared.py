@@ -110,8 +110,8 @@ def write_prepared(recipe: Recipe, root: Path, out: Path, collection: Collected,
         )
     table = collection.table
     for column in ("video", "masks"):
-        table[column] = [_relative(path, out) for path in table[column]]
-    collection.boxes["video"] = [_relative(path, out) for path in collection.boxes["video"]]
+        table[column] = [relative_to_manifest(path, out) for path in table[column]]
+    collection.boxes["video"] = [relative_to_manifest(path, out) for path in collection.boxes["video"]]
     if len(collection.boxes):
         with atomic_path(out / "boxes.csv") as temporary:
             collection.boxes.to_csv(temporary, index=False, float_format="%.3f")
@@ -145,7 +145,7 @@ def write_prepared(recipe: Recipe, root: Path, out: Path, collection: Collected,
     return prepared
 
 
-def _relative(path: str, out: Path) -> str:
+def relative_to_manifest(path: str, out: Path) -> str:
     """A path below the manifest's folder as relative POSIX path, any other path unchanged."""
     if not path:
         return ""

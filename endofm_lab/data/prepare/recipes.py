@@ -4,7 +4,7 @@ One YAML file per data set in ``data_recipes/``. This module reads and checks th
 format is described in ``data_recipes/README.md``.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -215,9 +215,9 @@ class _Reader:
         if not isinstance(value, dict):
             raise self.fail(where, f"expected a list of `key: value`, found {value!r}")
         if known is not None and (strange := sorted(set(map(str, value)) - known)):
-            raise self.fail(where, f"unknown key {strange[0]!r}; known are {', '.join(sorted(known))}")
+            raise self.fail(where, f"unknown key {_quoted(strange)}; known are {', '.join(sorted(known))}")
         if missing := sorted(set(needed) - set(value)):
-            raise self.fail(where, f"{missing[0]!r} is missing")
+            raise self.fail(where, f"{_quoted(missing)} {'is' if len(missing) == 1 else 'are'} missing")
         return value
 
     def texts(self, value: Any, where: str) -> dict[str, str]:
@@ -251,6 +251,9 @@ class _Reader:
         return pattern
 
     def recipe(self, facts: Any) -> Recipe:
+        if len(lacking := list(_lacking(facts))) > 1:
+            places = "; ".join(f"{where}: {_quoted(names)}" for where, names in lacking)
+            raise self.fail("the file", f"keys are missing in {len(lacking)} places; {places}")
         facts = self.mapping(facts, "the file", _TOP, _NEEDED)
         if facts["recipe"] != self.path.stem:
             raise self.fail("recipe", f"{facts['recipe']!r} is not the file's name {self.path.stem!r}")
@@ -363,6 +366,33 @@ class _Reader:
         expected = self.mapping(value.get("expected"), f"parts.{name}.expected", _EXPECTED | {"clips", "frames"})
         self.counts(expected, f"parts.{name}.expected")
         return CorpusPart(name, str(value["recipe"]), value.get("layout"), str(value.get("folder", name)), expected)
+
+
+# Group of a recipe -> what each of its entries needs.
+_ENTRIES = {"names": {"meaning", "example"}, "layouts": {"note", "unit", "media"}, "parts": {"recipe"}}
+_ENTRIES |= {"splits": {"note"}}
+
+
+def _lacking(facts: Any) -> Iterator[tuple[str, list[str]]]:
+    """Every place of a recipe that lacks keys, with these keys: all are told at once."""
+    facts = facts if isinstance(facts, dict) else {}
+    places: list[tuple[str, Any, set[str]]] = [("the recipe", facts, _NEEDED)]
+    if "patient" in facts:
+        places.append(("patient", facts["patient"], {"is", "why"}))
+    for group, needed in _ENTRIES.items():
+        entries = facts.get(group)
+        for name, entry in entries.items() if isinstance(entries, dict) else ():
+            places.append((f"{group}.{name}", entry, needed))
+            if group == "layouts" and isinstance(entry, dict):
+                boxes = _list(entry.get("boxes"))
+                places += [(f"layouts.{name}.boxes", box, {"format", "path"}) for box in boxes]
+    for where, entry, needed in places:
+        if (entry is None or isinstance(entry, dict)) and (missing := sorted(needed - set(entry or {}))):
+            yield where, missing
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _list(value: Any) -> list[Any]:

@@ -1,5 +1,6 @@
 """Build rows from the files of a layout: the facts in names, lists, boxes and masks about each picture or video."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -249,3 +250,14 @@ def fit_row_boxes(row: Row, facts: FileFacts) -> list[Problem]:
     problems = [Problem("box moved to the border", row.path, message, False) for message in fitted.clamped]
     problems += [Problem("box outside", row.path, message, True) for message in fitted.outside]
     return problems + [Problem("box without area", row.path, message, True) for message in fitted.empty]
+
+
+def name_patients(rows: Sequence[Row], finder: re.Pattern[str]) -> list[Problem]:
+    """Patients by their names in the paths, in place of the folder's; where there is none, the patient is unknown."""
+    problems = []
+    for row in rows:
+        match = finder.search(row.path)
+        row.says["patient"] = (match[1] or "") if match else ""
+        if not row.says["patient"]:
+            problems.append(Problem("no patient", row.path, "the path holds none that --patient-from finds", False))
+    return problems

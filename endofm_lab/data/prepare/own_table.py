@@ -1,0 +1,315 @@
+"""A manifest from a table of your own: ``import_table("labels.csv", video="file", label="finding", out="own.csv")``.
+
+Every problem of the table and of its files is found before anything is refused, so that one look is enough.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from endofm_lab.brief import Brief
+from endofm_lab.data.foreign_tables import ForeignTable, read_foreign_table
+from endofm_lab.data.manifest import OPTIONAL_TEXT, REQUIRED, Manifest, write_manifest
+from endofm_lab.data.prepare.check import file_facts
+from endofm_lab.data.prepare.names import patient_finder
+from endofm_lab.data.prepare.prepared import relative_to_manifest
+from endofm_lab.data.prepare.scan import IMAGE_FORMATS, Problem
+from endofm_lab.data.units import units
+from endofm_lab.errors import LONGEST_MESSAGE, ManifestError, UserError, shortened
+from endofm_lab.machine import cores
+
+_SPLITS = {"training": "train", "validation": "val", "valid": "val", "dev": "val", "testing": "test"}
+_SPLITS |= {name: name for name in ("train", "val", "test", "pretrain")}
+_CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")  # 1:02:03.5 or 02:03.5
+_PREVIEW = 5  # rows
+
+
+class TableError(ManifestError):
+    """A table that cannot become a manifest as it is.
+
+    Attributes:
+        problems: all of them, by kind; ``path`` is the line of the table and what stands there.
+        preview: the first rows as they were understood.
+    """
+
+    def __init__(self, path: Path, problems: Sequence[Problem], preview: str) -> None:
+        self.path, self.problems, self.preview = path, list(problems), preview
+        kinds = _by_kind(problems)
+        counts = {kind: f"{kind}: {len(many)}" for kind, many in kinds.items()}
+        head = f"{path.name}: Nothing was written, because of {len(problems)} problems."
+        remedy = "Put them right, or delete the lines."
+        room = (LONGEST_MESSAGE - len(f"{head} {'; '.join(counts.values())}. {remedy}")) // len(kinds) - 3
+        said = [f"{counts[kind]} ({shortened(many[0].path, max(room, 12))})" for kind, many in kinds.items()]
+        super().__init__(f"{head} {'; '.join(said)}. {remedy}")
+
+    def __reduce__(self) -> tuple[type, tuple[Path, list[Problem], str]]:
+        return type(self), (self.path, self.problems, self.preview)
+
+    def text(self) -> str:
+        """The preview, and every kind of problem with its first five examples."""
+        lines = [self.preview, ""]
+        for kind, many in _by_kind(self.problems).items():
+            lines.append(f"{kind}: {len(many)}")
+            lines += [f"  {problem.path}: {problem.message}" for problem in many[:5]]
+            lines += [f"  ... and {len(many) - 5} more"] if len(many) > 5 else []
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImportedTable(Brief):
+    """The manifest that `import_table` wrote.
+
+    Attributes:
+        manifest: the manifest, as `read_manifest` gives it.
+        preview: its first rows, as text.
+        notes: what was understood in another way than it is written, and what is missing.
+    """
+
+    manifest: Manifest
+    preview: str
+    notes: list[str]
+
+    def text(self) -> str:
+        """The first rows, the number of rows and patients per label and split, and the notes."""
+        table = self.manifest.table
+        shown = table.assign(label=table["label"].replace("", "(none)"), split=table["split"].replace("", "(none)"))
+        counts = shown.pivot_table(index="split", columns="label", values="video", aggfunc="count", fill_value=0)
+        patients = shown[shown["patient"] != ""].groupby("split")["patient"].nunique()
+        counts["patients"] = patients.reindex(counts.index, fill_value=0)
+        head = f"{len(table)} rows of {units(table).words} -> {self.manifest.path}"
+        return "\n".join([self.preview, "", head, counts.to_string(), *(f"Note: {note}" for note in self.notes)])
+
+
+def import_table(
+    path: str | Path,
+    *,
+    video: str,
+    out: str | Path,
+    label: str | None = None,
+    patient: str | None = None,
+    patient_from: str | None = None,
+    split: str | None = None,
+    start: str | None = None,
+    end: str | None = None,
+    root: str | Path | None = None,
+    name: str | None = None,
+    fps: float | None = None,
+    drop_unlabelled: bool = False,
+    workers: int | None = None,
+) -> ImportedTable:
+    """Turn any table of videos, pictures or folders of frames into a manifest.
+
+    The table is text with commas, semicolons, tabs or vertical bars, a spreadsheet (.xlsx) or Parquet. Other columns
+    are kept as they are, unless a manifest uses their names for something else.
+
+    Args:
+        path: the table.
+        video: column with the path of the video, picture or folder of frames.
+        out: the manifest (.csv or .parquet), or a folder for it.
+        label: column with the class; several labels of one clip are written A|B. Left out for unlabelled videos.
+        patient: column with the patient.
+        patient_from: regular expression with one group that finds the patient in the path, such as "(P[0-9]+)_".
+        split: column with train, val, test or pretrain.
+        start: column with the beginning, in seconds (also 1,5) or as 1:02:03; by default the beginning of the video.
+        end: column with the end, likewise; by default the end of the video.
+        root: folder that relative paths start from; by default that of the table.
+        name: name of the data set in the manifest; that of the table if it is not given.
+        fps: frames per second of folders of frames.
+        drop_unlabelled: leave out rows without a label, in place of refusing them.
+        workers: number of threads that open the files; the number of cores if it is not given.
+
+    Raises:
+        TableError: lines, files or labels are wrong; it holds all problems, and nothing was written.
+        UserError: there is no such table or column, or the options contradict each other.
+    """
+    path, out = Path(path), Path(out)
+    out = out if out.suffix.lower() in (".csv", ".parquet") else out / "manifest.csv"
+    if out.absolute() == path.absolute():
+        raise UserError(f"{out}: The manifest would replace the table itself. Choose another --out.")
+    finder = patient_finder(patient_from) if patient_from is not None else None
+    if patient is not None and finder is not None:
+        raise UserError("Patients come from --patient or from --patient-from: leave out one of them.")
+    columns = {"video": video, "label": label, "patient": patient, "split": split, "start_s": start, "end_s": end}
+    read = read_foreign_table(path)
+    _refuse_missing(path, read, {key: name for key, name in columns.items() if name is not None})
+    folder = (path.parent if root is None else Path(root)).absolute()
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder. Give the folder that relative paths start from as --root.")
+    made = _Import(read, columns, folder, name or path.stem, fps)
+    made.fill(finder, drop_unlabelled)
+    made.check(out.parent, workers or cores())
+    if made.problems:
+        raise TableError(path, made.problems, made.preview())
+    table = made.table.reset_index(drop=True)
+    table["video"] = [relative_to_manifest(cell, out.parent) for cell in table["video"]]
+    return ImportedTable(write_manifest(table, out), made.preview(), made.notes)
+
+
+@dataclass
+class _Import:
+    """A table on its way to a manifest; the index of ``table`` is the line of the file."""
+
+    read: ForeignTable
+    columns: dict[str, str | None]
+    root: Path
+    dataset: str
+    fps: float | None
+
+    def __post_init__(self) -> None:
+        self.problems = [
+            Problem("line of another length", f"line {line}", "has more or fewer cells than the header", True)
+            for line in self.read.uneven
+        ]
+        self.notes = [f"The table was read as {self.read.how}."]
+        cells = self.read.cells
+        self.table = pd.DataFrame(index=cells.index)
+        for key in ("video", "label", "patient", "split"):
+            self.table[key] = cells[self.columns[key]] if self.columns[key] is not None else ""
+        self.table["dataset"] = self.dataset
+        used = set(self.columns.values())
+        taken = {*REQUIRED, *OPTIONAL_TEXT, "fps", "sha256"} - {"device", "sequence", "source", "motion"}
+        others = [name for name in cells.columns if name not in used and name]
+        for name in others:
+            if name not in taken:
+                self.table[name] = cells[name]
+        if left := [name for name in others if name in taken]:
+            self.notes.append(f"Left out, because a manifest has another use for the name: {', '.join(left)}.")
+
+    def fill(self, finder: re.Pattern[str] | None, drop_unlabelled: bool) -> None:
+        """Labels, patients, splits and times, with the problems met."""
+        self._labels(drop_unlabelled)
+        self._complain("no video is named", self.table["video"] == "", "video", "the cell is empty")
+        if finder is not None:
+            found = [finder.search(cell.replace("\\", "/")) for cell in self.table["video"]]
+            self.table["patient"] = [(match[1] or "") if match else "" for match in found]
+        if finder is not None or self.columns["patient"] is not None:
+            where = "the path holds none" if finder is not None else "the cell is empty"
+            self._complain("no patient", self.table["patient"] == "", "video", where)
+        else:
+            self.notes.append("Patients are unknown, and each video counts as a case of its own: see --patient-from.")
+        self._splits()
+        for key in ("start_s", "end_s"):
+            column = self.columns[key]
+            texts = self.read.cells.loc[self.table.index, column] if column is not None else None
+            self.table[key] = [_seconds(text) for text in texts] if texts is not None else np.nan
+            if texts is not None:
+                self._complain("no time", self.table[key].isna() & (texts != ""), key, "is no number of seconds")
+        self.table["start_s"] = self.table["start_s"].fillna(0.0)
+        image = self.table["video"].map(_is_image)
+        early = (self.table["end_s"] <= self.table["start_s"]) & ~image
+        self._complain("end before start", early, "end_s", "is not after the start")
+
+    def _labels(self, drop_unlabelled: bool) -> None:
+        label = self.table["label"]
+        if self.columns["label"] is None:
+            return
+        if drop_unlabelled:
+            self.table = self.table[label != ""]
+            if dropped := int((label == "").sum()):
+                self.notes.append(f"{dropped} rows without a label were left out.")
+            if self.table.empty:
+                raise UserError("No row has a label: name another column by --label, or leave out --drop-unlabelled.")
+        else:
+            self._complain("no label", label == "", "video", "give one, or --drop-unlabelled")
+        by_form: dict[str, set[str]] = {}
+        for text in set(label) - {""}:
+            by_form.setdefault(" ".join(text.lower().split()), set()).add(text)
+        alike = [" and ".join(sorted(map(repr, forms))) for forms in by_form.values() if len(forms) > 1]
+        if alike:
+            self.notes.append(f"Labels that differ in case or spaces only are classes of their own: {alike[0]}.")
+
+    def _splits(self) -> None:
+        meant = self.table["split"].str.lower().map(_SPLITS)
+        named = self.table["split"] != ""
+        self._complain("unknown split", named & meant.isna(), "split", "is not train, val, test or pretrain")
+        changed = named & meant.notna() & (meant != self.table["split"])
+        if changed.any():
+            words = dict(zip(self.table["split"][changed], meant[changed], strict=True))
+            self.notes.append("Splits are read as " + ", ".join(f"{new} ({old})" for old, new in words.items()) + ".")
+        self.table["split"] = meant.fillna("")
+
+    def check(self, folder: Path, workers: int) -> None:
+        """Find the files and open them, and look for rows that repeat or contradict each other."""
+        cells = self.table["video"].copy()
+        self.table["video"] = [self._found(cell) for cell in cells]
+        lines = self.table.index[cells != ""]
+        if self.fps is not None:
+            self.table["fps"] = [self.fps if Path(path).is_dir() else "" for path in self.table["video"]]
+        met: list[Problem] = []
+        facts = file_facts(Manifest(self.table.loc[lines], folder), workers, met) if len(lines) else {}
+        paths = self.table["video"][lines]
+        first = dict(zip(paths[::-1], lines[::-1], strict=True))
+        for problem in met:
+            line = first[problem.path]
+            self.problems.append(Problem(problem.kind, f"line {line}, {cells[line]}", problem.message, True))
+        length = self.table["video"].map({path: fact.get("duration_s", 0.0) for path, fact in facts.items()})
+        image = self.table["video"].map(_is_image)
+        self._complain(
+            "end after the video", (self.table["end_s"] > length + 0.05) & ~image, "end_s", "lies after its end"
+        )
+        self.table["end_s"] = self.table["end_s"].fillna(length)
+        self.table.loc[image, ["start_s", "end_s"]] = 0.0
+        known = self.table.loc[lines]
+        stretch = ["video", "start_s", "end_s"]
+        twice = known.duplicated([*stretch, "label"])
+        self._complain("repeated row", twice.reindex(self.table.index, fill_value=False), "video", "is there before")
+        several = known.groupby(stretch, dropna=False)["label"].transform("nunique") > 1
+        several = several.reindex(self.table.index, fill_value=False)
+        self._complain("conflicting labels", several, "label", "is not the only label of this stretch; see A|B")
+
+    def _found(self, cell: str) -> str:
+        """The absolute path of a cell, whichever slash it uses; empty for an empty cell."""
+        if not cell:
+            return ""
+        path = Path(os.path.normpath(self.root / cell))
+        return str(path if path.exists() else Path(os.path.normpath(self.root / cell.replace("\\", "/"))))
+
+    def _complain(self, kind: str, wrong: Any, column: str, message: str) -> None:
+        name = self.columns.get(column)
+        source = self.read.cells[name] if name is not None else self.read.cells.iloc[:, 0]
+        for line in self.table.index[wrong.to_numpy(bool)]:
+            self.problems.append(Problem(kind, f"line {line}, {source[line] or '(empty)'}", message, True))
+
+    def preview(self) -> str:
+        """The first rows as text."""
+        shown = self.table[["video", "label", "patient", "split", "start_s", "end_s"]].head(_PREVIEW)
+        names = [Path(path).name for path in shown["video"]]
+        return shown.assign(video=names).to_string(index=False, na_rep="")
+
+
+def _refuse_missing(path: Path, read: ForeignTable, columns: dict[str, str]) -> None:
+    if missing := [name for name in columns.values() if name not in read.cells.columns]:
+        there = ", ".join(map(str, read.cells.columns))
+        raise UserError(
+            f"{path}: There is no column {', '.join(map(repr, missing))}; the table ({read.how}) has "
+            f"{shortened(there, 200)}."
+        )
+
+
+def _is_image(path: str) -> bool:
+    return Path(path).suffix.lower() in IMAGE_FORMATS
+
+
+def _seconds(text: str) -> float:
+    """Seconds from 12.5, 12,5, 02:03 or 1:02:03.5; NaN for anything else."""
+    text = text.replace(",", ".")
+    if clock := _CLOCK.fullmatch(text):
+        return 3600 * int(clock[1] or 0) + 60 * int(clock[2]) + float(clock[3])
+    try:
+        number = float(text)
+    except ValueError:
+        return float("nan")
+    return number if 0 <= number < float("inf") else float("nan")
+
+
+def _by_kind(problems: Sequence[Problem]) -> dict[str, list[Problem]]:
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        kinds.setdefault(problem.kind, []).append(problem)
+    return kinds
