@@ -72,6 +72,11 @@ class Checkpoints:
             shutil.rmtree(old)
         return target
 
+    def change_state(self, **entries: Any) -> None:
+        """Change entries in the state of the newest checkpoint."""
+        path = self.all()[-1] / STATE
+        write_json(path, {**read_json(path), **entries})
+
     def clear_leftovers(self) -> None:
         """Delete the remains of an interrupted write."""
         for part in self.folder.glob(".step-*"):

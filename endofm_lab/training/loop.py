@@ -143,6 +143,10 @@ def train(
     run = _Run(model, optimiser, schedule, data, config, Path(out))
     step = run.first
     try:
+        if run.incomplete and run.accelerator.is_main_process:
+            cut_log(run.path, step - 1)
+            run.complete(run.incomplete, measure)
+            run.checkpoints.change_state(incomplete=None)
         waiting = time.perf_counter()
         for step, micro_batches in run.steps():
             begun = time.perf_counter()
@@ -151,11 +155,7 @@ def train(
                 record = losses | run.update(step)
                 record |= {"left_out": len(run.left_out.names), "data_s": begun - waiting}
                 record["step_s"] = time.perf_counter() - begun
-                try:
-                    if measure and (run.sharded or run.accelerator.is_main_process):
-                        record |= measure(step)
-                finally:
-                    run.log(record)
+                record = run.complete(record, measure)
             if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
                 run.save()
             yield record
@@ -208,6 +208,7 @@ class _Run:
         self.piece = config.batch // shares
         self.checkpoints = Checkpoints(out / CHECKPOINTS, config.keep)
         state = self.checkpoints.load(model, optimiser) or {"step": 0, "left_out": {}, "scaler": None}
+        self.incomplete: Record | None = state.get("incomplete")  # the record of a step that an error kept from the log
         self.first = self.done = self.saved = int(state["step"])
         self.left_out = LeftOut(data.n_files, state["left_out"])
         self.inner = model.train()
@@ -218,10 +219,10 @@ class _Run:
             self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
         if state["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
-        self._log = out / LOG
+        self.path = out / LOG
         if self.accelerator.is_main_process:
             self.checkpoints.clear_leftovers()
-            cut_log(self._log, self.first)
+            cut_log(self.path, self.first)
         if config.trackers:
             purge = {"tensorboard": {"purge_step": self.first}} if "tensorboard" in config.trackers else {}
             self.accelerator.init_trackers("tracking", init_kwargs=purge)
@@ -319,11 +320,20 @@ class _Run:
     def log(self, record: Record) -> None:
         """Append to the log, and to the trackers."""
         if self.accelerator.is_main_process:
-            with self._log.open("a", encoding="utf-8") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_plain(record)) + "\n")
         if self.config.trackers:
             numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
             self.accelerator.log(numbers, step=record["step"])
+
+    def complete(self, record: Record, measure: Callable[[int], Record] | None) -> Record:
+        """Add to the record of a step what is measured after it, and log it; after an error a resumed run does both."""
+        self.incomplete = record
+        if measure and (self.sharded or self.accelerator.is_main_process):
+            record = record | measure(record["step"])
+        self.log(record)
+        self.incomplete = None
+        return record
 
     def save(self) -> None:
         """Write a checkpoint of the completed steps, unless it exists."""
@@ -334,7 +344,11 @@ class _Run:
             weights, optimiser = gathered(weights), gathered(optimiser)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
-            state = {"left_out": self.left_out.names, "scaler": scaler.state_dict() if scaler else None}
+            state = {
+                "left_out": self.left_out.names,
+                "scaler": scaler.state_dict() if scaler else None,
+                "incomplete": self.incomplete and _plain(self.incomplete),
+            }
             self.checkpoints.save(self.done, weights, optimiser, state)
         self.saved = self.done
 

@@ -282,6 +282,23 @@ def test_measures_are_logged_with_their_step(tmp_path):
     assert [record["probe"] for record in read_log(tmp_path / "log.jsonl")] == [0.0, 2.0, 4.0]
 
 
+@pytest.mark.parametrize("last", [2, 5])
+def test_a_measure_that_fails_is_made_up_for_when_the_run_goes_on(tmp_path, whole, last):
+    def fails(step):
+        if step == last:
+            raise OSError("no space left")
+        return {"probe": step * 2.0}
+
+    config = replace(CONFIG, steps=6)
+    with pytest.raises(OSError, match="no space"):
+        list(start(tmp_path, config, measure=fails))
+    list(start(tmp_path, config, measure=lambda step: {"probe": step * 2.0}))
+    records = read_log(tmp_path / "log.jsonl")
+    assert [record["probe"] for record in records] == [0, 2, 4, 6, 8, 10] and losses(records) == whole[:6]
+    states = [json.loads((path / "state.json").read_text()) for path in Checkpoints(tmp_path / "checkpoints").all()]
+    assert [state["incomplete"] for state in states] == [None] * len(states)
+
+
 def test_tensorboard_gets_the_numbers(tmp_path):
     list(start(tmp_path, replace(CONFIG, steps=2, trackers=("tensorboard",))))
     assert list(tmp_path.rglob("events.out.tfevents.*"))
