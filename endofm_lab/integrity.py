@@ -17,6 +17,7 @@ from endofm_lab.prediction import load_prediction
 from endofm_lab.pretraining.trainer import CONFIG, MODEL
 from endofm_lab.runs.run import REPORT, read_run
 from endofm_lab.study.study import load_study
+from endofm_lab.training.loop import LOG
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ def check_folder(folder: str | Path) -> Integrity:
 
 def _kind(folder: Path) -> tuple[str, Callable[[Path], Any]]:
     """The kind of a folder's content, known by the file that its job writes, and the function that reads it."""
+    if (folder / LOG).exists() and not (folder / MODEL).exists():  # its report comes after every stop
+        return "unfinished job", _refuse_unfinished
     for name, kind, read in _KINDS:
         if (folder / name).exists():
             return kind, read
@@ -124,13 +127,13 @@ def _read_prepared(folder: Path) -> None:
 
 _KINDS: tuple[tuple[str, str, Callable[[Path], Any]], ...] = (
     (CARD_FILE, "model", load_model),
+    (MODEL, "pre-training run", lambda folder: load_model(folder / MODEL)),
     (REPORT, "run", read_run),
     (STORE, "store", load_store),
     ("study.json", "study", load_study),
     ("prediction.json", "prediction", load_prediction),
     ("prepare.json", "prepared data set", _read_prepared),
     (RECORD, "phantom", _read_manifest_of),
-    (MODEL, "pre-training run", lambda folder: load_model(folder / MODEL)),
 )
 
 

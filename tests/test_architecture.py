@@ -84,6 +84,16 @@ def test_no_module_holds_two_ideas():
     assert not long, f"over 420 lines: {long}"
 
 
+def test_no_test_imports_another_test_or_fixtures():
+    """What several tests build is in a module of its own, such as tests/builders.py."""
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for name in imports_of(path):
+            if any(part == "conftest" or part.startswith("test_") for part in name.split(".")):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, wrong
+
+
 def test_environment_yaml_is_python_plus_this_project():
     wanted = yaml.safe_load((ROOT / "environment.yaml").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

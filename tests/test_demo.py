@@ -1,5 +1,6 @@
 """The demo weights in the package, and the training that made them."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from endofm_lab.cli.main import main
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.demo.clips import boxes_of, draw_batch, load_clips
 from endofm_lab.demo.config import DemoConfig
-from endofm_lab.demo.model import build_demo_model
+from endofm_lab.demo.model import build_demo_model, carded
 from endofm_lab.demo.training import order_losses, train_demo
 from endofm_lab.files import read_json
+from endofm_lab.metrics.intervals import Interval
 from endofm_lab.model.card import ModelCard
 from endofm_lab.model.loading.formats import is_temporal
 from endofm_lab.model.loading.load import load_model, save_model
@@ -192,3 +194,15 @@ def test_demo_train_pre_trains_once_then_fits_the_heads_and_measures_what_it_sto
 
 def test_the_demo_weights_say_that_they_were_pre_trained(demo):
     assert "vcl pre-training" in demo.card.initialisation["words"]
+
+
+def test_the_card_of_few_patients_has_numbers_without_intervals_and_none_that_is_undefined(manifest, tmp_path):
+    lone = Interval(0.5, math.nan, math.nan, 0.95, 0, 2, 0)
+    numbers = {
+        "AUC": lone,
+        "Dice": replace(lone, low=0.25, high=0.75, units=5),
+        "undefined": replace(lone, value=math.nan),
+    }
+    save_model(carded(build_demo_model(n_frames=2), manifest, DemoConfig(seed=3), numbers), tmp_path / "m")
+    told = load_model(tmp_path / "m").card.metrics
+    assert [(metric["name"], metric.get("interval")) for metric in told] == [("AUC", None), ("Dice", [0.25, 0.75])]

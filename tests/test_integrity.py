@@ -22,9 +22,12 @@ from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.video_model import build_frame_model
 from endofm_lab.predict import predict_video, prediction_steps
 from endofm_lab.prediction import load_prediction
+from endofm_lab.pretraining.trainer import pretrain
+from endofm_lab.reports.pretraining import report_run
 from endofm_lab.runs.run import read_run
 from endofm_lab.study.study import load_study, run_study
 from endofm_lab.video.reader import write_video
+from tests.pretraining.runs import micro
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +48,11 @@ def folders(phantom, tmp_path_factory):
     embed(phantom, root / "model", root / "store", progress=False)
     evaluate(root / "model", phantom, root / "run", clips=1)
     shutil.copytree(phantom.parent, root / "phantom")
+    list(pretrain(micro(phantom, root / "pre-training run", steps=2)))
     return root
 
 
-KINDS = ("model", "prediction", "study", "store", "run", "phantom")
+KINDS = ("model", "prediction", "study", "store", "run", "phantom", "pre-training run")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,6 +110,17 @@ def test_the_command_ends_with_2_for_damage_and_for_an_unfinished_job(folders, t
     assert "not finished" in capsys.readouterr().out
     assert main(["check", str(tmp_path)]) == 2
     assert "holds no model" in capsys.readouterr().err
+
+
+def test_the_report_of_a_pre_training_does_not_make_it_a_run_to_compare(folders, phantom, tmp_path):
+    whole = shutil.copytree(folders / "pre-training run", tmp_path / "whole")
+    report_run(whole)
+    assert check_folder(whole).whole and check_folder(whole).kind == "pre-training run"
+    stopped = pretrain(micro(phantom, tmp_path / "stopped", steps=2))
+    next(stopped)
+    stopped.close()
+    report_run(tmp_path / "stopped")
+    assert "is not finished" in check_folder(tmp_path / "stopped").text()
 
 
 def test_a_folder_without_hashes_is_said_to_have_none_and_damaged_hashes_are_damage(folders, tmp_path):

@@ -4,6 +4,7 @@ Its heads give the finding (normal, polyp, ulcer, bleeding), the motion (advanci
 box of the finding.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,7 +92,6 @@ def _notice_time(backbone: VideoTransformer) -> None:
 
 def carded(model: VideoModel, manifest: Manifest, config: DemoConfig, metrics: dict[str, Interval]) -> VideoModel:
     """The model with a card that describes its training data and its metrics."""
-    command = f"endofm-lab demo evaluate --seed {config.seed}"
     card = replace(
         model.card,
         data={
@@ -102,16 +102,20 @@ def carded(model: VideoModel, manifest: Manifest, config: DemoConfig, metrics: d
             "on test, whose results were known when the length of the training was chosen",
         },
         metrics=tuple(
-            Metric(
-                name=name,
-                value=interval.value,
-                interval=[interval.low, interval.high],
-                data="phantom, preset demo (generated)",
-                split="test",
-                seed=config.seed,
-                command=command,
-            )
-            for name, interval in metrics.items()
+            _metric(name, interval, config.seed) for name, interval in metrics.items() if not math.isnan(interval.value)
         ),
     )
     return VideoModel(model.backbone, model.heads, card)
+
+
+def _metric(name: str, interval: Interval, seed: int) -> Metric:
+    """One number of the card; its interval is left out where there were too few patients for one."""
+    metric = Metric(
+        name=name,
+        value=interval.value,
+        data="phantom, preset demo (generated)",
+        split="test",
+        seed=seed,
+        command=f"endofm-lab demo evaluate --seed {seed}",
+    )
+    return metric if math.isnan(interval.low) else {**metric, "interval": [interval.low, interval.high]}

@@ -12,7 +12,7 @@ from endofm_lab.data.manifest import write_manifest
 from endofm_lab.explain.embeddings import embed
 from endofm_lab.model.loading.load import load_model, save_model
 from endofm_lab.video.reader import write_video
-from tests.app.conftest import typed_before
+from tests.app.addresses import typed_before
 from tests.explain.models import small_model
 
 APP = Path(__file__).resolve().parents[2] / "app"

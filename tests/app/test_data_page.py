@@ -9,7 +9,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from endofm_lab.data.manifest import write_manifest
-from tests.app.conftest import typed_before
+from tests.app.addresses import typed_before
 
 APP = Path(__file__).resolve().parents[2] / "app"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.app.conftest import typed_before
+from tests.app.addresses import typed_before
 from tests.hostile import FILE, HOSTILE, write_hostile_files, write_hostile_runs
 
 APP = Path(__file__).resolve().parents[2] / "app"

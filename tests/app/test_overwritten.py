@@ -8,7 +8,7 @@ from PIL import Image
 from streamlit.testing.v1 import AppTest
 
 from endofm_lab.model.loading.load import save_model
-from tests.app.conftest import typed_before
+from tests.app.addresses import typed_before
 from tests.explain.models import small_model
 
 APP = Path(__file__).resolve().parents[2] / "app"

@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
-from tests.app.conftest import typed_before
+from tests.app.addresses import typed_before
 from tests.explain.models import small_model
 
 APP = Path(__file__).resolve().parents[2] / "app"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.app.conftest import typed_before
+from tests.app.addresses import typed_before
 
 APP = Path(__file__).resolve().parents[2] / "app"
 EMPTY = {

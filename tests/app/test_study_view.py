@@ -15,7 +15,7 @@ from endofm_lab.study.review import read_review
 from endofm_lab.study.study import run_study, study_steps
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
-from tests.app.conftest import typed_before
+from tests.app.addresses import typed_before
 from tests.builders import EVIL, frame_model
 
 APP = Path(__file__).resolve().parents[2] / "app" / "main.py"

@@ -10,9 +10,14 @@ from endofm_lab.cli.main import main
 from endofm_lab.files import write_json
 from endofm_lab.pretraining import background
 from endofm_lab.pretraining.trainer import pretrain
-from tests.pretraining.conftest import manifest, micro  # noqa: F401  (manifest is a fixture)
+from tests.pretraining.runs import micro, write_clips
 
 APP = Path(__file__).resolve().parents[2] / "app"
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return write_clips(tmp_path_factory.mktemp("phantom"))
 
 
 @pytest.fixture
@@ -28,7 +33,7 @@ def page():
     return app
 
 
-def test_the_form_starts_the_command_that_it_describes(cache, manifest, monkeypatch):  # noqa: F811
+def test_the_form_starts_the_command_that_it_describes(cache, manifest, monkeypatch):
     started = []
     monkeypatch.setattr(background, "start_run", lambda *arguments: started.append(arguments))
     app = page()
@@ -58,7 +63,7 @@ def test_a_manifest_that_is_not_there_is_an_error(cache):
     assert not app.exception and "manifest.csv" in app.error[0].value
 
 
-def test_a_stopped_run_is_shown_and_resumed(cache, manifest, monkeypatch):  # noqa: F811
+def test_a_stopped_run_is_shown_and_resumed(cache, manifest, monkeypatch):
     run = cache / "runs" / "first"
     going = pretrain(micro(manifest, run, steps=30, save_every=5, probe=manifest))
     for _ in range(12):
@@ -76,7 +81,7 @@ def test_a_stopped_run_is_shown_and_resumed(cache, manifest, monkeypatch):  # no
     assert resumed == [run]
 
 
-def test_a_running_run_can_be_stopped(cache, manifest, monkeypatch):  # noqa: F811
+def test_a_running_run_can_be_stopped(cache, manifest, monkeypatch):
     run = cache / "runs" / "second"
     going = pretrain(micro(manifest, run, steps=30))
     next(going)

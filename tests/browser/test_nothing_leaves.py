@@ -7,7 +7,7 @@ import pytest
 
 from endofm_lab.figures.style import tidy
 from endofm_lab.reports.html import write_report
-from tests.browser.conftest import served_app
+from tests.browser.serving import served_app
 from tests.browser.waiting import settled
 from tests.hostile import HOSTILE, write_hostile_files, write_hostile_runs
 

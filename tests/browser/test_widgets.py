@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from playwright.sync_api import TimeoutError as TimedOut
 
-from tests.browser.conftest import ROOT
+from tests.browser.serving import ROOT
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 

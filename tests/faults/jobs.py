@@ -36,7 +36,7 @@ from endofm_lab.pretraining.trainer import pretrain
 from endofm_lab.study import study
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.video.reader import write_video
-from tests.pretraining.conftest import micro
+from tests.pretraining.runs import micro
 
 TIMED = ("time", "command")
 LABELS = ("normal", "polyp")

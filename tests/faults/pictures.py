@@ -14,7 +14,7 @@ from endofm_lab.video.masks import check_masks
 from endofm_lab.video.reader import open_video
 from tests.faults.campaign import Case
 from tests.faults.videos import mutations
-from tests.video.conftest import number_in, numbered
+from tests.video.recordings import number_in, numbered
 
 FORMATS = {".png": {}, ".jpg": {"quality": 95}, ".bmp": {}, ".tif": {"compression": "raw"}, ".webp": {"lossless": True}}
 # A format without checksums cannot tell a changed pixel; what changes its length or its structure can be told.

@@ -9,7 +9,7 @@ import numpy as np
 
 from endofm_lab.video.reader import open_video
 from tests.faults.campaign import Case
-from tests.video.conftest import ENCODINGS, encode, number_in
+from tests.video.recordings import ENCODINGS, encode, number_in
 
 HEAD_BYTES = 1024  # where containers keep what they say about themselves
 

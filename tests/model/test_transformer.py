@@ -13,9 +13,9 @@ from torch import nn
 from endofm_lab.errors import UserError
 from endofm_lab.model.precision import automatic_dtype
 from endofm_lab.model.transformer import ATTENTION_KINDS, PRESETS, BackboneConfig, build_backbone
-from tests.benchmarks.test_backbone_speed import textbook_backbone
 from tests.builders import clip_of, lively
 from tests.goldens.weights_from_names import input_for, state_dict_for
+from tests.model.textbook import textbook_backbone
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CLOSE = {"rtol": 0, "atol": 2e-5}

@@ -11,7 +11,7 @@ from endofm_lab.files import read_json, write_json
 from endofm_lab.pretraining.background import PROCESS, is_running, printed, resume_run, start_run, stop_run
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import read_log
-from tests.pretraining.test_trainer import SETTINGS
+from tests.pretraining.runs import SETTINGS
 
 
 def wait_until(condition, run, seconds=250):

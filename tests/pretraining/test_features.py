@@ -24,7 +24,7 @@ from endofm_lab.pretraining.trainer import pretrain, resume
 from endofm_lab.pretraining.vicreg import VicregConfig
 from endofm_lab.pretraining.views import ViewSpec
 from endofm_lab.reports.pretraining import health_of, report_run
-from tests.pretraining.conftest import micro
+from tests.pretraining.runs import micro
 
 COLOURS = {"normal": (190, 120, 90), "polyp": (120, 190, 90), "ulcer": (90, 90, 200)}
 STILLS = ViewSpec(

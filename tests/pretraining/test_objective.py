@@ -18,7 +18,7 @@ from endofm_lab.pretraining.trainer import pretrain, resume
 from endofm_lab.pretraining.vcl import ContrastConfig
 from endofm_lab.reports.pretraining import curves, health_of, report_run
 from endofm_lab.training.loop import read_log
-from tests.pretraining.conftest import micro
+from tests.pretraining.runs import micro
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from endofm_lab.cli.main import main
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import read_log
-from tests.pretraining.test_trainer import SETTINGS, losses
+from tests.pretraining.runs import SETTINGS, losses
 
 pytestmark = pytest.mark.slow
 KINDS = {"ddp": ["--multi_gpu"], "fsdp": ["--use_fsdp"]}
@@ -102,7 +102,7 @@ from endofm_lab.pretraining.features import FeatureConfig
 from endofm_lab.pretraining.trainer import pretrain
 from endofm_lab.pretraining.vicreg import VicregConfig
 from endofm_lab.training.processes import processes
-from tests.pretraining.conftest import micro
+from tests.pretraining.runs import micro
 
 manifest, out = Path(sys.argv[1]), Path(sys.argv[2])
 checkpointing = dataclasses.replace(micro(manifest, out).backbone, checkpointing=True)

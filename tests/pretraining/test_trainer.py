@@ -19,11 +19,7 @@ from endofm_lab.pretraining.trainer import pretrain, resume, run_config
 from endofm_lab.reports.pretraining import REFERENCE, health_of, reference_for, report_run
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import read_log
-from tests.pretraining.conftest import micro
-
-
-def losses(records):
-    return [record["loss"] for record in records]
+from tests.pretraining.runs import SETTINGS, losses, micro
 
 
 @pytest.mark.parametrize("objective", ["dino", "masked", "vcl"])
@@ -184,13 +180,6 @@ def test_the_default_preset_is_the_published_recipe(tmp_path):
     assert config.lr * config.batch / 256 == pytest.approx(2.34375e-5)
     assert config.n_steps(32_896) == 30 * 2741 and config.dino.prototypes == 65_536
     assert config.backbone.width == 768 and len(config.views.local_frames) == 8
-
-
-SETTINGS = [
-    "--preset", "tiny", "--objective", "dino", "--precision", "float32", "--steps", "8", "--batch", "4",
-    "--size", "micro", "--views.global-px", "32", "--views.local-px", "16", "--dino.prototypes", "32",
-    "--save-every", "2", "--trackers", "--views.global-frames", "2", "4", "--views.local-frames", "2", "2",
-]  # fmt: skip
 
 
 def test_the_command_runs_reports_and_resumes(manifest, tmp_path, capsys):

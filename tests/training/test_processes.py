@@ -13,7 +13,7 @@ from endofm_lab.pretraining.objective import follow
 from endofm_lab.training import loop
 from endofm_lab.training.optimiser import clip_each, parameter_groups
 from endofm_lab.training.processes import gathered, shard, sharding_asked_for
-from tests.training.test_loop import CONFIG, Toy, start
+from tests.training.toy import CONFIG, Toy, start
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from endofm_lab.errors import UserError, VideoError
 from endofm_lab.video.containers import broken_spans
 from endofm_lab.video.reader import open_video, write_video
 from tests.faults.videos import mutations
-from tests.video.conftest import ENCODINGS, add_sound, encode, numbered, numbers_in, refused, sequential, spoil_packet
+from tests.video.recordings import ENCODINGS, add_sound, encode, numbered, numbers_in, refused, sequential, spoil_packet
 
 # Containers with checksums or counters: one damaged frame makes its whole part of the file doubtful.
 CHECKED = [name for name in ENCODINGS if name.endswith((".mkv", ".ts", ".flv"))]

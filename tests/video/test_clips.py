@@ -9,7 +9,7 @@ import pytest
 from endofm_lab.errors import UserError
 from endofm_lab.video.clips import ClipSpec, clip_indices, read_clip, sliding_clips
 from endofm_lab.video.reader import VideoInfo
-from tests.video.conftest import encode, numbers_in
+from tests.video.recordings import encode, numbers_in
 
 
 def info(n_frames: int, fps: Fraction | int, duration_s: float | None = None) -> VideoInfo:

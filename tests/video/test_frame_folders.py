@@ -14,7 +14,7 @@ from endofm_lab.video import reader
 from endofm_lab.video.images import GENERATED
 from endofm_lab.video.masks import check_masks
 from endofm_lab.video.reader import open_video, write_video
-from tests.video.conftest import numbered, numbers_in, refused
+from tests.video.recordings import numbered, numbers_in, refused
 
 
 def _folder(path: Path, names: list[str]) -> Path:

@@ -16,7 +16,7 @@ from PIL import Image
 from endofm_lab.errors import VideoError
 from endofm_lab.video import decoders, reader
 from endofm_lab.video.reader import open_video, write_video
-from tests.video.conftest import (
+from tests.video.recordings import (
     ENCODINGS,
     add_sound,
     encode,

@@ -7,8 +7,7 @@ import pytest
 
 from endofm_lab.video import sparse
 from endofm_lab.video.reader import open_video
-
-from .conftest import encode, number_in
+from tests.video.recordings import encode, number_in
 
 decord = pytest.importorskip("decord")
 WANTED = [40, 75, 150]

@@ -12,7 +12,7 @@ import pytest
 from endofm_lab.errors import UserError
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import open_video, write_video
-from tests.video.conftest import numbered, numbers_in
+from tests.video.recordings import numbered, numbers_in
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,10 @@
+"""Paths in the addresses of the app's pages."""
+
+from endofm_lab.files import cache_folder, read_json, write_json
+
+
+def typed_before(path: object) -> str:
+    """A path that an address may give without a question, because it was typed in this app: ENDOFM_LAB_CACHE is set."""
+    file = cache_folder("app") / "typed.json"
+    write_json(file, [*(read_json(file) if file.is_file() else []), str(path)])
+    return str(path)
