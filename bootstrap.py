@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 VENV = Path(os.environ.get("ENDOFM_LAB_VENV", ROOT / ".venv"))
-EXTRAS = "app,notebooks,dev,export"
+EXTRAS = "app,notebooks,dev,export,encoders"
 NEEDED_GB = 9.0
 
 
