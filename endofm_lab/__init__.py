@@ -57,6 +57,16 @@ _PUBLIC = {
     "load_study": "study.study",
     "compare": "runs.compare",
     "read_run": "runs.run",
+    "resume": "pretraining.trainer",
+    "allow": "outside",
+    "Encoder": "model.encoder",
+    "VideoTokens": "model.encoder",
+    "Head": "model.head",
+    "HeadSpec": "model.card",
+    "Task": "tasks.task",
+    "Objective": "pretraining.objective",
+    "Learner": "pretraining.objective",
+    "Measure": "metrics.measure",
 }
 
 __all__ = ["NOTICE", "__version__", *_PUBLIC]

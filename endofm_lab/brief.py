@@ -23,6 +23,8 @@ class Brief:
 
 def brief(value: Any) -> str:
     """A value in a few words: sizes of arrays, tables and collections, the beginning of texts."""
+    if isinstance(value, type):
+        return value.__name__
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{' x '.join(map(str, value.shape)) or 'one'} {str(value.dtype).removeprefix('torch.')}"
     if hasattr(value, "columns"):

@@ -18,6 +18,7 @@ RANK = {
     "errors": -2,
     "files": -1,
     "plain": -1,
+    "outside": -1,
     "folders": 1,
     "video": 1,
     "data": 2,

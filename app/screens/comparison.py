@@ -20,7 +20,6 @@ from endofm_lab.runs.by_class import by_class
 from endofm_lab.runs.compare import Comparison, compare
 from endofm_lab.runs.paper_table import paper_table
 from endofm_lab.runs.run import REPORT, Run, read_run, run_folders
-from endofm_lab.tasks import TASKS
 
 
 def run_content(folder: Path) -> Content:
@@ -48,7 +47,7 @@ def class_by_class(folder: Content) -> pd.DataFrame:
 
 def metric_names(one: Run) -> list[str]:
     """The metrics of a run, the usual one of its task first."""
-    return sorted(one.samples(n=1).values, key=lambda name: name != TASKS[one.task].primary)
+    return sorted(one.samples(n=1).values, key=lambda name: name != one.asked.primary)
 
 
 def sample_runs() -> None:

@@ -34,6 +34,11 @@ GRAMMAR: dict[str, tuple[Any, str, str]] = {
     "workers": (int, "N", "Processes or threads that load data."),
     "figures": (Path, "FOLDER", "Folder for the figures as files of their own."),
     "figure-format": (None, "", "Kind of these files; all but html need kaleido and Chrome or Chromium."),
+    "allow": (
+        tuple[str, ...],
+        "PACKAGE [PACKAGE ...]",
+        "Code of yours that a model or run may name, and that is imported then: a package, or MODULE:CLASS.",
+    ),
     "json": (bool, "", "Print the result as one JSON value and nothing else."),
     "quiet": (bool, "", "Print nothing but errors."),
 }

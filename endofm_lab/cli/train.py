@@ -23,8 +23,8 @@ from endofm_lab.finetuning.finetune import finetune as finetuning
 from endofm_lab.metrics.intervals import caution
 from endofm_lab.model.transformer import PRESETS as BACKBONES
 from endofm_lab.pretraining.config import FROM_SCRATCH, OBJECTIVES, PRESETS, PretrainConfig, explained, to_json
+from endofm_lab.pretraining.trainer import handed_over, run_config
 from endofm_lab.pretraining.trainer import pretrain as pretraining
-from endofm_lab.pretraining.trainer import run_config
 from endofm_lab.reports.pretraining import health_of, probe_table, report_run
 from endofm_lab.runs.run import REPORT, unit_of
 from endofm_lab.tasks import TASKS
@@ -92,7 +92,8 @@ def run(config: PretrainConfig, output: Output) -> None:
     main = processes().is_main_process
     bar = tqdm(unit="step", disable=not (main and output.progress), mininterval=2)
     try:
-        for record in pretraining(config):
+        given = handed_over(config.out) if (config.out / "config.json").is_file() else ()
+        for record in pretraining(config, *given):
             if bar.total is None:
                 described = json.loads((config.out / "config.json").read_text(encoding="utf-8"))
                 bar.total, bar.n = described["steps"], record["step"]

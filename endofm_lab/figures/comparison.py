@@ -12,7 +12,6 @@ from endofm_lab.figures.style import PALETTE, color_of, tidy
 from endofm_lab.metrics.calibration import reliability_curve
 from endofm_lab.runs.compare import Comparison
 from endofm_lab.runs.run import Run
-from endofm_lab.tasks import TASKS
 
 
 def intervals(comparison: Comparison, metric: str | None = None, title: str = "") -> go.Figure:
@@ -63,7 +62,7 @@ def reliability_of(runs: Sequence[Run], title: str = "") -> go.Figure | None:
     curves = {}
     for run in runs:
         rows = run.predictions[run.predictions["seed"] == run.seeds[0]]
-        if (probabilities := TASKS[run.task].probabilities(rows)) is not None:
+        if (probabilities := run.asked.probabilities(rows)) is not None:
             curves[run.run] = probabilities
     return reliability(curves, title=title) if curves else None
 

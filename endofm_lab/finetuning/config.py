@@ -116,12 +116,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for name in ("manifest", "out"):
             object.__setattr__(self, name, Path(getattr(self, name)))  # text is accepted too
-        task = self.asked
-        if self.method not in task.methods:
-            raise UserError(f"The method is {self.method!r}; {task.name} has {', '.join(task.methods)}.")
-        if self.head not in ("light", *task.forms):
-            others = [f"{form!r} for {other.name}" for other in TASKS.values() for form in other.forms]
-            raise UserError(f"The head is {self.head!r} for {task.name}; choose 'light', or {', or '.join(others)}.")
+        self.check_task(self.asked)
         if self.head == "transunet" and self.method != "full":
             raise UserError(f"The method is {self.method!r}, but a transunet has a new stem to learn: choose 'full'.")
         if self.loss != "cross-entropy" and self.method in ("linear probe", "knn"):
@@ -151,6 +146,18 @@ class FinetuneConfig:
                 f"lr is {self.lr}, layer_decay {self.layer_decay} and lr_decay {self.lr_decay}; give a rate above 0 "
                 f"and at most {MOST_LR:g}, and decays above 0 and at most 1."
             )
+
+    def check_task(self, task: Task) -> None:
+        """Refuse a method or head that does not suit a task.
+
+        Raises:
+            UserError: the message names those that do.
+        """
+        if self.method not in task.methods:
+            raise UserError(f"The method is {self.method!r}; {task.name} has {', '.join(task.methods)}.")
+        if self.head not in ("light", *task.forms):
+            others = [f"{form!r} for {other.name}" for other in TASKS.values() for form in other.forms]
+            raise UserError(f"The head is {self.head!r} for {task.name}; choose 'light', or {', or '.join(others)}.")
 
     @property
     def asked(self) -> Task:

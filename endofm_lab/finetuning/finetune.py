@@ -5,7 +5,7 @@ chosen weights, the test's predictions and the model; and, last, the files of ``
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,17 @@ from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.fitting import Choice, Fit
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import claim
+from endofm_lab.metrics.measure import Measure
 from endofm_lab.model.card import HeadSpec, Metric
-from endofm_lab.model.loading.load import save_model
+from endofm_lab.model.encoder import Encoder
+from endofm_lab.model.head import Head
+from endofm_lab.model.loading.formats import Checkpoint
+from endofm_lab.model.loading.load import in_memory, save_model
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.outside import name_of
 from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, write_run
 from endofm_lab.tasks import Task
+from endofm_lab.tasks.classification import Classification
 from endofm_lab.tasks.examples import SPLITS, Example, read_split, refuse_shared_units, units_of
 from endofm_lab.training.loop import Record
 from endofm_lab.training.processes import train_on
@@ -33,12 +39,24 @@ from endofm_lab.training.processes import train_on
 CONFIG = "config.json"
 
 
-def finetune(config: FinetuneConfig, task: Task | None = None) -> Iterator[Record]:
+def finetune(
+    config: FinetuneConfig,
+    task: Task | None = None,
+    head: type[Head] | None = None,
+    start: VideoModel | Encoder | None = None,
+    metrics: Sequence[type[Measure]] = (),
+) -> Iterator[Record]:
     """Train, choose, test and write the run.
 
     A run that was stopped goes on when called again with the same configuration: on CPU in float32 its numbers are, bit
-    for bit, those of a run that was never stopped. A finished one yields nothing. ``task`` carries options that a
-    configuration does not have: it is one of the class that ``config.task`` names.
+    for bit, those of a run that was never stopped. A finished one yields nothing.
+
+    Args:
+        config: what is trained on what, and how.
+        task: in place of the one that ``config`` describes, such as a task of your own.
+        head: class of a head of your own, in place of the task's.
+        start: a model or encoder in memory, in place of the source of ``config.start``.
+        metrics: of your own, beside those of the task; ``config.chosen_by`` may name one.
 
     Yields:
         One record per seed at its start ("seed", "initialisation", "split", "audit", "device": all in words); one per
@@ -50,7 +68,7 @@ def finetune(config: FinetuneConfig, task: Task | None = None) -> Iterator[Recor
         UserError: bad data (refused by name, with the count), ``out`` holds another run or this one with another start
             or other videos (the message names what differs), or another process works there.
     """
-    job = _Job.open(config, task or config.asked)
+    job = _Job.open(config, task or config.asked, head, start, tuple(metrics))
     manifest = {"manifest": str(Path(config.manifest).absolute())}  # for readers; its content is what counts
     with claim(config.out, job.request(), "a run", record=CONFIG, about=manifest, completed=_completed):
         if (config.out / REPORT).is_file():
@@ -78,11 +96,21 @@ class _Job:
     verdict: str
     leaks: list[str]
     device: torch.device
+    start: Checkpoint | None
+    measures: tuple[type[Measure], ...]
 
     @classmethod
-    def open(cls, config: FinetuneConfig, task: Task) -> "_Job":
-        if task.name != config.task:
+    def open(
+        cls,
+        config: FinetuneConfig,
+        task: Task,
+        own_head: type[Head] | None,
+        start: VideoModel | Encoder | None,
+        measures: tuple[type[Measure], ...],
+    ) -> "_Job":
+        if config.task not in (Classification.name, task.name):
             raise UserError(f"The task is one of {task.name}, the configuration asks for {config.task}: name the same.")
+        config.check_task(task)
         device = train_on(config.device)
         manifest = read_split(config.manifest, config.split_name)
         audit_result = audit(manifest, progress=False)
@@ -94,6 +122,10 @@ class _Job:
         if config.shared_patients == "refuse":
             refuse_shared_units(manifest)
         head = task.head(manifest)
+        if own_head is not None:
+            if config.method in ("attentive probe", "linear probe", "knn") or config.head != "light":
+                raise UserError(f"The head is {own_head.__name__}, but {config.method!r} has its own: choose 'full'.")
+            head = replace(head, by=own_head)
         if config.method == "attentive probe":
             head = replace(head, pooling="attention")
         if config.head != "light":
@@ -102,14 +134,21 @@ class _Job:
             raise UserError(f"Masks and boxes cannot follow the strong augmentation; choose 'light' for {task.name}.")
         examples = {split: task.examples(manifest, split, head) for split in SPLITS}
         leaks = [finding.message for finding in audit_result.findings if finding.severity == "leak"]
-        return cls(config, task, manifest, head, examples, audit_result.verdict, leaks, device)
+        given = None if start is None else in_memory(start)
+        return cls(config, task, manifest, head, examples, audit_result.verdict, leaks, device, given, measures)
 
     def request(self) -> dict[str, Any]:
         """What the run's numbers depend on."""
-        settings = {**asdict(self.config), **asdict(self.task)}
+        settings = {**asdict(self.config), **asdict(self.task), "task": self.task.name}
+        classes = {"task_class": type(self.task), "head_class": self.head.by}
+        settings |= {name: name_of(kind) for name, kind in classes.items() if isinstance(kind, type)}
+        if self.measures:
+            settings["measures"] = [name_of(measure) for measure in self.measures]
+        if self.start is not None:
+            settings["start"] |= {"source": str(self.start.path)}
         return {
             **{name: value for name, value in settings.items() if name not in ("manifest", "out", "workers", "device")},
-            "start_weights": self.config.start.content(),
+            "start_weights": self.config.start.content() if self.start is None else self.start.sha256,
             "manifest_fingerprint": self.manifest.fingerprint,
             "files": self.manifest.contents("video", *self.task.files),
         }
@@ -119,6 +158,8 @@ class _Job:
         """The method in words."""
         words = _METHOD_NAMES[self.config.method]
         words += _HEAD_NAMES.get(self.config.head, "")
+        if isinstance(self.head.by, type):
+            words += f", {self.head.by.__name__}"
         return ", ".join(filter(None, [words, self.task.words()]))
 
     @property
@@ -133,7 +174,8 @@ class _Job:
         """Train, choose and test with one seed."""
         config, folder = self.config, self.folder(seed)
         torch.manual_seed(seed)
-        model = config.start.build(self.task.head_name, self.head, seed, adapters=config.method == "ST-Adapter").eval()
+        adapters = config.method == "ST-Adapter"
+        model = config.start.build(self.task.head_name, self.head, seed, adapters, self.start).eval()
         model.to(self.device)
         write_json(folder / "start.json", model.card.initialisation)
         yield {
@@ -143,7 +185,7 @@ class _Job:
             "audit": self.verdict,
             "device": str(self.device),
         }
-        fit = Fit(config, seed, self.task, model, self.examples, folder)
+        fit = Fit(config, seed, self.task, model, self.examples, folder, self.measures)
         choice: Choice
         if config.method == "knn":
             choice, table = yield from fit.knn()
@@ -181,7 +223,7 @@ class _Job:
         }
         run = Run(
             run=config.out.name,
-            task=config.task,
+            task=self.task.name,
             method=self.method,
             initialisation=read_json(self.folder(config.seeds[0]) / "start.json")["words"],
             seeds=config.seeds,
@@ -194,6 +236,8 @@ class _Job:
             predictions=pd.concat(tables, ignore_index=True),
             unit=units_of(manifest, "test").described(),
             provenance={**provenance(self.device), "chosen_by": f"validation {self.chosen_by}"},
+            outside_task=type(self.task) if name_of(type(self.task)) else None,
+            measures=self.measures,
         )
         write_run(config.out, run)
 
@@ -203,7 +247,7 @@ class _Job:
         names = ", ".join(sorted(set(self.manifest.table["dataset"])))
         model.card = replace(
             model.card,
-            name=f"{config.task} on {names} ({self.method})",
+            name=f"{self.task.name} on {names} ({self.method})",
             data={
                 "description": names,
                 "fingerprint": self.manifest.fingerprint,

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.finetuning.config import FinetuneConfig
+from endofm_lab.metrics.measure import Measure, with_measures
 from endofm_lab.metrics.probes import L2, NEIGHBOURS, fit_linear, knn_scores, linear_scores
 from endofm_lab.model.adapters import is_adapter
 from endofm_lab.model.head import Batch
@@ -110,6 +111,7 @@ class Fit:
         model: fitted in place; the task names the head that learns.
         examples: rows by split.
         folder: of this seed: log, checkpoints, validations, chosen weights.
+        measures: metrics from outside the library, beside those of the task.
     """
 
     config: FinetuneConfig
@@ -118,6 +120,7 @@ class Fit:
     model: VideoModel
     examples: dict[str, list[Example]]
     folder: Path
+    measures: tuple[type[Measure], ...] = ()
 
     @property
     def head(self) -> str:
@@ -129,8 +132,9 @@ class Fit:
         return self.task.table(self.model, self.head, self.examples[split], self.examples["train"])
 
     def metrics(self, table: pd.DataFrame) -> dict[str, float]:
-        """The task's metrics on all rows of a table."""
+        """The task's metrics on all rows of a table, and those from outside."""
         patients, metrics = self.task.measured(table)
+        metrics = with_measures(metrics, self.measures, table)
         return {name: float(np.ravel(value)[0]) for name, value in metrics(np.ones((1, len(patients)))).items()}
 
     def score(self, table: pd.DataFrame) -> float:
@@ -140,8 +144,9 @@ class Fit:
             UserError: there is no such metric, smaller values of it are better, or it is not defined on these rows.
         """
         name, metrics = self.config.chosen_by or self.task.chosen_by, self.metrics(table)
-        if name not in metrics or name in self.task.lower_is_better:
-            possible = [metric for metric in metrics if metric not in self.task.lower_is_better]
+        lower = self.task.lower_is_better | {measure.name for measure in self.measures if measure.lower_is_better}
+        if name not in metrics or name in lower:
+            possible = [metric for metric in metrics if metric not in lower]
             raise UserError(f"chosen_by is {name!r}; validation can choose by {', '.join(possible)}.")
         if math.isnan(metrics[name]):
             raise UserError(

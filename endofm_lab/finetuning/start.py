@@ -11,7 +11,7 @@ from endofm_lab.files import fingerprint_of
 from endofm_lab.model.card import SCRATCH, HeadSpec, InitialisationRecord, ModelCard
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.frame import HUB, FrameBackbone, frame_config, frame_input, load_frame_weights
-from endofm_lab.model.loading.formats import sizes_of
+from endofm_lab.model.loading.formats import Checkpoint, sizes_of
 from endofm_lab.model.loading.initialisation import BackbonePart
 from endofm_lab.model.loading.load import initialise, load_state
 from endofm_lab.model.loading.locate import locate
@@ -43,7 +43,6 @@ class Start:
         n_frames: frames per clip; None: as the source has it, 8 for images and the preset's for scratch, 1 for image
             models.
         stride: frames apart; None: the spacing of the source's clips, 2 for scratch and images.
-        encoders: classes of encoders that a model folder may name besides the library's own, as "module:Class".
     """
 
     source: str = "demo"
@@ -51,10 +50,11 @@ class Start:
     image_px: int | None = None
     n_frames: int | None = None
     stride: int | None = None
-    encoders: tuple[str, ...] = ()
 
-    def build(self, head_name: str, head: HeadSpec, seed: int, adapters: bool = False) -> VideoModel:
-        """The model before training; ``seed`` draws whatever is new in it.
+    def build(
+        self, head_name: str, head: HeadSpec, seed: int, adapters: bool = False, given: Checkpoint | None = None
+    ) -> VideoModel:
+        """The model before training; ``seed`` draws whatever is new in it, ``given`` takes the place of the source.
 
         With ``adapters`` it is the spatial part of the source alone, with ST-Adapters half as wide as the model. A
         start from scratch or from images with clips of one frame has no attention in time. A "transunet" head puts a
@@ -66,10 +66,11 @@ class Start:
                 another encoder than a plain video transformer; clips that the encoder's tokens do not divide.
             CheckpointError: the source cannot be read or does not fit.
         """
-        encoder, config, spec, clip = self._described()
+        encoder, config, spec, clip = self._described(given)
+        source = self.source if given is None or given.card is None else given.card.name
         if (adapters or head.form == "transunet") and not encoder.takes_image_weights:
             raise UserError(
-                f"{self.source} has a backbone of kind {encoder.kind!r}; adapters and a transunet's stem go into a "
+                f"{source} has a backbone of kind {encoder.kind!r}; adapters and a transunet's stem go into a "
                 f"backbone of kind {VideoTransformer.kind!r}. Start from such a model, or choose another method."
             )
         config = encoder.resized(config, self.image_px, self.n_frames)
@@ -81,10 +82,10 @@ class Start:
         backbone = encoder(config)
         if n_frames % backbone.frames_per_token:
             raise UserError(
-                f"Clips have {n_frames} frames, but a token of {self.source} shows {backbone.frames_per_token}; give a "
+                f"Clips have {n_frames} frames, but a token of {source} shows {backbone.frames_per_token}; give a "
                 "multiple of that as n_frames."
             )
-        record = self._fill(backbone, "spatial" if adapters else "all")
+        record = self._fill(backbone, "spatial" if adapters else "all", given)
         if head.form == "transunet":
             backbone, record = _with_stem(cast(VideoTransformer, backbone), record)
         if head.form == "stft" and backbone.width < PAPER_WIDTH:
@@ -115,8 +116,10 @@ class Start:
             return ""
         return fingerprint_of(locate(self.source))
 
-    def _described(self) -> Described:
+    def _described(self, given: Checkpoint | None) -> Described:
         """What the source is, before anything of it is changed or read into a model."""
+        if given is not None:
+            return self._of_checkpoint(given)
         if (name := self._image_model) is not None:
             config = frame_config(name, self.image_px)
             return FrameBackbone, config, frame_input(config), ClipSpec(n_frames=1, stride=1)
@@ -133,20 +136,25 @@ class Start:
             raise UserError(
                 f"The size of the backbone is {self.size!r}, but {self.source} brings its own: leave it out."
             )
-        checkpoint = load_state(locate(self.source))
+        return self._of_checkpoint(load_state(locate(self.source)))
+
+    def _of_checkpoint(self, checkpoint: Checkpoint) -> Described:
         card = checkpoint.card
         if card is None and not checkpoint.is_image and KNOWN[checkpoint.layout].input is not None:
             card = card_of(checkpoint, {"words": ""})
         if card is None:
             sizes = sizes_of(checkpoint) | {"attention": "space_only" if self.n_frames == 1 else "divided", "frames": 8}
             return VideoTransformer, BackboneConfig(**sizes), IMAGENET, ClipSpec(n_frames=8, stride=2)
-        encoder, config = encoder_of(card, self.encoders)
+        given = checkpoint.encoder
+        encoder, config = encoder_of(card) if given is None else (type(given), given.config)
         # A video transformer has as many time embeddings as the clips it was trained on have frames.
         clip = replace(card.clip, n_frames=config.frames) if encoder.takes_image_weights else card.clip
         return encoder, config, card.input, clip
 
-    def _fill(self, backbone: Encoder, part: BackbonePart) -> InitialisationRecord:
+    def _fill(self, backbone: Encoder, part: BackbonePart, given: Checkpoint | None) -> InitialisationRecord:
         """Read the source into a fresh encoder."""
+        if given is not None:
+            return initialise(backbone, given, part)
         if self._image_model is None:
             return initialise(backbone, self.source, part)
         if self.source == "scratch":

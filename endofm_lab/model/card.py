@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, get_type_hints
@@ -11,8 +11,9 @@ from typing import Any, NotRequired, TypedDict, get_type_hints
 from endofm_lab import __version__
 from endofm_lab.errors import CheckpointError, UserError, shortened
 from endofm_lab.files import fits, read_json
-from endofm_lab.model.head import Answer
+from endofm_lab.model.head import Answer, Head
 from endofm_lab.model.heads import HEADS
+from endofm_lab.outside import class_named, name_of
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import InputSpec
 
@@ -34,6 +35,8 @@ class HeadSpec:
         pooling: of class heads: None reads CLS, "attention" all tokens by a learned query.
         form: of mask and box heads: None is the light one, "transunet" and "stft" are those of the paper.
         channels: of the "stft" head's pyramid and towers; None: 256, as in the paper.
+        by: the class of a head from outside the library, which answers in place of one in `model.heads.HEADS`; as its
+            importable name until the model is built. ``kind`` may then be a word of its own.
     """
 
     kind: str
@@ -42,10 +45,11 @@ class HeadSpec:
     pooling: str | None = None
     form: str | None = None
     channels: int | None = None
+    by: str | type[Head] | None = None
 
     def __post_init__(self) -> None:
         kinds = list(dict.fromkeys(kind for kind, _ in HEADS))
-        if self.kind not in kinds:
+        if self.kind not in kinds and self.by is None:
             raise CheckpointError(f"A head's kind is {self.kind!r}; it must be one of {', '.join(kinds)}.")
         if isinstance(self.classes, str) or not all(isinstance(name, str) and name for name in self.classes):
             raise CheckpointError(f"A head has the classes {self.classes!r}; give a list of names.")
@@ -55,13 +59,15 @@ class HeadSpec:
                 f"A head has {len(self.classes)} classes, {list(self.classes)}; give from one to {MOST_CLASSES:,}, all "
                 "different."
             )
-        variants = [variant for kind, variant in HEADS if kind == self.kind and variant]
+        variants = [] if self.by else [variant for kind, variant in HEADS if kind == self.kind and variant]
         if self.variant not in (None, *variants) or (self.pooling and self.form):
             raise CheckpointError(
                 f"A {self.kind} head has pooling {self.pooling!r} and form {self.form!r}; one of them may be "
                 f"{' or '.join(map(repr, variants)) or 'nothing but None'}."
             )
-        options = HEADS[self.kind, self.variant].options
+        if isinstance(self.by, type) and name_of(self.by) is None:
+            raise CheckpointError(f"{self.by.__name__} is a head of the library: choose it by kind, pooling and form.")
+        options = frozenset({"temperature"}) if isinstance(self.by, str) else self.head_class.options
         if self.channels is not None and (
             "channels" not in options or not 8 <= self.channels <= 4096 or self.channels % 8
         ):
@@ -80,7 +86,34 @@ class HeadSpec:
     @property
     def answer(self) -> Answer:
         """Scores of whole clips, maps of frames, or boxes; see `model.head.Head`."""
-        return HEADS[self.kind, self.variant].answer
+        return self.head_class.answer
+
+    @property
+    def head_class(self) -> type[Head]:
+        """The class that answers.
+
+        Raises:
+            CheckpointError: it is from outside the library and not imported yet, see `resolved`.
+        """
+        if isinstance(self.by, str):
+            return self.resolved("The card").head_class
+        return self.by or HEADS[self.kind, self.variant]
+
+    def resolved(self, source: str) -> "HeadSpec":
+        """The same specification with the class in place of its name.
+
+        Raises:
+            CheckpointError: the class is not allowed (see `endofm_lab.outside`), or is no `Head`.
+        """
+        if not isinstance(self.by, str):
+            return self
+        return replace(self, by=class_named(self.by, Head, source, CheckpointError))
+
+    def to_json(self) -> dict[str, Any]:
+        """The specification as plain JSON values, without those that are None."""
+        value = {**asdict(self), "classes": list(self.classes)}
+        value["by"] = name_of(self.by) if isinstance(self.by, type) else self.by
+        return {name: item for name, item in value.items() if item is not None}
 
 
 class Resized(TypedDict):
@@ -131,6 +164,7 @@ class Metric(TypedDict):
     command: NotRequired[str]
 
 
+HANDED_OVER: InitialisationRecord = {"words": "As it was handed over in memory; where from is not known."}
 SCRATCH: InitialisationRecord = {"words": "Random: every tensor as it was built, nothing was read from a file."}
 
 
@@ -177,10 +211,7 @@ class ModelCard:
         value["input"] |= {"mean": list(self.input.mean), "std": list(self.input.std)}
         clip = {key: item for key, item in asdict(self.clip).items() if item is not None}
         value["clip"] = {key: str(item) if isinstance(item, Fraction) else item for key, item in clip.items()}
-        value["heads"] = {
-            name: {k: list(v) if k == "classes" else v for k, v in asdict(head).items() if v is not None}
-            for name, head in self.heads.items()
-        }
+        value["heads"] = {name: head.to_json() for name, head in self.heads.items()}
         value["metrics"] = list(self.metrics)
         return value
 
@@ -207,7 +238,7 @@ class ModelCard:
         _refuse_types(clip, get_type_hints(ClipSpec) | {"fps": float | str | None}, f"{source}: clip")
         for name, head in heads.items():
             _checked(head, *_keys(HeadSpec), f"{source}: heads.{name}")
-            _refuse_types(head, get_type_hints(HeadSpec), f"{source}: heads.{name}")
+            _refuse_types(head, get_type_hints(HeadSpec) | {"by": str | None}, f"{source}: heads.{name}")
         try:
             if isinstance(clip.get("fps"), str):
                 clip["fps"] = Fraction(clip["fps"])

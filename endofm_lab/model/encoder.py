@@ -1,7 +1,7 @@
 """The contract of an encoder, which turns clips into tokens. Other code uses this contract and never the type.
 
 To write one, derive from `Encoder`: a frozen dataclass of JSON values as its configuration, ``forward`` and ``layers``.
-tests/model/test_foreign_encoder.py holds a whole example.
+docs/extend.md and tests/model/test_foreign_encoder.py hold whole examples.
 """
 
 from abc import ABC, abstractmethod

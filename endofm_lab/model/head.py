@@ -17,7 +17,7 @@ FrameBoxes = tuple[Tensor, Tensor, Tensor]  # boxes (n, 4), scores (n,), class i
 
 
 class Head(nn.Module):
-    """The contract of heads; `model.heads.HEADS` lists all of them.
+    """The contract of heads; `model.heads.HEADS` lists those of the library, `HeadSpec.by` names others.
 
     Attributes:
         answer: "clip": outputs (B, K), one score per clip and class; "map": outputs (B, K, T, h, w), in every frame a

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +15,13 @@ from endofm_lab.model.card import SCRATCH, HeadSpec, InitialisationRecord, Model
 from endofm_lab.model.encoder import Encoder, VideoTokens
 from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.head import Head
-from endofm_lab.model.heads import HEADS
 from endofm_lab.model.paper.hybrid import HybridTransformer
 from endofm_lab.model.transformer import VideoTransformer
+from endofm_lab.outside import class_named, name_of
 
-# The kinds of encoder that a card may name without permission of the caller.
+# The kinds of encoder that a card may name without permission of the reader; see `endofm_lab.outside` for others.
 ENCODERS: dict[str, type[Encoder]] = {e.kind: e for e in (VideoTransformer, HybridTransformer, FrameBackbone)}
-Allowed = Sequence[str | type[Encoder]]  # further encoders: classes, or "module:Class"
+CLASS = "class"  # in a card's description of the backbone: the importable name of a class from outside the library
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,7 +49,7 @@ class VideoModel(nn.Module):
             )
         self.backbone = backbone
         self.heads = heads
-        self.card = replace(card, backbone=backbone.describe(backbone.config))
+        self.card = replace(card, backbone=described(type(backbone), backbone.config))
 
     def forward(self, clip: Tensor, attention: bool = False) -> VideoOutput:
         """Tokens and logits of clips (B, 3, T, H, W) float, normalised by ``card.input``; attention maps on request."""
@@ -107,20 +106,21 @@ def check_finite(values: Tensor, source: str, shown: Sequence[str] = ()) -> None
         )
 
 
-def build_model(card: ModelCard, encoders: Allowed = ()) -> VideoModel:
-    """The freshly initialised model that a card describes; ``encoders`` as in `encoder_of`.
+def build_model(card: ModelCard) -> VideoModel:
+    """The freshly initialised model that a card describes.
 
     Raises:
         CheckpointError: as `encoder_of`, or a head's name cannot be used.
     """
-    encoder, config = encoder_of(card, encoders)
+    encoder, config = encoder_of(card)
+    specs = {name: spec.resolved(card.name) for name, spec in card.heads.items()}
     backbone = encoder(config)
     heads = nn.ModuleDict()
-    for name, spec in card.heads.items():
+    for name, spec in specs.items():
         if not name.isidentifier() or hasattr(heads, name):
             raise CheckpointError(f"{card.name}: A head cannot be called {name!r}. Use a name of letters and digits.")
         heads[name] = build_head(spec, backbone, card.input.size_px)
-    return VideoModel(backbone, heads, card)
+    return VideoModel(backbone, heads, replace(card, heads=specs))
 
 
 def build_frame_model(
@@ -179,44 +179,33 @@ def build_head(spec: HeadSpec, backbone: Encoder, image_px: int) -> Head:
     Raises:
         CheckpointError: the head does not go with the backbone.
     """
-    return HEADS[spec.kind, spec.variant].build(spec, backbone, image_px)
+    return spec.head_class.build(spec, backbone, image_px)
 
 
-def encoder_of(card: ModelCard, encoders: Allowed = ()) -> tuple[type[Encoder], Any]:
+def described(encoder: type[Encoder], config: Any) -> dict[str, Any]:
+    """An encoder in a card; of a class from outside the library also its importable name."""
+    name = name_of(encoder)
+    return encoder.describe(config) | ({} if name is None else {CLASS: name})
+
+
+def encoder_of(card: ModelCard) -> tuple[type[Encoder], Any]:
     """The class and the configuration of the encoder that a card describes.
 
-    A card is data and cannot contain code: it may only name the kinds in `ENCODERS` and the classes that the caller
-    allows.
-
-    Args:
-        card: of a model.
-        encoders: further classes, or their names as "module:Class", which are imported.
+    A card is data and cannot contain code: it names a kind in `ENCODERS`, or a class that the reader has to allow.
 
     Raises:
-        UserError: there is no such class.
-        CheckpointError: the encoder is of another kind, or has unknown or impossible settings.
+        CheckpointError: the encoder is of a kind or class that is not known, not allowed or not there, or has unknown
+            or impossible settings.
     """
-    known = ENCODERS | {encoder.kind: encoder for encoder in map(_allowed, encoders)}
-    kind = card.backbone.get("kind")
-    if kind not in known:
+    settings = dict(card.backbone)
+    kind, name = settings.get("kind"), settings.pop(CLASS, None)
+    if name is not None:
+        encoder = class_named(name, Encoder, card.name, CheckpointError)  # type: ignore[type-abstract]
+    elif kind in ENCODERS:
+        encoder = ENCODERS[kind]
+    else:
         raise CheckpointError(
-            f"{card.name}: The backbone is of kind {kind!r}; this version knows {', '.join(map(repr, known))}. If you "
-            "have the class of that kind, allow it by name: encoders=['module:Class']."
+            f"{card.name}: The backbone is of kind {kind!r}; this version knows {', '.join(map(repr, ENCODERS))}. "
+            "Update endofm_lab, or choose another model."
         )
-    return known[kind], known[kind].read_config(card.backbone, card.name)
-
-
-def _allowed(encoder: str | type[Encoder]) -> type[Encoder]:
-    """The class of an encoder that the caller named."""
-    if not isinstance(encoder, str):
-        return encoder
-    module, _, name = encoder.partition(":")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"There is no encoder {encoder!r} ({error}); give 'module:Class' of an installed one."
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Encoder)):
-        raise UserError(f"{encoder} is not an Encoder. Derive its class from endofm_lab.model.encoder.Encoder.")
-    return found
+    return encoder, encoder.read_config(settings, card.name)

@@ -14,6 +14,7 @@ from endofm_lab.model.frame import FrameBackbone, FrameConfig, frame_config, fra
 from endofm_lab.model.precision import Precision, automatic_dtype
 from endofm_lab.model.transformer import PRESETS as BACKBONES
 from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
+from endofm_lab.outside import class_named, name_of
 from endofm_lab.plain import from_plain, to_plain
 from endofm_lab.pretraining.dino import DinoConfig
 from endofm_lab.pretraining.features import FeatureConfig
@@ -32,7 +33,9 @@ OBJECTIVES = {
     FeatureConfig.name: "features",
     VicregConfig.name: "vicreg",
 }
-OWN = "objective_settings"  # in config.json: the numbers of an objective from outside this table
+OWN = "objective_settings"  # in config.json: the numbers of an objective that was handed over as an object
+OWN_CLASS = "objective_class"  # and its importable name, if it is from outside the library
+_OBJECTIVE = ("objective", OWN, OWN_CLASS)
 
 
 @dataclass(frozen=True)
@@ -358,14 +361,32 @@ def settings(config: PretrainConfig, objective: Objective) -> dict[str, Any]:
     tree = to_json(config)
     if objective != config.chosen:
         tree |= {"objective": objective.name, OWN: to_plain(asdict(objective))}
+        tree |= {OWN_CLASS: name} if (name := name_of(type(objective))) else {}
     return tree
 
 
 def stored_settings(tree: dict[str, Any]) -> dict[str, Any]:
     """The settings that a run folder holds, completed by the defaults of those that are newer than the folder."""
-    own = {name: tree[name] for name in ("objective", OWN) if name in tree}
-    known = {name: value for name, value in tree.items() if name not in own}
-    return to_json(from_json(known)) | own
+    return to_json(known_settings(tree)) | {name: tree[name] for name in _OBJECTIVE if name in tree}
+
+
+def known_settings(tree: dict[str, Any]) -> PretrainConfig:
+    """The configuration that a run folder holds, without an objective that was handed over as an object."""
+    left_out = _OBJECTIVE if OWN in tree else ()
+    return from_json({name: value for name, value in tree.items() if name not in left_out})
+
+
+def own_objective(tree: dict[str, Any], source: str) -> Objective | None:
+    """The objective that was handed over as an object, from the settings that a run folder holds; None without one.
+
+    Raises:
+        UserError: its class is not allowed, or has other settings now.
+    """
+    if OWN not in tree:
+        return None
+    if OWN_CLASS in tree:
+        return from_plain(class_named(tree[OWN_CLASS], Objective, source), tree[OWN], OWN)
+    return from_plain(type(getattr(PretrainConfig(Path(), Path()), OBJECTIVES[tree["objective"]])), tree[OWN], OWN)
 
 
 def signs_of(described: dict[str, Any]) -> Signs:

@@ -21,19 +21,21 @@ from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, write_json
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import check_request, claim
-from endofm_lab.model.card import InitialisationRecord, Metric, ModelCard
+from endofm_lab.model.card import HANDED_OVER, InitialisationRecord, Metric, ModelCard
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.frame import FrameBackbone, load_frame_weights
-from endofm_lab.model.loading.load import initialise, save_model
+from endofm_lab.model.loading.load import in_memory, initialise, load_model, save_model
 from endofm_lab.model.transformer import VideoTransformer
-from endofm_lab.model.video_model import VideoModel
+from endofm_lab.model.video_model import VideoModel, described, model_on
+from endofm_lab.model.weight_files import state_fingerprint
+from endofm_lab.outside import Allowed, allowing
 from endofm_lab.plain import to_plain
 from endofm_lab.pretraining.background import OUTPUT, PROCESS
-from endofm_lab.pretraining.config import OWN, PretrainConfig, from_json, settings, stored_settings
+from endofm_lab.pretraining.config import PretrainConfig, known_settings, own_objective, settings, stored_settings
 from endofm_lab.pretraining.corpus import Corpus, Mixture, mixed
 from endofm_lab.pretraining.health import ProbeData, encode, feature_measures, load_probe, probe, verdict
 from endofm_lab.pretraining.objective import Objective
-from endofm_lab.pretraining.views import MultiView
+from endofm_lab.pretraining.views import MultiView, ViewSpec
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import CHECKPOINTS, LOG, LoopConfig, Record, read_log, train
 from endofm_lab.training.optimiser import parameter_groups
@@ -43,10 +45,13 @@ from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import InputSpec
 
 CONFIG, MODEL, PROBE = "config.json", "model", "probe.json"
+START = "start"  # folder with the backbone that was handed over as an object
 _FEATURES_EVERY = 10  # steps between looks at the features' spread and rank
 
 
-def pretrain(config: PretrainConfig, objective: Objective | None = None) -> Generator[Record, None, None]:
+def pretrain(
+    config: PretrainConfig, objective: Objective | None = None, start: VideoModel | Encoder | None = None
+) -> Generator[Record, None, None]:
     """Pre-train, from where the run folder is, and yield a record per step.
 
     >>> for record in pretrain(tiny(Path("phantom/manifest.csv"), Path("runs/first"))):
@@ -55,6 +60,8 @@ def pretrain(config: PretrainConfig, objective: Objective | None = None) -> Gene
     Args:
         config: the run.
         objective: one of your own, in place of that which the configuration names.
+        start: a model or encoder in memory that goes on learning, in place of the configuration's ``backbone`` (or
+            ``image_model``) and ``initialisation``; it keeps its weights and is saved in the run's folder.
 
     Yields:
         What the loop logs (see `endofm_lab.training.loop.train`): "loss" and the objective's other numbers; every ten
@@ -66,7 +73,7 @@ def pretrain(config: PretrainConfig, objective: Objective | None = None) -> Gene
         ManifestError: no rows to learn from, or missing files.
         DivergenceError: the loss is not a number.
     """
-    run = _Pretraining(config, objective)
+    run = _Pretraining(config, objective, start)
     with run.claimed():
         run.prepare()
         records = read_log(config.out / LOG)[: run.steps_done]
@@ -76,13 +83,34 @@ def pretrain(config: PretrainConfig, objective: Objective | None = None) -> Gene
         run.save_model()
 
 
-def resume(out: str | Path) -> Generator[Record, None, None]:
+def resume(out: str | Path, allow: Allowed = ()) -> Generator[Record, None, None]:
     """Go on with the run in a folder.
 
+    Args:
+        out: the folder.
+        allow: code from outside the library that the run may name: its objective and encoder, as in `load_model`.
+
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it needs code that is not allowed.
     """
-    return pretrain(run_config(out))
+    with allowing(allow):
+        return pretrain(run_config(out), *handed_over(out))
+
+
+def handed_over(out: str | Path) -> tuple[Objective | None, VideoModel | None]:
+    """The objective and the start that the run in a folder was given as objects.
+
+    Raises:
+        UserError: they need code that is not allowed, or the run was stopped before its start was kept.
+    """
+    out = Path(out)
+    described = read_json(out / CONFIG)
+    objective = own_objective(described.get("config", {}), str(out))
+    if "start" not in described:
+        return objective, None
+    if not (out / START).is_dir():
+        raise UserError(f"{out} was stopped before it kept its start: call pretrain(config, start=...) again.")
+    return objective, load_model(out / START)
 
 
 def run_config(out: str | Path) -> PretrainConfig:
@@ -94,24 +122,22 @@ def run_config(out: str | Path) -> PretrainConfig:
     path = Path(out) / CONFIG
     if not path.is_file():
         raise UserError(f"{out} holds no pre-training run ({CONFIG} is missing); start one with --out {out}.")
-    config = read_json(path)["config"]
-    if OWN in config:
-        raise UserError(
-            f"The run in {out} has an objective of its own ({config['objective']}); go on with it by "
-            "pretrain(config, objective=...), from where that objective is defined."
-        )
-    return dataclasses.replace(from_json(config), out=Path(out))
+    return dataclasses.replace(known_settings(read_json(path)["config"]), out=Path(out))
 
 
 class _Pretraining:
     """Everything that one run needs: data, network, objective, optimiser."""
 
-    def __init__(self, config: PretrainConfig, objective: Objective | None) -> None:
+    def __init__(self, config: PretrainConfig, objective: Objective | None, start: VideoModel | Encoder | None) -> None:
         self.device = train_on(config.device)
         self.objective = config.chosen if objective is None else objective
         self.objective.check()
         self.config, self.signs = config, self.objective.signs(config)
+        self.start = None if start is None else _without_heads(start)
         self.encoder, shapes = config.network
+        if self.start is not None:
+            self.encoder, shapes = type(self.start.backbone), self.start.backbone.config
+            _check_views(config.views, self.start.backbone)
         self.shapes = self.objective.backbone(shapes)
         self.manifests = [read_manifest(path) for path in (config.manifest, *config.others)]
         views = MultiView(self.objective.views(config.views))
@@ -141,6 +167,8 @@ class _Pretraining:
                 module.compile()
         self.probe, self.last_probe = self._load_probes()
         if processes().is_main_process:
+            if self.start is not None and not (config.out / START).is_dir():
+                save_model(self.start, config.out / START)
             write_json(path, described)
 
     @contextmanager
@@ -151,6 +179,9 @@ class _Pretraining:
         first, *others = (manifest.fingerprint for manifest in self.manifests)
         request = {"config": config, "manifest_fingerprint": first}
         request |= {f"manifest_{number}_fingerprint": other for number, other in enumerate(others, 2)}
+        if self.start is not None:
+            weights = state_fingerprint(self.start)
+            request["start"] = {"backbone": self.start.card.backbone, "weights": weights}
         kind, out = "a pre-training run", self.config.out
         if not processes().is_main_process:
             if (out / CONFIG).is_file():
@@ -176,6 +207,8 @@ class _Pretraining:
     def _initialised(self, backbone: Encoder) -> InitialisationRecord:
         """Fill the backbone, and say from where."""
         source = self.config.initialisation
+        if self.start is not None:
+            return initialise(backbone, in_memory(self.start))
         if isinstance(backbone, FrameBackbone) and source != "scratch" and not Path(source).expanduser().is_dir():
             return load_frame_weights(backbone, source)
         record = initialise(backbone, source)
@@ -254,7 +287,7 @@ class _Pretraining:
             return
         card = ModelCard(
             name=f"{self.objective.name} pre-training, {self.steps} steps",
-            backbone=self.encoder.describe(self.shapes),
+            backbone=described(self.encoder, self.shapes),
             input=self.input,
             clip=ClipSpec(n_frames=c.views.global_frames[0], duration_s=c.views.clip_s),
             initialisation=self.initialisation,
@@ -299,6 +332,20 @@ def _absolute(tree: dict[str, Any]) -> dict[str, Any]:
     if Path(tree["initialisation"]).expanduser().exists():
         paths["initialisation"] = tree["initialisation"]
     return {**tree, **{name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}}
+
+
+def _without_heads(start: VideoModel | Encoder) -> VideoModel:
+    """The backbone of what a run begins with, as a model that can be saved."""
+    if isinstance(start, Encoder):
+        return model_on(start, {}, start.kind, HANDED_OVER)
+    return VideoModel(start.backbone, nn.ModuleDict(), dataclasses.replace(start.card, heads={}))
+
+
+def _check_views(views: ViewSpec, backbone: Encoder) -> None:
+    """Refuse views that the patches of an encoder do not divide."""
+    for px in (views.global_px, views.local_px)[: 2 if views.local_frames else 1]:
+        if px % backbone.patch_px:
+            raise UserError(f"Views of {px} px do not divide into patches of {backbone.patch_px} px.")
 
 
 @torch.no_grad()

@@ -17,7 +17,6 @@ from endofm_lab.brief import Brief, html_of
 from endofm_lab.files import formulas_as_text
 from endofm_lab.metrics.intervals import MIN_UNITS_FOR_INTERVAL, Difference, Interval, caution
 from endofm_lab.runs.run import Run, RunError
-from endofm_lab.tasks import TASKS
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -110,7 +109,7 @@ class Comparison(Brief):
             notes.append("Values are means over training seeds; ±: standard deviation over them.")
         if "ece" in self.lines[0].metrics:
             notes.append("Resampling adds noise to the bins of ece: its intervals lean upwards and can miss the value.")
-        if lower := sorted(TASKS[self.task].lower_is_better & set(self.lines[0].metrics)):
+        if lower := sorted(self.lines[0].run.lower_is_better & set(self.lines[0].metrics)):
             notes.append(f"Lower is better: {', '.join(lower)}.")
         for line in self.lines:
             notes += [f"{line.run.run}, audit: {finding}" for finding in line.run.audit["findings"]]
@@ -157,14 +156,19 @@ def compare(
         raise RunError(f"Several runs are called {', '.join(twice)}; each needs a name of its own.")
     if len(tasks := {run.task for run in runs}) > 1:
         raise RunError(f"The runs are of different tasks ({', '.join(sorted(tasks))}); compare one task at a time.")
+    if len({run.asked for run in runs}) > 1:
+        raise RunError(f"The runs have different tasks of the name {runs[0].task}; compare one task at a time.")
     samples = [run.samples(n, seed) for run in runs]
-    by = by or TASKS[runs[0].task].primary
+    every = [set(found.values) for found in samples]
+    if own := set().union(*every) - every[0].intersection(*every[1:]):
+        raise RunError(f"Not every run has the metric {', '.join(sorted(own))}: evaluate all with the same metrics.")
+    by = by or runs[0].asked.primary
     if by not in samples[0].values:
         raise RunError(f"There is no metric '{by}'; the runs have {', '.join(samples[0].values)}.")
     reasons = why_not_ranked(runs)
     order = list(range(len(runs)))
     if not reasons:
-        sign = 1 if by in TASKS[runs[0].task].lower_is_better else -1
+        sign = 1 if by in runs[0].lower_is_better else -1
         order.sort(key=lambda k: (math.isnan(samples[k].values[by]), sign * samples[k].values[by]))
     best = samples[order[0]]
     lines = []

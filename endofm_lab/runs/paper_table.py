@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from endofm_lab.metrics.intervals import Interval
 from endofm_lab.runs.compare import markdown_table
 from endofm_lab.runs.run import Run
-from endofm_lab.tasks import TASKS
 from endofm_lab.tasks.classification import Classification
 from endofm_lab.tasks.detection import Detection
 from endofm_lab.tasks.segmentation import Segmentation
@@ -81,7 +80,7 @@ def paper_table(runs: Sequence[Run]) -> str:
         column = next(
             (k for k, b in enumerate(BENCHMARKS) if (b.dataset, b.task) == (run.protocol["dataset"], run.task)), None
         )
-        name = TASKS[run.task].primary if column is None else BENCHMARKS[column].metric
+        name = run.asked.primary if column is None else BENCHMARKS[column].metric
         value = _percent(run.samples().interval(name))
         title = f"{run.run} ({run.method}; {run.start})"
         if column is None:

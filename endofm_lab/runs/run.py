@@ -1,6 +1,7 @@
 """What a finished run leaves for comparison: a folder with ``report.json`` and ``predictions.parquet``.
 
-``report.json`` (written last, so that its presence means that the run is finished) has exactly these keys:
+``report.json`` (written last, so that its presence means that the run is finished) has exactly these keys, the two of
+classes only where there are any:
 
 | key | content |
 |---|---|
@@ -14,6 +15,8 @@
 | unit | of independence, of the test rows: ``kind`` ("patient", "sequence", "video", "image"), ``n``, ``words`` ("16 patients"); a report without it speaks of patients |
 | metrics | by name: value, low, high, level, n, units, undefined, seed_std; computed here from the predictions |
 | audit | ``findings``: a list of sentences, empty when the leakage audit found nothing |
+| task_class | of a task from outside the library: its importable name |
+| measures | of metrics from outside the library: their importable names |
 | provenance | version, device, packages, command and time (`endofm_lab.folders.provenance`); empty in older reports |
 
 What may differ between compared runs (learning rate, epochs of a method, ...) does not belong into ``protocol``.
@@ -33,7 +36,7 @@ A clip that could not be read has no row; the writer reports it in ``audit``.
 """  # noqa: E501  (a Markdown table cannot be wrapped)
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +50,9 @@ from endofm_lab.files import fits, read_json, read_parquet, reading, write_json,
 from endofm_lab.folders.hashes import HASHES, refuse_changed
 from endofm_lab.metrics.classification import Values
 from endofm_lab.metrics.intervals import MetricSet, Samples, bootstrap_samples
-from endofm_lab.tasks import TASKS
+from endofm_lab.metrics.measure import Measure, with_measures
+from endofm_lab.outside import Allowed, allowing, class_named, name_of
+from endofm_lab.tasks import TASKS, Task
 
 REPORT, PREDICTIONS = "report.json", "predictions.parquet"
 
@@ -58,7 +63,10 @@ class RunError(UserError):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Run(Brief):
-    """A finished run; the fields are the keys of ``report.json``, and the predictions. Metrics follow from those."""
+    """A finished run; the fields are the keys of ``report.json``, and the predictions. Metrics follow from those.
+
+    ``outside_task`` and ``measures`` are classes from outside the library.
+    """
 
     run: str
     task: str
@@ -71,6 +79,18 @@ class Run(Brief):
     predictions: pd.DataFrame
     unit: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    outside_task: type[Task] | None = None
+    measures: tuple[type[Measure], ...] = ()
+
+    @property
+    def asked(self) -> type[Task]:
+        """The class of the task."""
+        return self.outside_task or TASKS[self.task]
+
+    @property
+    def lower_is_better(self) -> frozenset[str]:
+        """The metrics of which the lowest value is the best."""
+        return self.asked.lower_is_better | {measure.name for measure in self.measures if measure.lower_is_better}
 
     @property
     def n_units(self) -> int:
@@ -111,12 +131,16 @@ class Run(Brief):
     def _measured(self) -> tuple[NDArray, list[MetricSet]]:
         """The unit of every measured item and, for each training seed, the metrics of these items in the same order."""
         parts = [self.predictions[self.predictions["seed"] == seed].set_index("row") for seed in self.seeds]
-        pairs = [TASKS[self.task].measured(part.loc[parts[0].index]) for part in parts]
-        return pairs[0][0], [metrics for _, metrics in pairs]
+        parts = [part.loc[parts[0].index] for part in parts]
+        pairs = [self.asked.measured(part) for part in parts]
+        together = [
+            with_measures(metrics, self.measures, part) for (_, metrics), part in zip(pairs, parts, strict=True)
+        ]
+        return pairs[0][0], together
 
     def truth(self) -> pd.DataFrame:
         """What was to be found, one line per test item in order of ``row``: equal for runs on the same test set."""
-        columns = TASKS[self.task].truth_columns(self.predictions)
+        columns = self.asked.truth_columns(self.predictions)
         first = self.predictions[self.predictions["seed"] == self.seeds[0]]
         return first.set_index("row")[["patient", *columns]].sort_index()
 
@@ -131,7 +155,7 @@ def write_run(folder: str | Path, run: Run) -> None:
     _check(run, folder)
     samples, seed_std = run.samples(), run.seed_std()
     metrics = {name: {**asdict(samples.interval(name)), "seed_std": seed_std[name]} for name in samples.values}
-    report = {
+    report: dict[str, Any] = {
         "run": run.run,
         "task": run.task,
         "method": run.method,
@@ -144,16 +168,25 @@ def write_run(folder: str | Path, run: Run) -> None:
         "audit": run.audit,
         "provenance": run.provenance,
     }
+    if run.outside_task is not None:
+        report["task_class"] = name_of(run.outside_task)
+    if run.measures:
+        report["measures"] = [name_of(measure) for measure in run.measures]
     (folder / HASHES).unlink(missing_ok=True)
     write_parquet(folder / PREDICTIONS, run.predictions)
     write_json(folder / REPORT, report)
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path, allow: Allowed = ()) -> Run:
     """The finished run in ``folder``.
 
+    Args:
+        folder: of the run.
+        allow: code from outside the library that the run may name: its task and its metrics, as in `load_model`.
+
     Raises:
-        RunError: a file is missing or does not keep the contract; the sentence names it.
+        RunError: a file is missing or does not keep the contract, or the run needs code that is not allowed; the
+            sentence names it.
     """
     folder = Path(folder)
     for name in (REPORT, PREDICTIONS):
@@ -180,8 +213,22 @@ def read_run(folder: str | Path) -> Run:
         values = {key: report[key] for key in keys if key != "metrics"} | {"unit": unit_of(report)}
         values["provenance"] = report.get("provenance", {})
         run = Run(**{**values, "seeds": tuple(report["seeds"])}, predictions=predictions)
+        with allowing(allow):
+            run = replace(run, **_classes(report, str(folder)))
         _check(run, folder)
     return run
+
+
+def _classes(report: dict[str, Any], source: str) -> dict[str, Any]:
+    """The classes from outside the library that a report names."""
+    measures = report.get("measures", [])
+    if not fits(measures, list[str]):
+        raise RunError(f"{source}: measures is {shortened(repr(measures), 60)}; it must be a list of names.")
+    task = report.get("task_class")
+    return {
+        "outside_task": None if task is None else class_named(task, Task, source, RunError),
+        "measures": tuple(class_named(name, Measure, source, RunError) for name in measures),
+    }
 
 
 _TYPES = {  # of report.json
@@ -224,7 +271,7 @@ def _check(run: Run, folder: Path) -> None:
     def refuse(problem: str) -> None:
         raise RunError(f"{folder}: {problem}")
 
-    if run.task not in TASKS:
+    if run.outside_task is None and run.task not in TASKS:
         refuse(f"The task is '{run.task}'; it must be one of {', '.join(TASKS)}.")
     for name, holder, keys in [
         ("protocol", run.protocol, ["dataset", "chosen_on"]),
@@ -234,7 +281,7 @@ def _check(run: Run, folder: Path) -> None:
         if missing := [key for key in keys if not isinstance(holder, dict) or key not in holder]:
             refuse(f"The entry {name} lacks {', '.join(missing)}.")
     table = run.predictions
-    if problem := TASKS[run.task].problem(table):
+    if problem := run.asked.problem(table):
         refuse(problem)
     if table.empty:
         refuse("The predictions have no rows.")

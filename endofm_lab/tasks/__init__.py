@@ -1,8 +1,8 @@
 """Tasks that a model can solve on videos. The contract is in ``tasks.task``, and each task has its own file.
 
 Fine-tuning, evaluation, runs, figures, the app and the command line use the contract and no task by its name. To add
-a task, write ``tasks/<name>.py`` with a subclass of `Task` and add it to ``TASKS``. A task outside this package works
-the same way once it is in the table: ``TASKS[MyTask.name] = MyTask``, and ``model.heads.HEADS`` for a new kind of head.
+a task, write ``tasks/<name>.py`` with a subclass of `Task` and add it to ``TASKS``. A task from outside this package is
+passed as an object, ``finetune(config, task=MyTask())``, and its head by ``HeadSpec(..., by=MyHead)``.
 """
 
 from endofm_lab.errors import UserError

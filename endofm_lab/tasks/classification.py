@@ -127,7 +127,7 @@ class Classification(Task):
     def calibrated(self, model: VideoModel, head: str, validation: Sequence[Example]) -> HeadSpec:
         """Temperature scaling of exclusive classes; it changes no ranking within a clip."""
         spec = model.card.heads[head]
-        if spec.kind != "multiclass":
+        if spec.kind != "multiclass" or "temperature" not in spec.head_class.options:
             return spec
         scores = clip_scores(model, head, validation, self.clips, self.crops)  # (N, clips * crops, K)
         target = targets_of(validation).repeat(self.clips * self.crops)

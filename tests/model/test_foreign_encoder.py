@@ -26,6 +26,7 @@ from endofm_lab.finetuning.start import Start
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.encoder import Encoder, VideoTokens
 from endofm_lab.model.video_model import model_on
+from endofm_lab.outside import allowing
 from endofm_lab.runs.run import read_run
 
 NAME = "tests.model.test_foreign_encoder:TubeletEncoder"
@@ -94,7 +95,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(folder):
-    return lab.load_model(folder, encoders=[TubeletEncoder])
+    return lab.load_model(folder, allow=[TubeletEncoder])
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +110,14 @@ def clip(model, video):
 
 
 def test_a_saved_model_is_read_only_by_a_class_that_the_caller_names(folder, model):
-    assert read_json(folder / "card.json")["backbone"] == {"kind": "tubelet", **vars(TubeletConfig())}
-    by_name = lab.load_model(folder, encoders=[NAME])
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), by_name.parameters(), strict=True))
-    with pytest.raises(CheckpointError, match=r"kind 'tubelet'.*allow it by name"):
-        lab.load_model(folder)
-    with pytest.raises(UserError, match="no encoder 'nowhere:TubeletEncoder'"):
-        lab.load_model(folder, encoders=["nowhere:TubeletEncoder"])
-    with pytest.raises(UserError, match="is not an Encoder"):
-        lab.load_model(folder, encoders=["json:JSONDecoder"])
+    backbone = read_json(folder / "card.json")["backbone"]
+    assert backbone == {"kind": "tubelet", **vars(TubeletConfig()), "class": NAME}
+    for allowed in (NAME, "tests.model.test_foreign_encoder", "tests"):
+        by_name = lab.load_model(folder, allow=allowed)
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), by_name.parameters(), strict=True))
+    for others in ((), ["test"], ["tests.model.test_foreign"], ["json"], [f"{NAME}s"]):
+        with pytest.raises(CheckpointError, match=r"tubelets needs tests\.model.*only if you allow it"):
+            lab.load_model(folder, allow=others)
 
 
 def test_a_prediction_has_masks_and_boxes_of_every_frame_that_a_tubelet_shows(model, clip, video):
@@ -173,24 +173,25 @@ def test_learning_rates_fall_along_its_layers(model):
     ],
 )
 def test_it_is_fine_tuned_for_every_kind_of_head(phantom, folder, tmp_path, task, method):
-    start = Start(str(folder), encoders=(NAME,))
+    start = Start(str(folder))
     config = FinetuneConfig(
         phantom, tmp_path / "run", task=task, method=method, start=start, steps=2, batch=2, validate_every=2, clips=1
     )
-    records = list(finetune(config))
+    with allowing(NAME):
+        records = list(finetune(config))
     assert "tensors come from tubelets" in records[0]["initialisation"]
     assert read_run(config.out).method and records[-1]["test"]
     if method != "knn":
-        trained = lab.load_model(config.out / "seed-0" / "model", encoders=[NAME])
+        trained = lab.load_model(config.out / "seed-0" / "model", allow=[NAME])
         assert trained.card.clip.n_frames == 4 and len(trained.card.heads) == 1
 
 
 def test_what_it_cannot_do_is_refused_in_a_sentence(folder):
-    start = Start(str(folder), encoders=(NAME,))
+    start = Start(str(folder))
     head = HeadSpec("multiclass", ("a", "b"))
-    with pytest.raises(UserError, match=r"kind 'tubelet'; adapters"):
+    with pytest.raises(UserError, match=r"kind 'tubelet'; adapters"), allowing(NAME):
         start.build("label", head, seed=0, adapters=True)
-    with pytest.raises(UserError, match=r"Clips have 3 frames, but a token of .* shows 2"):
+    with pytest.raises(UserError, match=r"Clips have 3 frames, but a token of .* shows 2"), allowing(NAME):
         replace(start, n_frames=3).build("label", head, seed=0)
     with pytest.raises(CheckpointError, match="needs a backbone with a convolutional stem"):
         model_on(TubeletEncoder(TubeletConfig()), {"mask": HeadSpec("mask", ("a",), form="transunet")}, "x")

@@ -1,14 +1,16 @@
 """The contract of an objective: those of the table, one from outside, and run folders older than the contract."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
+import torch
 
 from endofm_lab.cli.main import main
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, write_json
-from endofm_lab.model.loading.load import save_model
+from endofm_lab.model.loading.load import load_model, save_model
 from endofm_lab.model.transformer import VideoTransformer, build_backbone
 from endofm_lab.model.video_model import model_on
 from endofm_lab.pretraining.config import OBJECTIVES, signs_of, to_json
@@ -79,10 +81,21 @@ def test_an_objective_from_outside_is_the_same_or_refused(manifest, tmp_path, ca
         next(pretrain(config, objective=replace(OWN, colour="blue")))
     with pytest.raises(UserError, match=r"config.objective is \"own\" there"):
         next(pretrain(config))
-    with pytest.raises(UserError, match=r"an objective of its own \(own\)"):
+    with pytest.raises(UserError, match=r"needs tests\.pretraining.*:Own, which is code from outside"):
         resume(tmp_path)
     assert main(["pretrain", str(tmp_path)]) == 2
-    assert "pretrain(config, objective=...)" in capsys.readouterr().err
+    assert "--allow on the command line" in capsys.readouterr().err
+
+
+def test_an_objective_from_outside_goes_on_where_its_package_is_allowed(manifest, tmp_path):
+    whole = losses(pretrain(micro(manifest, tmp_path / "whole"), objective=OWN))
+    for name in ("python", "terminal"):
+        run = pretrain(micro(manifest, tmp_path / name), objective=OWN)
+        next(run), next(run)
+        run.close()
+    assert losses(resume(tmp_path / "python", allow="tests")) == whole[2:]
+    assert main(["pretrain", str(tmp_path / "terminal"), "--allow", "tests.pretraining", "--quiet"]) == 0
+    assert losses(read_log(tmp_path / "terminal" / "log.jsonl")) == whole
 
 
 def test_a_folder_older_than_the_contract_resumes_and_is_reported(manifest, tmp_path):
@@ -103,3 +116,21 @@ def test_a_folder_older_than_the_contract_resumes_and_is_reported(manifest, tmp_
 def test_a_name_that_is_in_no_table_is_refused(manifest, tmp_path):
     with pytest.raises(UserError, match="objective is 'simclr'; choose one of dino, masked, vcl"):
         micro(manifest, tmp_path, objective="simclr")
+
+
+def test_pretraining_starts_from_an_encoder_in_memory_and_goes_on_with_it(manifest, tmp_path):
+    torch.manual_seed(0)
+    encoder = build_backbone("micro", drop_path=0.2)
+    whole = [record["loss"] for record in pretrain(micro(manifest, tmp_path / "whole"), start=encoder)]
+    run = pretrain(micro(manifest, tmp_path / "cut"), start=encoder)
+    next(run), next(run), next(run)
+    run.close()
+    assert [record["loss"] for record in resume(tmp_path / "cut")] == whole[3:]
+    card = load_model(tmp_path / "cut" / "model").card
+    assert "model of endofm_lab in memory" in card.initialisation["words"]
+    other = build_backbone("micro", drop_path=0.2)
+    with pytest.raises(UserError, match=r"different start\.weights"):
+        next(pretrain(micro(manifest, tmp_path / "whole"), start=other))
+    with pytest.raises(UserError, match="Views of 32 px do not divide into patches of 24 px"):
+        next(pretrain(micro(manifest, tmp_path / "new"), start=build_backbone("micro", patch_px=24, image_px=48)))
+    assert all(math.isfinite(loss) for loss in whole)

@@ -29,6 +29,7 @@ from torch import Tensor
 from endofm_lab.errors import CheckpointError
 from endofm_lab.files import sha256_of
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard, read_card
+from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.loading.seal import is_sealed
 from endofm_lab.model.transformer import BackboneConfig
 from endofm_lab.model.weight_files import read_weights
@@ -43,6 +44,7 @@ LAYOUTS = {
     "image-training": "training checkpoint of an image transformer (DINO)",
     "image": "image transformer (DINO, DINOv2, MAE, timm)",
     "own": "model folder of endofm_lab",
+    "memory": "model of endofm_lab in memory",
 }
 
 LONGEST_NAME = 250  # letters of a tensor's name
@@ -69,6 +71,8 @@ class Checkpoint:
         settings: what the file says about its training.
         card: of our own models.
         sealed: the weights file carries a copy of the card, and the card is still the same.
+        digest: of a model in memory, which has no file.
+        encoder: the backbone of a model in memory.
     """
 
     path: Path
@@ -82,11 +86,13 @@ class Checkpoint:
     settings: dict[str, Any]
     card: ModelCard | None = None
     sealed: bool = False
+    digest: str | None = None
+    encoder: Encoder | None = None
 
     @cached_property
     def sha256(self) -> str:
         """Of the file's bytes."""
-        return sha256_of(self.path)
+        return self.digest or sha256_of(self.path)
 
     @property
     def is_image(self) -> bool:

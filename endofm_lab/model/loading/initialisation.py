@@ -23,7 +23,7 @@ from endofm_lab.model.weight_files import check_fit
 BackbonePart = Literal["all", "spatial"]
 
 
-def initialise(backbone: Encoder, source: str | Path, part: BackbonePart = "all") -> InitialisationRecord:
+def initialise(backbone: Encoder, source: str | Path | Checkpoint, part: BackbonePart = "all") -> InitialisationRecord:
     """Fill a backbone from weights, in place, and record which tensors were taken, left new and resized.
 
     All other tensors are initialised at random; a new temporal part adds nothing (``temporal_fc`` and the time
@@ -34,7 +34,8 @@ def initialise(backbone: Encoder, source: str | Path, part: BackbonePart = "all"
 
     Args:
         backbone: takes the weights.
-        source: "scratch", or weights as `load_model` takes them: a file, a model folder, "demo", a hub id.
+        source: "scratch", or weights as `load_model` takes them: a file, a model folder, "demo", a hub id; or a
+            checkpoint that was read already.
         part: "spatial" leaves the temporal part of a video model behind.
 
     Raises:
@@ -47,7 +48,8 @@ def initialise(backbone: Encoder, source: str | Path, part: BackbonePart = "all"
     if source == "scratch":
         backbone.reset_parameters()
         return copy.copy(SCRATCH)
-    checkpoint = load_state(locate(source))
+    checkpoint = source if isinstance(source, Checkpoint) else load_state(locate(source))
+    source = checkpoint.path if isinstance(source, Checkpoint) else source
     if not backbone.takes_image_weights:
         return _of_its_kind(backbone, checkpoint, public_name(source, checkpoint))
     tensors, resized, folded = _fitting(checkpoint, cast(VideoTransformer, backbone), part)

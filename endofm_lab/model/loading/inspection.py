@@ -14,7 +14,7 @@ from endofm_lab.model.loading.image_weights import spatial_part
 from endofm_lab.model.loading.locate import locate
 from endofm_lab.model.loading.released import KNOWN
 from endofm_lab.model.transformer import VideoTransformer
-from endofm_lab.model.video_model import build_model
+from endofm_lab.model.video_model import CLASS, build_model
 from endofm_lab.model.weight_files import FLOATING
 
 _AS_IMAGE = "strictly, as the spatial part of a video transformer: initialise(backbone, path)"
@@ -142,7 +142,7 @@ def _compared(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, list[str],
             module: nn.Module
             if checkpoint.card:
                 module, tensors = build_model(checkpoint.card), checkpoint.tensors
-                sizes = {name: value for name, value in checkpoint.card.backbone.items() if name != "kind"}
+                sizes = {name: value for name, value in checkpoint.card.backbone.items() if name not in ("kind", CLASS)}
             else:
                 config = config_of(checkpoint)
                 sizes = asdict(config)

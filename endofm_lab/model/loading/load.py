@@ -11,7 +11,8 @@ from torch import Tensor
 from endofm_lab.errors import CheckpointError
 from endofm_lab.files import atomic_path, sha256_of, write_json
 from endofm_lab.model import frame
-from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard
+from endofm_lab.model.card import CARD_FILE, HANDED_OVER, WEIGHTS_FILE, ModelCard
+from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.loading import downstream
 from endofm_lab.model.loading.formats import LAYOUTS, Checkpoint, load_state
 from endofm_lab.model.loading.initialisation import initialise, public_name, record_of
@@ -20,12 +21,14 @@ from endofm_lab.model.loading.locate import locate
 from endofm_lab.model.loading.released import KNOWN, card_of, head_tensors
 from endofm_lab.model.loading.seal import metadata_with_seal
 from endofm_lab.model.precision import resolve_device
-from endofm_lab.model.video_model import Allowed, VideoModel, build_frame_model, build_model, encoder_of
-from endofm_lab.model.weight_files import check_fit, load_strictly, write_weights
+from endofm_lab.model.video_model import VideoModel, build_frame_model, build_model, encoder_of, model_on
+from endofm_lab.model.weight_files import check_fit, load_strictly, state_fingerprint, write_weights
+from endofm_lab.outside import Allowed, allowing
 
 __all__ = [
     "Checkpoint",
     "CheckpointReport",
+    "in_memory",
     "initialise",
     "inspect_checkpoint",
     "load_model",
@@ -64,7 +67,7 @@ def save_model(model: VideoModel, folder: str | Path) -> Path:
     return folder
 
 
-def load_model(path_or_name: str | Path, encoders: Allowed = (), device: str = "cpu") -> VideoModel:
+def load_model(path_or_name: str | Path, allow: Allowed = (), device: str = "cpu") -> VideoModel:
     """A model in evaluation mode, in float32.
 
     Args:
@@ -72,26 +75,29 @@ def load_model(path_or_name: str | Path, encoders: Allowed = (), device: str = "
             checkpoint with a video transformer, a Hugging Face Hub id (``hf:owner/name``), or an image model of timm
             with its weights from the Hub (``timm:eva02_base_patch14_224.mim_in22k``). Released checkpoints have no
             head, or theirs: PolypDiag's classes, the CVC-12k segmenter's masks, the KUMC detector's boxes.
-        encoders: classes of encoders that a model folder may name besides the library's own, or their importable names
-            ("module:Class"). A folder cannot make the library import anything that is not named here.
+        allow: code that a model folder may name besides the library's own encoders and heads: packages or modules
+            ("my_package"), single classes ("my_package.encoders:Mine"), or classes themselves. A folder cannot make the
+            library import anything that is not named here or in `endofm_lab.allow`.
         device: where it computes: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu that
             this machine has. Clips that are handed to the model itself have to lie there too.
 
     Raises:
         UserError: this machine has no such device.
-        CheckpointError: the weights cannot be read, are unsafe, are not of a video transformer, or do not fit.
+        CheckpointError: the weights cannot be read, are unsafe, are not of a video transformer, do not fit, or need
+            code that is not allowed.
     """
     place = resolve_device(device)
-    return _loaded(path_or_name, encoders).to(place)
+    with allowing(allow):
+        return _loaded(path_or_name).to(place)
 
 
-def _loaded(path_or_name: str | Path, encoders: Allowed) -> VideoModel:
+def _loaded(path_or_name: str | Path) -> VideoModel:
     if str(path_or_name).startswith("timm:"):
         return build_frame_model(str(path_or_name).removeprefix("timm:"), weights=frame.HUB).eval()
     checkpoint = load_state(locate(path_or_name))
     if checkpoint.card is not None:
         card = replace(checkpoint.card, weights_sha256=checkpoint.sha256)
-        return _filled(card, {"": checkpoint.tensors}, checkpoint.path, encoders)
+        return _filled(card, {"": checkpoint.tensors}, checkpoint.path)
     if checkpoint.layout in downstream.RENAMES:
         card, tensors = downstream.parts_of(checkpoint, public_name(path_or_name, checkpoint))
         return _filled(card, {"": tensors}, checkpoint.path)
@@ -104,6 +110,27 @@ def _loaded(path_or_name: str | Path, encoders: Allowed) -> VideoModel:
     record = record_of(checkpoint, public_name(path_or_name, checkpoint), keys, keys, resized=[], folded=[])
     parts = {"backbone": checkpoint.backbone, "heads": head_tensors(checkpoint)}
     return _filled(card_of(checkpoint, record), parts, checkpoint.path)
+
+
+def in_memory(model: VideoModel | Encoder) -> Checkpoint:
+    """A model or encoder as a checkpoint, so that `initialise` can start another backbone from it."""
+    if isinstance(model, Encoder):
+        model = model_on(model, {}, model.kind, HANDED_OVER)
+    heads = {f"heads.{name}": tensor for name, tensor in model.heads.state_dict().items()}
+    return Checkpoint(
+        path=Path(model.card.name),
+        layout="memory",
+        network="model",
+        networks=("model",),
+        backbone=model.backbone.state_dict(),
+        rest=heads,
+        tensors=dict(model.backbone.state_dict()) | heads,
+        ignored=(),
+        settings={},
+        card=model.card,
+        digest=state_fingerprint(model),
+        encoder=model.backbone,
+    )
 
 
 def model_at(model: VideoModel | str | Path, device: str = "auto") -> VideoModel:
@@ -127,7 +154,7 @@ def model_at(model: VideoModel | str | Path, device: str = "auto") -> VideoModel
     return deepcopy(model).to(place).eval()
 
 
-def _filled(card: ModelCard, parts: Parts, path: Path, encoders: Allowed = ()) -> VideoModel:
+def _filled(card: ModelCard, parts: Parts, path: Path) -> VideoModel:
     """The model of a card with the tensors of its parts, in evaluation mode.
 
     The model is first built without memory, to check that the tensors fit before any of them is copied, and because
@@ -135,14 +162,14 @@ def _filled(card: ModelCard, parts: Parts, path: Path, encoders: Allowed = ()) -
     buffer; other buffers would stay undefined, so encoders with such buffers are built once more.
     """
     with torch.device("meta"):
-        model = build_model(card, encoders)
+        model = build_model(card)
     for name, tensors in parts.items():
         check_fit(model.get_submodule(name), tensors, path)
-    if encoder_of(card, encoders)[0].state_is_whole:
+    if encoder_of(card)[0].state_is_whole:
         assert {name for name, _ in model.named_buffers()} <= model.state_dict().keys()
         model = model.to_empty(device="cpu")
     else:
-        model = build_model(card, encoders)
+        model = build_model(card)
     for name, tensors in parts.items():
         model.get_submodule(name).load_state_dict(tensors)
     return model.eval()
