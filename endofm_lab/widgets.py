@@ -9,6 +9,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import anywidget
 import ipywidgets as w
 import numpy as np
 import pandas as pd
@@ -32,6 +33,37 @@ from endofm_lab.video.transforms import InputSpec, from_input, to_input
 
 _WIDE = w.Layout(width="100%")
 
+# JupyterLab takes the arrow keys of a drop-down list for its own cells unless the list carries this attribute, and
+# ipywidgets gives the handle of a slider no name for screen readers.
+_REPAIR = """
+function repair(box) {
+  for (const part of box.querySelectorAll("select, .noUi-handle")) {
+    part.setAttribute("data-lm-suppress-shortcuts", "true");
+    const label = part.closest(".widget-inline-hbox")?.querySelector(".widget-label");
+    if (part.matches(".noUi-handle") && label) part.setAttribute("aria-label", label.textContent);
+  }
+}
+function render({ el }) {
+  let watch, gone = false;
+  const start = () => {
+    const box = el.closest(".endofm-explorer");
+    if (!box) return gone || requestAnimationFrame(start);
+    repair(box);
+    watch = new MutationObserver(() => repair(box));
+    watch.observe(box, { childList: true, subtree: true });
+  };
+  requestAnimationFrame(start);
+  return () => { gone = true; watch?.disconnect(); };
+}
+export default { render };
+"""
+
+
+class Keys(anywidget.AnyWidget):
+    """Nothing to see: it lets the keyboard reach the controls of the explorer around it, and names its sliders."""
+
+    _esm = _REPAIR
+
 
 def _widget(figure: go.Figure) -> go.FigureWidget:
     """A figure that answers to clicks and cannot be uploaded."""
@@ -44,7 +76,8 @@ class Explorer(w.VBox):
     """Widgets with a still picture (H, W, 3) and a sentence for where widgets do not render."""
 
     def __init__(self, children: list[w.Widget], still: np.ndarray, sentence: str) -> None:
-        super().__init__(children)
+        super().__init__([*children, Keys()])
+        self.add_class("endofm-explorer")
         self._still, self._sentence = still, sentence
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
@@ -80,13 +113,13 @@ class AttentionExplorer(Explorer):
         self.sentence = w.HTML()
         self.picture = _widget(patch_picker(frames[0], self._map()[0]))
         self.picture.data[1].on_click(self._clicked)
-        self.picture.layout.width = 540  # beside the matrix
+        self.picture.layout.width = 480  # with the matrix beside it, WIDEST_PX
         parts: list[w.Widget] = [self.frame, self.block, w.HBox([self.head, self.query, self.row, self.column])]
         figures: list[w.Widget] = [self.picture]
         self.matrix = None
         if self.maps.kind != "space_only":
             self.matrix = _widget(temporal_matrices({"which frame reads which": self._matrix()}, times_s))
-            self.matrix.layout.width = 440
+            self.matrix.layout.width = 380
             figures.append(self.matrix)
         still = np.concatenate(list(blend(frames, self.maps.rollout())), axis=1)
         super().__init__([*parts, self.sentence, w.HBox(figures)], still, f"Attention rollout of a clip of {T} frames.")

@@ -1,30 +1,131 @@
+"""The lessons: each runs from a clean kernel with its solutions, keeps the course's frame, and proves its claims.
+
+A claim is proved by a mutation: one line of a lesson is changed so that the effect is gone (shuffled labels, untrained
+weights, a still clip), and the lesson must stop at the assert that states the claim.
+"""
+
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
-
-
-# The first lesson runs with every test run; the others compute for minutes.
+FRAMED = [path for path in NOTEBOOKS if path.stem[:2] in {"01"}]  # lessons that have the course's frame
+# The first lesson runs with every test run; the others compute for up to minutes.
 RUN = [pytest.param(p, marks=[] if p.stem.startswith("01") else [pytest.mark.slow], id=p.stem) for p in NOTEBOOKS]
 
 
+@dataclass(frozen=True)
+class Mutation:
+    """A lesson without its effect.
+
+    Attributes:
+        lesson: two digits.
+        effect: what is taken away, as the name of the test.
+        old: source that stands in exactly one code cell.
+        new: what replaces it.
+        fails: source of the assert that must fail.
+    """
+
+    lesson: str
+    effect: str
+    old: str
+    new: str
+    fails: str
+
+
+MUTATIONS = [
+    Mutation(
+        "01",
+        "a still clip in place of a moving one",
+        "    frames = lab.render(scene).frames\n",
+        "    frames = lab.render(scene).frames[:1].repeat(8, axis=0)\n",
+        "assert accuracy >= 0.9",
+    ),
+]
+
+
+def lesson_of(digits: str) -> Path:
+    (path,) = [path for path in NOTEBOOKS if path.stem.startswith(digits)]
+    return path
+
+
+def run(notebook, folder: Path) -> None:
+    """Execute a notebook from a clean kernel in a folder."""
+    from nbclient import NotebookClient  # here: it takes six seconds to load
+
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
+
+
+def read(path: Path):
+    import nbformat
+
+    return nbformat.read(path, as_version=4)
+
+
+def code_of(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tagged(notebook, tag: str) -> list[int]:
+    """Places of the cells with a tag."""
+    return [n for n, cell in enumerate(notebook.cells) if tag in cell.metadata.get("tags", [])]
+
+
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("path", RUN)
 def test_the_lesson_runs_from_top_to_bottom(path, tmp_path):
-    import nbformat  # here: it takes six seconds to load
-    from nbclient import NotebookClient
+    run(read(path), tmp_path)
 
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(tmp_path)}}).execute()
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.lesson}: {mutation.effect}")
+def test_the_claim_of_a_lesson_fails_without_its_effect(mutation, tmp_path):
+    from nbclient.exceptions import CellExecutionError
+
+    notebook = read(lesson_of(mutation.lesson))
+    (cell,) = [cell for cell in code_of(notebook) if mutation.old in cell.source]
+    cell.source = cell.source.replace(mutation.old, mutation.new)
+    with pytest.raises(CellExecutionError) as stopped:
+        run(notebook, tmp_path)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", stopped.value.traceback).splitlines()
+    failed = [line for line in lines if line.lstrip().startswith("-")]  # arrows to the lines that failed
+    assert stopped.value.ename == "AssertionError", stopped.value.traceback
+    assert any(mutation.fails in line for line in failed), failed
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_lesson_is_text_first_and_carries_no_output(path):
-    import nbformat
-
-    cells = nbformat.read(path, as_version=4).cells
+    cells = read(path).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert cells[0].cell_type == "markdown"
     assert len(code) <= len(cells) * 0.6, "at least two cells in five are text"
     assert all(not cell.outputs and cell.execution_count is None for cell in code)
     assert max(len(cell.source.splitlines()) for cell in code) <= 16
+
+
+@pytest.mark.parametrize("path", FRAMED, ids=lambda path: path.stem)
+def test_the_lesson_opens_with_its_aims_and_ends_with_exercises_and_sources(path):
+    notebook = read(path)
+    opening = notebook.cells[0].source
+    aims, cost, guesses = (opening.index(f"**{part}") for part in ("After this lesson you can", "Cost", "Guess first"))
+    assert aims < cost < guesses
+    assert len(re.findall(r"^\d\. ", opening[guesses:], re.MULTILINE)) == 3, "three questions to guess"
+    everything = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for part in ("## Your guesses", "## Exercises", "real data", "## References", "**Next:**"):
+        assert part in everything, part
+
+
+@pytest.mark.parametrize("path", FRAMED, ids=lambda path: path.stem)
+def test_every_exercise_has_a_folded_solution_that_runs(path):
+    notebook = read(path)
+    questions, solutions = tagged(notebook, "exercise"), tagged(notebook, "solution")
+    assert 2 <= len(questions) <= 3 and solutions == [n + 1 for n in questions]
+    for place in questions:
+        assert notebook.cells[place].cell_type == "markdown"
+    for place in solutions:
+        cell = notebook.cells[place]
+        assert cell.cell_type == "code" and cell.metadata["jupyter"]["source_hidden"]
+        assert "assert " in cell.source, "a solution states what it found"

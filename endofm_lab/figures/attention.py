@@ -16,7 +16,7 @@ from plotly.colors import get_colorscale, unlabel_rgb
 from plotly.subplots import make_subplots
 
 from endofm_lab.figures.prediction import data_uri
-from endofm_lab.figures.style import PALETTE, tidy
+from endofm_lab.figures.style import PALETTE, WIDEST_PX, tidy
 
 SCALE = "Viridis"
 _STOPS = get_colorscale(SCALE)
@@ -101,8 +101,8 @@ def head_grid(frame: np.ndarray, maps: Mapping[str, ArrayLike], title: str = "",
         figure.add_trace(go.Image(source=data_uri(picture), hoverinfo="skip"), at // columns + 1, at % columns + 1)
     figure.update_layout(
         title=title,
-        width=1000,
-        height=round(90 + rows * (1000 / columns * frame.shape[0] / frame.shape[1] + 30)),
+        width=WIDEST_PX,
+        height=round(90 + rows * (WIDEST_PX / columns * frame.shape[0] / frame.shape[1] + 30)),
         margin={"l": 0, "r": 0, "t": 80, "b": 0},
     )
     figure.update_xaxes(visible=False)
@@ -118,6 +118,7 @@ def temporal_matrices(
     values = [np.asarray(matrices[name]) for name in names]
     labels = frame_names(len(values[0]), times_s)
     figure = make_subplots(1, len(names), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04)
+    side = min(400, (WIDEST_PX - 170) // len(names))  # px of each matrix
     for at, matrix in enumerate(values, start=1):
         figure.add_trace(
             go.Heatmap(
@@ -136,8 +137,8 @@ def temporal_matrices(
     figure.update_layout(
         coloraxis={"colorscale": SCALE, "cmin": min(0.0, *(float(v.min()) for v in values)), "colorbar": {"title": of}},
         title=title,
-        height=460,
-        width=170 + 400 * len(names),
+        height=min(460, 200 + side),
+        width=170 + side * len(names),
     )
     return tidy(figure)
 
@@ -151,7 +152,8 @@ def film_strip(frames: np.ndarray, maps: ArrayLike, times_s: ArrayLike | None = 
         tickmode="array", tickvals=[(t + 0.5) * W for t in range(T)], ticktext=frame_names(T, times_s), showgrid=False
     )
     figure.update_yaxes(visible=False, scaleanchor="x")
-    strip_px = min(1180, 320 * T)  # at most 320 px per frame, so that a clip of one frame does not fill the page
+    # At most 320 px per frame, so that a clip of one frame does not fill the page.
+    strip_px = min(WIDEST_PX - 20, 320 * T)
     figure.update_layout(title=title, width=max(strip_px, 460) + 20, height=round(strip_px / T * 2 * H / W) + 100)
     figure.update_layout(margin={"l": 10, "r": 10, "t": 50, "b": 50})
     return tidy(figure)

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 from endofm_lab.errors import UserError
 from endofm_lab.figures.attention import SCALE
 from endofm_lab.figures.prediction import data_uri
-from endofm_lab.figures.style import color_of, tidy
+from endofm_lab.figures.style import WIDEST_PX, color_of, tidy
 
 
 def scatter(
@@ -60,7 +60,7 @@ def picture_sheet(pictures: Sequence[np.ndarray], titles: Sequence[str], columns
     figure.update_yaxes(visible=False)
     figure.update_annotations(font_size=12)
     figure.update_layout(
-        height=60 + rows * (1000 // columns + 34), width=1000, margin={"l": 0, "r": 0, "t": 40, "b": 0}
+        height=60 + rows * (WIDEST_PX // columns + 34), width=WIDEST_PX, margin={"l": 0, "r": 0, "t": 40, "b": 0}
     )
     return tidy(figure)
 

@@ -23,6 +23,7 @@ NAMED = {
     "withdrawing": "#009E73",
 }
 MASK_RGB = (0, 229, 255)  # unlike every colour of tissue
+WIDEST_PX = 860  # the output of a cell in JupyterLab shows this width in a window of 1300 px
 
 # Plotly's configuration wherever a figure is shown: no button that uploads the figure, and no server to upload it to.
 CONFIG: dict[str, Any] = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}

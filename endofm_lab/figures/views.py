@@ -6,7 +6,7 @@ from PIL import Image
 from plotly.subplots import make_subplots
 
 from endofm_lab.figures.prediction import data_uri
-from endofm_lab.figures.style import PALETTE, tidy
+from endofm_lab.figures.style import PALETTE, WIDEST_PX, tidy
 from endofm_lab.pretraining.views import ViewDraw, Views
 from endofm_lab.video.transforms import InputSpec, from_input
 
@@ -130,9 +130,8 @@ def seen(views: Views, spec: InputSpec, which: list[int] | None = None, title: s
     figure.update_xaxes(visible=False, constrain="domain", constraintoward="left")
     figure.update_yaxes(visible=False)
     figure.update_annotations(font_size=12, x=0, xanchor="left")
-    width = 112 * most
     figure.update_layout(
-        title=title, width=width, height=(70 if title else 30) + 140 * rows,
+        title=title, width=min(112 * most, WIDEST_PX), height=(70 if title else 30) + 140 * rows,
         margin={"l": 10, "r": 0, "t": 70 if title else 30, "b": 0},
     )  # fmt: skip
     return tidy(figure)

@@ -24,6 +24,7 @@ from endofm_lab.figures.attention import (
 )
 from endofm_lab.figures.embeddings import picture_sheet, scatter
 from endofm_lab.figures.export import export
+from endofm_lab.figures.style import WIDEST_PX
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.video.reader import write_video
 from tests.explain.models import small_clip, small_model
@@ -62,12 +63,15 @@ def test_every_figure_draws_and_exports_alone(tmp_path):
         film_strip(frames, maps.rollout()),
         head_grid(frames[0], {f"head {k}": maps.in_space(0, k)[0] for k in range(2)}),
         temporal_matrices({"a": maps.in_time(0), "b": maps.rollout_in_time()}, [0, 1, 2, 3]),
+        temporal_matrices({name: maps.in_time(0) for name in "abcd"}),
+        picture_sheet([frames[0]] * 3, ["a", "b", "c"]),
         head_statistics(maps.statistics()),
     ]
     for number, figure in enumerate(figures):
         page = export(figure, tmp_path / f"{number}.html").read_text()
         assert "Plotly.newPlot" in page and "cdn.plot.ly" not in page.split("</script>")[-2][-2000:]
         assert "#0000" not in figure.to_json().lower(), "Streamlit would replace this colour"
+        assert (figure.layout.width or 0) <= WIDEST_PX
     with pytest.raises(UserError, match="html, png, svg, pdf"):
         export(figures[0], tmp_path / "figure.gif")
 
