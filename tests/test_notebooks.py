@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
-FRAMED = [path for path in NOTEBOOKS if path.stem[:2] in {"01"}]  # lessons that have the course's frame
+FRAMED = [path for path in NOTEBOOKS if path.stem[:2] in {"01", "05"}]  # lessons that have the course's frame
 # The first lesson runs with every test run; the others compute for up to minutes.
 RUN = [pytest.param(p, marks=[] if p.stem.startswith("01") else [pytest.mark.slow], id=p.stem) for p in NOTEBOOKS]
 
@@ -42,6 +42,14 @@ MUTATIONS = [
         "    frames = lab.render(scene).frames\n",
         "    frames = lab.render(scene).frames[:1].repeat(8, axis=0)\n",
         "assert accuracy >= 0.9",
+    ),
+    Mutation(
+        "05",
+        "temporal attention that ignores its input",
+        "maps = lab.look(model, x)\n",
+        "for one in model.backbone.blocks:\n    torch.nn.init.zeros_(one.temporal_attn.qkv.weight)\n"
+        "maps = lab.look(model, x)\n",
+        "assert min(found",
     ),
 ]
 
