@@ -79,7 +79,7 @@ def new_run() -> None:
 
 def choose_run() -> Path | None:
     """A run of this machine, the newest first, or a typed folder."""
-    found = [p.parent for p in cache_folder("runs").glob("*/process.json")]
+    found = {p.parent for name in ("process.json", "config.json") for p in cache_folder("runs").glob(f"*/{name}")}
     folders = [str(p) for p in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
     typed = st.sidebar.text_input("Folder of another run", help="Made by endofm-lab pretrain --out").strip()
     if typed:
@@ -97,12 +97,15 @@ def show_state(run: Path, running: bool, described: dict, n_records: int) -> Non
     words = "running" if running else "finished" if done >= steps else "stopped"
     text, button = st.columns([5, 1], vertical_alignment="center")
     text.progress(min(done / steps, 1.0), text=f"**{plain(run.name)}** · {words} · {done} of {steps} steps")
-    if running and button.button("Stop", icon=":material/stop:", help="Saves a checkpoint, then ends"):
-        stop_run(run)
-        st.toast("The run saves a checkpoint and ends.")
-    elif words == "stopped" and button.button("Resume", icon=":material/play_arrow:"):
-        resume_run(run)
-        st.rerun()
+    try:
+        if running and button.button("Stop", icon=":material/stop:", help="Saves a checkpoint, then ends"):
+            stop_run(run)
+            st.toast("The run saves a checkpoint and ends.")
+        elif words == "stopped" and button.button("Resume", icon=":material/play_arrow:"):
+            resume_run(run)
+            st.rerun()
+    except errors.SHOWN as error:
+        errors.show(error)
 
 
 def show_run(run: Path) -> None:
@@ -120,6 +123,8 @@ def show_run(run: Path) -> None:
         return
     described, records = read_json(run / "config.json"), read_log(run / LOG)
     show_state(run, running, described, len(records))
+    if not running and (last := printed(run, 1)).startswith("Error:"):
+        st.error(plain(last.removeprefix("Error: ")))
     st.caption(
         f"{plain(described['n_clips'])} clips of {plain(described['n_files'])} videos · "
         f"{plain(described['initialisation']['words'])}"

@@ -3,6 +3,9 @@
 The run folder says which process works on it (``process.json``) and what it printed (``output.txt``).
 """
 
+import os
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +15,7 @@ import psutil
 
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, write_json
-from endofm_lab.folders.run_folder import held_by, refuse_held
+from endofm_lab.folders.run_folder import LOCK, Holder, held_by, refuse_held
 
 PROCESS, OUTPUT = "process.json", "output.txt"
 
@@ -20,11 +23,12 @@ PROCESS, OUTPUT = "process.json", "output.txt"
 def start_run(manifest: str | Path, out: str | Path, options: Sequence[str] = ()) -> None:
     """Start `endofm-lab pretrain MANIFEST --out OUT` with more options in a new process, and return at once.
 
+    If the folder holds a stopped run of the same settings, the run goes on. The process refuses a run of other settings
+    in the folder, and its last words (`printed`) then name what differs.
+
     Raises:
-        UserError: the folder is in use, or holds a run already.
+        UserError: the folder is in use.
     """
-    if (Path(out) / "config.json").exists():
-        raise UserError(f"{out} holds a run already; resume it, or give the new run another name.")
     _start(Path(out), [str(manifest), "--out", str(out), *options])
 
 
@@ -40,10 +44,35 @@ def resume_run(out: str | Path) -> None:
 
 
 def stop_run(out: str | Path) -> None:
-    """Ask a run to save a checkpoint and end; it does so within a step. Nothing happens if it is not running."""
-    process = _process(Path(out))
-    if process is not None:
+    """Ask a run to save a checkpoint and end; it does so within a step. Nothing happens if it is not running.
+
+    A run that was started in a terminal or a notebook of this machine is interrupted as Ctrl-C does it.
+
+    Raises:
+        UserError: the run belongs to another machine, to another user, or to the calling process.
+    """
+    if (process := _process(Path(out))) is not None:
         process.terminate()
+    elif (holder := held_by(out)) is not None:
+        _interrupt(Path(out), holder)
+
+
+def _interrupt(out: Path, holder: Holder) -> None:
+    if holder.host != socket.gethostname():
+        raise UserError(
+            f"{out} is being worked on by process {holder.pid} on {holder.host}, which cannot be stopped from here. "
+            f"Stop the run on {holder.host}; if that machine is gone, delete {out / LOCK}."
+        )
+    if holder.pid == os.getpid():
+        raise UserError(f"{out} is being worked on by this very process: interrupt the call that runs it.")
+    try:
+        psutil.Process(holder.pid).send_signal(signal.SIGINT)
+    except psutil.NoSuchProcess:
+        return
+    except psutil.AccessDenied as error:
+        raise UserError(
+            f"Process {holder.pid}, which works in {out}, belongs to another user: ask that user to stop the run."
+        ) from error
 
 
 def is_running(out: str | Path) -> bool:

@@ -1,6 +1,7 @@
 """The page Training without a browser: the command it starts, the run it shows, the buttons it offers."""
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from endofm_lab.cli.main import main
 from endofm_lab.files import write_json
+from endofm_lab.folders.run_folder import Holder
 from endofm_lab.pretraining import background
 from endofm_lab.pretraining.trainer import pretrain
 from tests.pretraining.runs import micro, write_clips
@@ -93,6 +95,20 @@ def test_a_running_run_can_be_stopped(cache, manifest, monkeypatch):
     app = page()
     next(b for b in app.button if b.label == "Stop").click().run()
     assert stopped == [run]
+
+
+def test_a_stop_that_cannot_be_and_a_start_that_was_refused_are_sentences_on_the_page(cache, manifest):  # noqa: F811
+    run = cache / "runs" / "third"
+    going = pretrain(micro(manifest, run, steps=30))
+    next(going)
+    going.close()
+    write_json(run / ".lock", {**asdict(Holder.this_process(run)), "host": "gpu-7"})
+    app = page()
+    next(b for b in app.button if b.label == "Stop").click().run()
+    assert not app.exception and "Stop the run on gpu-7" in app.error[0].value
+    (run / ".lock").unlink()
+    (run / "output.txt").write_text("Error: the folder holds a pre-training run with other settings\n")
+    assert "with other settings" in page().error[0].value
 
 
 def test_a_run_that_failed_at_once_says_why(cache):

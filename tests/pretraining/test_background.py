@@ -1,13 +1,18 @@
 """Runs in a process of their own: stopped with a checkpoint, resumed, never two on one folder."""
 
 import os
+import subprocess
+import sys
 import time
+from dataclasses import asdict
 
 import psutil
 import pytest
 
+from endofm_lab.cli.main import main
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, write_json
+from endofm_lab.folders.run_folder import LOCK, Holder
 from endofm_lab.pretraining.background import PROCESS, is_running, printed, resume_run, start_run, stop_run
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import read_log
@@ -23,8 +28,9 @@ def wait_until(condition, run, seconds=250):
 
 def test_a_run_in_the_background_stops_with_a_checkpoint_and_goes_on(manifest, tmp_path):
     run = tmp_path / "run"
-    start_run(manifest, run, ["100000" if word == "8" else word for word in SETTINGS])
-    with pytest.raises(UserError, match=r"holds a run already|is being worked on"):
+    settings = ["100000" if word == "8" else word for word in SETTINGS]
+    start_run(manifest, run, settings)
+    with pytest.raises(UserError, match="is being worked on"):
         start_run(manifest, run)
     wait_until(lambda: len(read_log(run / "log.jsonl")) >= 3 or not is_running(run), run)
     stop_run(run)
@@ -38,8 +44,50 @@ def test_a_run_in_the_background_stops_with_a_checkpoint_and_goes_on(manifest, t
     wait_until(lambda: len(read_log(run / "log.jsonl")) > done or not is_running(run), run)
     stop_run(run)
     wait_until(lambda: not is_running(run), run)
+    done = len(read_log(run / "log.jsonl"))
+    start_run(manifest, run, settings)  # the same request goes on, too
+    wait_until(lambda: len(read_log(run / "log.jsonl")) > done or not is_running(run), run)
+    stop_run(run)
+    wait_until(lambda: not is_running(run), run)
     records = read_log(run / "log.jsonl")
     assert len(records) > done and [r["step"] for r in records] == list(range(len(records)))
+
+
+def test_a_run_of_other_settings_in_the_folder_is_refused_in_its_last_words(manifest, tmp_path):
+    assert main(["pretrain", str(manifest), "--out", str(tmp_path / "run"), *SETTINGS]) == 0
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    start_run(manifest, tmp_path / "run", [*SETTINGS, "--seed", "7"])
+    wait_until(lambda: not is_running(tmp_path / "run"), tmp_path / "run")
+    assert "with other settings: config.seed is 0 there, 7 here" in printed(tmp_path / "run", 1)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_run_that_was_started_in_a_terminal_can_be_stopped(manifest, tmp_path):
+    run = tmp_path / "run"
+    options = ["100000" if word == "8" else word for word in SETTINGS]
+    command = [sys.executable, "-m", "endofm_lab.cli.main", "pretrain", str(manifest), "--out", str(run), *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as terminal:
+        try:
+            wait_until(lambda: len(read_log(run / "log.jsonl")) >= 2 or terminal.poll() is not None, run)
+            assert not (run / PROCESS).exists()
+            stop_run(run)
+            said = terminal.communicate(timeout=120)[1]
+        finally:
+            terminal.kill()
+    assert terminal.returncode == 130 and "Stopped." in said
+    done = len(read_log(run / "log.jsonl"))
+    assert Checkpoints(run / "checkpoints").all()[-1].name == f"step-{done:08d}"
+
+
+def test_a_run_on_another_machine_is_not_stopped_from_here_and_the_sentence_names_the_machine(tmp_path):
+    holder = asdict(Holder.this_process(tmp_path))
+    write_json(tmp_path / LOCK, {**holder, "host": "gpu-7"})
+    assert is_running(tmp_path)
+    with pytest.raises(UserError, match=rf"process {os.getpid()} on gpu-7.*Stop the run on gpu-7"):
+        stop_run(tmp_path)
+    write_json(tmp_path / LOCK, holder)
+    with pytest.raises(UserError, match="this very process"):
+        stop_run(tmp_path)
 
 
 def test_another_process_with_that_number_is_not_the_run(tmp_path):
