@@ -10,7 +10,7 @@ from endofm_lab.data.phantom_set import RECORD
 from endofm_lab.errors import UserError
 from endofm_lab.explain.embeddings import STORE, load_store
 from endofm_lab.files import read_json
-from endofm_lab.folders.hashes import Changes, changes
+from endofm_lab.folders.hashes import HASHES, Changes, changes
 from endofm_lab.model.card import CARD_FILE
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.prediction import load_prediction
@@ -46,7 +46,10 @@ class Integrity:
         if self.problems:
             return "\n".join([f"{self.folder} ({self.kind}) is DAMAGED:", *(f"  {text}" for text in self.problems)])
         if self.hashes is None:
-            return f"{self.folder} ({self.kind}) can be read. It has no hashes, so smaller damage may go unnoticed."
+            return (
+                f"{self.folder} ({self.kind}) can be read. It has no hashes: written by an earlier version, or {HASHES} "
+                "was deleted. Smaller damage may go unnoticed."
+            )
         n, since = self.hashes.n_files, self.hashes.since
         lines = [f"{self.folder} ({self.kind}) is whole: {n} files are unchanged since {since}."]
         if self.hashes.added:

@@ -15,6 +15,7 @@ from endofm_lab.data.phantom_set import write_phantom
 from endofm_lab.errors import UserError
 from endofm_lab.explain.embeddings import embed, load_store
 from endofm_lab.finetuning.evaluate import evaluate
+from endofm_lab.folders import run_folder
 from endofm_lab.folders.hashes import HASHES, changes
 from endofm_lab.integrity import check_folder
 from endofm_lab.model.card import HeadSpec
@@ -137,6 +138,29 @@ def test_the_same_command_again_does_not_bless_what_was_damaged_since(tmp_path):
     masks[0].write_bytes(b"damaged")
     write_phantom(tmp_path / "phantom", "tiny", progress=False)
     assert changes(manifest.parent).changed == (masks[0].relative_to(manifest.parent).as_posix(),)
+
+
+def test_a_finished_folder_without_hashes_is_not_sealed_by_the_same_command_again(folders, tmp_path):
+    """Whether it is as the job left it, nobody knows: a repeat must not make damage look whole."""
+    copy = shutil.copytree(folders / "study", tmp_path / "study")
+    (copy / HASHES).unlink()
+    run_study(folders / "video.mp4", folders / "model", copy, progress=False)
+    assert not (copy / HASHES).exists()
+    assert "no hashes: written by an earlier version" in check_folder(copy).text()
+
+
+def test_a_job_that_was_killed_while_its_hashes_were_written_gets_them_from_the_same_command(folders, tmp_path):
+    out = tmp_path / "prediction"
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run_folder, "write_hashes", _interrupted)
+        predict_video(folders / "video.mp4", folders / "model", out=out, progress=False)
+    assert (out / "prediction.json").exists() and not (out / HASHES).exists()
+    predict_video(folders / "video.mp4", folders / "model", out=out, progress=False)
+    assert changes(out).changed == () and check_folder(out).whole
+
+
+def _interrupted(*_, **__):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

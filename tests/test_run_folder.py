@@ -14,7 +14,7 @@ import pytest
 from endofm_lab.cli.main import main
 from endofm_lab.data.samples import sample_video
 from endofm_lab.errors import UserError
-from endofm_lab.folders.run_folder import LOCK, FolderInUseError, Holder, claim, held_by
+from endofm_lab.folders.run_folder import LOCK, UNSEALED, FolderInUseError, Holder, claim, held_by
 
 REQUEST = {"steps": 100, "seeds": (0, 1), "views": {"px": 64, "frames": 4}, "model": "a" * 64}
 
@@ -35,7 +35,7 @@ def holding(folder):
 
 def test_the_request_is_written_before_anything_else_and_the_lock_goes_at_the_end(tmp_path):
     with claim(tmp_path / "run", REQUEST, "a run", about={"made": "today"}) as folder:
-        assert sorted(path.name for path in folder.iterdir()) == [LOCK, "job.json"]
+        assert sorted(path.name for path in folder.iterdir()) == [LOCK, UNSEALED, "job.json"]
         assert held_by(folder).pid == os.getpid()
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["hashes.json", "job.json"]
     assert json.loads((tmp_path / "run" / "job.json").read_text())["made"] == "today"

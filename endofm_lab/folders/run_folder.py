@@ -27,6 +27,7 @@ from endofm_lab.files import LEFTOVER, read_json, sweep, write_json
 from endofm_lab.folders.hashes import HASHES, write_hashes
 
 LOCK = ".lock"
+UNSEALED = ".unsealed"  # lies in the folder from the request to the hashes: the job is not known to be finished
 _UNFINISHED_S = 2.0  # after this time, a lock without content belongs to a process that was killed while writing it
 _FINGERPRINT = re.compile(r"[0-9a-f]{32,64}")
 Completion = Callable[[dict[str, Any]], Mapping[str, Any]]
@@ -104,6 +105,8 @@ def claim(
         allowed_files: names of files that a new folder may already contain; they get no hashes.
         completed: adds entries that an older version did not record.
         product: the folder whose files are hashed when the block has ended without an error; by default ``folder``.
+            A product that was finished without hashes (by an earlier version, or because they were deleted) gets none,
+            because its files may have changed since.
 
     Yields:
         The folder.
@@ -121,17 +124,21 @@ def claim(
         new = not (folder / record).exists()
         if new:
             _refuse_foreign(folder, kind, allowed_files)
+            (folder / UNSEALED).touch()
             write_json(folder / record, {**requested, **(about or {})})
         else:
             check_request(folder, requested, kind, record, completed)
         sweep(folder)
         try:
             yield folder
-            if not ((product or folder) / HASHES).exists():
-                write_hashes(product or folder, without=allowed_files)
+            if (folder / UNSEALED).exists():
+                if not ((product or folder) / HASHES).exists():
+                    write_hashes(product or folder, without=allowed_files)
+                (folder / UNSEALED).unlink()
         except UserError:  # such as a missing option: the corrected request may use the same folder
             if new and not _foreign(folder, (record, *allowed_files)):
                 (folder / record).unlink()
+                (folder / UNSEALED).unlink(missing_ok=True)
             raise
 
 
@@ -156,6 +163,13 @@ def check_request(
             f"{folder} holds {kind} with other settings: {'; '.join(differing[:5])}{remainder}. Choose another folder, "
             "or delete this one."
         )
+
+
+def unseal(folder: Path, product: Path) -> None:
+    """Take the hashes of a finished product away, whose job in ``folder`` is done again; the job's end writes them."""
+    if (product / HASHES).exists():
+        (folder / UNSEALED).touch()
+        (product / HASHES).unlink()
 
 
 def held_by(folder: str | Path) -> Holder | None:
@@ -241,7 +255,7 @@ def _foreign(folder: Path, allowed_files: Sequence[str]) -> list[str]:
         path.name
         for path in sorted(folder.iterdir())
         if path.name not in allowed_files
-        and not path.name.startswith(LOCK)
+        and not path.name.startswith((LOCK, UNSEALED))
         and not LEFTOVER.fullmatch(path.name)
         and not (path.is_dir() and not any(path.iterdir()))
     ]
