@@ -20,6 +20,12 @@ from scipy.sparse.csgraph import connected_components
 
 from endofm_lab.video.images import IMAGE_SUFFIXES
 
+# With 4 units there are only 35 different resamples, so that the outer 2.5 % hardly differ from the worst and the best
+# unit; with 5 there are 126.
+MIN_UNITS_FOR_INTERVAL = 5
+# From here on a nominal 95 % interval covers at least 90 %, so that a p-value of 0.05 means at most 0.10.
+MIN_UNITS_FOR_RANK = 10
+
 GROUP_COLUMNS = ("patient", "video", "sequence")
 # The possible kinds of units, the best first; an image is its own unit only if nothing else is known.
 KINDS = ("patient", "sequence", "sequence (read from the file names)", "video", "image")

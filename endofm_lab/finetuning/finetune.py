@@ -16,7 +16,7 @@ import torch
 from endofm_lab.data.audit.audit import audit
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import ManifestError, UserError
-from endofm_lab.files import read_json, read_parquet, write_json, write_parquet
+from endofm_lab.files import read_json, write_json
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.fitting import Choice, Fit
 from endofm_lab.folders.provenance import provenance
@@ -29,7 +29,7 @@ from endofm_lab.model.loading.formats import Checkpoint
 from endofm_lab.model.loading.load import in_memory, save_model
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.outside import name_of
-from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, write_run
+from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, read_predictions, write_predictions, write_run
 from endofm_lab.tasks import Task
 from endofm_lab.tasks.classification import Classification
 from endofm_lab.tasks.examples import SPLITS, Example, read_split, refuse_shared_units, units_of
@@ -150,6 +150,7 @@ class _Job:
             **{name: value for name, value in settings.items() if name not in ("manifest", "out", "workers", "device")},
             "start_weights": self.config.start.content() if self.start is None else self.start.sha256,
             "manifest_fingerprint": self.manifest.fingerprint,
+            **self.task.contents(),
             "files": self.manifest.contents("video", *self.task.files),
         }
 
@@ -197,7 +198,7 @@ class _Job:
         metrics = fit.metrics(table)
         if config.method != "knn":  # a bank of neighbours is no model
             self._save(seed, model, metrics)
-        write_parquet(folder / PREDICTIONS, table)
+        write_predictions(folder / PREDICTIONS, table, units_of(self.manifest, "test").kind)
         yield {
             "seed": seed,
             "chosen": choice.chosen,
@@ -211,7 +212,7 @@ class _Job:
         config, manifest = self.config, self.manifest
         tables = []
         for seed in config.seeds:
-            table = read_parquet(self.folder(seed) / PREDICTIONS)
+            table = read_predictions(self.folder(seed) / PREDICTIONS)
             table.insert(0, "seed", seed)
             tables.append(table)
         protocol: dict[str, Any] = {

@@ -19,16 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from endofm_lab.data.units import MIN_UNITS_FOR_INTERVAL, MIN_UNITS_FOR_RANK
 from endofm_lab.metrics.classification import MetricError, Values
 
 Metric = Callable[..., Values]
 MetricSet = Callable[[NDArray[np.float64]], Mapping[str, Values]]
 
-# With 4 units there are only 35 different resamples, so that the outer 2.5 % hardly differ from the worst and the best
-# unit; with 5 there are 126.
-MIN_UNITS_FOR_INTERVAL = 5
-# From here on a nominal 95 % interval covers at least 90 %, so that a p-value of 0.05 means at most 0.10.
-MIN_UNITS_FOR_RANK = 10
 _CELLS = 1 << 22  # rows times resamples in memory at once: 32 MB of weights
 
 

@@ -4,7 +4,8 @@ import math
 
 import pandas as pd
 
-from endofm_lab.metrics.intervals import MIN_UNITS_FOR_INTERVAL, bootstrap_samples, defined_units
+from endofm_lab.data.units import MIN_UNITS_FOR_INTERVAL
+from endofm_lab.metrics.intervals import bootstrap_samples, defined_units
 from endofm_lab.runs.run import Run
 
 

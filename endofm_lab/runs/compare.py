@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 
 from endofm_lab.brief import Brief, html_of
+from endofm_lab.data.units import MIN_UNITS_FOR_INTERVAL
 from endofm_lab.files import formulas_as_text
-from endofm_lab.metrics.intervals import MIN_UNITS_FOR_INTERVAL, Difference, Interval, caution
+from endofm_lab.metrics.intervals import Difference, Interval, caution
 from endofm_lab.runs.run import Run, RunError
 
 

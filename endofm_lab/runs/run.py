@@ -22,7 +22,9 @@ classes only where there are any:
 What may differ between compared runs (learning rate, epochs of a method, ...) does not belong into ``protocol``.
 
 ``predictions.parquet`` has one row per test item and seed: ``seed``, ``row`` (id of the item, unique within the seed),
-``patient`` (the unit that the item belongs to, see `data.units`), and the columns of its task:
+``unit`` (of independence, that the item belongs to, see `data.units`) and ``unit_kind`` ("patient", "sequence", ...: that
+of the report), and the columns of its task. In `Run.predictions`, as in a task's table of answers and in files of older
+versions, the unit stands in a column ``patient`` whatever its kind.
 
 | task | one row is | columns |
 |---|---|---|
@@ -155,6 +157,7 @@ def write_run(folder: str | Path, run: Run) -> None:
     _check(run, folder)
     samples, seed_std = run.samples(), run.seed_std()
     metrics = {name: {**asdict(samples.interval(name)), "seed_std": seed_std[name]} for name in samples.values}
+    unit = run.unit or {"kind": "patient", "n": run.n_units, "words": run.units_in_words}
     report: dict[str, Any] = {
         "run": run.run,
         "task": run.task,
@@ -163,7 +166,7 @@ def write_run(folder: str | Path, run: Run) -> None:
         "seeds": list(run.seeds),
         "protocol": run.protocol,
         "test": run.test,
-        "unit": run.unit or {"kind": "patient", "n": run.n_units, "words": run.units_in_words},
+        "unit": unit,
         "metrics": {name: {key: _json(value) for key, value in row.items()} for name, row in metrics.items()},
         "audit": run.audit,
         "provenance": run.provenance,
@@ -173,8 +176,27 @@ def write_run(folder: str | Path, run: Run) -> None:
     if run.measures:
         report["measures"] = [name_of(measure) for measure in run.measures]
     (folder / HASHES).unlink(missing_ok=True)
-    write_parquet(folder / PREDICTIONS, run.predictions)
+    write_predictions(folder / PREDICTIONS, run.predictions, unit["kind"])
     write_json(folder / REPORT, report)
+
+
+def write_predictions(path: str | Path, table: pd.DataFrame, kind: str) -> None:
+    """Write a task's table of answers with its units named as what they are; atomic."""
+    named = table.rename(columns={"patient": "unit"})
+    named.insert(named.columns.tolist().index("unit") + 1, "unit_kind", kind)
+    write_parquet(path, named)
+
+
+def read_predictions(path: str | Path) -> pd.DataFrame:
+    """The table that `write_predictions` wrote, with the column ``patient`` that tasks know; also of older versions.
+
+    Raises:
+        ValueError: the file is damaged, or no Parquet table.
+    """
+    table = read_parquet(path)
+    if "unit" not in table:
+        return table
+    return table.drop(columns=["patient", "unit_kind"], errors="ignore").rename(columns={"unit": "patient"})
 
 
 def read_run(folder: str | Path, allow: Allowed = ()) -> Run:
@@ -198,7 +220,7 @@ def read_run(folder: str | Path, allow: Allowed = ()) -> Run:
     except UserError as error:
         raise RunError(f"{folder} cannot be read ({error}).") from error
     with reading(folder / PREDICTIONS, "It is not a Parquet table that can be read: copy the run again.", RunError):
-        predictions = read_parquet(folder / PREDICTIONS)
+        predictions = read_predictions(folder / PREDICTIONS)
     keys = ["run", "task", "method", "initialisation", "seeds", "protocol", "test", "metrics", "audit"]
     missing = [key for key in keys if not isinstance(report, dict) or key not in report]
     if missing:
@@ -289,7 +311,7 @@ def _check(run: Run, folder: Path) -> None:
         refuse(f"The predictions are of seeds {seeds}, the report says {list(run.seeds)}.")
     if no_patient := int(table["patient"].isna().sum()):
         refuse(
-            f"{no_patient} rows have no unit in the column patient; give the sequence or the video where patients "
+            f"{no_patient} rows have no unit in the column unit; give the sequence or the video where patients "
             "are unknown."
         )
     if repeated := int(table.duplicated(["seed", "row"]).sum()):

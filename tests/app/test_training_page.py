@@ -97,7 +97,7 @@ def test_a_running_run_can_be_stopped(cache, manifest, monkeypatch):
     assert stopped == [run]
 
 
-def test_a_stop_that_cannot_be_and_a_start_that_was_refused_are_sentences_on_the_page(cache, manifest):  # noqa: F811
+def test_a_stop_that_cannot_be_and_a_start_that_was_refused_are_sentences_on_the_page(cache, manifest):
     run = cache / "runs" / "third"
     going = pretrain(micro(manifest, run, steps=30))
     next(going)

@@ -379,7 +379,20 @@ def test_two_patients_are_too_few_to_blame_the_device() -> None:
     """100 rows, but only two groups: every permutation of two patients gives the same association."""
     label = np.repeat(["polyp", "normal"], 50)
     result = confounding("device", pd.Series(np.repeat(["A", "B"], 50)), pd.Series(label), np.repeat([0, 1], 50))
-    assert result is not None and result.p_value == 1.0
+    assert result is not None and np.isnan(result.p_value) and result.n_groups == 2
+
+
+def test_below_ten_units_the_audit_gives_no_p_value_and_says_that_it_could_not_test() -> None:
+    """Nine patients, each device has one class: by permutation p is 1/126, which so few patients cannot carry."""
+    for n, warned in ((9, False), (12, True)):
+        side = np.repeat(np.arange(n) < n // 2, 10)
+        names = [f"v{i}.mp4" for i in range(10 * n)]
+        table = {"label": np.where(side, "polyp", "normal"), "device": np.where(side, "A", "B")}
+        data = manifest(video=names, patient=np.repeat([f"p{i}" for i in range(n)], 10), split="train", **table)
+        result = audit(data)
+        assert bool(found(result, "class and device")) == warned
+        told = [text for text in result.unchecked if "The device goes with the class" in text]
+        assert bool(told) != warned and all("with 9 independent groups there is no test; 10 are" in t for t in told)
 
 
 # Verdicts and outputs ------------------------------------------------------------------------------------------------

@@ -280,13 +280,25 @@ def test_an_altered_report_is_refused(key, value, tmp_path):
 def test_altered_predictions_of_a_run_are_refused(tmp_path):
     write_run(tmp_path, made_run("a"))
     table = pd.read_parquet(tmp_path / "predictions.parquet")
-    for spoiled in (table.drop(columns="patient"), table.drop(columns="seed"), table.assign(seed="a")):
+    for spoiled in (table.drop(columns="unit"), table.drop(columns="seed"), table.assign(seed="a")):
         spoiled.to_parquet(tmp_path / "predictions.parquet")
         with pytest.raises(RunError):
             read_run(tmp_path)
     (tmp_path / "predictions.parquet").write_bytes(b"PAR1")
     with pytest.raises(RunError, match="Parquet table"):
         read_run(tmp_path)
+
+
+def test_the_file_names_its_units_as_what_they_are_and_files_of_older_versions_are_read(tmp_path):
+    unit = {"kind": "sequence", "n": 20, "words": "20 sequences; patients unknown"}
+    run = made_run("a", unit=unit)
+    write_run(tmp_path, run)
+    table = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert table.columns[:4].tolist() == ["seed", "row", "unit", "unit_kind"] and "patient" not in table
+    assert set(table["unit_kind"]) == {"sequence"} and table["unit"].tolist() == run.predictions["patient"].tolist()
+    pd.testing.assert_frame_equal(read_run(tmp_path).predictions, run.predictions)
+    run.predictions.to_parquet(tmp_path / "predictions.parquet")  # as an older version wrote it
+    pd.testing.assert_frame_equal(read_run(tmp_path).predictions, run.predictions)
 
 
 def test_a_run_that_breaks_the_contract_is_not_written(tmp_path):

@@ -1,5 +1,6 @@
 """The single checks of the audit, and what they report."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -11,7 +12,7 @@ import pandas as pd
 from endofm_lab.data.audit.confounding import confounding
 from endofm_lab.data.audit.duplicates import Neighbours
 from endofm_lab.data.audit.overlap import Rows, frame_gaps, shared, time_gaps
-from endofm_lab.data.units import group_ids
+from endofm_lab.data.units import MIN_UNITS_FOR_RANK, group_ids
 
 N_EXAMPLES = 12
 NEAR_FRAMES = 5
@@ -232,6 +233,12 @@ class Checks:
                 continue
             found = confounding(column, table[column].fillna("").astype(str), table["label"], groups)
             if found is None or found.cramers_v < STRONG_V or found.p_value > 0.01:
+                continue
+            if math.isnan(found.p_value):
+                self.unchecked.append(
+                    f"The {column} goes with the class (Cramér's V {found.cramers_v:.2f}), which may be chance: with "
+                    f"{found.n_groups} independent groups there is no test; {MIN_UNITS_FOR_RANK} are needed."
+                )
                 continue
             self.findings.append(
                 Finding(

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from endofm_lab.data.units import MIN_UNITS_FOR_RANK
+
 
 @dataclass(frozen=True)
 class Confounding:
@@ -15,7 +17,9 @@ class Confounding:
         cramers_v: bias-corrected Cramér's V in [0, 1] (Bergsma, J. Korean Stat. Soc. 2013).
         guess: balanced accuracy of the best guess of the class from the column alone, in [chance, 1].
         chance: 1 / number of classes.
-        p_value: share of 200 permutations of the column over groups that reach this V, at least 1/201.
+        n_groups: how many groups (patients or recordings) have a value and a label.
+        p_value: share of 200 permutations of the column over groups that reach this V, at least 1/201; NaN below
+            ``MIN_UNITS_FOR_RANK`` groups.
         counts: rows per value of the column and class.
     """
 
@@ -23,6 +27,7 @@ class Confounding:
     cramers_v: float
     guess: float
     chance: float
+    n_groups: int
     p_value: float
     counts: pd.DataFrame
 
@@ -53,9 +58,9 @@ def confounding(column: str, values: pd.Series, labels: pd.Series, groups: np.nd
     cells, rows = np.unique(group * n_labels + label, return_counts=True)
     owner, kind = np.divmod(cells, n_labels)
     of_group = value[np.unique(group, return_index=True)[1]]
-    observed = cramers_v(pairs)
+    observed, n_groups = cramers_v(pairs), len(of_group)
     rng = np.random.default_rng(0)
-    reached, n_permutations = 1, 200
+    reached, n_permutations = 1, 200 if n_groups >= MIN_UNITS_FOR_RANK else 0
     for _ in range(n_permutations):
         shuffled = _counts(rng.permutation(of_group)[owner] * n_labels + kind, rows, n_values, n_labels)
         reached += cramers_v(shuffled) >= observed - 1e-12
@@ -66,7 +71,8 @@ def confounding(column: str, values: pd.Series, labels: pd.Series, groups: np.nd
         # For each value, the best balanced guess is the class of whose rows this value holds the largest share.
         float(recalls.max(axis=1).sum() / n_labels),
         1 / n_labels,
-        reached / (n_permutations + 1),
+        n_groups,
+        reached / (n_permutations + 1) if n_permutations else float("nan"),
         pd.DataFrame(pairs.astype(int), index=pd.Index(value_names, name=column), columns=label_names),
     )
 
