@@ -47,8 +47,8 @@ class Integrity:
             return "\n".join([f"{self.folder} ({self.kind}) is DAMAGED:", *(f"  {text}" for text in self.problems)])
         if self.hashes is None:
             return (
-                f"{self.folder} ({self.kind}) can be read. It has no hashes: written by an earlier version, or {HASHES} "
-                "was deleted. Smaller damage may go unnoticed."
+                f"{self.folder} ({self.kind}) can be read. It has no hashes: written by an earlier version, or "
+                f"{HASHES} was deleted. Smaller damage may go unnoticed."
             )
         n, since = self.hashes.n_files, self.hashes.since
         lines = [f"{self.folder} ({self.kind}) is whole: {n} files are unchanged since {since}."]

@@ -7,6 +7,8 @@ different granularity can therefore be trained on together: each row states whic
 The idea follows EndoExtend24 (Roth et al., arXiv 2410.21302); the format and the tree are ours.
 """
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -64,6 +66,13 @@ class LabelMapping:
             for dataset, labels in self.rules.items()
         }
         object.__setattr__(self, "_lookup", lookup)
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that change with the tree, its order or a rule, and not with comments or the title."""
+        rules = {dataset: {label: list(to) for label, to in labels.items()} for dataset, labels in self.rules.items()}
+        content = json.dumps([self.multi_label, list(self.parents.items()), rules], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
 
     @property
     def leaves(self) -> tuple[str, ...]:

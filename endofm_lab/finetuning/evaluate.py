@@ -51,6 +51,7 @@ class _Asked:
             "weights": weights[0] if self.trained is None else weights,
             "head": self.head,
             **asdict(self.task),
+            **self.task.contents(),
             "split_name": self.split_name,
             "manifest_fingerprint": table.fingerprint,
             "files": table.contents("video", *dict.fromkeys(("masks", "boxes", *self.task.files))),

@@ -53,6 +53,12 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def contents(self) -> dict[str, str]:
+        """Name of every file that is learned from -> `endofm_lab.files.fingerprint_of` it."""
+        used = {row.name for row in self.rows}
+        table = self.manifest.table
+        return Manifest(table[table["video"].isin(used)], self.manifest.root).contents()
+
     def name(self, index: int) -> str:
         """The manifest's name of the row's file."""
         return self.rows[index].name
@@ -88,6 +94,14 @@ class Mixture:
     def draws(self, seed: int) -> MixedDraws:
         """The order of the samples of a run."""
         return MixedDraws(self.sizes, self.weights, seed)
+
+    def contents(self) -> dict[str, str]:
+        """As `Corpus.contents`; names are of one manifest, so that they have its number in front."""
+        return {
+            f"manifest {number}: {name}": content
+            for number, corpus in enumerate(self.corpora, 1)
+            for name, content in corpus.contents().items()
+        }
 
     def name(self, index: int) -> str:
         """Manifest and name of the row's file."""

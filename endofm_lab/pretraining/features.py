@@ -53,6 +53,10 @@ class FeatureConfig(Objective):
         """The loss lies between 0 and 2; a collapse shows in the features."""
         return Signs()
 
+    def sources(self) -> dict[str, str]:
+        """The teacher's weights."""
+        return {"teacher_weights": self.teacher}
+
     def check(self) -> None:
         """Refuse to begin without a teacher."""
         if not self.teacher:

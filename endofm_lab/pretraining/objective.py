@@ -71,6 +71,10 @@ class Objective:
         """How the log of a run with this configuration is to be read."""
         return Signs()
 
+    def sources(self) -> dict[str, str]:
+        """Weights that the objective reads besides the start, by name: the run notices when they are replaced."""
+        return {}
+
     def check(self) -> None:
         """Called before a run begins and its folder is written.
 

@@ -18,13 +18,14 @@ from torch import nn
 from endofm_lab.data.audit.audit import audit
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.errors import UserError
-from endofm_lab.files import read_json, write_json
+from endofm_lab.files import fingerprint_of, read_json, write_json
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import check_request, claim
 from endofm_lab.model.card import HANDED_OVER, InitialisationRecord, Metric, ModelCard
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.frame import FrameBackbone, load_frame_weights
 from endofm_lab.model.loading.load import in_memory, initialise, load_model, save_model
+from endofm_lab.model.loading.locate import locate
 from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.model.video_model import VideoModel, described, model_on
 from endofm_lab.model.weight_files import state_fingerprint
@@ -69,7 +70,8 @@ def pretrain(
         the verdict's state, which is not logged, because it follows from the log.
 
     Raises:
-        UserError: the folder holds another run, or the manifest has changed since; settings that cannot work.
+        UserError: the folder holds another run, or the manifest or a video has changed since (the message names what
+            differs); settings that cannot work.
         ManifestError: no rows to learn from, or missing files.
         DivergenceError: the loss is not a number.
     """
@@ -182,6 +184,7 @@ class _Pretraining:
         if self.start is not None:
             weights = state_fingerprint(self.start)
             request["start"] = {"backbone": self.start.card.backbone, "weights": weights}
+        request |= {"videos": self.corpus.contents(), **self._weights_request(), **self._probe_request()}
         kind, out = "a pre-training run", self.config.out
         if not processes().is_main_process:
             if (out / CONFIG).is_file():
@@ -203,6 +206,21 @@ class _Pretraining:
             out, request, kind, record=CONFIG, about=about, allowed_files=(PROCESS, OUTPUT), completed=_completed
         ):
             yield
+
+    def _weights_request(self) -> dict[str, str]:
+        """Content of the weights that are read from this disk; a run goes on without a start that is gone."""
+        named = {"start_weights": self.config.initialisation, **self.objective.sources()}
+        paths = {
+            name: locate(source) if source == "demo" else Path(source).expanduser() for name, source in named.items()
+        }
+        return {name: fingerprint_of(path) for name, path in paths.items() if named[name] and path.exists()}
+
+    def _probe_request(self) -> dict[str, Any]:
+        """Which labelled rows and videos are asked during the run."""
+        if self.config.probe is None:
+            return {}
+        manifest = read_manifest(self.config.probe)
+        return {"probe_fingerprint": manifest.fingerprint, "probe_videos": manifest.contents()}
 
     def _initialised(self, backbone: Encoder) -> InitialisationRecord:
         """Fill the backbone, and say from where."""

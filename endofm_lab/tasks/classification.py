@@ -136,9 +136,13 @@ class Classification(Task):
 
     def protocol(self) -> dict[str, Any]:
         """The column, the clips and the mapping."""
-        mapping = {} if self.mapping is None else {"mapping": read_mapping(self.mapping).name}
+        mapping = {} if self.mapping is None else {"mapping": read_mapping(self.mapping).name, **self.contents()}
         crops = {} if self.crops == 1 else {"crops": self.crops}
         return {"label": self.label, "clips": self.clips, **crops, **mapping}
+
+    def contents(self) -> dict[str, str]:
+        """What the mapping says, whatever its file is called."""
+        return {} if self.mapping is None else {"mapping_fingerprint": read_mapping(self.mapping).fingerprint}
 
     def words(self) -> str:
         """The mapping of the classes, and the loss if it is not the default."""

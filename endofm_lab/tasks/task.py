@@ -115,6 +115,10 @@ class Task:
         """Options that must be equal in runs that are ranked together."""
         return {}
 
+    def contents(self) -> dict[str, str]:
+        """Fingerprints of the files that the options name, by option; a run notices when they change."""
+        return {}
+
     def words(self) -> str:
         """What the name of a run's method adds about the task, such as its smoother; empty for nothing."""
         return ""
@@ -125,6 +129,7 @@ class Task:
     def problem(cls, table: pd.DataFrame) -> str | None:
         """Why a table is not one of this task's, as the end of a sentence; None if it is."""
         missing = [name for name in ("seed", "row", "patient", *cls.columns) if name not in table]
+        missing = ["unit" if name == "patient" else name for name in missing]  # its name in the file
         return f"The predictions lack the columns {', '.join(missing)}." if missing else None
 
     @classmethod

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import unicodedata
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +16,10 @@ from endofm_lab.data.prepare import scan
 from endofm_lab.data.prepare.check import check_manifest
 from endofm_lab.data.prepare.layouts import LayoutError
 from endofm_lab.data.prepare.prepare import prepare
-from endofm_lab.data.prepare.recipes import list_recipes, load_recipe
+from endofm_lab.data.prepare.recipes import list_recipes, load_recipe, recipes_folder
 from endofm_lab.data.units import units
 from endofm_lab.errors import UserError
+from endofm_lab.folders.hashes import changes
 from endofm_lab.folders.run_folder import claim
 from endofm_lab.video.reader import open_video, write_video
 from tests.data.trees import BOX, HEIGHT, WIDTH, build_tree, mask, picture
@@ -267,6 +269,45 @@ def test_a_folder_with_another_preparation_is_refused_by_naming_what_differs(tmp
     held = claim(tmp_path / "elsewhere" / ".prepare", {}, "a preparation")
     with held, pytest.raises(UserError, match="is being worked on by process"):
         prepare("kvasir-seg", tmp_path / "disk", tmp_path / "elsewhere", layout="reduced")
+
+
+def test_a_made_mask_that_was_altered_is_named_and_not_sealed_anew(tmp_path):
+    kvasir(tmp_path / "disk", n=3)
+    for path in sorted((tmp_path / "disk" / "masks").iterdir()):
+        grey = np.asarray(Image.open(path).convert("L"))
+        Image.fromarray((grey // 2).astype(np.uint8)).save(path, quality=100)
+    made = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
+    masks = sorted((tmp_path / "out" / "masks").rglob("*.png"))
+    assert masks and changes(tmp_path / "out").changed == ()
+    prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
+    assert changes(tmp_path / "out").changed == ()
+    whole = masks[0].read_bytes()
+    masks[0].write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=rf"{masks[0].name} changed since the preparation"):
+        prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
+    assert len(changes(tmp_path / "out").changed) == 1
+    masks[0].unlink()
+    assert prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced").manifest == made.manifest
+    assert masks[0].read_bytes() == whole and changes(tmp_path / "out").changed == ()
+
+
+def test_a_recipe_or_a_list_that_was_edited_is_another_request(tmp_path):
+    kvasir(tmp_path / "disk", n=3)
+    shutil.copytree(recipes_folder(), tmp_path / "recipes")
+    own, lists = tmp_path / "recipes" / "kvasir-seg.yaml", tmp_path / "lists"
+    lists.mkdir()
+    (lists / "notes.txt").write_text("a")
+    asked = {"layout": "reduced", "recipes": tmp_path / "recipes", "lists": lists}
+    first = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", **asked).manifest.read_bytes()
+    own.write_text("# a comment changes nothing\n" + own.read_text())
+    assert prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", **asked).manifest.read_bytes() == first
+    (lists / "notes.txt").write_text("b")
+    with pytest.raises(UserError, match=r"other settings: different lists"):
+        prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", **asked)
+    facts = own.read_text()
+    own.write_text(facts.replace("device: colonoscope", "device: gastroscope", 1))
+    with pytest.raises(UserError, match=r"other settings: different recipe; "):
+        prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", **asked)
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_like_one_that_was_not(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Image models on labels of several data sets: classes by mapping, balanced draws, options of the paper's recipe."""
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -107,6 +108,18 @@ def test_a_mapping_that_leaves_a_split_without_rows_is_refused(manifest, tmp_pat
     (tmp_path / "several.yaml").write_text(several)
     with pytest.raises(UserError, match="gives rows several labels"):
         next(finetune(recipe(manifest, tmp_path / "run", mapping=str(tmp_path / "several.yaml"))))
+
+
+def test_a_run_does_not_go_on_after_its_mapping_says_something_else(manifest, tmp_path):
+    mapping = tmp_path / "two.yaml"
+    shutil.copy(manifest.parent / "two.yaml", mapping)
+    config = recipe(manifest, tmp_path / "run", mapping=str(mapping), steps=2, validate_every=1)
+    next(finetune(config))
+    mapping.write_text("# a comment changes nothing\n" + mapping.read_text())
+    next(finetune(config))
+    mapping.write_text(mapping.read_text().replace("ulcer: null", "ulcer: abnormal"))
+    with pytest.raises(UserError, match=r"other settings: different mapping"):
+        next(finetune(config))
 
 
 def test_a_strongly_augmented_sample_is_a_function_of_its_index_and_seed(manifest):

@@ -1,6 +1,7 @@
 """Runs: learn, resume bit for bit, save a model that says what it is, refuse what cannot go on."""
 
 import json
+import os
 import shutil
 
 import pandas as pd
@@ -15,6 +16,7 @@ from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.files import read_json
 from endofm_lab.pretraining.config import PRESETS, from_json, stored_settings, to_json, with_settings
 from endofm_lab.pretraining.corpus import Mixture
+from endofm_lab.pretraining.features import FeatureConfig
 from endofm_lab.pretraining.trainer import pretrain, resume, run_config
 from endofm_lab.reports.pretraining import REFERENCE, health_of, reference_for, report_run
 from endofm_lab.training.checkpoints import Checkpoints
@@ -123,6 +125,45 @@ def test_a_manifest_that_changed_is_refused(manifest, tmp_path):
     write_manifest(table[table.index != 1], own / manifest.name)
     with pytest.raises(UserError, match=r"other settings: different manifest\."):
         next(resume(tmp_path / "run"))
+
+
+def test_a_run_does_not_go_on_after_a_video_was_replaced_and_names_it(manifest, tmp_path):
+    own = tmp_path / "data"
+    shutil.copytree(manifest.parent, own)
+    path = own / manifest.name
+    next(pretrain(micro(path, tmp_path / "run", probe=path)))
+    kept = (own / "1_polyp.mkv").read_bytes()
+    times = (own / "1_polyp.mkv").stat()
+    (own / "1_polyp.mkv").write_bytes((own / "1_normal.mkv").read_bytes())
+    with pytest.raises(UserError, match=r"other settings: different videos\.1_polyp\.mkv; different probe_videos"):
+        next(resume(tmp_path / "run"))
+    (own / "1_polyp.mkv").write_bytes(kept)
+    os.utime(own / "1_polyp.mkv", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert next(resume(tmp_path / "run"))["step"] == 1
+    table = pd.read_csv(path)
+    write_manifest(table.assign(label=table["label"].to_numpy()[::-1]), own / "probe.csv")
+    next(pretrain(micro(path, tmp_path / "probed", probe=own / "probe.csv")))
+    write_manifest(table, own / "probe.csv")
+    with pytest.raises(UserError, match="different probe"):
+        next(resume(tmp_path / "probed"))
+
+
+def test_a_run_does_not_go_on_after_its_start_or_its_teacher_was_replaced(manifest, tmp_path):
+    for name, seed in (("first", 0), ("other", 1)):
+        list(pretrain(micro(manifest, tmp_path / name, steps=1, seed=seed)))
+    weights, other = tmp_path / "first" / "model", tmp_path / "other" / "model"
+    started = micro(manifest, tmp_path / "started", initialisation=str(weights))
+    taught = micro(
+        manifest, tmp_path / "taught", objective="features", features=FeatureConfig(teacher=str(weights), share=0.5)
+    )
+    for config in (started, taught):
+        next(pretrain(config))
+    shutil.rmtree(weights)
+    assert next(pretrain(started))["step"] == 1  # the checkpoint has the weights
+    shutil.copytree(other, weights)
+    for config, named in ((started, "start_weights"), (taught, "teacher_weights")):
+        with pytest.raises(UserError, match=f"different {named}"):
+            next(pretrain(config))
 
 
 def test_missing_files_are_listed_before_the_run_begins(manifest, tmp_path):

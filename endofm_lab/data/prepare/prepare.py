@@ -34,9 +34,9 @@ from endofm_lab.data.prepare.scan import (
 )
 from endofm_lab.data.prepare.sequences import encoded_rows, sequence_rows, window_rows
 from endofm_lab.errors import UserError
-from endofm_lab.files import atomic_path, sweep
-from endofm_lab.folders.hashes import HASHES
-from endofm_lab.folders.run_folder import claim
+from endofm_lab.files import atomic_path, fingerprint_of, sweep
+from endofm_lab.folders.hashes import HASHES, changes
+from endofm_lab.folders.run_folder import claim, unseal
 from endofm_lab.machine import cores
 
 WORK, JOURNAL = ".prepare", "journal.jsonl"  # a folder in the target, and the file in it
@@ -97,13 +97,16 @@ def prepare(
         raise UserError(f"{lists} is not a folder. Give the folder of the official lists.")
     finder = _finder(recipe, patient_from)
     workers = workers or cores()
-    request = _request(recipe, root, cut=cut, layout=layout, lists=lists, name=name, fps=fps, parts=parts, kind=kind)
+    request = _request(
+        recipe, root, recipes, cut=cut, layout=layout, lists=lists, name=name, fps=fps, parts=parts, kind=kind
+    )
     request |= {"patient_from": patient_from} if patient_from is not None else {}
     with (
         claim(out / WORK, request, "a preparation", allowed_files=(JOURNAL,), product=out) as folder,
         Journal(folder / JOURNAL) as journal,
     ):
-        (out / HASHES).unlink(missing_ok=True)  # pictures that were replaced are read again
+        _refuse_altered(out)
+        unseal(folder, out)  # pictures that were replaced are read again
         run = _Run(out, journal, workers, cut, fps, finder)
         if recipe.parts:
             collected = _merged(run, recipe, root, parts or {}, recipes)
@@ -113,9 +116,22 @@ def prepare(
         return write_prepared(recipe, root, out, collected, kind, cut)
 
 
+def _refuse_altered(out: Path) -> None:
+    """Refuse to go on with masks and clips that were made here and have changed since: they would not be made again."""
+    found = changes(out)
+    kept = [] if found is None else [name for name in found.changed if name.startswith(("masks/", "clips/"))]
+    if found is not None and kept:
+        more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+        raise UserError(
+            f"{out / kept[0]}{more} changed since the preparation of {found.since}: damaged, or edited by hand. Delete "
+            f"the file and prepare again to have it made again; to keep it as it is, delete {out / HASHES}."
+        )
+
+
 def _request(
     recipe: Recipe,
     root: Path,
+    recipes: str | Path | None,
     *,
     cut: Cut,
     layout: str | None,
@@ -126,12 +142,16 @@ def _request(
     kind: str,
 ) -> dict[str, Any]:
     """The settings that must be equal for a preparation to continue."""
+    inner = sorted({part.recipe for part in recipe.parts})
     return {
         "recipe": f"{recipe.name}@{recipe.version}",
+        "recipe_fingerprint": recipe.fingerprint,
+        "part_recipes": {part: load_recipe(part, recipes or recipe.path.parent).fingerprint for part in inner},
         "root": str(root.resolve()),
         "cut": cut,
         "layout": layout,
         "lists": str(Path(lists).resolve()) if lists else None,
+        "lists_fingerprint": fingerprint_of(lists) if lists else None,
         "name": name or recipe.name,
         "fps": fps,
         "parts": {part: str(Path(folder).resolve()) for part, folder in (parts or {}).items()},
