@@ -18,7 +18,14 @@ from endofm_lab.data.prepare import annotations
 from endofm_lab.data.prepare.cut import ClipKind
 from endofm_lab.data.prepare.layouts import FoundLayout, LayoutError, find_layout, left_over
 from endofm_lab.data.prepare.names import patient_finder
-from endofm_lab.data.prepare.prepared import Collected, Prepared, differences, write_prepared
+from endofm_lab.data.prepare.prepared import (
+    Collected,
+    Prepared,
+    differences,
+    fact_fingerprints,
+    refuse_altered,
+    write_prepared,
+)
 from endofm_lab.data.prepare.recipes import Layout, Recipe, load_recipe
 from endofm_lab.data.prepare.rows import Row, build_rows, fit_row_boxes, name_patients
 from endofm_lab.data.prepare.scan import (
@@ -35,7 +42,6 @@ from endofm_lab.data.prepare.scan import (
 from endofm_lab.data.prepare.sequences import encoded_rows, sequence_rows, window_rows
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, fingerprint_of, sweep
-from endofm_lab.folders.hashes import HASHES, changes
 from endofm_lab.folders.run_folder import claim, unseal
 from endofm_lab.machine import cores
 
@@ -105,7 +111,7 @@ def prepare(
         claim(out / WORK, request, "a preparation", allowed_files=(JOURNAL,), product=out) as folder,
         Journal(folder / JOURNAL) as journal,
     ):
-        _refuse_altered(out)
+        refuse_altered(out)
         unseal(folder, out)  # pictures that were replaced are read again
         run = _Run(out, journal, workers, cut, fps, finder)
         if recipe.parts:
@@ -114,18 +120,6 @@ def prepare(
             collected = _one(run, recipe, root, layout, Path(lists) if lists else None, name or recipe.name)
         sweep(out)
         return write_prepared(recipe, root, out, collected, kind, cut)
-
-
-def _refuse_altered(out: Path) -> None:
-    """Refuse to go on with masks and clips that were made here and have changed since: they would not be made again."""
-    found = changes(out)
-    kept = [] if found is None else [name for name in found.changed if name.startswith(("masks/", "clips/"))]
-    if found is not None and kept:
-        more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
-        raise UserError(
-            f"{out / kept[0]}{more} changed since the preparation of {found.since}: damaged, or edited by hand. Delete "
-            f"the file and prepare again to have it made again; to keep it as it is, delete {out / HASHES}."
-        )
 
 
 def _request(
@@ -142,11 +136,9 @@ def _request(
     kind: str,
 ) -> dict[str, Any]:
     """The settings that must be equal for a preparation to continue."""
-    inner = sorted({part.recipe for part in recipe.parts})
     return {
         "recipe": f"{recipe.name}@{recipe.version}",
-        "recipe_fingerprint": recipe.fingerprint,
-        "part_recipes": {part: load_recipe(part, recipes or recipe.path.parent).fingerprint for part in inner},
+        **fact_fingerprints(recipe, recipes),
         "root": str(root.resolve()),
         "cut": cut,
         "layout": layout,

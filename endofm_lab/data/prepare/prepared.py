@@ -1,5 +1,6 @@
 """The result of a preparation: the manifest, the counts beside the published counts, and every problem by name."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,10 +11,12 @@ import pandas as pd
 
 from endofm_lab.data.manifest import write_manifest
 from endofm_lab.data.prepare.layouts import LayoutError
-from endofm_lab.data.prepare.recipes import Recipe
+from endofm_lab.data.prepare.recipes import Recipe, load_recipe
 from endofm_lab.data.prepare.scan import Problem
 from endofm_lab.data.units import units
+from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, sha256_of, write_json
+from endofm_lab.folders.hashes import HASHES, changes
 
 
 @dataclass(frozen=True)
@@ -151,3 +154,28 @@ def relative_to_manifest(path: str, out: Path) -> str:
         return ""
     full, folder = Path(path), out.absolute()
     return full.relative_to(folder).as_posix() if full.is_relative_to(folder) else full.as_posix()
+
+
+def refuse_altered(out: Path) -> None:
+    """Refuse to go on with masks and clips that were made here and have changed since: they would not be made again."""
+    found = changes(out)
+    kept = [] if found is None else [name for name in found.changed if name.startswith(("masks/", "clips/"))]
+    if found is not None and kept:
+        more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+        raise UserError(
+            f"{out / kept[0]}{more} changed since the preparation of {found.since}: damaged, or edited by hand. Delete "
+            f"the file and prepare again to have it made again; to keep it as it is, delete {out / HASHES}."
+        )
+
+
+def fact_fingerprints(recipe: Recipe, recipes: str | Path | None) -> dict[str, Any]:
+    """32 hexadecimal digits that change with any fact of a recipe or of its parts' recipes, and not with comments."""
+    parts = {part.recipe: load_recipe(part.recipe, recipes or recipe.path.parent) for part in recipe.parts}
+    return {
+        "recipe_fingerprint": _fact_fingerprint(recipe),
+        "part_fingerprints": {name: _fact_fingerprint(part) for name, part in parts.items()},
+    }
+
+
+def _fact_fingerprint(recipe: Recipe) -> str:
+    return hashlib.sha256(repr(recipe.facts).encode()).hexdigest()[:32]

@@ -4,7 +4,6 @@ One YAML file per data set in ``data_recipes/``. This module reads and checks th
 format is described in ``data_recipes/README.md``.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,11 +130,6 @@ class Recipe:
     patient_is: str = ""
     translate: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     splits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-    @property
-    def fingerprint(self) -> str:
-        """32 hexadecimal digits that change with any fact of the file, and not with its comments."""
-        return hashlib.sha256(repr(self.facts).encode()).hexdigest()[:32]
 
     @property
     def unverified(self) -> list[str]:
