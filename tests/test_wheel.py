@@ -3,16 +3,20 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import sysconfig
+import time
 import tomllib
-import zipfile
+import urllib.request
+import venv
 from pathlib import Path
 
 import pytest
 
 from endofm_lab.cli.main import main
-from endofm_lab.cli.serve import LESSONS, copy_lessons, require
+from endofm_lab.cli.serve import LESSONS, copy_lessons, free_port, require
 from endofm_lab.data.labels import list_mappings
 from endofm_lab.data.prepare.recipes import list_recipes
 from endofm_lab.errors import UserError
@@ -79,8 +83,8 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it() -> None:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory) -> Path:
-    """The unpacked wheel."""
+def commands(tmp_path_factory) -> Path:
+    """The commands of an environment that has the wheel, and the packages of this one but not its library."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for name in ("endofm_lab", *BESIDE):
@@ -91,41 +95,107 @@ def site(tmp_path_factory) -> Path:
     subprocess.run(pip, check=True, capture_output=True)
     shutil.rmtree(source)
     (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return folder / "site"
+    made = folder / "environment"
+    venv.create(made, symlinks=True)
+    (own,) = made.glob("lib/python*/site-packages")
+    (own / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    install = ["install", "--no-deps", "--no-index", "--ignore-installed", str(wheel)]
+    python = str(made / "bin" / "python")
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, *install], check=True, capture_output=True)
+    return made / "bin"
 
 
-def outside(site: Path, folder: Path, *line: str) -> str:
-    """What Python prints with the unpacked wheel, outside the checkout."""
-    environment = {**os.environ, "PYTHONPATH": str(site), "ENDOFM_LAB_CACHE": str(folder / "cache")}
-    run = [sys.executable, "-P", *line]
-    return subprocess.run(run, check=True, capture_output=True, text=True, cwd=folder, env=environment).stdout
+def surroundings(folder: Path) -> dict[str, str]:
+    """The environment variables of a command that runs outside the checkout."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    settings = folder / "jupyter" / "jupyter_server_config.json"
+    settings.parent.mkdir(exist_ok=True)
+    settings.write_text('{"ServerApp": {"allow_root": true}}')  # tests may run as root, which Jupyter asks about
+    return {**kept, "ENDOFM_LAB_CACHE": str(folder / "cache"), "JUPYTER_CONFIG_DIR": str(settings.parent)}
+
+
+def outside(commands: Path, folder: Path, name: str, *line: str) -> str:
+    """What a command of the environment prints outside the checkout."""
+    run = [str(commands / name), *line]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=folder, env=surroundings(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 @pytest.mark.slow
-def test_recipes_and_mappings_are_found_from_an_unpacked_wheel(site: Path, tmp_path: Path) -> None:
+def test_recipes_and_mappings_are_found_from_an_installed_wheel(commands: Path, tmp_path: Path) -> None:
     code = (
         "from endofm_lab.data import labels; from endofm_lab.data.prepare import recipes; print(recipes.__file__);"
         "print(*(recipe.name for recipe in recipes.list_recipes()));"
         "print(*(labels.read_mapping(name).name for name in labels.list_mappings()))"
     )
-    where, recipes, mappings = outside(site, tmp_path, "-c", code).splitlines()
-    assert Path(where).is_relative_to(site)
+    where, recipes, mappings = outside(commands, tmp_path, "python", "-c", code).splitlines()
+    assert Path(where).is_relative_to(commands.parent)
     assert recipes.split() == [recipe.name for recipe in list_recipes()]
     assert mappings.split() == list_mappings()
 
 
 @pytest.mark.slow
-def test_demo_app_and_lessons_work_from_an_unpacked_wheel(site: Path, tmp_path: Path) -> None:
-    told = json.loads(outside(site, tmp_path, "-m", "endofm_lab.cli.main", "demo", "show", "--headless", "--json"))
-    assert told["app"].startswith("http://127.0.0.1:") and (tmp_path / told["report"]).is_file()
+@pytest.mark.timeout(900)
+def test_doctor_demo_and_pages_work_from_an_installed_wheel(commands: Path, tmp_path: Path) -> None:
+    assert "demo model" in outside(commands, tmp_path, "endofm-lab", "doctor")
+    shown = json.loads(outside(commands, tmp_path, "endofm-lab", "demo", "show", "--headless", "--json"))
+    assert shown["app"].startswith("http://127.0.0.1:") and (tmp_path / shown["report"]).is_file()
     code = (
-        "import sys; from pathlib import Path; from endofm_lab.cli import serve;"
+        "import sys; from endofm_lab.cli import serve;"
         "from streamlit.testing.v1 import AppTest; sys.path.insert(0, str(serve.APP.parent));"
         "page = AppTest.from_file(str(serve.APP.with_name('main.py')), default_timeout=200).run();"
-        "print(serve.APP, len(serve.copy_lessons(Path('mine'))[0]), len(page.exception), len(page.title))"
+        "print(serve.APP, len(page.exception), len(page.title))"
     )
-    app, *counts = outside(site, tmp_path, "-c", code).split()
-    assert Path(app) == site / "endofm_lab" / "app" / "serve.py"
-    assert [int(count) for count in counts] == [len(list(LESSONS.glob("*.ipynb"))), 0, 1]
+    app, *counts = outside(commands, tmp_path, "python", "-c", code).split()
+    assert Path(app).is_relative_to(commands.parent) and counts == ["0", "1"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("command", "page"), [("app", "_stcore/health"), ("notebooks", "api")])
+def test_app_and_lessons_are_served_from_an_installed_wheel(
+    commands: Path, tmp_path: Path, command: str, page: str
+) -> None:
+    port = free_port(8700)
+    line = [str(commands / "endofm-lab"), command, "--headless", "--port", str(port)]
+    with (tmp_path / "printed.txt").open("w") as printed:
+        server = subprocess.Popen(
+            line, cwd=tmp_path, env=surroundings(tmp_path), stdout=printed, stderr=printed, start_new_session=True
+        )
+    try:
+        end, status = time.monotonic() + 300, None
+        while status != 200 and time.monotonic() < end:
+            assert server.poll() is None, (tmp_path / "printed.txt").read_text()
+            try:
+                status = urllib.request.urlopen(f"http://127.0.0.1:{port}/{page}", timeout=5).status
+            except OSError:
+                time.sleep(0.5)
+        assert status == 200
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)  # the command and the server that it started
+            server.wait(timeout=60)
+    lessons = {path.name for path in (tmp_path / "endofm_lab_lessons").glob("*.ipynb")}
+    assert lessons == ({path.name for path in LESSONS.glob("*.ipynb")} if command == "notebooks" else set())
+
+
+LESSON = """
+import nbformat
+from nbclient import NotebookClient
+from pathlib import Path
+from endofm_lab.cli.serve import copy_lessons
+
+name = copy_lessons(Path("lessons"))[0][0]
+lesson = nbformat.read(Path("lessons") / name, 4)
+lesson.cells = [*lesson.cells[:10], nbformat.v4.new_code_cell("print(lab.__file__)")]
+NotebookClient(lesson, timeout=600, resources={"metadata": {"path": "lessons"}}).execute()
+print(lesson.cells[-1].outputs[0].text)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_first_lesson_begins_with_the_library_of_an_installed_wheel(commands: Path, tmp_path: Path) -> None:
+    where = outside(commands, tmp_path, "python", "-c", LESSON).strip()
+    assert Path(where).is_relative_to(commands.parent)

@@ -19,6 +19,7 @@ from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.files import read_json, write_json
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.fitting import Choice, Fit
+from endofm_lab.finetuning.start import Start
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import claim
 from endofm_lab.metrics.measure import Measure
@@ -81,7 +82,8 @@ def finetune(
 
 def _completed(before: dict[str, Any]) -> dict[str, Any]:
     """What ``config.json`` holds, with the defaults of settings that are newer than it."""
-    return {**{f.name: f.default for f in fields(FinetuneConfig) if f.default is not MISSING}, **before}
+    start = {**asdict(Start()), **before.get("start", {})}
+    return {**{f.name: f.default for f in fields(FinetuneConfig) if f.default is not MISSING}, **before, "start": start}
 
 
 @dataclass

@@ -157,7 +157,8 @@ def check_request(
         recorded = None
     if not isinstance(recorded, dict):
         raise UserError(f"{folder / record} is damaged: choose another folder, or delete this one.")
-    if differing := list(_differences(completed(recorded), requested)):
+    recorded = json.loads(json.dumps(completed(recorded), default=str))
+    if differing := list(_differences(recorded, requested)):
         remainder = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise UserError(
             f"{folder} holds {kind} with other settings: {'; '.join(differing[:5])}{remainder}. Choose another folder, "
