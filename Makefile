@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both install what they need on first use (see bootstrap.py).
+# The main commands are `make demo` and `make test`. On first use they install everything that they need (bootstrap.py).
 PYTHON ?= python3
 
 .PHONY: demo test slow bench lint setup
@@ -9,10 +9,10 @@ demo:
 test:
 	$(PYTHON) bootstrap.py test
 
-slow:  ## the long proofs
+slow:  ## long tests
 	$(PYTHON) bootstrap.py test -m slow -n 0 -s
 
-bench:  ## speed ratios; run on a quiet machine
+bench:  ## benchmarks of speed; nothing else may run on the machine
 	$(PYTHON) bootstrap.py test -m benchmark -n 0 -s tests/benchmarks
 
 setup:

@@ -1,4 +1,4 @@
-"""The installed packages that this one needs, as a software bill of materials in CycloneDX's form (ECMA-424)."""
+"""The installed packages that endofm-lab needs, as a software bill of materials in CycloneDX format (ECMA-424)."""
 
 import importlib.metadata
 import re
@@ -9,28 +9,28 @@ from packaging.requirements import Requirement
 
 
 def bill_of_materials() -> dict[str, Any]:
-    """Name, version, licence and package URL of every installed package that endofm-lab needs, also through others.
+    """Name, version, licence and package URL of every installed package that endofm-lab needs directly or indirectly.
 
-    Packages of extras are listed where they are installed. Nothing is asked of the network.
+    Packages of extras are listed if they are installed. The network is not used.
     """
-    found: dict[str, importlib.metadata.Distribution] = {}
+    packages: dict[str, importlib.metadata.Distribution] = {}
     waiting = deque(["endofm-lab"])
     while waiting:
         name = _canonical(waiting.popleft())
-        if name in found:
+        if name in packages:
             continue
         try:
-            found[name] = importlib.metadata.distribution(name)
+            packages[name] = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError:
-            continue  # of another platform, or of an extra that is not installed
-        waiting.extend(Requirement(line).name for line in found[name].requires or ())
-    own = found.pop("endofm-lab", None)
+            continue  # needed on another platform, or by an extra that is not installed
+        waiting.extend(Requirement(line).name for line in packages[name].requires or ())
+    own = packages.pop("endofm-lab", None)
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         "version": 1,
         "metadata": {"component": {"type": "application", "name": "endofm-lab", "version": own.version if own else ""}},
-        "components": [_component(name, found[name]) for name in sorted(found)],
+        "components": [_component(name, packages[name]) for name in sorted(packages)],
     }
 
 
@@ -43,10 +43,10 @@ def _component(name: str, package: importlib.metadata.Distribution) -> dict[str,
         "version": package.version,
         "purl": f"pkg:pypi/{name}@{package.version}",
     }
-    # Some packages put the whole text of their licence there.
+    # Some packages put the whole text of their licence into this field; it is left out.
     return component | ({"licenses": [{"license": {"name": licence}}]} if licence and len(licence) < 80 else {})
 
 
 def _canonical(name: str) -> str:
-    """The name as package indices write it (PEP 503)."""
+    """The normalised name of a package (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()

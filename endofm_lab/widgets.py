@@ -1,7 +1,7 @@
-"""Explorers for JupyterLab: attention, embeddings, views and predictions, on the same figures as the app.
+"""Explorers for JupyterLab: attention, embeddings, views and predictions, with the same figures as the app.
 
-Everything a mouse can do, a slider or a number field can do too. Where widgets do not render (a page on the web, an
-export), each explorer leaves a still picture and a sentence.
+Every action of the mouse is also possible with a slider or a number field. Where widgets do not render (on a web page
+or in an export), each explorer shows a still picture and a sentence.
 """
 
 import html
@@ -66,14 +66,14 @@ class Keys(anywidget.AnyWidget):
 
 
 def _widget(figure: go.Figure) -> go.FigureWidget:
-    """A figure that answers to clicks and cannot be uploaded."""
+    """A figure that responds to clicks and cannot be uploaded."""
     widget = go.FigureWidget(figure)
     widget._config = dict(CONFIG)
     return widget
 
 
 class Explorer(w.VBox):
-    """Widgets with a still picture (H, W, 3) and a sentence for where widgets do not render."""
+    """Widgets with a still picture (H, W, 3) and a sentence, which are shown where widgets do not render."""
 
     def __init__(self, children: list[w.Widget], still: np.ndarray, sentence: str) -> None:
         super().__init__([*children, Keys()])
@@ -92,12 +92,12 @@ class Explorer(w.VBox):
 
 
 class AttentionExplorer(Explorer):
-    """Where a model looks in a clip: choose frame, block and head, click a patch to ask it instead of CLS.
+    """Where a model looks in a clip: choose frame, block and head; click a patch to make it the query instead of CLS.
 
     Args:
         model: a video or image model.
-        frames: (T, H, W, 3) uint8, the clip.
-        times_s: (T,) their times, for the labels.
+        frames: (T, H, W, 3) uint8, the frames of the clip.
+        times_s: (T,) times of the frames, for the labels.
     """
 
     def __init__(self, model: VideoModel, frames: np.ndarray, times_s: ArrayLike | None = None) -> None:
@@ -129,7 +129,7 @@ class AttentionExplorer(Explorer):
 
     @property
     def patch(self) -> tuple[int, int] | None:
-        """The patch that is asked; None for CLS."""
+        """The patch (row, column) that is the query; None if CLS is the query."""
         return (self.row.value, self.column.value) if self.query.value == "patch" else None
 
     def _map(self) -> np.ndarray:
@@ -152,21 +152,21 @@ class AttentionExplorer(Explorer):
             self.picture.layout.shapes = fresh.layout.shapes
         if self.matrix is not None:
             self.matrix.data[0].z = self._matrix()
-        asked = "CLS" if self.patch is None else f"the patch in row {self.patch[0]}, column {self.patch[1]}"
+        query = "CLS" if self.patch is None else f"the patch in row {self.patch[0]}, column {self.patch[1]}"
         when = "" if self.times_s is None else f" ({np.asarray(self.times_s)[t]:.2f} s)"
         self.sentence.value = (
-            f"Frame {t}{when}: where <b>{asked}</b> looks, block {self.block.value}, head {self.head.value}."
+            f"Frame {t}{when}: where <b>{query}</b> looks in block {self.block.value}, head {self.head.value}."
         )
 
 
 class EmbeddingExplorer(Explorer):
-    """A map of embedded clips: a lasso fills a sheet of pictures, a click (or a row number) shows neighbours.
+    """A map of embedded clips: a lasso shows the selected pictures, a click or a row number shows the neighbours.
 
     Args:
-        store: from `embed` or `load_store`.
-        color: column that colours the markers.
-        points: (N, 2) places of the usable rows; by default their first two principal components.
-        shown: most pictures on the sheet.
+        store: an embedding store from `embed` or `load_store`.
+        color: column whose values colour the markers.
+        points: (N, 2) positions of the usable rows; by default their first two principal components.
+        shown: largest number of pictures shown at a time.
     """
 
     def __init__(
@@ -184,7 +184,7 @@ class EmbeddingExplorer(Explorer):
         self.not_same.description = "Leave out"
         self.row = w.BoundedIntText(0, 0, len(self.rows) - 1, description="Row")
         self.ask = w.Button(description="Neighbours of row", layout=w.Layout(width="auto"))
-        self.sheet = w.HTML("Draw round some markers, click one, or give a row number.")
+        self.sheet = w.HTML("Draw a lasso around markers, click a marker, or enter a row number.")
         self.chosen: list[int] = []
         self._places = places
         self.map = _widget(go.Figure())
@@ -195,11 +195,11 @@ class EmbeddingExplorer(Explorer):
         super().__init__(
             [w.HBox([self.color, self.not_same, self.row, self.ask]), self.map, self.sheet],
             np.concatenate(first, axis=1),
-            f"A map of {len(self.rows)} clips embedded by {store.about['model_name']}; here the first six.",
+            f"A map of {len(self.rows)} clips embedded by {store.about['model_name']}. Only the first six are shown.",
         )
 
     def show(self, rows: list[int], captions: list[str] | None = None) -> None:
-        """Fill the sheet with the pictures of rows."""
+        """Show the pictures of rows."""
         self.chosen = rows
         texts = captions or [str(self.rows["label"][n]) or "no label" for n in rows]
         cells = [
@@ -207,11 +207,11 @@ class EmbeddingExplorer(Explorer):
             f'src="{data_uri(self._thumbnail(n))}"><figcaption>{n}: {html.escape(text)}</figcaption></figure>'
             for n, text in list(zip(rows, texts, strict=True))[: self.shown]
         ]
-        more = f", the first {self.shown} shown" if len(rows) > self.shown else ""
-        self.sheet.value = f'<p class="endofm-count">{len(rows)} clips{more}</p>{"".join(cells)}'
+        limit = f", of which the first {self.shown} are shown" if len(rows) > self.shown else ""
+        self.sheet.value = f'<p class="endofm-count">{len(rows)} clips{limit}</p>{"".join(cells)}'
 
     def show_neighbours(self, row: int) -> None:
-        """Fill the sheet with a row and its nearest neighbours."""
+        """Show the pictures of a row and of its nearest neighbours."""
         near = self.finder.of(row, self.shown - 1, self.not_same.value)
         captions = ["chosen", *(f"{s:.2f} {self.rows['label'][n]}" for n, s in near.itertuples(index=False))]
         self.show([row, *near["row"].tolist()], captions)
@@ -226,10 +226,10 @@ class EmbeddingExplorer(Explorer):
             trace.on_click(self._clicked)
 
     def _selected(self, trace: Any, points: Any, __: Any) -> None:
-        # Each trace reports on its own: take its rows out and put those inside in.
-        own = {int(n) for n in trace.customdata}
+        # Every trace reports its selection separately, so only the rows of this trace are replaced.
+        trace_rows = {int(n) for n in trace.customdata}
         inside = [int(trace.customdata[i]) for i in points.point_inds]
-        rows = sorted([n for n in self.chosen if n not in own] + inside)
+        rows = sorted([n for n in self.chosen if n not in trace_rows] + inside)
         if rows:
             self.show(rows)
 
@@ -240,18 +240,18 @@ class EmbeddingExplorer(Explorer):
 
     def _thumbnail(self, row: int, side_px: int = 112) -> np.ndarray:
         about: pd.Series = self.rows.iloc[row]
-        path = self.root / about["video"]  # an absolute one stays as it is
+        path = self.root / about["video"]  # an absolute path stays unchanged
         with open_video(path, fps=folder_fps(path, about)) as reader:
             frame = reader.read([int(np.abs(reader.times_s - about["time_s"]).argmin())])[0]
         return np.asarray(Image.fromarray(frame).resize((side_px, side_px)))
 
 
 class ViewsExplorer(Explorer):
-    """What student and teacher see of a clip: choose a view and a frame of it; the crop is marked in the source.
+    """What student and teacher see of a clip: choose a view and one of its frames; the crop is marked in the video.
 
     Args:
-        views: from `MultiView.of_video`.
-        spec: the normalisation of the views (`ViewSpec.input`).
+        views: views from `MultiView.of_video`.
+        spec: normalisation of the views (`ViewSpec.input`).
     """
 
     def __init__(self, views: Views, spec: InputSpec) -> None:
@@ -262,7 +262,7 @@ class ViewsExplorer(Explorer):
         self.seen, self.source, self.sentence = w.Image(format="png"), w.Image(format="png"), w.HTML()
         row = np.concatenate([np.asarray(Image.fromarray(p[0]).resize((112, 112))) for p in self.pictures], axis=1)
         children = [self.view, self.frame, self.sentence, w.HBox([self.source, self.seen])]
-        super().__init__(children, row, f"The {len(self.pictures)} views of a clip, first frames.")
+        super().__init__(children, row, f"The first frames of the {len(self.pictures)} views of a clip.")
         self.view.observe(self._draw, names="value")
         self.frame.observe(self._draw, names="value")
         self._draw()
@@ -275,25 +275,25 @@ class ViewsExplorer(Explorer):
         source = self.views.frames[at].copy()
         x1, y1, x2, y2 = draw.crop_xyxy
         line = max(2, source.shape[0] // 120)
-        frame = np.zeros(source.shape[:2], bool)
-        frame[y1:y2, x1:x2] = True
-        frame[y1 + line : y2 - line, x1 + line : x2 - line] = False
-        source[frame] = (0, 229, 255)
+        outline = np.zeros(source.shape[:2], bool)
+        outline[y1:y2, x1:x2] = True
+        outline[y1 + line : y2 - line, x1 + line : x2 - line] = False
+        source[outline] = (0, 229, 255)
         self.source.value, self.seen.value = _png(source), _png(pictures[t])
         when = float(self.views.times_s[draw.frames[t]])
         self.sentence.value = (
             f"<b>{draw.name}</b>: frame {t} of {len(pictures)}, {when:.2f} s, {draw.size_px} px"
             f"{', mirrored' if draw.flip else ''}{', grey' if draw.grey else ''}. "
-            f"{'Teacher and student see it.' if draw.kind == 'global' else 'Only the student sees it.'}"
+            f"{'Teacher and student see this view.' if draw.kind == 'global' else 'Only the student sees this view.'}"
         )
 
 
 class PredictionExplorer(Explorer):
-    """The time line of a prediction beside its video: move the slider, or click a marker.
+    """The timeline of a prediction and the frames of its video: move the slider, or click a marker.
 
     Args:
-        prediction: from `predict_video`.
-        path: the video, if it is not where it was.
+        prediction: a prediction from `predict_video`.
+        path: path of the video, if it was moved after the prediction.
     """
 
     def __init__(self, prediction: VideoPrediction, path: str | Path | None = None) -> None:

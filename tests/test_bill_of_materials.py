@@ -1,4 +1,4 @@
-"""The bill of materials lists what is installed, and what it needs in turn."""
+"""The bill of materials lists the installed packages, and the packages that they need."""
 
 import importlib.metadata
 import json
@@ -7,12 +7,12 @@ from endofm_lab.bill_of_materials import bill_of_materials
 from endofm_lab.cli.main import main
 
 
-def test_every_direct_dependency_and_those_behind_it_are_listed_with_their_versions():
+def test_every_direct_and_indirect_dependency_is_listed_with_its_version():
     bill = bill_of_materials()
     versions = {part["name"]: part["version"] for part in bill["components"]}
     for name in ("torch", "timm", "einops", "safetensors", "huggingface-hub"):
         assert versions[name] == importlib.metadata.version(name)
-    assert "filelock" in versions, "needed by torch, not by us"
+    assert "filelock" in versions, "needed by torch, not directly"
     assert "endofm-lab" not in versions
     assert bill["metadata"]["component"]["version"] == importlib.metadata.version("endofm-lab")
 

@@ -60,7 +60,7 @@ def test_lessons_are_copied_once_and_what_was_changed_stays_until_a_reset(tmp_pa
     assert (tmp_path / "mine" / copied[0]).read_text() == "my notes"
     assert copy_lessons(tmp_path / "mine", reset=True) == ([], [copied[0]])
     assert copy_lessons(tmp_path / "mine") == ([], [])
-    with pytest.raises(UserError, match="where the lessons come from"):
+    with pytest.raises(UserError, match="contains the original lessons"):
         copy_lessons(LESSONS)
 
 

@@ -1,4 +1,4 @@
-"""The explorers without a browser: what a slider, a click or a lasso changes."""
+"""Sliders, clicks and lassos change the explorers as they should; tested without a browser."""
 
 import shutil
 from fractions import Fraction
@@ -50,7 +50,7 @@ def test_the_slider_moves_the_frame_and_a_click_changes_the_query(model):
     assert explorer.patch is None and explorer.picture.data[1].text == cls
 
 
-def test_a_still_picture_stands_where_widgets_do_not_render(model):
+def test_a_still_picture_is_shown_where_widgets_do_not_render(model):
     explorer = AttentionExplorer(model, np.zeros((4, 32, 32, 3), np.uint8))
     bundle = explorer._repr_mimebundle_()
     data = bundle[0] if isinstance(bundle, tuple) else bundle

@@ -1,4 +1,4 @@
-"""A command: its options, made from a dataclass or function of the library, and what it prints."""
+"""A command of the command line: its options, made from a dataclass or function of the library, and its output."""
 
 import json as json_format
 import math
@@ -17,12 +17,12 @@ from endofm_lab.cli.words import check, given
 from endofm_lab.errors import UserError
 from endofm_lab.outside import allowing
 
-_OWN = ("output", "config", "settings")  # parameters of a command that are no options
+_OWN = ("output", "config", "settings")  # parameters of a command that are not options
 
 
 @dataclass(frozen=True)
 class Output:
-    """Where a command's result goes: text for people, one JSON value with ``--json``, nothing with ``--quiet``."""
+    """The output of a command: text for people, one JSON value with ``--json``, nothing with ``--quiet``."""
 
     json: bool = False
     quiet: bool = False
@@ -33,17 +33,17 @@ class Output:
         return not (self.json or self.quiet)
 
     def say(self, *lines: Any) -> None:
-        """Print for people."""
+        """Print lines for people."""
         if self.progress:
             print(*lines, sep="\n", flush=True)
 
     def result(self, value: Any) -> None:
-        """Print the result for programs: JSON in which what is not defined is null."""
+        """Print the result for programs as JSON, in which undefined values are null."""
         if self.json:
             print(json_format.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False))
 
     def written(self, *paths: Any) -> None:
-        """Say where the result lies, with the notice."""
+        """Print the paths of the result and the notice."""
         self.say(f"Written to {', '.join(map(str, paths))}. {NOTICE}")
 
 
@@ -53,7 +53,7 @@ def computed_on(provenance: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: paths as text, arrays as lists, numbers that are not finite as null."""
+    """A value in the types of JSON: paths as text, arrays as lists, numbers that are not finite as null."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
@@ -67,17 +67,19 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Command:
-    """What stands behind the name of a command.
+    """One command.
 
     Attributes:
-        run: prints what the command found; its own parameters are options too, beside ``config`` (the dataclass that
-            the options describe), ``settings`` (the arguments of the library's function) and ``output``.
-        source: the dataclass or function that the options come from, or None.
-        own: options of ``run``.
-        lent: options of ``source``.
-        presets: from the values of all options to the configuration whose values are the defaults; None without one.
+        run: the function that runs the command and prints its result. Its parameters are options too, except for
+            ``config`` (the dataclass built from the options), ``settings`` (arguments for the library's function) and
+            ``output``.
+        source: the dataclass or function that the other options come from, or None.
+        own: options from the parameters of ``run``.
+        lent: options from ``source``.
+        presets: takes the values of all options and returns the configuration of the preset, whose values become the
+            defaults; None for commands without presets.
         fixed: whether a preset refuses other values of an option.
-        explain: from the name of a preset to what ``--explain`` prints; None without that option.
+        explain: takes the name of a preset and returns the lines that ``--explain`` prints; None without that option.
     """
 
     run: Callable[..., None]
@@ -90,7 +92,7 @@ class Command:
 
     @property
     def summary(self) -> str:
-        """What the command does, in a line."""
+        """One line that says what the command does."""
         return " ".join((docstring_parser.parse(self.run.__doc__ or "").short_description or "").split())
 
     @property
@@ -104,7 +106,7 @@ class Command:
         """Parse a command line and run.
 
         Raises:
-            UserError: a word that is not known, or whatever the library refuses.
+            UserError: an unknown option or value, or an error of the library.
         """
         options: Sequence[Option] = self.options
         if self.explain is not None and "--explain" in args:
@@ -135,26 +137,26 @@ class Command:
         return parse(options, args, prog, text)
 
     def _shown(self, args: Sequence[str]) -> Sequence[Option]:
-        """The options for the help, with the values of the preset that stands on the command line."""
+        """The options for the help, with the values of the preset given on the command line as defaults."""
         values = {option.key: option.default for option in self.options}
         values |= {("preset",): given(args, "--preset") or values["preset",]}
         values |= {("manifest",): Path("MANIFEST"), ("out",): Path("RUN")}
         try:
             preset = self.presets(values) if self.presets else None
-        except UserError:  # the preset depends on the manifest, or there is none of this name
+        except UserError:  # the preset depends on the manifest, or does not exist
             return self.options
         return self.options if preset is None else [self._preset(option, preset) for option in self.options]
 
     def _preset(self, option: Option, preset: Any) -> Option:
-        same = option.required or option not in self.lent
-        return option if same else option.with_default(value_at(preset, option.key))
+        unchanged = option.required or option not in self.lent
+        return option if unchanged else option.with_default(value_at(preset, option.key))
 
     def _refuse_contradictions(self, values: Mapping[Key, Any], preset: Any) -> None:
         for option in self.lent:
             if not option.required and self.fixed(option) and values[option.key] != value_at(preset, option.key):
                 raise UserError(
                     f"The preset sets {option.typed} to {value_at(preset, option.key)}, but {values[option.key]} was "
-                    "given: leave out the option or the preset."
+                    "given. Leave out the option or the preset."
                 )
 
 
@@ -171,16 +173,16 @@ def command(
     fixed: Callable[[Option], bool] = lambda option: False,
     explain: Callable[[str | None], list[str]] | None = None,
 ) -> Callable[[Callable[..., None]], Command]:
-    """Make a function a command; see `Command` and `endofm_lab.cli.options.options_of` for the arguments."""
+    """Turn a function into a command; see `Command` and `endofm_lab.cli.options.options_of` for the arguments."""
 
-    def made(run: Callable[..., None]) -> Command:
+    def decorate(run: Callable[..., None]) -> Command:
         read = partial(options_of, positional=positional, names=names, flat=flat, choices=choices, columns=columns)
         own = read(run, without=_OWN)
-        taken = [*without, "progress", *(option.key[0] for option in own)]
-        lent = [] if source is None else read(source, without=taken)
+        excluded = [*without, "progress", *(option.key[0] for option in own)]
+        lent = [] if source is None else read(source, without=excluded)
         return Command(run, source, tuple(own), tuple(lent), presets, fixed, explain)
 
-    return made
+    return decorate
 
 
 def _switches(allow: tuple[str, ...] = (), json: bool = False, quiet: bool = False) -> None:

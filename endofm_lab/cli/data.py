@@ -1,4 +1,4 @@
-"""Data on disk: `endofm-lab phantom`, `endofm-lab audit`, `endofm-lab check` and the commands below `data`."""
+"""Commands for data on disk: `endofm-lab phantom`, `audit` and `check`, and the commands of `endofm-lab data`."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +27,8 @@ def phantom(out: Path, output: Output, preset: Literal["tiny", "tutorial", "demo
     """Write a data set of generated endoscopy: videos, masks, boxes and a manifest, split by patient.
 
     Args:
-        preset: tiny (10 patients of 32 frames at 64 px), tutorial (40 of 48 at 256 px), demo (68 of 48 at 160 px).
+        preset: size of the data set: tiny (10 patients, 32 frames of 64 px each), tutorial (40 patients, 48 frames of
+            256 px) or demo (68 patients, 48 frames of 160 px).
         seed: other seeds give other patients.
     """
     path = write_phantom(out, preset, seed, progress=output.progress)
@@ -36,7 +37,7 @@ def phantom(out: Path, output: Output, preset: Literal["tiny", "tutorial", "demo
     patients = table.groupby("split")["patient"].nunique().rename("patients")
     output.result({"manifest": path, "rows": len(table), "patients": patients.to_dict()})
     output.say(counts.to_string(), patients.to_string())
-    output.say(f"\nWritten to {path}. Every picture is generated; none shows a patient.")
+    output.say(f"\nWritten to {path}. Every picture is generated; no picture shows a patient.")
 
 
 @command(positional=("manifests",))
@@ -50,13 +51,13 @@ def audit(
 ) -> None:
     """Look for leakage, duplicates, confounding and label conflicts between the splits of one or several manifests.
 
-    Leakage is reported; it is no error.
+    Leakage is reported; it does not make the command fail.
 
     Args:
-        manifests: CSV or Parquet files; their column `split` says what is trained and tested on.
+        manifests: CSV or Parquet files; their column `split` says which rows are for training and testing.
         pretrain: manifests that a model was pre-trained on, compared with the validation and test rows of the others.
-        pictures: open the pictures and videos and look for near-duplicates; takes minutes for tens of thousands.
-        html: write a page with the pictures side by side.
+        pictures: open the pictures and videos and look for near-duplicates; this takes minutes for tens of thousands.
+        html: also write a page that shows the pictures of each finding side by side.
     """
     read = [read_manifest(path) for path in manifests]
     if split != "manifest":
@@ -66,30 +67,30 @@ def audit(
     output.result(result.to_json())
     output.say(result.text())
     if html is not None:
-        output.say(f"\nThe pictures are side by side in {write_audit_html(result, html)}")
+        output.say(f"\nThe page with the pictures is {write_audit_html(result, html)}")
 
 
 @command()
 def list_recipes(output: Output, recipes: Path | None = None) -> None:
-    """Name the data sets that have a recipe.
+    """List the data sets that have a recipe.
 
     Args:
-        recipes: folder of recipes other than the project's.
+        recipes: folder of your own recipes, used instead of the project's.
     """
-    found = library.list_recipes(recipes)
-    output.result([{"recipe": entry.name, "name": entry.title, "access": entry.facts["access"]} for entry in found])
-    for entry in found:
+    entries = library.list_recipes(recipes)
+    output.result([{"recipe": entry.name, "name": entry.title, "access": entry.facts["access"]} for entry in entries])
+    for entry in entries:
         kind = "merged from " + ", ".join(part.recipe for part in entry.parts) if entry.parts else entry.title
         output.say(f"{entry.name:<22}{entry.facts['access']:<13}{kind}")
 
 
 @command(positional=("name",))
 def show(name: str, output: Output, recipes: Path | None = None) -> None:
-    """Print a recipe: source, licence, layouts on disk, expected counts, known defects, what is unverified.
+    """Print a recipe: source, licence, layouts on disk, expected counts, known defects and unverified facts.
 
     Args:
         name: name of a recipe, or the path of a recipe file.
-        recipes: folder of recipes other than the project's.
+        recipes: folder of your own recipes, used instead of the project's.
     """
     recipe = library.load_recipe(name, recipes)
     output.result(recipe.facts)
@@ -100,18 +101,18 @@ def show(name: str, output: Output, recipes: Path | None = None) -> None:
     preparing.prepare, positional=("recipe",), names={"name": "dataset", "kind": "format"}, without=("recipe", "parts")
 )
 def prepare(recipe: str, settings: dict[str, Any], output: Output, part: tuple[str, ...] = ()) -> None:
-    """Turn an unpacked data set into a manifest. A run that was stopped goes on where it was.
+    """Turn an unpacked data set into a manifest. The same command continues a preparation that was stopped.
 
     Args:
         recipe: name of a recipe, or the path of a recipe file.
-        part: for a merged corpus, PART=FOLDER for parts that do not lie below the root.
+        part: for a merged corpus, PART=FOLDER for each part that is not below the root.
     """
     if wrong := [text for text in part if "=" not in text]:
-        raise UserError(f"--part {wrong[0]} is not of the form PART=FOLDER.")
+        raise UserError(f"--part is {wrong[0]}, but it must have the form PART=FOLDER. Give the name of a part.")
     folders = {name: Path(folder) for name, folder in (text.split("=", 1) for text in part)}
-    done = preparing.prepare(recipe, **settings, parts=folders)
+    prepared = preparing.prepare(recipe, **settings, parts=folders)
     output.result(read_json(settings["out"] / "prepare.json"))
-    output.say(done.text())
+    output.say(prepared.text())
 
 
 @command(
@@ -141,10 +142,10 @@ def import_table(table: Path, settings: dict[str, Any], output: Output) -> None:
 
 @command(check_manifest, positional=("manifest",), without=("path",))
 def check(manifest: Path, settings: dict[str, Any], output: Output) -> None:
-    """Check that everything a manifest names is there, can be read and is unchanged; exit code 2 if not.
+    """Check that every file of a manifest exists, can be read and is unchanged; exit code 2 if not.
 
     Args:
-        manifest: manifest.csv or manifest.parquet.
+        manifest: a manifest (CSV or Parquet).
     """
     result = check_manifest(manifest, **settings)
     output.result(result.as_dict())
@@ -155,17 +156,18 @@ def check(manifest: Path, settings: dict[str, Any], output: Output) -> None:
 
 @command(positional=("folder",))
 def check_integrity(folder: Path, output: Output) -> None:
-    """Say whether the folder of a model, run, store, study, prediction or data set is whole and unchanged.
+    """Check whether the folder of a model, run, embedding store, study, prediction or data set is whole and unchanged.
 
-    Its files are compared with the hashes that the job wrote last; exit code 2 if the folder is damaged or unfinished.
+    Its files are compared with the hashes that the command wrote at its end. The exit code is 2 if the folder is
+    damaged or unfinished.
 
     Args:
-        folder: what a command wrote to.
+        folder: a folder that a command wrote.
     """
-    found = check_folder(folder)
-    output.result(found.to_json())
-    output.say(found.text())
-    if not found.whole:
+    result = check_folder(folder)
+    output.result(result.to_json())
+    output.say(result.text())
+    if not result.whole:
         raise SystemExit(2)
 
 
@@ -179,15 +181,16 @@ def split(
     folds: int | None = None,
     seed: int = 0,
 ) -> None:
-    """Split a manifest by patient, video and sequence, classes balanced; print the balance reached.
+    """Split a manifest by patient, video and sequence with balanced classes, and print the balance.
 
-    The folder then holds a manifest of the same name; an --out that ends in .csv or .parquet is the manifest itself.
+    The new manifest is written into the folder under the same name. If --out ends in .csv or .parquet, it is the path
+    of the new manifest.
 
     Args:
-        manifest: manifest.csv or manifest.parquet.
+        manifest: a manifest (CSV or Parquet).
         val: share of the validation part.
         test: share of the test part.
-        folds: make this many folds instead: columns split_fold_0, split_fold_1, ...; the column split holds the first.
+        folds: number of folds to make instead: columns split_fold_0, split_fold_1, ...; the column split is the first.
         seed: decides between equally good splits.
     """
     if out.suffix.lower() not in (".csv", ".parquet"):
@@ -195,22 +198,22 @@ def split(
     read = read_manifest(manifest)
     table = read.table if out.absolute().parent == manifest.absolute().parent else absolute_paths(read)
     if folds is None:
-        made = [holdout(table, {"train": 1 - val - test, "val": val, "test": test}, seed)]
+        splits = [holdout(table, {"train": 1 - val - test, "val": val, "test": test}, seed)]
     else:
-        made = kfold(table, folds, seed)
-        table = table.assign(**{f"split_fold_{i}": entry.parts for i, entry in enumerate(made)})
-    write_manifest(table.assign(split=made[0].parts), out)
-    output.result({"manifest": out, "rows": [pd.Series(entry.parts).value_counts().to_dict() for entry in made]})
-    output.say("\n\n".join(entry.text() for entry in made))
+        splits = kfold(table, folds, seed)
+        table = table.assign(**{f"split_fold_{i}": fold.parts for i, fold in enumerate(splits)})
+    write_manifest(table.assign(split=splits[0].parts), out)
+    output.result({"manifest": out, "rows": [pd.Series(entry.parts).value_counts().to_dict() for entry in splits]})
+    output.say("\n\n".join(entry.text() for entry in splits))
 
 
 @command(positional=("manifests",))
 def coverage(manifests: tuple[Path, ...], mapping: str, output: Output) -> None:
-    """Say what a class mapping makes of the labels: mapped, coarse, ambiguous, left out, unmapped, conflicting.
+    """Count the labels that a class mapping maps to one class, to several classes or to none, and conflicting labels.
 
     Args:
-        manifests: CSV or Parquet files.
-        mapping: name of a mapping that comes with the project, or the path of a mapping file.
+        manifests: manifests (CSV or Parquet).
+        mapping: name of a mapping of the project, or the path of a mapping file.
     """
     report = cover(join_manifests([read_manifest(path) for path in manifests]).table, read_mapping(mapping))
     output.result(report.labels.to_dict("records"))

@@ -1,4 +1,4 @@
-"""`endofm-lab demo show` and `endofm-lab demo train`."""
+"""Commands for the demo: `endofm-lab demo show`, `train` and `evaluate`."""
 
 import shutil
 import subprocess
@@ -36,8 +36,8 @@ def show(output: Output, headless: bool = False, port: int = 8501, out: Path = P
     """Predict a generated video, write the result as a report, and open the app.
 
     Args:
-        headless: check that the app answers, then stop it instead of opening a browser.
-        port: where the app listens on 127.0.0.1; the next free one is taken if it is in use.
+        headless: check that the app answers and stop it, without opening a browser.
+        port: port of the app on 127.0.0.1; if it is in use, the next free port.
     """
     name = next(iter(SAMPLES))
     output.say(f"Drawing the generated sample '{name}' ...")
@@ -45,18 +45,18 @@ def show(output: Output, headless: bool = False, port: int = 8501, out: Path = P
     report = _write_demo_report(prediction, out / "report.html", f"Demo: {name} (generated)")
     table = prediction.table()
     output.say(table.to_string(index=False, float_format=lambda value: f"{value:.2f}", max_rows=12))
-    output.say(f"\nThe demo prediction is drawn in {report}")
+    output.say(f"\nThe report of the demo prediction is {report}")
     url = _serve(free_port(port), headless, output)
     output.result({"report": report, "app": url, "clips": table.to_dict("records")})
 
 
 def _write_demo_report(prediction: VideoPrediction, path: Path, title: str) -> Path:
-    shown = sorted(prediction.telling_frames(3))
+    frames = sorted(prediction.telling_frames(3))
     with open_video(prediction.video.path) as reader:
-        pictures = reader.read(shown)
+        pictures = reader.read(frames)
     figures = [
         frame_figure(picture, *prediction.overlay(frame), f"Generated frame {frame}")
-        for picture, frame in zip(pictures, shown, strict=True)
+        for picture, frame in zip(pictures, frames, strict=True)
     ]
     origin = prediction.provenance
     about = f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}"
@@ -64,12 +64,12 @@ def _write_demo_report(prediction: VideoPrediction, path: Path, title: str) -> P
 
 
 def _serve(port: int, headless: bool, output: Output) -> str:
-    """Start the app, say where it answers, and wait for its end unless ``headless``; returns its address."""
+    """Start the app, print its address, and wait until it ends unless ``headless``; returns the address."""
     url = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(command_line(port, headless=True), cwd=APP.parent, stdout=subprocess.DEVNULL)
     try:
         wait_until_it_answers(url, server)
-        output.say(f"The app answers at {url}")
+        output.say(f"The app is running at {url}")
         if not headless:
             webbrowser.open(url)
             output.say("Press Ctrl-C to stop it.")
@@ -83,14 +83,14 @@ def _serve(port: int, headless: bool, output: Output) -> str:
 def train(
     output: Output, out: Path = Path("outputs/demo_model"), data: Path = Path("outputs/phantom"), seed: int = 0
 ) -> None:
-    """Pre-train the demo model on the phantom's videos, fit its heads, and print its numbers on unseen patients.
+    """Pre-train the demo model on the phantom's videos, fit its heads, and print its metrics on held-out patients.
 
-    It can be stopped at any time and goes on where it was. The pre-training is `pretrain --preset tiny`; its run stays
-    beside the weights.
+    The command can be stopped at any time; the same command continues the training. The pre-training is
+    `pretrain --preset tiny`; its run is in a folder next to the weights.
 
     Args:
-        data: folder of the phantom data set, preset demo; it is written first if it is not there.
-        seed: of initialisation, draws and the phantom.
+        data: folder of the phantom data set with the preset demo; it is generated if it does not exist.
+        seed: seed of the initialisation, the training and the phantom.
     """
     table = write_phantom(data, preset="demo", seed=seed, progress=output.progress)
     pretraining = out.with_name(f"{out.name}-pretraining")
@@ -109,7 +109,7 @@ def train(
                 bar.set_postfix({k: f"{v:.3f}" for k, v in log.items() if k not in ("step", "lr")})
     save_model(model.half(), out)
     shutil.rmtree(checkpoints.folder, ignore_errors=True)
-    stored = load_model(out)  # what is measured is what is stored
+    stored = load_model(out)  # the metrics must be those of the stored weights, which are rounded to half precision
     _numbers(stored, manifest, "val", output)
     numbers = _numbers(stored, manifest, "test", output)
     save_model(carded(stored, manifest, config, numbers).half(), out)
@@ -119,11 +119,11 @@ def train(
 
 @command()
 def evaluate(output: Output, model: str = "demo", data: Path = Path("outputs/phantom"), seed: int = 0) -> None:
-    """Print the numbers of a demo model on the phantom's test patients, with 95 % intervals over patients.
+    """Print the metrics of a demo model on the phantom's test patients, with 95 % intervals over patients.
 
     Args:
-        data: folder of the phantom data set, preset demo; it is written first if it is not there.
-        seed: of the phantom.
+        data: folder of the phantom data set with the preset demo; it is generated if it does not exist.
+        seed: seed of the phantom.
     """
     manifest = read_manifest(write_phantom(data, preset="demo", seed=seed, progress=output.progress))
     numbers = _numbers(load_model(model), manifest, "test", output)
@@ -131,7 +131,7 @@ def evaluate(output: Output, model: str = "demo", data: Path = Path("outputs/pha
 
 
 def _numbers(model: VideoModel, manifest: Manifest, split: str, output: Output) -> dict[str, Interval]:
-    """The demo model's numbers on a split; printed with the units that their intervals are over."""
+    """The demo model's metrics on a split; they are printed with the units that were resampled for the intervals."""
     numbers = evaluate_demo(model, manifest, split)
     output.say(f"{split:<5} {units(manifest.rows(split)).words}")
     for name, interval in numbers.items():

@@ -1,4 +1,4 @@
-"""`endofm-lab doctor`: what this machine has, line by line, and what to do about what it lacks."""
+"""The command `endofm-lab doctor`: check the installation line by line, and say what to do about each problem."""
 
 import importlib.metadata
 import importlib.util
@@ -8,7 +8,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from endofm_lab.bill_of_materials import bill_of_materials
 from endofm_lab.cli.command import Output, command
 from endofm_lab.files import write_json
 
-Check = tuple[str, bool, str]  # what was looked at, whether it is well, what was found or what to do
+Check = tuple[str, bool, str]  # name of the check, whether it passed, and its result or what to do
 
 
 @command()
@@ -24,34 +23,33 @@ def doctor(output: Output, sbom: Path | None = None) -> None:
     """Check Python, torch, precision, decoders, disk and the demo model; exit code 2 if something is missing.
 
     Args:
-        output: text or JSON.
         sbom: also write a bill of materials of the installed packages to this file (CycloneDX JSON).
     """
     if sbom is not None:
         write_json(sbom, bill_of_materials())
-    looked_at = (_python, _machine, _packages, _torch, _precision, _decoders, _disk, _demo_model, _optional)
-    checks = [check() for check in looked_at]
-    output.result([{"check": name, "ok": ok, "found": found} for name, ok, found in checks])
-    output.say(*(f"{'ok ' if ok else 'NO '} {name:<12} {found}" for name, ok, found in checks))
+    functions = (_python, _machine, _packages, _torch, _precision, _decoders, _disk, _demo_model, _optional)
+    checks = [check() for check in functions]
+    output.result([{"check": name, "ok": ok, "found": text} for name, ok, text in checks])
+    output.say(*(f"{'ok ' if ok else 'NO '} {name:<12} {text}" for name, ok, text in checks))
     if not all(ok for _, ok, _ in checks):
         raise SystemExit(2)
 
 
 def _python() -> Check:
     ok = sys.version_info >= (3, 11)
-    found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    return "Python", ok, found if ok else f"{found}: 3.11 or newer is needed"
+    version = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    return "Python", ok, version if ok else f"{version}: 3.11 or newer is needed"
 
 
 def _machine() -> Check:
     from endofm_lab.machine import cores, free_memory_mb, memory_mb
 
     waiting = os.environ.get("OMP_WAIT_POLICY", "not set")
-    found = (
+    text = (
         f"{cores()} of {os.cpu_count()} cores and {memory_mb() / 1024:.1f} GB of memory for this process, "
-        f"{free_memory_mb() / 1024:.1f} GB free; threads that wait: {waiting}"
+        f"{free_memory_mb() / 1024:.1f} GB free; OMP_WAIT_POLICY: {waiting}"
     )
-    return "machine", True, found
+    return "machine", True, text
 
 
 def _packages() -> Check:
@@ -103,8 +101,8 @@ def _decoders() -> Check:
         write_video(path, [np.roll(ramp, 8 * i, axis=0) for i in range(6)], Fraction(25))
         with open_video(path) as reader:
             ok = reader.info.n_frames == 6 and reader.read([0, 5]).shape == (2, 64, 64, 3)
-    found = [f"{name} {importlib.metadata.version(name)}" for name in ("av", "decord", "decord2") if _installed(name)]
-    return "video", ok, f"wrote and read H.264 ({', '.join(found)})"
+    readers = [f"{name} {importlib.metadata.version(name)}" for name in ("av", "decord", "decord2") if _installed(name)]
+    return "video", ok, f"wrote and read H.264 ({', '.join(readers)})"
 
 
 def _disk() -> Check:
@@ -124,13 +122,17 @@ def _demo_model() -> Check:
 
 
 def _optional() -> Check:
-    wanted: dict[str, Callable[[], bool]] = {
-        "streamlit (app)": lambda: _installed("streamlit"),
-        "jupyterlab (notebooks)": lambda: _installed("jupyterlab"),
-        "umap-learn (UMAP maps)": lambda: _installed("umap-learn"),
-        "kaleido (PNG export)": lambda: _installed("kaleido"),
+    uses = {
+        "streamlit": "app",
+        "jupyterlab": "notebooks",
+        "umap-learn": "UMAP maps",
+        "kaleido": "PNG export",
     }
-    return "optional", True, ", ".join(f"{name}: {'yes' if there() else 'no'}" for name, there in wanted.items())
+    return "optional", True, ", ".join(f"{name} ({use}): {_yes_or_no(name)}" for name, use in uses.items())
+
+
+def _yes_or_no(name: str) -> str:
+    return "yes" if _installed(name) else "no"
 
 
 def _installed(name: str) -> bool:

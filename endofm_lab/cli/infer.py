@@ -1,4 +1,4 @@
-"""What a model says of videos: `endofm-lab inspect`, `predict`, `study`, `explain` and `embed`."""
+"""Commands that apply a model: `endofm-lab inspect`, `predict`, `study`, `explain` and `embed`."""
 
 import math
 from collections.abc import Sequence
@@ -29,8 +29,9 @@ VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mpg", ".mpeg", ".wm
 
 @command(positional=("file",))
 def inspect(file: str, output: Output) -> None:
-    """Say what a weights file holds: kind, architecture, parameters, teacher or student, missing and unexpected
-    tensors, the normalisation that belongs to it, SHA-256. Nothing in the file is executed.
+    """Describe a weights file: its kind and architecture, missing and unexpected tensors, normalisation and SHA-256.
+
+    No code in the file is executed.
 
     Args:
         file: a weights file, a model folder, "demo", or a Hugging Face Hub id as hf:owner/name.
@@ -42,21 +43,21 @@ def inspect(file: str, output: Output) -> None:
 
 @command(predict_video, positional=("videos",), without=("path",))
 def predict(videos: tuple[Path, ...], out: Path, settings: dict[str, Any], output: Output) -> None:
-    """Scores for sliding clips over whole videos, masks and boxes for the frames in them.
+    """Predict scores for clips that slide over whole videos, and masks and boxes for the frames of these clips.
 
-    The folder then holds clips.parquet, boxes.parquet, masks/ and prediction.json; with several videos, a folder of
-    this kind for each.
+    The folder contains clips.parquet, boxes.parquet, masks/ and prediction.json; for several videos it contains one
+    such folder per video.
 
     Args:
         videos: video files, images, folders of frames, folders of videos, or manifests.
     """
-    found = _videos(videos)
-    several = len(videos) > 1 or found != list(videos)
-    names = [video.stem if several else "" for video in found]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"Several videos are called {twice[0]!r}: predict them one by one, each with its own --out.")
+    paths = _videos(videos)
+    several = len(videos) > 1 or paths != list(videos)
+    names = [path.stem if several else "" for path in paths]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"Several videos are called {repeated[0]!r}. Predict them one by one, each with its own --out.")
     summary = []
-    for video, name in zip(found, names, strict=True):
+    for video, name in zip(paths, names, strict=True):
         prediction = predict_video(video, **settings, out=out / name, progress=output.progress)
         summary.append({"out": out / name, "clips": prediction.table().to_dict("records")})
         output.say(f"\n{video}" if several else "", *_prediction_text(prediction))
@@ -65,10 +66,10 @@ def predict(videos: tuple[Path, ...], out: Path, settings: dict[str, Any], outpu
 
 
 def _videos(given: Sequence[Path]) -> list[Path]:
-    """The videos behind files, folders and manifests, each once.
+    """The videos in files, folders and manifests, without repetitions.
 
     Raises:
-        UserError: a folder with neither videos nor images.
+        UserError: a folder contains neither videos nor images.
     """
     videos: list[Path] = []
     for path in given:
@@ -78,7 +79,7 @@ def _videos(given: Sequence[Path]) -> list[Path]:
         elif path.is_dir() and not any(inner.suffix.lower() in IMAGE_SUFFIXES for inner in path.iterdir()):
             inside = sorted(inner for inner in path.iterdir() if inner.suffix.lower() in VIDEOS)
             if not inside:
-                raise UserError(f"The folder {path} holds neither videos nor images: give one that does.")
+                raise UserError(f"The folder {path} contains neither videos nor images. Give a folder that does.")
             videos += inside
         else:
             videos.append(path)
@@ -94,7 +95,7 @@ def _prediction_text(prediction: VideoPrediction) -> list[str]:
     if len(prediction.boxes_xyxy):
         heads.append(f"{len(prediction.boxes_xyxy)} boxes")
     if not (prediction.scores or heads):
-        heads = ["the model has no head, so there are no scores, masks or boxes; `endofm-lab finetune` trains one"]
+        heads = ["the model has no head, so there are no scores, masks or boxes; `endofm-lab finetune` trains a head"]
     return [
         table.to_string(index=False, float_format=lambda value: f"{value:.3f}", max_rows=24),
         f"\n{len(table)} clips, {', '.join(heads)}." if heads else f"\n{len(table)} clips.",
@@ -114,26 +115,27 @@ def study(
     figures: Path | None = None,
     figure_format: FigureFormat = "html",
 ) -> None:
-    """Scores for every frame of a whole study, and a report to confirm or reject what was found.
+    """Score every frame of a whole study, and write a report whose findings can be confirmed or rejected.
 
-    Memory does not grow with the study. The folder then holds frames.parquet, study.json, report.html and review.csv;
-    the app opens it too.
+    Memory does not grow with the length of the study. The folder contains frames.parquet, study.json, report.html and
+    review.csv; the app can open it.
 
     Args:
         video: a video file or a folder of frames.
-        smooth: frames of the running median that findings are cut from (odd; 1 does not smooth).
-        labels: table of true labels (columns frame, label), to measure what smoothing does.
+        smooth: width in frames of the running median from which findings are made (odd; 1 does not smooth).
+        labels: table of true labels (columns frame, label), to measure the effect of smoothing.
     """
     result = run_study(video, out=out, **settings, progress=output.progress)
     report = write_study_report(result, out, smooth, labels)
-    found = findings(result, smooth)
+    table = findings(result, smooth)
     skipped, lost = int((result.state == DUPLICATE).sum()), int((result.state == UNREADABLE).sum())
-    drawn = [] if figures is None else export_all({"time line": study_timeline(result)}, figures, figure_format)
+    exported = [] if figures is None else export_all({"time line": study_timeline(result)}, figures, figure_format)
     output.say(
-        found.to_string(index=False, max_rows=24) if len(found) else "No finding scores at least 0.5.",
-        f"\n{len(result.state):,} frames, {skipped:,} near-duplicates not scored, {lost:,} unreadable.",
+        table.to_string(index=False, max_rows=24) if len(table) else "No finding scores at least 0.5.",
+        f"\n{len(result.state):,} frames, of which {skipped:,} near-duplicates were not scored and {lost:,} could not "
+        "be read.",
         computed_on(result.provenance),
-        "Confirm or reject them in the app (Prediction, Study), or in review.csv.",
+        "Confirm or reject the findings in the app (page Prediction, view Study), or in review.csv.",
     )
     summary = {
         "out": out,
@@ -142,8 +144,8 @@ def study(
         "near_duplicates": skipped,
         "unreadable": lost,
     }
-    output.result({**summary, "findings": found.to_dict("records"), "figures": drawn})
-    output.written(report, *drawn)
+    output.result({**summary, "findings": table.to_dict("records"), "figures": exported})
+    output.written(report, *exported)
 
 
 @command(
@@ -160,45 +162,52 @@ def explain(
     figures: Path | None = None,
     figure_format: FigureFormat = "html",
 ) -> None:
-    """Attention and attribution of one clip: report.html (stand-alone) and maps.npz (the numbers).
+    """Compute attention and attribution of one clip, and write report.html (stand-alone) and maps.npz (the maps).
 
     Args:
         video: a video file, a folder of frames, or one image.
     """
-    found = explanation.explain(video, **settings)
-    written = explanation.write_explanation(found, out)
+    result = explanation.explain(video, **settings)
+    written = explanation.write_explanation(result, out)
     if figures is not None:
-        written += export_all(explanation.explanation_figures(found), figures, figure_format)
+        written += export_all(explanation.explanation_figures(result), figures, figure_format)
     trust = {
-        one.attribution.method: {"target": one.attribution.target, "gap": one.curves.gap, "randomised": one.randomised}
-        for one in found.attributions
+        entry.attribution.method: {
+            "target": entry.attribution.target,
+            "gap": entry.curves.gap,
+            "randomised": entry.randomised,
+        }
+        for entry in result.attributions
     }
-    summary = {"out": out, "written": written, "trust": trust, "refused": found.refused}
-    output.result({**summary, "provenance": found.provenance})
-    output.say(computed_on(found.provenance))
-    for name, one in trust.items():
-        output.say(f"{one['target']}, by {name}: gap {one['gap']:.2f}, with shuffled weights {one['randomised']:.2f}")
+    summary = {"out": out, "written": written, "trust": trust, "refused": result.refused}
+    output.result({**summary, "provenance": result.provenance})
+    output.say(computed_on(result.provenance))
+    for name, numbers in trust.items():
+        output.say(
+            f"{numbers['target']}, by {name}: insertion minus deletion {numbers['gap']:.2f}, correlation with shuffled "
+            f"weights {numbers['randomised']:.2f}"
+        )
     output.written(*written)
 
 
 @command(embeddings.embed, positional=("manifest",))
 def embed(manifest: Path, out: Path, settings: dict[str, Any], output: Output, model: str = "demo") -> None:
-    """One vector per row of a manifest, kept in a folder, with neighbours and the shortcut test printed.
+    """Compute one vector per row of a manifest, and print a test of neighbours and of shortcuts.
 
-    The folder then holds vectors.npy, rows.parquet, pca.npz and store.json.
+    The folder, called an embedding store, contains vectors.npy, rows.parquet, pca.npz and store.json.
 
     Args:
-        manifest: a CSV or Parquet manifest.
+        manifest: a manifest (CSV or Parquet).
     """
     store = embeddings.embed(manifest, model, out, **settings, progress=output.progress)
-    summary = {"out": out, "model": store.about["model_name"], **_what_vectors_tell(store)}
+    summary = {"out": out, "model": store.about["model_name"], **_summary_of(store)}
     output.result(summary)
     output.say(*_embedding_text(summary), computed_on(store.about.get("provenance", {})))
     output.written(out)
 
 
-def _what_vectors_tell(store: embeddings.EmbeddingStore) -> dict[str, Any]:
-    """Counts, variance of the first axes, purity of neighbourhoods and the shortcut test; keeps pca.npz."""
+def _summary_of(store: embeddings.EmbeddingStore) -> dict[str, Any]:
+    """Counts, variance of the first axes, purity of neighbourhoods and the shortcut test; writes pca.npz."""
     usable = store.usable()
     vectors, rows = store.vectors[usable], store.rows[usable].reset_index(drop=True)
     summary: dict[str, Any] = {
@@ -220,21 +229,21 @@ def _what_vectors_tell(store: embeddings.EmbeddingStore) -> dict[str, Any]:
 
 
 def _embedding_text(summary: dict[str, Any]) -> list[str]:
-    """What vectors tell, as lines for people."""
+    """The summary of an embedding store as lines for people."""
     clips = f"{summary['clips']} clips ({summary['units']['words']})"
-    lines = [f"{clips} embedded by {summary['model']}, {len(summary['unreadable'])} could not be read."]
+    lines = [f"{clips} embedded by {summary['model']}; {len(summary['unreadable'])} could not be read."]
     lines += [f"  {row['video']}: {row['error']}" for row in summary["unreadable"][:5]]
     if "pca_explained" not in summary:
         return lines
     lines.append("PCA: " + ", ".join(f"{share:.1%}" for share in summary["pca_explained"]) + " of the variance.")
     for column, purity in summary["neighbour_purity"].items():
         lines.append(
-            f"No clip has a neighbour that was recorded apart from it, so that none can share its {column}."
+            f"No clip has a neighbour from another recording, so the {column} of neighbours cannot be compared."
             if math.isnan(purity)
-            else f"Of five neighbours that were recorded apart from a clip, {purity:.1%} share its {column}."
+            else f"Of the five nearest neighbours from other recordings, {purity:.1%} share the {column} of the clip."
         )
     if summary["shortcuts"]:
-        lines.append("What a linear probe tells from the vectors:")
+        lines.append("What a linear probe can predict from the vectors:")
         table = pd.DataFrame(summary["shortcuts"])
         lines.append(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     return lines

@@ -1,4 +1,4 @@
-"""The command `endofm-lab`: finds the sub-command, turns user errors into one sentence and exit code 2."""
+"""The command `endofm-lab`: run a sub-command, and turn errors of the user into a message and exit code 2."""
 
 import importlib
 import signal
@@ -17,34 +17,30 @@ if TYPE_CHECKING:
 
 # Command -> (module in endofm_lab.cli, name of the command or of its sub-commands there, one line of help).
 COMMANDS: dict[str, tuple[str, str, str]] = {
-    "doctor": ("doctor", "doctor", "what this machine has: Python, torch, precision, decoders, disk, model"),
+    "doctor": ("doctor", "doctor", "check the installation: Python, torch, precision, decoders, disk, model"),
     "phantom": ("data", "phantom", "write a data set of generated endoscopy clips"),
-    "inspect": ("infer", "inspect", "say what a checkpoint file holds"),
-    "check": ("data", "check_integrity", "say whether a model, run, store, study, prediction or data set is whole"),
-    "data": (
-        "data",
-        "DATA",
-        "recipes of public data sets: list, show, prepare or import a manifest, check, map and split it",
-    ),
+    "inspect": ("infer", "inspect", "describe the contents of a weights file"),
+    "check": ("data", "check_integrity", "check whether a model, run, store, study, prediction or data set is whole"),
+    "data": ("data", "DATA", "use recipes of public data sets; prepare, import, check, map and split manifests"),
     "audit": ("data", "audit", "look for leakage between the splits of manifests"),
-    "demo": ("demo", "DEMO", "show the demo; train its model"),
+    "demo": ("demo", "DEMO", "show the demo, train its model or evaluate it"),
     "pretrain": ("train", "pretrain", "learn from unlabelled video"),
-    "predict": ("infer", "predict", "scores, masks and boxes for videos"),
-    "study": ("infer", "study", "a whole study, frame by frame, with a report to confirm or reject"),
-    "explain": ("infer", "explain", "attention and attribution of a clip: a report and the numbers"),
-    "embed": ("infer", "embed", "a vector per row of a manifest: neighbours, shortcuts, the app's map"),
-    "notebooks": ("serve", "notebooks", "copy the lessons into a folder of yours and open them"),
+    "predict": ("infer", "predict", "predict scores, masks and boxes for videos"),
+    "study": ("infer", "study", "score a whole study frame by frame, with findings to confirm or reject"),
+    "explain": ("infer", "explain", "write a report on attention and attribution of a clip"),
+    "embed": ("infer", "embed", "compute a vector per row of a manifest, for neighbours, shortcuts and the app's map"),
+    "notebooks": ("serve", "notebooks", "copy the lessons into a folder of your own and open them"),
     "finetune": ("train", "finetune", "train a head or a whole model on a manifest, and test it once"),
-    "evaluate": ("train", "evaluate", "test a model on a manifest's test rows"),
-    "compare": ("runs", "compare", "finished runs in one table, with intervals and a paired test"),
-    "paper-table": ("runs", "paper_table", "the published results beside the runs at hand"),
+    "evaluate": ("train", "evaluate", "test a model on the test rows of a manifest"),
+    "compare": ("runs", "compare", "compare finished runs in one table, with intervals and a paired test"),
+    "paper-table": ("runs", "paper_table", "show the published results next to your own runs"),
     "score": ("runs", "SCORE", "score a submission by the rules of a challenge: capsule-vision"),
     "app": ("serve", "app", "open the app in the browser"),
 }
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a sub-command; the exit code is 0, 2 for something the user can put right, 1 for a defect of ours."""
+    """Run a sub-command; the exit code is 0, or 2 for an error that the user can correct, or 1 for a defect."""
     args = list(sys.argv[1:] if args is None else args)
     if not args or args[0] in ("-h", "--help"):
         print(_overview())
@@ -52,21 +48,21 @@ def main(args: Sequence[str] | None = None) -> int:
     if args[0] == "--version":
         print(f"endofm-lab {__version__}")
         return 0
-    name, *rest = args
+    name, *arguments = args
     if name not in COMMANDS:
         print(f"Error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
         return 2
     if threading.current_thread() is threading.main_thread():
-        # A stopped job saves as Ctrl-C does, also where Ctrl-C was switched off (a background job of a shell).
+        # SIGTERM saves as Ctrl-C does. Shells disable Ctrl-C in background jobs, so it is enabled again.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     try:
-        _call(name, rest)
+        _call(name, arguments)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        print("Stopped. Finished work is saved, and the same command continues from there.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
@@ -78,14 +74,14 @@ def main(args: Sequence[str] | None = None) -> int:
             return 2
         traceback.print_exc()
         print(
-            "This is a defect of endofm-lab, not of your input: please report it with the lines above.", file=sys.stderr
+            "This is a defect of endofm-lab, not of your input. Please report it with the lines above.", file=sys.stderr
         )
         return 1
     return 0
 
 
 def find(name: str) -> "Command | dict[str, Command]":
-    """The command of a name, or its sub-commands by name."""
+    """The command with this name, or its sub-commands by name."""
     module, attribute, _ = COMMANDS[name]
     return getattr(importlib.import_module(f"endofm_lab.cli.{module}"), attribute)
 
@@ -98,7 +94,7 @@ def _call(name: str, args: list[str]) -> None:
             return
         part, *args = args
         if part not in entry:
-            raise UserError(unknown(f"command {name}", part, entry))
+            raise UserError(unknown("command", f"{name} {part}", [f"{name} {known}" for known in entry]))
         entry, prog = entry[part], f"{prog} {part}"
     entry(args, prog)
 
@@ -109,9 +105,9 @@ def _overview() -> str:
 
 
 def _overview_of(prog: str, lines: Mapping[str, str], about: str = "") -> str:
-    """The commands below a name, a line each."""
+    """The help of a command with sub-commands: one line for each of them."""
     width = max(map(len, lines))
-    head = [f"usage: {prog} COMMAND [options]   ({prog} COMMAND --help says more)", ""]
+    head = [f"usage: {prog} COMMAND [options]   ({prog} COMMAND --help describes a command)", ""]
     return "\n".join([*head, *([about, ""] if about else []), *(f"  {name:<{width}}  {lines[name]}" for name in lines)])
 
 

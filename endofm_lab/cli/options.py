@@ -1,7 +1,7 @@
-"""Options made from what the library takes: the fields of a dataclass or the arguments of a function.
+"""Make the options of a command from the fields of a dataclass or the parameters of a function.
 
-A command names its source and adds a few options of its own. Names that several commands share mean the same thing
-everywhere: their type and help stand in `GRAMMAR`, and a test holds every command to it.
+A command names its source and adds a few options of its own. An option that several commands share means the same in
+all of them: its type and help are in `GRAMMAR`, and a test checks that every command follows it.
 """
 
 import inspect
@@ -19,30 +19,30 @@ from endofm_lab.errors import UserError
 
 Key: TypeAlias = tuple[str, ...]  # where a value belongs: ("start", "source"), ("views", "global_px"), ("preset",)
 
-# Option -> type, placeholder and help, wherever it stands.
+# Option -> type, placeholder and help, in every command.
 GRAMMAR: dict[str, tuple[Any, str, str]] = {
-    "out": (Path, "FOLDER", "Folder for everything that is written; the same command continues what was stopped."),
-    "model": (str, "MODEL", 'What is loaded: "demo", a folder, a released checkpoint, timm:NAME, hf://OWNER/NAME.'),
-    "start": (str, "WEIGHTS", 'What training begins with: "scratch", or whatever --model takes, image weights too.'),
-    "batch": (int, "N", "Clips, in a study frames, that are computed together; in training, clips per update."),
-    "precision": (None, "", "Arithmetic of the computation; auto is bfloat16 where the hardware multiplies it."),
-    "device": (str, "NAME", "What computes: cpu, cuda, cuda:1, mps, or auto for the first of cuda, mps and cpu."),
+    "out": (Path, "FOLDER", "Folder for all results; the same command continues a job that was stopped."),
+    "model": (str, "MODEL", 'Model: "demo", a folder, a released checkpoint, timm:NAME, or hf://OWNER/NAME.'),
+    "start": (str, "WEIGHTS", 'Initial weights: "scratch", image weights, or anything that --model takes.'),
+    "batch": (int, "N", "Clips per update in training; otherwise clips, or frames of a study, computed together."),
+    "precision": (None, "", "Floating-point precision; auto is bfloat16 if the hardware supports it."),
+    "device": (str, "NAME", "Device: cpu, cuda, cuda:1, mps, or auto for the first available of cuda, mps and cpu."),
     "seed": (int, "N", "Seed of every random generator."),
-    "seeds": (tuple[int, ...], "N [N ...]", "Seeds: one training for each; results are means over them."),
-    "split": (str, "NAME", 'Which split: "manifest" is the column split, any other NAME the column split_NAME.'),
-    "label-column": (str, "COLUMN", "Column of the manifest that holds the class."),
-    "workers": (int, "N", "Processes or threads that load data."),
-    "figures": (Path, "FOLDER", "Folder for the figures as files of their own."),
-    "figure-format": (None, "", "Kind of these files; all but html need kaleido and Chrome or Chromium."),
+    "seeds": (tuple[int, ...], "N [N ...]", "Seeds, with one training for each; results are means over the seeds."),
+    "split": (str, "NAME", 'Split: "manifest" is the column split; any other NAME is the column split_NAME.'),
+    "label-column": (str, "COLUMN", "Column of the manifest that contains the class."),
+    "workers": (int, "N", "Number of processes or threads that load data."),
+    "figures": (Path, "FOLDER", "Folder for the figures as separate files."),
+    "figure-format": (None, "", "Format of these files; all formats but html need kaleido and Chrome or Chromium."),
     "allow": (
         tuple[str, ...],
         "PACKAGE [PACKAGE ...]",
-        "Code of yours that a model or run may name, and that is imported then: a package, or MODULE:CLASS.",
+        "Your own code that a model or run may name and that is then imported: a package, or MODULE:CLASS.",
     ),
     "json": (bool, "", "Print the result as one JSON value and nothing else."),
     "quiet": (bool, "", "Print nothing but errors."),
 }
-# A library's name -> the option's name, in every command.
+# Name in the library -> name of the option, in every command.
 NAMES = {
     "batch_clips": "batch",
     "split_name": "split",
@@ -61,14 +61,14 @@ class Option:
     """One option or positional argument of a command.
 
     Attributes:
-        key: where its value belongs.
-        name: as it is typed, without dashes.
-        kind: its type.
-        default: its value when it is not given; `dataclasses.MISSING` if it must be given.
-        metavar: what stands for its value in the help.
-        help: a sentence.
-        positional: given by its place instead of its name.
-        choices: the possible values: as typed -> as the library writes them; empty if there is no list.
+        key: the parameter or nested field that takes the value.
+        name: name of the option without dashes.
+        kind: type of the value.
+        default: value if the option is not given; `dataclasses.MISSING` if it must be given.
+        metavar: placeholder for the value in the help.
+        help: one sentence.
+        positional: whether it is given by position instead of by name.
+        choices: possible values: as typed -> as the library writes them; empty if any value is possible.
     """
 
     key: Key
@@ -82,12 +82,12 @@ class Option:
 
     @property
     def required(self) -> bool:
-        """Whether it must be given."""
+        """Whether the option must be given."""
         return self.default is MISSING
 
     @property
     def values(self) -> tuple[int, float]:
-        """The least and the largest number of values that it takes."""
+        """The smallest and the largest number of values that the option takes."""
         if self.kind is bool:
             return 0, 0
         kinds = get_args(self.kind) if get_origin(self.kind) is tuple else ()
@@ -102,12 +102,12 @@ class Option:
 
     @property
     def is_pair(self) -> bool:
-        """Whether it is a switch with an opposite: ``--dino.centring`` and ``--dino.no-centring``."""
+        """Whether the option is a switch with an opposite: ``--dino.centring`` and ``--dino.no-centring``."""
         return self.kind is bool and (self.default is True or "." in self.name)
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """All ways to type it."""
+        """All spellings of the option."""
         *above, last = self.name.split(".")
         return (self.typed, "--" + ".".join([*above, f"no-{last}"])) if self.is_pair else (self.typed,)
 
@@ -131,16 +131,16 @@ def options_of(
 
     Args:
         source: a dataclass or a function, documented in Google's style.
-        positional: parameters that are given by their place.
-        names: other names for parameters, beside `NAMES`.
-        without: parameters that are no options.
-        flat: parameters that are dataclasses and whose fields stand beside the others, without a prefix.
-        choices: the possible values of parameters whose type does not list them.
-        columns: parameters that name columns of a table that is no manifest yet; `NAMES` and `GRAMMAR` speak of
-            manifests and do not hold for them.
-        above: the key that the parameters belong to.
+        positional: parameters that are given by position.
+        names: other names for parameters, in addition to `NAMES`.
+        without: parameters that are not options.
+        flat: parameters that are dataclasses and whose fields become options without a prefix.
+        choices: possible values of parameters whose type does not list them.
+        columns: parameters that name columns of a table that is not a manifest yet; `NAMES` and `GRAMMAR`, which are
+            about manifests, do not apply to them.
+        above: key of the dataclass that contains the parameters.
     """
-    told: dict[str, str] = {
+    descriptions: dict[str, str] = {
         p.arg_name: p.description or "" for p in docstring_parser.parse(source.__doc__ or "").params
     }
     renamed = NAMES | dict(names or {})
@@ -150,7 +150,7 @@ def options_of(
         if name in without:
             continue
         if name in columns:
-            words = " ".join(told[name].split())
+            words = " ".join(descriptions[name].split())
             options.append(Option(key, name, _plain_kind(kind), default, "COLUMN", words[:1].upper() + words[1:]))
             continue
         if is_dataclass(_plain_kind(kind)):
@@ -159,33 +159,33 @@ def options_of(
             continue
         shown = renamed.get(name, name).replace("_", "-")
         if choices and name in choices:
-            one: Any = Literal[tuple(choices[name])]
-            kind = tuple[one, ...] if get_origin(_plain_kind(kind)) is tuple else one
-        options.append(_option(key, shown, kind, default, told.get(name, ""), name in positional))
+            choice: Any = Literal[tuple(choices[name])]
+            kind = tuple[choice, ...] if get_origin(_plain_kind(kind)) is tuple else choice
+        options.append(_option(key, shown, kind, default, descriptions.get(name, ""), name in positional))
     return options
 
 
 def _prefixed(option: Option, depth: int) -> Option:
-    """An option of a nested dataclass: ``--views.global-px``. There, `NAMES` does not hold."""
+    """An option of a nested dataclass, such as ``--views.global-px``, whose name is not changed by `NAMES`."""
     shown = ".".join(option.key[depth:]).replace("_", "-")
     return Option(option.key, shown, option.kind, option.default, option.metavar, option.help, False, option.choices)
 
 
 def _parameters(source: Any) -> list[tuple[str, Any, Any]]:
-    """Name, type and default of what a dataclass or function takes."""
+    """Name, type and default of the fields of a dataclass or the parameters of a function."""
     hints = get_type_hints(source, include_extras=True)
     if is_dataclass(source):
-        made = [
+        defaults = [
             (f.name, f.default_factory() if f.default_factory is not MISSING else f.default)
             for f in fields(source)
             if f.init
         ]
-        return [(name, hints[name], default) for name, default in made]
+        return [(name, hints[name], default) for name, default in defaults]
     parameters = inspect.signature(source).parameters.values()
     return [(p.name, hints[p.name], MISSING if p.default is p.empty else p.default) for p in parameters]
 
 
-def _option(key: Key, name: str, kind: Any, default: Any, told: str, positional: bool) -> Option:
+def _option(key: Key, name: str, kind: Any, default: Any, description: str, positional: bool) -> Option:
     kind, choices = _plain_kind(kind), {}
     grammar_kind, metavar, words = GRAMMAR.get(name, (None, "", ""))
     kind = grammar_kind or kind
@@ -194,7 +194,7 @@ def _option(key: Key, name: str, kind: Any, default: Any, told: str, positional:
         choices = {str(value).lower().replace(" ", "-").replace("_", "-"): value for value in get_args(listed)}
         metavar = "{" + ",".join(choices) + "}"
         metavar = metavar if listed is kind else f"{metavar} ..."
-    words = _words(told, choices) if positional and told else words or _words(told, choices)
+    words = _words(description, choices) if positional and description else words or _words(description, choices)
     if positional and not metavar:
         word = name.upper()
         metavar = f"{word[:-1]} [{word[:-1]} ...]" if get_origin(kind) is tuple else word
@@ -202,16 +202,16 @@ def _option(key: Key, name: str, kind: Any, default: Any, told: str, positional:
     return Option(key, name, kind, default, metavar, words[:1].upper() + words[1:], positional, choices)
 
 
-def _words(told: str, choices: Mapping[str, Any]) -> str:
-    """A description as the help shows it: without marks of code, choices as they are typed."""
-    words = " ".join(told.replace("``", "").split())
+def _words(description: str, choices: Mapping[str, Any]) -> str:
+    """A description as the help shows it: without code markup, and with choices as they are typed."""
+    words = " ".join(description.replace("``", "").split())
     for typed, value in choices.items():
         words = words.replace(f'"{value}"', f'"{typed}"')
     return words
 
 
 def _plain_kind(kind: Any) -> Any:
-    """A type as it is typed on a command line: without None, a model or manifest by its path, a sequence as a tuple."""
+    """The type of a value on the command line, without None: models and manifests are paths, sequences are tuples."""
     if get_origin(kind) in (Union, types.UnionType):
         kinds = [k for k in get_args(kind) if k is not type(None)]
         return next((k for k in (Path, str) if k in kinds), _plain_kind(kinds[0]))
@@ -221,7 +221,7 @@ def _plain_kind(kind: Any) -> Any:
 
 
 def issubclass_of(kind: Any, of: type) -> bool:
-    """Whether a type is a class below another."""
+    """Whether a type is a subclass of another."""
     return isinstance(kind, type) and issubclass(kind, of)
 
 
@@ -238,13 +238,13 @@ def _metavar(kind: Any, name: str) -> str:
 
 
 def parse(options: Sequence[Option], args: Sequence[str], prog: str, description: str) -> dict[Key, Any]:
-    """The values of all options, by key; tyro prints the help and leaves where ``args`` ask for it.
+    """The values of all options by key; if ``args`` contain ``--help``, tyro prints the help and exits.
 
-    The words must have passed `endofm_lab.cli.words.check`.
+    The arguments must have passed `endofm_lab.cli.words.check`.
     """
-    made = make_dataclass("Options", [_field(number, option) for number, option in enumerate(options)], kw_only=True)
-    told: Any = tyro.cli(made, prog=prog, description=description, args=list(args))
-    values = {option.key: getattr(told, f"option_{number}") for number, option in enumerate(options)}
+    parser = make_dataclass("Options", [_field(number, option) for number, option in enumerate(options)], kw_only=True)
+    parsed: Any = tyro.cli(parser, prog=prog, description=description, args=list(args))
+    values = {option.key: getattr(parsed, f"option_{number}") for number, option in enumerate(options)}
     for option in options:
         if option.choices and values[option.key] is not None:
             value = values[option.key]
@@ -254,8 +254,8 @@ def parse(options: Sequence[Option], args: Sequence[str], prog: str, description
     return values
 
 
-# Option -> the least and the largest number that it takes, wherever it stands: beyond it memory or days would be gone
-# before anything else could object. Seeds have no bound here.
+# Option -> the smallest and the largest number that it takes in every command. Larger numbers would use up the memory,
+# or days of time, before another check could refuse them. Seeds have no bound here.
 _BOUNDS = {
     "batch": (1, 65_536),
     "clips": (1, 10_000),
@@ -268,27 +268,27 @@ _LARGEST = 100_000_000
 
 
 def _refuse_absurd(option: Option, value: Any) -> None:
-    """Refuse numbers that are none, and numbers beyond all bounds.
+    """Refuse NaN, infinity and numbers out of bounds.
 
     Raises:
-        UserError: the message names the option and its bounds.
+        UserError: a number is out of bounds; the message names the option and the bounds.
     """
     last = option.name.rpartition(".")[2]
     least, most = _BOUNDS.get(last, (-_LARGEST, _LARGEST))
     for number in value if isinstance(value, tuple | list) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
-            raise UserError(f"{option.typed} is {number}; give a finite number.")
+            raise UserError(f"{option.typed} is {number}. Give a finite number.")
         counted = isinstance(number, int | float) and not isinstance(number, bool) and not last.startswith("seed")
         if counted and not least <= number <= most:
-            raise UserError(f"{option.typed} is {number:,}; give a number from {least:,} to {most:,}.")
+            raise UserError(f"{option.typed} is {number:,}. Give a number from {least:,} to {most:,}.")
 
 
 def _field(number: int, option: Option) -> Any:
-    """What tyro makes an option of."""
+    """The field of the parser's dataclass from which tyro makes an option."""
     kind, default = option.kind, option.default
     if option.choices:
-        one: Any = Literal[tuple(option.choices)]
-        kind = tuple[one, ...] if get_origin(kind) is tuple else one  # type: ignore[valid-type]
+        choice: Any = Literal[tuple(option.choices)]
+        kind = tuple[choice, ...] if get_origin(kind) is tuple else choice  # type: ignore[valid-type]
         typed = {value: word for word, value in option.choices.items()}
         default = tuple(map(typed.get, default)) if isinstance(default, tuple) else typed.get(default, default)
     hint = "(required)" if default is MISSING else "" if default is None or default is False or default == () else None
@@ -304,16 +304,16 @@ def _field(number: int, option: Option) -> Any:
 
 
 def build(source: Any, values: Mapping[Key, Any], above: Key = ()) -> Any:
-    """The dataclass that the options were made from, with the values given."""
-    made = {}
+    """The dataclass from which the options were made, with the given values."""
+    arguments = {}
     for name, kind, _ in _parameters(source):
         key = (*above, name)
-        made[name] = build(_plain_kind(kind), values, key) if is_dataclass(_plain_kind(kind)) else values[key]
-    return source(**made)
+        arguments[name] = build(_plain_kind(kind), values, key) if is_dataclass(_plain_kind(kind)) else values[key]
+    return source(**arguments)
 
 
 def value_at(config: Any, key: Key) -> Any:
-    """The value of a nested dataclass that belongs to an option."""
+    """The value of an option in a nested dataclass."""
     for name in key:
         config = getattr(config, name)
     return config

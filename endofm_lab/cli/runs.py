@@ -1,4 +1,4 @@
-"""Finished runs and predictions: `endofm-lab compare`, `paper-table` and `score`."""
+"""Commands for finished runs and predictions: `endofm-lab compare`, `paper-table` and `score`."""
 
 from pathlib import Path
 from typing import Any
@@ -22,48 +22,49 @@ def compare(
     figures: Path | None = None,
     figure_format: FigureFormat = "html",
 ) -> None:
-    """One table of finished runs with patient-level intervals and a paired test; ranked only if that is fair.
+    """Compare finished runs in one table with intervals over patients and a paired test, ranked only if that is fair.
 
     Runs whose test sets or protocols differ are shown in the given order without ranks, and the reasons are printed.
-    The folder then holds comparison.md, comparison.csv and comparison.html; without --out nothing is written.
+    The folder contains comparison.md, comparison.csv and comparison.html; without --out nothing is written.
 
     Args:
         runs: folders with report.json and predictions.parquet.
-        by: metric to rank by; by default the task's own, such as f1, dice, ap50 or jaccard.
+        by: metric to rank by; by default the usual metric of the task, such as f1, dice, ap50 or jaccard.
     """
-    found = compare_runs([read_run(folder) for folder in runs], by)
-    written = [] if out is None else write_comparison(found, out)
+    comparison = compare_runs([read_run(folder) for folder in runs], by)
+    written = [] if out is None else write_comparison(comparison, out)
     if figures is not None:
-        drawn = {f"intervals of {name}": intervals(found, name) for name in found.lines[0].metrics}
-        written += export_all(drawn, figures, figure_format)
-    summary = {"task": found.task, "by": found.by, "ranked": found.ranked, "runs": _rows(found.table())}
-    output.result({**summary, "reasons": found.reasons, "notes": found.notes(), "written": written})
-    output.say(found.to_markdown())
+        charts = {f"intervals of {name}": intervals(comparison, name) for name in comparison.lines[0].metrics}
+        written += export_all(charts, figures, figure_format)
+    table = _rows(comparison.table())
+    summary = {"task": comparison.task, "by": comparison.by, "ranked": comparison.ranked, "runs": table}
+    output.result({**summary, "reasons": comparison.reasons, "notes": comparison.notes(), "written": written})
+    output.say(comparison.to_markdown())
     if written:
         output.written(*written)
 
 
 def _rows(table: Any) -> list[dict[str, Any]]:
-    """A table's rows; what is not defined is None."""
+    """The rows of a table; undefined values are None."""
     return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
 @command()
 def paper_table(output: Output, runs: Path = Path("runs")) -> None:
-    """The published results beside the runs at hand, with differences of protocol marked.
+    """Show the published results next to your own runs, with differences between the protocols marked.
 
     Args:
-        runs: folder below which finished runs are looked for.
+        runs: folder that is searched for finished runs.
     """
-    found, problems = find_runs(runs)
-    table = published.paper_table(found)
+    finished, problems = find_runs(runs)
+    table = published.paper_table(finished)
     output.result({"table": table, "left_out": problems})
     output.say(table, *(f"Left out: {problem}" for problem in problems))
 
 
 @command()
 def capsule_vision(labels: Path, probabilities: Path, output: Output, submission: Path | None = None) -> None:
-    """Score a Capsule Vision 2024 submission, after checking it for everything that would make the score wrong.
+    """Score a Capsule Vision 2024 submission after checking it for mistakes that would make the score wrong.
 
     Args:
         labels: table with the columns image and class (CSV or XLSX).
@@ -79,7 +80,7 @@ def capsule_vision(labels: Path, probabilities: Path, output: Output, submission
 
 
 def _score_text(result: dict) -> str:
-    """The numbers as aligned text."""
+    """The scores as aligned text."""
     lines = [f"{name:<22}{_number(value):>8}" for name, value in result.items() if name != "class_wise_metrics"]
     classes = result["class_wise_metrics"]
     keys = list(next(iter(classes.values())))

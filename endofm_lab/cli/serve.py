@@ -1,4 +1,4 @@
-"""`endofm-lab app` and `endofm-lab notebooks`: servers on this machine only, unless the user says otherwise."""
+"""The commands `endofm-lab app` and `notebooks`, which serve this machine only unless the user allows others."""
 
 import filecmp
 import importlib.util
@@ -27,9 +27,9 @@ from endofm_lab.files import bundled
 APP = bundled("app") / "serve.py"
 LESSONS = bundled("notebooks")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# An environment variable, since command lines can be read by every user of the machine.
+# An environment variable, because every user of the machine can read command lines.
 PASSWORD = "ENDOFM_LAB_PASSWORD"  # noqa: S105
-EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  (addresses that ask for --allow-host and a password)
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104  (addresses that need --allow-host and a password)
 _SHORTEST_PASSWORD = 12
 
 
@@ -37,10 +37,10 @@ def command_line(port: int, headless: bool, host: str = "127.0.0.1", names: Sequ
     """The command line that serves the app at an address, by default on loopback.
 
     Args:
-        port: the port it listens on.
+        port: the port that the app listens on.
         headless: serve without opening a browser.
-        host: address to listen at.
-        names: host names under which it is answered.
+        host: the address that the app listens on.
+        names: the host names that the app accepts.
 
     Raises:
         UserError: Streamlit is not installed.
@@ -53,13 +53,13 @@ def command_line(port: int, headless: bool, host: str = "127.0.0.1", names: Sequ
 
 
 def require(module: str, extra: str, wanted_by: str) -> None:
-    """Check that an optional part of the installation is there.
+    """Check that an optional package is installed.
 
     Raises:
-        UserError: it is not; the sentence names the command that installs it.
+        UserError: the package is missing; the message names the command that installs it.
     """
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"{wanted_by} needs {module}, which is missing here: run `pip install 'endofm-lab[{extra}]'`.")
+        raise UserError(f"{wanted_by} needs {module}, which is not installed. Run `pip install 'endofm-lab[{extra}]'`.")
 
 
 @command()
@@ -70,16 +70,17 @@ def app(
     host: str | None = None,
     allow_host: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
 ) -> None:
-    """Open the app in the browser. It answers on 127.0.0.1 only, and sends nothing anywhere.
+    """Open the app in the browser. It answers on 127.0.0.1 only and sends no data to other machines.
 
-    With --host or --allow-host others can reach it: then it asks for a password, which is taken from the environment
-    variable ENDOFM_LAB_PASSWORD or made and printed. docs/serving.md shows it behind a reverse proxy.
+    With --host or --allow-host other machines can reach the app, and it asks for a password. The password is taken from
+    the environment variable ENDOFM_LAB_PASSWORD; without this variable a password is generated and printed.
+    docs/serving.md explains how to run the app behind a reverse proxy.
 
     Args:
-        port: the port it listens on.
+        port: port that the server listens on.
         headless: serve without opening a browser.
-        host: address to listen at, for a server that others use; by default 127.0.0.1.
-        allow_host: a host name under which it is answered, besides this machine's own; may be given several times.
+        host: address to listen on, for a server that others use; by default 127.0.0.1.
+        allow_host: a host name that the app accepts besides this machine's own; may be given several times.
     """
     names = [*LOOPBACK, *allowed_names(host, allow_host)]
     address = host or "127.0.0.1"
@@ -89,12 +90,12 @@ def app(
         environment[PASSWORD] = password()
     with socket.socket() as probe:
         if address in LOOPBACK and probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise UserError(f"Port {port} is in use: choose another with --port.")
+            raise UserError(f"Port {port} is in use. Choose another port with --port.")
     server = subprocess.Popen(command_line(port, True, address, names), env=environment)
     try:
         url = f"http://{'127.0.0.1' if address in EVERYWHERE else bracketed(address)}:{port}"
         wait_until_it_answers(url, server)
-        output.say(f"The app is at {url} (Ctrl-C ends it).")
+        output.say(f"The app is running at {url}. Press Ctrl-C to stop it.")
         if shared and PASSWORD not in os.environ:
             output.say(f"The password is {environment[PASSWORD]}")
         if not (headless or shared):
@@ -112,57 +113,58 @@ def notebooks(
     port: int = 8888,
     headless: bool = False,
 ) -> None:
-    """Copy the lessons into a folder of yours and open them in JupyterLab. It answers on 127.0.0.1 only.
+    """Copy the lessons into a folder of your own and open them in JupyterLab, which answers on 127.0.0.1 only.
 
-    Lessons that you changed stay as they are.
+    Lessons that you changed are not overwritten.
 
     Args:
-        into: where your copies of the lessons lie.
-        reset: bring the original lessons back in place of those that you changed.
-        port: the port it listens on.
+        into: folder for your copies of the lessons.
+        reset: restore the original lessons; your changes in them are lost.
+        port: port that the server listens on.
         headless: serve without opening a browser.
     """
     require("jupyterlab", "notebooks", "The lessons")
     copied, changed = copy_lessons(into, reset)
-    output.say(f"{len(copied)} lessons were copied to {into.absolute()}.") if copied else None
+    if copied:
+        output.say(f"{len(copied)} lessons were copied to {into.absolute()}.")
     if changed:
-        what = "Brought back as they were" if reset else "Yours, changed, and left as they are (--reset undoes it)"
-        output.say(f"{what}: {', '.join(changed)}.")
+        action = "Restored to the original" if reset else "Not overwritten, because you changed them (see --reset)"
+        output.say(f"{action}: {', '.join(changed)}.")
     raise SystemExit(subprocess.run(lessons_command(into, port, headless)).returncode)
 
 
 def copy_lessons(into: Path, reset: bool = False) -> tuple[list[str], list[str]]:
-    """Copy the lessons that are not in a folder yet; with ``reset`` those that were changed there as well.
+    """Copy the lessons that are missing in a folder; with ``reset`` also restore the lessons that were changed there.
 
     Returns:
-        Names of the lessons that were copied because they were missing, and of those that had been changed.
+        Names of the lessons that were copied because they were missing, and of the lessons that had been changed.
 
     Raises:
-        UserError: the folder is where the lessons come from.
+        UserError: the folder contains the original lessons.
     """
     if into.resolve() == LESSONS.resolve():
-        raise UserError(f"{into} is where the lessons come from: choose another folder for your copies.")
+        raise UserError(f"{into} contains the original lessons. Choose another folder for your copies.")
     into.mkdir(parents=True, exist_ok=True)
     copied, changed = [], []
     for lesson in sorted(LESSONS.glob("*.ipynb")):
-        mine = into / lesson.name
-        if not mine.exists():
+        copy = into / lesson.name
+        if not copy.exists():
             copied.append(lesson.name)
-        elif filecmp.cmp(lesson, mine, shallow=False):
+        elif filecmp.cmp(lesson, copy, shallow=False):
             continue
         else:
             changed.append(lesson.name)
             if not reset:
                 continue
-        shutil.copyfile(lesson, mine)
+        shutil.copyfile(lesson, copy)
     return copied, changed
 
 
 def lessons_command(folder: Path, port: int, headless: bool) -> list[str]:
     """The command line that serves notebooks on loopback, under this machine's own names only.
 
-    A page on the web whose host name points to 127.0.0.1 is refused. JupyterLab asks no server for news, updates or
-    extensions.
+    Requests under another host name that points to 127.0.0.1 are refused. JupyterLab contacts no server for news,
+    updates or extensions.
     """
     options = [
         "--ip=127.0.0.1",
@@ -180,17 +182,19 @@ def allowed_names(host: str | None, allow_host: Sequence[str]) -> list[str]:
     """The host names that the user gave, in lower case and without brackets.
 
     Raises:
-        UserError: a name that is none, or an address for all networks without a name.
+        UserError: an invalid host name, or an address for all networks without a host name.
     """
     names = []
     for name in [*([host] if host else []), *allow_host]:
         plain = name.strip("[]").lower()
         if not (is_address(plain) or re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,252}[a-z0-9])?", plain)):
-            raise UserError(f"{name!r} is not a host name: give one such as ward.example.org, without port and path.")
+            raise UserError(f"{name!r} is not a host name. Give a name such as ward.example.org without port and path.")
         names.append(plain)
     if host and host.strip("[]") in EVERYWHERE:
         if not allow_host:
-            raise UserError(f"--host {host} listens in every network: say with --allow-host NAME how others call it.")
+            raise UserError(
+                f"--host {host} listens on all networks. Give the name of this server with --allow-host NAME."
+            )
         names.remove(host.strip("[]"))
     return names
 
@@ -205,60 +209,60 @@ def is_address(text: str) -> bool:
 
 
 def bracketed(address: str) -> str:
-    """An address as it stands in a URL."""
+    """An address as it is written in a URL: IPv6 addresses in brackets."""
     return f"[{address.strip('[]')}]" if ":" in address else address
 
 
 def password() -> str:
-    """The user's password, or a new one of 128 bits.
+    """The user's password, or a generated password of 128 bits.
 
     Raises:
-        UserError: the user's is too short.
+        UserError: the user's password is too short.
     """
     given = os.environ.get(PASSWORD)
     if given is None:
         return secrets.token_urlsafe(16)
     if len(given) < _SHORTEST_PASSWORD:
         raise UserError(
-            f"The password in {PASSWORD} has {len(given)} characters; at least {_SHORTEST_PASSWORD} are needed. "
-            "Without that variable one is made and printed."
+            f"The password in {PASSWORD} has {len(given)} characters, but at least {_SHORTEST_PASSWORD} are needed. "
+            "Choose a longer password, or unset this variable to have a password generated."
         )
     return given
 
 
 def free_port(port: int) -> int:
-    """The first port from a number on that nobody listens on.
+    """The first free port, starting at a given number.
 
     Raises:
-        UserError: fifty in a row are in use.
+        UserError: fifty ports in a row are in use.
     """
     for candidate in range(port, port + 50):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", candidate)) != 0:
                 return candidate
-    raise UserError(f"Ports {port} to {port + 49} are all in use: choose another with --port.")
+    raise UserError(f"The ports {port} to {port + 49} are all in use. Choose another port with --port.")
 
 
 def wait_until_it_answers(url: str, server: subprocess.Popen, limit_s: float = 90) -> None:
-    """Wait for the app's first answer.
+    """Wait until the app answers.
 
     Raises:
-        UserError: it stopped, or did not answer in time.
+        UserError: the app stopped, or did not answer in time.
     """
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
         if server.poll() is not None:
-            raise UserError(f"The app stopped with exit code {server.returncode}: run `endofm-lab app` to see why.")
+            raise UserError(f"The app stopped with exit code {server.returncode}. Run `endofm-lab app` to see why.")
         try:
-            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as answer:  # noqa: S310  (our own http url)
+            with urllib.request.urlopen(f"{url}/_stcore/health", timeout=2) as answer:  # noqa: S310  (a local http address)
                 if answer.status == 200:
                     return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.3)
-    raise UserError(f"The app did not answer at {url} within {limit_s:.0f} s: run `endofm-lab app` to see why.")
+    raise UserError(f"The app did not answer at {url} within {limit_s:.0f} s. Run `endofm-lab app` to see why.")
 
 
 def stop(server: subprocess.Popen) -> None:
-    """End a server."""
+    """Stop a server."""
     server.terminate()
     server.wait(timeout=20)

@@ -1,4 +1,4 @@
-"""Training and testing: `endofm-lab pretrain`, `finetune` and `evaluate`."""
+"""Commands for training and testing: `endofm-lab pretrain`, `finetune` and `evaluate`."""
 
 import json
 import resource
@@ -36,7 +36,7 @@ def _pretraining_preset(values: Mapping[Key, Any]) -> PretrainConfig:
     given = values["manifest",]
     if (given / "config.json").is_file():
         if values["preset",] is not None:
-            raise UserError(f"{given} holds a run, which goes on with its own settings: leave out --preset.")
+            raise UserError(f"{given} is a run, which continues with its own settings. Leave out --preset.")
         return run_config(given)
     config = PRESETS[values["preset",] or "endo-fm"](given, values["out",])
     size = values["size",]
@@ -60,25 +60,26 @@ def pretrain(
     dry_run: bool = False,
     explain: bool = False,
 ) -> None:
-    """Pre-train a video transformer, or an image model, on unlabelled video or pictures.
+    """Pre-train a video transformer or an image model on unlabelled videos or pictures.
 
-    Ctrl-C saves; the same command goes on, and so does `endofm-lab pretrain RUN`, RUN being the run's folder.
+    Ctrl-C saves a checkpoint. The same command continues the run, and so does `endofm-lab pretrain RUN` with the folder
+    of the run.
 
-    With several processes: `accelerate launch --multi_gpu --num_processes 2 -m endofm_lab.cli.main pretrain ...`, on
-    CPUs too (`--cpu` would start one); `--use_fsdp` in place of `--multi_gpu` shares weights and optimiser among them.
+    For several processes use `accelerate launch --multi_gpu --num_processes 2 -m endofm_lab.cli.main pretrain ...`,
+    also on CPUs (with `--cpu` accelerate would start only one process). `--use_fsdp` in place of `--multi_gpu` shards
+    weights and optimiser between the processes.
 
     Args:
-        preset: where the values come from that are not given: endo-fm, the default, has the published settings, small
-            is for one GPU, tiny takes minutes on a laptop, long-video has clips of a minute, images is for image
-            models.
-        size: the backbone's preset, instead of that of the recipe.
-        dry_run: print the configuration, the steps, and memory and time from ten measured steps; write nothing.
-        explain: say where the preset differs from the published training, and do nothing else.
+        preset: source of all values that are not given: endo-fm (the default) has the published settings, small is for
+            one GPU, tiny takes minutes on a laptop, long-video has clips of a minute, images is for image models.
+        size: preset of the backbone, in place of the one in --preset.
+        dry_run: run ten steps, print configuration, number of steps, memory and time, and write nothing.
+        explain: print where the preset differs from the published training, and stop.
     """
     if (config.manifest / "config.json").is_file():
         config = replace(config, manifest=run_config(config.manifest).manifest, out=config.manifest)
     elif out is None and not dry_run:
-        raise UserError("endofm-lab pretrain needs --out FOLDER: folder of the run.")
+        raise UserError("endofm-lab pretrain needs --out FOLDER (folder of the run).")
     if preset in (None, "endo-fm") and config.initialisation == "scratch":
         output.say(f"Note: {FROM_SCRATCH}")
     if dry_run:
@@ -88,7 +89,7 @@ def pretrain(
 
 
 def run(config: PretrainConfig, output: Output) -> None:
-    """Pre-train in the terminal: progress, and at the end the report, the health and what the features know."""
+    """Pre-train in the terminal: show the progress, and at the end the report, the health and the probe."""
     main = processes().is_main_process
     bar = tqdm(unit="step", disable=not (main and output.progress), mininterval=2)
     try:
@@ -108,8 +109,8 @@ def run(config: PretrainConfig, output: Output) -> None:
         bar.close()
         if main and read_log(config.out / LOG):
             output.say(f"Report: {report_run(config.out)}", f"Health: {health_of(config.out)}")
-            if len(probed := probe_table(config.out)):
-                output.say(f"Probe (balanced accuracy, 95 % interval over units):\n{probed.to_string(index=False)}")
+            if len(table := probe_table(config.out)):
+                output.say(f"Probe (balanced accuracy, 95 % interval over units):\n{table.to_string(index=False)}")
     if main:
         output.result({"out": config.out, "model": config.out / "model", **read_json(config.out / "report.json")})
         output.written(config.out / "model")
@@ -124,7 +125,7 @@ def mixture_lines(described: Mapping[str, Any]) -> list[str]:
 
 
 def _dry_run(config: PretrainConfig, output: Output) -> None:
-    """Ten steps in a folder that is thrown away."""
+    """Run ten steps in a temporary folder, and print memory and time."""
     with tempfile.TemporaryDirectory() as folder:
         trial = replace(config, out=Path(folder) / "run", trackers=(), save_every=10**9, probe=None)
         running = pretraining(trial)
@@ -147,11 +148,11 @@ def _dry_run(config: PretrainConfig, output: Output) -> None:
         *mixture_lines(described),
         f"{described['steps']} steps, {described['steps_per_epoch']} per epoch, {config.batch} clips each",
         f"memory: {peak / 1e9:.1f} GB at the peak ({'GPU' if gpu else 'process'}, measured)",
-        f"time: {step_s:.2f} s per step (median of {len(seconds)}), {hours:.2f} h in all",
+        f"time: {step_s:.2f} s per step (median of {len(seconds)}), {hours:.2f} h in total",
     )
 
 
-# What the released recipe leaves open; every other option is the recipe's.
+# Options that the released recipes leave open; all others are fixed by the recipe.
 _OPEN = {"source", "label", "seeds", "split_name", "clips", "size", "shared_patients", "precision", "workers", "device"}
 
 
@@ -176,11 +177,11 @@ def _is_fixed(option: Option) -> bool:
     explain=lambda name: released.preset_named(name or "").explained(name or ""),
 )
 def finetune(config: FinetuneConfig, output: Output, preset: str | None = None, explain: bool = False) -> None:
-    """Train on a manifest's train rows, choose on val, test once on test, and write a run for `endofm-lab compare`.
+    """Train on the train rows of a manifest, choose on val, test once on test, and write a run to compare with others.
 
     Args:
         preset: a released recipe: polypdiag, cvc-12k or kumc; options that contradict it are refused.
-        explain: say where the preset differs from the released recipe, and do nothing else.
+        explain: print where the preset differs from the released recipe, and stop.
     """
     for record in finetuning(config):
         output.say(*record_text(record))
@@ -188,7 +189,7 @@ def finetune(config: FinetuneConfig, output: Output, preset: str | None = None, 
 
 
 def record_text(record: dict[str, Any]) -> list[str]:
-    """What a reader wants of a record: start and end, candidates, validations and every tenth step."""
+    """A record as lines for people: the start, candidates, validations and every tenth step; nothing for others."""
     if "initialisation" in record:
         start = {name: record[name] for name in ("initialisation", "split", "audit", "device")}
         return [f"{name.capitalize()}: {words}" for name, words in start.items()]
@@ -200,7 +201,7 @@ def record_text(record: dict[str, Any]) -> list[str]:
 
 
 def show_run(folder: Path, output: Output) -> None:
-    """Print what a finished run reached on test."""
+    """Print the test metrics of a finished run."""
     report = read_json(folder / REPORT)
     unit = unit_of(report)
     output.result({"out": folder, **report})
@@ -214,7 +215,7 @@ def show_run(folder: Path, output: Output) -> None:
 
 
 def _metric_text(metric: Mapping[str, Any], units: str) -> str:
-    """A metric with its interval, and how many units it was resampled over."""
+    """A metric with its interval and the number of units that were resampled."""
     if metric["value"] is None:
         return "not defined on this test set"
     low, high = metric["low"], metric["high"]
@@ -228,8 +229,8 @@ def evaluate(model: str, out: Path, settings: dict[str, Any], output: Output, ma
     """Test a model on the rows of a manifest whose split is "test", and write a run for `endofm-lab compare`.
 
     Args:
-        model: a run of `endofm-lab finetune`, which brings manifest and settings, or what --model takes elsewhere.
-        manifest: table of clips; it may be left out for a run.
+        model: a run of `endofm-lab finetune` (with its manifest and settings), or anything that --model takes.
+        manifest: table of clips; may be left out for a run.
     """
     testing.evaluate(model, manifest, out, **settings)
     show_run(out, output)

@@ -1,4 +1,4 @@
-"""The words of a command line, checked before they are parsed: every mistake is answered by a sentence."""
+"""Check the arguments of a command line before they are parsed, and answer every mistake with a plain sentence."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 from endofm_lab.cli.options import Option
 from endofm_lab.errors import UserError
 
-# Earlier spelling -> how it is written now.
+# Earlier name of an option -> its current name.
 _RENAMED = {
     "--batch-clips": "--batch",
     "--initialisation": "--start",
@@ -23,11 +23,11 @@ _NUMBERS: dict[Any, str] = {int: "a whole number", float: "a number"}
 
 
 def check(options: Sequence[Option], args: Sequence[str], prog: str) -> None:
-    """Refuse words that the command does not know.
+    """Refuse arguments that do not fit the options of the command.
 
     Raises:
-        UserError: an unknown option or choice, a value that is missing or no number, or something required that is
-            not there; the sentence names it and what was probably meant.
+        UserError: an unknown option or choice, a value that is missing or not a number, or a missing required option;
+            the message names it and, if possible, what was probably meant.
     """
     if {"-h", "--help"} & set(args):
         return
@@ -41,16 +41,15 @@ def check(options: Sequence[Option], args: Sequence[str], prog: str) -> None:
     _check_places(places, free, prog)
     for option in by_name.values():
         if option.required and option.name not in given:
-            raise UserError(f"{prog} needs {option.typed} {option.metavar}: {_lower(option.help)}.")
+            raise UserError(f"{prog} needs {option.typed} {option.metavar} ({_lower(option.help)}).")
 
 
-def unknown(kind: str, word: str, known: Iterable[str]) -> str:
-    """The sentence for a word that is not known: what was probably meant, or what there is."""
-    known = list(known)
-    near = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"There is no {kind} {word!r}" + (
-        f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}."
-    )
+def unknown(kind: str, word: str, possible: Iterable[str]) -> str:
+    """The sentences for an unknown word: what was probably meant, or all possible words."""
+    possible = list(possible)
+    close = get_close_matches(word, possible, n=1, cutoff=0.5)
+    remedy = f"Did you mean {close[0]}?" if close else f"Choose one of {', '.join(possible)}."
+    return f"There is no {kind} {word!r}. {remedy}"
 
 
 def given(args: Sequence[str], name: str) -> str | None:
@@ -66,7 +65,7 @@ def given(args: Sequence[str], name: str) -> str | None:
 def _read(
     by_name: dict[str, Option], args: Sequence[str], prog: str, free: list[str]
 ) -> Iterator[tuple[Option, list[str]]]:
-    """Options with the words that belong to them; all other words go to ``free``."""
+    """Yield the options with their values, and add all other words to ``free``."""
     at = 0
     while at < len(args):
         word, sign, value = args[at].partition("=")
@@ -90,15 +89,15 @@ def _unknown_option(name: str, by_name: dict[str, Option], prog: str) -> str:
         return f"{name} is now written {renamed}."
     if name in _GONE:
         return _GONE[name]
-    near = get_close_matches(name, by_name, n=1, cutoff=0.6)
-    meant = f" did you mean {near[0]}?" if near else ""
-    return f"{prog} has no option {name};{meant or f' {prog} --help lists its options.'}"
+    close = get_close_matches(name, by_name, n=1, cutoff=0.6)
+    remedy = f"Did you mean {close[0]}?" if close else f"`{prog} --help` lists its options."
+    return f"{prog} has no option {name}. {remedy}"
 
 
 def _check_values(option: Option, shown: str, values: Sequence[str]) -> None:
     least, most = option.values
     if not least <= len(values) <= most:
-        raise UserError(f"{shown} takes {option.metavar}, and {len(values)} values were given.")
+        raise UserError(f"{shown} takes {option.metavar}, but {len(values)} values were given.")
     kinds = get_args(option.kind) if get_origin(option.kind) is tuple else (option.kind,)
     for number, value in enumerate(values):
         if value == "None" and option.default is None:
@@ -110,7 +109,7 @@ def _check_values(option: Option, shown: str, values: Sequence[str]) -> None:
             raise UserError(unknown(f"{shown} value", value, option.choices))
         kind = kinds[min(number, len(kinds) - 1 - (kinds[-1] is Ellipsis))]
         if kind in _NUMBERS and not _is_number(value, kind):
-            raise UserError(f"{shown} takes {_NUMBERS[kind]}, and {value!r} is none.")
+            raise UserError(f"{shown} is {value!r}, but it must be {_NUMBERS[kind]}.")
 
 
 def _is_number(text: str, kind: Any) -> bool:
@@ -122,18 +121,18 @@ def _is_number(text: str, kind: Any) -> bool:
 
 
 def _check_places(places: Sequence[Option], free: Sequence[str], prog: str) -> None:
-    """Hold the words without an option's name against the positional arguments."""
+    """Check the positional arguments: their number and their values."""
     least = sum(option.values[0] for option in places if option.required)
     if len(free) < least:
         missing = [option for option in places if option.required][len(free)]
-        raise UserError(f"{prog} needs {missing.metavar}: {_lower(missing.help)}.")
+        raise UserError(f"{prog} needs {missing.metavar} ({_lower(missing.help)}).")
     if len(free) > sum(option.values[1] for option in places):
-        shown = " ".join(option.metavar for option in places) or "no words"
-        raise UserError(f"{prog} takes {shown} and options; {free[-1]!r} is one word too many.")
+        shown = " ".join(option.metavar for option in places) or "no positional argument"
+        raise UserError(f"{prog} takes {shown} and options. Leave out {free[-1]!r}.")
     if len(places) == 1 and places[0].choices:
         _check_values(places[0], places[0].metavar, free)
 
 
 def _lower(text: str) -> str:
-    """A sentence as it continues another one."""
-    return text if text[:2].isupper() else text[:1].lower() + text[1:]
+    """A help text as a part of another sentence: in lower case and without its full stop."""
+    return (text if text[:2].isupper() else text[:1].lower() + text[1:]).removesuffix(".")

@@ -1,4 +1,4 @@
-"""One grammar for all commands: options made from the library, and a sentence for every mistake."""
+"""All commands share one grammar: their options come from the library, and every mistake is answered by a sentence."""
 
 import json
 import subprocess
@@ -15,12 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def all_commands() -> dict[str, Command]:
-    found = {}
+    commands = {}
     for name in COMMANDS:
         command = find(name)
         parts = command if isinstance(command, dict) else {"": command}
-        found |= {f"{name} {part}".strip(): inner for part, inner in parts.items()}
-    return found
+        commands |= {f"{name} {part}".strip(): inner for part, inner in parts.items()}
+    return commands
 
 
 @pytest.fixture(scope="module")
@@ -33,34 +33,34 @@ def test_the_command_line_has_at_most_twelve_modules():
 
 
 def is_column_of_a_table(command, option):
-    """In `data import` alone, options with the placeholder COLUMN name columns of a table that is no manifest yet."""
+    """In `data import`, options with the placeholder COLUMN name columns of a table that is not a manifest yet."""
     return command == "data import" and option.metavar == "COLUMN" and "column with" in option.help.lower()
 
 
-def test_a_name_means_the_same_wherever_it_stands(commands):
+def test_an_option_means_the_same_in_every_command(commands):
     for name, (kind, metavar, words) in GRAMMAR.items():
-        found = {
+        options = {
             f"{command} {option.typed}": option
             for command, inner in commands.items()
             for option in inner.options
             if option.name == name and not option.positional and not is_column_of_a_table(command, option)
         }
-        assert found, f"no command has --{name}"
-        for where, option in found.items():
-            assert option.help == words, where
-            assert kind is None or (option.kind, option.metavar) == (kind, metavar), where
-        assert len({str(option.kind) for option in found.values()}) == 1, f"--{name} takes different values"
+        assert options, f"no command has --{name}"
+        for place, option in options.items():
+            assert option.help == words, place
+            assert kind is None or (option.kind, option.metavar) == (kind, metavar), place
+        assert len({str(option.kind) for option in options.values()}) == 1, f"--{name} takes different values"
 
 
-def test_every_command_can_answer_in_json_or_not_at_all(commands):
+def test_every_command_has_the_options_json_and_quiet(commands):
     for name, command in commands.items():
         assert {"json", "quiet"} <= {option.name for option in command.options}, name
 
 
 def test_every_option_is_described_and_shown_without_types_of_python(commands, capsys):
     for name, command in commands.items():
-        typed = [spelling for option in command.options for spelling in option.spellings]
-        assert len(typed) == len(set(typed)), name
+        spellings = [spelling for option in command.options for spelling in option.spellings]
+        assert len(spellings) == len(set(spellings)), name
         for option in command.options:
             assert option.help, f"{name} {option.typed}"
         assert main([*name.split(), "--help"]) == 0
@@ -71,43 +71,44 @@ def test_every_option_is_described_and_shown_without_types_of_python(commands, c
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("predct a.mp4", "There is no command 'predct'; did you mean predict?"),
-        ("data chek m.csv", "There is no command data 'chek'; did you mean check?"),
-        ("predict a.mp4 --ou x", "endofm-lab predict has no option --ou; did you mean --out?"),
-        ("predict a.mp4", "endofm-lab predict needs --out FOLDER"),
-        ("predict --out x", "endofm-lab predict needs VIDEO [VIDEO ...]: video files"),
+        ("predct a.mp4", "There is no command 'predct'. Did you mean predict?"),
+        ("data chek m.csv", "There is no command 'data chek'. Did you mean data check?"),
+        ("predict a.mp4 --ou x", "endofm-lab predict has no option --ou. Did you mean --out?"),
+        ("predict a.mp4", "endofm-lab predict needs --out FOLDER (folder for all results;"),
+        ("predict --out x", "endofm-lab predict needs VIDEO [VIDEO ...] (video files"),
         ("predict a.mp4 --out x --batch-clips 2", "--batch-clips is now written --batch."),
-        ("predict a.mp4 --out x --batch two", "--batch takes a whole number, and 'two' is none."),
-        ("predict a.mp4 --out x --batch", "--batch takes N, and 0 values were given."),
-        ("predict a.mp4 --out x --precision float31", "There is no --precision value 'float31'; did you mean float32?"),
-        ("explain a.mp4 b.mp4 --out x", "'b.mp4' is one word too many"),
+        ("predict a.mp4 --out x --batch two", "--batch is 'two', but it must be a whole number."),
+        ("predict a.mp4 --out x --batch", "--batch takes N, but 0 values were given."),
+        ("predict a.mp4 --out x --precision float31", "There is no --precision value 'float31'. Did you mean float32?"),
+        ("explain a.mp4 b.mp4 --out x", "endofm-lab explain takes VIDEO and options. Leave out 'b.mp4'."),
         ("finetune m.csv --out x --method ST-Adapter", "--method 'ST-Adapter' is now written st-adapter."),
-        ("finetune m.csv --out x --method adapter", "There is no --method value 'adapter'; did you mean st-adapter?"),
+        ("finetune m.csv --out x --method adapter", "There is no --method value 'adapter'. Did you mean st-adapter?"),
         (
             "explain a.mp4 --out x --methods grad-cam ocklusion",
-            "There is no --methods value 'ocklusion'; did you mean occlusion?",
+            "There is no --methods value 'ocklusion'. Did you mean occlusion?",
         ),
         ("finetune m.csv --out x --resume", "--resume is not needed: the same command continues"),
         ("finetune m.csv --out x --split-name a", "--split-name is now written --split."),
         ("finetune m.csv --out x --label a", "--label is now written --label-column."),
-        ("finetune m.csv --out x --seeds 1 b", "--seeds takes a whole number, and 'b' is none."),
+        ("finetune m.csv --out x --seeds 1 b", "--seeds is 'b', but it must be a whole number."),
         ("pretrain m.csv --out x --set batch=3", "--set is not needed"),
         ("pretrain m.csv --out x --initialisation a", "--initialisation is now written --start."),
         ("pretrain m.csv", "endofm-lab pretrain needs --out FOLDER"),
-        ("pretrain m.csv --out x --preset tyni", "There is no --preset value 'tyni'; did you mean tiny?"),
-        ("pretrain m.csv --out x --views.global-pxx 3", "did you mean --views.global-px?"),
+        ("pretrain m.csv --out x --preset tyni", "There is no --preset value 'tyni'. Did you mean tiny?"),
+        ("pretrain m.csv --out x --views.global-pxx 3", "Did you mean --views.global-px?"),
     ],
 )
 def test_a_mistake_is_answered_by_a_sentence(line, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(line.split()) == 2
-    told = capsys.readouterr()
-    assert sentence in told.err and not told.out and "Traceback" not in told.err
-    assert told.err.startswith("Error: ") and told.err.strip().endswith((".", "?")) and told.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert sentence in printed.err and not printed.out and "Traceback" not in printed.err
+    assert printed.err.startswith("Error: ") and printed.err.strip().endswith((".", "?"))
+    assert printed.err.count("\n") == 1
     assert not any(tmp_path.iterdir())
 
 
-def test_a_preset_refuses_what_contradicts_it_and_takes_the_rest(phantom, tmp_path, monkeypatch, capsys):
+def test_a_preset_refuses_options_that_contradict_it_and_accepts_the_others(phantom, tmp_path, monkeypatch, capsys):
     line = ["finetune", str(phantom), "--out", str(tmp_path / "run"), "--preset", "polypdiag"]
     assert main([*line, "--steps", "2", "--seeds", "1", "2"]) == 2
     assert "The preset sets --steps to " in capsys.readouterr().err
@@ -120,7 +121,7 @@ def test_a_preset_refuses_what_contradicts_it_and_takes_the_rest(phantom, tmp_pa
     assert config.label == "motion" and config.start.stride == 32
 
 
-def test_every_setting_of_a_pretraining_is_reached_from_the_command_line(phantom, tmp_path, monkeypatch):
+def test_every_setting_of_a_pretraining_is_available_on_the_command_line(phantom, tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr("endofm_lab.cli.train.run", lambda config, output: given.append(config))
     line = ["pretrain", str(phantom), "--out", str(tmp_path), "--preset", "tiny", "--size", "micro"]
@@ -133,12 +134,12 @@ def test_every_setting_of_a_pretraining_is_reached_from_the_command_line(phantom
 
 def test_quiet_and_json_keep_standard_output_clean(tmp_path):
     start = [sys.executable, "-m", "endofm_lab.cli.main", "phantom", str(tmp_path / "p"), "--preset", "tiny"]
-    told = subprocess.run([*start, "--json"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert json.loads(told)["rows"] > 0
+    printed = subprocess.run([*start, "--json"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert json.loads(printed)["rows"] > 0
     assert subprocess.run([*start, "--quiet"], capture_output=True, text=True, cwd=ROOT, check=True).stdout == ""
 
 
-def test_several_videos_are_predicted_into_a_folder_each(tmp_path, capsys):
+def test_each_of_several_videos_is_predicted_into_its_own_folder(tmp_path, capsys):
     from endofm_lab.data.samples import SAMPLES, sample_video
 
     video = Path(sample_video(next(iter(SAMPLES))))
@@ -146,8 +147,8 @@ def test_several_videos_are_predicted_into_a_folder_each(tmp_path, capsys):
     for name in ("a", "b"):
         (tmp_path / "videos" / f"{name}{video.suffix}").write_bytes(video.read_bytes())
     assert main(["predict", str(tmp_path / "videos"), "--out", str(tmp_path / "out"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [Path(one["out"]).name for one in told["videos"]] == ["a", "b"]
+    result = json.loads(capsys.readouterr().out)
+    assert [Path(video["out"]).name for video in result["videos"]] == ["a", "b"]
     assert all((tmp_path / "out" / name / "prediction.json").is_file() for name in ("a", "b"))
     twice = [str(tmp_path / "videos" / f"a{video.suffix}"), str(video.with_name(f"a{video.suffix}"))]
     assert main(["predict", *twice, "--out", str(tmp_path / "twice")]) == 2
@@ -157,20 +158,20 @@ def test_several_videos_are_predicted_into_a_folder_each(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "sentence"),
     [
-        ("predict a.mp4 --out x --batch 1000000000", "--batch is 1,000,000,000; give a number from 1 to 65,536."),
-        ("predict a.mp4 --out x --step-s inf", "--step-s is inf; give a finite number."),
-        ("predict a.mp4 --out x --step-s nan", "--step-s is nan; give a finite number."),
-        ("finetune m.csv --out x --workers -1", "--workers is -1; give a number from 0 to 1,024."),
-        ("finetune m.csv --out x --lr inf", "--lr is inf; give a finite number."),
-        ("finetune m.csv --out x --steps 1000000000", "--steps is 1,000,000,000; give a number from"),
-        ("finetune m.csv --out x --clips 1000000000", "--clips is 1,000,000,000; give a number from"),
-        ("app --port 99999999", "--port is 99,999,999; give a number from 0 to 65,535."),
+        ("predict a.mp4 --out x --batch 1000000000", "--batch is 1,000,000,000. Give a number from 1 to 65,536."),
+        ("predict a.mp4 --out x --step-s inf", "--step-s is inf. Give a finite number."),
+        ("predict a.mp4 --out x --step-s nan", "--step-s is nan. Give a finite number."),
+        ("finetune m.csv --out x --workers -1", "--workers is -1. Give a number from 0 to 1,024."),
+        ("finetune m.csv --out x --lr inf", "--lr is inf. Give a finite number."),
+        ("finetune m.csv --out x --steps 1000000000", "--steps is 1,000,000,000. Give a number from"),
+        ("finetune m.csv --out x --clips 1000000000", "--clips is 1,000,000,000. Give a number from"),
+        ("app --port 99999999", "--port is 99,999,999. Give a number from 0 to 65,535."),
     ],
 )
-def test_absurd_numbers_are_refused_before_anything_is_done(line, said, tmp_path, capsys, monkeypatch):
+def test_absurd_numbers_are_refused_before_anything_is_done(line, sentence, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(line.split()) == 2
     err = capsys.readouterr().err
-    assert said in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+    assert sentence in err and err.count("\n") == 1 and not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""What commands print for other programs is one JSON value, with the numbers that the library gives."""
+"""With --json every command prints one JSON value, which contains the numbers that the library gives."""
 
 import json
 from fractions import Fraction
@@ -19,11 +19,11 @@ from endofm_lab.video.reader import write_video
 
 
 def refuse(constant: str):
-    raise AssertionError(f"{constant} is no JSON")
+    raise AssertionError(f"{constant} is not valid JSON")
 
 
 @pytest.fixture
-def told(capsys):
+def run_json(capsys):
     def run(*args) -> dict:
         assert main([*map(str, args), "--json"]) == 0
         return json.loads(capsys.readouterr().out, parse_constant=refuse)
@@ -38,47 +38,47 @@ def probe(phantom, tmp_path_factory):
     return out
 
 
-def test_evaluation_and_comparison(phantom, probe, tmp_path, told):
+def test_evaluation_and_comparison(phantom, probe, tmp_path, run_json):
     model = probe / "seed-0" / "model"
-    result = told("evaluate", model, phantom, "--out", tmp_path / "again", "--clips", 1)
+    result = run_json("evaluate", model, phantom, "--out", tmp_path / "again", "--clips", 1)
     report = read_json(probe / "report.json")
     assert result["out"] == str(tmp_path / "again") and result["task"] == "classification"
     assert result["metrics"]["auc"]["value"] == pytest.approx(report["metrics"]["auc"]["value"], abs=1e-6)
-    compared = told("compare", probe, tmp_path / "again", "--out", tmp_path / "table")
+    compared = run_json("compare", probe, tmp_path / "again", "--out", tmp_path / "table")
     assert {row["run"] for row in compared["runs"]} == {"probe", "again"} and compared["by"] == "f1"
-    assert not compared["ranked"] and compared["reasons"], "chosen on validation, and not said"
+    assert not compared["ranked"] and compared["reasons"], "one run was chosen on validation, the other is unknown"
     assert len(compared["written"]) == 3
 
 
-def test_embedding_and_the_check_of_a_manifest(phantom, probe, tmp_path, told):
-    store = told("embed", phantom, "--out", tmp_path / "store", "--model", probe / "seed-0" / "model")
+def test_embedding_and_the_check_of_a_manifest(phantom, probe, tmp_path, run_json):
+    store = run_json("embed", phantom, "--out", tmp_path / "store", "--model", probe / "seed-0" / "model")
     assert store["clips"] == 40 and store["unreadable"] == []
     assert 0 <= store["neighbour_purity"]["label"] <= 1 and sum(store["pca_explained"]) <= 1 + 1e-6
-    checked = told("data", "check", phantom)
+    checked = run_json("data", "check", phantom)
     assert checked["rows"] == 40 and checked["problems"] == []
 
 
-def test_a_study(tmp_path, told):
+def test_a_study(tmp_path, run_json):
     torch.manual_seed(0)
     model = build_frame_model("vit_micro", {"finding": HeadSpec("multiclass", ("normal", "polyp"))})
     save_model(model, tmp_path / "model")
     frames = np.random.default_rng(0).integers(0, 255, (12, 64, 64, 3), dtype=np.uint8)
     write_video(tmp_path / "study.mp4", frames, Fraction(12))
-    result = told("study", tmp_path / "study.mp4", "--out", tmp_path / "out", "--model", tmp_path / "model")
+    result = run_json("study", tmp_path / "study.mp4", "--out", tmp_path / "out", "--model", tmp_path / "model")
     assert (result["frames"], result["near_duplicates"], result["unreadable"]) == (12, 0, 0)
     assert result["report"] == str(tmp_path / "out" / "report.html")
     assert all(finding["finding"] == "polyp" for finding in result["findings"])
 
 
-def test_a_score(tmp_path, told):
+def test_a_score(tmp_path, run_json):
     from endofm_lab.metrics.capsule_vision import CLASSES
 
     images = [f"{i}.jpg" for i in range(20)]
     classes = [CLASSES[i % 10] for i in range(20)]
-    sure = {given: ",".join(str(float(c == given)) for c in CLASSES) for given in CLASSES}
-    rows = [f"{name},{sure[given]}" for name, given in zip(images, classes, strict=True)]
+    one_hot = {label: ",".join(str(float(c == label)) for c in CLASSES) for label in CLASSES}
+    rows = [f"{name},{one_hot[label]}" for name, label in zip(images, classes, strict=True)]
     (tmp_path / "p.csv").write_text("\n".join([",".join(["image", *CLASSES]), *rows]))
-    lines = [f"{name},{given}" for name, given in zip(images, classes, strict=True)]
+    lines = [f"{name},{label}" for name, label in zip(images, classes, strict=True)]
     (tmp_path / "l.csv").write_text("\n".join(["image,class", *lines]))
-    result = told("score", "capsule-vision", "--labels", tmp_path / "l.csv", "--probabilities", tmp_path / "p.csv")
+    result = run_json("score", "capsule-vision", "--labels", tmp_path / "l.csv", "--probabilities", tmp_path / "p.csv")
     assert set(result["class_wise_metrics"]) >= set(CLASSES)

@@ -8,7 +8,7 @@ from endofm_lab.cli.main import COMMANDS, main
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))
-def test_every_command_explains_itself(command, capsys):
+def test_every_command_has_a_help_text(command, capsys):
     assert main([command, "--help"]) == 0
     assert f"endofm-lab {command}" in capsys.readouterr().out
 
@@ -38,7 +38,7 @@ def test_help_does_not_load_torch():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_doctor_finds_this_machine_well(capsys):
+def test_doctor_finds_no_problem_on_this_machine(capsys):
     assert main(["doctor", "--json"]) == 0
     checks = json.loads(capsys.readouterr().out)
     assert {"Python", "torch", "video", "demo model"} <= {check["check"] for check in checks}
