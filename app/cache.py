@@ -1,7 +1,7 @@
-"""What several pages keep between reruns: models, frames, clips, predictions and uploads, by their content.
+"""The caches that several pages share: models, frames, clips, predictions and uploads, identified by their content.
 
-A file that is overwritten in place keeps its name. So everything kept is asked for by a `Content`: what only one page
-needs stands with that page.
+A file that is overwritten in place keeps its name, so every cached value belongs to a `Content`. Caches that only one
+page needs are in the module of that page.
 """
 
 import hashlib
@@ -27,29 +27,29 @@ VIDEO_ENDINGS = ["mp4", "avi", "webm", "mkv", "mov", "mpg", "mpeg", "png", "jpg"
 
 
 class Content(NamedTuple):
-    """A file, a folder or the name of a model, and a stamp that changes when what it holds does."""
+    """A file, a folder or the name of a model, and a stamp that changes with its content."""
 
     path: str
     stamp: str
 
 
 def content_of(path: str | Path, folder_of: tuple[str, ...] = ()) -> Content:
-    """A path with the fingerprint of its content, or with an empty stamp where nothing can be read.
+    """A path with the fingerprint of its content, or with an empty stamp if nothing can be read.
 
-    A folder is looked through only if a file directly in it has one of the endings ``folder_of``: a typed path may be
-    the root of a disk.
+    A folder is read only if a file directly in it has one of the endings ``folder_of``, because a typed path may be the
+    root of a disk.
     """
     try:
         at = Path(path)
         if at.is_file() or (at.is_dir() and holds(at, folder_of)):
             return Content(str(path), fingerprint_of(at))
-    except (OSError, ValueError):  # no permission, a path that is too long or holds a zero: opening it says so
+    except (OSError, ValueError):  # no permission, or an invalid path: opening it gives the error message
         pass
     return Content(str(path), "")
 
 
 def holds(folder: Path, endings: tuple[str, ...]) -> bool:
-    """Whether the name of a file directly in a folder has one of some endings."""
+    """Whether a folder directly contains a file whose name has one of the endings."""
     with os.scandir(folder) as entries:
         return any(entry.name.lower().endswith(endings) for entry in entries)
 
@@ -99,7 +99,7 @@ def frame(video: Content, index: int) -> np.ndarray:
 
 @st.cache_data(max_entries=20, show_spinner=False)
 def clip(video: Content, chosen: Content, start_s: float) -> Clip:
-    """The clip that a model would see from a moment on; near the end the last whole one."""
+    """The clip of a model that starts at ``start_s``; near the end of the video its last whole clip."""
     spec = model(chosen).card.clip
     with lab.open_video(video.path) as reader:
         last_s = max(0.0, reader.info.duration_s - spec.span_s(reader.info))
@@ -107,7 +107,7 @@ def clip(video: Content, chosen: Content, start_s: float) -> Clip:
 
 
 def keep_upload(name: str, content: bytes) -> str:
-    """Store an upload under its own hash, so that no name can lead anywhere; return the path."""
+    """Store an upload under its hash, so that its name cannot point to another folder; return the path."""
     ending = re.sub(r"[^a-z0-9]", "", Path(name).suffix.lower())[:5]
     path = cache_folder("uploads") / f"{hashlib.sha256(content).hexdigest()[:24]}.{ending or 'bin'}"
     if not path.exists():
@@ -117,9 +117,9 @@ def keep_upload(name: str, content: bytes) -> str:
 
 
 def prediction(video: Content, chosen: Content, every_frame: bool) -> VideoPrediction:
-    """The prediction of a video, computed with a progress bar if this machine does not hold it yet.
+    """The prediction of a video, which is computed with a progress bar unless it is in the cache.
 
-    It is kept on disk in parts: leaving the page stops the work, coming back goes on with it.
+    It is stored on disk in parts: leaving the page stops the computation, and coming back continues it.
     """
     network = model(chosen)
     key = hashlib.sha256(f"{video} {chosen} {network.card.fingerprint} {every_frame} {lab.__version__}".encode())
@@ -135,7 +135,7 @@ def prediction(video: Content, chosen: Content, every_frame: bool) -> VideoPredi
 
 
 def clicked(point: dict) -> list[int | float]:
-    """The ``customdata`` of a point that was clicked, as a list: a browser gives a list, a dict or one number."""
+    """The ``customdata`` of a clicked point as a list; a browser may send a list, a dict or a single number."""
     data = point["customdata"]
     if isinstance(data, dict):
         data = [data[key] for key in sorted(data, key=int)]

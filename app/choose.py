@@ -1,4 +1,4 @@
-"""The choice of a video and a model in the side bar, the same on every page."""
+"""The widgets in the sidebar that choose a video and a model, the same on every page."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from endofm_lab.files import cache_folder
 
 
 def choose_video() -> Content | None:
-    """The chosen video, None as long as none is."""
+    """The chosen video, or None if no video is chosen yet."""
     source = st.sidebar.radio("Video", list(session.SOURCES.values()), **session.field("source"))
     if source == session.SAMPLE:
         name = st.sidebar.selectbox("Sample", list(SAMPLES), **session.field("sample"))
@@ -31,22 +31,22 @@ def choose_model() -> Content:
 
 
 def choose_upload() -> Content | None:
-    """The uploaded video in the cache, where it stays when the page changes or is loaded again."""
+    """The uploaded video, which stays in the cache when the page changes or is reloaded."""
     st.sidebar.file_uploader("Video or image", type=cache.VIDEO_ENDINGS, key="upload field", on_change=take_upload)
     name = session.current().upload
     if not name:
         return None
     path = cache_folder("uploads") / name
     if not path.is_file():
-        st.error("The uploaded video is no longer kept on this machine. Upload the video again.")
+        st.error("The uploaded video is no longer on this machine. Upload the video again.")
         return None
     if st.session_state.get("upload field") is None:
-        st.sidebar.caption("The video that was uploaded last is still chosen.")
+        st.sidebar.caption("The last uploaded video is still chosen.")
     return cache.video_content(path)
 
 
 def take_upload() -> None:
-    """Keep an upload, or forget the upload that was removed."""
+    """Store a new upload, or forget an upload that was removed."""
     upload = st.session_state["upload field"]
     st.session_state["name of the upload"] = upload.name if upload else "The uploaded video"
     session.change(upload=Path(cache.keep_upload(upload.name, upload.getvalue())).name if upload else "")

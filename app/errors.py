@@ -1,4 +1,4 @@
-"""What went wrong, shown in the page: with the name that the reader knows a file by, not its name in the cache."""
+"""Show errors in the page, with the names of files that the user knows instead of their names in the cache."""
 
 import re
 
@@ -12,11 +12,11 @@ _UPLOAD = re.compile(r"[0-9a-f]{24}\.[a-z0-9]{1,5}")
 _PREDICTION = re.compile(r"[0-9a-f]{24}")
 
 
-SHOWN = (UserError, OSError)  # what a page shows as a sentence
+SHOWN = (UserError, OSError)  # errors that a page shows as a sentence
 
 
 def show(error: Exception) -> None:
-    """A red box with the sentence of an error; what no sentence is known for is raised again."""
+    """Show the sentence of an error in a red box; an error without such a sentence is raised again."""
     sentence = storage_sentence(error) if isinstance(error, OSError) else str(error)
     if sentence is None:
         raise error
@@ -24,8 +24,8 @@ def show(error: Exception) -> None:
 
 
 def named(sentence: str, upload: str) -> str:
-    """A sentence in which the uploaded video has its own name, and a kept prediction is called one."""
-    for folder, names, words in (("uploads", _UPLOAD, upload), ("predictions", _PREDICTION, "The kept prediction")):
+    """A sentence in which cached uploads and predictions are replaced by names that the user understands."""
+    for folder, names, words in (("uploads", _UPLOAD, upload), ("predictions", _PREDICTION, "The stored prediction")):
         start = re.escape(str(cache_folder(folder))) + r"[/\\]"
         sentence = re.sub(f"(?:{start})?{names.pattern}", lambda _, words=words: words, sentence)
     return sentence

@@ -1,7 +1,7 @@
-"""Who gets in: requests under other host names or from other pages are refused; a password is asked for if one is set.
+"""Access control: refuse requests under foreign host names or from other sites, and ask for a password if one is set.
 
-A page on the web can give its own host name the address 127.0.0.1 and would then reach the app as if it were its own
-server (DNS rebinding). So only requests under known names are answered, HTTP and websocket alike.
+The owner of a web page can let its host name point to 127.0.0.1; the page could then reach the app as if the app were
+its own server (DNS rebinding). So the app answers only requests under known names, for HTTP and websockets alike.
 """
 
 import asyncio
@@ -19,11 +19,11 @@ from endofm_lab import NOTICE
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE = "endofm_lab_session"
 SESSION_S = 12 * 3600
-OPEN_PATHS = ("/_stcore/health",)  # says only that the app runs
+OPEN_PATHS = ("/_stcore/health",)  # reveals only that the app is running
 _LONGEST_FORM = 4096  # bytes
 
-# A second line behind `texts.plain`: browsers fetch nothing from elsewhere for a page of the app, show it in no frame
-# of another site, and tell no other site where a visitor came from.
+# A second line of defence after `texts.plain`: browsers load nothing from other servers for a page of the app, show it
+# in no frame of another site, and do not tell other sites where a visitor came from.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'; base-uri 'self'; "
 _HEADERS = [
     (b"content-security-policy", (_POLICY + "form-action 'self'; frame-ancestors 'self'").encode()),
@@ -37,10 +37,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 def hostname(host: str) -> str | None:
-    """The name in a Host header without its port, in lower case; None where the header is malformed."""
+    """The name in a Host header without its port, in lower case; None if the header is malformed."""
     try:
         parts = urlsplit(f"//{host}")
-        _ = parts.port  # malformed ones raise here
+        _ = parts.port  # raises an error if the port is malformed
     except ValueError:
         return None
     if parts.netloc != host or "@" in host or not parts.hostname:
@@ -49,27 +49,28 @@ def hostname(host: str) -> str | None:
 
 
 def is_known(host: str | None, hosts: Sequence[str]) -> bool:
-    """Whether a Host header names one of ``hosts``."""
+    """Whether a Host header contains one of the names ``hosts``."""
     return host is not None and hostname(host) in hosts
 
 
 class Guard:
-    """ASGI middleware that answers known host names only, and asks for a password where one is set.
+    """ASGI middleware that answers only known host names, and asks for a password if one is set.
 
     Args:
         app: the application behind the guard.
-        hosts: host names, without ports, under which the app is answered.
-        password: what a visitor has to give; None lets everyone in who can reach the app under one of the names.
+        hosts: host names without ports that the app accepts.
+        password: the password for visitors; without one, everybody who can reach the app under one of the names can
+            use it.
     """
 
     def __init__(self, app: Any, hosts: Sequence[str], password: str | None = None) -> None:
         self.app, self.hosts = app, [name.lower() for name in hosts]
         self._password = None if password is None else _digest(password)
-        self._sessions: dict[str, float] = {}  # token -> when it ends, on the monotonic clock
+        self._sessions: dict[str, float] = {}  # token -> end of the session on the monotonic clock
         self._attempts = asyncio.Semaphore(4)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or hand it on."""
+        """Answer a request, or pass it on to the application."""
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         if refusal := self._refusal(scope):
@@ -81,15 +82,15 @@ class Guard:
         return await _answer(scope, send, 401, _page())
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and sentence for a request under an unknown name or from another page; None if it may pass."""
+        """Status and message for a request under an unknown name or from another site; None for permitted requests."""
         hosts = _header(scope, b"host")
         host = hosts[0] if len(hosts) == 1 else None
         if not is_known(host, self.hosts):
-            sentence = f"The host name {html.escape(ascii(host)[:80])} is not one of this app's"
-            return 421, f"{sentence}: start it with `endofm-lab app --allow-host NAME` to allow a name."
+            sentence = f"The app does not accept the host name {html.escape(ascii(host)[:80])}."
+            return 421, f"{sentence} To allow a name, start the app with `endofm-lab app --allow-host NAME`."
         changes = scope["type"] == "websocket" or scope["method"] not in ("GET", "HEAD", "OPTIONS")
         if changes and any(urlsplit(origin).netloc != host for origin in _header(scope, b"origin")):
-            return 403, "A page of another site sent this request, so it is refused: open the app at its own address."
+            return 403, "This request came from another site and was refused. Open the app at its own address."
         return None
 
     def _is_signed_in(self, scope: Scope) -> bool:
@@ -99,7 +100,7 @@ class Guard:
         return any(name == COOKIE and token in self._sessions for name, _, token in given)
 
     async def _sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Compare the password of a form; a wrong one costs a second, and four at most are tried at a time."""
+        """Check the password of a form. A wrong password costs one second; at most four are checked at a time."""
         form = await _body(receive)
         given = parse_qs(form.decode("utf-8", "replace")).get("password", [""])[0]
         async with self._attempts:
@@ -114,7 +115,7 @@ class Guard:
 
 
 def _digest(text: str) -> bytes:
-    """Of one length for every text, so that comparing them tells nothing of the password's length."""
+    """The hash of a text; all hashes have the same length, so comparing them does not reveal the password's length."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
@@ -123,7 +124,7 @@ def _header(scope: Scope, name: bytes) -> list[str]:
 
 
 def _with_policy(send: Send) -> Send:
-    """The same, with the headers that bind a browser to this app."""
+    """A function that sends responses with the security headers added."""
 
     async def send_bound(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
@@ -134,7 +135,7 @@ def _with_policy(send: Send) -> Send:
 
 
 async def _body(receive: Receive) -> bytes:
-    """The first bytes of a request's body; a longer one is no form of this page."""
+    """The first bytes of a request's body; the login form is never longer."""
     body = b""
     while len(body) <= _LONGEST_FORM:
         message = await receive()

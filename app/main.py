@@ -1,4 +1,4 @@
-"""The app: navigation and the notice that stands on every page. Pages are in screens/."""
+"""The app: navigation, and the notice at the top of every page. The pages are in screens/."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from endofm_lab import NOTICE
 
 st.set_page_config(page_title="endofm_lab", page_icon=Path(__file__).with_name("icon.svg"), layout="wide")
 
-# A second line behind the guard of serve.py, for whoever serves this file with `streamlit run`.
+# A second check besides the guard in serve.py, for users who start this file with `streamlit run`.
 host = st.context.headers.get("Host")
 if host is not None and not is_known(host, st.get_option("server.allowedHosts") or LOOPBACK):
-    st.error("The app is not answered under this host name; open it at 127.0.0.1.")
+    st.error("The app does not accept this host name. Open it at 127.0.0.1.")
     st.stop()
 
 page = st.navigation(
@@ -27,7 +27,7 @@ page = st.navigation(
         st.Page("screens/comparison.py", title="Comparison", icon=":material/balance:"),
     ]
 )
-st.caption(f"{NOTICE} Nothing leaves this machine.")  # in the main area: the side bar can be hidden
+st.caption(f"{NOTICE} Nothing leaves this machine.")  # in the main area, because the sidebar can be hidden
 st.session_state["the page"] = page.url_path
 session.ask_for_paths()
 page.run()

@@ -1,10 +1,10 @@
-"""What a person works on: source, video, model, clip, frame and settings; kept on every page and in the page's address.
+"""The session that all pages share and that the page's address stores: video, model, clip, frame and settings.
 
-The session lives in `st.session_state` under a key that no widget owns, because Streamlit forgets a widget's value as
-soon as a page does not draw that widget. Widgets show a field of the session and change it, see `field`.
+The session is in `st.session_state` under a key that belongs to no widget, because Streamlit forgets the value of a
+widget as soon as a page does not show this widget. Widgets show and change a field of the session, see `field`.
 
-Any page of the web can link to an address of this app. So a path in an address is opened only if it was typed in this
-app before; otherwise the page shows the path and asks.
+Any web page can link to an address of this app. So a path in an address is opened only if it was typed in this app
+before; otherwise the page shows the path and asks the user.
 """
 
 import re
@@ -26,31 +26,31 @@ VIEWS = {  # fields that choose among the views of a page
     "look": ("Space", "Time", "Rollout", "Heads", "Attribution", "Two models"),
     "data_view": ("Manifest", "Classes", "Split", "Audit", "Recipes"),
 }
-TYPED_KEPT = 500  # paths that were typed, the latest
+TYPED_KEPT = 500  # number of typed paths to remember, the latest ones
 
 
 @dataclass
 class Session:
-    """What every page shares.
+    """The fields that all pages share.
 
     Attributes:
-        source: where the video comes from: `SAMPLE`, `FILE` or `UPLOAD`.
-        sample: the name of a generated sample.
-        path: a video file or a folder of frames, as it was typed.
-        upload: the name of an upload in the cache, made of its hash; empty without one.
-        model: "demo", or the path of a model, as it was typed.
-        start_s: start of the clip that the page Attention looks into.
-        frame: the frame that the page Prediction shows; None: the one with the most evidence.
+        source: source of the video: `SAMPLE`, `FILE` or `UPLOAD`.
+        sample: name of a generated sample.
+        path: path of a video file or a folder of frames, as typed.
+        upload: name of an upload in the cache, made from its hash; empty without an upload.
+        model: "demo" or the path of a model, as typed.
+        start_s: start in seconds of the clip on the page Attention.
+        frame: frame on the page Prediction; None for the frame with the most evidence.
         every_frame: predict masks for every frame.
-        store: the folder of an embedding store, as it was typed.
-        runs: a folder with finished runs, as it was typed.
-        view: what the page Prediction shows, a video or a study.
-        study: the folder of a study, as it was typed.
-        look: the view of the page Attention.
-        second_model: the model beside the first one on the page Attention, as it was typed.
-        data_view: the view of the page Data.
+        store: folder of an embedding store, as typed.
+        runs: folder with finished runs, as typed.
+        view: view of the page Prediction, a video or a study.
+        study: folder of a study, as typed.
+        look: view of the page Attention.
+        second_model: second model for comparison on the page Attention, as typed.
+        data_view: view of the page Data.
         own_manifests: show manifests of this machine instead of the generated sample.
-        manifests: their paths, one per line as they were typed.
+        manifests: paths of these manifests as typed, one per line.
     """
 
     source: str = SAMPLE
@@ -75,8 +75,8 @@ class Session:
 def current() -> Session:
     """The session of this browser tab.
 
-    A reload, back and forward bring an address that the session has not written: then the address counts. A change of
-    page brings an empty address: then the session counts.
+    After a reload, or when the user goes back or forward, the address differs from the address that the session wrote;
+    then the address is used. After a change of page the address is empty; then the session is used.
     """
     session: Session = st.session_state.setdefault("the session", Session())
     address = st.query_params.to_dict()
@@ -87,7 +87,7 @@ def current() -> Session:
 
 
 def change(**values: Any) -> None:
-    """Change fields of the session. Another video begins at its own opening frame and its first clip."""
+    """Change fields of the session. Another video starts with its own opening frame and its first clip."""
     session = current()
     if any(name in VIDEO_FIELDS and getattr(session, name) != value for name, value in values.items()):
         values = {"frame": None, "start_s": 0.0} | values
@@ -98,39 +98,41 @@ def change(**values: Any) -> None:
 
 
 def typed_paths() -> list[str]:
-    """The paths that were typed in this app, the latest last."""
+    """The paths that were typed in this app, the latest path last."""
     file = cache_folder("app") / "typed.json"
     return read_json(file) if file.is_file() else []
 
 
 def remember(paths: list[str]) -> None:
-    """Keep paths that were typed: an address that gives them is opened without a question."""
-    known = typed_paths()
-    if new := [path for path in paths if path and path not in known]:
-        write_json(cache_folder("app") / "typed.json", [*known, *new][-TYPED_KEPT:])
+    """Store typed paths, so that an address with one of them is opened without asking the user."""
+    typed = typed_paths()
+    if new := [path for path in paths if path and path not in typed]:
+        write_json(cache_folder("app") / "typed.json", [*typed, *new][-TYPED_KEPT:])
 
 
 def ask_for_paths() -> None:
-    """Show the paths of the address that were never typed here, each with a button that opens it."""
+    """Show the paths in the address that were never typed in this app, each with a button that opens it."""
     current()
-    asked: dict[str, str] = st.session_state.setdefault("the asked paths", {})
-    for name, path in list(asked.items()):
+    untyped: dict[str, str] = st.session_state.setdefault("the untyped paths", {})
+    for name, path in list(untyped.items()):
         with st.container(border=True):
-            st.warning("A link or bookmark asks to open a path that was not typed in this app. Open it if you know it.")
+            st.warning(
+                "A link or bookmark wants to open a path that was not typed in this app. Open it only if you know it."
+            )
             st.code(path, language=None)
             row = st.container(horizontal=True)
-            row.button("Leave it out", key=f"leave {name}", on_click=lambda name=name: asked.pop(name))
+            row.button("Leave it out", key=f"leave {name}", on_click=lambda name=name: untyped.pop(name))
             row.button(
                 "Open this path",
                 key=f"open {name}",
-                on_click=lambda name=name: change(**{name: asked.pop(name)}),
-                help="Kept on this machine, so that the question is not asked again",
+                on_click=lambda name=name: change(**{name: untyped.pop(name)}),
+                help="The path is remembered on this machine, and you will not be asked again.",
             )
 
 
 def field(name: str, shown: Any = None) -> dict[str, Any]:
-    """The arguments of a widget that shows a field of the session (or ``shown``, where given) and changes the field."""
-    # A key of its own on every page: a key that passes from one page's widget to another's loses its value on the way.
+    """The arguments of a widget that changes a field of the session and shows its value, or ``shown`` if given."""
+    # The key contains the page: a key that widgets on two pages share would lose its value when the page changes.
     key = f"session {name} {st.session_state.get('the page', '')}".strip()
     value = getattr(current(), name) if shown is None else shown
     if key not in st.session_state or st.session_state[key] != value:
@@ -139,7 +141,7 @@ def field(name: str, shown: Any = None) -> dict[str, Any]:
 
 
 def write_address(session: Session) -> None:
-    """Show the session in the address: the source, and every other field that is not as it was at first."""
+    """Show the session in the address: the source, and every other field that does not have its default value."""
     address = {"source": next(name for name, source in SOURCES.items() if source == session.source)}
     for setting in fields(Session):
         value = getattr(session, setting.name)
@@ -151,14 +153,14 @@ def write_address(session: Session) -> None:
 
 
 def read_address(session: Session, address: dict[str, str]) -> None:
-    """Take the session from an address. A part that cannot be read is named on the page and left out.
+    """Set the session from an address. The page names every part that cannot be read, and leaves it out.
 
-    Paths that were never typed are kept apart for `ask_for_paths`.
+    Paths that were never typed are stored separately for `ask_for_paths`.
     """
-    known = {getattr(Session, name) for name in PATH_FIELDS}.union(typed_paths())
-    asked = {name: address[name] for name in PATH_FIELDS if name in address and address[name] not in known}
-    address = {name: text for name, text in address.items() if name not in asked or is_remote(text)}
-    st.session_state["the asked paths"] = {name: path for name, path in asked.items() if not is_remote(path)}
+    trusted = {getattr(Session, name) for name in PATH_FIELDS}.union(typed_paths())
+    untyped = {name: address[name] for name in PATH_FIELDS if name in address and address[name] not in trusted}
+    address = {name: text for name, text in address.items() if name not in untyped or is_remote(text)}
+    st.session_state["the untyped paths"] = {name: path for name, path in untyped.items() if not is_remote(path)}
     for setting in fields(Session):
         value: Any = setting.default
         if setting.name in address:
@@ -170,7 +172,7 @@ def read_address(session: Session, address: dict[str, str]) -> None:
 
 
 def is_remote(path: str) -> bool:
-    """Whether opening a path would ask another machine, which learns who asks (a share of Windows)."""
+    """Whether opening a path would contact another machine, which would learn who the user is (a Windows share)."""
     return any(line.strip().replace("\\", "/").startswith("//") for line in path.splitlines())
 
 
@@ -178,7 +180,7 @@ def value_of(name: str, text: str) -> Any:
     """The value of a field from its text in an address.
 
     Raises:
-        ValueError: the field cannot have such a value.
+        ValueError: the text is not a possible value of the field.
     """
     match name:
         case "source" if text in SOURCES:
@@ -197,4 +199,4 @@ def value_of(name: str, text: str) -> Any:
             return int(text)
         case "every_frame" | "own_manifests" if text == "yes":
             return True
-    raise ValueError(f"The address of this page gives {text[:80]!r} as {name}. That is not possible and was left out.")
+    raise ValueError(f"The address of this page has {text[:80]!r} for {name}, which is not possible. It was left out.")

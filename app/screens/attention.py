@@ -1,4 +1,4 @@
-"""Page: where a model looks in a clip, in space and in time, and what its answer rests on."""
+"""Page Attention: where a model looks in a clip, in space and in time, and what its answer is based on."""
 
 import cache
 import errors
@@ -31,14 +31,14 @@ Key = tuple[Content, Content, float]  # video, model, start in seconds
 
 @st.cache_resource(max_entries=4, show_spinner="Looking inside ...")
 def attention(video: Content, chosen: Content, start_s: float) -> AttentionMaps:
-    """All attention of a clip, with norms where they can be measured."""
+    """All attention of a clip, with norms if the model allows it."""
     network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
     return look(network, lab.to_input(seen.frames, network.card.input), norms=network.backbone.has_video_blocks)
 
 
 @st.cache_data(max_entries=40, show_spinner=False)
 def top_classes(video: Content, chosen: Content, start_s: float) -> dict[str, int]:
-    """The class with the highest score in a clip, by its number, of every class head."""
+    """The number of the class with the highest score in a clip, for every class head."""
     network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
     scores = network.predict(lab.to_input(seen.frames, network.card.input))
     heads = network.card.heads
@@ -53,12 +53,12 @@ def attribution(video: Content, chosen: Content, start_s: float, head: str, labe
 
 
 def tested(key: Key, head: str, label: str, method: str) -> tuple[Curves, float]:
-    """Deletion and insertion of that map, and its rank correlation with maps of shuffled weights.
+    """Deletion and insertion of an attribution map, and its rank correlation with maps of shuffled weights.
 
-    While it is computed, a bar shows how far it is, and a button stops it: a click runs the page anew.
+    During the computation a bar shows the progress. A button stops it, because every click runs the page again.
     """
-    kept = st.session_state.setdefault("tested maps", {})
-    if (name := (key, head, label, method)) not in kept:
+    results = st.session_state.setdefault("tested maps", {})
+    if (name := (key, head, label, method)) not in results:
         video, chosen, start_s = key
         network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
         x = lab.to_input(seen.frames, network.card.input)
@@ -73,23 +73,23 @@ def tested(key: Key, head: str, label: str, method: str) -> tuple[Curves, float]
                 done, total = next(steps)
                 bar.progress(done / total, text=f"Testing the map: {done} of {total} steps")
         except StopIteration as finished:
-            while len(kept) >= TESTS_KEPT:
-                kept.pop(next(iter(kept)))
-            kept[name] = finished.value
+            while len(results) >= TESTS_KEPT:
+                results.pop(next(iter(results)))
+            results[name] = finished.value
         finally:
             place.empty()
-    return kept[name]
+    return results[name]
 
 
 def choose_clip() -> tuple[Content | None, Content, float]:
-    """Video, model, and start of the clip in seconds."""
+    """The chosen video and model, and the start of the clip in seconds."""
     video, chosen = choose_video(), choose_model()
     start_s = st.sidebar.number_input("Start of the clip (s)", 0.0, step=0.5, **session.field("start_s"))
     return video, chosen, float(start_s)
 
 
 def choose_map(maps: AttentionMaps) -> tuple[int, HeadChoice]:
-    """Block and head."""
+    """The chosen block and head."""
     left, right = st.columns(2)
     block, last = 0, maps.blocks - 1
     if last:
@@ -107,14 +107,14 @@ def take_patch() -> None:
 
 
 def show_space(seen, maps: AttentionMaps, generated: bool) -> None:
-    """One frame under the map of CLS or of a picked patch."""
+    """Show one frame covered by the map of CLS or of a chosen patch."""
     block, head = choose_map(maps)
     T, h, w = maps.grid
     t = st.slider("Frame of the clip", 0, T - 1, 0, key="clip_frame", persist_state="session") if T > 1 else 0
     patch = st.session_state.get("patch")
     if patch is not None and not (patch[0] < h and patch[1] < w):
         patch = None
-    asked = "CLS" if patch is None else f"the patch in row {patch[0]}, column {patch[1]}"
+    query = "CLS" if patch is None else f"the patch in row {patch[0]}, column {patch[1]}"
     figure = patch_picker(seen.frames[t], maps.in_space(block, head, patch)[t], patch)
     st.plotly_chart(
         marked(figure, generated),
@@ -124,13 +124,13 @@ def show_space(seen, maps: AttentionMaps, generated: bool) -> None:
         selection_mode="points",
         config=CONFIG,
     )
-    st.caption(f"Where **{asked}** looks in the frame at {seen.times_s[t]:.2f} s. Click a dot to ask another patch.")
+    st.caption(f"Where **{query}** looks in the frame at {seen.times_s[t]:.2f} s. Click a dot to choose another patch.")
     if patch is not None:
         st.button("Back to CLS", on_click=lambda: st.session_state.pop("patch"))
 
 
 def show_time(seen, maps: AttentionMaps) -> None:
-    """Frame-to-frame matrices."""
+    """Show which frame reads from which, as matrices."""
     block, head = choose_map(maps)
     patch = st.session_state.get("patch")
     where = "mean over all patches" if patch is None else f"patch in row {patch[0]}, column {patch[1]}"
@@ -139,11 +139,11 @@ def show_time(seen, maps: AttentionMaps) -> None:
         "through all blocks": maps.rollout_in_time(head),
     }
     st.plotly_chart(temporal_matrices(matrices, seen.times_s), width="content", config=CONFIG)
-    st.caption("Row: the frame that reads. Column: the frame it reads from. Each row sums to one.")
+    st.caption("Row: the frame that reads. Column: the frame that it reads from. Each row sums to one.")
 
 
 def show_rollout(seen, maps: AttentionMaps, generated: bool) -> None:
-    """How much of each patch reaches CLS through the blocks, all of them or the last ones."""
+    """Show how much of each patch reaches CLS through all blocks, or through the last blocks."""
     left, right = st.columns(2)
     first, last = 0, maps.blocks - 1
     if last:
@@ -153,18 +153,18 @@ def show_rollout(seen, maps: AttentionMaps, generated: bool) -> None:
     by = steps[right.selectbox("Steps by", list(steps), key="rollout_by", persist_state="session")]
     rollout = maps.since(first).rollout(by=by)
     for figure in (overlay, film_strip):
-        drawn = figure(seen.frames, rollout, seen.times_s)
-        st.plotly_chart(marked(drawn, generated), width="stretch", key=figure.__name__, config=CONFIG)
+        chart = figure(seen.frames, rollout, seen.times_s)
+        st.plotly_chart(marked(chart, generated), width="stretch", key=figure.__name__, config=CONFIG)
     st.caption(
-        "Rollout follows the residual and what is read beside it through the blocks, back to the tokens that enter the "
-        "first of them. It is the same for every class. By norms, a step counts by the length of what arrives; by "
-        "attention alone, a patch that is looked at counts even if it brings nothing, and early blocks like to gather "
-        "in such patches. Begin later, and it says what the last blocks read."
+        "Rollout follows attention and residuals through the blocks, back to the tokens that enter the first block. It "
+        "is the same for every class. By norms, each step is weighted by the length of the vector that arrives. By "
+        "attention alone, a patch that is attended to counts even if it contributes nothing, and early blocks often "
+        "attend to such patches. With a later first block, rollout shows what the last blocks read."
     )
 
 
 def show_heads(seen, maps: AttentionMaps, generated: bool) -> None:
-    """All heads of a block, and numbers of all heads."""
+    """Show the maps of all heads of a block, and statistics of the heads of all blocks."""
     block, _ = choose_map(maps)
     grids = {f"head {k}": maps.in_space(block, k)[0] for k in range(maps.heads)}
     figure = head_grid(seen.frames[0], grids, f"CLS in the first frame, block {block}")
@@ -173,25 +173,27 @@ def show_heads(seen, maps: AttentionMaps, generated: bool) -> None:
 
 
 def show_attribution(seen, key: Key, heads: dict, generated: bool) -> None:
-    """A map for one class by one method, with its trust figures."""
+    """Show the attribution of one class by one method, and how far it can be trusted."""
     if not heads:
-        st.info("This model has no head, so there is no answer to explain: only its backbone was loaded.")
+        st.info("Only the backbone of this model was loaded. Without a head it has no answer to explain.")
         return
     first, second, third = st.columns(3)
     head = first.selectbox("Head", list(heads), key="target_head")
-    top = top_classes(*key).get(head, 0)  # of another clip or model it may be another class: so the widget's key
+    # The default class depends on clip and model, so the key of the widget contains both.
+    top = top_classes(*key).get(head, 0)
     label = second.selectbox("Class", heads[head].classes, index=top, key=f"class of {head} in {key}")
     method = third.selectbox("Method", methods_for(cache.model(key[1]), head))
-    found = attribution(*key, head, label, method)
-    figure = overlay(seen.frames, found.values, seen.times_s, found.target)
+    explained = attribution(*key, head, label, method)
+    figure = overlay(seen.frames, explained.values, seen.times_s, explained.target)
     st.plotly_chart(marked(figure, generated), width="stretch", config=CONFIG)
-    help_ = "Deletion and insertion, and maps of the same model with shuffled weights; up to a minute"
+    help_ = "Deletion and insertion, and maps of the same model with shuffled weights. This takes up to a minute."
     if st.toggle("Test this map", key="test the map", help=help_):
         curves_of, correlation = tested(key, head, label, method)
-        st.markdown("\n".join(f"- {sentence}" for sentence in in_words(curves_of, correlation, found.completeness)))
-        error = "no promise" if found.completeness is None else f"{found.completeness:.1%}"
-        figures = (
-            ("Completeness error", error, "How far the map's sum is from the score it shares out"),
+        sentences = in_words(curves_of, correlation, explained.completeness)
+        st.markdown("\n".join(f"- {sentence}" for sentence in sentences))
+        error = "not defined" if explained.completeness is None else f"{explained.completeness:.1%}"
+        metrics = (
+            ("Completeness error", error, "Difference between the sum of the map and the score that it explains"),
             (
                 "Insertion minus deletion",
                 f"{curves_of.gap:.2f}",
@@ -200,8 +202,8 @@ def show_attribution(seen, key: Key, heads: dict, generated: bool) -> None:
             ("Same with shuffled weights", f"{correlation:.2f}", "Rank correlation; near 1: the map ignores the model"),
         )
         row = st.container(horizontal=True)
-        for words, value, explained in figures:
-            row.metric(words, value, help=explained, width=240)
+        for words, value, help_ in metrics:
+            row.metric(words, value, help=help_, width=240)
         lines = {
             "deletion": (curves_of.share, curves_of.deletion),
             "insertion": (curves_of.share, curves_of.insertion),
@@ -211,15 +213,15 @@ def show_attribution(seen, key: Key, heads: dict, generated: bool) -> None:
 
 
 def show_two(key: Key, name: str, maps: AttentionMaps, seen, generated: bool) -> None:
-    """Rollouts of two models over the same moment, by norms where they can be measured."""
+    """Show rollouts of two models for the same clip, by norms if the models allow it."""
     placeholder = "the folder of a model, or a released checkpoint"
     other = st.text_input("Second model", placeholder=placeholder, **session.field("second_model")).strip()
     if not other:
-        st.info("Give a second model to see both side by side.")
+        st.info("Give a second model to see both models side by side.")
         return
     second_key = (key[0], cache.model_content(other), key[2])
     second, second_seen = attention(*second_key), cache.clip(*second_key)
-    for place, column, title, frames, times, found in zip(
+    for place, column, title, frames, times, attended in zip(
         ("first", "second"),
         st.columns(2),
         (name, other),
@@ -228,17 +230,17 @@ def show_two(key: Key, name: str, maps: AttentionMaps, seen, generated: bool) ->
         (maps, second),
         strict=True,
     ):
-        rollout = found.rollout(by="norms" if found.norms else "attention")
+        rollout = attended.rollout(by="norms" if attended.norms else "attention")
         figure = marked(overlay(frames, rollout, times, title), generated)
         column.plotly_chart(figure, width="stretch", key=f"{place} {title}", config=CONFIG)
-    tables = [m.statistics().groupby("axis")[["distance", "entropy"]].mean() for m in (maps, second)]
+    tables = [each.statistics().groupby("axis")[["distance", "entropy"]].mean() for each in (maps, second)]
     st.dataframe(pd.concat(tables, axis=1, keys=["first", "second"]))
 
 
 st.title("Attention")
 video, chosen, start_s = choose_clip()
 if video is None:
-    st.info("Choose a video in the side bar, or come here from a clip of the Prediction page.")
+    st.info("Choose a video in the sidebar, or come here from a clip on the page Prediction.")
     st.stop()
 try:
     key: Key = (video, chosen, start_s)
@@ -246,9 +248,9 @@ try:
     network = cache.model(chosen)
     seen, maps = cache.clip(*key), attention(*key)
     T, h, w = maps.grid
-    what = "**Generated** video: it shows no patient. " if generated else ""
+    notice = "**Generated** video: it shows no patient. " if generated else ""
     st.caption(
-        f"{what}{plain(network.card.name)} · {T} frames from {seen.times_s[0]:.2f} s to {seen.times_s[-1]:.2f} s · "
+        f"{notice}{plain(network.card.name)} · {T} frames from {seen.times_s[0]:.2f} s to {seen.times_s[-1]:.2f} s · "
         f"{h} x {w} patches · {maps.blocks} blocks of {maps.heads} heads"
     )
     view = st.segmented_control(

@@ -1,4 +1,4 @@
-"""Page: finished runs in one table, with intervals and a paired test; beside them the published results."""
+"""Page Comparison: finished runs in one table with intervals and a paired test, and the published results."""
 
 from pathlib import Path
 
@@ -41,17 +41,17 @@ def compared(folders: tuple[Content, ...], by: str) -> Comparison:
 
 @st.cache_data(max_entries=64, show_spinner="Counting class by class ...")
 def class_by_class(folder: Content) -> pd.DataFrame:
-    """A run class by class."""
+    """The metrics of a run for every class."""
     return by_class(opened(folder))
 
 
-def metric_names(one: Run) -> list[str]:
-    """The metrics of a run, the usual one of its task first."""
-    return sorted(one.samples(n=1).values, key=lambda name: name != one.asked.primary)
+def metric_names(run: Run) -> list[str]:
+    """The metrics of a run, the usual metric of its task first."""
+    return sorted(run.samples(n=1).values, key=lambda name: name != run.asked.primary)
 
 
 def sample_runs() -> None:
-    """Two runs on a small generated data set of patients that the demo has not seen, kept with the runs of this app."""
+    """Make two runs on a small generated data set of patients that the demo model was not trained on."""
     folder = cache_folder("samples") / f"phantom_unseen_{lab.__version__}"
     with st.spinner("Drawing generated video and measuring two methods on it ..."):
         manifest = lab.write_phantom(folder, preset="tiny", seed=41, progress=False)
@@ -61,36 +61,36 @@ def sample_runs() -> None:
 
 
 def choose_runs(root: Path) -> tuple[list[Run], list[Path]]:
-    """All readable runs below a folder, and the folders of those that are chosen: of one task."""
-    found: dict[Path, Run] = {}
+    """All readable runs below a folder, and the folders of the chosen runs, which have the same task."""
+    runs: dict[Path, Run] = {}
     problems = []
     for folder in run_folders(root):
         try:
-            found[folder] = opened(run_content(folder))
+            runs[folder] = opened(run_content(folder))
         except lab.UserError as error:
             problems.append(str(error))
     for problem in problems:
         st.warning(f"Left out: {plain(problem)}")
-    if not found:
+    if not runs:
         return [], []
-    tasks = sorted({run.task for run in found.values()})
+    tasks = sorted({run.task for run in runs.values()})
     task = st.segmented_control("Task", tasks, default=tasks[0], format_func=plain) or tasks[0]
-    own = [folder for folder, run in found.items() if run.task == task]
+    folders = [folder for folder, run in runs.items() if run.task == task]
     chosen = st.multiselect(
         "Runs",
-        own,
-        default=own[:8],
-        format_func=lambda folder: f"{folder.relative_to(root)} · {found[folder].method}",
+        folders,
+        default=folders[:8],
+        format_func=lambda folder: f"{folder.relative_to(root)} · {runs[folder].method}",
         key=f"runs of {task}",
     )
-    return list(found.values()), chosen
+    return list(runs.values()), chosen
 
 
 def show_comparison(comparison: Comparison) -> None:
-    """Why there is no ranking, the table, its figure, its notes, and the files to take away."""
+    """Show the table, its figure and notes, the reasons if there is no ranking, and buttons that download the table."""
     if not comparison.ranked:
         st.warning(
-            "**These runs are not ranked**, and no test is given:\n\n"
+            "**These runs are not ranked**, and no significance test was run:\n\n"
             + "\n".join(f"- {plain(reason)}" for reason in comparison.reasons)
         )
     head, rows = comparison.cells()
@@ -113,56 +113,56 @@ def show_comparison(comparison: Comparison) -> None:
 
 
 def show_classes(folders: list[Path], runs: list[Run]) -> None:
-    """Every class on its own, and how far confidences can be believed, where the runs hold it."""
+    """Show every class by itself, and the calibration of the scores, for the runs that contain them."""
     tables = {run.run: class_by_class(run_content(f)) for f, run in zip(folders, runs, strict=True)}
     tables = {name: table for name, table in tables.items() if len(table)}
     calibration = reliability_of(runs)
     if tables:
         st.subheader("Class by class")
         st.plotly_chart(classes(tables), width="stretch", key="classes", config=STILL)
-        st.caption("In brackets: how often the class occurs in the truth. A mean hides the class that is never found.")
+        st.caption("In brackets: number of true items of the class. A mean can hide a class that is never found.")
     if calibration is not None:
-        st.subheader("Can the scores be believed?")
+        st.subheader("Calibration")
         st.plotly_chart(calibration, width="stretch", key="reliability", config=STILL)
         st.caption(
-            "Below the diagonal a model promises more than it keeps. Bins of few items (small dots) jump; "
-            "`ece` in the table is the mean gap."
+            "Below the diagonal a model is overconfident. Bins with few items (small dots) vary strongly by chance; "
+            "`ece` in the table is the mean distance from the diagonal."
         )
 
 
 def offer_sample() -> None:
-    """Two runs to try the page with, made on this machine in about a minute."""
+    """Offer to make two runs with which the user can try the page."""
     st.info(
-        "There is no finished run here yet. `endofm-lab finetune MANIFEST --out RUN` and `endofm-lab evaluate` write "
-        "them; give the folder that holds them in the side bar."
+        "There is no finished run in this folder yet. `endofm-lab finetune MANIFEST --out RUN` and "
+        "`endofm-lab evaluate` write runs; give the folder that contains them in the sidebar."
     )
-    if st.button("Make two small runs to try", icon=":material/science:", help="Generated video, about a minute"):
+    if st.button("Make two small runs", icon=":material/science:", help="On generated video, in about a minute"):
         sample_runs()
         st.rerun()
 
 
 st.title("Comparison")
 st.markdown(
-    "Finished runs side by side: **values with intervals over patients** (over recordings where patients are unknown), "
-    "and a paired test. Runs are ranked only if they answered the same test items by the same protocol, on enough "
+    "Finished runs side by side: **metrics with intervals over patients** (over recordings if patients are unknown), "
+    "and a paired test. Runs are ranked only if they were tested on the same items by the same protocol, with enough "
     "patients."
 )
 placeholder = "default: the runs of this app"
 typed = st.sidebar.text_input("Folder with runs", placeholder=placeholder, **session.field("runs")).strip()
 root = Path(typed).expanduser() if typed else cache_folder("runs")
 try:
-    found, chosen = choose_runs(root)
-    if not found:
+    available, chosen = choose_runs(root)
+    if not available:
         offer_sample()
     elif not chosen:
         st.info("Choose at least one run.")
     else:
         runs = [opened(run_content(folder)) for folder in chosen]
         metrics = metric_names(runs[0])
-        by = st.sidebar.selectbox("Rank by", metrics, help="By default the task's usual metric")
+        by = st.sidebar.selectbox("Rank by", metrics, help="By default the usual metric of the task")
         show_comparison(compared(tuple(map(run_content, chosen)), by))
         show_classes(chosen, runs)
-    st.subheader("Beside the published results")
-    st.markdown(paper_table(found))
+    st.subheader("Published results")
+    st.markdown(paper_table(available))
 except errors.SHOWN as error:
     errors.show(error)

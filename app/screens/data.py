@@ -1,4 +1,4 @@
-"""Page: manifests, what a class mapping does to them, splits, and the audit with its pictures."""
+"""Page Data: manifests, the effect of class mappings, splits, the audit with its pictures, and recipes."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ SHOWN, ROWS_SHOWN, PAIRS_SHOWN = 12, 1000, 4
 
 
 def choose_manifests() -> tuple[tuple[str, ...], bool]:
-    """Paths of manifests, and whether they are generated."""
+    """Paths of the chosen manifests, and whether they are generated."""
     names = {False: "Generated sample", True: "Manifests on this machine"}
     if not st.sidebar.radio("Data", list(names), format_func=lambda own: names[own], **session.field("own_manifests")):
         return (manifests.sample_set(),), True
@@ -38,7 +38,7 @@ def choose_manifests() -> tuple[tuple[str, ...], bool]:
 
 
 def choose_split(table: pd.DataFrame) -> tuple:
-    """The split that every view shows, in the form of `manifests.divided`."""
+    """The chosen split, which every view shows, in the form that `manifests.divided` takes."""
     named = [column.removeprefix("split_") for column in table.columns if column.startswith("split_")]
     kind = st.sidebar.selectbox("Split", [AS_IT_IS, *named, HOLD_OUT, FOLDS], key="split", persist_state="session")
     if kind == AS_IT_IS:
@@ -55,7 +55,7 @@ def choose_split(table: pd.DataFrame) -> tuple:
 
 
 def show_manifest(data: Manifest, generated: bool) -> None:
-    """Counts, some pictures of a class, and the table."""
+    """Show counts, some pictures of a class, and the table."""
     table = data.table
     columns = [column for column in ("split", "dataset", "device", "motion") if column in table]
     by = st.selectbox("Count by", columns)
@@ -63,31 +63,34 @@ def show_manifest(data: Manifest, generated: bool) -> None:
     label = st.selectbox("Pictures of", data.classes)
     rows = table[table["label"] == label]
     rows = rows.sample(min(SHOWN, len(rows)), random_state=0)
-    seen = [picture_of(str(data.resolve(row.video)), row.start_s) for row in rows.itertuples()]
+    opened = [picture_of(str(data.resolve(row.video)), row.start_s) for row in rows.itertuples()]
     titles = [f"{row.patient or 'no patient'} {row.split}" for row in rows.itertuples()]
-    shown = [(one, title) for one, title in zip(seen, titles, strict=True) if one is not None]
+    shown = [(picture, title) for picture, title in zip(opened, titles, strict=True) if picture is not None]
     if shown:
         pictures, names = zip(*shown, strict=True)
         st.plotly_chart(marked(picture_sheet(pictures, names), generated), width="stretch", config=STILL)
-        what = "**Generated** pictures: they show no patient. " if generated else ""
-        st.caption(f"{what}The first frame of {len(shown)} of {int((table['label'] == label).sum()):,} rows.")
+        notice = "**Generated** pictures: they show no patient. " if generated else ""
+        st.caption(f"{notice}The first frame of {len(shown)} of {int((table['label'] == label).sum()):,} rows.")
     if len(shown) < len(rows):
-        st.warning(f"{len(rows) - len(shown)} of {len(rows)} pictures could not be opened: `endofm-lab data check`.")
+        st.warning(
+            f"{len(rows) - len(shown)} of {len(rows)} pictures could not be opened. `endofm-lab data check` names the "
+            "damaged or missing files."
+        )
     st.dataframe(table.head(ROWS_SHOWN), hide_index=True)
     if len(table) > ROWS_SHOWN:
         st.caption(f"The first {ROWS_SHOWN:,} of {len(table):,} rows.")
 
 
 def show_classes(files: Files) -> None:
-    """What a mapping makes of the labels."""
-    own = "a file of mine"
+    """Show the effect of a class mapping on the labels."""
+    own = "own mapping file"
     name = st.selectbox("Mapping", [*list_mappings(), own], key="mapping", persist_state="session")
     if name == own:
         name = st.text_input(
             "Path of the mapping", placeholder="a .yaml file", key="mapping_path", persist_state="session"
         ).strip()
     if not name:
-        st.info("Give the path of a mapping; `data_recipes/mappings/` has five to start from.")
+        st.info("Give the path of a mapping file. `data_recipes/mappings/` contains five examples.")
         return
     report = manifests.covered(files, content_of(name))
     rows = report.labels.groupby("state")["rows"].sum()
@@ -95,16 +98,23 @@ def show_classes(files: Files) -> None:
     for column, names, help_ in zip(
         st.columns(4),
         (["mapped"], ["coarse", "ambiguous"], ["left out"], ["unmapped", "conflicting"]),
-        ("one class", "one of several classes", "left out on purpose", "the mapping does not know what to do"),
+        (
+            "Rows of exactly one class",
+            "Rows that may belong to one of several classes",
+            "Rows that the mapping leaves out on purpose",
+            "Rows whose label the mapping does not contain, or whose labels contradict each other",
+        ),
         strict=True,
     ):
-        column.metric(" or ".join(names), f"{sum(rows.get(one, 0) for one in names) / total:.1%}", help=help_)
+        column.metric(" or ".join(names), f"{sum(rows.get(state, 0) for state in names) / total:.1%}", help=help_)
     if report.empty:
-        st.warning(f"Classes that no row names exactly: {plain(', '.join(report.empty))}.")
+        st.warning(f"Classes without a row that belongs to exactly this class: {plain(', '.join(report.empty))}.")
     if report.unverified:
-        st.warning(f"Label names not checked against an official list: {plain(', '.join(report.unverified))}.")
+        st.warning(
+            f"Label names that were not checked against an official list: {plain(', '.join(report.unverified))}."
+        )
     if len(report.conflicts):
-        st.warning(f"{report.conflicts['item'].nunique():,} pictures are listed with contradicting labels.")
+        st.warning(f"{report.conflicts['item'].nunique():,} pictures have contradictory labels.")
         st.dataframe(report.conflicts, hide_index=True)
     st.dataframe(report.labels, hide_index=True)
     st.subheader("Rows of each class")
@@ -115,44 +125,46 @@ def show_classes(files: Files) -> None:
 
 
 def show_split(data: Manifest, split: Split | None) -> None:
-    """Balance of the split, and the manifest with it."""
+    """Show the balance of the split, and offer the manifest with this split."""
     if split is None:
-        st.info("This manifest has no split. Choose hold-out or k-fold in the side bar.")
+        st.info("This manifest has no split. Choose hold-out or k-fold in the sidebar.")
         return
     if split.warning:
         st.warning(plain(split.warning))
-    groups, torn, off = st.columns(3)
-    shared = f"Rows that share a patient, a video or a sequence: {plain(split.units.words)}"
-    groups.metric("Groups", f"{split.n_groups:,}", help=shared)
-    torn.metric("Torn apart", f"{split.torn:,}", help="Groups with rows in more than one part; 0 for splits made here")
-    off.metric("Mean deviation", f"{split.deviation:.3f}", help="Of the shares of all classes from what was asked for")
+    groups, torn, deviation = st.columns(3)
+    help_ = f"A group contains all rows that share a patient, a video or a sequence: {plain(split.units.words)}"
+    groups.metric("Groups", f"{split.n_groups:,}", help=help_)
+    torn.metric("Divided groups", f"{split.torn:,}", help="Groups with rows in several parts; 0 for splits made here")
+    help_ = "Mean difference between the shares of all classes and the requested shares"
+    deviation.metric("Mean deviation", f"{split.deviation:.3f}", help=help_)
     st.plotly_chart(split_balance(split), width="stretch", config=STILL)
     st.dataframe(split.balance, hide_index=True)
     name = f"manifest-{split.name}.csv"
     st.download_button("Manifest with this split", data.table.to_csv(index=False), name, "text/csv")
-    st.caption("Keep it beside the manifest: its paths start from the same folder.")
+    st.caption("Save it in the folder of the manifest, because its paths are relative to that folder.")
 
 
 def show_audit(files: Files, choice: tuple, generated: bool) -> None:
-    """The verdict, every finding with its pictures, and the report to keep."""
-    pictures = st.toggle("Open the pictures", help="Looks for near-duplicates; minutes for tens of thousands")
-    found, page = manifests.audited(files, choice, pictures)
-    box = st.error if found.leaks else st.warning if found.unchecked or len(found.parts) < 2 else st.success
-    box(plain(found.verdict))
+    """Show the verdict and every finding with its pictures, and offer the report."""
+    help_ = "Also looks for near-duplicates; this takes minutes for tens of thousands of pictures."
+    pictures = st.toggle("Open the pictures", help=help_)
+    audit, page = manifests.audited(files, choice, pictures)
+    box = st.error if audit.leaks else st.warning if audit.unchecked or len(audit.parts) < 2 else st.success
+    box(plain(audit.verdict))
     if generated:
         st.caption("**Generated** pictures: they show no patient.")
-    for number, finding in enumerate(found.findings):
+    for number, finding in enumerate(audit.findings):
         show_finding(finding, number)
-    for sentence in found.unchecked:
+    for sentence in audit.unchecked:
         st.markdown(f":gray-badge[not checked] {plain(sentence)}")
     left, right = st.columns(2)
-    findings = json.dumps(found.to_json(), indent=2, ensure_ascii=False)
+    findings = json.dumps(audit.to_json(), indent=2, ensure_ascii=False)
     left.download_button("Report as a page", page, "audit.html", "text/html", width="stretch")
     right.download_button("Findings as JSON", findings, "audit.json", "application/json", width="stretch")
 
 
 def show_finding(finding: Finding, number: int) -> None:
-    """One finding and its first pairs."""
+    """Show one finding and its first pairs of rows."""
     colour = {"leak": "red", "warning": "orange", "note": "gray"}[finding.severity]
     st.markdown(f":{colour}-badge[{finding.severity}] **{plain(finding.check)}** — {plain(finding.message)}")
     if not finding.examples:
@@ -165,33 +177,33 @@ def show_finding(finding: Finding, number: int) -> None:
 
 
 def show_pair(place, example: Example) -> None:
-    """Two rows side by side."""
+    """Show two rows side by side."""
     left, right = place.columns(2)
     for side, path, start_s, part, label in (
         (left, example.path, example.start_s, example.split, example.label),
         (right, example.other_path, example.other_start_s, example.other_split, example.other_label),
     ):
-        seen = picture_of(path, start_s)
-        if seen is None:
-            side.info("The picture is not here.")
+        picture = picture_of(path, start_s)
+        if picture is None:
+            side.info("The picture is missing.")
         else:
-            side.image(seen, width="stretch")
+            side.image(picture, width="stretch")
         moment = f" at {start_s:.2f} s" if start_s else ""
         side.caption(plain(f"{part or 'no split'} · {label or 'no label'} · {Path(path).name}{moment}"))
     place.caption(plain(example.why))
 
 
 def show_recipes() -> None:
-    """The public data sets that the project knows how to prepare."""
-    known = manifests.recipes()
-    st.dataframe(known.drop(columns="text"), hide_index=True)
-    name = st.selectbox("Recipe", known["recipe"], key="recipe")
+    """Show the recipes of public data sets."""
+    recipes = manifests.recipes()
+    st.dataframe(recipes.drop(columns="text"), hide_index=True)
+    name = st.selectbox("Recipe", recipes["recipe"], key="recipe")
     st.code(f"endofm-lab data prepare {name} --root FOLDER --out FOLDER", language="sh")
-    st.code(known.set_index("recipe").loc[name, "text"], language="yaml")
+    st.code(recipes.set_index("recipe").loc[name, "text"], language="yaml")
 
 
 def picture_of(path: str, start_s: float):
-    """uint8 (H, W, 3), or None."""
+    """The picture of a row, uint8 (H, W, 3), or None if it cannot be opened."""
     return manifests.picture(cache.video_content(path), start_s)
 
 
@@ -206,7 +218,7 @@ try:
     paths, generated = choose_manifests()
     if not paths:
         st.info(
-            "Give the path of a manifest in the side bar. `endofm-lab data prepare` makes one of a data set on disk."
+            "Give the path of a manifest in the sidebar. `endofm-lab data prepare` makes a manifest from a data set."
         )
         st.stop()
     files = tuple(content_of(path) for path in paths)

@@ -1,4 +1,4 @@
-"""Page: a map of embedded clips; a lasso fills a sheet of pictures, a click shows neighbours."""
+"""Page Embeddings: a map of embedded clips; a lasso shows the selected pictures, and a click shows neighbours."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,17 +27,23 @@ from endofm_lab.explain.embeddings import EmbeddingStore, load_store
 from endofm_lab.figures.embeddings import picture_sheet, scatter
 from endofm_lab.figures.style import CONFIG, STILL
 
-SHOWN = 18  # pictures on a sheet
-MAPS = ["PCA", "t-SNE", *(["UMAP"] if find_spec("umap") else [])]  # an extra of the installation
+SHOWN = 18  # largest number of pictures shown at a time
+MAPS = ["PCA", "t-SNE", *(["UMAP"] if find_spec("umap") else [])]  # umap-learn is an optional package
 CLICK = "Click a marker"
-# Streamlit passes no click on while the mouse draws a lasso or a box, so the page asks what the mouse shall do.
+# Streamlit reports no click while the mouse is set to draw a lasso or a box, so the user chooses what the mouse does.
 MOUSE = {
     CLICK: (
         "pan",
-        "Click a marker to see its neighbours. To see the pictures of many, change to the lasso or the box.",
+        "Click a marker to see its neighbours. To see the pictures of several markers, choose the lasso or the box.",
     ),
-    "Draw a lasso": ("lasso", "Draw round markers to see their pictures, round a single one to see its neighbours."),
-    "Draw a box": ("select", "Draw a box round markers to see their pictures, round one to see its neighbours."),
+    "Draw a lasso": (
+        "lasso",
+        "Draw a lasso around markers to see their pictures, or around a single marker to see its neighbours.",
+    ),
+    "Draw a box": (
+        "select",
+        "Draw a box around markers to see their pictures, or around a single marker to see its neighbours.",
+    ),
 }
 
 
@@ -49,9 +55,9 @@ def opened(folder: Content) -> EmbeddingStore:
 
 @st.cache_data(max_entries=8, show_spinner="Drawing the map ...")
 def projection(folder: Content, method: str) -> np.ndarray:
-    """(N, 2) of the readable rows of a store, by "PCA", "t-SNE" or "UMAP"."""
-    found = opened(folder)
-    vectors = found.vectors[found.usable()]
+    """Positions (N, 2) of the readable rows of a store, by "PCA", "t-SNE" or "UMAP"."""
+    store = opened(folder)
+    vectors = store.vectors[store.usable()]
     if method == "PCA":
         return fit_pca(vectors, 2).project(vectors)
     return tsne(vectors) if method == "t-SNE" else umap(vectors)
@@ -70,7 +76,7 @@ def picture(store: EmbeddingStore, row: pd.Series) -> np.ndarray:
 
 
 def sheet(store: EmbeddingStore, rows: pd.DataFrame, extra: list[str] | None = None, key: str = "") -> None:
-    """Pictures of rows with their labels."""
+    """Show the pictures of rows with their labels."""
     rows = rows.head(SHOWN)
     titles = [
         f"{row['label'] or 'no label'}{' ' + extra[n] if extra else ''}" for n, (_, row) in enumerate(rows.iterrows())
@@ -85,7 +91,7 @@ folder = st.sidebar.text_input("Embedding store", placeholder=placeholder, **ses
 if not folder:
     st.info(
         "Embed a manifest first: `endofm-lab embed MANIFEST --model demo --out STORE`. "
-        "Then give the folder in the side bar."
+        "Then give the folder in the sidebar."
     )
     st.stop()
 try:
@@ -120,21 +126,22 @@ try:
             "Leave out neighbours that were recorded together with the clip",
             ["yes", "no"],
             horizontal=True,
-            help="Of the same patient; of the same sequence or video where patients are unknown",
+            help="Clips of the same patient, or of the same sequence or video if patients are unknown",
         )
         near = Neighbours(store.vectors[usable], rows).of(points[0], 11, "recording" if together == "yes" else None)
         st.subheader("The clicked clip and its neighbours")
         both = pd.concat([rows.iloc[points], rows.iloc[near["row"]]])
         sheet(store, both, ["(chosen)", *(f"{s:.2f}" for s in near["similarity"])], key="neighbours")
     elif points:
-        st.subheader(f"{len(points)} clips" + (f", the first {SHOWN} shown" if len(points) > SHOWN else ""))
+        limit = f", of which the first {SHOWN} are shown" if len(points) > SHOWN else ""
+        st.subheader(f"{len(points)} clips{limit}")
         sheet(store, rows.iloc[points], key="lasso")
-    with st.expander("What else do the embeddings tell?"):
+    with st.expander("Shortcut test"):
         st.dataframe(shortcut_test(store.vectors[usable], rows), hide_index=True)
         st.caption(
-            "Balanced accuracy of a linear probe, always asked about units (patients, or recordings where patients are "
-            "unknown) that it has not seen. "
-            "If device, data set or patient are told as well as the label, beware of shortcuts."
+            "Balanced accuracy of a linear probe on held-out patients (or recordings if patients are unknown). If the "
+            "probe recognises the device, the data set or the patient as well as the label, the model may use "
+            "them as shortcuts."
         )
     with st.expander("Outliers"):
         score = outlier_scores(store.vectors[usable])
@@ -144,7 +151,7 @@ try:
     if second:
         other = opened(store_content(second))
         if other.about["manifest_fingerprint"] != store.about["manifest_fingerprint"]:
-            st.error("The second store is of another manifest: embed the same manifest with both models.")
+            st.error("The second store was made from another manifest. Embed the same manifest with both models.")
         else:
             both = usable & other.usable()
             pair = (np.asarray(store.vectors[both]), np.asarray(other.vectors[both]))

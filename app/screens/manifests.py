@@ -1,4 +1,4 @@
-"""What the page Data keeps: manifests, their splits, what mappings do to them, audits and pictures of rows."""
+"""The caches of the page Data: manifests, splits, the effect of class mappings, audits and pictures of rows."""
 
 import hashlib
 
@@ -29,13 +29,13 @@ def sample_set() -> str:
 
 @st.cache_resource(max_entries=4, show_spinner="Reading the manifests ...")
 def manifest(files: Files) -> Manifest:
-    """One manifest, or several joined."""
+    """One manifest, or several manifests joined."""
     return join_manifests([lab.read_manifest(file.path) for file in files])
 
 
 @st.cache_resource(max_entries=4, show_spinner="Splitting ...")
 def divided(files: Files, choice: tuple) -> tuple[Manifest, Split | None]:
-    """The manifest with a split, and the split: as it is, an official one by name, a hold-out, or one of k folds."""
+    """The manifest with a split, and this split: its own, an official split by name, a hold-out or one of k folds."""
     data = manifest(files)
     match choice:
         case ("as it is",):
@@ -44,31 +44,31 @@ def divided(files: Files, choice: tuple) -> tuple[Manifest, Split | None]:
             table = named_split(data.table, name)
             return Manifest(table, data.root, data.path), official(table, name)
         case ("hold-out", shares, seed):
-            made = holdout(data.table, dict(shares), seed)
+            split = holdout(data.table, dict(shares), seed)
         case ("k-fold", k, fold, seed):
-            made = kfold(data.table, k, seed)[fold]
-    return Manifest(data.table.assign(split=made.parts), data.root, data.path), made
+            split = kfold(data.table, k, seed)[fold]
+    return Manifest(data.table.assign(split=split.parts), data.root, data.path), split
 
 
 @st.cache_resource(max_entries=8, show_spinner="Mapping the labels ...")
 def covered(files: Files, mapping: Content) -> Coverage:
-    """What a mapping does to the labels."""
+    """The effect of a class mapping on the labels."""
     return coverage(manifest(files).table, read_mapping(mapping.path))
 
 
 @st.cache_resource(max_entries=8, show_spinner="Auditing ...")
 def audited(files: Files, choice: tuple, pictures: bool) -> tuple[Audit, str]:
-    """The audit of a split, and its page as HTML."""
-    found = lab.audit(divided(files, choice)[0], pictures=pictures, progress=False)
-    key = hashlib.sha256(f"{found.fingerprints} {pictures} {lab.__version__}".encode()).hexdigest()[:24]
+    """The audit of a split, and its report as HTML."""
+    audit = lab.audit(divided(files, choice)[0], pictures=pictures, progress=False)
+    key = hashlib.sha256(f"{audit.fingerprints} {pictures} {lab.__version__}".encode()).hexdigest()[:24]
     page = cache_folder("audits") / f"{key}.html"
-    write_audit_html(found, page)
-    return found, page.read_text(encoding="utf-8")
+    write_audit_html(audit, page)
+    return audit, page.read_text(encoding="utf-8")
 
 
 @st.cache_data(max_entries=400, show_spinner=False)
 def picture(video: Content, start_s: float) -> np.ndarray | None:
-    """The picture of a row at a moment, None where it cannot be opened."""
+    """The picture of a row at ``start_s``, or None if it cannot be opened."""
     return picture_at(video.path, start_s)
 
 
@@ -77,12 +77,12 @@ def recipes() -> pd.DataFrame:
     """Name, title, access and licence of every recipe, and its file as text."""
     rows = [
         {
-            "recipe": one.name,
-            "data set": one.title,
-            "access": one.facts["access"],
-            "licence": one.facts["licence"] or "not stated",
-            "text": one.path.read_text(encoding="utf-8"),
+            "recipe": recipe.name,
+            "data set": recipe.title,
+            "access": recipe.facts["access"],
+            "licence": recipe.facts["licence"] or "not stated",
+            "text": recipe.path.read_text(encoding="utf-8"),
         }
-        for one in list_recipes()
+        for recipe in list_recipes()
     ]
     return pd.DataFrame(rows)

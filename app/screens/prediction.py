@@ -1,4 +1,4 @@
-"""Page: a video, time lines of scores, phases, masks and boxes, and a frame-accurate viewer; or a whole study."""
+"""Page Prediction: a video with a viewer of single frames, timelines of scores, phases, masks and boxes; or a study."""
 
 import cache
 import errors
@@ -22,17 +22,18 @@ from endofm_lab.tasks.phases import Phases
 from endofm_lab.video.reader import VideoInfo
 
 MASKS_HELP = (
-    "Slower: otherwise the frames of the clips get one. The scores stay the same and are shown with their spread"
+    "Slower. Without this option only the frames in the clips have masks. The scores stay the same and are shown with "
+    "their spread."
 )
 
 
 def move_to(frame: int) -> None:
-    """Show a frame from the next rerun on."""
+    """Show another frame from the next rerun on."""
     session.change(frame=frame)
 
 
 def follow_click(prediction: VideoPrediction) -> None:
-    """Move the viewer to the clip that was clicked in the time line."""
+    """Move the viewer to the clip that was clicked in the timeline."""
     points = st.session_state["timeline"]["selection"]["points"]
     if points:
         start, end = prediction.times_s[int(cache.clicked(points[0])[0])]
@@ -41,14 +42,14 @@ def follow_click(prediction: VideoPrediction) -> None:
 
 
 def follow_frame() -> None:
-    """Move the viewer to the frame that was clicked in the time line of masks and boxes."""
+    """Move the viewer to the frame that was clicked in the timeline of masks and boxes."""
     points = st.session_state["frames"]["selection"]["points"]
     if points:
         move_to(int(cache.clicked(points[0])[0]))
 
 
 def overlay_names(prediction: VideoPrediction) -> dict[str, str]:
-    """What can be drawn on a frame, by the head that gives it; a head is named where there are several of its kind."""
+    """Name of an overlay -> the head that gives it; the name contains the head if there are several of its kind."""
     names = {}
     for word, heads in (("Mask", list(prediction.maps)), ("Boxes", prediction.box_heads)):
         names |= {word if len(heads) == 1 else f"{word}: {head}": head for head in heads}
@@ -56,14 +57,14 @@ def overlay_names(prediction: VideoPrediction) -> dict[str, str]:
 
 
 def when(video: VideoInfo, time_s: float) -> str:
-    """The time of a frame; of images it is an assumption."""
+    """The time of a frame; for images, which have no frame rate, it is an assumption."""
     if video.decoder == "frames":
-        return f"{time_s:.3f} s if there are {float(video.fps):g} frames per second: images carry no rate"
+        return f"{time_s:.3f} s, assuming {float(video.fps):g} frames per second, since images have no frame rate"
     return f"{time_s:.3f} s"
 
 
 def show_viewer(video: Content, prediction: VideoPrediction, generated: bool) -> int:
-    """The frame with its overlays and the controls to move; returns the frame shown."""
+    """Show a frame with its overlays, and the controls to move to other frames; returns the number of the frame."""
     last = prediction.video.n_frames - 1
     times = cache.frame_times(video)
     chosen = session.current().frame
@@ -80,13 +81,13 @@ def show_viewer(video: Content, prediction: VideoPrediction, generated: bool) ->
     if last > 0:
         back, slider, forward = st.columns([1, 6, 1], vertical_alignment="bottom")
         back.button("◀", on_click=move_to, args=(max(index - 1, 0),), help="One frame back", width="stretch")
-        forward.button("▶", on_click=move_to, args=(min(index + 1, last),), help="One frame on", width="stretch")
+        forward.button("▶", on_click=move_to, args=(min(index + 1, last),), help="One frame forward", width="stretch")
         slider.slider("Frame", 0, last, **session.field("frame", index))
     return index
 
 
 def show_scores(prediction: VideoPrediction, heads: dict[str, HeadSpec], time_s: float) -> None:
-    """The scores of the clip around a moment, and whether they were calibrated."""
+    """Show the scores of the clip at ``time_s``, and whether they were calibrated."""
     clip = prediction.clip_at(time_s)
     start, end = prediction.times_s[clip]
     st.subheader(f"Clip {clip}: {start:.2f} s to {end:.2f} s")
@@ -102,31 +103,31 @@ def show_scores(prediction: VideoPrediction, heads: dict[str, HeadSpec], time_s:
         )
         temperature = heads[head].temperature
         st.caption(
-            "Not calibrated: read these scores as an order, not as probabilities."
+            "Not calibrated: these scores rank the classes, but they are not probabilities."
             if temperature is None
             else f"Calibrated on validation patients: temperature {temperature:.2f}."
         )
     if not prediction.classes:
-        st.info("This model has no head, so there is nothing to show: only its backbone was loaded.")
+        st.info("Only the backbone of this model was loaded. Without a head it gives no scores, masks or boxes.")
     elif not prediction.scores:
         kinds = " and ".join(
             {"map": "masks", "boxes": "boxes"}[answer] for answer in sorted({h.answer for h in heads.values()})
         )
-        st.info(f"This model answers with {kinds}, frame by frame: in the picture, and over time below.")
+        st.info(f"This model predicts {kinds} for each frame. They are shown in the picture, and over time below.")
 
 
 def show_phases(prediction: VideoPrediction) -> None:
-    """The phase at every clip's end, as scored and smoothed from the past only or from the whole video."""
+    """Show the phase at the end of every clip: as scored, smoothed with past clips only, and with the whole video."""
     head = Phases.head_name
     scores, names = prediction.scores[head].astype(np.float64), prediction.classes[head]
     ends_s = prediction.times_s[:, 1]
     step_s = float(np.median(np.diff(ends_s)))
     st.subheader("Phases")
     lasts_s = st.number_input(
-        "A phase lasts about (s)",
+        "Typical length of a phase (s)",
         min_value=2 * step_s,
         value=max(float(ends_s[-1]) / len(names), 4 * step_s),
-        help="What the smoother expects: longer, and short interruptions are taken for errors.",
+        help="Expected by the smoother: the longer it is, the more short interruptions are taken for errors.",
     )
     transition = stay_transition(len(names), 1 - step_s / lasts_s)
     answers = {
@@ -136,11 +137,14 @@ def show_phases(prediction: VideoPrediction) -> None:
     }
     figure = ribbons([prediction.times_s[0, 0], *ends_s], answers, names)
     st.plotly_chart(figure, width="stretch", key="phases", config=STILL)
-    st.caption("Smoothing from the past can run beside the scope; smoothing from the whole video comes afterwards.")
+    st.caption(
+        "Smoothing with the past only works during the examination; smoothing with the whole video needs a finished "
+        "recording."
+    )
 
 
 def show_provenance(prediction: VideoPrediction) -> None:
-    """Where video, model and numbers come from."""
+    """Show where the video, the model and the numbers come from."""
     about = prediction.provenance
     with st.expander("Model and provenance"):
         st.markdown(f"**{plain(about['model_name'])}** · Initialisation: {plain(about['initialisation']['words'])}")
@@ -176,7 +180,7 @@ every_frame = st.sidebar.toggle(
     **session.field("every_frame"),
 )
 if video is None:
-    st.info("Choose a video in the side bar: a generated sample, a file or folder on this machine, or an upload.")
+    st.info("Choose a video in the sidebar: a generated sample, a file or folder on this machine, or an upload.")
     st.stop()
 try:
     generated = cache.video_info(video).generated
@@ -185,8 +189,8 @@ try:
     if generated:
         st.caption("The video below is **generated**. It shows no patient.")
     elif prediction.provenance["training_data"].get("generated"):
-        st.warning("This model was trained on generated video only: on a real one its scores mean nothing yet.")
-    row = st.container(horizontal=True, gap="medium")  # one below the other where both do not fit
+        st.warning("This model was trained on generated video only. On a real video its scores mean nothing.")
+    row = st.container(horizontal=True, gap="medium")  # on narrow screens the columns are below each other
     left, right = row.container(width="stretch"), row.container(width=360)
     with left:
         shown = show_viewer(video, prediction, generated)
@@ -208,7 +212,7 @@ try:
         )
         st.caption(
             "Click a marker to move the viewer to that clip."
-            + (" Bands: the lowest and the highest score of clips that begin a few frames later." * spread)
+            + (" Bands: the lowest and the highest score of clips that start a few frames later." * spread)
         )
     if Phases.head_name in prediction.scores and len(prediction.times_s) > 2:
         show_phases(prediction)
@@ -221,7 +225,9 @@ try:
             selection_mode="points",
             config=CONFIG,
         )
-        st.caption("Masks and boxes of every frame that the model saw. Click a marker to move the viewer to it.")
+        st.caption(
+            "Masks and boxes of every frame that the model saw. Click a marker to move the viewer to that frame."
+        )
     show_provenance(prediction)
 except errors.SHOWN as error:
     errors.show(error)

@@ -1,4 +1,4 @@
-"""Page: start a small pre-training run in a process of its own, watch its curves and health, stop it, resume it."""
+"""Page Training: start a small pre-training run in its own process, watch its curves and health, stop and resume it."""
 
 import re
 from pathlib import Path
@@ -23,7 +23,7 @@ VERDICT = {"healthy": st.success, "too early to say": st.info}
 
 
 def manifest_of(data: str, typed: str) -> Path:
-    """The chosen manifest; a generated one is drawn if it is not in the cache."""
+    """The chosen manifest; a generated data set is drawn if it is not in the cache."""
     if data == OWN:
         return Path(typed.strip()).expanduser()
     with st.spinner("Drawing the generated videos ..."):
@@ -31,12 +31,12 @@ def manifest_of(data: str, typed: str) -> Path:
 
 
 def new_run() -> None:
-    """The form that starts a run."""
+    """Show the form that starts a run."""
     with st.form("new run"):
         left, middle, right = st.columns(3)
         name = left.text_input("Name", "first run")
         data = left.selectbox("Videos", [*DATA, OWN])
-        typed = left.text_input("Manifest", placeholder="only for your own: path of a CSV or Parquet table")
+        typed = left.text_input("Manifest", placeholder="path of your own CSV or Parquet manifest")
         default = tiny(Path(), Path()).objective
         objective = middle.selectbox(
             "Objective",
@@ -44,17 +44,21 @@ def new_run() -> None:
             index=list(OBJECTIVES).index(default),
             help=f"{default} learns in minutes; the others take longer",
         )
-        teacher = middle.text_input("Teacher", "demo", help="For features: a model, named by its folder")
+        teacher = middle.text_input("Teacher", "demo", help="Only for the objective features: the folder of a model")
         steps = middle.number_input("Steps", 1, 1_000_000, 200, help="About two seconds each on a laptop")
         batch = middle.number_input("Clips per step", 2, 4096, 32)
         seed = right.number_input("Seed", 0, 2**31 - 1, 0)
         temperature = right.number_input(
-            "Teacher temperature", 0.001, 10.0, 0.03, format="%.3f", help="For dino and masked; vcl has no prototypes"
+            "Teacher temperature", 0.001, 10.0, 0.03, format="%.3f", help="Only for the objectives dino and masked"
         )
         centring = right.toggle(
-            "Centring", True, help="For dino and masked: switch it off to watch the collapse that it prevents"
+            "Centring",
+            True,
+            help="Only for the objectives dino and masked: switch it off to watch the collapse that it prevents",
         )
-        probe = right.toggle("Measure with labels", True, help="kNN and linear probe; the labels are not learned from")
+        probe = right.toggle(
+            "Measure with labels", True, help="By kNN and a linear probe; the network does not learn from the labels"
+        )
         if not st.form_submit_button("Start", type="primary", icon=":material/play_arrow:"):
             return
     manifest = manifest_of(data, typed)
@@ -78,10 +82,11 @@ def new_run() -> None:
 
 
 def choose_run() -> Path | None:
-    """A run of this machine, the newest first, or a typed folder."""
-    found = {p.parent for name in ("process.json", "config.json") for p in cache_folder("runs").glob(f"*/{name}")}
-    folders = [str(p) for p in sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)]
-    typed = st.sidebar.text_input("Folder of another run", help="Made by endofm-lab pretrain --out").strip()
+    """The chosen run: one of this app, the newest first, or a typed folder."""
+    names = ("process.json", "config.json")
+    runs = {path.parent for name in names for path in cache_folder("runs").glob(f"*/{name}")}
+    folders = [str(run) for run in sorted(runs, key=lambda run: run.stat().st_mtime, reverse=True)]
+    typed = st.sidebar.text_input("Folder of another run", help="Written by endofm-lab pretrain --out").strip()
     if typed:
         return Path(typed).expanduser()
     if not folders:
@@ -92,15 +97,15 @@ def choose_run() -> Path | None:
 
 
 def show_state(run: Path, running: bool, described: dict, n_records: int) -> None:
-    """How far the run is, and the button that fits."""
+    """Show the progress of the run, and the button that stops or resumes it."""
     done, steps = n_records, int(described["steps"])
     words = "running" if running else "finished" if done >= steps else "stopped"
     text, button = st.columns([5, 1], vertical_alignment="center")
     text.progress(min(done / steps, 1.0), text=f"**{plain(run.name)}** · {words} · {done} of {steps} steps")
     try:
-        if running and button.button("Stop", icon=":material/stop:", help="Saves a checkpoint, then ends"):
+        if running and button.button("Stop", icon=":material/stop:", help="Saves a checkpoint and stops the run"):
             stop_run(run)
-            st.toast("The run saves a checkpoint and ends.")
+            st.toast("The run saves a checkpoint and stops.")
         elif words == "stopped" and button.button("Resume", icon=":material/play_arrow:"):
             resume_run(run)
             st.rerun()
@@ -109,14 +114,14 @@ def show_state(run: Path, running: bool, described: dict, n_records: int) -> Non
 
 
 def show_run(run: Path) -> None:
-    """State, health and curves; drawn anew every few seconds while the run goes on."""
+    """Show state, health and curves, which are updated every few seconds while the run continues."""
     running = is_running(run)
     if not (run / "config.json").is_file():
         if running:
             st.info("The run is starting: it reads the manifest and builds the network.")
         else:
             st.error(
-                f"{plain(run)} holds no run."
+                f"{plain(run)} contains no run."
                 if not printed(run)
                 else f"The run ended before its first step: {plain(printed(run, 3))}"
             )
@@ -130,25 +135,25 @@ def show_run(run: Path) -> None:
         f"{plain(described['initialisation']['words'])}"
     )
     if not records:
-        st.info("No step is done yet. With a probe, the untrained network is measured first.")
+        st.info("No step is finished yet. With a probe, the untrained network is measured first.")
         return
     if not running and len(records) < described["steps"]:
-        st.caption(f"It last said: {plain(printed(run, 2))}" if printed(run) else "")
+        st.caption(f"Last output of the run: {plain(printed(run, 2))}" if printed(run) else "")
     health = verdict(records, signs_of(described))
     VERDICT.get(health.state, st.warning)(plain(health))
     if left_out := records[-1].get("left_out"):
-        st.warning(f"{plain(left_out)} videos cannot be read and are left out; the run's report names them.")
+        st.warning(f"{plain(left_out)} videos cannot be read and were left out. The report of the run names them.")
     reference = reference_for(described["config"]) if st.session_state.get("reference", True) else []
     figures = curves(described, records, reference)
     for place, (title, figure) in enumerate(figures.items()):
         if place % 2 == 0:
             columns = st.columns(2)
         columns[place % 2].plotly_chart(figure, width="stretch", key=f"curve {title}", config=CONFIG)
-    if len(probed := probe_table(run)):
-        st.dataframe(probed, width="content", hide_index=True)
+    if len(table := probe_table(run)):
+        st.dataframe(table, width="content", hide_index=True)
         st.caption(
-            "Balanced accuracy on held-out patients, or recordings where patients are unknown, with its 95 % interval "
-            "over them."
+            "Balanced accuracy on held-out patients (or recordings if patients are unknown), with 95 % intervals over "
+            "them."
         )
     if (run / "report.html").is_file():
         st.download_button("Report", (run / "report.html").read_bytes(), f"{run.name}.html", "text/html")
@@ -156,15 +161,15 @@ def show_run(run: Path) -> None:
 
 st.title("Training")
 st.markdown(
-    "A small network learns from video **without labels**, in a process of its own: close this page and it goes on. "
-    "For teaching; large runs belong on a command line (`endofm-lab pretrain --help`)."
+    "A small network learns from video **without labels**. The run continues in its own process when you close this "
+    "page. This page is for teaching; start large runs on the command line (`endofm-lab pretrain --help`)."
 )
 try:
     run = choose_run()
     with st.expander("Start a new run", expanded=run is None, icon=":material/add:"):
         new_run()
     if run is not None:
-        st.sidebar.toggle("Reference run behind the curves", True, key="reference")
+        st.sidebar.toggle("Show a reference run", True, key="reference", help="A healthy run as dotted lines")
         st.fragment(show_run, run_every=3.0 if is_running(run) else None)(run)
 except errors.SHOWN as error:
     errors.show(error)

@@ -1,4 +1,4 @@
-"""Page: what self-supervised learning shows of a clip, in space and in time, with every parameter at hand."""
+"""Page Views: the views of a clip in self-supervised learning, in space and in time, with all their parameters."""
 
 import json
 from dataclasses import replace
@@ -26,20 +26,20 @@ RECIPES = {
 
 @st.cache_resource(max_entries=4, show_spinner="Drawing the views ...")
 def drawn(video: Content, spec: ViewSpec, seed: int) -> Views:
-    """The views of a random clip of a video; the same for the same seed."""
+    """The views of a random clip of a video; the same seed gives the same views."""
     return MultiView(spec).of_video(video.path, seed)
 
 
 def whole_numbers(text: str, name: str) -> tuple[int, ...]:
-    """The numbers in "2, 4, 8"."""
+    """The numbers in a text such as "2, 4, 8"."""
     try:
         return tuple(int(part) for part in text.replace(",", " ").split())
     except ValueError:
-        raise lab.UserError(f"{name} is {text!r}; give whole numbers, for example 2, 4, 8.") from None
+        raise lab.UserError(f"{name} is {text!r}. Give whole numbers, for example 2, 4, 8.") from None
 
 
 def choose_spec() -> ViewSpec:
-    """A recipe, and whatever is changed of it. Widgets are new for each recipe, so that they begin with its numbers."""
+    """The chosen preset with the user's changes. Each preset has its own widgets, which start with its values."""
     recipe = RECIPES[st.sidebar.selectbox("Recipe", list(RECIPES))]
     spec = PRESETS[recipe](Path(), Path()).views
 
@@ -63,7 +63,7 @@ def choose_spec() -> ViewSpec:
             name: st.slider(name.capitalize(), 0.0, 1.0, getattr(spec, name), key=f"{recipe} {name}")
             for name in ("jitter", "brightness", "contrast", "saturation", "grey")
         }
-        blur = st.toggle("Blur, as in DINO", key=f"{recipe} blur", help="Named in the released code, without effect")
+        blur = st.toggle("Blur, as in DINO", key=f"{recipe} blur", help="Has no effect in the released code")
         solarise = st.toggle("Invert bright parts, as in DINO", key=f"{recipe} solarise")
     return replace(
         spec,
@@ -84,19 +84,19 @@ def choose_spec() -> ViewSpec:
 
 
 def choose_seed() -> int:
-    """The seed, and a button for the next one."""
+    """The chosen seed; a button moves to the next seed."""
     number, button, _ = st.columns([1, 1, 3], vertical_alignment="bottom")
     button.button("Draw again", icon=":material/casino:", on_click=next_seed, help="The next seed")
     return int(number.number_input("Seed", 0, 2**31 - 1, key="views_seed", help="The same seed gives the same views"))
 
 
 def next_seed() -> None:
-    """Draw anew."""
+    """Draw new views with the next seed."""
     st.session_state["views_seed"] = st.session_state.get("views_seed", 0) + 1
 
 
 def show(views: Views, spec: ViewSpec, generated: bool) -> None:
-    """The views on the clip, and what is seen in them."""
+    """Show where the views are in the clip, and their pictures."""
     first_s, last_s = float(views.times_s[0]), float(views.times_s[-1])
     middle_s = round((first_s + last_s) / 2, 2)
     at_s = st.slider("Time in the video (s)", first_s, last_s, middle_s, 0.01, key=f"time {first_s} {last_s}")
@@ -104,7 +104,7 @@ def show(views: Views, spec: ViewSpec, generated: bool) -> None:
     left.plotly_chart(marked(in_space(views, at_s), generated), width="stretch", config=STILL)
     right.plotly_chart(in_time(views, at_s), width="stretch", config=STILL)
     label = "Generated picture. " if generated else ""
-    st.caption(f"{label}Full lines: views whose window holds {at_s:.2f} s. Dots: the frames that a view shows.")
+    st.caption(f"{label}Solid lines: views whose window contains {at_s:.2f} s. Dots: the frames that a view shows.")
     teacher = [n for n, draw in enumerate(views.draws) if draw.kind == "global"]
     tabs = st.tabs(["The teacher sees", "The student sees", "In numbers"])
     with tabs[0]:
@@ -113,8 +113,9 @@ def show(views: Views, spec: ViewSpec, generated: bool) -> None:
         st.plotly_chart(marked(seen(views, spec.input), generated), width="content", config=STILL)
         pairs = len(teacher) * (len(views.draws) - 1)
         st.caption(
-            f"The student has to say of each view what the teacher says of the other: {pairs} pairs, {len(teacher)} of "
-            f"them between the global views (dynamic motion matching), the others cross-view matching."
+            f"For each view, the student predicts the teacher's output for every other global view: {pairs} pairs, "
+            f"of which {len(teacher)} are between the global views (dynamic motion matching); the others are "
+            "cross-view matching."
         )
     with tabs[2]:
         described = views.describe()
@@ -126,7 +127,7 @@ def show(views: Views, spec: ViewSpec, generated: bool) -> None:
 st.title("Views")
 video = choose_video()
 if video is None:
-    st.info("Choose a video in the side bar: a generated sample, a file or folder on this machine, or an upload.")
+    st.info("Choose a video in the sidebar: a generated sample, a file or folder on this machine, or an upload.")
     st.stop()
 st.markdown(
     "Two networks look at different parts of one clip and have to agree. The **teacher** sees the two global views, "

@@ -1,4 +1,4 @@
-"""For the app's tests: Streamlit looks through all installed packages once, not for every page."""
+"""Fixtures of the app's tests: Streamlit scans the installed packages once, instead of for every page."""
 
 import functools
 

@@ -34,7 +34,7 @@ def video(tmp_path):
 
 @pytest.fixture
 def page(tmp_path, monkeypatch, model_folder, video):
-    """The attention page as the prediction page opens it."""
+    """The page Attention, opened from the page Prediction."""
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
     monkeypatch.syspath_prepend(str(APP))
     app = AppTest.from_file(str(APP / "screens" / "attention.py"), default_timeout=120)
@@ -51,7 +51,7 @@ def captions(app):
     return " ".join(caption.value for caption in app.caption)
 
 
-def test_the_clip_of_the_prediction_page_is_looked_into(page):
+def test_the_page_shows_the_clip_of_the_prediction_page(page):
     page.run()
     assert not page.exception and not page.error
     assert page.sidebar.number_input[0].value == 0.5
@@ -62,7 +62,7 @@ def test_the_clip_of_the_prediction_page_is_looked_into(page):
     assert "0.83 s" in captions(page)
 
 
-def test_a_picked_patch_is_asked_instead_of_cls(page):
+def test_a_chosen_patch_becomes_the_query_instead_of_cls(page):
     page.session_state["patch"] = (1, 0)
     page.run()
     assert "the patch in row 1, column 0" in captions(page)
@@ -71,7 +71,7 @@ def test_a_picked_patch_is_asked_instead_of_cls(page):
 
 
 @pytest.mark.parametrize("view", ["Time", "Rollout", "Heads", "Attribution", "Two models"])
-def test_every_view_draws(page, view):
+def test_every_view_is_drawn(page, view):
     page.query_params["look"] = view
     page.run()
     assert not page.exception and not page.error
@@ -85,7 +85,7 @@ def test_every_view_draws(page, view):
             "Insertion minus deletion",
             "Same with shuffled weights",
         ]
-        assert any("The patches that this map marks" in one.value for one in page.markdown)
+        assert any("The patches that this map marks" in entry.value for entry in page.markdown)
         assert not page.get("progress") and "Cancel" not in [button.label for button in page.button]
 
 
@@ -95,7 +95,7 @@ def test_attention_relevance_is_offered_first(page):
     assert next(box for box in page.selectbox if box.label == "Method").value == "attention relevance"
 
 
-def test_attribution_asks_first_for_the_class_with_the_highest_score(page, tmp_path, model_folder):
+def test_attribution_starts_with_the_class_with_the_highest_score(page, tmp_path, model_folder):
     for k in range(2):
         model = load_model(model_folder)
         head, spec = next((n, s) for n, s in model.card.heads.items() if s.kind in ("multiclass", "multilabel"))
@@ -108,7 +108,7 @@ def test_attribution_asks_first_for_the_class_with_the_highest_score(page, tmp_p
         assert next(box for box in page.selectbox if box.label == "Class").value == spec.classes[k]
 
 
-def test_a_model_without_time_asked_for_time_is_a_red_box(page, tmp_path):
+def test_attention_in_time_of_an_image_model_is_a_red_box(page, tmp_path):
     save_model(small_model(attention="space_only"), tmp_path / "still")
     page.query_params["model"] = typed_before(tmp_path / "still")
     page.query_params["look"] = "Time"
@@ -117,7 +117,7 @@ def test_a_model_without_time_asked_for_time_is_a_red_box(page, tmp_path):
     assert "no attention in time" in page.error[0].value
 
 
-def test_the_embeddings_page_draws_a_store_and_refuses_what_is_none(tmp_path, monkeypatch, model_folder, video):
+def test_the_embeddings_page_draws_a_store_and_refuses_other_folders(tmp_path, monkeypatch, model_folder, video):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
     rows = [
         {"video": video.name, "start_s": 0.1 * n, "end_s": 1.0 + 0.1 * n, "label": "ab"[n % 2], "patient": f"p{n}"}

@@ -19,8 +19,8 @@ def cache(tmp_path, monkeypatch):
 
 
 def page(*runs, root):
-    for one in runs:
-        write_run(root / one.run, one)
+    for run in runs:
+        write_run(root / run.run, run)
     app = AppTest.from_file(str(APP / "screens" / "comparison.py"), default_timeout=280).run()
     assert not app.exception, app.exception
     return app
@@ -42,18 +42,18 @@ def test_runs_of_one_protocol_are_ranked_with_intervals_and_a_paired_test(cache)
     assert "Endo-FM (published)" in shown and "strong: 20 patients, weak: 20 patients" in shown
 
 
-def test_another_metric_can_rank(cache):
+def test_runs_can_be_ranked_by_another_metric(cache):
     app = page(made_run("weak", skill=0.5), made_run("strong", skill=3.0), root=cache / "runs")
     next(s for s in app.sidebar.selectbox if s.label == "Rank by").set_value("brier").run()
     assert app.dataframe[0].value.columns[5] == "brier"
     assert "Lower is better: brier, ece" in texts(app).replace("\\", "")
 
 
-def test_runs_that_were_measured_otherwise_are_not_ranked_and_the_page_says_why(cache):
+def test_runs_of_another_protocol_are_not_ranked_and_the_page_says_why(cache):
     other = made_run("other", test={"fingerprint": "xyz", "split": "released"})
     app = page(made_run("first"), other, root=cache / "runs")
-    said = app.warning[0].value.replace("\\", "")
-    assert "not ranked" in said and "test fingerprint differs: first has abc, other has xyz" in said
+    warning = app.warning[0].value.replace("\\", "")
+    assert "not ranked" in warning and "test fingerprint differs: first has abc, other has xyz" in warning
     assert "rank" not in app.dataframe[0].value
 
 
@@ -75,6 +75,6 @@ def test_a_run_that_cannot_be_read_is_named_and_an_empty_folder_says_how_to_make
     assert not app.exception and "broken" in app.warning[0].value
 
 
-def test_names_from_files_stay_text(cache):
+def test_names_from_files_are_shown_as_text(cache):
     app = page(made_run("![x](http://example.org/x.png)", method="<b>bold</b>"), root=cache / "runs" / "a")
     assert "](http" not in texts(app) and "<b>" not in texts(app)

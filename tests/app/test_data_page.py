@@ -53,7 +53,7 @@ def test_the_manifest_is_counted_and_shown(page):
     assert len(app.dataframe[0].value) == 12
 
 
-def test_a_picture_that_is_gone_is_said(page, manifest):
+def test_a_missing_picture_is_named(page, manifest):
     (manifest.parent / "3.png").unlink()
     app = page("Manifest")
     assert "1 of 1 pictures could not be opened" in values(app.warning)
@@ -73,22 +73,22 @@ def test_the_mapping_shows_its_coverage(page):
     assert states == {"polyp": "mapped", "never heard of": "unmapped"}
 
 
-def test_a_wrong_mapping_of_the_user_is_told_with_its_line(page, tmp_path):
+def test_an_error_in_the_users_mapping_is_named_with_its_line(page, tmp_path):
     (tmp_path / "mine.yaml").write_text("title: mine\ntargets: [polyp]\ncolour: red\n")
     app = page("Classes")
-    app.selectbox(key="mapping").set_value("a file of mine").run()
+    app.selectbox(key="mapping").set_value("own mapping file").run()
     app.text_input(key="mapping_path").set_value(str(tmp_path / "mine.yaml")).run()
     assert "mine.yaml, line 3" in app.error[0].value and not app.exception
 
 
-def test_a_hold_out_mends_what_the_manifests_own_split_tears_apart(page):
+def test_a_hold_out_keeps_groups_together_that_the_manifests_own_split_divides(page):
     app = page("Split")
     torn = {metric.label: metric.value for metric in app.metric}
-    assert torn["Groups"] == "6" and torn["Torn apart"] == "1"
+    assert torn["Groups"] == "6" and torn["Divided groups"] == "1"
     app.selectbox(key="split").set_value("hold-out").run()
-    assert not app.exception and {m.label: m.value for m in app.metric}["Torn apart"] == "0"
+    assert not app.exception and {m.label: m.value for m in app.metric}["Divided groups"] == "0"
     app.selectbox(key="split").set_value("k-fold").run()
-    assert not app.exception and {m.label: m.value for m in app.metric}["Torn apart"] == "0"
+    assert not app.exception and {m.label: m.value for m in app.metric}["Divided groups"] == "0"
 
 
 def test_the_audit_shows_the_leak_with_its_pictures_and_follows_the_split(page):
@@ -110,7 +110,7 @@ def test_recipes_are_listed_with_their_command(page):
     assert "prepare kvasir-seg --root" in app.code[0].value and "recipe: kvasir-seg" in app.code[1].value
 
 
-def test_a_path_that_is_none_is_a_red_box_and_none_at_all_is_asked_for(page):
+def test_a_wrong_path_is_a_red_box_and_a_missing_path_is_requested(page):
     assert "There is no such manifest" in page("Manifest", "nowhere.csv").error[0].value
     assert "Give the path of a manifest" in page("Manifest", "").info[0].value
 

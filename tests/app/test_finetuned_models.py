@@ -1,4 +1,4 @@
-"""Models of the four tasks on the prediction page: each shows what its head gives."""
+"""Models of the four tasks on the page Prediction: the page shows the answers of their heads."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,12 +23,12 @@ SPECS = {
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """Kept for the module: the page starts with the demo's prediction, which need not be computed four times."""
+    """One cache for the module, because every page starts with the demo's prediction, which takes time."""
     return tmp_path_factory.mktemp("cache")
 
 
 def opened(task, folder, cache, monkeypatch):
-    """The page with a model of that task, named and headed as fine-tuning does."""
+    """The page with a model of that task, whose name and heads are those of fine-tuning."""
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
     model = Start("scratch", size="micro").build(TASKS[task].head_name, SPECS[task], seed=0)
     if task == "detection":  # an untrained head finds nothing: let it find something everywhere
@@ -45,21 +45,21 @@ def captions(app):
 
 
 @pytest.mark.parametrize("task", SPECS)
-def test_a_model_of_each_task_shows_what_its_head_gives(task, tmp_path, cache, monkeypatch):
+def test_the_page_shows_the_answers_of_a_model_of_each_task(task, tmp_path, cache, monkeypatch):
     app = opened(task, tmp_path, cache, monkeypatch)
     charts = {chart.key for chart in app.get("plotly_chart")}
-    said = captions(app)
+    caption = captions(app)
     if task in ("segmentation", "detection"):
         assert charts == {"viewer", "frames"} and len(app.dataframe) == 0
         assert ("masks" if task == "segmentation" else "boxes") in app.info[0].value
         return
     assert app.dataframe[0].value["class"].isin(SPECS[task].classes).all()
-    assert ("temperature 1.50" in said) == (task == "classification")
-    assert ("Not calibrated" in said) == (task == "phases")
+    assert ("temperature 1.50" in caption) == (task == "classification")
+    assert ("Not calibrated" in caption) == (task == "phases")
     assert charts == {"viewer", "timeline"} | ({"phases"} if task == "phases" else set())
 
 
-def test_masks_of_two_heads_are_shown_one_by_one(tmp_path, cache, monkeypatch):
+def test_masks_of_two_heads_are_shown_separately(tmp_path, cache, monkeypatch):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
     model = Start("scratch", size="micro").build("polyp", HeadSpec("mask", ("polyp",)), seed=0)
     model.heads["tool"] = MaskHead(model.backbone.config.width)

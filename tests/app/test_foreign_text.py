@@ -1,4 +1,4 @@
-"""Text from files where the app hands Markdown to the browser: escaped on every page, so that it fetches nothing."""
+"""Text from files is escaped on every page where the app uses Markdown, so that browsers load nothing from it."""
 
 import re
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_the_embeddings_page_shows_foreign_text_as_text(opened, files):
 @pytest.mark.parametrize("view", ["Manifest", "Classes", "Split", "Audit"])
 def test_the_data_page_shows_foreign_text_as_text(opened, files, view):
     typed = (
-        {"Mapping": "a file of mine", "Path of the mapping": str(files["mapping.yaml"])} if view == "Classes" else {}
+        {"Mapping": "own mapping file", "Path of the mapping": str(files["mapping.yaml"])} if view == "Classes" else {}
     )
     address = {"data_view": view, "own_manifests": "yes", "manifests": str(files["manifest.csv"])}
     held(opened("data", typed, address), at_least={"Classes": 2, "Audit": 4}.get(view, 1))

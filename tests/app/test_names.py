@@ -1,4 +1,4 @@
-"""What the app says of a file: the name its owner knows, its rate if it has one, and whether it is generated."""
+"""The app shows the name by which the user knows a file, its frame rate if known, and whether it is generated."""
 
 import json
 from pathlib import Path
@@ -24,11 +24,11 @@ def captions(app):
     return " ".join(caption.value for caption in app.caption)
 
 
-def test_an_uploaded_file_that_is_no_video_is_named_as_its_owner_knows_it(app):
+def test_an_uploaded_file_that_is_not_a_video_is_named_by_its_own_name(app):
     app.run().sidebar.radio[0].set_value("Upload").run()
     app.get("file_uploader")[0].set_value(("my case.mp4", b"these are notes", "video/mp4")).run()
-    said = app.error[0].value.replace("\\", "")
-    assert not app.exception and "my case.mp4" in said and "uploads" not in said
+    sentence = app.error[0].value.replace("\\", "")
+    assert not app.exception and "my case.mp4" in sentence and "uploads" not in sentence
     assert not app.get("progress"), "no bar stays above the error"
 
 
@@ -48,4 +48,4 @@ def test_the_time_of_an_image_in_a_folder_is_called_an_assumption(app, tmp_path)
         Image.fromarray(np.full((64, 80, 3), 20 * n, np.uint8)).save(tmp_path / "frames" / f"{n:03d}.png")
     app.query_params |= {"source": "file", "path": typed_before(tmp_path / "frames")}
     app.run()
-    assert not app.exception and "if there are 25 frames per second: images carry no rate" in captions(app)
+    assert not app.exception and "assuming 25 frames per second, since images have no frame rate" in captions(app)

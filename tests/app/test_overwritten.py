@@ -1,4 +1,4 @@
-"""Files and folders that are overwritten in place: the app shows what they hold now."""
+"""After a file or folder is overwritten in place, the app shows its new content."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def write_frames(folder, value):
     folder.mkdir(exist_ok=True)
     for n in range(6):
         picture = np.random.default_rng([value, n]).integers(0, 255, (48, 64, 3), dtype=np.uint8)
-        Image.fromarray(picture).save(folder / f"{n:03d}.png", compress_level=0)  # of one size whatever they show
+        Image.fromarray(picture).save(folder / f"{n:03d}.png", compress_level=0)  # the same size for all pictures
 
 
 def write_model(folder, sure_of):
@@ -45,13 +45,13 @@ def app(tmp_path, monkeypatch):
     return app.run()
 
 
-def test_a_model_that_was_overwritten_predicts_anew(app, tmp_path):
+def test_a_model_that_was_overwritten_predicts_again(app, tmp_path):
     assert shown_scores(app).iloc[0] > 0.99
     classes = write_model(tmp_path / "model", 1)
     assert shown_scores(app.run())[classes[1]] > 0.99
 
 
-def test_frames_that_were_overwritten_are_predicted_and_shown_anew(app, tmp_path):
+def test_frames_that_were_overwritten_are_predicted_and_shown_again(app, tmp_path):
     before, picture = shown_scores(app), app.get("plotly_chart")[0].proto.spec
     count = len(list((tmp_path / "cache" / "predictions").iterdir()))
     write_frames(tmp_path / "frames", 1)
@@ -60,7 +60,7 @@ def test_frames_that_were_overwritten_are_predicted_and_shown_anew(app, tmp_path
     assert app.get("plotly_chart")[0].proto.spec != picture and len(after) == len(before)
 
 
-def test_a_typed_folder_without_frames_is_not_looked_through(monkeypatch, tmp_path):
+def test_a_typed_folder_without_frames_is_not_searched(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(APP))
     import cache
 

@@ -1,4 +1,4 @@
-"""The prediction page without a browser: what a person chooses and what the page then shows."""
+"""The prediction page without a browser: the page shows what the user chose."""
 
 import json
 from pathlib import Path
@@ -28,8 +28,8 @@ def test_the_first_page_shows_a_generated_sample_with_its_scores(app):
     assert "For research only" in captions(app)
 
 
-def test_a_marker_of_the_time_line_carries_clip_start_and_end_as_a_plain_list(app):
-    """A browser hands rows of typed arrays back as dicts."""
+def test_a_marker_of_the_timeline_has_clip_start_and_end_as_a_plain_list(app):
+    """Browsers return rows of typed arrays as dicts."""
     chart = next(chart for chart in app.run().get("plotly_chart") if chart.key == "timeline")
     for trace in json.loads(chart.proto.spec)["data"]:
         assert isinstance(trace["customdata"], list)
@@ -54,7 +54,7 @@ def test_a_missing_file_is_a_red_box_that_names_it(app):
     assert "absent.mp4" in app.error[0].value
 
 
-def test_a_file_that_is_no_video_is_a_red_box_that_says_why(app, tmp_path):
+def test_a_file_that_is_not_a_video_is_a_red_box_that_says_why(app, tmp_path):
     (tmp_path / "notes.mp4").write_text("these are notes")
     app.run()
     app.sidebar.radio[0].set_value("File or folder on this machine").run()
@@ -63,7 +63,7 @@ def test_a_file_that_is_no_video_is_a_red_box_that_says_why(app, tmp_path):
     assert "notes.mp4" in app.error[0].value
 
 
-def test_a_model_that_is_not_there_is_a_red_box(app):
+def test_a_missing_model_is_a_red_box(app):
     app.run()
     next(field for field in app.sidebar.text_input if field.label == "Model").set_value("/nowhere/weights.pth").run()
     assert not app.exception

@@ -1,4 +1,4 @@
-"""The app as a newcomer starts it, and who gets in."""
+"""The first start of the app, and its access control."""
 
 import http.client
 import os
@@ -55,7 +55,7 @@ def served(line, folder, path="/_stcore/health", **environment):
             server.kill()
 
 
-def asked(port, path="/", method="GET", body=None, **headers):
+def request(port, path="/", method="GET", body=None, **headers):
     """Status, headers and text of an answer on a loopback port."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     try:
@@ -79,38 +79,38 @@ def stream_status(port, host, origin=None, cookie=None):
             return refused.response.status_code
 
 
-def test_the_first_start_of_a_new_user_asks_nothing_and_answers(tmp_path):
-    """Streamlit would ask whoever has never used it for an e-mail address, and wait; it would also offer to
+def test_the_first_start_asks_no_questions_and_answers(tmp_path):
+    """Streamlit would ask a new user for an e-mail address, and wait; it would also offer to
     install skills for agents, in the terminal and over every page."""
     port = free_port()
     with served(command_line(port, headless=False), tmp_path) as printed:
-        assert asked(port, "/_stcore/health")[2] == "ok"
+        assert request(port, "/_stcore/health")[2] == "ok"
     printed = printed.read_text().lower()
     assert "mail" not in printed and "skills" not in printed
 
 
-def test_the_app_is_answered_under_this_machines_names_only(tmp_path):
+def test_the_app_answers_under_this_machines_names_only(tmp_path):
     """A page on the web whose host name points to 127.0.0.1 must not reach the app: neither pages nor the websocket."""
     port = free_port()
     with served(command_line(port, headless=True), tmp_path):
         for host in ("attacker.invalid", f"attacker.invalid:{port}", "127.0.0.1.attacker.invalid", "localhost@a", ""):
             for path in ("/", "/_stcore/health", "/_stcore/host-config", "/media/x.png"):
-                status, _, text = asked(port, path, Host=host)
+                status, _, text = request(port, path, Host=host)
                 assert status in (400, 421), (host, path)
-                assert status == 400 or "is not one of this app's" in text
+                assert status == 400 or "does not accept the host name" in text
         for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}", "LOCALHOST"):
-            assert asked(port, Host=host)[0] == 200, host
+            assert request(port, Host=host)[0] == 200, host
         assert stream_status(port, "attacker.invalid") == 421
         assert stream_status(port, "attacker.invalid", f"http://attacker.invalid:{port}") == 421
         assert stream_status(port, "127.0.0.1", f"http://attacker.invalid:{port}") == 403
         assert stream_status(port, "127.0.0.1", f"http://127.0.0.1:{port + 1}") == 403
         assert stream_status(port, "127.0.0.1", f"http://127.0.0.1:{port}") == 101
         assert stream_status(port, "localhost", f"http://localhost:{port}") == 101
-        assert asked(port, "/login", "POST", "password=x", Origin="http://attacker.invalid")[0] == 403
+        assert request(port, "/login", "POST", "password=x", Origin="http://attacker.invalid")[0] == 403
 
 
 def test_streamlit_alone_refuses_foreign_names_too(tmp_path):
-    """Whoever serves main.py without the guard, from any folder, is on loopback and has Streamlit's own check."""
+    """Without the guard, main.py is served on loopback only and is protected by Streamlit's own check."""
     port = free_port()
     line = [sys.executable, "-m", "streamlit", "run", str(APP.with_name("main.py")), "--server.port", str(port)]
     with served([*line, "--server.headless", "true"], tmp_path):
@@ -118,43 +118,43 @@ def test_streamlit_alone_refuses_foreign_names_too(tmp_path):
         assert stream_status(port, "127.0.0.1", f"http://127.0.0.1:{port}") == 101
 
 
-def test_others_get_in_with_the_password_under_the_names_given(tmp_path):
+def test_other_machines_need_the_password_and_an_allowed_name(tmp_path):
     port = free_port()
     line = [sys.executable, "-m", "endofm_lab.cli.main", "app", "--port", str(port), "--headless"]
     with served([*line, "--allow-host", "ward.example", "--allow-host", "second.example"], tmp_path) as printed:
         for _ in range(100):
-            if found := re.search(r"The password is (\S{20,})", printed.read_text()):
+            if match := re.search(r"The password is (\S{20,})", printed.read_text()):
                 break
             time.sleep(0.1)
         for host in ("ward.example", "second.example", f"127.0.0.1:{port}"):
-            status, headers, text = asked(port, Host=host)
+            status, headers, text = request(port, Host=host)
             assert status == 401 and 'type="password"' in text and headers["Cache-Control"] == "no-store"
-        assert asked(port, Host="third.example")[0] == 421
-        assert asked(port, "/media/x.png")[0] == asked(port, "/_stcore/host-config")[0] == 401
+        assert request(port, Host="third.example")[0] == 421
+        assert request(port, "/media/x.png")[0] == request(port, "/_stcore/host-config")[0] == 401
         assert stream_status(port, "ward.example") == 401
         form = {"Content_Type": "application/x-www-form-urlencoded", "Host": "ward.example"}
-        status, headers, text = asked(port, "/login", "POST", urlencode({"password": "wrong"}), **form)
+        status, headers, text = request(port, "/login", "POST", urlencode({"password": "wrong"}), **form)
         assert status == 401 and "The password is wrong." in text and "Set-Cookie" not in headers
-        right = urlencode({"password": found.group(1)})
-        status, headers, _ = asked(port, "/login", "POST", right, **form)
+        right = urlencode({"password": match.group(1)})
+        status, headers, _ = request(port, "/login", "POST", right, **form)
         assert status == 303 and headers["Location"] == "/"
         assert "HttpOnly" in headers["Set-Cookie"] and "SameSite=Strict" in headers["Set-Cookie"]
         assert "Secure" not in headers["Set-Cookie"]
-        behind_tls = asked(port, "/login", "POST", right, **form, X_Forwarded_Proto="https")[1]["Set-Cookie"]
+        behind_tls = request(port, "/login", "POST", right, **form, X_Forwarded_Proto="https")[1]["Set-Cookie"]
         assert behind_tls.endswith("; Secure"), "a reverse proxy on this machine says that the browser came by TLS"
         cookie = headers["Set-Cookie"].split(";")[0]
-        assert asked(port, Host="ward.example", Cookie=cookie)[0] == 200
+        assert request(port, Host="ward.example", Cookie=cookie)[0] == 200
         assert stream_status(port, "ward.example", f"http://ward.example:{port}", cookie) == 101
-        assert asked(port, Host="ward.example", Cookie=f"{cookie}x")[0] == 401
+        assert request(port, Host="ward.example", Cookie=f"{cookie}x")[0] == 401
 
 
 @pytest.mark.parametrize("name", ["", "a b", "https://ward.example", "ward.example/app", "*", "*.example", "a:80"])
-def test_a_name_that_is_none_is_refused(name):
+def test_an_invalid_host_name_is_refused(name):
     with pytest.raises(UserError, match="not a host name"):
         allowed_names(None, [name])
 
 
-def test_listening_everywhere_needs_a_name():
+def test_listening_on_all_networks_needs_a_name():
     with pytest.raises(UserError, match="--allow-host NAME"):
         allowed_names("0.0.0.0", [])
     assert allowed_names("0.0.0.0", ["Ward.Example"]) == ["ward.example"]
@@ -162,7 +162,7 @@ def test_listening_everywhere_needs_a_name():
     assert LOOPBACK == ("127.0.0.1", "localhost", "::1")
 
 
-def test_a_short_password_is_refused_and_none_means_a_new_one(monkeypatch):
+def test_a_short_password_is_refused_and_a_missing_one_is_generated(monkeypatch):
     monkeypatch.delenv("ENDOFM_LAB_PASSWORD", raising=False)
     assert len(password()) >= 20 and password() != password()
     monkeypatch.setenv("ENDOFM_LAB_PASSWORD", "short")
@@ -172,13 +172,13 @@ def test_a_short_password_is_refused_and_none_means_a_new_one(monkeypatch):
     assert password() == "long enough for a ward"
 
 
-def test_the_lessons_are_answered_under_this_machines_names_only(tmp_path):
+def test_the_lessons_answer_under_this_machines_names_only(tmp_path):
     port = free_port()
     (tmp_path / "lessons").mkdir()
     line = [*lessons_command(tmp_path / "lessons", port, headless=True), "--allow-root"]
     with served(line, tmp_path, "/login"):
-        status, _, _ = asked(port, "/login", Host="attacker.invalid")
+        status, _, _ = request(port, "/login", Host="attacker.invalid")
         assert status == 403
-        assert asked(port, "/api/status", Host=f"attacker.invalid:{port}")[0] == 403
-        assert asked(port, "/login")[0] == asked(port, "/login", Host=f"localhost:{port}")[0] == 200
-        assert asked(port, "/api/contents")[0] == 403, "a token is asked for"
+        assert request(port, "/api/status", Host=f"attacker.invalid:{port}")[0] == 403
+        assert request(port, "/login")[0] == request(port, "/login", Host=f"localhost:{port}")[0] == 200
+        assert request(port, "/api/contents")[0] == 403, "a token is needed"

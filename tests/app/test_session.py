@@ -1,4 +1,4 @@
-"""What is chosen on one page holds on every page, after a reload, and after back and forward."""
+"""A choice on one page is valid on every page, after a reload, and after going back and forward."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +19,7 @@ OWN = "File or folder on this machine"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A cache, a video of one's own, and a small model."""
+    """A cache, a video of the user, and a small model."""
     folder = tmp_path_factory.mktemp("made")
     write_video(
         folder / "own.mp4", render(PhantomSpec(1, finding="polyp", n_frames=20, size_px=64)).frames, Fraction(6)
@@ -44,11 +44,11 @@ def go(app, page):
     """Another page by its link, which brings an empty address."""
     app.query_params = {}
     app.switch_page(f"screens/{page}.py").run()
-    assert not app.exception and not app.error, (page, [one.value for one in (*app.exception, *app.error)])
+    assert not app.exception and not app.error, (page, [box.value for box in (*app.exception, *app.error)])
 
 
 def field(app, label):
-    return next(one for one in [*app.sidebar.text_input, *app.sidebar.selectbox] if one.label == label)
+    return next(widget for widget in [*app.sidebar.text_input, *app.sidebar.selectbox] if widget.label == label)
 
 
 def captions(app):
@@ -99,23 +99,23 @@ def test_manifests_the_study_and_the_views_of_pages_stay_too(opened):
             app.query_params = {}
             app.switch_page("screens/prediction.py").run()
             app.button_group[0].set_value("Study").run()
-        next(one for one in [*app.text_area, *app.text_input] if one.label == label).set_value(typed).run()
+        next(widget for widget in [*app.text_area, *app.text_input] if widget.label == label).set_value(typed).run()
         go(app, "training")
         app.query_params = {}
         app.switch_page(f"screens/{page}.py").run()
         assert not app.exception
-        assert next(one for one in [*app.text_area, *app.text_input] if one.label == label).value == typed
+        assert next(widget for widget in [*app.text_area, *app.text_input] if widget.label == label).value == typed
         assert app.button_group[0].value == {"data": "Audit", "prediction": "Study"}[page]
     app = opened(**app.query_params)
     assert app.button_group[0].value == "Study" and field(app, "Study").value == "/nowhere/study"
 
 
-def test_a_path_in_an_address_is_opened_when_the_reader_says_so_and_then_without_a_question(made, opened):
+def test_a_path_in_an_address_is_opened_after_the_user_agrees_once(made, opened):
     linked = made / "linked.mp4"
     linked.write_bytes((made / "own.mp4").read_bytes())
     address = {"source": "file", "path": str(linked), "frame": "7"}
     app = opened(**address)
-    assert not app.exception and "asks to open a path" in app.warning[0].value
+    assert not app.exception and "wants to open a path" in app.warning[0].value
     assert app.code[0].value == address["path"] and "path" not in app.query_params
     assert field(app, "Path").value == "" and "Choose a video" in app.info[0].value
     next(button for button in app.button if button.label == "Leave it out").click().run()
@@ -128,7 +128,7 @@ def test_a_path_in_an_address_is_opened_when_the_reader_says_so_and_then_without
 
 
 @pytest.mark.parametrize("share", ["//server/share/video.mp4", "\\\\server\\share", "//server\\share"])
-def test_an_address_cannot_make_the_app_ask_another_machine(opened, share):
+def test_an_address_cannot_make_the_app_contact_another_machine(opened, share):
     app = opened(source="file", path=share)
     assert not app.exception and not app.code and "path" not in app.query_params
     assert "not possible" in app.toast[0].value and field(app, "Path").value == ""
@@ -153,7 +153,7 @@ def test_back_and_forward_bring_the_earlier_address_back(made, opened):
     assert "Generated picture" in captions(app) and app.sidebar.radio[0].value == "Generated sample"
 
 
-def test_another_video_begins_at_its_own_opening_frame(made, opened):
+def test_another_video_starts_at_its_own_opening_frame(made, opened):
     app = opened(**own(made), frame="7", start_s="1.5")
     app.sidebar.radio[0].set_value("Generated sample").run()
     assert "frame" not in app.query_params and "start_s" not in app.query_params
@@ -170,7 +170,7 @@ def test_after_a_corrected_path_and_a_corrected_model_the_prediction_is_shown(ma
         assert not app.exception and not app.error and "of 19" in captions(app)
 
 
-def test_an_upload_is_kept_by_its_hash_and_a_lost_one_is_named(made, opened):
+def test_an_upload_is_stored_under_its_hash_and_a_lost_upload_is_named(made, opened):
     app = opened()
     app.sidebar.radio[0].set_value("Upload").run()
     content = (made / "own.mp4").read_bytes()
@@ -183,7 +183,7 @@ def test_an_upload_is_kept_by_its_hash_and_a_lost_one_is_named(made, opened):
     assert "of 19" in captions(app)
     (made / "cache" / "uploads" / name).unlink()
     app = opened(source="upload", upload=name)
-    assert not app.exception and "no longer kept on this machine" in app.error[0].value
+    assert not app.exception and "no longer on this machine" in app.error[0].value
 
 
 @pytest.mark.parametrize(
@@ -199,19 +199,19 @@ def test_an_upload_is_kept_by_its_hash_and_a_lost_one_is_named(made, opened):
         {"every_frame": "perhaps"},
     ],
 )
-def test_what_an_address_cannot_say_is_named_and_left_out(opened, wrong):
+def test_an_impossible_value_in_an_address_is_named_and_left_out(opened, wrong):
     app = opened(**wrong)
     assert not app.exception and not app.error
     assert "not possible" in app.toast[0].value
     assert wrong.items() - {("source", "upload")} - app.query_params.items()
 
 
-def test_a_frame_behind_the_end_shows_the_last_one(made, opened):
+def test_a_frame_after_the_end_shows_the_last_frame(made, opened):
     app = opened(**own(made), frame="5000")
     assert not app.exception and "frame 19 of 19" in captions(app)
 
 
-def test_clicked_points_are_read_in_every_form_that_a_browser_gives(monkeypatch):
+def test_clicked_points_are_read_in_every_form_that_browsers_send(monkeypatch):
     monkeypatch.syspath_prepend(str(APP))
     import cache
 
@@ -220,8 +220,8 @@ def test_clicked_points_are_read_in_every_form_that_a_browser_gives(monkeypatch)
     assert cache.clicked({"customdata": 3}) == [3]
 
 
-def test_markers_that_can_be_clicked_carry_plain_numbers():
-    """A browser hands typed arrays back as dicts."""
+def test_clickable_markers_have_plain_numbers():
+    """Browsers return typed arrays as dicts."""
     from endofm_lab.figures.attention import patch_picker
 
     figure = patch_picker(np.zeros((8, 8, 3), np.uint8), np.zeros((2, 2)))

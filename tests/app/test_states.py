@@ -1,4 +1,4 @@
-"""Every page without anything chosen, and with a path that leads nowhere or is too long: a sentence each."""
+"""Every page answers with a sentence if nothing is chosen, or if a path does not exist or is too long."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ EMPTY = {
     "views": ({"source": "file"}, "Choose a video"),
     "embeddings": ({}, "Embed a manifest first"),
     "data": ({"own_manifests": "yes"}, "Give the path of a manifest"),
-    "comparison": ({}, "no finished run here yet"),
+    "comparison": ({}, "no finished run in this folder yet"),
     "training": ({}, None),
 }
 PATHS = {
@@ -42,7 +42,7 @@ def opened(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("page", EMPTY)
-def test_a_page_without_anything_chosen_says_what_to_do(opened, page):
+def test_a_page_on_which_nothing_is_chosen_says_what_to_do(opened, page):
     address, words = EMPTY[page]
     app = opened(page, address)
     assert not app.exception and not app.error
@@ -54,7 +54,7 @@ def test_a_page_without_anything_chosen_says_what_to_do(opened, page):
 
 @pytest.mark.parametrize("path", ["/nowhere/absent.mp4", "a" * 5000], ids=["absent", "too long"])
 @pytest.mark.parametrize("page", PATHS)
-def test_a_page_with_a_path_that_leads_nowhere_says_so_in_a_sentence(opened, page, path):
+def test_a_path_that_does_not_exist_is_answered_by_a_sentence(opened, page, path):
     address, field = PATHS[page]
     app = opened(page, address | {field: typed_before(path)})
     assert not app.exception and len(app.error) == 1

@@ -1,4 +1,4 @@
-"""The prediction page with a frame model, and its view of a whole study: what it shows, keeps and refuses."""
+"""The page Prediction with a frame model, and its view Study: what it shows, stores and refuses."""
 
 import json
 import shutil
@@ -69,7 +69,7 @@ def copied(made, tmp_path):
     return shutil.copytree(made / "study", tmp_path / "study")
 
 
-def said(app):
+def texts(app):
     return " ".join(str(e.value) for kind in ("markdown", "caption", "info", "warning") for e in app.get(kind))
 
 
@@ -89,21 +89,21 @@ def test_a_frame_model_predicts_every_frame_of_a_video_on_the_page(made, cache, 
     app.query_params["model"] = typed_before(made / "model")
     app.run()
     assert not app.exception and not app.error, [*app.exception, *app.error]
-    drawn = charts(app)
-    assert set(drawn) == {"viewer", "timeline"}
-    assert [len(trace["customdata"]) for trace in drawn["timeline"]["data"]] == [24] * 4
+    figures = charts(app)
+    assert set(figures) == {"viewer", "timeline"}
+    assert [len(trace["customdata"]) for trace in figures["timeline"]["data"]] == [24] * 4
     scores = next(table.value for table in app.dataframe if "normal" in set(table.value["class"]))
     assert scores["score"].sum() == pytest.approx(1, abs=1e-5) and set(scores["class"]) == {"normal", EVIL}
-    assert "temperature 1.50" in said(app) and "frame 11 of 23" in said(app)
+    assert "temperature 1.50" in texts(app) and "frame 11 of 23" in texts(app)
 
 
-def test_a_study_shows_what_its_report_shows(made, opened):
+def test_the_page_shows_the_same_as_the_report(made, opened):
     app = opened(made / "study")
     assert not app.exception and not app.error, [*app.exception, *app.error]
-    drawn, words = charts(app), said(app)
-    assert set(drawn) == {"study timeline", "found", "best frames"}
-    assert drawn["study timeline"]["layout"]["xaxis2"]["title"]["text"] == "time (s)"
-    assert len(drawn["best frames"]["layout"]["annotations"]) > 2
+    figures, words = charts(app), texts(app)
+    assert set(figures) == {"study timeline", "found", "best frames"}
+    assert figures["study timeline"]["layout"]["xaxis2"]["title"]["text"] == "time (s)"
+    assert len(figures["best frames"]["layout"]["annotations"]) > 2
     assert "near-duplicates were not scored" in words and "temperature 1.50" in words and "1 frames could" in words
     assert "not finished" not in words
     tables = [table.value for table in app.dataframe]
@@ -113,7 +113,7 @@ def test_a_study_shows_what_its_report_shows(made, opened):
     assert any(button.label == "Report" for button in app.get("download_button"))
 
 
-def test_names_from_files_are_shown_as_they_are(made, opened):
+def test_names_from_files_are_shown_unchanged(made, opened):
     app = opened(made / "study")
     for chart in charts(app).values():
         assert "<img" not in json.dumps(chart)
@@ -122,7 +122,7 @@ def test_names_from_files_are_shown_as_they_are(made, opened):
     assert "<img" not in (made / "study" / "report.html").read_text(encoding="utf-8")
 
 
-def test_decisions_are_kept_and_found_again(copied, opened):
+def test_decisions_are_stored_and_shown_again(copied, opened):
     app = opened(copied)
     n = len(app.selectbox(key="finding").options)
     first = app.selectbox(key="finding").value
@@ -140,7 +140,7 @@ def test_decisions_are_kept_and_found_again(copied, opened):
     press(app, "Undo")
     decided = read_review(copied).query("decided_at != ''")
     assert decided["decision"].tolist() == ["confirm", "reject", ""]
-    assert "1 open" not in said(app) and f"{n - 1} open" in said(app)
+    assert "1 open" not in texts(app) and f"{n - 1} open" in texts(app)
 
 
 def test_a_decision_survives_other_smoothing(copied, opened):
@@ -156,7 +156,7 @@ def test_a_review_that_was_spoilt_by_hand_is_named_and_the_rest_is_shown(copied,
     assert {"study timeline", "best frames"} <= set(charts(app))
 
 
-def test_an_unfinished_study_opens_with_what_is_there(made, opened, tmp_path, monkeypatch):
+def test_an_unfinished_study_shows_its_finished_frames(made, opened, tmp_path, monkeypatch):
     monkeypatch.setattr(study_module, "PART_FRAMES", 10)
     steps = study_steps(made / "video.mp4", made / "model", tmp_path / "study")
     next(steps)

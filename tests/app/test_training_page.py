@@ -1,4 +1,4 @@
-"""The page Training without a browser: the command it starts, the run it shows, the buttons it offers."""
+"""The page Training without a browser: the command that it starts, the run that it shows, and its buttons."""
 
 import re
 from dataclasses import asdict
@@ -57,7 +57,7 @@ def test_the_form_starts_the_command_that_it_describes(cache, manifest, monkeypa
     assert config.features.teacher == "demo"
 
 
-def test_a_manifest_that_is_not_there_is_an_error(cache):
+def test_a_missing_manifest_is_an_error(cache):
     app = page()
     next(f for f in app.selectbox if f.label == "Videos").set_value("A manifest on this machine")
     next(f for f in app.text_input if f.label == "Manifest").set_value("/nowhere/manifest.csv")

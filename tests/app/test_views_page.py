@@ -36,7 +36,7 @@ def described(app):
     return app.dataframe[0].value
 
 
-def test_the_published_recipe_has_ten_views_and_a_seed_gives_them_again(page):
+def test_the_published_recipe_has_ten_views_and_the_same_seed_gives_the_same_views(page):
     first = described(page)
     assert list(first.index) == ["global 1", "global 2", *(f"local {n}" for n in range(1, 9))]
     assert "18 pairs, 2 of them between the global views" in " ".join(c.value for c in page.caption)
@@ -47,7 +47,7 @@ def test_the_published_recipe_has_ten_views_and_a_seed_gives_them_again(page):
     assert described(page).equals(first)
 
 
-def test_parameters_change_the_views_at_once(page):
+def test_parameters_change_the_views_immediately(page):
     page.text_input(key="endo-fm local").set_value("2, 8").run()
     page.slider(key="endo-fm flip").set_value(1.0).run()
     table = described(page)
@@ -57,9 +57,9 @@ def test_parameters_change_the_views_at_once(page):
     assert len(described(page)) == 6  # the recipe's own numbers again
 
 
-def test_what_cannot_be_drawn_is_said(page):
+def test_impossible_parameters_are_named(page):
     page.text_input(key="endo-fm local").set_value("two").run()
-    assert "give whole numbers" in page.error[0].value
+    assert "Give whole numbers" in page.error[0].value
     page.text_input(key="endo-fm local").set_value("2").run()
     page.number_input(key="endo-fm clip_s").set_value(0.2).run()
     assert not page.exception and "windows need" in page.error[0].value

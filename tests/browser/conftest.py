@@ -1,4 +1,4 @@
-"""A served app and a real Chromium."""
+"""A running app and a real Chromium."""
 
 import shutil
 

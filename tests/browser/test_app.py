@@ -7,7 +7,7 @@ from tests.browser.waiting import settled, shown_frame
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 
-def test_a_click_in_the_time_line_moves_the_viewer_to_that_clip(page, app_url):
+def test_a_click_in_the_timeline_moves_the_viewer_to_that_clip(page, app_url):
     page.goto(app_url)
     page.wait_for_selector("text=Click a marker", timeout=120_000)
     settled(page)
@@ -35,5 +35,5 @@ def test_the_viewer_shows_the_frame_with_its_generated_label(page, app_url):
 def test_browsers_know_the_font_of_figures_so_that_text_is_drawn_as_wide_as_it_was_measured(page):
     figure = tidy(go.Figure(layout={"title": "a title"}))
     page.set_content(figure.to_html(include_plotlyjs=True))
-    drawn = page.locator(".gtitle").evaluate("node => getComputedStyle(node).fontFamily")
-    assert drawn.replace('"', "'") == figure.layout.font.family
+    family = page.locator(".gtitle").evaluate("node => getComputedStyle(node).fontFamily")
+    assert family.replace('"', "'") == figure.layout.font.family

@@ -13,7 +13,7 @@ def test_every_view_of_the_data_page_draws_the_generated_set(page, app_url):
     assert page.locator(".imagelayer image, .imagelayer-above image, .im image").count() == 10
     for view, words in (
         ("Classes", "Coverage as CSV"),
-        ("Split", "Torn apart"),
+        ("Split", "Divided groups"),
         ("Audit", "No leakage found between train, val, test"),
         ("Recipes", "endofm-lab data prepare"),
     ):

@@ -1,4 +1,4 @@
-"""Journeys through the app in a real Chromium: the choice of one page holds on every page and after a reload."""
+"""Journeys through the app in a real Chromium: a choice on one page is valid on every page and after a reload."""
 
 import os
 import re
@@ -23,7 +23,7 @@ OWN = "File or folder on this machine"
 
 @pytest.fixture(scope="session")
 def video(tmp_path_factory):
-    """The real video where the data are here, otherwise a drawn one that is opened by its path."""
+    """A real video if the data are available, otherwise a generated video that is opened by its path."""
     real = Path(os.environ.get("ENDOFM_LAB_DATA", "")) / "laparoscopy" / "endo.mp4"
     if real.is_file():
         return real
@@ -33,7 +33,7 @@ def video(tmp_path_factory):
 
 
 def go(page, name):
-    """Open a page by its link in the side bar."""
+    """Open a page by its link in the sidebar."""
     page.locator("[data-testid=stSidebarNavLink]").filter(has_text=re.compile(rf"{name}$")).click()
     page.wait_for_selector(f"h1:has-text('{name}')", timeout=120_000)
     settled(page)
@@ -177,7 +177,7 @@ def test_a_click_on_a_marker_shows_its_neighbours_and_a_lasso_shows_many_picture
     page.wait_for_selector("text=The clicked clip and its neighbours", timeout=30_000)
     settled(page)
     page.get_by_text("Draw a lasso").click()
-    page.wait_for_selector("text=Draw round markers", timeout=30_000)
+    page.wait_for_selector("text=Draw a lasso around markers", timeout=30_000)
     settled(page)
     page.wait_for_timeout(1000)
     box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
@@ -187,4 +187,4 @@ def test_a_click_on_a_marker_shows_its_neighbours_and_a_lasso_shows_many_picture
     for x, y in ((right, top), (right, bottom), (left, bottom), (left, top + 8)):
         page.mouse.move(x, y, steps=8)
     page.mouse.up()
-    page.wait_for_selector("text=/20 clips, the first 18 shown/", timeout=60_000)
+    page.wait_for_selector("text=/20 clips, of which the first 18 are shown/", timeout=60_000)

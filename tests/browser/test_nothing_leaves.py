@@ -1,4 +1,4 @@
-"""Every page in a real browser, with files whose every text would make it fetch a picture: nothing leaves loopback."""
+"""Every page in a real browser, with files whose texts try to load pictures: no request goes beyond loopback."""
 
 import re
 
@@ -27,8 +27,8 @@ def hostile_url(tmp_path_factory):
 
 
 @pytest.fixture
-def asked(page):
-    """Addresses beyond loopback that the page asked for, and what its policy had to refuse."""
+def requests(page):
+    """Addresses beyond loopback that the page requested, or that its security policy blocked."""
     beyond = []
 
     def note(request):
@@ -42,7 +42,7 @@ def asked(page):
 
 
 def done(page):
-    """Wait until the page has taken up what was typed or clicked, and has nothing left to do."""
+    """Wait until the page has processed the last input and is idle."""
     page.wait_for_timeout(700)  # the work begins a moment after the click
     settled(page)
 
@@ -60,14 +60,14 @@ def own_video(page, files):
     fill(page, "Path", files["video"])
 
 
-def held(page, asked, mentions=True):
+def check(page, requests, mentions=True):
     done(page)
     if mentions:
         page.get_by_text("attacker.invalid").first.wait_for(state="attached", timeout=60_000)
     page.wait_for_timeout(500)
     assert page.locator("[data-testid=stException]").count() == 0
     assert page.locator("img[src*=attacker], image[href*=attacker]").count() == 0
-    assert not asked, asked
+    assert not requests, requests
 
 
 def view(page, name):
@@ -75,7 +75,7 @@ def view(page, name):
     done(page)
 
 
-def test_predictions_studies_and_attention_ask_loopback_only(page, hostile_url, files, asked):
+def test_predictions_studies_and_attention_contact_loopback_only(page, hostile_url, files, requests):
     page.goto(hostile_url)
     done(page)
     icon = page.locator("link[rel*=icon]").first.get_attribute("href")
@@ -83,19 +83,19 @@ def test_predictions_studies_and_attention_ask_loopback_only(page, hostile_url, 
     own_video(page, files)
     fill(page, "Model", files["model"])
     page.get_by_text("Model and provenance").click()
-    held(page, asked)
+    check(page, requests)
     page.get_by_text("What did the model look at in this clip?").click()
-    held(page, asked)
+    check(page, requests)
     view(page, "Attribution")
-    held(page, asked)
+    check(page, requests)
     page.goto(hostile_url)
     done(page)
     view(page, "Study")
     fill(page, "Study", files["study"])
-    held(page, asked)
+    check(page, requests)
 
 
-def test_data_embeddings_and_views_ask_loopback_only(page, hostile_url, files, asked):
+def test_data_embeddings_and_views_contact_loopback_only(page, hostile_url, files, requests):
     page.goto(f"{hostile_url}/data")
     done(page)
     page.get_by_text("Manifests on this machine").click()
@@ -103,27 +103,27 @@ def test_data_embeddings_and_views_ask_loopback_only(page, hostile_url, files, a
     fill(page, "Manifests", files["manifest.csv"])
     for name in ("Manifest", "Classes", "Split", "Audit"):
         view(page, name)
-        held(page, asked)
+        check(page, requests)
     view(page, "Recipes")
-    held(page, asked, mentions=False)
+    check(page, requests, mentions=False)
     page.goto(f"{hostile_url}/embeddings")
     done(page)
     fill(page, "Embedding store", files["store"])
-    held(page, asked)
+    check(page, requests)
     page.goto(f"{hostile_url}/views")
     done(page)
     own_video(page, files)
-    held(page, asked, mentions=False)
+    check(page, requests, mentions=False)
 
 
-def test_training_and_comparison_ask_loopback_only(page, hostile_url, asked):
+def test_training_and_comparison_contact_loopback_only(page, hostile_url, requests):
     page.goto(f"{hostile_url}/training")
-    held(page, asked)
+    check(page, requests)
     page.goto(f"{hostile_url}/comparison")
-    held(page, asked)
+    check(page, requests)
 
 
-def test_a_report_asks_nobody_and_offers_no_upload(page, asked, tmp_path):
+def test_a_report_sends_no_request_and_offers_no_upload(page, requests, tmp_path):
     figure = tidy(go.Figure(go.Scatter(x=[HOSTILE], y=[1], name=HOSTILE, text=HOSTILE, mode="markers+text")))
     figure.update_layout(showlegend=True)
     report = write_report(tmp_path / "report.html", HOSTILE, [(HOSTILE, [HOSTILE, figure])])
@@ -133,7 +133,7 @@ def test_a_report_asks_nobody_and_offers_no_upload(page, asked, tmp_path):
     titles = page.locator(".modebar-btn").evaluate_all("nodes => nodes.map(node => node.dataset.title)")
     assert titles and not [title for title in titles if re.search("share|cloud|chart studio", title, re.I)]
     assert page.locator(".js-plotly-plot").get_by_text(HOSTILE).count() > 0, "the text is drawn as it is"
-    assert page.locator("img, a[href]").count() == 0 and not asked
+    assert page.locator("img, a[href]").count() == 0 and not requests
 
 
 def test_figures_of_the_app_offer_no_upload(page, hostile_url):

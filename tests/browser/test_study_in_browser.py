@@ -1,4 +1,4 @@
-"""A study in the app, in a real Chromium: the figures are drawn, and a marked row is confirmed for good."""
+"""A study in the app, in a real Chromium: the figures are drawn, and a selected finding is confirmed in the file."""
 
 import re
 
@@ -30,7 +30,7 @@ def still_open(page) -> int:
     return int(re.search(r"(\d+) open", page.locator("text=/\\d+ open/").first.inner_text()).group(1))
 
 
-def test_a_study_is_drawn_and_a_marked_finding_is_confirmed(page, app_url, study, tmp_path):
+def test_a_study_is_drawn_and_a_selected_finding_is_confirmed(page, app_url, study, tmp_path):
     page.goto(app_url, timeout=120_000)
     page.locator("[data-testid=stButtonGroup] button:has-text('Study')").click(timeout=120_000)
     field = page.get_by_label("Study", exact=True)

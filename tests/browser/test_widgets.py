@@ -73,7 +73,7 @@ def jupyter(tmp_path_factory):
 
 
 def opened(page, url, name):
-    """The notebook, run."""
+    """The notebook after it was run."""
     page.goto(f"{url}/lab/workspaces/{name}/tree/{name}.ipynb", timeout=120_000)
     page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=120_000)
     page.wait_for_selector("text=/ipykernel.* Idle/", timeout=120_000)
@@ -110,7 +110,7 @@ def test_the_slider_moves_the_frame_and_a_click_on_a_patch_changes_the_map(page,
     page.screenshot(path=str(tmp_path / "attention.png"))
 
 
-def test_a_lasso_fills_the_sheet_with_pictures(page, jupyter, tmp_path):
+def test_a_lasso_shows_the_selected_pictures(page, jupyter, tmp_path):
     opened(page, jupyter, "embeddings")
     box = page.locator(".js-plotly-plot .nsewdrag").first.bounding_box()
     left, top, right, bottom = box["x"] + 4, box["y"] + 4, box["x"] + box["width"] - 4, box["y"] + box["height"] - 4
@@ -120,6 +120,6 @@ def test_a_lasso_fills_the_sheet_with_pictures(page, jupyter, tmp_path):
         page.mouse.move(x, y, steps=8)
     page.mouse.up()
     page.wait_for_selector(".endofm-count", timeout=60_000)
-    page.wait_for_selector("text=/20 clips, the first 12 shown/", timeout=60_000)
+    page.wait_for_selector("text=/20 clips, of which the first 12 are shown/", timeout=60_000)
     assert page.locator(".endofm-count ~ figure img").count() == 12
     page.screenshot(path=str(tmp_path / "embeddings.png"))

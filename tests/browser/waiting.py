@@ -4,7 +4,7 @@ import re
 
 
 def settled(page):
-    """Wait until Streamlit has nothing left to do."""
+    """Wait until Streamlit is idle."""
     page.wait_for_selector("[data-testid=stApp]")
     page.wait_for_function(
         "() => !document.querySelector('[data-testid=stStatusWidget]')"
