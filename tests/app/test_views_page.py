@@ -39,7 +39,7 @@ def described(app):
 def test_the_published_recipe_has_ten_views_and_the_same_seed_gives_the_same_views(page):
     first = described(page)
     assert list(first.index) == ["global 1", "global 2", *(f"local {n}" for n in range(1, 9))]
-    assert "18 pairs, 2 of them between the global views" in " ".join(c.value for c in page.caption)
+    assert "18 pairs, of which 2 are between the global views" in " ".join(c.value for c in page.caption)
     next(b for b in page.button if b.label == "Draw again").click().run()
     assert page.number_input(key="views_seed").value == 1
     assert not described(page).equals(first)
@@ -54,7 +54,7 @@ def test_parameters_change_the_views_immediately(page):
     assert len(table) == 4 and table["flip"].all()
     page.selectbox[0].set_value("For lessons (tiny)").run()
     assert not page.exception
-    assert len(described(page)) == 6  # the recipe's own numbers again
+    assert len(described(page)) == 6  # the values of the preset again
 
 
 def test_impossible_parameters_are_named(page):
