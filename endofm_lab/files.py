@@ -118,13 +118,30 @@ def read_json(path: str | Path) -> Any:
     """The value stored in a JSON file.
 
     Raises:
-        UserError: the file is damaged, or holds NaN or infinity, which are not valid JSON.
+        UserError: the file is damaged, is a pipe or a device, has an entry twice, or holds NaN or infinity, which are
+            not valid JSON.
         OSError: there is no such file, or it cannot be read.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        return json.loads(
+            read_text(path), parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_each_once
+        )
     except (ValueError, RecursionError) as error:  # malformed, not text, or nested too deeply
         raise UserError(f"{path} is not readable JSON ({error}). Write the file again, or copy it again.") from error
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        UserError: it is a pipe or a device, which may never end.
+        OSError: there is no such file, or it cannot be read.
+        UnicodeDecodeError: it is not text.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is a pipe or a device; give a file.")
+    return path.read_text(encoding="utf-8")
 
 
 def read_object(path: str | Path, keys: Mapping[str, Any], remedy: str) -> dict[str, Any]:
@@ -208,6 +225,20 @@ def fits(value: Any, kind: Any) -> bool:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"it holds {name}")
+
+
+def _finite(text: str) -> float:
+    """The number that a text stands for; 1e999 is too large for one."""
+    return number if (number := float(text)) - number == 0 else _refuse_constant(text)
+
+
+def _each_once(entries: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of which no entry stands twice; readers disagree on which one counts."""
+    value = dict(entries)
+    if len(value) < len(entries):
+        names = [name for name, _ in entries]
+        raise ValueError(f"it holds {next(name for name in names if names.count(name) > 1)[:60]!r} twice")
+    return value
 
 
 def write_parquet(path: str | Path, table: "pd.DataFrame") -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from endofm_lab import files
 from endofm_lab.cli import main as command_line
 from endofm_lab.errors import UserError, storage_sentence
-from endofm_lab.files import atomic_path, fingerprint_of, fits, sweep, write_json
+from endofm_lab.files import atomic_path, fingerprint_of, fits, read_json, sweep, write_json
 
 
 def test_two_writers_in_one_process_do_not_share_a_temporary_path(tmp_path):
@@ -159,6 +159,20 @@ def test_the_fingerprint_of_a_folder_notices_names_and_content(tmp_path):
 )
 def test_values_are_held_against_their_types(value, kind, right):
     assert fits(value, kind) is right
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"a": 1e999}', '{"a": NaN}', "{", "\ufeff{}"])
+def test_json_that_readers_understand_differently_is_refused(tmp_path, text):
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="not readable JSON"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes in folders")
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.json")
+    with pytest.raises(UserError, match="is a pipe"):
+        read_json(tmp_path / "a.json")
 
 
 def test_messages_are_one_line_of_at_most_500_letters_that_keep_their_remedy():

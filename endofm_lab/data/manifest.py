@@ -216,6 +216,10 @@ def checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     if table.empty:
         raise ManifestError(f"{name}: The manifest has no rows.")
     table = table.reset_index(drop=True).copy()
+    for column in table:
+        if pd.api.types.infer_dtype(table[column], skipna=True) in ("bytes", "mixed"):  # of Parquet
+            wrong = table[column].map(lambda cell: isinstance(cell, bytes | dict | list | np.ndarray))
+            _refuse(wrong, table, str(column), name, "is neither text nor a number")
     for column in ("start_s", "end_s"):
         numbers = pd.to_numeric(table[column].replace("", np.nan), errors="coerce").astype(np.float64)
         wrong = numbers.isna() & ~table[column].isin(["", "nan", "NaN"]) & table[column].notna()

@@ -5,34 +5,51 @@ process; and references to references multiply, so that a kilobyte can stand for
 """
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from endofm_lab.errors import UserError
+from endofm_lab.files import read_text
 
 MOST_BYTES = 20_000_000
 MOST_LEVELS = 32
 MOST_VALUES = 1_000_000  # references replaced by what they stand for
 
 # Ten times as fast where PyYAML was built with libyaml.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class Loader(_SAFE):
+    """A safe loader that refuses a key that stands twice in one place; others take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node.
+
+        Raises:
+            yaml.YAMLError: a key stands in it twice.
+        """
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((name for name in keys if keys.count(name) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice in one place", node.start_mark)
+        return dict(super().construct_mapping(node, deep=deep))
 
 
 def read_yaml(path: Path) -> str:
     """The text of a YAML file that can be built from safely.
 
     Raises:
-        UserError: it is too large, too deep, or its references multiply beyond `MOST_VALUES`.
+        UserError: it is too large, too deep, a pipe or a device, or its references multiply beyond `MOST_VALUES`.
         yaml.YAMLError: it is not YAML.
         UnicodeDecodeError: it is not text.
         OSError: it cannot be read.
     """
     if path.stat().st_size > MOST_BYTES:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes; a recipe or mapping has at most {MOST_BYTES:,}.")
-    text = path.read_text(encoding="utf-8")
+    text = read_text(path)
     open_: list[tuple[str | None, int]] = [(None, 0)]  # of every level: its anchor, values so far
     sizes: dict[str | None, int] = {}
-    for event in yaml.parse(text, Loader=LOADER):
+    for event in yaml.parse(text, Loader=Loader):
         anchor = getattr(event, "anchor", None)
         if isinstance(event, yaml.CollectionStartEvent):
             open_.append((anchor, 1))

@@ -35,8 +35,11 @@ class ImageSequence:
         self.files = tuple(
             file
             for file in candidates
-            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
+            if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and not file.is_dir()
         )
+        for file in self.files:
+            if not file.is_file():
+                raise VideoError(file, "This is a link to a missing file, or no file at all. Repair or remove it.")
         if not self.files:
             raise VideoError(path, f"The folder holds no image. Supported are {', '.join(sorted(IMAGE_SUFFIXES))}.")
         for earlier, later in pairwise(self.files):
@@ -87,6 +90,8 @@ class ImageSequence:
         file = self.files[number]
         with _image_errors(file):
             image: Image.Image = Image.open(file)
+            tiles = getattr(image, "tile", ())
+            deep = any(";16" in str(tile[3]) for tile in tiles)  # Pillow would cut such colours to their upper 8 bits
             # A camera's MPO file is a photograph followed by a preview.
             if image.format != "MPO" and (n_pictures := getattr(image, "n_frames", 1)) > 1:
                 raise VideoError(
@@ -95,8 +100,9 @@ class ImageSequence:
                 )
             if image.getexif().get(0x0112, 1) != 1:
                 image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(("I", "F")):
-            raise VideoError(file, f"The pixels have mode {image.mode}, not 8 bit. Convert them to 8-bit RGB or grey.")
+        if image.mode.startswith(("I", "F")) or deep:
+            mode = f"{image.mode} of 16 bits" if deep else image.mode
+            raise VideoError(file, f"The pixels have mode {mode}, not 8 bit. Convert them to 8-bit RGB or grey.")
         size = getattr(self, "size_hw_px", (image.height, image.width))
         if (image.height, image.width) != size:
             raise VideoError(

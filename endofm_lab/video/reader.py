@@ -118,7 +118,7 @@ class VideoReader:
             VideoError: A number is outside the video, or its frame cannot be decoded (the message names it). Where
                 damaged frames are marked, such a frame is black instead and is listed in :attr:`damaged`.
         """
-        numbers = np.asarray(indices, dtype=np.int64).reshape(-1)
+        numbers = _whole_numbers(indices)
         outside = numbers[(numbers < 0) | (numbers >= self.info.n_frames)]
         if outside.size:
             raise VideoError(
@@ -184,6 +184,21 @@ class VideoReader:
         That is the next key frame of a video file, and ``number`` itself in a folder; ``n_frames`` if there is none.
         """
         return self._source.next_start(number)
+
+
+def _whole_numbers(indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Numbers of frames as int64 ``(n,)``.
+
+    Raises:
+        UserError: one of them is not a whole number.
+    """
+    numbers = np.asarray(indices).reshape(-1)
+    is_float = numbers.dtype.kind == "f"
+    if is_float and (numbers == np.floor(numbers)).all() and (np.abs(numbers) < 2**53).all():
+        numbers = numbers.astype(np.int64)
+    if numbers.dtype.kind not in "iu":
+        raise UserError(f"Frames are read by whole numbers, not by {str(indices)[:60]}.")
+    return numbers.astype(np.int64)
 
 
 class _Indices:

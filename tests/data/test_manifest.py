@@ -145,6 +145,15 @@ def test_the_fingerprint_is_that_of_every_cell_whatever_its_type():
     assert manifest.fingerprint == fingerprint_cell_by_cell(manifest)
 
 
+@pytest.mark.parametrize("cells", [[[1, 2], [3]], [b"a\xff", b"b"], [{"a": 1}, {"a": 2}]])
+@pytest.mark.parametrize("column", ["label", "start_s", "device"])
+def test_a_cell_of_parquet_that_is_neither_text_nor_number_is_named(tmp_path, column, cells):
+    columns = {"video": ["a.mp4", "b.mp4"], "start_s": 0.0, "end_s": 1.0, "label": "x", "patient": "p", "dataset": "d"}
+    pd.DataFrame({**columns, "split": "train", column: cells}).to_parquet(tmp_path / "m.parquet")
+    with pytest.raises(ManifestError, match=f"Row 1, column {column}.*neither text nor a number"):
+        read_manifest(tmp_path / "m.parquet")
+
+
 def test_a_row_with_a_cell_too_few_is_refused_and_damaged_parquet_is_noticed(tmp_path):
     """pandas fills such a row up with empty cells: the label would be the patient, without a word."""
     head = "video,start_s,end_s,label,patient,dataset,split,device\n"

@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 import shutil
 import unicodedata
 from fractions import Fraction
@@ -140,6 +141,17 @@ def test_links_out_of_the_root_are_refused_by_name(tmp_path):
     assert sorted(kinds(done)["link out of the root"]) == ["elsewhere", "images/leak.jpg"]
     assert done.rows == len(names) + 1  # a link inside the root is a file like others
     assert "secret" not in done.manifest.with_name("problems.csv").read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes in folders")
+def test_a_link_to_itself_and_a_pipe_are_named_and_not_waited_for(tmp_path):
+    names = kvasir(tmp_path / "disk")
+    (tmp_path / "disk" / "images" / "loop.jpg").symlink_to(tmp_path / "disk" / "images" / "loop.jpg")
+    os.mkfifo(tmp_path / "disk" / "kavsir_bboxes.json")
+    done = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
+    assert kinds(done)["broken link"] == ["images/loop.jpg"]
+    assert kinds(done)["not a file"] == ["kavsir_bboxes.json"]
+    assert done.rows == len(names)
 
 
 def test_two_versions_side_by_side_are_not_mixed(tmp_path):

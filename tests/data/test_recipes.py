@@ -194,6 +194,13 @@ def test_yaml_that_cannot_be_parsed_is_told_with_its_line(tmp_path):
         read_recipe(path)
 
 
+def test_a_fact_that_stands_twice_in_a_recipe_is_refused(tmp_path):
+    path = list_recipes()[0].path
+    (tmp_path / path.name).write_text(path.read_text(encoding="utf-8") + "\nname: another\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match="'name' stands twice"):
+        read_recipe(tmp_path / path.name)
+
+
 def test_yaml_that_would_end_the_process_is_refused(tmp_path):
     path = tmp_path / "x.yaml"
     names = "abcdefghijkl"

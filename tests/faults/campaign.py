@@ -1,4 +1,4 @@
-"""The campaign: spoiled inputs of ten classes, drawn from a seed, and what the library makes of each.
+"""The campaign: spoiled inputs of eleven classes, drawn from a seed, and what the library makes of each.
 
 A case is right if the result is the true one or if the input is refused in a sentence. The oracles stand beside the
 cases; what only a checksum could tell, in containers that have none, is not asked for and not drawn.
@@ -24,7 +24,7 @@ LIMIT_S = 30.0
 # Share of the cases of each class, in the order of the table.
 SHARES = {
     "videos": 20, "images": 10, "folders": 6, "checkpoints": 8, "cards": 12, "manifests": 12, "recipes": 8,
-    "results": 12, "options": 8, "scores": 4,
+    "results": 12, "options": 8, "scores": 4, "oddities": 14,
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def outcome(case: Case) -> tuple[str, str]:
 
 def sources() -> dict[str, Source]:
     """The classes and where their cases come from."""
-    from tests.faults import options, pictures, results, tables, videos
+    from tests.faults import oddities, options, pictures, results, tables, videos
 
     return {
         "videos": videos.cases,
@@ -85,6 +85,7 @@ def sources() -> dict[str, Source]:
         "results": results.results,
         "options": options.cases,
         "scores": tables.scores,
+        "oddities": oddities.cases,
     }
 
 

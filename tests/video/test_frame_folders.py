@@ -1,6 +1,9 @@
 """Folders of frames and single images."""
 
 import os
+import struct
+import sys
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -93,6 +96,35 @@ def test_broken_images_are_named(tmp_path: Path) -> None:
 def test_sixteen_bit_images_are_refused_and_not_cut_to_eight(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "deep.png")
     assert "8-bit" in refused(tmp_path / "deep.png").reason
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)  # three channels of 16 bits
+    rows = zlib.compress(b"\0" + struct.pack(">6H", *range(0, 6000, 1000)))
+    chunks = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
+    data = [struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks]
+    (tmp_path / "colours.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(data))
+    assert "8-bit" in refused(tmp_path / "colours.png").reason
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pipes in folders")
+@pytest.mark.parametrize("kind", ["missing", "loop", "pipe"])
+def test_a_frame_that_is_no_file_is_refused_and_not_left_out(tmp_path: Path, kind: str) -> None:
+    folder = _folder(tmp_path / "frames", ["1.png", "3.png"])
+    if kind == "pipe":
+        os.mkfifo(folder / "2.png")
+    else:
+        (folder / "2.png").symlink_to(folder / ("2.png" if kind == "loop" else "nowhere.png"))
+    refused_inside(folder, "2.png")
+    (folder / "2.png").unlink()
+    (folder / "2.png").mkdir()
+    with open_video(folder) as video:
+        assert video.info.n_frames == 2
+
+
+@pytest.mark.parametrize("number", [0.5, float("nan"), 1e300, "0", True])
+def test_frames_are_read_by_whole_numbers(tmp_path: Path, number: object) -> None:
+    with open_video(_folder(tmp_path / "frames", ["1.png", "2.png"])) as video:
+        assert len(video.read([1.0, 0.0])) == 2 and len(video.read([])) == 0
+        with pytest.raises(UserError, match="whole numbers"):
+            video.read([number])
 
 
 @pytest.mark.parametrize("names", [["001.png", "001.jpg"], ["frame1.png", "frame01.png"], ["a.png", "a.bmp"]])

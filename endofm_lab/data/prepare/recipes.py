@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from endofm_lab.data.plain_yaml import LOADER, read_yaml
+from endofm_lab.data.plain_yaml import Loader, read_yaml
 from endofm_lab.data.prepare.names import NamePattern
 from endofm_lab.errors import UserError
 from endofm_lab.files import bundled, fits, reading
@@ -170,7 +170,7 @@ def read_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     try:
-        facts = yaml.load(read_yaml(path), Loader=LOADER)  # noqa: S506  (a safe loader)
+        facts = yaml.load(read_yaml(path), Loader=Loader)  # noqa: S506  (a safe loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path.name} is not readable YAML: {error}") from error
     with reading(path, "Put the fact that has the wrong kind right.", RecipeError):

@@ -92,7 +92,11 @@ def walk(root: Path) -> tuple[list[str], list[Problem]]:
             if any(normal(f"/{relative}").find(f"/{rubbish}") >= 0 for rubbish in _RUBBISH):
                 continue
             if path.is_symlink():
-                target = path.resolve()
+                try:
+                    target = path.resolve()
+                except RuntimeError:  # a link to itself
+                    problems.append(Problem("broken link", printable, "leads nowhere", True))
+                    continue
                 if not target.is_relative_to(real_root):
                     message = "is a symbolic link out of the root: copy the file in, or start at the folder it is in"
                     problems.append(Problem("link out of the root", printable, message, True))
@@ -104,6 +108,9 @@ def walk(root: Path) -> tuple[list[str], list[Problem]]:
                     problems.append(Problem("broken link", printable, "leads nowhere", True))
                     continue
             if name in folders:
+                continue
+            if not path.is_file():  # a reader would wait for a pipe
+                problems.append(Problem("not a file", printable, "is a pipe or a device", True))
                 continue
             if printable != relative:
                 problems.append(Problem("name is not Unicode", printable, "unpack with the right code page", True))
