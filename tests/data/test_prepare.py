@@ -1,7 +1,7 @@
 import json
 import os
-import sys
 import shutil
+import sys
 import unicodedata
 from fractions import Fraction
 from pathlib import Path
