@@ -2,11 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, reading
+from endofm_lab.video.reader import VideoInfo
+
+BOX_COLUMNS = ["frame", "time_s", "head", "label", "score", "x1", "y1", "x2", "y2"]
 
 
 @dataclass(frozen=True)
@@ -86,3 +91,18 @@ def joined_parts(folder: Path) -> list[Path]:
     for path in stored_paths[len(joined) :]:
         path.unlink()
     return joined
+
+
+def box_table(
+    boxes: dict[str, np.ndarray], classes: dict[str, list[str]], frame_times_s: np.ndarray, video: VideoInfo
+) -> pd.DataFrame:
+    """`VideoPrediction.boxes_xyxy` from every head's boxes as a `PredictionPart` holds them, in the order of frames."""
+    scale = np.array([video.width_px, video.height_px] * 2, dtype=np.float32)
+    tables = []
+    for head, rows in {"": np.zeros((0, 7), np.float32), **boxes}.items():
+        frames = rows[:, 0].astype(np.int64)
+        columns: dict[str, Any] = {"frame": frames, "time_s": frame_times_s[frames], "head": [head] * len(rows)}
+        columns |= {"label": [classes[head][int(label)] for label in rows[:, 1]], "score": rows[:, 2]}
+        columns |= dict(zip(BOX_COLUMNS[5:], (rows[:, 3:] * scale).T, strict=True))
+        tables.append(pd.DataFrame(columns))
+    return pd.concat(tables[1:] or tables, ignore_index=True).sort_values("frame", kind="stable", ignore_index=True)

@@ -18,10 +18,9 @@ from endofm_lab.brief import Brief, html_of
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, read_object, read_parquet, reading, write_json, write_parquet
 from endofm_lab.folders.hashes import HASHES, refuse_changed
-from endofm_lab.parts import PredictionPart
+from endofm_lab.parts import BOX_COLUMNS, PredictionPart, box_table
 from endofm_lab.video.reader import VideoInfo
 
-BOX_COLUMNS = ["frame", "time_s", "head", "label", "score", "x1", "y1", "x2", "y2"]
 BOUNDS = ("lowest", "highest")  # of a score over a clip and the clips up to the next one
 NORMAL = frozenset({"normal", "normal clean mucosa", "background"})  # classes that do not count as findings
 
@@ -376,7 +375,7 @@ def assemble(
         frames=index,
         frame_times_s=frame_times_s[index],
         maps={head: np.concatenate(values) for head, values in maps.items()},
-        boxes_xyxy=_box_table({head: np.concatenate(v) for head, v in boxes.items()}, classes, frame_times_s, video),
+        boxes_xyxy=box_table({head: np.concatenate(v) for head, v in boxes.items()}, classes, frame_times_s, video),
         video=video,
         provenance=provenance,
         score_spread={head: _spread(np.concatenate(v), grid_clip) for head, v in scores.items()}
@@ -396,18 +395,3 @@ def _spread(scores: np.ndarray, grid_clip: np.ndarray) -> np.ndarray:
     np.minimum.at(low, grid_clip, scores)
     np.maximum.at(high, grid_clip, scores)
     return np.stack([low, high], axis=-1)
-
-
-def _box_table(
-    boxes: dict[str, np.ndarray], classes: dict[str, list[str]], frame_times_s: np.ndarray, video: VideoInfo
-) -> pd.DataFrame:
-    """`VideoPrediction.boxes_xyxy` from every head's boxes as a `PredictionPart` holds them, in the order of frames."""
-    scale = np.array([video.width_px, video.height_px] * 2, dtype=np.float32)
-    tables = []
-    for head, rows in {"": np.zeros((0, 7), np.float32), **boxes}.items():
-        frames = rows[:, 0].astype(np.int64)
-        columns: dict[str, Any] = {"frame": frames, "time_s": frame_times_s[frames], "head": [head] * len(rows)}
-        columns |= {"label": [classes[head][int(label)] for label in rows[:, 1]], "score": rows[:, 2]}
-        columns |= dict(zip(BOX_COLUMNS[5:], (rows[:, 3:] * scale).T, strict=True))
-        tables.append(pd.DataFrame(columns))
-    return pd.concat(tables[1:] or tables, ignore_index=True).sort_values("frame", kind="stable", ignore_index=True)

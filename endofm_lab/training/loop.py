@@ -141,12 +141,8 @@ def train(
         DivergenceError: the loss is not finite; weights and checkpoints are those before it.
     """
     run = _Run(model, optimiser, schedule, data, config, Path(out))
-    step = run.first
     try:
-        if run.incomplete and run.accelerator.is_main_process:
-            cut_log(run.path, step - 1)
-            run.complete(run.incomplete, measure)
-            run.checkpoints.change_state(incomplete=None)
+        run.catch_up(measure)
         waiting = time.perf_counter()
         for step, micro_batches in run.steps():
             begun = time.perf_counter()
@@ -325,6 +321,13 @@ class _Run:
         if self.config.trackers:
             numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
             self.accelerator.log(numbers, step=record["step"])
+
+    def catch_up(self, measure: Callable[[int], Record] | None) -> None:
+        """Measure and log the last step of a run that ended with an error before it had done so."""
+        if self.incomplete and self.accelerator.is_main_process:
+            cut_log(self.path, self.first - 1)
+            self.complete(self.incomplete, measure)
+            self.checkpoints.change_state(incomplete=None)
 
     def complete(self, record: Record, measure: Callable[[int], Record] | None) -> Record:
         """Add to the record of a step what is measured after it, and log it; after an error a resumed run does both."""

@@ -97,23 +97,18 @@ def prepare(
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, recipes)
     root, out = Path(root), Path(out)
-    if not root.is_dir():
-        raise UserError(f"{root} is not a folder. Give the folder of the unpacked archive.")
-    if lists is not None and not Path(lists).is_dir():
-        raise UserError(f"{lists} is not a folder. Give the folder of the official lists.")
+    _check_folders(root, lists)
     finder = _finder(recipe, patient_from)
-    workers = workers or cores()
-    request = _request(
-        recipe, root, recipes, cut=cut, layout=layout, lists=lists, name=name, fps=fps, parts=parts, kind=kind
-    )
-    request |= {"patient_from": patient_from} if patient_from is not None else {}
+    options = {"cut": cut, "layout": layout, "name": name or recipe.name, "fps": fps, "format": kind}
+    options |= {"patient_from": patient_from} if patient_from is not None else {}
+    request = _request(recipe, root, recipes, lists, parts, options)
     with (
         claim(out / WORK, request, "a preparation", allowed_files=(JOURNAL,), product=out) as folder,
         Journal(folder / JOURNAL) as journal,
     ):
         refuse_altered(out)
         unseal(folder, out)  # pictures that were replaced are read again
-        run = _Run(out, journal, workers, cut, fps, finder)
+        run = _Run(out, journal, workers or cores(), cut, fps, finder)
         if recipe.parts:
             collected = _merged(run, recipe, root, parts or {}, recipes)
         else:
@@ -122,32 +117,30 @@ def prepare(
         return write_prepared(recipe, root, out, collected, kind, cut)
 
 
+def _check_folders(root: Path, lists: str | Path | None) -> None:
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder. Give the folder of the unpacked archive.")
+    if lists is not None and not Path(lists).is_dir():
+        raise UserError(f"{lists} is not a folder. Give the folder of the official lists.")
+
+
 def _request(
     recipe: Recipe,
     root: Path,
     recipes: str | Path | None,
-    *,
-    cut: Cut,
-    layout: str | None,
     lists: str | Path | None,
-    name: str | None,
-    fps: float | None,
     parts: Mapping[str, str | Path] | None,
-    kind: str,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     """The settings that must be equal for a preparation to continue."""
     return {
         "recipe": f"{recipe.name}@{recipe.version}",
         **fact_fingerprints(recipe, recipes),
         "root": str(root.resolve()),
-        "cut": cut,
-        "layout": layout,
         "lists": str(Path(lists).resolve()) if lists else None,
         "lists_fingerprint": fingerprint_of(lists) if lists else None,
-        "name": name or recipe.name,
-        "fps": fps,
         "parts": {part: str(Path(folder).resolve()) for part, folder in (parts or {}).items()},
-        "format": kind,
+        **options,
     }
 
 
