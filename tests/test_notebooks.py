@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
-FRAMED = [path for path in NOTEBOOKS if path.stem[:2] in {"01", "05"}]  # lessons that have the course's frame
+FRAMED = [path for path in NOTEBOOKS if path.stem[:2] in {"01", "05", "06"}]  # lessons that have the course's frame
 # The first lesson runs with every test run; the others compute for up to minutes.
 RUN = [pytest.param(p, marks=[] if p.stem.startswith("01") else [pytest.mark.slow], id=p.stem) for p in NOTEBOOKS]
 
@@ -50,6 +50,13 @@ MUTATIONS = [
         "for one in model.backbone.blocks:\n    torch.nn.init.zeros_(one.temporal_attn.qkv.weight)\n"
         "maps = lab.look(model, x)\n",
         "assert min(found",
+    ),
+    Mutation(
+        "06",
+        "maps of a model with shuffled weights",
+        "attention_relevance(model, x_n, asked)",
+        'attention_relevance(nothing, x_n, target_of(nothing, "finding", label))',
+        'assert hits["attention relevance"] > 0.8',
     ),
 ]
 
