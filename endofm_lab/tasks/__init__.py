@@ -1,4 +1,4 @@
-"""Tasks that a model can solve on videos. The contract is in ``tasks.task``, and each task has its own file.
+"""Tasks that a model can solve on videos. The contract is in ``tasks.task``; each task has a file of its own.
 
 Fine-tuning, evaluation, runs, figures, the app and the command line use the contract and no task by its name. To add
 a task, write ``tasks/<name>.py`` with a subclass of `Task` and add it to ``TASKS``. A task from outside this package is
@@ -14,7 +14,7 @@ from endofm_lab.tasks.task import Task
 
 __all__ = ["TASKS", "Task", "task_answered_by", "task_named"]
 
-# The first task that a kind of head answers is the one that a model is evaluated by.
+# A model is evaluated by the first task that its kind of head answers.
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Classification, Segmentation, Detection, Phases)}
 
 

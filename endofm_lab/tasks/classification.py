@@ -18,7 +18,7 @@ from endofm_lab.metrics.intervals import MetricSet
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.head import Head
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.tasks.clips import Shown
+from endofm_lab.tasks.clips import TrainingClip
 from endofm_lab.tasks.examples import Example, examples_of
 from endofm_lab.tasks.labels import (
     class_head,
@@ -64,7 +64,7 @@ class Classification(Task):
     columns = ()
     truth = ()
     primary = "f1"
-    chosen_by = "auc"  # finer than F1 if there are few patients
+    chosen_by = "auc"  # changes in smaller steps than F1 if there are few patients
     lower_is_better = frozenset({"ece", "brier"})
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class Classification(Task):
         return class_targets(self._mapped(manifest), split, head, self.label)
 
     def examples(self, manifest: Manifest, split: str, head: HeadSpec) -> list[Example]:
-        """The rows of a split that have a class, with it; for the coarse loss training rows have (K,) of 0 and 1."""
+        """The rows of a split that have a class; for the coarse loss, targets of training rows are (K,) of 0 and 1."""
         if self.loss == "coarse" and split == "train":
             assert self.mapping is not None
             rows, allowed = compatible_rows(manifest, split, head, self.mapping, self.label)
@@ -101,7 +101,7 @@ class Classification(Task):
     def _mapped(self, manifest: Manifest) -> Manifest:
         return manifest if self.mapping is None else mapped_manifest(manifest, self.mapping, self.label)
 
-    def sample(self, example: Example, shown: Shown) -> dict[str, Any]:
+    def sample(self, example: Example, clip: TrainingClip) -> dict[str, Any]:
         """``target``: a class number, or (K,) of 0 and 1."""
         return {"target": torch.tensor(example.target)}
 
@@ -120,7 +120,7 @@ class Classification(Task):
     def table(
         self, model: VideoModel, head: str, examples: Sequence[Example], training: Sequence[Example]
     ) -> pd.DataFrame:
-        """One row per example, its scores the mean over its clips."""
+        """One row per example, with the mean of the scores of its clips."""
         scores = clip_scores(model, head, examples, self.clips, self.crops).mean(1)
         return class_table(examples, scores, model.card.heads[head])
 
@@ -151,7 +151,7 @@ class Classification(Task):
 
     @classmethod
     def problem(cls, table: pd.DataFrame) -> str | None:
-        """Truth and scores have columns that are named after the classes."""
+        """What is missing in a table whose columns of truth and scores are named after the classes."""
         if "target" not in table and not any(str(name).startswith("target_") for name in table):
             return super().problem(table) or "The predictions lack the columns target."
         if not score_names(table):
@@ -166,11 +166,11 @@ class Classification(Task):
     @classmethod
     def measured(cls, rows: pd.DataFrame) -> tuple[NDArray, MetricSet]:
         """Units are rows; exclusive classes also have ``ece`` and ``brier``."""
-        patients, found = rows["patient"].to_numpy(), cls.probabilities(rows)
-        if found is None:
+        patients, exclusive = rows["patient"].to_numpy(), cls.probabilities(rows)
+        if exclusive is None:
             labels, scores = _several(rows)
             return patients, lambda weights: classification_metrics(labels, scores, weights)
-        target, probabilities = found
+        target, probabilities = exclusive
         return patients, lambda weights: {
             **classification_metrics(target, probabilities, weights),
             "ece": ece(target, probabilities, weights),
@@ -179,12 +179,12 @@ class Classification(Task):
 
     @classmethod
     def by_class(cls, rows: pd.DataFrame, protocol: Mapping[str, Any]) -> list[tuple[str, int, ClassMetrics]]:
-        """``recall`` and ``precision`` over rows: of the surest class, or of labels with a score of 0.5 or more."""
-        names, found = score_names(rows), cls.probabilities(rows)
-        if found is None:
+        """``recall`` and ``precision`` over rows, of the most probable class or of labels that score at least 0.5."""
+        names, exclusive = score_names(rows), cls.probabilities(rows)
+        if exclusive is None:
             truth, scores = _several(rows)
             return recall_and_precision(names, truth, scores >= 0.5)
-        target, probabilities = found
+        target, probabilities = exclusive
         truth, predicted = (v[:, None] == np.arange(len(names)) for v in (target, probabilities.argmax(1)))
         return recall_and_precision(names, truth, predicted)
 

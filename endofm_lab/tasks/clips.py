@@ -23,22 +23,22 @@ if TYPE_CHECKING:
     from endofm_lab.tasks.task import Task
 
 Augmentation = Literal["none", "light", "strong", "scale jitter"]
-# Frames of training are kept in memory once read, reduced to this times the model's size, up to so many bytes. A random
-# view shows 71 % of a frame's side or more, so that most views still have a pixel for each of the model's.
+# Training frames stay in memory after they are read, reduced to MARGIN times the model's size and up to MEMORY bytes. A
+# random view shows at least 71 % of a frame's side, so most views still have a pixel for each pixel of the model.
 MARGIN, MEMORY = 1.25, 2 * 2**30
 WIDE_MARGIN = SCALES[1] * 16 / 9  # for scale jitter, which cuts squares out of wide pictures
 
 
 @dataclass(frozen=True)
-class Shown:
+class TrainingClip:
     """The part of a row that a training clip shows, for a task that looks up the truth of the clip.
 
     Attributes:
         indices: (T,) numbers of its frames.
-        view: the random view of them.
-        shrunk: factors by which width and height of the frames were reduced before the view was cut.
-        size_px: side of the model's pictures.
-        memory: frames and other pictures that were read before.
+        view: the random view of the frames.
+        shrunk: factors by which width and height of the frames were reduced before the view was cropped.
+        size_px: side of the model's input.
+        memory: the frames and other pictures that were read before.
     """
 
     indices: np.ndarray
@@ -48,11 +48,11 @@ class Shown:
     memory: "Memory"
 
     def pictures(self, path: Path, read: Callable[[list[int]], np.ndarray]) -> np.ndarray:
-        """(T, ...) pictures of the frames from another file or folder; ``read`` gives those with the given numbers."""
+        """(T, ...) pictures of the frames from another file or folder; ``read`` returns those of the given numbers."""
         return self.memory.pictures(path, self.indices, read)
 
     def reduced(self, pictures: Tensor) -> Tensor:
-        """(T, C, H, W) reduced as the frames are, to be cut by the same view."""
+        """(T, C, H, W) reduced like the frames, so that the same view can be cropped."""
         return self.memory.reduced(pictures)
 
 
@@ -60,8 +60,8 @@ class Shown:
 class ClipData:
     """The rows of a split as training data (``training.draws.Data``): one random view of a clip at a random instant.
 
-    A batch holds ``clip`` (B, 3, T, S, S) and the truth that the task's ``sample`` and ``collate`` give. The strong
-    augmentation changes frames as `video.augment.augmented` does; masks and boxes cannot follow that.
+    A batch holds ``clip`` (B, 3, T, S, S) and the truth from the task's ``sample`` and ``collate``. The strong
+    augmentation is `video.augment.augmented`, which cannot be applied to masks and boxes.
     """
 
     examples: list[Example]
@@ -98,18 +98,18 @@ class ClipData:
         elif self.augmentation == "scale jitter":
             view = draw_scale_jitter(random, height, width, info.width_px / info.height_px)
         shrunk = width / info.width_px, height / info.height_px
-        shown = Shown(indices, view, shrunk, self.input.size_px, self._memory)
-        seen = augmented(frames, self.input.size_px, seed) if self.augmentation == "strong" else view.frames(frames)
-        return {"clip": to_input(seen, self.input)[0], **self.task.sample(example, shown)}
+        clip = TrainingClip(indices, view, shrunk, self.input.size_px, self._memory)
+        pixels = augmented(frames, self.input.size_px, seed) if self.augmentation == "strong" else view.frames(frames)
+        return {"clip": to_input(pixels, self.input)[0], **self.task.sample(example, clip)}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """A batch, as the task makes it."""
+        """A batch, as the task collates it."""
         return self.task.collate(samples)
 
 
 @dataclass(frozen=True)
-class SeenClip:
-    """One clip of validation or test: of which example, its frames' numbers (T,), what the model sees, the size."""
+class EvaluationClip:
+    """A clip for validation or test: its example, the numbers of its frames (T,), its pixels, and the frames' size."""
 
     example: Example
     indices: np.ndarray
@@ -118,16 +118,16 @@ class SeenClip:
 
     @property
     def name(self) -> str:
-        """What the clip shows, for a message."""
+        """The frames and the video of the clip, for messages."""
         return f"frames {self.indices[0]} to {self.indices[-1]} of {self.example.video}"
 
 
 def spread_clips(
     examples: Sequence[Example], clip: ClipSpec, spec: InputSpec, n: int, crops: int = 1
-) -> Iterator[SeenClip]:
-    """``n`` clips of every row, evenly spread from its first to its last possible instant (one: in its middle).
+) -> Iterator[EvaluationClip]:
+    """``n`` clips of every row, evenly spread from its first to its last possible start; a single one in its middle.
 
-    With ``crops`` above 1 each of them is seen as often, in squares along the long side of the picture.
+    With ``crops`` above 1, each clip is repeated in that many square crops along the long side of the picture.
     """
     for example in examples:
         with example.open() as reader:
@@ -136,15 +136,15 @@ def spread_clips(
             for share in shares:
                 indices = example.clip_at(reader, clip, earliest + share * (latest - earliest))
                 frames = reader.read(indices)
-                for view in squares(frames.shape[1], frames.shape[2], crops):
-                    seen = to_input(view.frames(frames), spec)[0]
-                    yield SeenClip(example, indices, seen, (frames.shape[1], frames.shape[2]))
+                for crop in squares(frames.shape[1], frames.shape[2], crops):
+                    pixels = to_input(crop.frames(frames), spec)[0]
+                    yield EvaluationClip(example, indices, pixels, (frames.shape[1], frames.shape[2]))
 
 
-def covering_clips(examples: Sequence[Example], clip: ClipSpec, spec: InputSpec) -> Iterator[SeenClip]:
-    """Clips that together show every frame of every row once, spaced as in training.
+def covering_clips(examples: Sequence[Example], clip: ClipSpec, spec: InputSpec) -> Iterator[EvaluationClip]:
+    """Clips that together show every frame of every row once, with the frame spacing of training.
 
-    A frame's number that occurs twice in a clip fills it up, where the row has too few frames left.
+    If a row has too few frames left, its last frame is repeated to fill the clip.
     """
     for example in examples:
         with example.open() as reader:
@@ -152,15 +152,15 @@ def covering_clips(examples: Sequence[Example], clip: ClipSpec, spec: InputSpec)
             step = max(1, round(float(reader.info.fps) * clip.span_s(reader.info) / clip.n_frames))
             for phase in range(min(step, after - first)):
                 numbers = np.arange(first + phase, after, step)
-                for at in range(0, len(numbers), clip.n_frames):
-                    part = numbers[at : at + clip.n_frames]
-                    filled = np.pad(part, (0, clip.n_frames - len(part)), mode="edge")
-                    yield see(example, reader, filled, spec)
+                for start in range(0, len(numbers), clip.n_frames):
+                    indices = numbers[start : start + clip.n_frames]
+                    filled = np.pad(indices, (0, clip.n_frames - len(indices)), mode="edge")
+                    yield read_clip(example, reader, filled, spec)
 
 
-def in_batches(clips: Iterator[SeenClip], size: int) -> Iterator[list[SeenClip]]:
+def in_batches(clips: Iterator[EvaluationClip], size: int) -> Iterator[list[EvaluationClip]]:
     """Lists of up to ``size`` clips."""
-    batch: list[SeenClip] = []
+    batch: list[EvaluationClip] = []
     for clip in clips:
         batch.append(clip)
         if len(batch) == size:
@@ -170,30 +170,30 @@ def in_batches(clips: Iterator[SeenClip], size: int) -> Iterator[list[SeenClip]]
         yield batch
 
 
-def see(example: Example, reader: VideoReader, indices: np.ndarray, spec: InputSpec) -> SeenClip:
-    """The clip of these frames (T,) of a row's opened video."""
+def read_clip(example: Example, reader: VideoReader, indices: np.ndarray, spec: InputSpec) -> EvaluationClip:
+    """The clip with the frames ``indices`` (T,) of a row's open video."""
     frames = reader.read(indices)
-    return SeenClip(example, indices, to_input(frames, spec)[0], (frames.shape[1], frames.shape[2]))
+    return EvaluationClip(example, indices, to_input(frames, spec)[0], (frames.shape[1], frames.shape[2]))
 
 
 class Memory:
     """Frames and other pictures of training in memory, at most ``side_px`` high and wide.
 
-    Pictures from memory and pictures that are read again are equal.
+    A picture from memory equals the one that reading it again would give.
     """
 
     def __init__(self, side_px: int) -> None:
         self.side_px = side_px
-        self._timelines: dict[tuple[Path, Fraction | None], _Kept] = {}
+        self._timelines: dict[tuple[Path, Fraction | None], _ClosedVideo] = {}
         self._pictures: dict[tuple[Path, int], np.ndarray] = {}
         self._bytes = 0
 
     def timeline(self, example: Example) -> Timeline:
-        """Facts and times of a row's video."""
+        """The facts and the frame times of a row's video."""
         key = (example.video, example.fps)
         if key not in self._timelines:
             with example.open() as reader:
-                self._timelines[key] = _Kept(reader.info, reader.times_s)
+                self._timelines[key] = _ClosedVideo(reader.info, reader.times_s)
         return self._timelines[key]
 
     def frames(self, example: Example, indices: np.ndarray) -> np.ndarray:
@@ -207,7 +207,7 @@ class Memory:
         return self.pictures(example.video, indices, read)
 
     def pictures(self, path: Path, indices: np.ndarray, read: Callable[[list[int]], np.ndarray]) -> np.ndarray:
-        """(T, ...) pictures of a file or folder with these numbers; ``read`` gives those that are not in memory."""
+        """(T, ...) pictures of a file or folder with these numbers; ``read`` returns those that are not in memory."""
         missing = [number for number in np.unique(indices).tolist() if (path, number) not in self._pictures]
         fresh = dict(zip(missing, read(missing), strict=True)) if missing else {}
         pictures = [fresh[i] if i in fresh else self._pictures[path, i] for i in indices.tolist()]
@@ -218,14 +218,14 @@ class Memory:
         return np.stack(pictures)
 
     def reduced(self, pictures: Tensor) -> Tensor:
-        """(T, C, H, W) no larger than the side, antialiased."""
+        """(T, C, H, W) with sides of at most ``side_px``, antialiased."""
         height, width = (min(n, self.side_px) for n in pictures.shape[2:])
         return tv.resize(pictures, [height, width], antialias=True)
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """A video's timeline without its file."""
+class _ClosedVideo:
+    """The facts and the frame times of a video whose file is closed."""
 
     info: VideoInfo
     times_s: np.ndarray

@@ -17,14 +17,14 @@ from endofm_lab.metrics.boxes import FrameBoxes, average_precision_50, detection
 from endofm_lab.metrics.intervals import MetricSet
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.tasks.clips import Shown, covering_clips, in_batches
+from endofm_lab.tasks.clips import TrainingClip, covering_clips, in_batches
 from endofm_lab.tasks.examples import Example, named
 from endofm_lab.tasks.scoring import BATCH, answers
 from endofm_lab.tasks.task import ClassMetrics, Task
 from endofm_lab.video.reader import open_video
 
 CORNERS = ["x1_px", "y1_px", "x2_px", "y2_px"]
-MIN_SCORE, MAX_BOXES = 0.05, 20  # of the boxes that are kept; average precision needs boxes with low scores too
+MIN_SCORE, MAX_BOXES = 0.05, 20  # limits for detections; average precision also needs boxes with low scores
 Boxes = dict[int, tuple[np.ndarray, np.ndarray]]  # frame number -> boxes (n, 4) in pixels and class numbers (n,)
 NONE = (np.zeros((0, 4)), np.zeros(0, np.int64))
 
@@ -47,20 +47,20 @@ class Detection(Task):
         """The head for the classes of the boxes of training rows."""
         labels = sorted(set(_boxes(manifest, manifest.rows("train"))["label"]))
         if not labels:
-            raise ManifestError("The training rows have no boxes. A detector needs training rows with boxes.")
+            raise ManifestError("The training rows have no boxes. Name a file of boxes in the column 'boxes'.")
         return HeadSpec("box", tuple(labels))
 
     def targets(self, manifest: Manifest, split: str, head: HeadSpec) -> Sequence[Boxes]:
-        """The boxes of every row's video; classes, areas and borders are checked."""
+        """The boxes of every row's video, after a check of their classes, areas and borders."""
         return _checked_boxes(manifest, manifest.rows(split), split, head)
 
-    def sample(self, example: Example, shown: Shown) -> dict[str, Any]:
+    def sample(self, example: Example, clip: TrainingClip) -> dict[str, Any]:
         """``boxes`` and ``labels``, one array per frame: boxes (n, 4) in fractions of the view, and classes (n,)."""
-        of_frames = [example.target.get(int(frame), NONE) for frame in shown.indices]
-        seen = [shown.view.boxes(boxes * [*shown.shrunk, *shown.shrunk]) for boxes, _ in of_frames]
+        truths = [example.target.get(int(frame), NONE) for frame in clip.indices]
+        cropped = [clip.view.boxes(boxes * [*clip.shrunk, *clip.shrunk]) for boxes, _ in truths]
         return {
-            "boxes": [boxes for boxes, _ in seen],
-            "labels": [labels[kept] for (_, labels), (_, kept) in zip(of_frames, seen, strict=True)],
+            "boxes": [boxes for boxes, _ in cropped],
+            "labels": [labels[visible] for (_, labels), (_, visible) in zip(truths, cropped, strict=True)],
         }
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -80,18 +80,18 @@ class Detection(Task):
     ) -> pd.DataFrame:
         """One row per frame of every example: true boxes and detected boxes, in pixels of the frame."""
         rows = []
-        for some in in_batches(covering_clips(examples, model.card.clip, model.card.input), BATCH):
-            raw = answers(model, head, some)
-            for seen, frames in zip(some, model.head(head).decode(raw, MIN_SCORE, MAX_BOXES), strict=True):
-                height, width = seen.frame_hw
-                numbers, first = np.unique(seen.indices, return_index=True)
-                for number, at in zip(numbers.tolist(), first.tolist(), strict=True):
-                    boxes, scores, labels = frames[at]
-                    true_boxes, true_labels = seen.example.target.get(number, NONE)
+        for batch in in_batches(covering_clips(examples, model.card.clip, model.card.input), BATCH):
+            raw = answers(model, head, batch)
+            for clip, frames in zip(batch, model.head(head).decode(raw, MIN_SCORE, MAX_BOXES), strict=True):
+                height, width = clip.frame_hw
+                numbers, first = np.unique(clip.indices, return_index=True)
+                for number, position in zip(numbers.tolist(), first.tolist(), strict=True):
+                    boxes, scores, labels = frames[position]
+                    true_boxes, true_labels = clip.example.target.get(number, NONE)
                     rows.append(
                         {
-                            "row": f"{seen.example.row}:{number}",
-                            "patient": seen.example.patient,
+                            "row": f"{clip.example.row}:{number}",
+                            "patient": clip.example.patient,
                             "true_boxes": true_boxes.tolist(),
                             "true_labels": true_labels.tolist(),
                             "boxes": (boxes * torch.tensor([width, height, width, height])).tolist(),
@@ -117,7 +117,7 @@ class Detection(Task):
 
 
 def boxes_of(rows: pd.DataFrame) -> list[FrameBoxes]:
-    """Truth and detections of every row of a table; Parquet gives boxes back as arrays of arrays."""
+    """Truth and detections of every row of a table, whose boxes may be arrays of arrays, as Parquet returns them."""
     boxes = ([np.array([list(box) for box in cell]) for cell in rows[name]] for name in ("true_boxes", "boxes"))
     columns = zip(*boxes, *(rows[name] for name in ("scores", "true_labels", "labels")), strict=True)
     return [frame_boxes(*row) for row in columns]
@@ -140,22 +140,22 @@ def _of_class(frames: list[FrameBoxes], label: int) -> tuple[int, ClassMetrics]:
 def _boxes(manifest: Manifest, rows: pd.DataFrame) -> pd.DataFrame:
     """The boxes of some rows' videos: ``video``, ``frame``, ``label`` and corners in pixels."""
     if "boxes" not in rows:
-        raise ManifestError("The manifest has no column 'boxes'. Detection needs this column.")
+        raise ManifestError("The manifest has no column 'boxes'. Detection needs this column: add it.")
     tables = []
     for cell in sorted(set(rows["boxes"]) - {""}):
         path = manifest.resolve(cell)
         if not path.is_file():
-            raise ManifestError(f"{path}: There is no such file of boxes.")
+            raise ManifestError(f"The file of boxes {path} does not exist. Check the column 'boxes'.")
         with reading(path, "Give a CSV file of boxes.", ManifestError):
             table = pd.read_csv(path, dtype={"video": str, "label": str}, keep_default_na=False)
         if missing := [c for c in ("video", "frame", "label", *CORNERS) if c not in table]:
-            raise ManifestError(f"{path}: The column {', '.join(missing)} is missing.")
+            raise ManifestError(f"{path} lacks the column {', '.join(missing)}. Add it to the file of boxes.")
         for column in ("frame", *CORNERS):
             numbers = pd.to_numeric(table[column], errors="coerce").to_numpy(float)
             if not np.isfinite(numbers).all():
                 line = int(np.flatnonzero(~np.isfinite(numbers))[0])
                 raise ManifestError(
-                    f"{path}: Row {line + 1}, column {column}: {table[column][line]!r} is not a number."
+                    f"{path}: Row {line + 1}, column {column} is {table[column][line]!r}; give a number."
                 )
             table[column] = pd.to_numeric(table[column])
         tables.append(table[table["video"].isin(set(rows.loc[rows["boxes"] == cell, "video"]))])
@@ -167,16 +167,16 @@ def _checked_boxes(manifest: Manifest, rows: pd.DataFrame, split: str, head: Hea
     if unknown := sorted(set(table["label"]) - set(head.classes)):
         count = int(table["label"].isin(unknown).sum())
         raise ManifestError(
-            f"{count} boxes of {split} have a class that training never saw: {named(unknown)}. Training has "
-            f"{named(head.classes)}."
+            f"{count} boxes of {split} have a class without training boxes: {named(unknown)}. Training has "
+            f"{named(head.classes)}; move such rows to training or remove them."
         )
     flat: list[str] = []
     outside: list[str] = []
-    found: dict[str, Boxes] = {}
+    boxes_of_video: dict[str, Boxes] = {}
     for video, of_video in table.groupby("video"):
         with open_video(manifest.resolve(str(video)), check=False) as reader:
             info = reader.info
-        limit = np.array([info.width_px, info.height_px] * 2) + 0.001  # the files have three decimals
+        limit = np.array([info.width_px, info.height_px] * 2) + 0.001  # files of boxes have three decimals
         corners = of_video[CORNERS].to_numpy(np.float64)
         x1, y1, x2, y2 = corners.T
         names = [f"{video} frame {frame}" for frame in of_video["frame"]]
@@ -185,9 +185,11 @@ def _checked_boxes(manifest: Manifest, rows: pd.DataFrame, split: str, head: Hea
         out = (corners < -0.001).any(axis=1) | (corners > limit).any(axis=1) | (frames < 0) | (frames >= info.n_frames)
         outside += [name for name, bad in zip(names, out, strict=True) if bad]
         numbers = of_video["label"].map(head.classes.index).to_numpy(np.int64)
-        found[str(video)] = {int(f): (corners[frames == f], numbers[frames == f]) for f in np.unique(frames)}
+        boxes_of_video[str(video)] = {int(f): (corners[frames == f], numbers[frames == f]) for f in np.unique(frames)}
     if flat:
-        raise ManifestError(f"{len(flat)} boxes of {split} have no area: {named(flat)}.")
+        raise ManifestError(f"{len(flat)} boxes of {split} have no area: {named(flat)}. Correct or remove them.")
     if outside:
-        raise ManifestError(f"{len(outside)} boxes of {split} lie outside their picture: {named(outside)}.")
-    return [found.get(video, {}) for video in rows["video"]]
+        raise ManifestError(
+            f"{len(outside)} boxes of {split} reach outside their frame: {named(outside)}. Correct them."
+        )
+    return [boxes_of_video.get(video, {}) for video in rows["video"]]

@@ -19,8 +19,8 @@ class Example(Row):
     """One row of a split.
 
     Attributes:
-        row: its number in its split, from 0: the id of a test item.
-        patient: the unit of independence: data set and patient, or its sequence or video where patients are unknown.
+        row: number of the row in its split, counted from 0: the id of a test item.
+        patient: the unit of independence: data set and patient, or sequence or video if patients are unknown.
         target: the truth of the row, in the form that the task defines.
     """
 
@@ -30,10 +30,10 @@ class Example(Row):
 
 
 def read_split(path: str | Path, name: str = "manifest") -> Manifest:
-    """A manifest with the split that its column ``split`` holds ("manifest"), or a further one by its name.
+    """A manifest with the split of its column ``split`` ("manifest"), or with a further split by its name.
 
     Raises:
-        UserError: the manifest cannot be read, or carries no split of that name.
+        UserError: the manifest cannot be read, or has no split of that name.
     """
     manifest = read_manifest(path)
     return manifest if name == "manifest" else replace(manifest, table=named_split(manifest.table, name))
@@ -66,15 +66,15 @@ def shared_units(manifest: Manifest) -> list[str]:
 
 
 def refuse_shared_units(manifest: Manifest) -> None:
-    """Raise a ManifestError that counts and names the units of more than one split, if there are any."""
+    """Raise a ManifestError that counts and names the units in more than one split, if there are any."""
     if shared := shared_units(manifest):
         raise ManifestError(
-            f"{len(shared)} patients or recordings are in two splits or more: {named(shared)}. Split by patient, or "
-            "accept this with shared_patients='accept'; the report of the run then says so."
+            f"{len(shared)} patients or recordings are in more than one split: {named(shared)}. Split by patient, or "
+            "accept this with shared_patients='accept', which the report of the run then states."
         )
 
 
 def named(names: Sequence[str], most: int = 5) -> str:
     """The first names of a list, and the number of further names."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(list(names)[:most]) + more
+    remainder = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(list(names)[:most]) + remainder

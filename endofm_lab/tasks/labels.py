@@ -27,7 +27,7 @@ def class_head(manifest: Manifest, column: str, several: bool = False) -> HeadSp
     """
     classes = class_matrix(_labelled(manifest, column, several).query("split == 'train'"))[1]
     if len(classes) < 2 and not several:
-        raise ManifestError(f"Training has the classes {classes} in the column {column!r}; at least two are needed.")
+        raise ManifestError(f"Training has the classes {classes} in the column {column!r}. Give at least two classes.")
     return HeadSpec("multilabel" if several else "multiclass", tuple(classes))
 
 
@@ -35,7 +35,7 @@ def class_targets(manifest: Manifest, split: str, head: HeadSpec, column: str) -
     """The class number of every row of a split, or (K,) of 0 and 1 for several labels.
 
     Raises:
-        ManifestError: a label is missing, or training never saw it.
+        ManifestError: a label is missing, or no training row has it.
     """
     several = head.kind == "multilabel"
     table = _labelled(manifest, column, several)
@@ -45,8 +45,8 @@ def class_targets(manifest: Manifest, split: str, head: HeadSpec, column: str) -
     if unknown:
         count = sum(bool(set(cell) & set(unknown)) for cell in cells)
         raise ManifestError(
-            f"{count} rows of {split} have a class that training never saw: {named(unknown)}. Training has "
-            f"{named(head.classes)}; move such rows to training or take them out."
+            f"{count} rows of {split} have a class without training rows: {named(unknown)}. Training has "
+            f"{named(head.classes)}; move such rows to training or remove them."
         )
     if several:
         return [tuple(int(name in cell) for name in head.classes) for cell in cells]
@@ -54,58 +54,59 @@ def class_targets(manifest: Manifest, split: str, head: HeadSpec, column: str) -
 
 
 def mapped_manifest(manifest: Manifest, name_or_path: str, column: str) -> Manifest:
-    """A manifest whose column ``column`` holds the classes that a mapping gives its labels.
+    """A manifest with the labels in ``column`` replaced by the classes of a mapping.
 
     Rows whose labels do not stand for exactly one class of the mapping are left out.
 
     Raises:
-        UserError: there is no such mapping, it gives several labels per row, or leaves a split without rows.
+        UserError: the mapping does not exist, gives several labels per row, or leaves a split without rows.
     """
     mapping = read_mapping(name_or_path)
     if mapping.multi_label:
         raise UserError(
-            f"The mapping {mapping.name} gives rows several labels; fine-tuning needs one class per row, so use a "
+            f"The mapping {mapping.name} gives rows several labels, but fine-tuning needs one class per row. Use a "
             "mapping without multi_label."
         )
     if column not in manifest.table:
         raise ManifestError(f"There is no column {column!r}; there are {', '.join(map(str, manifest.table))}.")
-    found = map_labels(manifest.table.assign(label=manifest.table[column]), mapping)
-    classes = np.array(found.leaves)[found.allowed.argmax(axis=1)]
-    kept = manifest.table.assign(**{column: classes})[found.exact].reset_index(drop=True)
-    if empty := sorted(set(manifest.table["split"]) & set(SPLITS) - set(kept["split"])):
+    mapped = map_labels(manifest.table.assign(label=manifest.table[column]), mapping)
+    classes = np.array(mapped.leaves)[mapped.allowed.argmax(axis=1)]
+    rows = manifest.table.assign(**{column: classes})[mapped.exact].reset_index(drop=True)
+    if empty := sorted(set(manifest.table["split"]) & set(SPLITS) - set(rows["split"])):
         raise ManifestError(
-            f"With the mapping {mapping.name} no row of {', '.join(empty)} stands for exactly one class; see "
+            f"With the mapping {mapping.name}, no row of {', '.join(empty)} stands for exactly one class. Look at "
             f"`endofm-lab data coverage {manifest.path} --mapping {name_or_path}`."
         )
-    return replace(manifest, table=kept)
+    return replace(manifest, table=rows)
 
 
 def compatible_rows(
     manifest: Manifest, split: str, head: HeadSpec, name_or_path: str, column: str
 ) -> tuple[Manifest, list[tuple[int, ...]]]:
-    """The rows of a split whose labels restrict the head's classes by a mapping, and (K,) of 0 and 1 for each row.
+    """The rows of a split whose labels restrict the head's classes by a mapping, and a target (K,) for each row.
 
-    1 stands for the classes of the head that the row's label may stand for; rows that may stand for all of them, or for
-    none, are left out. As always in training, every row is taken to be of one of the head's classes.
+    A target is 1 for the classes of the head that the row's label may stand for, and 0 for the others. Rows that may
+    stand for all classes, or for none, are left out. As always in training, every row is assumed to be of one of the
+    head's classes.
     """
     rows = manifest.rows(split)
-    found = map_labels(rows.assign(label=rows[column]), read_mapping(name_or_path))
-    allowed = found.allowed[:, [found.leaves.index(name) for name in head.classes]]
-    tells = np.flatnonzero(allowed.any(axis=1) & ~allowed.all(axis=1))
-    targets = [tuple(row) for row in allowed[tells].astype(int).tolist()]
-    return replace(manifest, table=rows.iloc[tells].reset_index(drop=True)), targets
+    mapped = map_labels(rows.assign(label=rows[column]), read_mapping(name_or_path))
+    allowed = mapped.allowed[:, [mapped.leaves.index(name) for name in head.classes]]
+    informative = np.flatnonzero(allowed.any(axis=1) & ~allowed.all(axis=1))
+    targets = [tuple(row) for row in allowed[informative].astype(int).tolist()]
+    return replace(manifest, table=rows.iloc[informative].reset_index(drop=True)), targets
 
 
 def balanced(examples: Sequence[Example]) -> list[Example]:
-    """Examples in which every class that occurs is as frequent as the most frequent one; rows repeat in turn.
+    """Examples repeated in turn, so that every class that occurs is as frequent as the most frequent one.
 
-    This is sampling by inverse frequency without chance.
+    This is deterministic sampling by inverse frequency.
 
     Raises:
-        UserError: the examples are not of one class each.
+        UserError: an example does not have exactly one class.
     """
     if not all(isinstance(example.target, int) for example in examples):
-        raise UserError("Draws cannot be balanced: these rows do not have one class each. Switch balancing off.")
+        raise UserError("Rows cannot be balanced unless each has exactly one class. Switch balancing off.")
     targets = np.array([example.target for example in examples])
     counts = np.bincount(targets)
     rows = [np.resize(np.flatnonzero(targets == k), counts.max()) for k in np.flatnonzero(counts)]
@@ -120,7 +121,7 @@ def score_names(rows: pd.DataFrame) -> list[str]:
 def recall_and_precision(
     names: Sequence[str], truth: NDArray[np.bool_], predicted: NDArray[np.bool_]
 ) -> list[tuple[str, int, ClassMetrics]]:
-    """Name, true rows and the two metrics of every class, from truth and answers (N, K)."""
+    """Name, number of true rows, recall and precision of every class, from truth and predictions (N, K)."""
     return [(name, int(truth[:, k].sum()), _of_class(truth[:, k], predicted[:, k])) for k, name in enumerate(names)]
 
 
@@ -132,7 +133,7 @@ def _of_class(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> ClassMe
 
 
 def _labelled(manifest: Manifest, column: str, several: bool) -> pd.DataFrame:
-    """The manifest's table with the asked column as ``label``; every row of the splits has one."""
+    """The manifest's table with ``column`` as ``label``, after a check that every row of the splits has a label."""
     if column not in manifest.table:
         raise ManifestError(f"There is no column {column!r}; there are {', '.join(map(str, manifest.table))}.")
     table = manifest.table.assign(label=manifest.table[column].astype(str))

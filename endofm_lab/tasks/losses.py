@@ -76,14 +76,14 @@ def coarse_cross_entropy(logits: Tensor, allowed: Tensor) -> Tensor:
         allowed: (B, K), true for the classes that the row's label may stand for; at least one per row.
 
     Raises:
-        ValueError: logits and mask differ in shape, or a row allows no class: such rows must be left out.
+        ValueError: logits and mask differ in shape, or a row allows no class; leave such rows out.
     """
     if logits.shape != allowed.shape or logits.ndim != 2:
         raise ValueError(f"logits {tuple(logits.shape)} and mask {tuple(allowed.shape)} must both be (batch, classes).")
     allowed = allowed.bool()
     empty = torch.nonzero(~allowed.any(dim=1)).flatten().tolist()
     if empty:
-        raise ValueError(f"Rows {empty} of the batch are compatible with no class; leave unmapped rows out.")
+        raise ValueError(f"Rows {empty} of the batch are compatible with no class. Leave unmapped rows out.")
     compatible = logits.masked_fill(~allowed, -torch.inf)
     return (logits.logsumexp(dim=1) - compatible.logsumexp(dim=1)).mean()
 

@@ -21,7 +21,7 @@ from endofm_lab.metrics.phases import phase_metrics
 from endofm_lab.metrics.smoothing import hmm_filter, hmm_smooth, transition_from_labels
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.tasks.clips import SeenClip, Shown, in_batches, see
+from endofm_lab.tasks.clips import EvaluationClip, TrainingClip, in_batches, read_clip
 from endofm_lab.tasks.examples import Example
 from endofm_lab.tasks.labels import class_head, class_targets, recall_and_precision, score_names
 from endofm_lab.tasks.scoring import BATCH, answers, targets_of
@@ -59,7 +59,8 @@ class Phases(Task):
     def __post_init__(self) -> None:
         if not self.step_s > 0 or self.smoother not in get_args(Smoother):
             raise UserError(
-                f"step_s is {self.step_s} (above 0) and smoother {self.smoother!r} ({', '.join(get_args(Smoother))})."
+                f"step_s is {self.step_s} and smoother {self.smoother!r}; give a step above 0 and one of the smoothers "
+                f"{', '.join(get_args(Smoother))}."
             )
 
     def head(self, manifest: Manifest) -> HeadSpec:
@@ -70,7 +71,7 @@ class Phases(Task):
         """The number of every row's phase."""
         return class_targets(manifest, split, head, self.label)
 
-    def sample(self, example: Example, shown: Shown) -> dict[str, Any]:
+    def sample(self, example: Example, clip: TrainingClip) -> dict[str, Any]:
         """``target``: the number of the phase."""
         return {"target": torch.tensor(example.target)}
 
@@ -79,8 +80,8 @@ class Phases(Task):
     ) -> pd.DataFrame:
         """One row per instant, smoothed over time.
 
-        The smoother is a hidden Markov model whose transitions are counted in the training videos at the same steps;
-        its prior is the share of each class among training rows, which is how often training shows it.
+        The smoother is a hidden Markov model whose transitions are counted in the training videos at the same steps.
+        Its prior is the share of each class among the training rows, because that is how often training shows it.
 
         Raises:
             ManifestError: rows of one video overlap in time.
@@ -88,8 +89,8 @@ class Phases(Task):
         classes = model.card.heads[head].classes
         rows: list[dict] = []
         scores = []
-        for some in in_batches(_instants(examples, model.card.clip, model.card.input, self.step_s, rows), BATCH):
-            scores.append(answers(model, head, some).double().numpy())
+        for batch in in_batches(_instants(examples, model.card.clip, model.card.input, self.step_s, rows), BATCH):
+            scores.append(answers(model, head, batch).double().numpy())
         table = pd.DataFrame(rows)
         values = np.concatenate(scores)
         table[[f"score_{name}" for name in classes]] = values
@@ -101,8 +102,8 @@ class Phases(Task):
         smooth = hmm_filter if self.smoother == "causal" else hmm_smooth
         for video in table["video"].unique():
             own = (table["video"] == video).to_numpy()
-            chances = smooth(np.clip(values[own], 1e-9, None), transition, counts / counts.sum())
-            table.loc[own, "predicted"] = chances.argmax(1)
+            probabilities = smooth(np.clip(values[own], 1e-9, None), transition, counts / counts.sum())
+            table.loc[own, "predicted"] = probabilities.argmax(1)
         return table
 
     def protocol(self) -> dict[str, Any]:
@@ -132,16 +133,16 @@ class Phases(Task):
 
 
 def causal_indices(clip: ClipSpec, reader: VideoReader, at_s: float) -> NDArray[np.int64]:
-    """Frames (T,) of the clip that ends with the last frame shown by ``at_s``; the video's first fills up its start."""
+    """Frames (T,) of the clip that ends at ``at_s``; the first frame stands for frames before the video's start."""
     last = max(int(np.searchsorted(reader.times_s, at_s + 1e-6)) - 1, 0)
-    apart = max(1, round(float(reader.info.fps) * clip.span_s(reader.info) / clip.n_frames))
-    return np.maximum(last - apart * np.arange(clip.n_frames - 1, -1, -1), 0)
+    spacing = max(1, round(float(reader.info.fps) * clip.span_s(reader.info) / clip.n_frames))
+    return np.maximum(last - spacing * np.arange(clip.n_frames - 1, -1, -1), 0)
 
 
 def _instants(
     examples: Sequence[Example], clip: ClipSpec, spec: InputSpec, step_s: float, rows: list[dict]
-) -> Iterator[SeenClip]:
-    """The clips of all instants, video after video in temporal order; ``rows`` is filled beside them."""
+) -> Iterator[EvaluationClip]:
+    """The clips of all instants, video by video in temporal order; a row for each of them is appended to ``rows``."""
     for name, of_video in _by_video(examples):
         with of_video[0].open() as reader:
             for at_s, example in _steps(name, of_video, reader, step_s):
@@ -153,7 +154,7 @@ def _instants(
                         "target": example.target,
                     }
                 )
-                yield see(example, reader, causal_indices(clip, reader, at_s), spec)
+                yield read_clip(example, reader, causal_indices(clip, reader, at_s), spec)
 
 
 def _label_sequences(examples: Sequence[Example], step_s: float) -> Iterator[NDArray[np.int64]]:
@@ -174,9 +175,9 @@ def _steps(
 ) -> Iterator[tuple[float, Example]]:
     """Every instant at a multiple of ``step_s`` seconds, with the row that it lies in."""
     ends = [example.end_in(reader) for example in of_video]
-    overlaps = sum(later.start_s < end - 1e-6 for end, later in zip(ends, of_video[1:], strict=False))
+    overlaps = sum(following.start_s < end - 1e-6 for end, following in zip(ends, of_video[1:], strict=False))
     if overlaps:
-        raise ManifestError(f"{name}: {overlaps} rows start before the one before them ends; an instant has one phase.")
+        raise ManifestError(f"{name}: {overlaps} rows start before the previous row ends. Phases must not overlap.")
     for example, end_s in zip(of_video, ends, strict=True):
         first, after = np.ceil(np.array([example.start_s, end_s]) / step_s - 1e-6).astype(int).tolist()
         for number in range(first, after):

@@ -10,28 +10,28 @@ from torch import Tensor
 
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.video_model import VideoModel, check_finite
-from endofm_lab.tasks.clips import SeenClip, in_batches, spread_clips
+from endofm_lab.tasks.clips import EvaluationClip, in_batches, spread_clips
 from endofm_lab.tasks.examples import Example
 
 BATCH = 8  # clips that go through the model together
 
 
-def answers(model: VideoModel, head: str, some: Sequence[SeenClip]) -> Tensor:
-    """What a head answers to a batch of clips, as `VideoModel.predict` returns it.
+def answers(model: VideoModel, head: str, clips: Sequence[EvaluationClip]) -> Tensor:
+    """The output of a head for a batch of clips, as `VideoModel.predict` returns it.
 
     Raises:
-        UserError: an answer is NaN or infinite.
+        UserError: an output is NaN or infinite.
     """
-    return model.predict(torch.stack([item.clip for item in some]), [item.name for item in some])[head]
+    return model.predict(torch.stack([item.clip for item in clips]), [item.name for item in clips])[head]
 
 
 def clip_scores(
     model: VideoModel, head: str, examples: Sequence[Example], n_clips: int, crops: int = 1
 ) -> NDArray[np.float64]:
-    """Scores (N, n_clips * crops, K) of evenly spread clips of every row, each in that many crops."""
+    """Scores (N, n_clips * crops, K) of evenly spread clips of every row, each clip in ``crops`` crops."""
     clips = spread_clips(examples, model.card.clip, model.card.input, n_clips, crops)
-    parts = [answers(model, head, some) for some in in_batches(clips, BATCH)]
-    return torch.cat(parts).double().unflatten(0, (len(examples), n_clips * crops)).numpy()
+    scores = [answers(model, head, batch) for batch in in_batches(clips, BATCH)]
+    return torch.cat(scores).double().unflatten(0, (len(examples), n_clips * crops)).numpy()
 
 
 @torch.inference_mode()
@@ -39,12 +39,12 @@ def clip_features(model: VideoModel, examples: Sequence[Example], n_clips: int, 
     """Pooled features (N, n_clips, D) float32 of evenly spread clips of every row; ``model`` is in evaluation mode."""
     device = next(model.parameters()).device
     clips = spread_clips(examples, model.card.clip, model.card.input, n_clips)
-    parts = []
-    for some in in_batches(clips, batch):
-        features = model.backbone(torch.stack([item.clip for item in some]).to(device)).pooled()
-        check_finite(features, f"The backbone of {model.card.name}", [item.name for item in some])
-        parts.append(features.float().cpu())
-    return torch.cat(parts).unflatten(0, (len(examples), n_clips))
+    batches = []
+    for items in in_batches(clips, batch):
+        features = model.backbone(torch.stack([item.clip for item in items]).to(device)).pooled()
+        check_finite(features, f"The backbone of {model.card.name}", [item.name for item in items])
+        batches.append(features.float().cpu())
+    return torch.cat(batches).unflatten(0, (len(examples), n_clips))
 
 
 def targets_of(examples: Sequence[Example]) -> NDArray[np.int64]:

@@ -20,7 +20,7 @@ from endofm_lab.metrics.intervals import MetricSet
 from endofm_lab.metrics.masks import mask_metrics
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.tasks.clips import Shown, covering_clips, in_batches
+from endofm_lab.tasks.clips import TrainingClip, covering_clips, in_batches
 from endofm_lab.tasks.examples import Example, named
 from endofm_lab.tasks.scoring import BATCH, answers
 from endofm_lab.tasks.task import Task
@@ -52,13 +52,13 @@ class Segmentation(Task):
         return HeadSpec("mask", ("lesion",))
 
     def targets(self, manifest: Manifest, split: str, head: HeadSpec) -> Sequence[Path]:
-        """The masks of every row; sizes, number of frames and values are looked at."""
+        """The masks of every row, after a check of their sizes, number and values."""
         rows = manifest.rows(split)
         if "masks" not in rows:
-            raise ManifestError("The manifest has no column 'masks'; segmentation needs one.")
+            raise ManifestError("The manifest has no column 'masks'. Segmentation needs this column: add it.")
         if missing := int((rows["masks"] == "").sum()):
             raise ManifestError(
-                f"{missing} rows of {split} have no masks; take them out, or give empty masks to frames without a "
+                f"{missing} rows of {split} have no masks. Remove these rows, or give empty masks to frames without a "
                 "finding."
             )
         sizes, values = [], []
@@ -67,7 +67,9 @@ class Segmentation(Task):
             sizes += other_size
             values += not_binary
         if sizes:
-            raise ManifestError(f"{len(sizes)} masks of {split} are of another size than their frame: {named(sizes)}.")
+            raise ManifestError(
+                f"{len(sizes)} masks of {split} differ in size from their frame: {named(sizes)}. Resize them."
+            )
         if values:
             raise ManifestError(
                 f"{len(values)} masks of {split} are not binary (0 and 255): {named(values)}. Prepare the data by a "
@@ -75,32 +77,32 @@ class Segmentation(Task):
             )
         return [manifest.resolve(masks) for masks in rows["masks"]]
 
-    def sample(self, example: Example, shown: Shown) -> dict[str, Any]:
+    def sample(self, example: Example, clip: TrainingClip) -> dict[str, Any]:
         """``mask`` (1, T, S, S) in 0..1: the share of each pixel that is covered."""
 
         def read(numbers: list[int]) -> np.ndarray:
-            shares = shown.reduced(torch.from_numpy(read_masks(example.target, numbers))[:, None].float())
+            shares = clip.reduced(torch.from_numpy(read_masks(example.target, numbers))[:, None].float())
             return (shares[:, 0] > 0.5).numpy()
 
-        return {"mask": shown.view.masks(shown.pictures(example.target, read), shown.size_px)[None]}
+        return {"mask": clip.view.masks(clip.pictures(example.target, read), clip.size_px)[None]}
 
     def table(
         self, model: VideoModel, head: str, examples: Sequence[Example], training: Sequence[Example]
     ) -> pd.DataFrame:
         """One row per frame of every example: overlap of the thresholded mask, in the frame's own size."""
         size = model.card.input.size_px
-        parts = []
-        for some in in_batches(covering_clips(examples, model.card.clip, model.card.input), BATCH):
-            chances = answers(model, head, some)[:, 0]  # (B, T, 4h, 4w)
-            chances = F.interpolate(chances, size=(size, size), mode="bilinear")
-            for seen, chance in zip(some, chances, strict=True):
-                numbers, first = np.unique(seen.indices, return_index=True)
-                found = masks_to_frame(chance[first], seen.frame_hw, model.card.input) > MASK_THRESHOLD
-                table = mask_metrics(read_masks(seen.example.target, numbers), found)
-                table.insert(0, "row", [f"{seen.example.row}:{number}" for number in numbers])
-                table.insert(1, "patient", seen.example.patient)
-                parts.append(table)
-        return pd.concat(parts, ignore_index=True)
+        tables = []
+        for batch in in_batches(covering_clips(examples, model.card.clip, model.card.input), BATCH):
+            probabilities = answers(model, head, batch)[:, 0]  # (B, T, 4h, 4w)
+            probabilities = F.interpolate(probabilities, size=(size, size), mode="bilinear")
+            for clip, probability in zip(batch, probabilities, strict=True):
+                numbers, first = np.unique(clip.indices, return_index=True)
+                predicted = masks_to_frame(probability[first], clip.frame_hw, model.card.input) > MASK_THRESHOLD
+                table = mask_metrics(read_masks(clip.example.target, numbers), predicted)
+                table.insert(0, "row", [f"{clip.example.row}:{number}" for number in numbers])
+                table.insert(1, "patient", clip.example.patient)
+                tables.append(table)
+        return pd.concat(tables, ignore_index=True)
 
     @classmethod
     def measured(cls, rows: pd.DataFrame) -> tuple[NDArray, MetricSet]:
@@ -118,10 +120,10 @@ def read_masks(masks: Path, indices: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def _faults(manifest: Manifest, video: str, masks: str) -> tuple[list[str], list[str]]:
-    """Names of the masks of one video that have another size than the frame, and of those that are not binary.
+    """Names of the masks of one video that differ in size from their frame, and of those that are not binary.
 
     Raises:
-        VideoError: the masks do not belong to the frames, one to each, by their names.
+        VideoError: the names of the masks do not match the frames one to one.
     """
     path = manifest.resolve(masks)
     with open_video(manifest.resolve(video), check=False) as frames, open_video(path, check=False) as pictures:

@@ -1,4 +1,4 @@
-"""The contract of a task: one question asked of video, from the rows of a manifest to the metrics of a finished run."""
+"""The contract of a task: a question about video, from the rows of a manifest to the metrics of a finished run."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -16,7 +16,7 @@ from endofm_lab.metrics.intervals import MetricSet
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.head import Batch, Head
 from endofm_lab.model.video_model import VideoModel
-from endofm_lab.tasks.clips import Shown
+from endofm_lab.tasks.clips import TrainingClip
 from endofm_lab.tasks.examples import Example, examples_of
 
 Loss = Callable[[Tensor, Batch], Tensor]
@@ -25,20 +25,20 @@ ClassMetrics = Callable[[NDArray[np.float64]], dict[str, Values]]
 
 @dataclass(frozen=True)
 class Task:
-    """What a task has to say; ``tasks.TASKS`` lists all of them. The fields of a subclass are its options.
+    """The definition of a task; ``tasks.TASKS`` lists all tasks. The fields of a subclass are its options.
 
     Attributes:
-        name: in configurations, on the command line and in ``report.json``.
-        head_name: of the head that fine-tuning gives a model.
-        kinds: of heads (`HeadSpec.kind`) that answer the task.
-        forms: of heads (`HeadSpec.form`) that a user may choose besides the light one.
-        methods: of fine-tuning that suit it.
-        files: columns of a manifest that name its files of truth; a run notices when they change.
-        columns: of its table of answers, besides ``row`` and ``patient`` (the unit); `runs.run` describes them.
-        truth: those of the columns that hold what was to be found.
+        name: name in configurations, on the command line and in ``report.json``.
+        head_name: name of the head that fine-tuning gives a model.
+        kinds: kinds of heads (`HeadSpec.kind`) that answer the task.
+        forms: forms of heads (`HeadSpec.form`) that a user may choose besides the light one.
+        methods: methods of fine-tuning that suit the task.
+        files: columns of a manifest that name files of truth; a run notices when these files change.
+        columns: columns of the table of answers besides ``row`` and ``patient`` (the unit); see `runs.run`.
+        truth: those of these columns that hold the truth.
         primary: metric by which runs are ranked.
-        chosen_by: metric by which validation chooses the highest value; the earliest of equals wins.
-        lower_is_better: metrics of which the lowest value is the best.
+        chosen_by: metric whose highest value chooses on validation; the earliest of equal values wins.
+        lower_is_better: metrics whose lowest value is the best.
     """
 
     name: ClassVar[str]
@@ -55,7 +55,7 @@ class Task:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
-        """The task with those of the options that it has; others belong to other tasks."""
+        """The task with those of ``options`` that it has; the remaining ones belong to other tasks."""
         return cls(**{field.name: options[field.name] for field in fields(cls) if field.name in options})
 
     # Rows, targets and batches.
@@ -69,10 +69,10 @@ class Task:
         raise NotImplementedError
 
     def targets(self, manifest: Manifest, split: str, head: HeadSpec) -> Sequence[Any]:
-        """What is to be found in every row of a split, checked: it becomes `Example.target`.
+        """The truth of every row of a split, after a check; it becomes `Example.target`.
 
         Raises:
-            UserError: truth is missing, does not fit its video, or has a class that the head does not have.
+            UserError: the truth is missing, does not fit its video, or has a class that the head lacks.
         """
         raise NotImplementedError
 
@@ -84,16 +84,16 @@ class Task:
         """
         return examples_of(manifest, split, self.targets(manifest, split, head))
 
-    def sample(self, example: Example, shown: Shown) -> dict[str, Any]:
-        """The truth of one training clip, seen through its random view: the entries that `Head.loss` reads."""
+    def sample(self, example: Example, clip: TrainingClip) -> dict[str, Any]:
+        """The truth of one training clip in its random view: the entries that `Head.loss` reads."""
         raise NotImplementedError
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """A batch of samples, each of them ``clip`` (3, T, S, S) and what ``sample`` gave."""
+        """A batch of samples, each with ``clip`` (3, T, S, S) and the entries from ``sample``."""
         return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
     def criterion(self, head: Head, training: Sequence[Example]) -> Loss:
-        """The loss of logits and a batch; ``training`` tells how frequent each class is."""
+        """The loss of logits and a batch; ``training`` gives the frequencies of the classes."""
         return head.loss
 
     # Answers.
@@ -103,16 +103,16 @@ class Task:
     ) -> pd.DataFrame:
         """Truth and answers of one head on some rows: ``row``, ``patient`` and the task's columns.
 
-        ``training`` are the rows that the model was trained on, where an answer depends on them.
+        ``training`` holds the rows that the model was trained on, for tasks whose answers depend on them.
         """
         raise NotImplementedError
 
     def calibrated(self, model: VideoModel, head: str, validation: Sequence[Example]) -> HeadSpec:
-        """The head's description after its scores were calibrated on validation rows, if the task does that."""
+        """The description of the head after its scores were calibrated on validation rows, if the task does so."""
         return model.card.heads[head]
 
     def protocol(self) -> dict[str, Any]:
-        """Options that must be equal in runs that are ranked together."""
+        """The options that must be equal in runs that are ranked together."""
         return {}
 
     def contents(self) -> dict[str, str]:
@@ -120,21 +120,21 @@ class Task:
         return {}
 
     def words(self) -> str:
-        """What the name of a run's method adds about the task, such as its smoother; empty for nothing."""
+        """An addition to the name of a run's method, such as the smoother; empty if there is none."""
         return ""
 
-    # Metrics of a table that is read back from a run, whose options are not known any more.
+    # Metrics of a table that is read back from a run; the options of the task are no longer known then.
 
     @classmethod
     def problem(cls, table: pd.DataFrame) -> str | None:
-        """Why a table is not one of this task's, as the end of a sentence; None if it is."""
+        """The reason why a table does not belong to this task, as a sentence; None if it does."""
         missing = [name for name in ("seed", "row", "patient", *cls.columns) if name not in table]
         missing = ["unit" if name == "patient" else name for name in missing]  # its name in the file
         return f"The predictions lack the columns {', '.join(missing)}." if missing else None
 
     @classmethod
     def truth_columns(cls, table: pd.DataFrame) -> list[str]:
-        """The columns of a table that hold what was to be found: equal in runs on the same test rows."""
+        """The columns of a table that hold the truth, which are equal in runs on the same test rows."""
         return list(cls.truth)
 
     @classmethod
@@ -153,5 +153,5 @@ class Task:
 
     @classmethod
     def probabilities(cls, rows: pd.DataFrame) -> tuple[NDArray, NDArray] | None:
-        """Class numbers (N,) and probabilities (N, K) where the answers are such: their reliability can be drawn."""
+        """Class numbers (N,) and probabilities (N, K) for a reliability diagram; None for other kinds of answers."""
         return None

@@ -257,7 +257,7 @@ def test_a_patient_in_two_splits_is_refused_and_if_accepted_reported(phantom, tm
         return table
 
     changed = edited(phantom, tmp_path, leak)
-    with pytest.raises(ManifestError, match="1 patients or recordings are in two splits"):
+    with pytest.raises(ManifestError, match="1 patients or recordings are in more than one split"):
         next(finetune(FinetuneConfig(changed, tmp_path / "refused", start=SCRATCH)))
     assert not (tmp_path / "refused").exists()
     config = FinetuneConfig(
@@ -275,7 +275,7 @@ def test_a_sequence_in_two_splits_is_refused_like_a_patient(phantom, tmp_path):
         table.loc[rows, "sequence"] = "one operation"
         return table
 
-    with pytest.raises(ManifestError, match="in two splits or more: phantom/sequence one operation"):
+    with pytest.raises(ManifestError, match="in more than one split: phantom/sequence one operation"):
         next(finetune(FinetuneConfig(edited(phantom, tmp_path, leak), tmp_path / "refused", start=SCRATCH)))
 
 
@@ -298,7 +298,7 @@ def test_a_class_that_training_never_saw_is_refused_with_the_count(phantom, tmp_
         return table
 
     with pytest.raises(
-        ManifestError, match=f"{TINY.test} rows of test have a class that training never saw: angiectasia"
+        ManifestError, match=f"{TINY.test} rows of test have a class without training rows: angiectasia"
     ):
         next(finetune(FinetuneConfig(edited(phantom, tmp_path, unseen), tmp_path / "run", start=SCRATCH)))
 
@@ -314,7 +314,7 @@ def test_masks_of_another_size_or_not_binary_are_refused_with_the_count(phantom,
         Segmentation().examples(manifest, "train", head)
     for file in files[:2]:
         Image.fromarray(np.zeros((32, 64), bool)).save(file)
-    with pytest.raises(ManifestError, match="2 masks of train are of another size"):
+    with pytest.raises(ManifestError, match="2 masks of train differ in size"):
         Segmentation().examples(manifest, "train", head)
 
 
@@ -336,7 +336,7 @@ def test_masks_that_jpeg_has_blurred_are_refused_by_name_with_the_count(phantom,
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"x2_px": 65.0}, "1 boxes of .* lie outside"),
+        ({"x2_px": 65.0}, "1 boxes of .* reach outside"),
         ({"x2_px": -1.0}, "1 boxes of .* no area"),
         ({"y1_px": 8.0, "y2_px": 8.0}, "1 boxes of .* no area"),
     ],

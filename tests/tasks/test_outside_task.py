@@ -35,7 +35,7 @@ from endofm_lab.runs.by_class import by_class
 from endofm_lab.runs.compare import compare
 from endofm_lab.runs.run import read_run
 from endofm_lab.tasks import Task
-from endofm_lab.tasks.clips import Shown, covering_clips, in_batches
+from endofm_lab.tasks.clips import TrainingClip, covering_clips, in_batches
 from endofm_lab.video.reader import open_video
 from endofm_lab.video.transforms import masks_to_frame
 
@@ -80,13 +80,13 @@ class Depth(Task):
             raise ManifestError(f"The manifest has no column {self.column!r}; depth needs one.")
         return [manifest.resolve(cell) for cell in rows[self.column]]
 
-    def sample(self, example, shown: Shown) -> dict[str, Any]:
+    def sample(self, example, clip: TrainingClip) -> dict[str, Any]:
         """``depth`` (1, T, S, S) in 0..1, cut as the frames are."""
 
         def read(numbers):
-            return shown.reduced(torch.from_numpy(read_depth(example.target, numbers))[:, None])[:, 0].numpy()
+            return clip.reduced(torch.from_numpy(read_depth(example.target, numbers))[:, None])[:, 0].numpy()
 
-        return {"depth": shown.view.masks(shown.pictures(example.target, read), shown.size_px)[None]}
+        return {"depth": clip.view.masks(clip.pictures(example.target, read), clip.size_px)[None]}
 
     def table(self, model, head, examples, training):
         """One row per frame: the true mean, the mean absolute error, and the share of pixels within 0.1."""

@@ -90,5 +90,5 @@ def test_rows_that_overlap_in_time_are_refused_with_the_count(operations):
     head = task.head(manifest)
     model = Start("scratch", size="micro").build("phase", head, seed=0).eval()
     examples = task.examples(manifest, "test", head)
-    with pytest.raises(ManifestError, match="2 rows start before the one before them ends"):
+    with pytest.raises(ManifestError, match="2 rows start before the previous row ends"):
         task.table(model, "phase", examples, examples)
