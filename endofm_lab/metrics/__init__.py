@@ -1,1 +1,1 @@
-"""Numbers and their intervals: classes, boxes, masks, phases, calibration, published conventions."""
+"""Metrics and their intervals: classes, boxes, masks, phases, calibration, and definitions of published results."""

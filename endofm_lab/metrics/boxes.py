@@ -1,7 +1,7 @@
 """Detection metrics: average precision by COCO's rule, localisation by centres, and presence per frame.
 
-A frame's detections meet its truth once; then every metric is asked for any number of resamples of the frames, as in
-``metrics.classification``: ``weights`` (R, N) gives (R,).
+The detections of a frame are matched to its truth once. Every metric can then be computed for any number of resamples
+of the frames, as in ``metrics.classification``: ``weights`` (R, N) give (R,).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +16,7 @@ from endofm_lab.metrics.classification import MetricError, Values, f1, nan_mean,
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0, 1, 101)
-MAX_DETECTIONS = 100  # per frame and class, the most certain first, as COCO has it
+MAX_DETECTIONS = 100  # per frame and class, the highest scores first, as in COCO
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,10 @@ def frame_boxes(
     true_labels: ArrayLike | None = None,
     labels: ArrayLike | None = None,
 ) -> FrameBoxes:
-    """A checked :class:`FrameBoxes`; without labels everything is one class, 0.
+    """A checked :class:`FrameBoxes`; without labels, all boxes are of class 0.
 
     Raises:
-        MetricError: NaN, a box without area, or not one score (and label) per box.
+        MetricError: a value is NaN, a true box has no area, or there is not one score (and label) per box.
     """
     truth, boxes = (np.asarray(b, dtype=np.float64).reshape(-1, 4) for b in (true_xyxy, xyxy))
     values = np.asarray(scores, dtype=np.float64).reshape(-1)
@@ -50,11 +50,11 @@ def frame_boxes(
     ]
     if not len(values) == len(classes[1]) == len(boxes) or len(classes[0]) != len(truth):
         raise MetricError(
-            f"{len(boxes)} boxes with {len(values)} scores and {len(classes[1])} labels, {len(truth)} true boxes with "
-            f"{len(classes[0])} labels; give one of each per box."
+            f"{len(boxes)} boxes have {len(values)} scores and {len(classes[1])} labels, and {len(truth)} true "
+            f"boxes with {len(classes[0])} labels; give one score and one label per box."
         )
     if np.isnan(boxes).any() or np.isnan(values).any():
-        raise MetricError("A detection holds NaN; leave it out.")
+        raise MetricError("A detection holds NaN. Leave it out.")
     for box in truth:
         if not (box[2] > box[0] and box[3] > box[1]):
             raise MetricError(f"The true box {box.tolist()} has no area; x2 > x1 and y2 > y1 are needed.")
@@ -63,7 +63,7 @@ def frame_boxes(
 
 @dataclass(frozen=True)
 class ClassMatches:
-    """Detections of one class over all frames, falling score: which frame, and a hit or not at every IoU threshold."""
+    """Detections of one class over all frames, highest score first: frames, and hits at every IoU threshold."""
 
     frame: NDArray[np.int64]  # (D,)
     hit: NDArray[np.bool_]  # (10, D)
@@ -72,19 +72,20 @@ class ClassMatches:
 
 @dataclass(frozen=True)
 class BoxMatches:
-    """Matches of all classes that have a true box somewhere, and the number of frames."""
+    """Matches of all classes that have a true box in any frame, and the number of frames."""
 
     classes: tuple[ClassMatches, ...]
     n_frames: int
 
 
 def match_boxes(frames: Sequence[FrameBoxes]) -> BoxMatches:
-    """Detections against truth, per frame and class, at the ten ``IOU_THRESHOLDS``.
+    """Match detections to true boxes, per frame and class, at the ten ``IOU_THRESHOLDS``.
 
-    Detections choose in falling score the free true box they overlap most, if by at least the threshold; a true box is
-    found once, further detections of it are false. Only the 100 most certain of a frame and class take part.
+    From the highest score down, each detection takes the free true box that it overlaps most, if the overlap reaches
+    the threshold. A true box is matched once; further detections of it are false. Only the 100 highest scores of a
+    frame and class take part.
 
-    Source: Lin et al. 2014 (COCO), its evaluation without crowds and area ranges.
+    Source: Lin et al. 2014 (COCO), the evaluation without crowds and area ranges.
     """
     classes = np.unique(np.concatenate([np.zeros(0, np.int64), *(frame.true_labels for frame in frames)]))
     return BoxMatches(tuple(_match_class(frames, int(label)) for label in classes), len(frames))
@@ -93,15 +94,15 @@ def match_boxes(frames: Sequence[FrameBoxes]) -> BoxMatches:
 def average_precision_50(matches: BoxMatches, weights: ArrayLike | None = None) -> Values:
     """AP at IoU 0.5: mean of the precision at 101 recalls 0, 0.01, ... 1, then mean over classes, in [0, 1].
 
-    The precision at a recall is the largest one at that recall or a higher one, 0 where the recall is not reached.
-    Classes without a true box are left out; no true box at all: NaN.
+    The precision at a recall is the largest precision at that recall or a higher one, and 0 if the recall is not
+    reached. Classes without a true box are left out; without any true box, the result is NaN.
     """
     rows = resample_rows(weights, matches.n_frames)
     return shaped(_mean_ap(matches, rows, [0]), weights)
 
 
 def average_precision_50_95(matches: BoxMatches, weights: ArrayLike | None = None) -> Values:
-    """Mean of the AP at the ten IoU thresholds 0.5, 0.55, ... 0.95; rule and empty cases as at 0.5."""
+    """Mean of the AP at the ten IoU thresholds 0.5, 0.55, ... 0.95, with the rule and the empty cases of AP at 0.5."""
     rows = resample_rows(weights, matches.n_frames)
     return shaped(_mean_ap(matches, rows, range(len(IOU_THRESHOLDS))), weights)
 
@@ -109,9 +110,9 @@ def average_precision_50_95(matches: BoxMatches, weights: ArrayLike | None = Non
 def centre_counts(frames: Sequence[FrameBoxes], threshold: float = 0.5) -> NDArray[np.int64]:
     """True positives, false positives and false negatives per frame (N, 3) of localisation by centres.
 
-    Detections with a score of at least ``threshold`` choose in falling score, among the free true boxes of their class
-    that contain their centre, the one with the nearest centre. A true box is found once; every other detection is a
-    false positive, on frames without a lesion too. The released rule (``metrics.released``) differs in all three.
+    From the highest score down to ``threshold``, each detection takes the true box with the nearest centre among the
+    free ones of its class that contain the detection's centre. A true box is matched once. Every other detection is a
+    false positive, also on frames without a lesion. The released rule (``metrics.released``) differs in all three.
     """
     counts = [_centre_counts(frame, threshold) for frame in frames]
     return np.array(counts, dtype=np.int64).reshape(-1, 3)
@@ -120,8 +121,8 @@ def centre_counts(frames: Sequence[FrameBoxes], threshold: float = 0.5) -> NDArr
 def centre_metrics(counts: NDArray[np.int64], weights: ArrayLike | None = None) -> dict[str, Values]:
     """``centre_precision``, ``centre_recall``, ``centre_f1``, ``centre_f2`` from summed counts (N, 3), in [0, 1].
 
-    F-beta = (1 + b^2) TP / ((1 + b^2) TP + b^2 FN + FP). Nothing detected: precision is NaN; nothing to find: recall is
-    NaN; neither: all are NaN.
+    F-beta = (1 + b^2) TP / ((1 + b^2) TP + b^2 FN + FP). Precision is NaN without detections, recall is NaN without
+    true boxes, and all four are NaN without both.
     """
     rows = resample_rows(weights, len(counts))
     tp, fp, fn = (rows @ counts).T
@@ -137,7 +138,7 @@ def centre_metrics(counts: NDArray[np.int64], weights: ArrayLike | None = None) 
 def frame_presence(frames: Sequence[FrameBoxes], threshold: float = 0.5) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Whether each frame has a true box, and whether it has a detection of at least ``threshold``: two (N,) bool.
 
-    For ``metrics.classification.f1`` and its like. It says nothing of where: a box in the wrong corner counts as found.
+    For ``metrics.classification.f1`` and similar metrics. The position is ignored: a box in the wrong corner counts.
     """
     truth = np.array([len(frame.true_xyxy) > 0 for frame in frames], dtype=bool)
     return truth, np.array([(frame.scores >= threshold).any() for frame in frames], dtype=bool)
@@ -146,9 +147,9 @@ def frame_presence(frames: Sequence[FrameBoxes], threshold: float = 0.5) -> tupl
 def detection_metrics(
     frames: Sequence[FrameBoxes], threshold: float = 0.5
 ) -> Callable[[ArrayLike | None], dict[str, Values]]:
-    """A function of ``weights`` that gives ``ap50``, ``ap50_95``, the centre metrics and ``frame_presence_f1``.
+    """A function of ``weights`` that returns ``ap50``, ``ap50_95``, the centre metrics and ``frame_presence_f1``.
 
-    Boxes are matched here, once; the function can then be asked for any number of resamples.
+    Boxes are matched only once, here; the function can then be called for any number of resamples.
     """
     matches, counts = match_boxes(frames), centre_counts(frames, threshold)
     truth, presence = frame_presence(frames, threshold)
@@ -179,7 +180,7 @@ def _match_class(frames: Sequence[FrameBoxes], label: int) -> ClassMatches:
 
 
 def _hits(boxes: NDArray, truth: NDArray) -> NDArray[np.bool_]:
-    """(10, D): whether each box (D, 4), falling score, finds a free one of truth (G, 4) at each threshold."""
+    """(10, D): whether each box (D, 4), highest score first, matches a free true box (G, 4) at each threshold."""
     hits = np.zeros((len(IOU_THRESHOLDS), len(boxes)), dtype=bool)
     if not len(boxes) or not len(truth):
         return hits
@@ -205,25 +206,25 @@ def _ap(match: ClassMatches, hit: NDArray[np.bool_], rows: NDArray) -> NDArray[n
     values = np.full(len(rows), np.nan)
     for r, frames in enumerate(rows):
         if truths := frames @ match.truths:
-            drawn = frames[match.frame]  # (D,)
-            found = np.cumsum(drawn * hit)
-            precision = np.nan_to_num(ratio(found, np.cumsum(drawn)))
-            best_from_here = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-            values[r] = best_from_here[np.searchsorted(found / truths, RECALL_POINTS)].mean()
+            counts = frames[match.frame]  # (D,)
+            true_positives = np.cumsum(counts * hit)
+            precision = np.nan_to_num(ratio(true_positives, np.cumsum(counts)))
+            highest = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # at this recall or a higher one
+            values[r] = highest[np.searchsorted(true_positives / truths, RECALL_POINTS)].mean()
     return values
 
 
 def _centre_counts(frame: FrameBoxes, threshold: float) -> tuple[int, int, int]:
-    certain = np.flatnonzero(frame.scores >= threshold)
-    certain = certain[np.argsort(-frame.scores[certain], kind="stable")]
+    detections = np.flatnonzero(frame.scores >= threshold)
+    detections = detections[np.argsort(-frame.scores[detections], kind="stable")]
     true_centres = (frame.true_xyxy[:, :2] + frame.true_xyxy[:, 2:]) / 2
     free = np.ones(len(true_centres), dtype=bool)
-    for d in certain:
+    for d in detections:
         centre = (frame.xyxy[d, :2] + frame.xyxy[d, 2:]) / 2
-        inside = ((frame.true_xyxy[:, :2] < centre) & (centre < frame.true_xyxy[:, 2:])).all(1)
-        candidates = np.flatnonzero(free & inside & (frame.true_labels == frame.labels[d]))
+        contains = ((frame.true_xyxy[:, :2] < centre) & (centre < frame.true_xyxy[:, 2:])).all(1)
+        candidates = np.flatnonzero(free & contains & (frame.true_labels == frame.labels[d]))
         if len(candidates):
             distance = np.linalg.norm(true_centres[candidates] - centre, axis=1)
             free[candidates[distance.argmin()]] = False
-    found = int((~free).sum())
-    return found, len(certain) - found, len(free) - found
+    true_positives = int((~free).sum())
+    return true_positives, len(detections) - true_positives, len(free) - true_positives

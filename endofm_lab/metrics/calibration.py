@@ -1,8 +1,8 @@
-"""Is a confidence of 0.9 right nine times in ten? Calibration error, its repair on validation, and when to abstain.
+"""Calibration: is a confidence of 0.9 right nine times in ten? Errors, scaling on validation, and abstention.
 
 All functions take probabilities (N, K) that sum to one per row; a binary score p is the two columns (1 - p, p).
-The *confidence* of a row is its largest probability. Scalings are fitted on validation patients and must be judged on
-others.
+The *confidence* of a row is its largest probability. Scalings are fitted on validation patients and must be evaluated
+on other patients.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from endofm_lab.metrics.classification import (
     weighted_mean,
 )
 
-# Where validation holds no error the likelihood has no maximum and the optimum runs away: it stops here.
+# Without an error on validation, the likelihood has no maximum; these bounds then stop the optimiser.
 TEMPERATURE_RANGE = (0.05, 20.0)
 BIAS_LIMIT = 10.0
 _TINY = 1e-12
@@ -33,9 +33,10 @@ _TINY = 1e-12
 def ece(target: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None = None, n_bins: int = 15) -> Values:
     """Expected calibration error, in [0, 1]: mean gap between confidence and accuracy over equal-width bins.
 
-    Rows fall in bins (0, 1/n], (1/n, 2/n], ... by confidence; each bin's gap counts by its share of rows, empty bins
-    not at all. No rows: NaN. ``target`` (N,), ``probabilities`` (N, K), ``weights`` as in ``metrics.classification``.
-    Few rows per bin make it too large, in resamples still more: its bootstrap interval leans upwards.
+    Rows are put in bins (0, 1/n], (1/n, 2/n], ... by confidence. Each bin's gap is weighted by its share of rows, so
+    empty bins do not count. Without rows, the result is NaN. ``target`` (N,), ``probabilities`` (N, K), ``weights`` as
+    in ``metrics.classification``. With few rows per bin the error is biased upwards, and even more in resamples, so its
+    bootstrap interval is shifted upwards.
 
     Source: Naeini et al. 2015; Guo et al. 2017 (arXiv 1706.04599), equation 3.
     """
@@ -48,9 +49,9 @@ def ece(target: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None =
 
 
 def brier(target: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None = None) -> Values:
-    """Mean squared distance between probabilities and truth, summed over classes: 0 perfect, 2 certain and wrong.
+    """Mean squared distance between probabilities and truth, summed over classes: 0 if perfect, 2 if surely wrong.
 
-    For two classes this is twice the one-column form (scikit-learn's ``scale_by_half``). No rows: NaN.
+    For two classes this is twice the one-column form (scikit-learn's ``scale_by_half``). NaN without rows.
 
     Source: Brier 1950.
     """
@@ -60,7 +61,7 @@ def brier(target: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None
 
 
 def negative_log_likelihood(target: ArrayLike, probabilities: ArrayLike, weights: ArrayLike | None = None) -> Values:
-    """Mean of -ln p(true class), in nats; probabilities below 1e-12 count as 1e-12. No rows: NaN."""
+    """Mean of -ln p(true class), in nats; probabilities below 1e-12 count as 1e-12. NaN without rows."""
     target, probabilities = _checked(target, probabilities)
     return weighted_mean(-np.log(np.maximum(probabilities[np.arange(len(target)), target], _TINY)), weights)
 
@@ -68,7 +69,7 @@ def negative_log_likelihood(target: ArrayLike, probabilities: ArrayLike, weights
 def reliability_curve(target: ArrayLike, probabilities: ArrayLike, n_bins: int = 15) -> pd.DataFrame:
     """One row per bin: ``low``, ``high``, ``n``, mean ``confidence`` and ``accuracy`` (NaN in empty bins).
 
-    The same bins as :func:`ece`, which is the mean of ``|accuracy - confidence|`` weighted by ``n``.
+    The bins are those of :func:`ece`, which is the mean of ``|accuracy - confidence|`` weighted by ``n``.
     """
     target, probabilities = _checked(target, probabilities)
     confidence = probabilities.max(axis=1, initial=0.0)
@@ -88,9 +89,9 @@ def reliability_curve(target: ArrayLike, probabilities: ArrayLike, n_bins: int =
 
 @dataclass(frozen=True)
 class Scaling:
-    """Calibrated probabilities are softmax(weight * logits + bias); ``weight`` and ``bias`` are (K,) floats.
+    """A calibration to softmax(weight * logits + bias); ``weight`` and ``bias`` are (K,) floats.
 
-    Temperature scaling is the case of one common weight 1 / T and no bias; it never changes the predicted class.
+    Temperature scaling has one common weight 1 / T and no bias, so it never changes the predicted class.
     """
 
     weight: tuple[float, ...]
@@ -98,7 +99,7 @@ class Scaling:
 
     @property
     def temperature(self) -> float:
-        """1 / mean weight: the temperature of temperature scaling, above 1 for an over-confident model."""
+        """1 / mean weight: the temperature of temperature scaling, which is above 1 for an overconfident model."""
         return float(1 / np.mean(self.weight))
 
     def __call__(self, logits: ArrayLike) -> NDArray[np.float64]:
@@ -109,8 +110,8 @@ class Scaling:
 def fit_temperature(target: ArrayLike, logits: ArrayLike) -> Scaling:
     """Temperature that maximises the likelihood of validation rows; ``target`` (N,), ``logits`` (N, K).
 
-    Fitted as 1 / T, in which the problem is convex, by L-BFGS; T stays within ``TEMPERATURE_RANGE``, whose lower end it
-    takes when validation holds no error at all.
+    L-BFGS fits 1 / T, because the problem is convex in it. T stays within ``TEMPERATURE_RANGE`` and is at its lower end
+    if validation holds no error at all.
 
     Source: Guo et al. 2017 (arXiv 1706.04599), section 4.2.
     """
@@ -128,9 +129,9 @@ def fit_temperature(target: ArrayLike, logits: ArrayLike) -> Scaling:
 
 
 def fit_vector_scaling(target: ArrayLike, logits: ArrayLike) -> Scaling:
-    """A weight and a bias per class that maximise the likelihood of validation rows; shapes as in fit_temperature.
+    """A weight and a bias per class that maximise the likelihood of validation rows; shapes as in `fit_temperature`.
 
-    Every class must occur in validation: a class that never does would be scaled away. Weights stay within
+    Every class must occur in validation, because an absent class would get a probability near 0. Weights stay within
     1 / ``TEMPERATURE_RANGE`` and biases within +-``BIAS_LIMIT``.
 
     Source: Guo et al. 2017 (arXiv 1706.04599), section 4.2.
@@ -139,8 +140,8 @@ def fit_vector_scaling(target: ArrayLike, logits: ArrayLike) -> Scaling:
     truth = _some_truth(target, logits.shape[1])
     if missing := np.flatnonzero(~truth.any(0)).tolist():
         raise MetricError(
-            f"Classes {missing} have no validation row, vector scaling would scale them away; "
-            "use fit_temperature or add validation patients."
+            f"Classes {missing} have no validation row, so vector scaling would give them a probability near 0. Use "
+            "fit_temperature, or add validation patients."
         )
     n_classes = logits.shape[1]
 
@@ -156,14 +157,15 @@ def fit_vector_scaling(target: ArrayLike, logits: ArrayLike) -> Scaling:
 
 
 def logits_of(probabilities: ArrayLike) -> NDArray[np.float64]:
-    """Logits whose softmax is ``probabilities`` (N, K); zeros count as 1e-12. For scores whose logits were not kept."""
+    """Logits whose softmax is ``probabilities`` (N, K), for scores without saved logits; zeros count as 1e-12."""
     return np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), _TINY))
 
 
 def selective_curve(target: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:
-    """Accuracy when only confident rows are answered: ``threshold``, ``coverage``, ``accuracy``, falling threshold.
+    """Accuracy on the confident rows alone: ``threshold``, ``coverage``, ``accuracy``, highest threshold first.
 
-    One row per distinct confidence; rows at or above it are answered, ties together. No rows: an empty table.
+    The table has one row per distinct confidence, at which all rows with that confidence or more are answered. Without
+    rows it is empty.
 
     Source: El-Yaniv and Wiener 2010.
     """
@@ -183,7 +185,7 @@ def selective_curve(target: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame
 
 
 def confident_errors(target: ArrayLike, probabilities: ArrayLike, above: float = 0.9) -> NDArray[np.int64]:
-    """Rows that are wrong with a confidence over ``above``, the most confident first: (M,) row numbers."""
+    """(M,) numbers of the rows that are wrong with a confidence over ``above``, the most confident first."""
     target, probabilities = _checked(target, probabilities)
     confidence = probabilities.max(axis=1, initial=0.0)
     wrong = np.flatnonzero((probabilities.argmax(1) != target) & (confidence > above))
@@ -191,19 +193,19 @@ def confident_errors(target: ArrayLike, probabilities: ArrayLike, above: float =
 
 
 def _bins(confidence: NDArray, n_bins: int) -> NDArray[np.int64]:
-    """Bin of each confidence; bins are closed on the right, and 0 belongs to the first."""
+    """Bin of each confidence; bins are closed on the right, and 0 belongs to the first bin."""
     inner = np.linspace(0, 1, n_bins + 1)[1:-1]
     return np.searchsorted(inner, confidence, side="left")
 
 
 def _some_truth(target: NDArray, n_classes: int) -> NDArray[np.bool_]:
     if len(target) == 0:
-        raise MetricError("There are no rows to fit a scaling on; the validation set is empty.")
+        raise MetricError("The validation set is empty; give at least one row to fit a scaling on.")
     return one_against_rest(target, n_classes)
 
 
 def _loss_and_residual(logits: NDArray, truth: NDArray) -> tuple[float, NDArray]:
-    """Mean cross-entropy and its derivative by the logits (N, K)."""
+    """Mean cross-entropy, and its derivative with respect to the logits (N, K)."""
     logs = log_softmax(logits, axis=1)
     return float(-logs[truth].mean()), (np.exp(logs) - truth) / len(logits)
 
@@ -211,7 +213,7 @@ def _loss_and_residual(logits: NDArray, truth: NDArray) -> tuple[float, NDArray]
 def _fit(
     loss: Callable[[NDArray], tuple[float, NDArray]], start: NDArray, bounds: list[tuple[float, float]]
 ) -> NDArray[np.float64]:
-    """Parameters within ``bounds`` at which ``loss``, which also returns its gradient, is smallest."""
+    """The parameters within ``bounds`` that minimise ``loss``, which also returns its gradient."""
     options = {"maxiter": 1000, "ftol": 1e-14, "gtol": 1e-10}
     return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
 
@@ -220,12 +222,12 @@ def _checked(target: ArrayLike, values: ArrayLike, sums_to_one: bool = True) -> 
     target, values = np.asarray(target), np.asarray(values, dtype=np.float64)
     if values.ndim != 2 or values.shape[1] < 2 or len(values) != len(target):
         raise MetricError(
-            f"{len(target)} targets with scores of shape {values.shape}; one row per target and one column per class "
-            "are needed (a binary score p is the two columns 1 - p and p)."
+            f"{len(target)} targets have scores of shape {values.shape}; give one row per target and one "
+            "column per class (a binary score p is the two columns 1 - p and p)."
         )
     if bad := int((~np.isfinite(values)).any(1).sum()):
-        raise MetricError(f"{bad} of {len(values)} rows hold NaN or infinity; leave them out and report how many.")
+        raise MetricError(f"{bad} of {len(values)} rows hold NaN or infinity. Leave them out and report how many.")
     if sums_to_one and (bad := int((np.abs(values.sum(1) - 1) > 1e-3).sum())):
-        raise MetricError(f"{bad} of {len(values)} rows do not sum to one; apply softmax to logits first.")
+        raise MetricError(f"{bad} of {len(values)} rows do not sum to one. Apply softmax to logits first.")
     one_against_rest(target, values.shape[1])  # refuses a class without a column
     return target.astype(np.int64), values

@@ -1,4 +1,4 @@
-"""Capsule Vision 2024: the challenge's metrics and ranking score, its submission spreadsheet, and a check of both.
+"""Capsule Vision 2024: the challenge's metrics and ranking score, and checks and writing of its submission files.
 
 Ten classes of capsule endoscopy frames; a submission gives ten probabilities per test image. Teams were ranked by
 (mean AUC + balanced accuracy) / 2.
@@ -31,13 +31,13 @@ CLASSES = (
     "Ulcer",
     "Worms",
 )
-SUM_TOLERANCE = 1e-3  # ten columns rounded to four digits are at most 5e-4 off
+SUM_TOLERANCE = 1e-3  # the sum of ten columns rounded to four digits is at most 5e-4 off
 _IMAGE_COLUMNS = ("image_path", "image")
 _NEEDS_OPENPYXL = "a spreadsheet needs openpyxl: pip install 'endofm-lab[export]'."
 
 
 class SubmissionError(UserError):
-    """A label or submission file that cannot be scored; ``problems`` holds one sentence for each thing wrong."""
+    """A label or submission file that cannot be scored; ``problems`` holds one sentence for each problem."""
 
     def __init__(self, path: str | Path, problems: Sequence[str]) -> None:
         self.path = str(path)
@@ -55,34 +55,34 @@ def score(target: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
     * ``balanced_accuracy``, ``avg_precision`` (of predictions, not the area under a curve), ``avg_sensitivity``,
       ``avg_f1``, ``avg_specificity``: means over classes, each row predicted as its most probable class.
     * ``class_wise_metrics``: each class alone, predicted where its probability is at least 0.5. A ratio without cases
-      (precision of a class that is never predicted) is 0 here, as the challenge has it.
+      (such as the precision of a class that is never predicted) is 0 here, as the challenge defines it.
     * ``ranking_score``: (mean AUC + balanced accuracy) / 2.
-    * Not of the challenge: ``ece`` (15 bins), ``errors_above_0.9`` (share of errors with a confidence over 0.9).
+    * Not part of the challenge: ``ece`` (15 bins), ``errors_above_0.9`` (share of errors with a confidence over 0.9).
 
-    A class without any image has no AUC and no recall: these are None and left out of the means. The official test set
-    has images of all ten.
+    A class without images has no AUC and no recall: these are None and left out of the means. The official test set has
+    images of all ten classes.
     """
     target, probabilities = np.asarray(target), np.asarray(probabilities, dtype=np.float64)
     truth = target[:, None] == np.arange(len(CLASSES))
     predicted = probabilities.argmax(1)
     aucs = [_auc(truth[:, k], probabilities[:, k]) for k in range(len(CLASSES))]
-    alone = _ratios(truth, probabilities >= 0.5)
-    whole = _ratios(truth, predicted[:, None] == np.arange(len(CLASSES)))
+    of_classes = _ratios(truth, probabilities >= 0.5)
+    of_predictions = _ratios(truth, predicted[:, None] == np.arange(len(CLASSES)))
     present = truth.any(0)
     mean_auc = float(nan_mean(aucs))
-    balanced = float(nan_mean(whole["recall"][present]))
+    balanced = float(nan_mean(of_predictions["recall"][present]))
     errors = int((predicted != target).sum())
     result = {
         "mean_auc": mean_auc,
         "balanced_accuracy": balanced,
-        "avg_precision": float(nan_mean(whole["precision"][present])),
+        "avg_precision": float(nan_mean(of_predictions["precision"][present])),
         "avg_sensitivity": balanced,
-        "avg_f1": float(nan_mean(whole["f1_score"][present])),
-        "avg_specificity": float(nan_mean(whole["specificity"][present])),
+        "avg_f1": float(nan_mean(of_predictions["f1_score"][present])),
+        "avg_specificity": float(nan_mean(of_predictions["specificity"][present])),
         "class_wise_metrics": {
             name: {
                 key: float("nan") if key == "recall" and not present[k] else float(column[k])
-                for key, column in alone.items()
+                for key, column in of_classes.items()
             }
             | {"auc": aucs[k]}
             for k, name in enumerate(CLASSES)
@@ -98,7 +98,7 @@ def score_files(labels: str | Path, probabilities: str | Path) -> dict[str, Any]
     """:func:`score` of a submission file against a label file; images are matched by file name, in any order.
 
     Raises:
-        SubmissionError: naming every problem of either file, and images that only one of them has.
+        SubmissionError: lists every problem of either file, and the images that are in only one of them.
     """
     truth = read_labels(labels)
     table = read_probabilities(probabilities)
@@ -106,9 +106,9 @@ def score_files(labels: str | Path, probabilities: str | Path) -> dict[str, Any]
     names = truth.index
     problems = []
     if missing := [name for name in names if name not in table.index]:
-        problems.append(f"{len(missing)} of {len(names)} labelled images have no row: {_some(missing)}.")
+        problems.append(f"{len(missing)} of {len(names)} labelled images have no row: {_some(missing)}; add them.")
     if extra := [name for name in table.index if name not in names]:
-        problems.append(f"{len(extra)} rows are of images that have no label: {_some(extra)}.")
+        problems.append(f"{len(extra)} rows belong to images without a label: {_some(extra)}; remove them.")
     if problems:
         raise SubmissionError(probabilities, problems)
     return score(truth.to_numpy(), table.loc[names].to_numpy())
@@ -124,7 +124,7 @@ def read_labels(path: str | Path) -> pd.Series:
     problems = _row_problems(names)
     if unknown := sorted({str(name) for name in table["class"] if name not in CLASSES}):
         problems.append(
-            f"{len(unknown)} class names are not of the challenge: {_some(unknown)}; it has {_some(CLASSES, 10)}."
+            f"{len(unknown)} class names are unknown: {_some(unknown)}; the challenge has {_some(CLASSES, 10)}."
         )
     if problems:
         raise SubmissionError(path, problems)
@@ -135,7 +135,7 @@ def read_probabilities(path: str | Path) -> pd.DataFrame:
     """Ten probability columns indexed by image as the file names it, from a CSV or XLSX submission without problems.
 
     Raises:
-        SubmissionError: naming every problem that :func:`submission_problems` finds.
+        SubmissionError: lists every problem that :func:`submission_problems` finds.
     """
     table = _read_table(path)
     if problems := submission_problems(table):
@@ -146,9 +146,9 @@ def read_probabilities(path: str | Path) -> pd.DataFrame:
 
 
 def submission_problems(table: pd.DataFrame) -> list[str]:
-    """Everything wrong with a submission table, one sentence each; an empty list means that it can be scored.
+    """All problems of a submission table, one sentence each; an empty list means that it can be scored.
 
-    Looked for: missing, unknown or reordered columns; repeated or nameless images; values that are not numbers, NaN or
+    Checked are missing, unknown or reordered columns; repeated or nameless images; values that are not numbers, NaN or
     outside [0, 1]; rows that do not sum to one (within 1e-3); a ``predicted_class`` that is not the most probable one.
     """
     image_column = _image_column(table)
@@ -162,9 +162,9 @@ def submission_problems(table: pd.DataFrame) -> list[str]:
     if unknown := [name for name in classes if name not in CLASSES]:
         problems.append(f"{len(unknown)} columns are unknown: {_some(unknown, 10)}.")
     if not missing and not unknown and tuple(classes) != CLASSES:
-        first = next(k for k, (found, expected) in enumerate(zip(classes, CLASSES, strict=True)) if found != expected)
+        first = next(k for k, (name, expected) in enumerate(zip(classes, CLASSES, strict=True)) if name != expected)
         problems.append(
-            f"the class columns are in another order: number {first + 1} is '{classes[first]}', it must be "
+            f"the class columns are in the wrong order: number {first + 1} is '{classes[first]}', but must be "
             f"'{CLASSES[first]}'; reorder them to {', '.join(CLASSES)}."
         )
     names = _file_names(table[image_column]) if image_column else [f"row {k + 2}" for k in range(len(table))]
@@ -179,8 +179,8 @@ def write_submission(path: str | Path, images: Sequence[str], probabilities: Arr
     """Write a submission, .xlsx or .csv: ``image_path``, ten probability columns, ``predicted_class``.
 
     Args:
-        path: ends in .xlsx (needs the extra ``export``) or .csv; written whole or not at all.
-        images: N image paths as the challenge lists them.
+        path: a file that ends in .xlsx (needs the extra ``export``) or .csv; it is written completely or not at all.
+        images: the N image paths as the challenge lists them.
         probabilities: (N, 10) in CLASSES' order.
 
     Raises:
@@ -188,7 +188,7 @@ def write_submission(path: str | Path, images: Sequence[str], probabilities: Arr
     """
     values = np.asarray(probabilities, dtype=np.float64)
     if values.shape != (len(images), len(CLASSES)):
-        problem = f"probabilities of shape {values.shape} for {len(images)} images; ({len(images)}, 10) is needed."
+        problem = f"the probabilities have shape {values.shape}, but must have shape ({len(images)}, 10)."
         raise SubmissionError(path, [problem])
     table = pd.DataFrame(values, columns=list(CLASSES))
     table.insert(0, "image_path", list(images))
@@ -210,8 +210,8 @@ def _value_problems(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
     empty = table[list(CLASSES)].isna().to_numpy()
     finite = np.isfinite(values)
     outside = finite & ((values < 0) | (values > 1))
-    whole = finite.all(1)
-    wrong_sum = whole & (np.abs(np.where(finite, values, 0).sum(1) - 1) > SUM_TOLERANCE)
+    complete = finite.all(1)
+    wrong_sum = complete & (np.abs(np.where(finite, values, 0).sum(1) - 1) > SUM_TOLERANCE)
     checks = [
         (empty.any(1), "have empty or NaN probabilities"),
         ((~finite & ~empty).any(1), "have probabilities that are not finite numbers"),
@@ -220,11 +220,11 @@ def _value_problems(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
     ]
     if "predicted_class" in table:
         best = np.array(CLASSES)[np.where(finite, values, -1).argmax(1)]
-        other = whole & (table["predicted_class"].to_numpy() != best)
-        checks.append((other, "have a predicted_class that is not the most probable one"))
+        wrong_class = complete & (table["predicted_class"].to_numpy() != best)
+        checks.append((wrong_class, "have a predicted_class that is not the most probable one"))
     return [
-        f"{rows.sum()} rows {what}: {_some([name for name, bad in zip(names, rows, strict=True) if bad])}."
-        for rows, what in checks
+        f"{rows.sum()} rows {problem}: {_some([name for name, bad in zip(names, rows, strict=True) if bad])}."
+        for rows, problem in checks
         if rows.any()
     ]
 
@@ -268,9 +268,9 @@ def _without_nan(value: Any) -> Any:
 def _read_table(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
-        raise SubmissionError(path, ["there is no such file."])
+        raise SubmissionError(path, ["the file does not exist; check the path."])
     try:
-        with reading(path, "Write the table anew."):
+        with reading(path, "Write the table again."):
             if path.suffix.lower() != ".xlsx":
                 return text_from_cells(pd.read_csv(path, dtype=dict.fromkeys(_IMAGE_COLUMNS, str)))
             return read_spreadsheet(path)
@@ -306,5 +306,5 @@ def _file_names(images: Iterable[Any]) -> list[str]:
 
 
 def _some(items: Sequence[Any], most: int = 3) -> str:
-    shown = ", ".join(f"'{item}'" if isinstance(item, str) else str(item) for item in items[:most])
-    return shown if len(items) <= most else f"{shown}, and {len(items) - most} more"
+    text = ", ".join(f"'{item}'" if isinstance(item, str) else str(item) for item in items[:most])
+    return text if len(items) <= most else f"{text}, and {len(items) - most} more"

@@ -1,11 +1,11 @@
 """Confidence intervals by resampling units, and the paired difference between two models on the same units.
 
-Frames and clips of one patient resemble each other, so the unit of independence (see `data.units`: the patient, where
-it is unknown the sequence or the video) is what is drawn: with replacement, as many as there are, every row of a drawn
-unit together. Intervals are percentiles (Efron and Tibshirani 1993, chapter 13).
+Frames and clips of one patient resemble each other, so units of independence are resampled (see `data.units`: the
+patient, or the sequence or the video if the patient is unknown). As many units as there are get drawn with replacement,
+each with all its rows. Intervals are percentiles (Efron and Tibshirani 1993, chapter 13).
 
-A resample in which the metric is not defined (an AUC without both classes, for instance) is left out, and
-``undefined`` says how many were: the interval then speaks of the resamples in which the metric exists.
+A resample in which the metric is not defined (an AUC without both classes, for instance) is left out and counted in
+``undefined``: the interval then describes only the resamples in which the metric exists.
 
 Percentile intervals from few units are too narrow: of a mean of normal values, one of nominal 95 % covers the truth in
 81 % of cases with 4 units, 85 % with 5, 90 % with 10 and 93 % with 20. Below ``MIN_UNITS_FOR_INTERVAL`` units there is
@@ -44,7 +44,7 @@ class Interval:
     undefined: int
 
     def __str__(self) -> str:
-        """The value with its interval; without one the reason, if that is the number of units."""
+        """The value with its interval, or with the reason why it has none if that is the number of units."""
         return value_with_interval(self.value, self.low, self.high, self.units)
 
 
@@ -62,7 +62,7 @@ class Difference(Interval):
 class Samples:
     """Metrics on all rows and on every resample of the units, by name; ``samples`` are (n,), NaN where undefined.
 
-    Two of them from the same units and seed hold the same draws, in the same order: their difference is paired.
+    Samples of the same units and seed hold the same draws in the same order, so their difference is paired.
     """
 
     values: dict[str, float]
@@ -78,14 +78,14 @@ class Samples:
         return Interval(self.values[name], low, high, level, len(samples), len(self.units), undefined)
 
     def minus(self, other: "Samples", name: str, level: float = 0.95) -> Difference:
-        """This metric less that of ``other``, with the interval and the p-value of the paired difference.
+        """This metric minus that of ``other``, with the interval and the p-value of the paired difference.
 
         The p-value is two-sided: twice the smaller share of resamples on either side of zero (ties on both), with one
         added to numerator and denominator so that it is never 0 (Davison and Hinkley 1997, section 4.2).
         """
         draws, other_draws = ((s.units, s.seed, len(s.samples[name])) for s in (self, other))
         if draws != other_draws:
-            raise MetricError("The two hold different units or draws; there is no paired difference.")
+            raise MetricError("The samples differ in units or draws; resample the same units with the same seed and n.")
         samples = self.samples[name] - other.samples[name]
         defined = _defined(samples)
         low, high = self._percentiles(defined, level)
@@ -99,7 +99,7 @@ class Samples:
 
     def _percentiles(self, defined: NDArray[np.float64], level: float) -> tuple[float, float]:
         if not 0 < level < 1:
-            raise MetricError(f"level is {level}; it must lie between 0 and 1, for instance 0.95.")
+            raise MetricError(f"level is {level}; give a number between 0 and 1, such as 0.95.")
         if len(defined) == 0 or len(self.units) < MIN_UNITS_FOR_INTERVAL:
             return float("nan"), float("nan")
         low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
@@ -117,28 +117,28 @@ def bootstrap_samples(metrics: MetricSet, groups: ArrayLike, n: int = 1000, seed
     """
     groups = np.asarray(groups)
     if len(groups) == 0:
-        raise MetricError("There are no rows to resample; the test set is empty.")
+        raise MetricError("The test set is empty; give at least one row to resample.")
     if n < 1:
-        raise MetricError(f"{n} resamples were asked for; at least 1 is needed, 1000 is usual.")
-    whole = {name: float(np.ravel(value)[0]) for name, value in metrics(np.ones((1, len(groups)))).items()}
-    blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in whole}
+        raise MetricError(f"n is {n}; give at least 1 resample (1000 is usual).")
+    values_on_all = {name: float(np.ravel(value)[0]) for name, value in metrics(np.ones((1, len(groups)))).items()}
+    blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in values_on_all}
     for weights in unit_weights(groups, n, seed):
         for name, values in metrics(weights).items():
             blocks[name].append(np.asarray(values))
     samples = {name: np.concatenate(parts) for name, parts in blocks.items()}
-    return Samples(whole, samples, tuple(np.unique(groups).tolist()), seed)
+    return Samples(values_on_all, samples, tuple(np.unique(groups).tolist()), seed)
 
 
 def bootstrap_interval(
     metric: Metric, groups: ArrayLike, *arrays: Any, n: int = 1000, seed: int = 0, level: float = 0.95
 ) -> Interval:
-    """Value of ``metric(*arrays)`` and its interval over resampled units.
+    """The value of ``metric(*arrays)`` and its interval over resampled units.
 
     Args:
         metric: called as ``metric(*arrays, weights=(R, N))`` and returns (R,), like all of ``metrics.classification``;
             any other function of the rows becomes one by :func:`on_repeated_rows`.
         groups: (N,) unit of every row.
-        arrays: what the metric takes, usually targets and scores, N rows each.
+        arrays: the arguments of the metric, usually targets and scores, N rows each.
         n: number of resamples.
         seed: of the draw.
         level: of confidence, in (0, 1).
@@ -161,15 +161,15 @@ def bootstrap_difference(
 
 
 def on_repeated_rows(metric: Callable[..., float]) -> Metric:
-    """A metric for the bootstrap from any function of the rows: drawn rows are repeated as often as they were drawn.
+    """A metric for the bootstrap from any function of the rows: each row is repeated as often as it was drawn.
 
-    Slower than a metric that takes weights, and right for everything whose value depends only on the rows.
+    It is slower than a metric that takes weights, and correct for every function that depends only on the rows.
     """
 
     def weighted(*arrays: Any, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         values = []
-        for drawn in np.asarray(weights):
-            rows = np.repeat(np.arange(len(drawn)), drawn.astype(np.int64))
+        for counts in np.asarray(weights):
+            rows = np.repeat(np.arange(len(counts)), counts.astype(np.int64))
             values.append(float(metric(*(np.asarray(array)[rows] for array in arrays))))
         return np.array(values)
 
@@ -187,7 +187,7 @@ def unit_weights(groups: ArrayLike, n: int, seed: int) -> Iterator[NDArray[np.fl
 
 
 def defined_units(metrics: MetricSet, groups: ArrayLike) -> dict[str, int]:
-    """How many units have a value of their own for each metric, such as a recall: those in which the class occurs.
+    """The number of units in which each metric is defined: for a recall, those in which the class occurs.
 
     Args:
         metrics: takes weights (R, N) and gives (R,) values by name.
@@ -215,11 +215,11 @@ def value_with_interval(value: float, low: float, high: float, units: int) -> st
 
 
 def caution(units: int, words: str = "") -> str:
-    """A sentence on what so few units do not allow; empty from ``MIN_UNITS_FOR_RANK`` units on.
+    """A sentence on what a small number of units does not allow; empty from ``MIN_UNITS_FOR_RANK`` units on.
 
     Args:
-        units: how many there are.
-        words: how they are called, such as "4 videos; patients unknown".
+        units: number of units.
+        words: a description of the units, such as "4 videos; patients unknown".
     """
     if units >= MIN_UNITS_FOR_RANK:
         return ""

@@ -1,4 +1,4 @@
-"""Segmentation metrics, one value per frame; the mean over frames leaves out those where a value is not defined.
+"""Segmentation metrics, one value per frame; means over frames leave out frames where a value is not defined.
 
 | frame | dice, iou | hd95_px | false_positive |
 |---|---|---|---|
@@ -7,8 +7,8 @@
 | no lesion, something predicted | NaN | NaN | 1 |
 | no lesion, nothing predicted | NaN | NaN | 0 |
 
-Frames without a lesion have nothing to overlap with: they are judged by the false-positive-frame rate alone, the mean
-of ``false_positive``.
+Frames without a lesion have no overlap, so they are measured by the rate of false-positive frames alone, the mean of
+``false_positive``.
 """
 
 from collections.abc import Iterable
@@ -36,15 +36,15 @@ def mask_metrics(truth: Iterable[NDArray], predicted: Iterable[NDArray]) -> pd.D
     except ValueError as error:
         if isinstance(error, MetricError):
             raise
-        raise MetricError("There are not as many predicted as true masks; give one of each per frame.") from error
+        raise MetricError("The numbers of predicted and true masks differ; give one of each per frame.") from error
     rows = [(t.any(), dice(t, p), iou(t, p), hd95_px(t, p), false_positive(t, p)) for t, p in pairs]
     return pd.DataFrame(rows, columns=["lesion", "dice", "iou", "hd95_px", "false_positive"])
 
 
 def dice(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> float:
-    """2 |A and B| / (|A| + |B|) of one frame's masks (H, W), in [0, 1]; no true pixel: NaN.
+    """2 |A and B| / (|A| + |B|) of one frame's masks (H, W), in [0, 1]; NaN without true pixels.
 
-    The released code gives 1 to an empty truth with any prediction but an empty one; see ``metrics.released``.
+    The released code gives 1 if the truth is empty and the prediction is not; see ``metrics.released``.
     """
     if not truth.any():
         return float("nan")
@@ -52,25 +52,25 @@ def dice(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> float:
 
 
 def iou(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> float:
-    """|A and B| / |A or B| of one frame's masks (H, W), in [0, 1]; no true pixel: NaN."""
+    """|A and B| / |A or B| of one frame's masks (H, W), in [0, 1]; NaN without true pixels."""
     if not truth.any():
         return float("nan")
     return float((truth & predicted).sum() / (truth | predicted).sum())
 
 
 def hd95_px(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> float:
-    """95th percentile Hausdorff distance between the outlines of two masks (H, W), in pixels; the larger direction.
+    """95th percentile Hausdorff distance between the outlines of two masks (H, W) in pixels, the larger direction.
 
-    The outline is the mask's pixels with a 4-neighbour outside it (or outside the frame); distances run between pixel
-    centres. No true pixel: NaN. No predicted pixel: the diagonal of the frame, sqrt(H^2 + W^2).
+    The outline consists of the mask's pixels with a 4-neighbour outside the mask or the frame; distances are between
+    pixel centres. NaN without true pixels; the diagonal of the frame, sqrt(H^2 + W^2), without predicted pixels.
 
-    Source: Huttenlocher et al. 1993; the percentile of each direction, then the maximum, as MONAI has it.
+    Source: Huttenlocher et al. 1993; the maximum of the two directions' percentiles, as in MONAI.
     """
     if not truth.any():
         return float("nan")
     if not predicted.any():
         return float(np.hypot(*truth.shape))
-    rows, columns = np.nonzero(truth | predicted)  # only the part that holds both: distances are the same there
+    rows, columns = np.nonzero(truth | predicted)  # cropping to both masks leaves the distances as they are
     part = np.s_[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     a, b = _outline(truth[part]), _outline(predicted[part])
     to_truth, to_predicted = distance_transform_edt(~a)[b], distance_transform_edt(~b)[a]
@@ -90,10 +90,10 @@ def _checked(truth: NDArray, predicted: NDArray, frame: int) -> tuple[NDArray[np
     masks = [np.asarray(truth), np.asarray(predicted)]
     if masks[0].shape != masks[1].shape or masks[0].ndim != 2:
         raise MetricError(
-            f"Frame {frame}: the true mask is {masks[0].shape}, the predicted {masks[1].shape}; "
-            "both must be (H, W) of the frame."
+            f"Frame {frame}: The true mask has shape {masks[0].shape}, the predicted one {masks[1].shape}; "
+            "give both as (H, W) of the frame."
         )
     for mask, name in zip(masks, ("true", "predicted"), strict=True):
         if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
-            raise MetricError(f"Frame {frame}: the {name} mask has values up to {mask.max()}; threshold it to 0 and 1.")
+            raise MetricError(f"Frame {frame}: The {name} mask has values up to {mask.max()}; threshold it to 0 and 1.")
     return masks[0].astype(bool), masks[1].astype(bool)

@@ -37,8 +37,8 @@ def phase_metrics(videos: ArrayLike, target: ArrayLike, predicted: ArrayLike) ->
 def jaccard(target: ArrayLike, predicted: ArrayLike) -> float:
     """Mean over phases of TP / (TP + FP + FN) in time steps of one video, in [0, 1].
 
-    A phase that is neither true nor predicted anywhere in the video is left out; one that is predicted but not true
-    counts with 0. No time steps: NaN. Publications differ in this rule, and it moves results by several points.
+    A phase that is neither true nor predicted anywhere in the video is left out; a phase that is predicted but not true
+    counts with 0. NaN without time steps. Publications differ in this rule, which changes results by several points.
 
     Source: Funke et al. 2023, *Metrics matter in surgical phase recognition* (arXiv 2305.13961).
     """
@@ -49,10 +49,11 @@ def jaccard(target: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def segment_f1(target: ArrayLike, predicted: ArrayLike, overlap: float = 0.5) -> float:
-    """F1 of whole segments of one video, in [0, 1]: a prediction torn into pieces is punished, a shifted border is not.
+    """F1 of whole segments of one video, in [0, 1], which penalises fragmented predictions but not shifted borders.
 
-    In temporal order each predicted segment chooses the true segment of its phase with the largest intersection over
-    union; it is a true positive if that is at least ``overlap`` and the segment is still free. No time steps: NaN.
+    In temporal order, each predicted segment takes the true segment of its phase with the largest intersection over
+    union. It is a true positive if that is at least ``overlap`` and the true segment is still free. NaN without time
+    steps.
 
     Source: Lea et al. 2017 (arXiv 1611.05267), section 4.
     """
@@ -83,5 +84,5 @@ def segments(phases: ArrayLike) -> list[tuple[int, int, int]]:
 def _steps(target: ArrayLike, predicted: ArrayLike) -> tuple[NDArray, NDArray]:
     target, predicted = np.asarray(target), np.asarray(predicted)
     if target.shape != predicted.shape or target.ndim != 1:
-        raise MetricError(f"True phases {target.shape} and predicted phases {predicted.shape} must both be (T,).")
+        raise MetricError(f"True phases have shape {target.shape}, predicted {predicted.shape}; give both as (T,).")
     return target, predicted

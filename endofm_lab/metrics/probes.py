@@ -1,4 +1,4 @@
-"""What frozen features know of classes: a linear probe and nearest neighbours, both without a random choice."""
+"""The information on classes in frozen features: a linear probe and nearest neighbours, both deterministic."""
 
 import numpy as np
 import torch
@@ -8,18 +8,18 @@ from torch import Tensor
 
 from endofm_lab.model.card import HeadSpec
 
-# What is tried; validation chooses, the first of equals wins.
+# The candidates; validation chooses, and the first of equal candidates wins.
 L2 = (1.0, 0.1, 0.01, 0.001, 0.0001)
 NEIGHBOURS = (20, 10, 5, 1)
 KNN_TEMPERATURE = 0.07
-FIXED_L2 = 0.1  # of the linear probe where there are no further rows to choose it on
+FIXED_L2 = 0.1  # penalty of the linear probe if there are no validation rows to choose it on
 
 
 def fit_linear(x: Tensor, target: Tensor, n_classes: int, l2: float) -> tuple[Tensor, Tensor]:
     """Weight (K, D) and bias (K,) of the logistic regression with the least mean loss + l2 / 2 |weight|^2.
 
-    The features are standardised for the fit, so that ``l2`` means the same for every backbone; the result takes them
-    as they are. Convex, hence the same from every start; float64, L-BFGS.
+    The features are standardised for the fit, so that ``l2`` means the same for every backbone; the result takes
+    features that are not standardised. The problem is convex, so every start gives the same result. L-BFGS in float64.
 
     Args:
         x: (N, D) features.
@@ -53,11 +53,11 @@ def fit_linear(x: Tensor, target: Tensor, n_classes: int, l2: float) -> tuple[Te
 
 
 def linear_answers(bank: Tensor, target: NDArray[np.int64], query: Tensor) -> NDArray[np.int64]:
-    """Classes (Q,) that the linear probe of (N, D) features gives to (Q, D) others, at ``FIXED_L2``.
+    """Classes (Q,) that a linear probe on (N, D) features predicts for (Q, D) other features, at ``FIXED_L2``.
 
     Args:
         bank: (N, D) features.
-        target: (N,) classes; one that does not occur is never an answer.
+        target: (N,) classes; a class that does not occur is never predicted.
         query: (Q, D).
     """
     classes, numbers = np.unique(target, return_inverse=True)
@@ -78,11 +78,11 @@ def knn_scores(bank: Tensor, target: NDArray[np.int64], query: Tensor, n_classes
     A neighbour's vote weighs exp(cosine / 0.07), as in DINO (arXiv 2104.14294) after Wu et al. (1805.01978).
 
     Args:
-        bank: (N, clips, D) training features; every clip is a neighbour of its own.
+        bank: (N, clips, D) training features; every clip is a separate neighbour.
         target: (N,) classes, or (N, K) of 0 and 1.
         query: (Q, clips, D).
         n_classes: K.
-        k: neighbours; at most as many as there are.
+        k: number of neighbours, or all clips if there are fewer.
     """
     one_hot = np.eye(n_classes)[target] if target.ndim == 1 else target
     votes = torch.from_numpy(np.asarray(one_hot, np.float64)).repeat_interleave(bank.shape[1], dim=0)  # (N clips, K)

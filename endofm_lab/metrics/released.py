@@ -1,6 +1,6 @@
 """Metrics as the released code computes them, under names that say what they measure.
 
-The detection metrics judge the frame or the box centre, never the overlap of boxes. All but ``released_dice`` are in
+The detection metrics compare frames or box centres, never the overlap of boxes. All but ``released_dice`` are in
 percent. Proper metrics are in ``metrics.classification`` and its neighbours.
 """
 
@@ -13,11 +13,11 @@ from endofm_lab.metrics.boxes import FrameBoxes
 from endofm_lab.metrics.classification import MetricError
 
 MIN_SCORE = 0.5
-TINY = 1e-7  # in every denominator: a ratio without cases is 0
+TINY = 1e-7  # added to every denominator, so that a ratio without cases is 0
 
 
 def released_frame_presence(frames: Sequence[FrameBoxes]) -> dict[str, float]:
-    """What Endo-FM's table calls F1 for KUMC, and its companions: is anything found, anywhere, in a frame with a polyp?
+    """Endo-FM's F1 for KUMC and related metrics: whether anything was detected anywhere in a frame with a polyp.
 
     Precision, recall, accuracy, specificity, F1 and F2 over frames. A box in the wrong place is a true positive.
     """
@@ -28,19 +28,19 @@ def released_frame_presence(frames: Sequence[FrameBoxes]) -> dict[str, float]:
 
 def released_presence_counts(frame: FrameBoxes) -> tuple[int, int, int, int]:
     """One frame as one true positive, false positive, true negative or false negative."""
-    positive, found = len(frame.true_xyxy) > 0, bool((frame.scores >= MIN_SCORE).any())
+    positive, detected = len(frame.true_xyxy) > 0, bool((frame.scores >= MIN_SCORE).any())
     return (
-        int(positive and found),
-        int(found and not positive),
-        int(not (positive or found)),
-        int(positive and not found),
+        int(positive and detected),
+        int(detected and not positive),
+        int(not (positive or detected)),
+        int(positive and not detected),
     )
 
 
 def released_centre_localisation(frames: Sequence[FrameBoxes]) -> dict[str, float]:
-    """Precision, recall, F1 and F2 of true boxes hit by the centre of a found box; the released code never calls it.
+    """Precision, recall, F1 and F2 of true boxes hit by the centre of a detected box; the released code never calls it.
 
-    Only frames with a true box count: what is found on normal frames costs nothing.
+    Only frames with a true box count: detections on normal frames are not penalised.
     """
     return _precision_recall(*_total([released_centre_counts(frame) for frame in frames]))
 
@@ -48,22 +48,22 @@ def released_centre_localisation(frames: Sequence[FrameBoxes]) -> dict[str, floa
 def released_centre_counts(frame: FrameBoxes) -> tuple[int, int, int]:
     """True positives, false positives, false negatives of one frame.
 
-    A hit is a centre strictly inside a true box, class ignored. A found box in two true boxes is two hits: it makes up
-    for a false positive, which is a found box beyond the number of hits.
+    A hit is a centre strictly inside a true box, whatever the class. False positives are the detections in excess of
+    the hits, so a detection in two true boxes makes two hits and cancels a false positive.
     """
-    boxes, found = frame.true_xyxy, frame.xyxy[frame.scores >= MIN_SCORE]
+    boxes, detections = frame.true_xyxy, frame.xyxy[frame.scores >= MIN_SCORE]
     if not len(boxes):
         return 0, 0, 0
-    centres = (found[:, None, :2] + found[:, None, 2:]) / 2  # (N, 1, 2)
+    centres = (detections[:, None, :2] + detections[:, None, 2:]) / 2  # (N, 1, 2)
     hits = ((centres > boxes[:, :2]) & (centres < boxes[:, 2:])).all(axis=2)  # (N, G)
     tp = int(hits.any(axis=0).sum())
-    return tp, max(len(found) - int(hits.sum()), 0), len(boxes) - tp
+    return tp, max(len(detections) - int(hits.sum()), 0), len(boxes) - tp
 
 
 def released_dice(truth: NDArray[np.bool_], predicted: NDArray[np.bool_]) -> float:
-    """Dice of two masks of any shape, 0..1, with the released rule for empty truth.
+    """Dice of two masks of any shape, in 0..1, with the released rule for an empty truth.
 
-    Empty truth scores **1 if anything is predicted and 0 if nothing is**: backwards, as in TransUNet's evaluation.
+    An empty truth scores **1 if anything is predicted and 0 if nothing is**: reversed, as in TransUNet's evaluation.
     """
     if not truth.any():
         return float(predicted.any())
@@ -80,11 +80,11 @@ def _precision_recall(tp: int, fp: int, fn: int) -> dict[str, float]:
     }
 
 
-def _percent(part: int, whole: int) -> float:
-    return 100 * part / (whole + TINY)
+def _percent(part: int, total: int) -> float:
+    return 100 * part / (total + TINY)
 
 
 def _total(counts: Sequence[tuple[int, ...]]) -> list[int]:
     if not counts:
-        raise MetricError("There are no frames to score; give at least one.")
+        raise MetricError("There are no frames to score; give at least one frame.")
     return [sum(column) for column in zip(*counts, strict=True)]

@@ -1,12 +1,13 @@
-"""Scores of neighbouring frames speak of the same finding: smoothing in time by a median or a hidden Markov model.
+"""Smoothing of scores over time by a median or a hidden Markov model, since neighbouring frames show the same finding.
 
-Causal methods use the past only and can run beside the scope; offline methods see the whole video. All take scores
-(T, K) that sum to one, of one video, at equal steps in time; a row of NaN (a frame that could not be read) is an
-instant without observation to the Markov model and refused by the median.
+Causal methods use the past only and can run during an examination; offline methods see the whole video. All take scores
+(T, K) of one video at equal time steps, which sum to one. A row of NaN (a frame that could not be read) is an instant
+without an observation for the Markov model; the median refuses it.
 
-The model: hidden states are the classes, ``transition[i, j]`` is the chance of class j one step after class i, and a
-frame speaks for class k by p(k | frame) / ``prior[k]``: the classifier's score without what it learned from how common
-the class is in training (Bourlard and Morgan 1994). Recursions are those of Rabiner 1989.
+In the model, hidden states are the classes, ``transition[i, j]`` is the probability of class j one step after class i,
+and the likelihood of a frame under class k is proportional to p(k | frame) / ``prior[k]``: the division removes the
+frequency of the class in training from the classifier's score (Bourlard and Morgan 1994). The recursions are those of
+Rabiner 1989.
 """
 
 from collections.abc import Iterable
@@ -23,25 +24,25 @@ from endofm_lab.metrics.phases import phase_metrics
 def median_smooth(scores: ArrayLike, width: int, causal: bool = False) -> NDArray[np.float64]:
     """Running median of every class over ``width`` steps (odd), scaled to sum to one again: (T, K).
 
-    Centred; ``causal`` takes the last ``width`` steps instead and so answers (width - 1) / 2 steps late. Beyond the
-    ends the first and last frame repeat. Where all medians are 0 the classes are equal.
+    The window is centred; ``causal`` takes the last ``width`` steps instead and so answers (width - 1) / 2 steps late.
+    The first and the last frame are repeated beyond the ends. If all medians are 0, the classes get equal scores.
     """
     scores = _checked(scores, allow_gaps=False)
     if width < 1 or width % 2 == 0:
-        raise MetricError(f"The median's width is {width}; it must be odd and at least 1.")
+        raise MetricError(f"The width of the median is {width}; give an odd number of at least 1.")
     smooth = median_filter(scores, size=(width, 1), mode="nearest", origin=(width // 2 if causal else 0, 0))
     total = smooth.sum(1, keepdims=True)
     return np.divide(smooth, total, out=np.full_like(smooth, 1 / scores.shape[1]), where=total > 0)
 
 
 def stay_transition(n_classes: int, stay: float) -> NDArray[np.float64]:
-    """Transition matrix (K, K) that stays in its class with chance ``stay`` and goes to each other one equally often.
+    """Transition matrix (K, K) that stays in a class with probability ``stay`` and changes to each other class equally.
 
     A class lasts 1 / (1 - stay) steps on average.
     """
     if not 0 < stay < 1 or n_classes < 2:
         raise MetricError(
-            f"stay is {stay} for {n_classes} classes; it must lie between 0 and 1, for at least 2 classes."
+            f"stay is {stay} for {n_classes} classes; give a number between 0 and 1, and at least 2 classes."
         )
     matrix = np.full((n_classes, n_classes), (1 - stay) / (n_classes - 1))
     np.fill_diagonal(matrix, stay)
@@ -49,16 +50,16 @@ def stay_transition(n_classes: int, stay: float) -> NDArray[np.float64]:
 
 
 def transition_from_labels(videos: Iterable[ArrayLike], n_classes: int) -> NDArray[np.float64]:
-    """Transition matrix (K, K) counted in label sequences (T,) of training videos, at the step it will be used at.
+    """Transition matrix (K, K) counted in label sequences (T,) of training videos, at the step of its later use.
 
-    One is added to every count (Laplace), so that nothing unseen becomes impossible.
+    One is added to every count (Laplace), so that a transition that was not seen is not impossible.
     """
     counts = np.ones((n_classes, n_classes))
     for labels in map(np.asarray, videos):
         if len(labels) == 0:
             continue
         if labels.min() < 0 or labels.max() >= n_classes:
-            raise MetricError(f"Labels run from {labels.min()} to {labels.max()}; there are {n_classes} classes.")
+            raise MetricError(f"Labels run from {labels.min()} to {labels.max()}; give numbers below {n_classes}.")
         np.add.at(counts, (labels[:-1], labels[1:]), 1)
     return counts / counts.sum(1, keepdims=True)
 
@@ -69,11 +70,11 @@ def hmm_filter(scores: ArrayLike, transition: ArrayLike, prior: ArrayLike | None
     Args:
         scores: (T, K) of one video.
         transition: (K, K), rows sum to one.
-        prior: (K,) share of each class in what the classifier was trained on; None: equal. Also the first instant's.
+        prior: (K,) share of each class in the classifier's training, also used for the first instant; None for equal.
     """
-    speaks, transition, start = _model(scores, transition, prior)
-    filtered = np.empty_like(speaks)
-    for t, frame in enumerate(speaks):
+    likelihood, transition, start = _model(scores, transition, prior)
+    filtered = np.empty_like(likelihood)
+    for t, frame in enumerate(likelihood):
         expected = start if t == 0 else filtered[t - 1] @ transition
         filtered[t] = _normalised(expected * frame, t)
     return filtered
@@ -81,35 +82,35 @@ def hmm_filter(scores: ArrayLike, transition: ArrayLike, prior: ArrayLike | None
 
 def hmm_smooth(scores: ArrayLike, transition: ArrayLike, prior: ArrayLike | None = None) -> NDArray[np.float64]:
     """p(class at t | all frames), (T, K): forward and backward recursion, offline; arguments as in hmm_filter."""
-    speaks, transition, _ = _model(scores, transition, prior)
+    likelihood, transition, _ = _model(scores, transition, prior)
     smoothed = hmm_filter(scores, transition, prior)
-    later = np.ones(speaks.shape[1])  # what the frames after t say of the class at t
-    for t in range(len(speaks) - 2, -1, -1):
-        later = transition @ (speaks[t + 1] * later)
-        later /= later.max()
-        smoothed[t] = _normalised(smoothed[t] * later, t)
+    backward = np.ones(likelihood.shape[1])  # likelihood of the frames after t given the class at t
+    for t in range(len(likelihood) - 2, -1, -1):
+        backward = transition @ (likelihood[t + 1] * backward)
+        backward /= backward.max()
+        smoothed[t] = _normalised(smoothed[t] * backward, t)
     return smoothed
 
 
 def viterbi(scores: ArrayLike, transition: ArrayLike, prior: ArrayLike | None = None) -> NDArray[np.int64]:
     """The most probable sequence of classes given all frames, (T,), offline; arguments as in hmm_filter."""
-    speaks, transition, start = _model(scores, transition, prior)
+    likelihood, transition, start = _model(scores, transition, prior)
     with np.errstate(divide="ignore"):
-        speaks, transition, best = np.log(speaks), np.log(transition), np.log(start)
-    came_from = np.zeros(speaks.shape, dtype=np.int64)
-    for t, frame in enumerate(speaks):
+        likelihood, transition, best = np.log(likelihood), np.log(transition), np.log(start)
+    previous = np.zeros(likelihood.shape, dtype=np.int64)
+    for t, frame in enumerate(likelihood):
         if t > 0:
-            ways = best[:, None] + transition  # (from, to)
-            came_from[t] = ways.argmax(0)
-            best = ways.max(0)
+            paths = best[:, None] + transition  # (from, to)
+            previous[t] = paths.argmax(0)
+            best = paths.max(0)
         best = best + frame
         if np.isneginf(best).all():
             raise MetricError(_impossible(t))
-    path = np.zeros(len(speaks), dtype=np.int64)
+    path = np.zeros(len(likelihood), dtype=np.int64)
     if len(path):
         path[-1] = best.argmax()
     for t in range(len(path) - 1, 0, -1):
-        path[t - 1] = came_from[t, path[t]]
+        path[t - 1] = previous[t, path[t]]
     return path
 
 
@@ -121,7 +122,7 @@ def smoothing_effect(
     width: int,
     prior: ArrayLike | None = None,
 ) -> pd.DataFrame:
-    """What smoothing does to a test set: ``causal``, ``accuracy``, ``jaccard``, ``segment_f1`` of every method.
+    """The effect of smoothing on a test set: ``causal``, ``accuracy``, ``jaccard``, ``segment_f1`` of every method.
 
     Rows: raw, median (causal and centred), hmm filter (causal), hmm smooth, viterbi. Metrics are means over videos of
     ``metrics.phases``. ``videos`` (N,), ``target`` (N,), ``scores`` (N, K), each video's steps in temporal order.
@@ -146,37 +147,37 @@ def smoothing_effect(
 
 
 def _model(scores: ArrayLike, transition: ArrayLike, prior: ArrayLike | None) -> tuple[NDArray, NDArray, NDArray]:
-    """What each frame says of each class (T, K), transition (K, K), chances at the first instant (K,)."""
+    """The likelihood of each frame under each class (T, K), transition (K, K), class probabilities at first (K,)."""
     scores, transition = _checked(scores, allow_gaps=True), np.asarray(transition, dtype=np.float64)
     n_classes = scores.shape[1]
     start = np.full(n_classes, 1 / n_classes) if prior is None else np.asarray(prior, dtype=np.float64)
     if transition.shape != (n_classes, n_classes) or np.any(transition < 0) or not np.allclose(transition.sum(1), 1):
-        raise MetricError(f"The transition matrix must be ({n_classes}, {n_classes}) with rows that sum to one.")
+        raise MetricError(f"Give a transition matrix of shape ({n_classes}, {n_classes}) whose rows sum to one.")
     if start.shape != (n_classes,) or np.any(start <= 0):
-        raise MetricError(f"The prior must give each of the {n_classes} classes a share above 0.")
+        raise MetricError(f"Give a prior with a share above 0 for each of the {n_classes} classes.")
     return np.where(np.isnan(scores), 1.0, scores / start), transition, start / start.sum()
 
 
-def _normalised(chances: NDArray, t: int) -> NDArray[np.float64]:
-    total = chances.sum()
+def _normalised(probabilities: NDArray, t: int) -> NDArray[np.float64]:
+    total = probabilities.sum()
     if not total > 0:
         raise MetricError(_impossible(t))
-    return chances / total
+    return probabilities / total
 
 
 def _impossible(t: int) -> str:
-    return f"at step {t} no class is possible after what came before; use transitions and scores above 0."
+    return f"No class is possible at step {t} after the steps before; use transitions and scores above 0."
 
 
 def _checked(scores: ArrayLike, allow_gaps: bool) -> NDArray[np.float64]:
     scores = np.asarray(scores, dtype=np.float64)
     if scores.ndim != 2:
-        raise MetricError(f"Scores have shape {scores.shape}; (T, K) is needed, one column per class.")
+        raise MetricError(f"Scores have shape {scores.shape}; give (T, K), one column per class.")
     gaps = np.isnan(scores)
     if np.any(scores < 0) or np.isinf(scores).any():
-        raise MetricError("Scores must be probabilities; apply softmax to logits first.")
+        raise MetricError("Scores must be probabilities. Apply softmax to logits first.")
     if gaps.any() and not (allow_gaps and (gaps.all(1) == gaps.any(1)).all()):
         raise MetricError(
-            f"{int(gaps.any(1).sum())} rows hold NaN; only the Markov model takes gaps, as whole rows of NaN."
+            f"{int(gaps.any(1).sum())} rows hold NaN, but only the Markov model takes gaps, as whole rows of NaN."
         )
     return scores

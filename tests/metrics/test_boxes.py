@@ -179,7 +179,7 @@ def test_intervals_of_all_detection_metrics_come_from_one_call():
 def test_bad_boxes_are_named():
     with pytest.raises(MetricError, match=r"true box \[10.0, 10.0, 10.0, 40.0\] has no area"):
         frame_boxes([[10, 10, 10, 40]], [], [])
-    with pytest.raises(MetricError, match="1 boxes with 2 scores"):
+    with pytest.raises(MetricError, match="1 boxes have 2 scores"):
         frame_boxes([A], [A], [0.9, 0.8])
     with pytest.raises(MetricError, match="NaN"):
         frame_boxes([A], [A], [np.nan])

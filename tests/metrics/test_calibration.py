@@ -180,5 +180,5 @@ def test_bad_input_is_named():
         fit_vector_scaling([0, 1], [[1, 0, 0], [0, 1, 0]])
     with pytest.raises(MetricError, match="run from 0 to 2"):
         ece([0, 2], [[0.5, 0.5], [0.5, 0.5]])
-    with pytest.raises(MetricError, match="no rows"):
+    with pytest.raises(MetricError, match="validation set is empty"):
         fit_temperature([], np.zeros((0, 2)))

@@ -165,7 +165,7 @@ def with_value(row, column, value):
 def test_every_kind_of_bad_submission_is_found_and_named():
     reordered = ["image_path", *CLASSES[:3], CLASSES[4], CLASSES[3], *CLASSES[5:]]
     problem = spoil(lambda t: t[reordered])
-    assert "another order: number 4 is 'Foreign Body', it must be 'Erythema'" in problem
+    assert "wrong order: number 4 is 'Foreign Body', but must be 'Erythema'" in problem
     assert "1 class columns are missing: 'Worms'" in spoil(lambda t: t.drop(columns="Worms"))
     problem = spoil(lambda t: t.rename(columns={"Worms": "worms"}))
     assert "missing: 'Worms'" in problem
@@ -204,7 +204,7 @@ def test_missing_and_unknown_images_are_counted(tmp_path):
     with pytest.raises(SubmissionError) as caught:
         score_files(tmp_path / "labels.csv", tmp_path / "p.csv")
     assert "3 of 12 labelled images have no row: '000.jpg', '001.jpg', '005.jpg'" in str(caught.value)
-    assert "1 rows are of images that have no label: 'other.jpg'" in str(caught.value)
+    assert "1 rows belong to images without a label: 'other.jpg'" in str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
@@ -228,14 +228,14 @@ def test_a_file_that_is_no_table_is_an_error_that_names_it(tmp_path, name, conte
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SubmissionError, match=name):
         read_probabilities(tmp_path / name)
-    with pytest.raises(SubmissionError, match="no such file"):
+    with pytest.raises(SubmissionError, match="does not exist"):
         read_probabilities(tmp_path / "absent.csv")
 
 
 def test_a_bad_submission_is_not_written(tmp_path):
     with pytest.raises(SubmissionError, match="do not sum to one"):
         write_submission(tmp_path / "s.csv", ["a.jpg"], np.full((1, 10), 0.2))
-    with pytest.raises(SubmissionError, match=r"shape \(1, 9\) for 1 images"):
+    with pytest.raises(SubmissionError, match=r"shape \(1, 9\), but must have shape \(1, 10\)"):
         write_submission(tmp_path / "s.csv", ["a.jpg"], np.full((1, 9), 1 / 9))
     with pytest.raises(SubmissionError, match=r"'\.txt'; use \.xlsx or \.csv"):
         write_submission(tmp_path / "s.txt", ["a.jpg"], np.full((1, 10), 0.1))
@@ -297,5 +297,5 @@ def test_a_spreadsheet_that_is_damaged_or_would_fill_the_memory_is_refused(tmp_p
             score_files(path, path)
     monkeypatch.setattr("endofm_lab.data.foreign_tables._MOST_UNPACKED", 1_000_000)
     archive(path, {"xl/worksheets/sheet1.xml": b" " * 2_000_000})
-    with pytest.raises(SubmissionError, match="unpacks to 2,000,000 bytes"):
+    with pytest.raises(SubmissionError, match="decompresses to 2,000,000 bytes"):
         score_files(path, path)

@@ -133,9 +133,9 @@ def test_bad_input_is_named():
         metrics.f1([1, 0], [1, 0, 1])
     with pytest.raises(MetricError, match="1 of 2 scores are NaN"):
         metrics.auc([1, 0], [0.1, np.nan])
-    with pytest.raises(MetricError, match="run from 0 to 2, scores have 2 columns"):
+    with pytest.raises(MetricError, match="run from 0 to 2, but scores have 2 columns"):
         metrics.classification_metrics([0, 1, 2], np.full((3, 2), 0.5))
-    with pytest.raises(MetricError, match="Weights are for 3 rows, the targets have 2"):
+    with pytest.raises(MetricError, match="There are weights for 3 rows, but 2 targets"):
         metrics.f1([1, 0], [1, 0], [1, 1, 1])
     with pytest.raises(MetricError, match="one column per class"):
         metrics.classification_metrics([0, 1], [[0.5], [0.5]])

@@ -99,9 +99,9 @@ def test_frames_of_different_size_and_masks_of_0_and_1_are_taken():
 
 
 def test_bad_masks_are_named():
-    with pytest.raises(MetricError, match=r"Frame 1: the true mask is \(20, 30\), the predicted \(10, 10\)"):
+    with pytest.raises(MetricError, match=r"Frame 1: The true mask has shape \(20, 30\), the predicted one \(10, 10\)"):
         mask_metrics([box(1, 2, 1, 2)] * 2, [box(1, 2, 1, 2), box(1, 2, 1, 2, (10, 10))])
-    with pytest.raises(MetricError, match="Frame 0: the true mask has values up to 255"):
+    with pytest.raises(MetricError, match="Frame 0: The true mask has values up to 255"):
         mask_metrics([box(1, 2, 1, 2) * np.uint8(255)], [box(1, 2, 1, 2)])
-    with pytest.raises(MetricError, match="not as many"):
+    with pytest.raises(MetricError, match="numbers of predicted and true masks differ"):
         mask_metrics([box(1, 2, 1, 2)], [])

@@ -132,7 +132,7 @@ def test_the_memory_of_one_video_does_not_reach_the_next():
 
 def test_bad_input_is_named():
     good = np.full((4, 2), 0.5)
-    with pytest.raises(MetricError, match="width is 4"):
+    with pytest.raises(MetricError, match="width of the median is 4"):
         median_smooth(good, 4)
     with pytest.raises(MetricError, match="1 rows hold NaN"):
         median_smooth(np.array([[np.nan, np.nan], [0.5, 0.5]]), 3)
@@ -140,13 +140,13 @@ def test_bad_input_is_named():
         hmm_filter(np.array([[np.nan, 0.5]]), stay_transition(2, 0.9))
     with pytest.raises(MetricError, match="softmax"):
         hmm_filter(np.array([[-1.0, 2.0]]), stay_transition(2, 0.9))
-    with pytest.raises(MetricError, match=r"must be \(2, 2\) with rows that sum to one"):
+    with pytest.raises(MetricError, match=r"shape \(2, 2\) whose rows sum to one"):
         hmm_filter(good, np.ones((2, 2)))
     with pytest.raises(MetricError, match=r"stay is 1\.0"):
         stay_transition(2, 1.0)
-    with pytest.raises(MetricError, match="at step 1 no class is possible"):
+    with pytest.raises(MetricError, match="No class is possible at step 1"):
         hmm_filter(np.eye(2), np.eye(2))
-    with pytest.raises(MetricError, match="at step 1 no class is possible"):
+    with pytest.raises(MetricError, match="No class is possible at step 1"):
         viterbi(np.eye(2), np.eye(2))
-    with pytest.raises(MetricError, match="there are 2 classes"):
+    with pytest.raises(MetricError, match="numbers below 2"):
         transition_from_labels([[0, 2]], 2)
