@@ -1,6 +1,6 @@
-"""Questions to embeddings: maps of them, neighbours, clusters, outliers, two models compared, and shortcuts.
+"""Analysis of embeddings: maps, neighbours, clusters, outliers, comparison of two models, and shortcuts.
 
-Vectors are (N, D) float arrays; nothing here knows where they come from.
+Vectors are (N, D) float arrays of any origin.
 """
 
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ from endofm_lab.files import atomic_path, reading
 from endofm_lab.metrics.classification import balanced_accuracy
 from endofm_lab.metrics.probes import linear_answers
 
-MIN_UNITS_FOR_PROBE = 3  # one to test on and two to learn from, the fewest that can tell a class from a recording
+MIN_UNITS_FOR_PROBE = 3  # one to test on and two to learn from: with fewer, a class cannot be told from a recording
 
 
 @dataclass(frozen=True)
 class Pca:
-    """Principal axes, fitted once and kept: ``mean`` (D,), ``axes`` (n, D), ``explained`` (n,) shares of the variance.
+    """Fitted principal axes: ``mean`` (D,), ``axes`` (n, D), ``explained`` (n,) shares of the variance.
 
-    The sign of an axis is a matter of chance, so it is fixed: its largest entry by size is positive.
+    The sign of an axis is arbitrary, so it is chosen such that the entry with the largest absolute value is positive.
     """
 
     mean: np.ndarray
@@ -40,7 +40,7 @@ class Pca:
         return (np.asarray(vectors) - self.mean) @ self.axes.T
 
     def save(self, path: str | Path) -> Path:
-        """Write the axes as ``.npz``; atomic."""
+        """Write the axes as ``.npz``, atomically."""
         path = Path(path)
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, mean=self.mean, axes=self.axes, explained=self.explained)
@@ -61,7 +61,7 @@ def fit_pca(vectors: ArrayLike, n: int = 2) -> Pca:
     """
     X = _finite(vectors)
     if not 1 <= n <= X.shape[1]:
-        raise UserError(f"{n} principal axes were asked for; vectors of {X.shape[1]} numbers have 1 to {X.shape[1]}.")
+        raise UserError(f"n is {n}; give a number of principal axes from 1 to {X.shape[1]}, the length of the vectors.")
     mean = X.mean(axis=0, dtype=np.float64)
     centred = X - mean.astype(X.dtype)
     values, axes = np.linalg.eigh((centred.T @ centred).astype(np.float64))
@@ -88,11 +88,11 @@ def patch_colours(patches: ArrayLike, pca: Pca | None = None) -> np.ndarray:
 def tsne(vectors: ArrayLike, seed: int = 0, perplexity: float = 30.0) -> np.ndarray:
     """t-SNE (N, 2) of the first 50 principal components, started from the first two, so that it is reproducible.
 
-    Neighbourhoods mean something in it, distances and sizes of clusters do not.
+    Neighbourhoods can be interpreted; distances between clusters and their sizes cannot.
     """
     X = _finite(vectors)
     if len(X) < 4:
-        raise UserError(f"t-SNE needs at least 4 vectors, not {len(X)}; use PCA.")
+        raise UserError(f"t-SNE needs at least 4 vectors, but there are {len(X)}. Use PCA.")
     X = fit_pca(X, min(50, X.shape[1])).project(X)
     return TSNE(init="pca", perplexity=min(perplexity, (len(X) - 1) / 3), random_state=seed).fit_transform(X)
 
@@ -101,22 +101,22 @@ def umap(vectors: ArrayLike, seed: int = 0, neighbours: int = 15) -> np.ndarray:
     """UMAP (N, 2), if umap-learn is installed (``pip install 'endofm-lab[umap]'``); the import takes some seconds.
 
     Raises:
-        UserError: it is not installed.
+        UserError: umap-learn is not installed.
     """
     try:
         from umap import UMAP
     except ImportError as error:
         raise UserError(
-            "UMAP is not installed: pip install 'endofm-lab[umap]', or use PCA or t-SNE, which are always there."
+            "UMAP is not installed. Run pip install 'endofm-lab[umap]', or use PCA or t-SNE, which are always there."
         ) from error
     X = _finite(vectors)
     return np.asarray(UMAP(n_neighbors=min(neighbours, len(X) - 1), random_state=seed, n_jobs=1).fit_transform(X))
 
 
 class Neighbours:
-    """Nearest neighbours by cosine, exact: one product of a vector with all others.
+    """Exact nearest neighbours by cosine, from the product of a vector with all others.
 
-    Rows of NaN (clips that could not be read) are nobody's neighbour. ``units`` are those of the rows, None without
+    Rows of NaN (clips that could not be read) are never neighbours. ``units`` are those of the rows, or None without
     rows.
     """
 
@@ -129,25 +129,26 @@ class Neighbours:
         self._codes = None if self.units is None else pd.factorize(self.units.ids)[0]
 
     def of(self, index: int, k: int = 10, not_same: Literal["recording"] | None = "recording") -> pd.DataFrame:
-        """The ``k`` nearest to a row, as ``row`` and ``similarity`` in -1..1, nearest first.
+        """The ``k`` nearest neighbours of a row, as ``row`` and ``similarity`` in -1..1, nearest first.
 
         Args:
             index: the row.
-            k: how many; fewer if there are not so many.
+            k: number of neighbours; all others if there are fewer.
             not_same: "recording" leaves out everything that was recorded together, which is near for a trivial reason:
-                rows of the same unit (patient, else sequence, else video; see `data.units`). None keeps them.
+                rows of the same unit (patient, otherwise sequence, otherwise video; see `data.units`). None keeps
+                them.
 
         Raises:
-            UserError: no such row, or it has no vector; or another ``not_same``.
+            UserError: the row does not exist or has no vector, or ``not_same`` has another value.
         """
         if not 0 <= index < len(self._unit):
-            raise UserError(f"There is no row {index}; the store has the rows 0 to {len(self._unit) - 1}.")
+            raise UserError(f"There is no row {index}; choose one of the rows 0 to {len(self._unit) - 1}.")
         if not self._readable[index]:
-            raise UserError(f"Row {index} has no vector: its video could not be read.")
+            raise UserError(f"Row {index} has no vector, because its video could not be read. Choose another row.")
         if not_same not in (None, "recording"):
             raise UserError(f"not_same is {not_same!r}; choose 'recording' or None.")
         if not_same is not None and self._codes is None:
-            raise UserError("Without the rows nobody knows what was recorded together; give them, or not_same=None.")
+            raise UserError("Only the rows say which clips were recorded together. Give the rows, or not_same=None.")
         similarity = self._unit @ self._unit[index]
         out = ~self._readable
         out[index] = True
@@ -167,23 +168,23 @@ def neighbour_purity(
     k: int = 5,
     not_same: Literal["recording"] | None = "recording",
 ) -> float:
-    """Mean share of a row's ``k`` neighbours with its own value of ``column``; rows without a value do not count.
+    """Mean share of a row's ``k`` neighbours that have its value of ``column``; rows without a value do not count.
 
-    NaN where no row has a neighbour, such as where all rows are of one unit.
+    NaN if no row has a neighbour, for instance because all rows belong to one unit.
     """
     finder, values = Neighbours(vectors, rows), rows[column].to_numpy()
     shares = []
-    for at in np.flatnonzero((values != "") & np.isfinite(np.asarray(vectors)).all(axis=1)):
-        near = finder.of(int(at), k, not_same)["row"].to_numpy()
-        if len(near):
-            shares.append(float((values[near] == values[at]).mean()))
+    for row in np.flatnonzero((values != "") & np.isfinite(np.asarray(vectors)).all(axis=1)):
+        neighbours = finder.of(int(row), k, not_same)["row"].to_numpy()
+        if len(neighbours):
+            shares.append(float((values[neighbours] == values[row]).mean()))
     return float(np.mean(shares)) if shares else float("nan")
 
 
 def linear_cka(first: ArrayLike, second: ArrayLike) -> float:
     """Linear centred kernel alignment of (N, D1) and (N, D2), 0..1 (Kornblith et al. 2019, arXiv 1905.00414, eq. 3).
 
-    Turning, mirroring or scaling either leaves it as it is. With few rows and many dimensions it is too high.
+    It does not change if either is rotated, mirrored or scaled. With few rows and many dimensions it is too high.
     """
     X, Y = _paired(first, second)
     cross, own_x, own_y = (float(np.linalg.norm(a.T @ b)) for a, b in ((X, Y), (X, X), (Y, Y)))
@@ -191,7 +192,7 @@ def linear_cka(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def procrustes(first: ArrayLike, second: ArrayLike) -> float:
-    """Procrustes distance of (N, D1) and (N, D2) in 0..1: what the best turn, mirror and scale cannot bring together.
+    """Procrustes distance of (N, D1) and (N, D2) in 0..1: what remains after the best rotation, mirroring and scaling.
 
     ``1 - (sum of singular values of X'Y)^2`` for centred X, Y of norm one (Schoenemann 1966).
     """
@@ -201,22 +202,22 @@ def procrustes(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def clusters(vectors: ArrayLike, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """k-means on unit vectors: each row's cluster (N,), and each cluster's medoid, the row nearest its middle (k,).
+    """k-means on unit vectors: the cluster of each row (N,), and each cluster's medoid, its most central row (k,).
 
     Raises:
         UserError: more clusters than vectors.
     """
     X = _unit(_finite(vectors))
     if not 1 <= k <= len(X):
-        raise UserError(f"{k} clusters were asked for; {len(X)} vectors allow 1 to {len(X)}.")
+        raise UserError(f"k is {k}; give a number of clusters from 1 to {len(X)}, the number of vectors.")
     fitted = KMeans(k, n_init=4, random_state=seed).fit(X)
-    apart = fitted.transform(X)  # (N, k)
-    medoids = [int(np.flatnonzero(fitted.labels_ == c)[apart[fitted.labels_ == c, c].argmin()]) for c in range(k)]
+    distances = fitted.transform(X)  # (N, k)
+    medoids = [int(np.flatnonzero(fitted.labels_ == c)[distances[fitted.labels_ == c, c].argmin()]) for c in range(k)]
     return fitted.labels_, np.array(medoids)
 
 
 def outlier_scores(vectors: ArrayLike, k: int = 5) -> np.ndarray:
-    """(N,) mean cosine distance to the ``k`` nearest others: large for a row that is like no other."""
+    """(N,) mean cosine distance to the ``k`` nearest neighbours, which is large for a row unlike all others."""
     X = _unit(_finite(vectors))
     k = min(k, len(X) - 1)
     scores = []
@@ -228,54 +229,55 @@ def outlier_scores(vectors: ArrayLike, k: int = 5) -> np.ndarray:
 
 
 def shortcut_test(vectors: ArrayLike, rows: pd.DataFrame) -> pd.DataFrame:
-    """How well a linear probe tells label, device, data set and patient: balanced accuracy beside its chance.
+    """Balanced accuracy of linear probes for label, device, data set and patient, with its chance level.
 
-    No probe is asked about a recording that it has seen: folds are made of whole units (patient, else sequence, else
-    video; see `data.units`) for label, device and data set, and of whole recordings for the patient. If patient or
-    device are told as well as the label, what looks like the label may be a shortcut.
+    Probes are tested on held-out recordings only: folds consist of whole units (patient, otherwise sequence, otherwise
+    video; see `data.units`) for label, device and data set, and of whole recordings for the patient. If a probe
+    predicts the patient or the device as well as the label, the model may recognise the label by a shortcut.
 
-    Columns: ``told``, ``units`` ("16 patients"), ``classes``, ``rows``, ``accuracy``, ``chance``, ``folds`` and
-    ``why`` (there is no number: too few units; or which classes were left out: those that occur in one unit only).
+    Columns: ``target`` (the column that the probe predicts), ``units`` ("16 patients"), ``classes``, ``rows``,
+    ``accuracy``, ``chance``, ``folds`` and ``why`` (the reason why there is no accuracy, or how many classes were left
+    out because they occur in only one unit).
     """
     X = np.asarray(vectors, dtype=np.float32)
     readable = np.isfinite(X).all(axis=1)
     of_row, recording = units(rows), group_ids(rows, columns=("sequence", "video"))
-    found = []
+    results = []
     for column in [c for c in ("label", "device", "dataset", "patient") if c in rows]:
         values = rows[column].astype(str).to_numpy()
         counts = pd.Series(values[readable & (values != "")]).value_counts()
-        kept = readable & np.isin(values, counts.index[counts >= 3].to_numpy())
-        if len(set(values[kept])) < 2:
+        usable = readable & np.isin(values, counts.index[counts >= 3].to_numpy())
+        if len(set(values[usable])) < 2:
             continue
         groups = recording if column == "patient" else pd.factorize(of_row.ids)[0]
-        measured = _told(X[kept], values[kept], groups[kept])
-        by = "recording" if column == "patient" else of_row.take(kept).kind
-        found.append({"told": column, "units": of_row.take(kept).words, "folds": f"by {by}"} | measured)
-    return pd.DataFrame(found, columns=["told", "units", "classes", "rows", "accuracy", "chance", "folds", "why"])
+        accuracy = _probe_accuracy(X[usable], values[usable], groups[usable])
+        by = "recording" if column == "patient" else of_row.take(usable).kind
+        results.append({"target": column, "units": of_row.take(usable).words, "folds": f"by {by}"} | accuracy)
+    return pd.DataFrame(results, columns=["target", "units", "classes", "rows", "accuracy", "chance", "folds", "why"])
 
 
-def _told(X: np.ndarray, values: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """What a probe over folds of whole groups tells of the values, or why there is no such number."""
+def _probe_accuracy(X: np.ndarray, values: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    """The accuracy of a probe for the values over folds of whole groups, or the reason why there is none."""
     per_class = pd.Series(groups).groupby(values).nunique()
-    known = np.isin(values, per_class.index[per_class >= 2].to_numpy())
+    testable = np.isin(values, per_class.index[per_class >= 2].to_numpy())
     why = ""
     if (n_groups := len(set(groups))) < MIN_UNITS_FOR_PROBE:
-        why = f"No number: a probe needs at least {MIN_UNITS_FOR_PROBE} units, and there are fewer ({n_groups})."
-    elif len(set(values[known])) < 2:
-        why = "No number: fewer than two classes occur in two units or more."
+        why = f"No accuracy: a probe needs at least {MIN_UNITS_FOR_PROBE} units, but there are {n_groups}."
+    elif len(set(values[testable])) < 2:
+        why = "No accuracy: fewer than two classes occur in more than one unit."
     if why:
         K = len(per_class)
         return {"classes": K, "rows": len(values), "accuracy": float("nan"), "chance": 1 / K, "folds": "", "why": why}
-    X, values, groups = X[known], values[known], groups[known]
+    X, values, groups = X[testable], values[testable], groups[testable]
     K = len(set(values))
-    answers = np.empty(len(values), dtype=object)
+    predicted = np.empty(len(values), dtype=object)
     classes, numbers = np.unique(values, return_inverse=True)
     features = torch.from_numpy(X)
     for train, test in GroupKFold(min(5, len(set(groups)))).split(X, groups=groups):
-        answers[test] = classes[linear_answers(features[train], numbers[train], features[test])]
+        predicted[test] = classes[linear_answers(features[train], numbers[train], features[test])]
     alone = int((~np.isin(per_class.index, values)).sum())
-    why = f"{alone} further classes occur in one unit only." if alone else ""
-    accuracy = float(balanced_accuracy(values, answers.astype(values.dtype)))
+    why = f"{alone} further classes occur in only one unit." if alone else ""
+    accuracy = float(balanced_accuracy(values, predicted.astype(values.dtype)))
     return {"classes": K, "rows": len(values), "accuracy": accuracy, "chance": 1 / K, "why": why}
 
 
@@ -284,8 +286,8 @@ def _finite(vectors: ArrayLike) -> np.ndarray:
     if X.ndim != 2 or len(X) < 2 or not np.isfinite(X).all():
         raise UserError(
             f"The vectors have shape {X.shape}"
-            + ("" if np.isfinite(X).all() else " and some are not finite")
-            + "; give (N, D) finite ones, at least 2 (store.vectors[store.usable()])."
+            + ("" if np.isfinite(X).all() else ", and some are not finite")
+            + "; give at least 2 finite vectors as (N, D), such as store.vectors[store.usable()]."
         )
     return X
 
@@ -297,5 +299,5 @@ def _unit(X: np.ndarray) -> np.ndarray:
 def _paired(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     X, Y = _finite(first).astype(np.float64), _finite(second).astype(np.float64)
     if len(X) != len(Y):
-        raise UserError(f"{len(X)} and {len(Y)} vectors cannot be compared row by row; embed the same manifest twice.")
+        raise UserError(f"{len(X)} and {len(Y)} vectors cannot be compared row by row. Embed the same manifest twice.")
     return X - X.mean(axis=0), Y - Y.mean(axis=0)

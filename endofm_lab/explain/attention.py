@@ -1,4 +1,4 @@
-"""Attention of a clip: in space, in time, per head, and rolled out over all blocks.
+"""Attention of a clip: in space, in time, per head, and as a rollout over all blocks.
 
 Maps are plain float32 tensors of one clip. Letters: T frames, h w patches, N = h w, K heads.
 """
@@ -23,7 +23,7 @@ By = Literal["attention", "norms"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class AttentionMaps(Brief):
-    """All attention of one clip, and the questions one asks of it.
+    """The attention of one clip in all blocks, with methods to read it.
 
     Attributes:
         space: per block (T, K, 1 + N, 1 + N), row = query, column = key, entry 0 is CLS; rows sum to one. For a joint
@@ -31,7 +31,7 @@ class AttentionMaps(Brief):
         time: per block (h, w, K, T, T), between frames at one patch; rows sum to one. Empty without temporal attention.
         grid: T, h and w.
         kind: ``divided``, ``space_only`` or ``joint``.
-        norms: what really arrives in each step; None unless asked for.
+        norms: the contributions of tokens in each step (`StepNorms`); None unless requested.
     """
 
     space: tuple[Tensor, ...]
@@ -42,23 +42,23 @@ class AttentionMaps(Brief):
 
     @property
     def blocks(self) -> int:
-        """How many blocks there are."""
+        """Number of blocks."""
         return len(self.space)
 
     @property
     def heads(self) -> int:
-        """How many heads each block has."""
+        """Number of heads per block."""
         return self.space[0].shape[1]
 
     def since(self, block: int) -> "AttentionMaps":
-        """The maps from this block on: their rollout says what the block's *input* tokens bring to CLS.
+        """The maps from this block on, whose rollout shows how much the block's *input* tokens contribute to CLS.
 
-        Tokens are mixed by every block, and some blocks gather in a few patches that hold no content of their own
-        (Darcet et al. 2024, arXiv 2309.16588); a rollout through all of them can point there. The later the start, the
-        less it says of pixels and the more of the tokens that are read.
+        Every block mixes tokens, and some blocks collect information in a few patches without content of their own
+        (Darcet et al. 2024, arXiv 2309.16588), to which a rollout through all blocks can point. The later the start,
+        the more the rollout describes tokens instead of pixels.
 
         Raises:
-            UserError: block out of range.
+            UserError: the block is out of range.
         """
         block = self._number(block)
         norms = self.norms and StepNorms(self.norms.space[block:], self.norms.time[block:])
@@ -67,13 +67,13 @@ class AttentionMaps(Brief):
     def in_space(self, block: int, head: HeadChoice = "mean", patch: tuple[int, int] | None = None) -> Tensor:
         """(T, h, w): where CLS looks in every frame, or where the patch (row, column) of each frame looks in its frame.
 
-        A row of attention sums to one over CLS and patches, so these sum to one less what CLS gets. In a joint model
-        the row runs over all frames: CLS's map sums to one over (T, h, w), and a patch's map in frame t shows only
-        what it gives to frame t.
+        A row of attention sums to one over CLS and patches, so these maps sum to one minus the attention to CLS. In a
+        joint model the row covers all frames: the map of CLS sums to one over (T, h, w), and the map of a patch in
+        frame t shows only its attention to frame t.
 
         Args:
             block: counted from 0, negative from the end.
-            head: a number, or the mean or the maximum over the heads (made to sum to one again).
+            head: a number, or the mean or the maximum over the heads (normalised to sum to one again).
             patch: row and column of the query; None for CLS.
 
         Raises:
@@ -89,12 +89,13 @@ class AttentionMaps(Brief):
         return rows[0, queries, 1:].reshape(T, T, h, w)[torch.arange(T), torch.arange(T)]
 
     def in_time(self, block: int, head: HeadChoice = "mean", patch: tuple[int, int] | None = None) -> Tensor:
-        """(T, T): from which frame (column) each frame (row) reads, at a patch or on average over all patches.
+        """(T, T): how much each frame (row) attends to each frame (column), at a patch or on average over all patches.
 
-        Rows sum to one. In a joint model: what the patch gives to all patches of a frame, over what it gives to all.
+        Rows sum to one. In a joint model, an entry is the attention of the patch to all patches of a frame, divided by
+        its attention to all patches.
 
         Raises:
-            UserError: block, head or patch out of range, or a model without temporal attention.
+            UserError: block, head or patch is out of range, or the model has no temporal attention.
         """
         T, h, w = self.grid
         self._number(block)
@@ -123,17 +124,17 @@ class AttentionMaps(Brief):
         2. space, in each frame t:   z[t, i] <- (z[t, i] + sum_j B_t[i, j] z[t, j]) / 2,   z[t] = (c[t], x[t, 1..N])
         3. one CLS per clip:         c[t] <- mean over s of c[s]
 
-        (3 averages what space added; the copies were equal, so averaging all of c is the same.) What reaches one token
-        is that token's row of the product, and a row r times M costs a matrix-vector product. So start with r = 1 at
-        the query (1/T at each copy of CLS) and walk from the last block to the first: 3, 2, 1, each as r <- r M. Every
-        M is row-stochastic, so r always sums to one; the result leaves out what stays at CLS. Space-only models have
-        step 2 alone, joint models too, over one long frame.
+        (Step 3 averages what step 2 added; the copies were equal before, so averaging all of c is the same.) The
+        contributions to one token are that token's row of the product, and a row r times M costs only a matrix-vector
+        product. So start with r = 1 at the query (1/T at each copy of CLS) and walk from the last block to the first:
+        3, 2, 1, each as r <- r M. Every M is row-stochastic, so r always sums to one; the result leaves out the share
+        of CLS. Space-only models have step 2 alone, and so have joint models, over one long frame.
 
-        ``by="norms"`` takes for M what really arrives in steps 1 and 2 (see `StepNorms`): attention to a token that
-        brings nothing counts for nothing, and the residual as much as it is. Heads are summed there, not chosen.
+        With ``by="norms"``, M holds the measured contributions in steps 1 and 2 (see `StepNorms`): attention to a token
+        with a value near zero hardly counts, and the residual has its true share. Heads are summed there, not chosen.
 
         Raises:
-            UserError: head or query out of range, or norms that were not asked for.
+            UserError: head or query is out of range, or the maps have no norms.
         """
         T, h, w = self.grid
         row = torch.zeros(T, 1 + h * w)
@@ -145,10 +146,10 @@ class AttentionMaps(Brief):
         return self.walk(row, head, by)[:, 1:].reshape(T, h, w)
 
     def rollout_in_time(self, head: HeadChoice = "mean", by: By = "attention") -> Tensor:
-        """(T, T): from which input frames (columns) the patches of each output frame (rows) come, through all blocks.
+        """(T, T): the share of each input frame (column) in the patches of each output frame (row), through all blocks.
 
-        The mean rollout of a frame's patches, summed over the patches of each input frame; each row is divided by what
-        came from patches at all, so that rows sum to one.
+        This is the mean rollout of a frame's patches, summed over the patches of each input frame; each row is divided
+        by the total over all patches, so that rows sum to one.
         """
         T, h, w = self.grid
         rows = []
@@ -162,19 +163,20 @@ class AttentionMaps(Brief):
     def statistics(self) -> pd.DataFrame:
         """One row per axis ("space" or "time"), block and head, with its attention ``distance`` and ``entropy``.
 
-        Distance: mean over query patches of the attention-weighted distance to the key patches, in patches (space) or
-        frames (time), CLS left out (Dosovitskiy et al. 2021, arXiv 2010.11929, figure 7). Entropy: of the rows, over
-        its maximum, so 0 = one key, 1 = uniform. In a joint model both run over all frames, distance in patches.
+        The distance is the mean over query patches of the attention-weighted distance to the key patches, in patches
+        (space) or frames (time), without CLS (Dosovitskiy et al. 2021, arXiv 2010.11929, figure 7). The entropy is that
+        of the rows divided by its maximum: 0 for a single key, 1 for uniform attention. In a joint model both cover all
+        frames, and the distance is in patches.
         """
         T, h, w = self.grid
         y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-        place = torch.stack([y, x], dim=-1).reshape(-1, 2).float()
+        positions = torch.stack([y, x], dim=-1).reshape(-1, 2).float()
         if self.kind == "joint":
-            place = place.repeat(T, 1)
-        apart, moments = torch.cdist(place, place), torch.arange(T).float()
-        found = []
+            positions = positions.repeat(T, 1)
+        distances, moments = torch.cdist(positions, positions), torch.arange(T).float()
+        records = []
         for axis, maps, distance in (
-            ("space", [m[:, :, 1:, 1:] for m in self.space], apart),
+            ("space", [m[:, :, 1:, 1:] for m in self.space], distances),
             ("time", [m.flatten(0, 1) for m in self.time], (moments[:, None] - moments).abs()),
         ):
             for block, rows in enumerate(maps):  # (positions, K, n, n)
@@ -183,8 +185,8 @@ class AttentionMaps(Brief):
                 entropy = torch.special.entr(rows).sum(dim=-1).mean(dim=(0, 2))
                 entropy = entropy / max(float(torch.tensor(float(rows.shape[-1])).log()), 1e-12)
                 for head in range(self.heads):
-                    found.append((axis, block, head, float(length[head]), float(entropy[head])))
-        return pd.DataFrame(found, columns=["axis", "block", "head", "distance", "entropy"])
+                    records.append((axis, block, head, float(length[head]), float(entropy[head])))
+        return pd.DataFrame(records, columns=["axis", "block", "head", "distance", "entropy"])
 
     def walk(self, row: Tensor, head: HeadChoice = "mean", by: By = "attention", share: float = 0.5) -> Tensor:
         """A row (T, 1 + N) over output tokens to one over input tokens, through every step backwards; see `rollout`.
@@ -194,7 +196,7 @@ class AttentionMaps(Brief):
         T, h, w = self.grid
         norms = self.norms if by == "norms" else None
         if by == "norms" and norms is None:
-            raise UserError("These maps carry no norms; ask for them with look(model, clip, norms=True).")
+            raise UserError("These maps have no norms. Request them with look(model, clip, norms=True).")
         if self.kind == "joint":  # one CLS, one long frame
             row = torch.cat([row[:, 0].sum()[None], row[:, 1:].flatten()])[None]
         for block in reversed(range(self.blocks)):
@@ -212,7 +214,7 @@ class AttentionMaps(Brief):
         return row
 
     def _fused(self, maps: Sequence[Tensor], block: int, head: HeadChoice) -> Tensor:
-        """A block's maps with the heads, third axis from the end, made one."""
+        """A block's maps with the heads, the third axis from the end, reduced to one."""
         rows = maps[self._number(block)]
         if head == "mean":
             return rows.mean(dim=-3)
@@ -258,28 +260,26 @@ def look(model: VideoModel | Encoder, clip: Tensor, norms: bool = False) -> Atte
     Image models (ViT, DINOv2, EVA-02 with its rotary positions) attend in space only.
 
     Args:
-        model: what looks.
-        clip: what is looked at.
-        norms: also measure what really arrives in each step, for ``rollout(by="norms")``; video transformers only.
+        model: the model or encoder.
+        clip: the clip, (1, 3, T, H, W).
+        norms: also measure the contributions of tokens in each step, for ``rollout(by="norms")``; this works for video
+            transformers only.
 
     Raises:
-        UserError: the clip has another shape, is not one clip, the model has no attention from a CLS token, or is an
-            image model asked for norms.
+        UserError: the clip has another shape or is not one clip, the model has no attention from a CLS token, or norms
+            were requested from an image model.
     """
     backbone = model.backbone if isinstance(model, VideoModel) else model
     if clip.ndim != 5 or len(clip) != 1:
-        raise UserError(
-            f"The clip has shape {tuple(clip.shape)}; attention is looked at one clip at a time, (1, 3, T, H, W)."
-        )
+        raise UserError(f"The clip has shape {tuple(clip.shape)}; give one clip at a time, (1, 3, T, H, W).")
     kind = backbone.attention_kind
     if kind is None or backbone.frames_per_token != 1:
         raise UserError(
-            f"A backbone of kind {backbone.kind!r} like this one has no attention from a CLS token to the "
-            "patches of each frame, so there are no maps to look at. Attribution by gradients or occlusion works for "
-            "every model."
+            f"A backbone of kind {backbone.kind!r} has no attention from a CLS token to the patches of each frame, so "
+            "there are no attention maps. Use attribution by gradients or occlusion, which works for every model."
         )
     if norms and not backbone.has_video_blocks:
-        raise UserError("Norms of steps are measured in video transformers; for image models use plain rollout.")
+        raise UserError("Norms can be measured in video transformers only. For image models, use rollout by attention.")
     clip = clip.to(next(backbone.parameters()).device)
     if not norms:
         return maps_of(backbone(clip, attention=True), kind)
@@ -288,13 +288,13 @@ def look(model: VideoModel | Encoder, clip: Tensor, norms: bool = False) -> Atte
 
 
 def maps_of(tokens: VideoTokens, kind: str) -> AttentionMaps:
-    """The maps that one clip's tokens carry, after ``backbone(clip, attention=True)``."""
+    """The attention maps in the tokens of one clip, after ``backbone(clip, attention=True)``."""
     _, T, h, w, _ = tokens.patches.shape
     space = tokens.joint if kind == "joint" else tokens.spatial
     if space is None:
-        raise UserError("These tokens carry no attention; ask for it with backbone(clip, attention=True).")
+        raise UserError("These tokens have no attention maps. Request them with backbone(clip, attention=True).")
     check_finite(tokens.patches, "The backbone", ["this clip"])
-    rows = [m if kind == "joint" else m[0] for m in space]  # a joint model's one clip is its one long frame
+    rows = [m if kind == "joint" else m[0] for m in space]  # in a joint model, the clip is one long frame
     return AttentionMaps(
         space=tuple(m.detach().float().cpu() for m in rows),
         time=tuple(m[0].detach().float().cpu() for m in tokens.temporal or ()),

@@ -1,13 +1,16 @@
-"""Attribution: which patches of a clip a score comes from, on the patch grid.
+"""Attribution: how much each patch of a clip contributes to a score.
 
-A score that the model gave is shared out over patches, positive where a patch speaks for it, negative where against.
-Pixels are summed over each patch: the model sees patches as wholes, and pixel maps of transformers are mostly noise.
+A score of the model is distributed over the patch grid, with positive values for patches that raise it and negative
+values for patches that lower it. Pixels are summed over each patch, because the model sees patches as wholes and pixel
+maps of transformers are mostly noise.
 
-Most methods compare with a *baseline*, a clip that says nothing. No picture is neutral, so the choice shapes the map:
+Most methods compare the clip with a *baseline*, a clip without information. No picture is neutral, so the choice of the
+baseline influences the map:
 
-- ``blur``: the clip, smoothed until no finding is left. Keeps colour and light, asks for structure. The default.
-- ``mean``: the clip's mean colour. Asks for everything that is not flat colour; blind to a finding of that colour.
-- ``black``: asks for light above all; dark findings (blood, the lumen) cannot be found with it.
+- ``blur``: the clip, blurred until no finding is visible. It keeps colour and light, so the map shows structure. It is
+  the default.
+- ``mean``: the clip's mean colour. The map shows everything but flat colour; it misses findings of the mean colour.
+- ``black``: the map shows mostly light; it cannot show dark findings (blood, the lumen).
 """
 
 from collections.abc import Callable
@@ -31,10 +34,10 @@ Baseline = Literal["blur", "mean", "black"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Attribution(Brief):
-    """A map (T, h, w) float32 with its sign, and where it comes from.
+    """A signed map (T, h, w) float32 with its method and its target.
 
     ``completeness`` is |sum of the map - (score - score of the baseline)| over |score - score of the baseline|, for the
-    methods that promise it to be 0 (integrated gradients, Shapley values); None for the others.
+    methods for which it is 0 in theory (integrated gradients, Shapley values), and None for the others.
     """
 
     values: Tensor
@@ -45,16 +48,16 @@ class Attribution(Brief):
     def __post_init__(self) -> None:
         if not bool(self.values.isfinite().all()):
             raise UserError(
-                f"The map of {self.target} by {self.method} holds NaN or infinity, which is no result: the model's "
-                "weights are damaged or too large. Use another model or another method."
+                f"The map of {self.target} by {self.method} holds NaN or infinity, because the model's weights are "
+                "damaged or too large. Use another model or another method."
             )
 
 
 def baseline_of(clip: Tensor, spec: InputSpec, kind: Baseline = "blur") -> Tensor:
-    """A clip like ``clip`` (B, 3, T, H, W) that says nothing; see the head of this module.
+    """A baseline for ``clip`` (B, 3, T, H, W), as the docstring of this module describes.
 
     Raises:
-        UserError: there is no such baseline.
+        UserError: the kind of baseline is unknown.
     """
     if kind == "blur":
         B, _, T, H, W = clip.shape
@@ -78,10 +81,10 @@ def integrated_gradients(
     steps: int = 32,
     batch_clips: int = 4,
 ) -> Attribution:
-    """Gradients along the straight way from the baseline, times that way (Sundararajan et al. 2017, arXiv 1703.01365).
+    """Mean gradient on the line from the baseline, times the difference (Sundararajan et al. 2017, arXiv 1703.01365).
 
-    The map sums to score less baseline score, but for the error of ``steps`` Gauss-Legendre points, which is reported.
-    Memory is that of ``batch_clips`` clips at a time.
+    The map sums to the score minus the baseline's score, except for the error of ``steps`` Gauss-Legendre points, which
+    is reported. It needs the memory of ``batch_clips`` clips.
     """
     start = baseline_of(_one(clip), model.card.input, baseline)
     pixels, delta = IntegratedGradients(target.score).attribute(
@@ -100,27 +103,27 @@ def gradient_x_input(model: VideoModel, clip: Tensor, target: Target) -> Attribu
 
 
 def grad_cam(model: VideoModel, clip: Tensor, target: Target, block: int = -1) -> Attribution:
-    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the token grid at the entrance of a block's attention.
+    """Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391) on the tokens at the input of a block's attention.
 
-    Channels are tokens' D values, weighted by their mean gradient over all patches and frames; negative sums are cut,
-    as in the paper. After the last attention the patches no longer reach CLS, so the map is taken before it.
+    Channels are the D values of the tokens, weighted by their mean gradient over all patches and frames; negative sums
+    are set to 0, as in the paper. The map is taken before the last attention, because patches cannot reach CLS after.
 
     Raises:
-        UserError: the model has no transformer blocks, or not this one.
+        UserError: the model has no transformer blocks, or no block of this number.
     """
     blocks = model.backbone.attention_blocks()
     if not blocks:
-        raise UserError("Grad-CAM reads the tokens of transformer blocks, and this model has none; use occlusion.")
+        raise UserError("Grad-CAM needs the tokens of transformer blocks, but this model has none. Use occlusion.")
     if not -len(blocks) <= block < len(blocks):
         raise UserError(f"There is no block {block}; this model has the blocks 0 to {len(blocks) - 1}.")
-    kept: list[Tensor] = []
+    outputs: list[Tensor] = []
     norm = blocks[block].get_submodule("norm1")
-    hook = norm.register_forward_hook(lambda _, __, output: kept.append(output))
+    hook = norm.register_forward_hook(lambda _, __, output: outputs.append(output))
     try:
         score = target.score(_one(clip).clone().requires_grad_())
     finally:
         hook.remove()
-    (gradient,) = torch.autograd.grad(score.sum(), kept[0])
+    (gradient,) = torch.autograd.grad(score.sum(), outputs[0])
     n = model.backbone.frames_per_token
     T, h, w = _grid(clip, model)
     T = T // n
@@ -131,7 +134,7 @@ def grad_cam(model: VideoModel, clip: Tensor, target: Target, block: int = -1) -
         return tokens.reshape(frames, -1, D)[:, -(T * h * w // frames) :].reshape(T, h, w, D)
 
     weights = patches(gradient).mean(dim=(0, 1, 2))
-    values = (patches(kept[0]) @ weights).clamp(min=0).repeat_interleave(n, dim=0)
+    values = (patches(outputs[0]) @ weights).clamp(min=0).repeat_interleave(n, dim=0)
     return Attribution(values.detach().float().cpu(), "Grad-CAM", target.name)
 
 
@@ -144,14 +147,14 @@ def occlusion(
     batch_clips: int = 8,
     progress: bool = False,
 ) -> Attribution:
-    """How far the score falls when a tube of ``tube`` = (frames, patches a side) is covered by the baseline.
+    """The drop of the score when the baseline covers a tube of ``tube`` = (frames, patches per side).
 
-    Tubes overlap by half; each patch gets the mean fall of the tubes over it (Zeiler and Fergus 2014).
+    Tubes overlap by half; each patch gets the mean drop of the tubes that cover it (Zeiler and Fergus 2014).
     """
     T, h, w = _grid(_one(clip), model)
     frames, side = min(tube[0], T), min(tube[1], h, w)
     if min(frames, side) < 1:
-        raise UserError(f"The tube is {tube}; it covers at least 1 frame and 1 patch.")
+        raise UserError(f"The tube is {tube}; give at least 1 frame and 1 patch.")
     patch = clip.shape[-1] // w
     with torch.no_grad():
         pixels = Occlusion(target.score).attribute(
@@ -177,9 +180,10 @@ def shapley(
     seed: int = 0,
     progress: bool = False,
 ) -> Attribution:
-    """Shapley values of tubes, from random orders of uncovering (Castro et al. 2009, as in SHAP): always complete.
+    """Shapley values of tubes, from random orders of uncovering (Castro et al. 2009, as in SHAP).
 
-    ``samples`` orders cost that many forward passes per tube; each tube's value is spread evenly over its patches.
+    The values always sum to the difference of the scores. Each of the ``samples`` orders costs one forward pass per
+    tube; the value of a tube is distributed evenly over its patches.
     """
     T, h, w = _grid(_one(clip), model)
     frames, side = min(tube[0], T), min(tube[1], h, w)
@@ -207,13 +211,13 @@ def shapley(
 
 
 def relevance(model: VideoModel, clip: Tensor, target: Target) -> Attribution:
-    """Attention relevance as an attribution; see `attention_relevance`, which also says which frame reads which."""
-    found = attention_relevance(model, _one(clip), target)
-    return Attribution(found.values, "attention relevance", target.name)
+    """Attention relevance as an attribution; `attention_relevance` also returns the relevance between frames."""
+    values = attention_relevance(model, _one(clip), target).values
+    return Attribution(values, "attention relevance", target.name)
 
 
 Method = Callable[[VideoModel, Tensor, Target], Attribution]
-# Sorted by how often the map of the demo model points at the finding (docs/results.md), the best first.
+# Sorted by how often the demo model's map points at the finding (docs/results.md), the best method first.
 METHODS: dict[str, Method] = {
     "attention relevance": relevance,
     "gradient x input": gradient_x_input,
@@ -227,18 +231,18 @@ METHODS: dict[str, Method] = {
 def attribute(
     model: VideoModel, clip: Tensor, head: str, label: str, method: str = "integrated gradients"
 ) -> Attribution:
-    """Which patches of a clip (1, 3, T, H, W) a head's score of a class comes from, by a method of `METHODS`.
+    """The contribution of each patch of a clip (1, 3, T, H, W) to a head's score of a class, by a method of `METHODS`.
 
     Raises:
-        UserError: there is no such head, class or method, or the method cannot answer for this model.
+        UserError: the head, class or method does not exist, or the method does not work with this model.
     """
     if method not in METHODS:
-        raise UserError(f"There is no attribution method {method!r}; there are {', '.join(METHODS)}.")
+        raise UserError(f"There is no attribution method {method!r}; choose one of {', '.join(METHODS)}.")
     return METHODS[method](model, clip, target_of(model, head, label))
 
 
 def methods_for(model: VideoModel, head: str) -> list[str]:
-    """Names in `METHODS` of those that can explain this head of a model; the others refuse in a sentence."""
+    """The names in `METHODS` of the methods that can explain this head of a model; the others raise a `UserError`."""
     backbone = model.backbone
     refused = set() if backbone.attention_blocks() else {"Grad-CAM"}
     if not backbone.has_video_blocks or model.card.heads[head].answer != "clip":
@@ -248,7 +252,7 @@ def methods_for(model: VideoModel, head: str) -> list[str]:
 
 def _one(clip: Tensor) -> Tensor:
     if clip.ndim != 5 or len(clip) != 1:
-        raise UserError(f"The clip has shape {tuple(clip.shape)}; one clip is explained at a time, (1, 3, T, H, W).")
+        raise UserError(f"The clip has shape {tuple(clip.shape)}; give one clip at a time, (1, 3, T, H, W).")
     return clip
 
 

@@ -1,8 +1,8 @@
-"""Embeddings of a manifest's clips on disk: one vector per row, resumable, and the questions one asks of them.
+"""Embeddings of a manifest's clips on disk: one vector per row, computed by a job that can be resumed.
 
 A store is a folder: ``vectors.npy`` (N, D) float32, memory-mapped; ``rows.parquet``, the manifest's rows in the same
-order; ``store.json``, which comes last and says which model made it. While it is made, ``vectors.part.npy`` grows by
-the rows that are done and ``done.jsonl`` names them.
+order; ``store.json``, which is written last and names the model. While the job runs, ``vectors.part.npy`` grows by the
+rows that are done, and ``done.jsonl`` lists them.
 """
 
 import io
@@ -42,10 +42,10 @@ class EmbeddingStore(Brief):
     """Vectors of clips and the rows they belong to.
 
     Attributes:
-        vectors: (N, D) float32, read from disk where it is touched; rows that could not be read are NaN.
-        rows: the manifest's rows, with ``time_s``, the clip's first instant, and ``error``, "" or why it was not read.
-        about: model's name and fingerprint, manifest's fingerprint, versions.
-        path: its folder.
+        vectors: (N, D) float32, memory-mapped; rows that could not be read are NaN.
+        rows: the manifest's rows, with ``time_s``, the start of the clip, and ``error``, the reason if it was not read.
+        about: name and fingerprint of the model, fingerprint of the manifest, versions.
+        path: folder of the store.
     """
 
     vectors: np.ndarray
@@ -57,19 +57,19 @@ class EmbeddingStore(Brief):
         return len(self.rows)
 
     def usable(self) -> np.ndarray:
-        """(N,) bool: rows with a vector."""
+        """(N,) bool: whether a row has a vector."""
         return (self.rows["error"] == "").to_numpy()
 
     def must_be_of(self, model: VideoModel) -> None:
-        """Refuse a model that did not make these vectors.
+        """Refuse a model other than the one that computed these vectors.
 
         Raises:
-            UserError: another model or version of it.
+            UserError: it is another model, or another version of the model.
         """
         if self.about["model_fingerprint"] != model.card.fingerprint:
             raise UserError(
                 f"{self.path} was made by {self.about['model_name']} ({self.about['model_fingerprint'][:12]}), not by "
-                f"{model.card.name} ({model.card.fingerprint[:12]}): use that model, or embed again into a new folder."
+                f"{model.card.name} ({model.card.fingerprint[:12]}). Use that model, or embed again into a new folder."
             )
 
 
@@ -81,12 +81,12 @@ def embed(
     device: str = "auto",
     progress: bool = True,
 ) -> EmbeddingStore:
-    """One vector per row of a manifest, kept in a folder: CLS of the clip in the middle of each row's time.
+    """One vector per row of a manifest, saved in a folder: CLS of the clip in the middle of each row's time span.
 
-    Encoders without a CLS token give the mean over all patches; ``vector`` in ``store.json`` says which.
+    Encoders without a CLS token give the mean over all patches; ``vector`` in ``store.json`` records which it is.
 
-    A run that was stopped goes on where it was when called again with the same manifest and model; a finished one is
-    read back. Rows whose video cannot be read are kept, with the reason, and have no vector.
+    A run that was stopped is resumed by the same call with the same manifest and model; a finished store is read back.
+    Rows whose video cannot be read stay in the store with the reason, but have no vector.
 
     Args:
         manifest: a manifest, or its file.
@@ -98,8 +98,8 @@ def embed(
 
     Raises:
         ManifestError: the manifest is malformed.
-        UserError: ``out`` holds something else, or embeddings of another manifest or model, or a video has changed (the
-            message names what differs), or another process works there.
+        UserError: ``out`` contains other files or embeddings of another manifest or model, a video has changed (the
+            message names the differences), or another process works there.
     """
     manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
     steps = embedding_steps(manifest, model_at(model, device), out, batch_clips)
@@ -110,9 +110,9 @@ def embed(
 
 
 def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batch_clips: int = 8) -> Iterator[int]:
-    """`embed` in steps, for callers that draw their own progress: yields how many rows are done."""
+    """`embed` in steps, for callers with a progress bar of their own: yields the number of rows done."""
     if batch_clips < 1:
-        raise UserError(f"batch_clips is {batch_clips}; at least 1 clip must go through the model at a time.")
+        raise UserError(f"batch_clips is {batch_clips}; give at least 1.")
     N, D = len(manifest), model.backbone.width
     about = {
         "model_name": model.card.name,
@@ -134,7 +134,7 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
             (folder / LOG).unlink(missing_ok=True)  # left if the last call was killed at its very end
             yield N
             return
-        done = _Done.found(folder, N, D)
+        done = _Done.resumed(folder, N, D)
         if not done.entries:
             _check_room(folder, N, D)
         yield from _embed_rows(manifest, model, done, N, D, batch_clips)
@@ -151,7 +151,7 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
 def _embed_rows(
     manifest: Manifest, model: VideoModel, done: "_Done", N: int, D: int, batch_clips: int
 ) -> Iterator[int]:
-    """Fill in the rows that are still missing; yields how many are done."""
+    """Compute the missing rows; yields the number of rows done."""
     model.eval()
     first = next(model.parameters())
     backbone = for_inference(model.backbone, first.dtype)
@@ -169,16 +169,16 @@ def _embed_rows(
                 entries.append({"row": row, "time_s": None, "error": error.reason})
         if clips:
             with torch.inference_mode():
-                found = backbone(torch.cat([pixels for _, pixels in clips]).to(first.device)).pooled()
-            shown = [f"row {start + at + 1} of the manifest" for at, _ in clips]
-            check_finite(found, f"The backbone of {model.card.name}", shown)
-            vectors[[at for at, _ in clips]] = found.float().cpu().numpy()
+                features = backbone(torch.cat([pixels for _, pixels in clips]).to(first.device)).pooled()
+            names = [f"row {start + index + 1} of the manifest" for index, _ in clips]
+            check_finite(features, f"The backbone of {model.card.name}", names)
+            vectors[[index for index, _ in clips]] = features.float().cpu().numpy()
         done.add(vectors, entries)
         yield len(done.entries)
 
 
 class _Entry(TypedDict):
-    """What is noted about a row."""
+    """A line of the log about a row."""
 
     row: int
     time_s: float | None
@@ -187,9 +187,9 @@ class _Entry(TypedDict):
 
 @dataclass
 class _Done:
-    """The rows of a store under way: their vectors in a file that grows, and what is noted about them in a log.
+    """The finished rows of an unfinished store: their vectors in a file that grows, and a log with an entry per row.
 
-    Vectors are on disk before the log names their rows, so that a row which the log names has its vector.
+    Vectors are written to disk before the log names their rows, so every row in the log has its vector.
     """
 
     folder: Path
@@ -205,15 +205,15 @@ class _Done:
         return self.folder / LOG
 
     @classmethod
-    def found(cls, folder: Path, N: int, D: int) -> "_Done":
-        """What an earlier call finished: rows that the log names and that have their vectors; the rest is cut off."""
+    def resumed(cls, folder: Path, N: int, D: int) -> "_Done":
+        """The rows that an earlier call finished, with log entry and vector; anything after them is cut off."""
         done = cls(folder, (N, D), [])
         lines = done.log.read_text(encoding="utf-8").splitlines(keepends=True) if done.log.exists() else []
         with reading(done.log, "Delete the folder and embed again."):
             entries = [entry for line in lines if line.endswith("\n") for entry in json.loads(line)]
             if not fits(entries, list[_Entry]):
-                raise ValueError("it names no rows")
-        n = next((at for at, entry in enumerate(entries) if entry["row"] != at), len(entries))
+                raise ValueError("it does not list rows")
+        n = next((index for index, entry in enumerate(entries) if entry["row"] != index), len(entries))
         if n == N and (folder / "vectors.npy").exists() and not done.vectors.exists():  # killed at the very end
             done.entries = entries
             return done
@@ -227,7 +227,7 @@ class _Done:
         return done
 
     def add(self, vectors: np.ndarray, entries: list[dict[str, Any]]) -> None:
-        """Keep the next rows."""
+        """Save the next rows."""
         with self._opened() as file:
             file.seek(len(self._header()) + len(self.entries) * 4 * self.shape[1])
             file.write(vectors.astype("<f4").tobytes())
@@ -238,7 +238,7 @@ class _Done:
         self.entries += entries
 
     def finish(self) -> None:
-        """Give the whole file of vectors its name."""
+        """Give the complete file of vectors its final name."""
         if self.vectors.exists():
             self.vectors.replace(self.folder / "vectors.npy")
 
@@ -255,7 +255,7 @@ class _Done:
 
 def _check_room(folder: Path, N: int, D: int) -> None:
     if shutil.disk_usage(folder).free < N * D * 4 * 1.1:
-        raise UserError(f"{folder} has no room for {N} vectors of {D} numbers; choose another disk.")
+        raise UserError(f"{folder} has no room for {N} vectors of {D} numbers. Choose another disk.")
 
 
 _ABOUT = {  # of store.json
@@ -272,11 +272,11 @@ def load_store(path: str | Path) -> EmbeddingStore:
     """The finished store in a folder.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder holds no finished store.
     """
     path = Path(path)
     if not (path / STORE).exists():
-        raise UserError(f"{path} holds no finished embeddings: run `endofm-lab embed MANIFEST --out {path}` (again).")
+        raise UserError(f"{path} holds no finished embeddings. Run `endofm-lab embed MANIFEST --out {path}`.")
     remedy = "Delete the folder and embed again, or copy it again."
     about = read_object(path / STORE, _ABOUT, remedy)
     refuse_changed(path, STORE, "rows.parquet", "vectors.npy")
@@ -284,17 +284,17 @@ def load_store(path: str | Path) -> EmbeddingStore:
         vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
         rows = read_parquet(path / "rows.parquet")
         if vectors.dtype != np.float32 or not {"video", "time_s", "error"} <= set(rows):
-            raise ValueError("its vectors or its rows are not those that embed writes")
+            raise ValueError("its vectors or rows are not in the form that embed writes")
     if vectors.shape != (len(rows), about["width"]):
         raise UserError(
-            f"{path}: {vectors.shape} vectors for {len(rows)} rows of width {about['width']}; the store is damaged, "
-            "delete it and embed again."
+            f"{path} is damaged: it has vectors of shape {vectors.shape} for {len(rows)} rows of width "
+            f"{about['width']}. Delete it and embed again."
         )
     return EmbeddingStore(vectors, rows, about, path)
 
 
 def _middle_clip(row: Row, model: VideoModel) -> tuple[torch.Tensor, float]:
-    """The clip (1, 3, T, S, S) in the middle of a row's time, and its first instant in seconds."""
+    """The clip (1, 3, T, S, S) in the middle of a row's time span, and its start in seconds."""
     with row.open() as reader:
         index = row.middle(reader, model.card.clip)
         return to_input(reader.read(index), model.card.input), float(reader.times_s[index[0]])

@@ -1,4 +1,4 @@
-"""Attention that knows its question: gradient-weighted attention for one target, and what the order of frames adds."""
+"""Gradient-weighted attention for one target, and the influence of the order of frames on a score."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from endofm_lab.model.video_model import VideoModel
 
 @dataclass(frozen=True)
 class Relevance:
-    """Of one target: ``values`` (T, h, w), each patch's relevance; ``time`` (T, T), which frame reads which for it.
+    """Relevance for one target: ``values`` (T, h, w) of each patch, and ``time`` (T, T) between frames.
 
     ``time`` is the gradient-weighted temporal attention, summed over blocks, averaged over patches; None without
     temporal attention.
@@ -29,19 +29,19 @@ class Relevance:
 def attention_relevance(model: VideoModel, clip: Tensor, target: Target) -> Relevance:
     """Attention relevance (Chefer et al. 2021, arXiv 2103.15679) of one clip (1, 3, T, H, W), in space and time.
 
-    Plain attention is the same whatever one asks. Here every map is weighted by the gradient of the target's score:
-    ``A' = mean over heads of max(0, dy/dA * A)``, and the row of CLS walks backwards as in rollout with ``M = I + A'``.
+    Plain attention does not depend on the target. Here every map is weighted by the gradient of the target's score:
+    ``A' = mean over heads of max(0, dy/dA * A)``, and the row of CLS goes backwards as in rollout with ``M = I + A'``.
 
     Raises:
-        UserError: the target is a mask or a box, or the model is no video transformer.
+        UserError: the target is a mask or a box, or the model is not a video transformer.
     """
     if not model.backbone.has_video_blocks:
-        raise UserError("Gradient-weighted attention needs a video transformer; for other models use another method.")
+        raise UserError("Gradient-weighted attention needs a video transformer. Use another method for this model.")
     if target.of_output is None:
         possible = [f"{n}: {', '.join(s.classes)}" for n, s in model.card.heads.items() if s.answer == "clip"]
         raise UserError(
-            f"Attention relevance follows what reaches CLS, and {target.name} is an answer of patches; there are "
-            f"{'; '.join(possible) or 'no class heads'}."
+            f"Attention relevance works for scores from CLS, but {target.name} comes from patches; choose one of the "
+            f"class heads: {'; '.join(possible) or 'there are none'}."
         )
     output = model(clip.clone().requires_grad_(), attention=True)
     score = target.of_output(output)[0]
@@ -56,28 +56,28 @@ def attention_relevance(model: VideoModel, clip: Tensor, target: Target) -> Rele
 
 @torch.inference_mode()
 def exchange_matrix(clip: Tensor, target: Target, batch_clips: int = 8) -> Tensor:
-    """(T, T): how far the score moves when two frames of the clip (1, 3, T, H, W) change places; symmetric, 0 diagonal.
+    """(T, T): the change of the score when two frames of the clip (1, 3, T, H, W) are swapped; symmetric, 0 diagonal.
 
-    A score that does not depend on the order of frames gives zeros everywhere, whatever its attention looks like.
+    A score that does not depend on the order of frames gives zeros everywhere, whatever the attention maps look like.
     """
     T = clip.shape[2]
     pairs = [(s, t) for s in range(T) for t in range(s + 1, T)]
     orders = [[t if i == s else s if i == t else i for i in range(T)] for s, t in pairs]
-    here = target.score(clip)[0]
-    moved = [
-        (target.score(torch.cat([clip[:, :, order] for order in orders[at : at + batch_clips]])) - here).abs()
-        for at in range(0, len(orders), batch_clips)
+    original = target.score(clip)[0]
+    changes = [
+        (target.score(torch.cat([clip[:, :, order] for order in orders[start : start + batch_clips]])) - original).abs()
+        for start in range(0, len(orders), batch_clips)
     ]
     matrix = torch.zeros(T, T)
-    for (s, t), change in zip(pairs, torch.cat(moved).tolist() if moved else [], strict=True):
+    for (s, t), change in zip(pairs, torch.cat(changes).tolist() if changes else [], strict=True):
         matrix[s, t] = matrix[t, s] = change
     return matrix
 
 
 def _weighted(tokens: VideoTokens, score: Tensor, kind: str) -> AttentionMaps:
-    """Every map times its gradient, positive part, mean over the heads (kept as one head)."""
+    """The positive part of every map times its gradient, averaged to a single head."""
     returned = [*(tokens.spatial or tokens.joint or ()), *(tokens.temporal or ())]
-    # The maps returned are views beside the way to the score; the softmax they show is on it.
+    # The score does not depend on the returned maps, which are tensor views, but on the softmax that they are views of.
     edges = [_softmax(m) for m in returned]
     gradients = torch.autograd.grad(score, edges)
     weighted = [
@@ -94,10 +94,10 @@ def _weighted(tokens: VideoTokens, score: Tensor, kind: str) -> AttentionMaps:
     )
 
 
-def _softmax(view: Tensor) -> GradientEdge:
-    """The softmax that a returned map is a view of; their numbers lie in the same order."""
-    node = view.grad_fn
+def _softmax(attention: Tensor) -> GradientEdge:
+    """The softmax that a returned map is a tensor view of, with its numbers in the same order."""
+    node = attention.grad_fn
     while node is not None and "Softmax" not in node.name():
         node = node.next_functions[0][0]
-    assert node is not None, "maps come from a softmax"
+    assert node is not None, "attention maps are views of a softmax"
     return GradientEdge(node, 0)

@@ -1,4 +1,4 @@
-"""What an attribution explains: one number per clip, made from a model's outputs."""
+"""Targets of an attribution: one number per clip, computed from a model's outputs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from endofm_lab.model.video_model import VideoModel, VideoOutput
 
 @dataclass(frozen=True)
 class Target:
-    """What is explained.
+    """The number that an attribution explains.
 
     Attributes:
-        name: for figures.
-        score: differentiable, (B,) of clips (B, 3, T, H, W).
-        of_output: the same score (B,) of what the model returned for those clips, where it follows from the pooled
-            feature of the clip; None for masks and boxes, which follow from patches.
+        name: name in figures.
+        score: a differentiable function that returns (B,) for clips (B, 3, T, H, W).
+        of_output: the same score (B,) from the model's output for those clips, if it depends on the pooled feature of
+            the clip; None for masks and boxes, which depend on patches.
     """
 
     name: str
@@ -31,16 +31,17 @@ class Target:
 def target_of(model: VideoModel, head: str, label: str) -> Target:
     """The evidence of one head for one of its classes.
 
-    The head says what counts: the log odds of a class, the area of a mask, the surest box; see `Head.evidence`.
+    The head defines the evidence: the log odds of a class, the area of a mask, the most confident box; see
+    `Head.evidence`.
 
     Raises:
-        UserError: there is no such head or class.
+        UserError: the head or the class does not exist.
     """
     specs = model.card.heads
     if head not in specs:
-        raise UserError(f"The model has no head {head!r}; it has {', '.join(specs) or 'none'}.")
+        raise UserError(f"The model has no head {head!r}; choose one of {', '.join(specs) or '(none)'}.")
     if label not in specs[head].classes:
-        raise UserError(f"The head {head!r} has no class {label!r}; it has {', '.join(specs[head].classes)}.")
+        raise UserError(f"The head {head!r} has no class {label!r}; choose one of {', '.join(specs[head].classes)}.")
     spec, k = specs[head], specs[head].classes.index(label)
     name = f"{head}: {label}" if spec.answer == "clip" else f"{head} ({label})"
 
@@ -51,7 +52,7 @@ def target_of(model: VideoModel, head: str, label: str) -> Target:
 
 
 def similarity_to(model: VideoModel, clip: Tensor, name: str = "the chosen clip") -> Target:
-    """The cosine similarity of a clip's pooled feature to that of a chosen clip (1, 3, T, H, W)."""
+    """The cosine similarity of a clip's pooled feature to the feature of a chosen clip (1, 3, T, H, W)."""
     with torch.no_grad():
         chosen = F.normalize(model.backbone(clip).pooled().float(), dim=1)
 

@@ -1,4 +1,4 @@
-"""Can a map be believed? Sanity checks that give each map a number."""
+"""Sanity checks that measure how far an attribution map can be trusted."""
 
 from collections.abc import Generator
 from copy import deepcopy
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 def randomised(model: VideoModel, seed: int = 0) -> VideoModel:
-    """A copy of a model in which the numbers of every tensor are shuffled: same sizes and scales, nothing learned."""
+    """A copy of a model with the numbers of every tensor shuffled: the same sizes and scales, but nothing learned."""
     copy, draw = deepcopy(model).eval(), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in copy.parameters():
@@ -35,9 +35,9 @@ def randomised(model: VideoModel, seed: int = 0) -> VideoModel:
 
 
 def randomisation_test(model: VideoModel, clip: Tensor, head: str, label: str, method: Method, seeds: int = 3) -> float:
-    """Mean rank correlation of a method's map with its maps for models of shuffled weights (Adebayo et al. 2018).
+    """Mean rank correlation of a method's map with its maps for models with shuffled weights (Adebayo et al. 2018).
 
-    Near 0: the map depends on what was learned. Near 1: it would look the same whatever the model knows.
+    Near 0, the map depends on what the model has learned. Near 1, it would look the same for any weights.
     """
     trained = method(model, clip, target_of(model, head, label)).values
     return _returned(_randomisation_steps(model, clip, head, label, method, trained, seeds))
@@ -50,22 +50,22 @@ def _randomisation_steps(
     trained, results = values.flatten(), []
     for seed in range(seeds):
         shuffled = randomised(model, seed)
-        other = method(shuffled, clip, target_of(shuffled, head, label)).values.flatten()
-        flat = trained.std() == 0 or other.std() == 0  # a map without differences ranks nothing
-        results.append(0.0 if flat else float(spearmanr(trained, other).statistic))
+        random = method(shuffled, clip, target_of(shuffled, head, label)).values.flatten()
+        constant = trained.std() == 0 or random.std() == 0  # a constant map has no ranks
+        results.append(0.0 if constant else float(spearmanr(trained, random).statistic))
         yield
     return float(np.mean(results))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Curves(Brief):
-    """Scores while patches go over to or come from the baseline, most important first (Petsiuk et al. 2018).
+    """Scores while patches are replaced by or restored from the baseline, most important first (Petsiuk et al. 2018).
 
     Attributes:
-        share: (S,) of patches changed, 0 to 1.
-        deletion: (S,) score with that share covered; falls early if the map is right.
-        insertion: (S,) score with only that share uncovered; rises early.
-        random_deletion: (S,) for patches in random order (mean of three).
+        share: (S,) share of the patches that are changed, 0 to 1.
+        deletion: (S,) score with that share replaced by the baseline; it falls early if the map is right.
+        insertion: (S,) score with only that share of the clip visible; it rises early if the map is right.
+        random_deletion: (S,) the deletion curve for patches in random order (mean of three).
     """
 
     share: np.ndarray
@@ -75,8 +75,9 @@ class Curves(Brief):
 
     @property
     def gap(self) -> float:
-        """Area between insertion and deletion, over the score's distance from the baseline: 0 for no better than chance
-        at best, larger is better.
+        """Area between insertion and deletion, divided by the score's difference from the baseline.
+
+        Larger is better; a map that is no better than chance has at most about 0.
         """
         span = abs(self.deletion[0] - self.deletion[-1])
         return float(np.trapezoid(self.insertion - self.deletion, self.share) / max(span, 1e-12))
@@ -115,13 +116,13 @@ def _curve_steps(
     patch = clip.shape[-1] // values.shape[-1]
 
     def scores(order: np.ndarray, keep: bool) -> np.ndarray:
-        """Scores with the first patches covered (``keep`` False) or alone uncovered (True)."""
+        """Scores with the first patches replaced (``keep`` False), or with only these patches visible (True)."""
         results = []
-        for at in range(0, len(share), batch_clips):
+        for first in range(0, len(share), batch_clips):
             clips = []
-            for part in share[at : at + batch_clips]:
+            for fraction in share[first : first + batch_clips]:
                 chosen = torch.zeros(values.numel(), dtype=torch.bool)
-                chosen[torch.from_numpy(order[: round(part * len(order))].copy())] = True
+                chosen[torch.from_numpy(order[: round(fraction * len(order))].copy())] = True
                 pixels = chosen.view(values.shape).repeat_interleave(patch, 1).repeat_interleave(patch, 2)
                 clips.append(torch.where(pixels[None, None].to(clip.device) == keep, clip, start))
             results.append(target.score(torch.cat(clips)).cpu().numpy())
@@ -141,7 +142,7 @@ def _curve_steps(
 def trust_steps(
     model: VideoModel, clip: Tensor, head: str, label: str, method: Method, values: Tensor, seeds: int = 2
 ) -> Generator[tuple[int, int], None, tuple[Curves, float]]:
-    """Both tests of a method's map (T, h, w) in steps, for callers that draw their own progress.
+    """Both tests of a method's map (T, h, w) in steps, for callers with a progress bar of their own.
 
     Yields (steps done, steps in all); returns `deletion_insertion` and `randomisation_test`.
     """
@@ -163,29 +164,29 @@ def trust_steps(
 
 
 def in_words(curves: Curves, randomised: float, completeness: float | None) -> list[str]:
-    """What the trust figures of a map say, a sentence each.
+    """The meaning of a map's trust figures, a sentence each.
 
-    ``randomised`` is the result of `randomisation_test`, ``completeness`` that of `Attribution`. The bounds between
-    the words are conventions of this project.
+    ``randomised`` is the result of `randomisation_test`, ``completeness`` that of `Attribution`. The thresholds of
+    the sentences are conventions of this project.
     """
-    better, same = "somewhat" if curves.gap < 0.3 else "clearly", abs(randomised)
+    degree, correlation = "somewhat" if curves.gap < 0.3 else "clearly", abs(randomised)
     sentences = [
-        f"The patches that this map marks carry the score {better} better than patches drawn at random."
+        f"The patches that this map marks determine the score {degree} better than random patches."
         if curves.gap >= 0.05
-        else "The patches that this map marks carry the score no better than chance.",
+        else "The patches that this map marks determine the score no better than random patches.",
         "The map depends on what the model has learned: with shuffled weights it looks different."
-        if same < 0.3
-        else "The map depends only in part on what the model has learned: it resembles maps of shuffled weights."
-        if same < 0.7
+        if correlation < 0.3
+        else "The map depends only partly on what the model has learned: it resembles maps of shuffled weights."
+        if correlation < 0.7
         else "The map says little about the model: it looks nearly the same with shuffled weights.",
     ]
     if completeness is not None and completeness > 0.1:
-        sentences.append("The map does not add up to the score that it shares out: read it as an order of patches.")
+        sentences.append("The map does not sum to the score that it distributes: use it only to rank patches.")
     return sentences
 
 
 def _returned(steps: Generator[Any, None, Result]) -> Result:
-    """What a generator returns at its end."""
+    """The return value of a generator."""
     while True:
         try:
             next(steps)
@@ -194,16 +195,17 @@ def _returned(steps: Generator[Any, None, Result]) -> Result:
 
 
 def patches_of(masks: ArrayLike, grid: tuple[int, int], share: float = 0.25) -> Tensor:
-    """(T, h, w) bool: patches of which a mask (T, H, W) covers at least ``share``."""
+    """(T, h, w) bool: whether a mask (T, H, W) covers at least ``share`` of a patch."""
     pixels = torch.as_tensor(np.asarray(masks)).float()[:, None]
     return F.interpolate(pixels, size=grid, mode="area")[:, 0] >= share
 
 
 @dataclass(frozen=True)
 class Pointing:
-    """Of each frame with a visible finding: does the map's highest patch lie on it? (n,) in 0..1 each.
+    """Results of the pointing game, (n,) in 0..1 each, for the frames with a visible finding.
 
-    ``centre`` is what pointing at the middle of the frame would score, ``random`` any patch: both in expectation.
+    ``hits`` says whether the map's highest patch is on the finding; ``centre`` is the expected result of pointing at
+    the middle of the frame, and ``random`` of pointing at a random patch.
     """
 
     hits: np.ndarray
@@ -214,42 +216,42 @@ class Pointing:
 def pointing_game(values: Tensor, masks: ArrayLike) -> Pointing:
     """The pointing game (Zhang et al. 2016, arXiv 1608.00507) of a map (T, h, w) against masks (T, H, W).
 
-    A patch lies on the finding if the mask covers a quarter of it. Frames without such a patch do not count. A flat map
-    points everywhere: ties share the hit.
+    A patch is on the finding if the mask covers a quarter of the patch. Frames without such a patch do not count. If
+    several patches share the highest value, the result is the share of them that are on the finding.
 
     Raises:
         UserError: map and masks have different numbers of frames.
     """
     if len(values) != len(np.asarray(masks)):
         raise UserError(
-            f"The map has {len(values)} frames, the masks {len(np.asarray(masks))}; give one mask per frame."
+            f"The map has {len(values)} frames, but there are {len(np.asarray(masks))} masks; give one mask per frame."
         )
     _, h, w = values.shape
-    on = patches_of(masks, (h, w))
-    seen = on.flatten(1).any(dim=1)
+    finding = patches_of(masks, (h, w))
+    visible = finding.flatten(1).any(dim=1)
     top = (values == values.flatten(1).amax(dim=1)[:, None, None]).float()
     middle = torch.zeros(h, w)
     middle[(h - 1) // 2 : h // 2 + 1, (w - 1) // 2 : w // 2 + 1] = 1.0
-    truth = on.float()
+    truth = finding.float()
 
     def shared(points: Tensor) -> np.ndarray:
-        return ((points * truth).sum(dim=(1, 2)) / points.sum(dim=(-2, -1)))[seen].numpy()
+        return ((points * truth).sum(dim=(1, 2)) / points.sum(dim=(-2, -1)))[visible].numpy()
 
-    return Pointing(shared(top), shared(middle.expand_as(truth)), truth.mean(dim=(1, 2))[seen].numpy())
+    return Pointing(shared(top), shared(middle.expand_as(truth)), truth.mean(dim=(1, 2))[visible].numpy())
 
 
 def pointing_intervals(games: list[tuple[str, Pointing]], seed: int = 0) -> dict[str, Interval]:
     """``map``, ``centre`` and ``random`` over all frames of (unit, game) pairs, with 95 % intervals over units.
 
-    The unit is the patient, or the recording where patients are unknown (see `data.units`); below five there is no
-    interval.
+    The unit is the patient, or the recording if patients are unknown (see `data.units`). There is no interval for fewer
+    than five units.
 
     Raises:
         UserError: no frame shows a finding.
     """
     units = [unit for unit, game in games for _ in game.hits]
     if not units:
-        raise UserError("No frame shows a finding large enough for a patch, so there is nothing to point at.")
+        raise UserError("No frame shows a finding that covers a quarter of a patch. Give masks with a larger finding.")
     columns = {"map": "hits", "centre": "centre", "random": "random"}
     return {
         name: bootstrap_interval(

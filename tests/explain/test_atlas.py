@@ -69,7 +69,7 @@ def test_neighbours_by_brute_force_and_not_from_what_was_recorded_together(cloud
         (lambda: finder.of(60), "rows 0 to 59"),
         (lambda: finder.of(7), "no vector"),
         (lambda: finder.of(1, not_same="scope"), "choose 'recording' or None"),
-        (lambda: Neighbours(cloud).of(1), "Without the rows"),
+        (lambda: Neighbours(cloud).of(1), "Only the rows say"),
     ):
         with pytest.raises(UserError, match=said):
             call()
@@ -90,24 +90,24 @@ def test_a_second_later_is_no_neighbour_in_another_recording():
     smooth = np.cumsum(draw.normal(size=(120, 8)), axis=0) + 50 * draw.normal(size=(4, 8))[times // 30]
     assert neighbour_purity(smooth, rows, "label", not_same=None) > 0.5
     assert neighbour_purity(smooth, rows, "label") < 0.35
-    told = shortcut_test(smooth, rows).set_index("told").loc["label"]
-    assert told["folds"] == "by sequence" and told["units"] == "4 sequences; patients unknown"
-    assert told["accuracy"] < 0.4, "a probe by row would tell more than half of the phases"
+    result = shortcut_test(smooth, rows).set_index("target").loc["label"]
+    assert result["folds"] == "by sequence" and result["units"] == "4 sequences; patients unknown"
+    assert result["accuracy"] < 0.4, "a probe with folds of rows would predict more than half of the phases"
     one = rows.assign(sequence="VID75")
     assert np.isnan(neighbour_purity(smooth, one, "label")), "one recording has no neighbours in another"
-    told = shortcut_test(smooth, one).set_index("told").loc["label"]
-    assert np.isnan(told["accuracy"]) and "needs at least 3 units, and there are fewer (1)" in told["why"]
-    assert told["folds"] == "" and told["rows"] == 120 and told["classes"] == 6
+    result = shortcut_test(smooth, one).set_index("target").loc["label"]
+    assert np.isnan(result["accuracy"]) and "needs at least 3 units, but there are 1" in result["why"]
+    assert result["folds"] == "" and result["rows"] == 120 and result["classes"] == 6
 
 
 def test_the_patient_is_told_from_other_recordings_of_the_same_patient_or_not_at_all():
     draw = np.random.default_rng(0)
     rows = pd.DataFrame({"video": [f"{n // 4}.mp4" for n in range(80)], "patient": [f"p{n // 16}" for n in range(80)]})
     vectors = draw.normal(size=(80, 6)) + 5 * draw.normal(size=(5, 6))[np.arange(80) // 16]
-    told = shortcut_test(vectors, rows).set_index("told").loc["patient"]
-    assert told["folds"] == "by recording" and told["accuracy"] > 0.9
-    once = shortcut_test(vectors, rows.assign(video=rows["patient"])).set_index("told").loc["patient"]
-    assert np.isnan(once["accuracy"]) and "fewer than two classes occur in two units" in once["why"]
+    result = shortcut_test(vectors, rows).set_index("target").loc["patient"]
+    assert result["folds"] == "by recording" and result["accuracy"] > 0.9
+    once = shortcut_test(vectors, rows.assign(video=rows["patient"])).set_index("target").loc["patient"]
+    assert np.isnan(once["accuracy"]) and "fewer than two classes occur in more than one unit" in once["why"]
 
 
 def test_purity_is_one_for_clusters_and_chance_for_noise():
@@ -158,10 +158,10 @@ def test_the_shortcut_test_finds_a_planted_shortcut_and_nothing_in_noise():
     )
     vectors = draw.normal(size=(n, 6))
     vectors[:, 0] += np.where(rows["device"] == "d0", 6, -6)
-    told = shortcut_test(vectors, rows).set_index("told")
-    assert told.loc["device", "accuracy"] > 0.95 and told.loc["device", "folds"] == "by patient"
-    assert abs(told.loc["label", "accuracy"] - 0.5) < 0.15
-    assert "dataset" not in told.index, "one data set cannot be told from itself"
+    result = shortcut_test(vectors, rows).set_index("target")
+    assert result.loc["device", "accuracy"] > 0.95 and result.loc["device", "folds"] == "by patient"
+    assert abs(result.loc["label", "accuracy"] - 0.5) < 0.15
+    assert "dataset" not in result.index, "one data set cannot be told from itself"
 
 
 def test_tsne_is_reproducible_and_keeps_heaps_apart():

@@ -200,8 +200,8 @@ def test_only_scores_that_depend_on_order_move_when_frames_change_places():
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda m, c: target_of(m, "colour", "red"), "no head 'colour'; it has finding, motion, mask, box"),
-        (lambda m, c: target_of(m, "finding", "cancer"), "no class 'cancer'; it has normal, polyp, ulcer"),
+        (lambda m, c: target_of(m, "colour", "red"), "no head 'colour'; choose one of finding, motion, mask, box"),
+        (lambda m, c: target_of(m, "finding", "cancer"), "no class 'cancer'; choose one of normal, polyp, ulcer"),
         (lambda m, c: baseline_of(c, m.card.input, "white"), "no baseline 'white'; choose one of blur, mean, black"),
         (
             lambda m, c: grad_cam(m, c, target_of(m, "finding", "polyp"), block=7),
@@ -209,11 +209,11 @@ def test_only_scores_that_depend_on_order_move_when_frames_change_places():
         ),
         (
             lambda m, c: gradient_x_input(m, torch.cat([c, c]), target_of(m, "finding", "polyp")),
-            "one clip is explained",
+            "one clip at a time",
         ),
         (
             lambda m, c: attention_relevance(m, c, target_of(m, "mask", "finding")),
-            "there are finding: normal, polyp, ulcer; motion",
+            "choose one of the class heads: finding: normal, polyp, ulcer; motion",
         ),
         (lambda m, c: occlusion(m, c, target_of(m, "mask", "finding"), tube=(0, 1)), "at least 1 frame and 1 patch"),
     ],

@@ -104,7 +104,7 @@ def test_explain_writes_a_report_and_the_numbers(noise, capsys):
         assert maps["rollout"].shape == (4, 2, 2) and maps["time"].shape == (2, 4, 4)
         assert maps["integrated_gradients"].shape == maps["grad_cam"].shape == (4, 2, 2)
     assert main([*arguments, "--head", "finding", "--label", "cancer"]) == 2
-    assert "it has normal, polyp, ulcer" in capsys.readouterr().err
+    assert "choose one of normal, polyp, ulcer" in capsys.readouterr().err
 
 
 def test_embed_prints_what_the_vectors_tell(noise, capsys):

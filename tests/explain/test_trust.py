@@ -86,9 +86,9 @@ def test_intervals_are_over_patients():
     assert found["map"].value == pytest.approx(0.75) and found["map"].units == 12
     assert found["map"].low < 0.75 < found["map"].high
     assert found["random"].value == found["random"].low == 0.5
-    with pytest.raises(UserError, match="nothing to point at"):
+    with pytest.raises(UserError, match="No frame shows a finding"):
         pointing_intervals([("p", pointing_game(right, ~mask & False))])
-    with pytest.raises(UserError, match="1 frames, the masks 2"):
+    with pytest.raises(UserError, match="1 frames, but there are 2 masks"):
         pointing_game(right, np.zeros((2, 1, 2), bool))
 
 
@@ -105,7 +105,7 @@ def test_both_tests_in_steps_give_the_same_figures():
         except StopIteration as finished:
             curves, correlation = finished.value
             break
-    assert told == [(done, 7) for done in range(8)]
+    assert sentences == [(done, 7) for done in range(8)]
     plain = deletion_insertion(model, clip, target, values)
     np.testing.assert_array_equal(curves.insertion, plain.insertion)
     np.testing.assert_array_equal(curves.random_deletion, plain.random_deletion)
@@ -115,7 +115,12 @@ def test_both_tests_in_steps_give_the_same_figures():
 def test_the_figures_are_told_in_words():
     share, flat = np.linspace(0, 1, 3), np.array([1.0, 0.5, 0.0])
     good, none = (Curves(share, flat, insertion, flat) for insertion in (np.array([0.0, 1.0, 1.0]), flat))
-    told = in_words(good, 0.05, None)
-    assert "somewhat better" in told[0] and "depends on what the model has learned" in told[1] and len(told) == 2
-    told = in_words(none, -0.9, 0.4)
-    assert "no better than chance" in told[0] and "nearly the same" in told[1] and "does not add up" in told[2]
+    sentences = in_words(good, 0.05, None)
+    assert (
+        "somewhat better" in sentences[0]
+        and "depends on what the model has learned" in sentences[1]
+        and len(sentences) == 2
+    )
+    sentences = in_words(none, -0.9, 0.4)
+    assert "no better than random patches" in sentences[0] and "nearly the same" in sentences[1]
+    assert "does not sum to the score" in sentences[2]
