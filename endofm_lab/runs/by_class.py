@@ -1,4 +1,4 @@
-"""A finished run class by class: which findings, phases or boxes a mean hides, with intervals over units."""
+"""The results of a finished run class by class, which a mean hides, with intervals over units."""
 
 import math
 
@@ -12,17 +12,17 @@ from endofm_lab.runs.run import Run
 def by_class(run: Run, n: int = 1000, seed: int = 0, level: float = 0.95) -> pd.DataFrame:
     """One row per class and metric: ``class``, ``items``, ``metric``, ``value``, ``low``, ``high``, ``units``.
 
-    Classes and phases: ``recall`` (sensitivity: found among those that are there) and ``precision`` (right among those
-    that were said), over all rows or time steps. Boxes: ``ap50``. Masks have one class: no rows. ``items`` counts the
-    class in the truth: rows, time steps, boxes. Without a true item recall and AP are NaN, without an answer precision.
-    Several training seeds: of the first. ``units`` counts those in which the metric is defined, such as the patients
-    who show the class; below ``MIN_UNITS_FOR_INTERVAL`` of these there is no interval, however many others there are.
+    Classes and phases have ``recall`` (sensitivity) and ``precision`` over all rows or time steps, and boxes ``ap50``;
+    masks have only one class and therefore no rows. ``items`` is the number of true items of the class: rows, time
+    steps or boxes. Recall and AP are NaN without true items, and precision is NaN without predicted ones. Of several
+    training seeds, the first is used. ``units`` is the number of units in which the metric is defined, such as the
+    patients who show the class; with fewer than ``MIN_UNITS_FOR_INTERVAL`` of these, there is no interval.
 
     Args:
         run: a finished run.
-        n: resamples of the units.
-        seed: of the resamples.
-        level: of confidence.
+        n: number of resamples of the units.
+        seed: seed of the resamples.
+        level: confidence level.
     """
     rows = run.predictions[run.predictions["seed"] == run.seeds[0]]
     of_row = rows["patient"].to_numpy()
@@ -32,5 +32,5 @@ def by_class(run: Run, n: int = 1000, seed: int = 0, level: float = 0.95) -> pd.
         for metric, units in counted.items():
             interval = samples.interval(metric, level)
             low, high = (interval.low, interval.high) if units >= MIN_UNITS_FOR_INTERVAL else (math.nan, math.nan)
-            found.append((name, items, metric, interval.value, low, high, units))
-    return pd.DataFrame(found, columns=["class", "items", "metric", "value", "low", "high", "units"])
+            records.append((name, items, metric, interval.value, low, high, units))
+    return pd.DataFrame(records, columns=["class", "items", "metric", "value", "low", "high", "units"])

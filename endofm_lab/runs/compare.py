@@ -1,4 +1,4 @@
-"""Finished runs in one table: values with intervals over units, ranked only where ranking means something.
+"""Finished runs in one table: values with intervals over units, ranked only if a ranking is meaningful.
 
 Runs are ranked by one metric if they were tested on the same items by the same protocol, and on enough units (patients,
 where they are known); otherwise the table keeps the given order, has no ranks and no tests, and says why.
@@ -22,7 +22,7 @@ from endofm_lab.runs.run import Run, RunError
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Line(Brief):
-    """One run of a comparison; ``to_best`` is the paired difference to the first rank, None for that and unranked."""
+    """A run in a comparison; ``to_best`` is the paired difference to the first rank, if there is one."""
 
     run: Run
     rank: int | None
@@ -33,7 +33,7 @@ class Line(Brief):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison(Brief):
-    """The lines, best first where ``reasons`` (why there is no ranking) is empty; ``by`` is the ranking metric."""
+    """The lines, best first if ``reasons`` against a ranking is empty; ``by`` is the ranking metric."""
 
     task: str
     by: str
@@ -49,7 +49,7 @@ class Comparison(Brief):
         return not self.reasons
 
     def table(self) -> pd.DataFrame:
-        """One row per run with plain numbers: ``<metric>``, ``_low``, ``_high``, ``_seed_std``, ``_to_best...``."""
+        """One row per run with numbers: ``<metric>``, ``_low``, ``_high``, ``_seed_std``, ``_to_best...``."""
         rows = []
         for line in self.lines:
             row: dict[str, Any] = {
@@ -72,9 +72,9 @@ class Comparison(Brief):
         return pd.DataFrame(rows).astype({"rank": "Int64"})
 
     def cells(self) -> tuple[list[str], list[list[str]]]:
-        """Heading and rows of the table to be read: ``value [low, high]``, and the deviation over seeds."""
+        """Heading and rows of the table as text: ``value [low, high]``, and the standard deviation over seeds."""
         names = list(self.lines[0].metrics)
-        names.sort(key=lambda name: name != self.by)  # the ranking metric first, the others as they were
+        names.sort(key=lambda name: name != self.by)  # the ranking metric first, the others in their order
         head = ["run", "method", "initialisation", "tested on", *names]
         if self.ranked:
             head = ["rank", *head[:5], "difference to the first", "p", *head[5:]]
@@ -91,7 +91,7 @@ class Comparison(Brief):
         return head, rows
 
     def notes(self) -> list[str]:
-        """What has to be known to read the table, a sentence each: reasons against a ranking come first."""
+        """Notes that are needed to read the table, a sentence each; reasons against a ranking come first."""
         interval = self.lines[0].metrics[self.by]
         notes = [f"Not ranked: {reason}" for reason in self.reasons]
         percent = f"{100 * interval.level:g}"
@@ -131,7 +131,7 @@ class Comparison(Brief):
         )
 
     def to_csv(self) -> str:
-        """The plain numbers as CSV; names that a spreadsheet would run as a formula are text."""
+        """The numbers as CSV; names that a spreadsheet would execute as a formula are marked as text."""
         return formulas_as_text(self.table()).to_csv(index=False)
 
 
@@ -141,20 +141,20 @@ def compare(
     """Compare finished runs of one task.
 
     Args:
-        runs: at least one, with names of their own.
-        by: metric to rank by; None takes the task's primary one.
-        n: resamples of the units, the same for every run.
-        seed: of the resamples.
-        level: of confidence.
+        runs: at least one run; no two may have the same name.
+        by: metric to rank by; None takes the primary metric of the task.
+        n: number of resamples of the units, the same for every run.
+        seed: seed of the resamples.
+        level: confidence level.
 
     Raises:
-        RunError: no runs, runs of different tasks (they share no metric), two of one name, or an unknown ``by``.
+        RunError: there are no runs, their tasks differ, two have the same name, or ``by`` is unknown.
     """
     if not runs:
-        raise RunError("There are no runs to compare; name at least one folder.")
+        raise RunError("There are no runs to compare. Name at least one folder.")
     names = [run.run for run in runs]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise RunError(f"Several runs are called {', '.join(twice)}; each needs a name of its own.")
+        raise RunError(f"Several runs are called {', '.join(twice)}. Give each run a different name.")
     if len(tasks := {run.task for run in runs}) > 1:
         raise RunError(f"The runs are of different tasks ({', '.join(sorted(tasks))}); compare one task at a time.")
     if len({run.asked for run in runs}) > 1:
@@ -165,7 +165,7 @@ def compare(
         raise RunError(f"Not every run has the metric {', '.join(sorted(own))}: evaluate all with the same metrics.")
     by = by or runs[0].asked.primary
     if by not in samples[0].values:
-        raise RunError(f"There is no metric '{by}'; the runs have {', '.join(samples[0].values)}.")
+        raise RunError(f"There is no metric '{by}'; choose one of {', '.join(samples[0].values)}.")
     reasons = why_not_ranked(runs)
     order = list(range(len(runs)))
     if not reasons:
@@ -181,7 +181,7 @@ def compare(
 
 
 def why_not_ranked(runs: Sequence[Run]) -> list[str]:
-    """Why runs of one task cannot be ranked: too few units, or what differs from the first run; empty if they can."""
+    """The reasons why runs of one task cannot be ranked: too few units, or differences from the first run."""
     first = runs[0]
     reasons = list(dict.fromkeys(filter(None, (caution(run.n_units, run.units_in_words) for run in runs))))
     for run in runs[1:]:
@@ -191,7 +191,7 @@ def why_not_ranked(runs: Sequence[Run]) -> list[str]:
         ours, theirs = first.truth(), run.truth()
         if not ours.index.equals(theirs.index):
             counts = f"test items differ: {first.run} has {len(ours)}, {run.run} has {len(theirs)}"
-            if run.test["fingerprint"] == first.test["fingerprint"]:  # else equal ids are not equal items
+            if run.test["fingerprint"] == first.test["fingerprint"]:  # otherwise equal ids are not equal items
                 counts += f", {len(ours.index.intersection(theirs.index))} are common"
             reasons.append(f"{counts}.")
         elif not _same(ours, theirs):
@@ -216,8 +216,8 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def _differs(what: str, first: Run, value: Any, run: Run, other: Any) -> str:
-    return f"{what} differs: {first.run} has {value}, {run.run} has {other}."
+def _differs(name: str, first: Run, first_value: Any, run: Run, value: Any) -> str:
+    return f"{name} differs: {first.run} has {first_value}, {run.run} has {value}."
 
 
 def _same(ours: pd.DataFrame, theirs: pd.DataFrame) -> bool:
@@ -259,6 +259,6 @@ def _p(p_value: float) -> str:
 
 
 def _markdown(text: str) -> str:
-    """Text that stays text in a Markdown table, also where Markdown allows HTML: no link, no picture to fetch."""
+    """Text that stays text in a Markdown table, even if HTML is allowed there: no links, no pictures to load."""
     escaped = html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
     return re.sub(r"\](?=[(\[:])", r"]\\", escaped)

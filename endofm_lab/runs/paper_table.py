@@ -1,7 +1,7 @@
 """The published results on PolypDiag, CVC-12k and KUMC beside the runs at hand, differences of protocol marked.
 
-Published numbers are percentages without intervals. They are quoted for orientation: a row with marks was not measured
-the way the published rows were, and neither is better or worse for it.
+Published numbers are percentages without intervals. They are quoted for orientation: a row with marks was measured in
+another way than the published rows, so it cannot be compared with them.
 """
 
 from collections.abc import Sequence
@@ -30,11 +30,11 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Benchmark:
-    """How one column was published; ``metric_differs`` says in which way ours is another one, '' if it is the same."""
+    """A published column; ``metric_differs`` describes how the metric of this library differs, '' if it is the same."""
 
     dataset: str
     task: str
-    metric: str  # ours, that stands in the column
+    metric: str  # the metric of this library in the column
     metric_differs: str
     split: str
     chosen_on: str
@@ -69,7 +69,7 @@ BENCHMARKS = (
 def paper_table(runs: Sequence[Run]) -> str:
     """The table as Markdown: published rows, local runs in the same columns, notes, and local runs on other data.
 
-    A run belongs to a column by its ``protocol["dataset"]`` and task. Its cell is the percentage with its interval
+    A run belongs to a column by its ``protocol["dataset"]`` and its task. Its cell is the percentage with its interval
     over units; marks lead to the notes that say how its protocol differs.
     """
     head = ["", *(f"{b.dataset} ({b.metric})" for b in BENCHMARKS)]
@@ -106,7 +106,7 @@ def paper_table(runs: Sequence[Run]) -> str:
 
 
 def protocol_differences(run: Run, benchmark: Benchmark) -> list[str]:
-    """How a run was measured otherwise than the published numbers, a phrase each."""
+    """The differences between the protocols of a run and of the published numbers, a phrase each."""
     differences = []
     if run.test["split"] != benchmark.split:
         differences.append(f"split '{run.test['split']}' (published: '{benchmark.split}')")
@@ -118,7 +118,7 @@ def protocol_differences(run: Run, benchmark: Benchmark) -> list[str]:
 
 
 def _mark(note: str, notes: list[str]) -> str:
-    """``(k)``, the number of ``note`` among the notes; a new one is appended."""
+    """``(k)``, the number of ``note`` among the notes; a new note is appended."""
     if note not in notes:
         notes.append(note)
     return f"({notes.index(note) + 1})"

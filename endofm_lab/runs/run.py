@@ -1,4 +1,4 @@
-"""What a finished run leaves for comparison: a folder with ``report.json`` and ``predictions.parquet``.
+"""A finished run: a folder with ``report.json`` and ``predictions.parquet``, which runs are compared by.
 
 ``report.json`` (written last, so that its presence means that the run is finished) has exactly these keys, the two of
 classes only where there are any:
@@ -19,7 +19,7 @@ classes only where there are any:
 | measures | of metrics from outside the library: their importable names |
 | provenance | version, device, packages, command and time (`endofm_lab.folders.provenance`); empty in older reports |
 
-What may differ between compared runs (learning rate, epochs of a method, ...) does not belong into ``protocol``.
+Settings that may differ between compared runs (learning rate, epochs of a method, ...) do not belong in ``protocol``.
 
 ``predictions.parquet`` has one row per test item and seed: ``seed``, ``row`` (id of the item, unique within the seed),
 ``unit`` (of independence, that the item belongs to, see `data.units`) and ``unit_kind`` ("patient", "sequence", ...: that
@@ -60,7 +60,7 @@ REPORT, PREDICTIONS = "report.json", "predictions.parquet"
 
 
 class RunError(UserError):
-    """A run folder that is unfinished or does not hold what comparison needs."""
+    """A run folder that is unfinished or lacks entries that a comparison needs."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -96,22 +96,22 @@ class Run(Brief):
 
     @property
     def n_units(self) -> int:
-        """How many units of independence the test items belong to."""
+        """Number of units of independence among the test items."""
         return int(self.predictions["patient"].nunique())
 
     @property
     def start(self) -> str:
-        """The initialisation as a label for tables: "endo_fm.pth, 150/150 tensors"; `initialisation` is the whole."""
+        """A short form of `initialisation` for tables, such as "endo_fm.pth, 150/150 tensors"."""
         words = self.initialisation
-        if found := re.match(r"(\d+) of the backbone's (\d+) tensors come from (.+?)(?: \(|;|\.$|$)", words):
-            return f"{found[3]}, {found[1]}/{found[2]} tensors"
-        if found := re.match(r"All (\d+) tensors come from (.+?)(?: \(|;|\.$|$)", words):
-            return f"{found[2]}, {found[1]}/{found[1]} tensors"
+        if match := re.match(r"(\d+) of the backbone's (\d+) tensors come from (.+?)(?: \(|;|\.$|$)", words):
+            return f"{match[3]}, {match[1]}/{match[2]} tensors"
+        if match := re.match(r"All (\d+) tensors come from (.+?)(?: \(|;|\.$|$)", words):
+            return f"{match[2]}, {match[1]}/{match[1]} tensors"
         return shortened(words.split("; ")[0].rstrip("."), 60)
 
     @property
     def units_in_words(self) -> str:
-        """What the intervals resample: "16 patients", "4 videos; patients unknown"."""
+        """The resampled units in words: "16 patients", "4 videos; patients unknown"."""
         return str(self.unit.get("words") or f"{self.n_units:,} patient{'' if self.n_units == 1 else 's'}")
 
     def samples(self, n: int = 1000, seed: int = 0) -> Samples:
@@ -151,7 +151,7 @@ def write_run(folder: str | Path, run: Run) -> None:
     """Write ``predictions.parquet`` and then ``report.json`` with the metrics and their intervals, each atomically.
 
     Raises:
-        RunError: the run does not hold what the contract at the top of ``runs.run`` asks for.
+        RunError: the run violates the contract at the top of ``runs.run``.
     """
     folder = Path(folder)
     _check(run, folder)
@@ -213,22 +213,22 @@ def read_run(folder: str | Path, allow: Allowed = ()) -> Run:
     folder = Path(folder)
     for name in (REPORT, PREDICTIONS):
         if not (folder / name).is_file():
-            raise RunError(f"{folder} has no {name}; the run is not finished, or the folder is not a run.")
+            raise RunError(f"{folder} has no {name}; give the folder of a finished run.")
     try:
         refuse_changed(folder, REPORT, PREDICTIONS)
         report = read_json(folder / REPORT)
     except UserError as error:
-        raise RunError(f"{folder} cannot be read ({error}).") from error
+        raise RunError(f"{folder} cannot be read ({error}). Copy the run again, or evaluate again.") from error
     with reading(folder / PREDICTIONS, "It is not a Parquet table that can be read: copy the run again.", RunError):
         predictions = read_predictions(folder / PREDICTIONS)
     keys = ["run", "task", "method", "initialisation", "seeds", "protocol", "test", "metrics", "audit"]
     missing = [key for key in keys if not isinstance(report, dict) or key not in report]
     if missing:
-        raise RunError(f"{folder / REPORT} lacks {', '.join(missing)}; it was not written by a finished run.")
+        raise RunError(f"{folder / REPORT} lacks {', '.join(missing)}. Copy the run again, or evaluate again.")
     for name, kind in _TYPES.items():
         if not fits(report[name], kind):
             raise RunError(
-                f"{folder / REPORT}: {name} is {shortened(repr(report[name]), 60)}, which it cannot be. "
+                f"{folder / REPORT}: {name} has the wrong value {shortened(repr(report[name]), 60)}. "
                 "Copy the run again, or evaluate again."
             )
     with reading(folder, "Copy the run again, or evaluate again.", RunError):
@@ -266,7 +266,7 @@ _TYPES = {  # of report.json
 
 
 def unit_of(report: dict[str, Any]) -> dict[str, Any]:
-    """The entry ``unit`` of a report; one written before that entry existed speaks of patients."""
+    """The entry ``unit`` of a report; in reports from before that entry existed, units are patients."""
     if "unit" in report:
         return report["unit"]
     n = max((metric.get("patients", 0) for metric in report["metrics"].values()), default=0)
@@ -279,7 +279,7 @@ def run_folders(folder: str | Path) -> list[Path]:
 
 
 def find_runs(folder: str | Path) -> tuple[list[Run], list[str]]:
-    """All finished runs below ``folder``, by path, and a sentence for every one that cannot be read."""
+    """All finished runs below ``folder``, by path, and a message for every run that cannot be read."""
     runs, problems = [], []
     for path in run_folders(folder):
         try:
@@ -315,7 +315,7 @@ def _check(run: Run, folder: Path) -> None:
             "are unknown."
         )
     if repeated := int(table.duplicated(["seed", "row"]).sum()):
-        refuse(f"{repeated} rows are repeated within a seed; 'row' must name each test item once.")
+        refuse(f"{repeated} rows are repeated within a seed; give each test item its own 'row'.")
     counts = table.groupby("row", sort=False)["seed"].size()
     if uneven := int((counts != len(run.seeds)).sum()):
         refuse(f"{uneven} test items are not predicted by every seed.")

@@ -234,7 +234,7 @@ def test_what_cannot_be_compared_is_refused():
         compare([a, made_run("a")])
     with pytest.raises(RunError, match=r"different tasks \(classification, segmentation\)"):
         compare([a, made_run("b", "segmentation")])
-    with pytest.raises(RunError, match="no metric 'dice'; the runs have f1"):
+    with pytest.raises(RunError, match="no metric 'dice'; choose one of f1"):
         compare([a], by="dice", n=2)
 
 
@@ -249,7 +249,7 @@ def test_an_unfinished_or_broken_run_is_named(tmp_path):
     with pytest.raises(RunError, match="cannot be read"):
         read_run(tmp_path)
     (tmp_path / "report.json").unlink()
-    with pytest.raises(RunError, match=r"has no report\.json; the run is not finished"):
+    with pytest.raises(RunError, match=r"has no report\.json; give the folder of a finished run"):
         read_run(tmp_path)
     write_run(tmp_path, run)
     (tmp_path / "predictions.parquet").write_bytes(b"PAR1")
