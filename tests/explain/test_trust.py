@@ -105,7 +105,7 @@ def test_both_tests_in_steps_give_the_same_figures():
         except StopIteration as finished:
             curves, correlation = finished.value
             break
-    assert sentences == [(done, 7) for done in range(8)]
+    assert told == [(done, 7) for done in range(8)]
     plain = deletion_insertion(model, clip, target, values)
     np.testing.assert_array_equal(curves.insertion, plain.insertion)
     np.testing.assert_array_equal(curves.random_deletion, plain.random_deletion)

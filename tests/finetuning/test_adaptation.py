@@ -88,7 +88,7 @@ def test_balanced_draws_show_every_class_equally_often_and_every_row(manifest):
     repeats = Counter(e.row for e in balanced(examples))
     assert set(repeats) == {e.row for e in examples}
     assert {repeats[e.row] for e in examples if head.classes[e.target] == "ulcer"} == {8}
-    with pytest.raises(UserError, match="do not have one class each"):
+    with pytest.raises(UserError, match="unless each has exactly one class"):
         balanced([replace(examples[0], target=(1, 0))])
 
 
@@ -102,7 +102,7 @@ def test_a_mapping_decides_on_classes_in_its_order_and_leaves_rows_out(manifest)
 
 def test_a_mapping_that_leaves_a_split_without_rows_is_refused(manifest, tmp_path):
     (tmp_path / "none.yaml").write_text(MAPPING.replace("made:", "other:"))
-    with pytest.raises(ManifestError, match=r"mapping none no row of test, train, val .*data coverage"):
+    with pytest.raises(ManifestError, match=r"mapping none, no row of test, train, val .*data coverage"):
         next(finetune(recipe(manifest, tmp_path / "run", mapping=str(tmp_path / "none.yaml"))))
     several = MAPPING.replace("targets:", "multi_label: true\ntargets:")
     (tmp_path / "several.yaml").write_text(several)

@@ -297,5 +297,5 @@ def test_a_spreadsheet_that_is_damaged_or_would_fill_the_memory_is_refused(tmp_p
             score_files(path, path)
     monkeypatch.setattr("endofm_lab.data.foreign_tables._MOST_UNPACKED", 1_000_000)
     archive(path, {"xl/worksheets/sheet1.xml": b" " * 2_000_000})
-    with pytest.raises(SubmissionError, match="decompresses to 2,000,000 bytes"):
+    with pytest.raises(SubmissionError, match="unpacks to 2,000,000 bytes"):
         score_files(path, path)
