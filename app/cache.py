@@ -7,11 +7,13 @@ page needs are in the module of that page.
 import hashlib
 import os
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import streamlit as st
+from turns import heavy
 
 import endofm_lab as lab
 from endofm_lab.data.samples import sample_video
@@ -119,19 +121,29 @@ def keep_upload(name: str, content: bytes) -> str:
 def prediction(video: Content, chosen: Content, every_frame: bool) -> VideoPrediction:
     """The prediction of a video, which is computed with a progress bar unless it is in the cache.
 
-    It is stored on disk in parts: leaving the page stops the computation, and coming back continues it.
+    Predictions of several sessions take turns. They are kept on disk in parts: leaving the page or a click on Cancel
+    stops the work, coming back goes on with it.
     """
     network = model(chosen)
     key = hashlib.sha256(f"{video} {chosen} {network.card.fingerprint} {every_frame} {lab.__version__}".encode())
     folder = cache_folder("predictions") / key.hexdigest()[:24]
     if not (folder / "prediction.json").exists():
-        bar = st.progress(0.0, text="Predicting ...")
-        try:
-            for done, total in prediction_steps(video.path, network, every_frame=every_frame, out=folder):
-                bar.progress(done / total, text=f"Predicting: {done} of {total} clips")
-        finally:
-            bar.empty()
+        _predict(video, network, every_frame, folder)
     return load_prediction(folder)
+
+
+def _predict(video: Content, network: VideoModel, every_frame: bool, folder: Path) -> None:
+    """Fill the folder of a prediction, unless the reader has cancelled that."""
+    if st.session_state.get("cancelled prediction") == folder.name:
+        st.info("The prediction was cancelled. The clips that were finished are kept.")
+        st.button("Go on", on_click=lambda: st.session_state.pop("cancelled prediction"), icon=":material/play_arrow:")
+        st.stop()
+    with heavy("prediction", lambda: st.session_state.update({"cancelled prediction": folder.name})) as bar:
+        if (folder / "prediction.json").exists():  # another session had asked for the same
+            return
+        with closing(prediction_steps(video.path, network, every_frame=every_frame, out=folder)) as steps:
+            for done, total in steps:
+                bar.progress(done / total, text=f"Predicting: {done} of {total} clips")
 
 
 def clicked(point: dict) -> list[int | float]:

@@ -8,6 +8,7 @@ import streamlit as st
 from cache import Content
 from choose import choose_model, choose_video
 from texts import plain
+from turns import heavy
 
 import endofm_lab as lab
 from endofm_lab.explain.attention import AttentionMaps, By, HeadChoice, look
@@ -63,22 +64,17 @@ def tested(key: Key, head: str, label: str, method: str) -> tuple[Curves, float]
         network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
         x = lab.to_input(seen.frames, network.card.input)
         values = attribution(*key, head, label, method).values
-        place = st.empty()
-        row = place.container(horizontal=True, vertical_alignment="center")
-        bar = row.progress(0.0)
-        row.button("Cancel", key="cancel the test", on_click=lambda: st.session_state.update({"test the map": False}))
         steps = trust_steps(network, x, head, label, METHODS[method], values)
-        try:
-            while True:
-                done, total = next(steps)
-                bar.progress(done / total, text=f"Testing the map: {done} of {total} steps")
-        except StopIteration as finished:
-            while len(results) >= TESTS_KEPT:
-                results.pop(next(iter(results)))
-            results[name] = finished.value
-        finally:
-            place.empty()
-    return results[name]
+        with heavy("the test", lambda: st.session_state.update({"test the map": False})) as bar:
+            try:
+                while True:
+                    done, total = next(steps)
+                    bar.progress(done / total, text=f"Testing the map: {done} of {total} steps")
+            except StopIteration as finished:
+                while len(kept) >= TESTS_KEPT:
+                    kept.pop(next(iter(kept)))
+                kept[name] = finished.value
+    return kept[name]
 
 
 def choose_clip() -> tuple[Content | None, Content, float]:

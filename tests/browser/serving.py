@@ -10,13 +10,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def served_app(cache: Path):
-    """The address of a running app with a cache of its own; it is stopped when the generator goes on."""
+def served_app(cache: Path, said: Path | None = None):
+    """The address of a running app with a cache of its own; it is stopped when the generator goes on.
+
+    ``said`` is a file for what the server writes about errors.
+    """
     from endofm_lab.cli.serve import command_line, free_port
 
     port = free_port(8600)
     environment = {**os.environ, "ENDOFM_LAB_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
-    server = subprocess.Popen(command_line(port, headless=True), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+    with (said or Path(os.devnull)).open("wb") as file:
+        errors = file if said else None
+        server = subprocess.Popen(
+            command_line(port, headless=True), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors
+        )
     url = f"http://127.0.0.1:{port}"
     end = time.monotonic() + 90
     while time.monotonic() < end:
