@@ -249,13 +249,19 @@ def _describe(video: VideoInfo, model: VideoModel, request: dict[str, Any]) -> d
 
 
 def _video(stored: dict[str, Any]) -> VideoInfo:
-    return VideoInfo(**{**stored, "fps": Fraction(stored["fps"]), "path": Path(stored["path"])})
+    video = VideoInfo(**{**stored, "fps": Fraction(stored["fps"]), "path": Path(stored["path"])})
+    if video.n_frames < 1 or video.fps <= 0:
+        raise ValueError(f"{video.n_frames} frames at {video.fps} per second")
+    return video
 
 
 def _of_table(about: dict[str, Any], table: pd.DataFrame) -> Study:
     """The finished study of ``study.json`` and ``frames.parquet``."""
+    video = _video(about["video"])
+    if len(table) != video.n_frames:
+        raise ValueError(f"the table has {len(table)} rows for {video.n_frames} frames")
     return Study(
-        video=_video(about["video"]),
+        video=video,
         times_s=table["time_s"].to_numpy(),
         scores={
             head: table[[f"{head}.{name}" for name in names]].to_numpy(np.float32)
