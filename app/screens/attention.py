@@ -71,10 +71,10 @@ def tested(key: Key, head: str, label: str, method: str) -> tuple[Curves, float]
                     done, total = next(steps)
                     bar.progress(done / total, text=f"Testing the map: {done} of {total} steps")
             except StopIteration as finished:
-                while len(kept) >= TESTS_KEPT:
-                    kept.pop(next(iter(kept)))
-                kept[name] = finished.value
-    return kept[name]
+                while len(results) >= TESTS_KEPT:
+                    results.pop(next(iter(results)))
+                results[name] = finished.value
+    return results[name]
 
 
 def choose_clip() -> tuple[Content | None, Content, float]:
