@@ -4,18 +4,7 @@ import shutil
 
 import pytest
 
-from tests.browser.serving import served_app
-
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from tests.browser.serving import FLAGS, served_app
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""A served app."""
+"""A served app, and how Chromium is started."""
 
 import os
 import subprocess
@@ -8,6 +8,16 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def served_app(cache: Path, said: Path | None = None):

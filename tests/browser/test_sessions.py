@@ -17,8 +17,7 @@ import pytest
 
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
-from tests.browser.conftest import FLAGS
-from tests.browser.serving import served_app
+from tests.browser.serving import FLAGS, served_app
 
 SECONDS = float(os.environ.get("ENDOFM_LAB_SESSIONS_S", "60"))
 SESSIONS, PATIENCE_MS = 4, 240_000
