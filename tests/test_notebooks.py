@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
-FRAMED = [path for path in NOTEBOOKS if path.stem[:2] in {"01", "05", "06"}]  # lessons that have the course's frame
+FRAMED = NOTEBOOKS[:6]  # lessons that have the course's frame
 # The first lesson runs with every test run; the others compute for up to minutes.
 RUN = [pytest.param(p, marks=[] if p.stem.startswith("01") else [pytest.mark.slow], id=p.stem) for p in NOTEBOOKS]
 
@@ -42,6 +42,28 @@ MUTATIONS = [
         "    frames = lab.render(scene).frames\n",
         "    frames = lab.render(scene).frames[:1].repeat(8, axis=0)\n",
         "assert accuracy >= 0.9",
+    ),
+    Mutation(
+        "02",
+        "training without centring",
+        'healthy = learn("healthy")',
+        'healthy = learn("healthy", centring=False, momentum=0.5)',
+        "assert states == expected",
+    ),
+    Mutation(
+        "03",
+        "a careless split that keeps patients together",
+        'split=np.random.default_rng(0).choice(["train", "test"], len(clips), p=[0.7, 0.3])',
+        'split=holdout(clips, {"train": 0.7, "test": 0.3}, seed=0).parts',
+        "assert wrong.leaks",
+    ),
+    Mutation(
+        "04",
+        "labels shuffled over the pictures",
+        "pictures = pd.DataFrame(rows, columns=columns)\n",
+        "pictures = pd.DataFrame(rows, columns=columns)\n"
+        'pictures["label"] = np.random.default_rng(0).permutation(pictures["label"])\n',
+        "assert gap > 0.2",
     ),
     Mutation(
         "05",
