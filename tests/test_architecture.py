@@ -32,6 +32,7 @@ RANK = {
     "explain": 7,
     "parts": 6,
     "prediction": 7,
+    "portable": 4,
     "predict": 8,
     "study": 9,
     "integrity": 10,

@@ -1,12 +1,14 @@
-"""Commands that apply a model: `endofm-lab inspect`, `predict`, `study`, `explain` and `embed`."""
+"""Commands that apply a model: `endofm-lab inspect`, `predict`, `study`, `explain`, `embed` and `export`."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from endofm_lab import portable as exporting
 from endofm_lab.cli.command import Output, command, computed_on
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.data.units import units
@@ -247,3 +249,15 @@ def _embedding_text(summary: dict[str, Any]) -> list[str]:
         table = pd.DataFrame(summary["shortcuts"])
         lines.append(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
     return lines
+
+
+@command(exporting.export, positional=("model", "path"), names={"path": "file"})
+def export(settings: dict[str, Any], output: Output) -> None:
+    """Write a model as one file for use without this library, and compare its outputs with the model's.
+
+    FILE.onnx is for onnxruntime, FILE.pt2 for torch.export.load. A file that differs too much is not written.
+    """
+    exported = exporting.export(**settings)
+    output.result(asdict(exported))
+    output.say(exported)
+    output.written(exported.path)

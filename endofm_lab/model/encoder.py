@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 
 from endofm_lab.brief import Brief
 from endofm_lab.errors import CheckpointError, UserError
@@ -59,6 +60,15 @@ class VideoTokens(Brief):
         """The patches of every frame, ``(B, T, h, w, D)``: a token of several frames stands for each of them."""
         n = self.frames_per_token
         return self.patches if n == 1 else self.patches.repeat_interleave(n, dim=1)
+
+
+_TENSORS = ("cls", "patches", "spatial", "temporal", "joint", "skips")
+register_pytree_node(
+    VideoTokens,
+    lambda tokens: ([getattr(tokens, name) for name in _TENSORS], tokens.frames_per_token),
+    lambda children, n: VideoTokens(*children, n),  # type: ignore[misc]
+    serialized_type_name="endofm_lab.VideoTokens",
+)
 
 
 class Encoder(nn.Module, ABC):

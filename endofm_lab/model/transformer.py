@@ -155,8 +155,8 @@ def attend(qkv: Tensor, heads: int, axis: Axis, maps: bool) -> tuple[Tensor, Ten
         y = softmax.to(v.dtype) @ v
     else:
         y = F.scaled_dot_product_attention(q, k, v)
-    y = rearrange(y, f"({batch}) k {sequence} d -> b t n (k d)", b=len(qkv))
-    return y, rearrange(softmax, "(b s) k i j -> b s k i j", b=len(qkv)) if maps else None
+    y = rearrange(y, f"({batch}) k {sequence} d -> b t n (k d)", b=qkv.shape[0])
+    return y, rearrange(softmax, "(b s) k i j -> b s k i j", b=qkv.shape[0]) if maps else None
 
 
 class MLP(nn.Module):
@@ -368,7 +368,7 @@ class VideoTransformer(Encoder):
     def _time(self, T: int) -> Tensor:
         """Time embedding, ``(1, T, 1, D)``, resized by nearest neighbour (3 of 8: entries 0, 2, 5)."""
         time: Tensor = self.time_embed
-        if time.shape[1] != T:
+        if torch.compiler.is_compiling() or time.shape[1] != T:  # an exported model takes clips of any length
             time = rearrange(F.interpolate(rearrange(time, "b t d -> b d t"), size=T, mode="nearest"), "b d t -> b t d")
         return time[:, :, None]
 

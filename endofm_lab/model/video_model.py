@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 
 from endofm_lab.brief import Brief
 from endofm_lab.errors import CheckpointError, UserError
@@ -17,7 +18,7 @@ from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.head import Head
 from endofm_lab.model.paper.hybrid import HybridTransformer
 from endofm_lab.model.transformer import VideoTransformer
-from endofm_lab.outside import class_named, name_of
+from endofm_lab.outside import Allowed, class_named, name_of
 
 # The kinds of encoder that a card may name without permission of the reader; see `endofm_lab.outside` for others.
 ENCODERS: dict[str, type[Encoder]] = {e.kind: e for e in (VideoTransformer, HybridTransformer, FrameBackbone)}
@@ -30,6 +31,14 @@ class VideoOutput(Brief):
 
     tokens: VideoTokens
     logits: dict[str, Tensor]
+
+
+register_pytree_node(
+    VideoOutput,
+    lambda output: ([output.tokens, output.logits], None),
+    lambda children, _: VideoOutput(*children),
+    serialized_type_name="endofm_lab.VideoOutput",
+)
 
 
 class VideoModel(nn.Module):
@@ -79,6 +88,42 @@ class VideoModel(nn.Module):
                 check_finite(values, f"The head {name!r} of {self.card.name}", shown)
             found[name] = scores.cpu()
         return found
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, allow: Allowed = (), device: str = "cpu") -> "VideoModel":
+        """A model as `endofm_lab.load_model` reads it, by the name that users of Hugging Face's libraries expect.
+
+        Raises:
+            UserError: as `endofm_lab.load_model`.
+        """
+        from endofm_lab.model.loading.load import load_model
+
+        return load_model(name, allow, device)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the model's folder, as `endofm_lab.save_model` does.
+
+        Raises:
+            CheckpointError: the folder cannot be written.
+        """
+        from endofm_lab.model.loading.load import save_model
+
+        return save_model(self, folder)
+
+    def push_to_hub(self, name: str, *, private: bool = True, token: str | None = None) -> str:
+        """Upload the model to the Hugging Face Hub: weights, card, and a page made from the card; returns its address.
+
+        Args:
+            name: "owner/name"; the repository is made if it is not there.
+            private: who may see a repository that is made: you and those you name, or everybody.
+            token: of the Hub; None takes the one that ``hf auth login`` stored.
+
+        Raises:
+            UserError: the Hub refuses, or cannot be reached.
+        """
+        from endofm_lab.model.loading.hub import push
+
+        return push(self, name, private, token)
 
     def head(self, name: str) -> Head:
         """The head of that name."""

@@ -7,7 +7,7 @@ from endofm_lab.errors import CheckpointError
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE
 
 PACKAGE_WEIGHTS = Path(__file__).parents[2] / "weights"  # endofm_lab/weights/<name>/
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _FILE_ENDINGS = (".pth", ".pt", ".pyth", ".bin", ".safetensors", ".ckpt", ".tar")
 
 
@@ -28,7 +28,7 @@ def locate(path_or_name: str | Path) -> Path:
     path = Path(path_or_name).expanduser()
     if path.exists():
         return path
-    looks_like_hub_id = _HUB_ID.fullmatch(name) and not name.endswith(_FILE_ENDINGS) and not name.startswith(".")
+    looks_like_hub_id = HUB_ID.fullmatch(name) and not name.endswith(_FILE_ENDINGS) and not name.startswith(".")
     if looks_like_hub_id and not path.parent.exists():
         return _fetched(name, name)
     raise CheckpointError(
@@ -46,7 +46,7 @@ def _packaged(name: str) -> Path:
 
 def _fetched(hub_id: str, given: str) -> Path:
     """The folder of a hub repository with a model of ours, or else its weights file."""
-    if not _HUB_ID.fullmatch(hub_id):
+    if not HUB_ID.fullmatch(hub_id):
         raise CheckpointError(f"{given} is not a Hugging Face Hub id; the form is hf:owner/name.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
