@@ -36,7 +36,7 @@ class Exported:
         largest_difference: between an output of the file and of the model, absolute, over all clips that were compared.
         compared: shapes (B, T) of these clips.
         any_batch: whether clips may come in any number, else always as many as ``compared`` says.
-        any_length: whether clips may have any number of frames from two tokens on, else always as many as ``compared`` says.
+        any_length: whether clips may have any length from two tokens on, else always that which ``compared`` says.
         tolerance: the largest difference that was allowed.
     """
 

@@ -66,7 +66,7 @@ _TENSORS = ("cls", "patches", "spatial", "temporal", "joint", "skips")
 register_pytree_node(
     VideoTokens,
     lambda tokens: ([getattr(tokens, name) for name in _TENSORS], tokens.frames_per_token),
-    lambda children, n: VideoTokens(*children, n),  # type: ignore[misc]
+    lambda children, n: VideoTokens(**dict(zip(_TENSORS, children, strict=True)), frames_per_token=n),
     serialized_type_name="endofm_lab.VideoTokens",
 )
 
