@@ -4,7 +4,7 @@ import json
 import resource
 import statistics
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,18 @@ from endofm_lab.finetuning import evaluate as testing
 from endofm_lab.finetuning import presets as released
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.finetune import finetune as finetuning
+from endofm_lab.finetuning.finetune import plan_of
 from endofm_lab.metrics.intervals import caution
 from endofm_lab.model.transformer import PRESETS as BACKBONES
 from endofm_lab.pretraining.config import FROM_SCRATCH, OBJECTIVES, PRESETS, PretrainConfig, explained, to_json
-from endofm_lab.pretraining.trainer import handed_over, run_config
+from endofm_lab.pretraining.trainer import handed_over, plan, run_config
 from endofm_lab.pretraining.trainer import pretrain as pretraining
+from endofm_lab.reports.plans import memory_of
 from endofm_lab.reports.pretraining import health_of, probe_table, report_run
 from endofm_lab.runs.run import REPORT, unit_of
 from endofm_lab.tasks import TASKS
 from endofm_lab.training.loop import LOG, read_log
+from endofm_lab.training.memory import MemoryEstimate, free_mb
 from endofm_lab.training.processes import processes
 
 
@@ -73,7 +76,8 @@ def pretrain(
         preset: source of all values that are not given: endo-fm (the default) has the published settings, small is for
             one GPU, tiny takes minutes on a laptop, long-video has clips of a minute, images is for image models.
         size: preset of the backbone, in place of the one in --preset.
-        dry_run: run ten steps, print configuration, number of steps, memory and time, and write nothing.
+        dry_run: print the configuration, the clips and the estimated memory, and if that is free, memory and time of up
+            to ten steps; write nothing.
         explain: print where the preset differs from the published training, and stop.
     """
     if (config.manifest / "config.json").is_file():
@@ -125,31 +129,79 @@ def mixture_lines(described: Mapping[str, Any]) -> list[str]:
 
 
 def _dry_run(config: PretrainConfig, output: Output) -> None:
-    """Run ten steps in a temporary folder, and print memory and time."""
-    with tempfile.TemporaryDirectory() as folder:
-        trial = replace(config, out=Path(folder) / "run", trackers=(), save_every=10**9, probe=None)
-        running = pretraining(trial)
-        seconds = []
-        for record in running:
-            seconds.append(record["step_s"] + record["data_s"])
-            if len(seconds) == 10:
-                break
-        described = read_json(trial.out / "config.json")
-        running.close()
-    gpu = torch.cuda.is_available()
-    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    step_s = statistics.median(seconds[1:] or seconds)
-    hours = described["steps"] * step_s / 3600
-    output.result({**described, "config": to_json(config), "memory_gb": peak / 1e9, "step_s": step_s, "hours": hours})
+    """The plan and the estimated memory; if that is free, up to ten steps in a folder that is thrown away."""
+    planned, estimate = plan(config), memory_of(config)
     output.say(
         json.dumps(to_json(config), indent=2),
-        f"\n{described['n_clips']} clips of {described['n_files']} videos; "
-        f"initialisation: {described['initialisation']['words']}",
-        *mixture_lines(described),
-        f"{described['steps']} steps, {described['steps_per_epoch']} per epoch, {config.batch} clips each",
-        f"memory: {peak / 1e9:.1f} GB at the peak ({'GPU' if gpu else 'process'}, measured)",
-        f"time: {step_s:.2f} s per step (median of {len(seconds)}), {hours:.2f} h in total",
+        f"\n{planned['n_clips']} clips of {planned['n_files']} videos",
+        *mixture_lines(planned),
+        f"{planned['steps']} steps, {planned['steps_per_epoch']} per epoch, {config.batch} clips each",
     )
+    check_memory(estimate, planned["device"], output, _SMALLER_PRETRAINING)
+    with tempfile.TemporaryDirectory() as folder:
+        trial = replace(config, out=Path(folder) / "run", trackers=(), save_every=10**9, probe=None)
+        described, measured = _measured(pretraining(trial), trial.out / "config.json")
+    hours = planned["steps"] * measured["step_s"] / 3600
+    plain = {**planned, "config": to_json(config), "initialisation": described["initialisation"]}
+    output.result({**plain, "estimate": estimate.to_json(), **measured, "hours": hours})
+    output.say(f"Initialisation: {described['initialisation']['words']}", *measured_lines(measured))
+    output.say(f"{hours:.2f} h in all")
+
+
+_SMALLER_PRETRAINING = (
+    "give a smaller --batch, the same batch in pieces by --accumulation, recompute blocks by --backbone.checkpointing, "
+    "or choose a smaller --size"
+)
+
+
+def check_memory(estimate: MemoryEstimate, device: str, output: Output, advice: str) -> None:
+    """Show the estimated memory beside what is free, and refuse a training that does not fit.
+
+    Raises:
+        UserError: more is needed than is free.
+    """
+    free = free_mb(torch.device(device))
+    output.say(estimate.text(), f"free on {device}: {free / 1024:.1f} GB")
+    estimate.refuse_if_too_large(free, advice)
+
+
+def _measured(running: Iterator[dict[str, Any]], config: Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What up to ten steps tell of a run, at most for half a minute: its configuration, and memory and time."""
+    seconds: list[float] = []
+    for record in running:
+        if "step_s" in record:
+            seconds.append(record["step_s"] + record["data_s"])
+        if len(seconds) == 10 or sum(seconds) > 30:
+            break
+    described = read_json(config) if config is not None else {}
+    getattr(running, "close", lambda: None)()
+    gpu = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    step_s = statistics.median(seconds[1:] or seconds) if seconds else 0.0
+    return described, {"memory_gb": peak / 1e9, "step_s": step_s, "steps_measured": len(seconds)}
+
+
+def measured_lines(measured: Mapping[str, Any]) -> list[str]:
+    """Memory and time of the measured steps, as lines for people."""
+    kind = "GPU" if torch.cuda.is_available() else "process"
+    return [
+        f"memory: {measured['memory_gb']:.1f} GB at the peak ({kind}, measured)",
+        f"time: {measured['step_s']:.2f} s per step (median of {measured['steps_measured']})",
+    ]
+
+
+def _finetuning_dry_run(config: FinetuneConfig, output: Output) -> None:
+    """The plan of a fine-tuning and its estimated memory; if that is free, up to ten steps in a folder thrown away."""
+    planned = plan_of(config)
+    estimate = planned.pop("estimate")
+    output.say(json.dumps(planned["config"], indent=2), *(f"{k}: {v}" for k, v in planned.items() if k != "config"))
+    check_memory(
+        estimate, planned["device"], output, "give a smaller --batch, --image-px or --n-frames, or --method frozen"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        _, measured = _measured(finetuning(replace(config, out=Path(folder) / "run")))
+    output.result({**planned, "estimate": estimate.to_json(), **measured})
+    output.say(*measured_lines(measured))
 
 
 # Options that the released recipes leave open; all others are fixed by the recipe.
@@ -176,13 +228,24 @@ def _is_fixed(option: Option) -> bool:
     choices={"task": tuple(TASKS), "preset": tuple(released.PRESETS)},
     explain=lambda name: released.preset_named(name or "").explained(name or ""),
 )
-def finetune(config: FinetuneConfig, output: Output, preset: str | None = None, explain: bool = False) -> None:
+def finetune(
+    config: FinetuneConfig,
+    output: Output,
+    preset: str | None = None,
+    dry_run: bool = False,
+    explain: bool = False,
+) -> None:
     """Train on the train rows of a manifest, choose on val, test once on test, and write a run to compare with others.
 
     Args:
         preset: a released recipe: polypdiag, cvc-12k or kumc; options that contradict it are refused.
+        dry_run: print the configuration, the rows and the estimated memory, and if that is free, memory and time of up
+            to ten steps; write nothing.
         explain: print where the preset differs from the released recipe, and stop.
     """
+    if dry_run:
+        _finetuning_dry_run(config, output)
+        return
     for record in finetuning(config):
         output.say(*record_text(record))
     show_run(config.out, output)

@@ -18,7 +18,7 @@ from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.files import read_json, write_json
 from endofm_lab.finetuning.config import FinetuneConfig
-from endofm_lab.finetuning.fitting import Choice, Fit
+from endofm_lab.finetuning.fitting import Choice, Fit, HeadTraining
 from endofm_lab.finetuning.start import Start
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import claim
@@ -28,13 +28,16 @@ from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.head import Head
 from endofm_lab.model.loading.formats import Checkpoint
 from endofm_lab.model.loading.load import in_memory, save_model
+from endofm_lab.model.precision import dtype_of
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.outside import name_of
+from endofm_lab.plain import to_plain
 from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, read_predictions, write_predictions, write_run
 from endofm_lab.tasks import Task
 from endofm_lab.tasks.classification import Classification
 from endofm_lab.tasks.examples import SPLITS, Example, read_split, refuse_shared_units, units_of
 from endofm_lab.training.loop import Record
+from endofm_lab.training.memory import estimated
 from endofm_lab.training.processes import train_on
 
 CONFIG = "config.json"
@@ -78,6 +81,29 @@ def finetune(
             if not (job.folder(seed) / PREDICTIONS).is_file():
                 yield from job.one_seed(seed)
         job.finish()
+
+
+def plan_of(config: FinetuneConfig) -> dict[str, Any]:
+    """What a run would do: "config", rows per split, audit, device, initialisation, and "estimate" (`MemoryEstimate`).
+
+    Raises:
+        UserError: as `finetune`.
+    """
+    job = _Job.open(config, config.asked, None, None, ())
+    method = config.method
+    model = config.start.build(job.task.head_name, job.head, config.seeds[0], adapters=method == "ST-Adapter")
+    training = HeadTraining(model, job.task.head_name, frozen=method != "full").train()
+    px = model.card.input.size_px
+    clips = [] if method in ("linear probe", "knn") else [[(config.batch, 3, model.card.clip.n_frames, px, px)]]
+    half = dtype_of(config.precision, job.device.type) != torch.float32
+    return {
+        "config": to_plain(asdict(config)),
+        **{f"{name} rows": len(rows) for name, rows in job.examples.items()},
+        "audit": job.verdict,
+        "initialisation": model.card.initialisation["words"],
+        "device": str(job.device),
+        "estimate": estimated(training, model.backbone, clips, half=half),
+    }
 
 
 def _completed(before: dict[str, Any]) -> dict[str, Any]:

@@ -127,6 +127,24 @@ def run_config(out: str | Path) -> PretrainConfig:
     return dataclasses.replace(known_settings(read_json(path)["config"]), out=Path(out))
 
 
+def plan(config: PretrainConfig) -> dict[str, Any]:
+    """What a run would do, before any network is built: configuration, clips, videos, steps.
+
+    Raises:
+        UserError: as `pretrain`.
+    """
+    run = _Pretraining(config, None, None)
+    return {
+        "config": to_plain(dataclasses.asdict(config)),
+        "n_clips": len(run.corpus),
+        "n_files": run.corpus.n_files,
+        "manifests": run.corpus.described() if isinstance(run.corpus, Mixture) else [],
+        "steps": run.steps,
+        "steps_per_epoch": run.per_epoch,
+        "device": str(run.device),
+    }
+
+
 class _Pretraining:
     """Everything that one run needs: data, network, objective, optimiser."""
 
