@@ -82,8 +82,7 @@ def prepare(
         lists: Folder of official lists (splits, labels) that were downloaded apart from the pictures.
         name: Name of the data set in the manifest; the recipe's name if it is not given.
         fps: Frames per second of folders of frames, if the recipe does not state it.
-        patient_from: Regular expression with one group that finds the patient in the path, such as "(P[0-9]+)_", for
-            data of your own (recipe private-folder).
+        patient_from: For private-folder: Regular expression whose group is the patient in the path, as in "(P[0-9]+)_".
         parts: For a merged corpus: part -> folder, for folders that are not below ``root``.
         kind: Format of the manifest.
         recipes: Folder of recipes other than the project's.
@@ -92,12 +91,10 @@ def prepare(
     Raises:
         RecipeError: There is no such recipe, or it is malformed.
         LayoutError: No file fits the recipe; the message names the patterns that were tried and the files found.
-        UserError: The folder is missing, ``out`` holds another preparation (the message names what differs), or
-            another process is using it.
+        UserError: The folder is missing, or ``out`` is in use, or holds another preparation (what differs is named).
     """
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, recipes)
     root, out = Path(root), Path(out)
-    _check_folders(root, lists)
     finder = _finder(recipe, patient_from)
     options = {"cut": cut, "layout": layout, "name": name or recipe.name, "fps": fps, "format": kind}
     options |= {"patient_from": patient_from} if patient_from is not None else {}
@@ -132,7 +129,8 @@ def _request(
     parts: Mapping[str, str | Path] | None,
     options: dict[str, Any],
 ) -> dict[str, Any]:
-    """The settings that must be equal for a preparation to continue."""
+    """The settings that must be equal for a preparation to continue; a folder that does not exist is refused."""
+    _check_folders(root, lists)
     return {
         "recipe": f"{recipe.name}@{recipe.version}",
         **fact_fingerprints(recipe, recipes),
