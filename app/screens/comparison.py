@@ -47,7 +47,7 @@ def class_by_class(folder: Content) -> pd.DataFrame:
 
 def metric_names(run: Run) -> list[str]:
     """The metrics of a run, the usual metric of its task first."""
-    return sorted(run.samples(n=1).values, key=lambda name: name != run.asked.primary)
+    return sorted(run.samples(n=1).values, key=lambda name: name != run.task_class.primary)
 
 
 def sample_runs() -> None:

@@ -62,7 +62,7 @@ def reliability_of(runs: Sequence[Run], title: str = "") -> go.Figure | None:
     curves = {}
     for run in runs:
         rows = run.predictions[run.predictions["seed"] == run.seeds[0]]
-        if (probabilities := run.asked.probabilities(rows)) is not None:
+        if (probabilities := run.task_class.probabilities(rows)) is not None:
             curves[run.run] = probabilities
     return reliability(curves, title=title) if curves else None
 

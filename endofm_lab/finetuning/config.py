@@ -1,4 +1,4 @@
-"""What a fine-tuning is asked to do: task, method, start and budget, checked; the released recipes are in `presets`."""
+"""The configuration of a fine-tuning: task, method, start and budget. The released recipes are in `presets`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,58 +22,59 @@ _BOUNDS = {"batch": (1, 65_536), "clips": (1, 10_000), "workers": (0, 1024)}
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """What is trained on what, and how. Two runs can be compared if their manifests and test settings agree.
+    """The settings of a fine-tuning. Two runs are comparable if their manifests and test settings agree.
 
     Attributes:
-        manifest: with the splits train, val and test.
+        manifest: a manifest with the splits train, val and test.
         out: folder of the run.
-        task: what the head answers: a key of ``tasks.TASKS``. ``label``, ``several_labels``, ``clips``, ``step_s`` and
+        task: the task of the head, a key of ``tasks.TASKS``. ``label``, ``several_labels``, ``clips``, ``step_s`` and
             ``smoother`` are options of those tasks that have them.
         method: "full" trains everything, "frozen" the head alone, "ST-Adapter" the head and small modules that mix
             neighbouring frames in a frozen image transformer, "attentive probe" a head that attends to all frozen
             tokens; "linear probe" (logistic regression) and "knn" (nearest neighbours) answer classes from frozen CLS
             tokens, without any random choice.
         head: "light" reads patch tokens; "transunet" (segmentation) and "stft" (detection) are the heads of the paper.
-        start: where the weights come from.
+        start: origin of the weights.
         label: column of the manifest that holds the class.
         several_labels: cells of that column hold any number of labels, joined by ``|``.
         mapping: name or path of a label mapping, which turns the labels of all data sets into common classes; rows that
             do not stand for exactly one are left out; for classification.
-        loss: of class heads: "cross-entropy"; "focal", "class-balanced" or "logit-adjusted" for classes of unequal
+        loss: loss of class heads: "cross-entropy"; "focal", "class-balanced" or "logit-adjusted" for classes of unequal
             size; or "coarse", which also learns from training rows whose label stands for several classes of the
             mapping; for classification (see ``tasks.losses``).
         balanced: repeat training rows so that every class is drawn as often as the most frequent one.
-        augmentation: of training clips: "none", "light" (crop, flips, colour), or "strong" (also quarter turns, blur,
-            grid distortion), with which masks and boxes cannot move; "scale jitter" is that of the released code:
-            square crops and mirroring.
-        seeds: one training for each; results are means over them.
-        steps: updates.
+        augmentation: augmentation of training clips: "none", "light" (crop, flips, colour), "strong" (also quarter
+            turns, blur, grid distortion; not for masks and boxes), or "scale jitter" (square crops and mirroring, as
+            in the released code).
+        seeds: one training run for each seed; results are means over them.
+        steps: number of updates.
         batch: clips per update.
         lr: the highest learning rate, at the end of the warm-up.
-        schedule: how it falls: along a "cosine" to ``floor``; "poly": in proportion to the steps left, to the power of
-            0.9; or "halved" at each of the ``milestones``.
+        schedule: decay of the learning rate: "cosine" to ``floor``; "poly", proportional to the remaining steps to the
+            power of 0.9; or "halved" at each of the ``milestones``.
         warmup: share of the steps in which the learning rate rises.
         floor: share of the learning rate at which the cosine ends.
-        milestones: steps at which "halved" halves.
-        per_epoch: the schedule moves on once an epoch instead of with every step.
-        lr_decay: instead of all that, ``lr`` from the start, times this after every epoch; None for the schedule.
-        weight_decay: of matrices and kernels.
+        milestones: steps at which "halved" halves the learning rate.
+        per_epoch: update the learning rate once an epoch instead of at every step.
+        lr_decay: factor for ``lr`` after every epoch, without warm-up and schedule; None for the schedule.
+        weight_decay: weight decay of matrices and kernels.
         layer_decay: the learning rate of a layer is this times that of the layer above it (Clark et al. 2020).
         optimiser: AdamW, SGD with momentum 0.9, or AdaBelief (arXiv 2010.07468).
         validate_every: steps between validations.
-        chosen_by: metric by which validation chooses the step, penalty or number of neighbours; None for that of the
-            task.
-        clips: per row at validation and test, their scores averaged; for classification.
-        crops: squares of the picture in which each of these clips is seen; 1 is the whole picture; likewise.
+        chosen_by: metric by which validation chooses the step, penalty or number of neighbours; None for the metric of
+            the task.
+        clips: clips per row at validation and test, whose scores are averaged; for classification.
+        crops: square crops of each of these clips, whose scores are averaged; 1 is the whole picture; for
+            classification.
         step_s: seconds from one answer to the next in a long video; for phases.
-        smoother: of the answers over time; "causal" sees the past only, "offline" the whole video; for phases.
-        shared_patients: "refuse" a manifest with a patient or recording in two splits, or "accept" it and say so in
+        smoother: smoother of the answers over time; "causal" sees the past only, "offline" the whole video; for phases.
+        shared_patients: "refuse" a manifest with a patient or recording in two splits, or "accept" it and record it in
             the run.
-        split_name: "manifest" for its column ``split``, or the name of a further one (column ``split_NAME``), such as
+        split_name: "manifest" for its column ``split``, or the name of another split (column ``split_NAME``), such as
             "released" for the lists of a paper.
-        precision: of the training's arithmetic.
-        workers: processes that load data.
-        device: what computes: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu.
+        precision: precision of the training's arithmetic.
+        workers: number of processes that load data.
+        device: device of the computation: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu.
     """
 
     manifest: Path
@@ -116,20 +117,20 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         for name in ("manifest", "out"):
             object.__setattr__(self, name, Path(getattr(self, name)))  # text is accepted too
-        self.check_task(self.asked)
+        self.check_task(self.configured_task)
         if self.head == "transunet" and self.method != "full":
-            raise UserError(f"The method is {self.method!r}, but a transunet has a new stem to learn: choose 'full'.")
+            raise UserError(f"The method is {self.method!r}, but a transunet has a new stem to train: choose 'full'.")
         if self.loss != "cross-entropy" and self.method in ("linear probe", "knn"):
-            raise UserError(f"The loss is {self.loss!r}, but {self.method} has none to choose: leave it out.")
+            raise UserError(f"The loss is {self.loss!r}, but {self.method} has no choice of losses: leave it out.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise UserError(f"seeds are {list(self.seeds)}; give at least one, all different.")
+            raise UserError(f"seeds are {list(self.seeds)}; give at least one seed, and no seed twice.")
         if self.augmentation not in get_args(Augmentation):
             raise UserError(f"augmentation is {self.augmentation!r}; choose {', '.join(get_args(Augmentation))}.")
-        for name, (least, most) in _BOUNDS.items():
-            if not least <= getattr(self, name) <= most:
-                raise UserError(f"{name} is {getattr(self, name):,}; give a number from {least:,} to {most:,}.")
+        for name, (lowest, highest) in _BOUNDS.items():
+            if not lowest <= getattr(self, name) <= highest:
+                raise UserError(f"{name} is {getattr(self, name):,}; give a number from {lowest:,} to {highest:,}.")
         if self.validate_every < 1:
-            raise UserError(f"validate_every is {self.validate_every}; validate every 1 step or less often.")
+            raise UserError(f"validate_every is {self.validate_every}; give a number of steps of at least 1.")
         if not 0 <= self.warmup < 1 or not 0 <= self.floor <= 1:
             raise UserError(
                 f"warmup is {self.warmup} and floor {self.floor}; give shares from 0, the warm-up's below 1 and the "
@@ -137,8 +138,8 @@ class FinetuneConfig:
             )
         if (self.schedule == "halved") != bool(self.milestones):
             raise UserError(
-                f"The schedule is {self.schedule!r} and milestones are {list(self.milestones)}: 'halved' needs some, "
-                "and the others have none."
+                f"The schedule is {self.schedule!r} and milestones are {list(self.milestones)}: give milestones for "
+                "'halved', and for no other schedule."
             )
         decays = [self.layer_decay] if self.lr_decay is None else [self.layer_decay, self.lr_decay]
         if not 0 < self.lr <= MOST_LR or not all(0 < decay <= 1 for decay in decays):
@@ -151,15 +152,15 @@ class FinetuneConfig:
         """Refuse a method or head that does not suit a task.
 
         Raises:
-            UserError: the message names those that do.
+            UserError: the message names the methods or heads that do.
         """
         if self.method not in task.methods:
-            raise UserError(f"The method is {self.method!r}; {task.name} has {', '.join(task.methods)}.")
+            raise UserError(f"The method is {self.method!r}; for {task.name}, choose {', '.join(task.methods)}.")
         if self.head not in ("light", *task.forms):
-            others = [f"{form!r} for {other.name}" for other in TASKS.values() for form in other.forms]
-            raise UserError(f"The head is {self.head!r} for {task.name}; choose 'light', or {', or '.join(others)}.")
+            forms = [f"{form!r} for {kind.name}" for kind in TASKS.values() for form in kind.forms]
+            raise UserError(f"The head is {self.head!r} for {task.name}; choose 'light', or {', or '.join(forms)}.")
 
     @property
-    def asked(self) -> Task:
+    def configured_task(self) -> Task:
         """The task with its options."""
         return task_named(self.task).of(vars(self))

@@ -1,4 +1,4 @@
-"""A model that exists, tested on the test rows of a manifest: a run like those of fine-tuning, without training."""
+"""Evaluation of an existing model on the test rows of a manifest: a run like those of fine-tuning, without training."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,10 +25,10 @@ from endofm_lab.tasks.examples import read_split, units_of
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What is tested: models by seed with one head each, a task with its options, and what is known of their training.
+class _Subject:
+    """The models to evaluate by seed, the head and the task with its options, and the run that trained the models.
 
-    ``trained`` is the fine-tuning run that they come from; None for a model by itself.
+    ``trained`` is a fine-tuning run; None for a single model.
     """
 
     models: dict[int, VideoModel]
@@ -40,7 +40,7 @@ class _Asked:
     measures: tuple[type[Measure], ...] = ()
 
     def request(self, table: Manifest) -> dict[str, Any]:
-        """What the numbers depend on."""
+        """Everything that the results depend on."""
         models = list(self.models.values())
         weights = [state_fingerprint(model) for model in models]
         name, measures = name_of(type(self.task)), [name_of(measure) for measure in self.measures]
@@ -72,38 +72,38 @@ def evaluate(
 ) -> Run:
     """Test one head of a model on the rows of the split "test" and write the run to ``out``.
 
-    A finished run of the same model, data and options is read back. From the folder of a fine-tuning run, the models of
-    all its seeds are tested; manifest, head and options that are not given are those of that run.
+    A finished run of the same model, data and options is read back. For the folder of a fine-tuning run, the models of
+    all its seeds are tested, and the run provides the manifest, the head and the options that are not given.
 
     Args:
         model: a model, what `load_model` takes, or the folder of a fine-tuning run.
-        manifest: with a split "test"; it needs no other. None takes that of the run.
+        manifest: a manifest with a split "test"; it needs no other split. None takes the manifest of the run.
         out: folder of the run.
-        head: which of the model's heads; None if it has only one.
-        label: column that holds the class; "label" for a model by itself.
-        clips: per row, their scores averaged, for classes; 3 for a model by itself.
-        split_name: "manifest" for its column ``split``, or the name of a further one (column ``split_NAME``).
+        head: name of the head; None if the model has only one.
+        label: column that holds the class; by default "label" for a single model.
+        clips: clips per row, whose scores are averaged, for classes; by default 3 for a single model.
+        split_name: "manifest" for its column ``split``, or the name of another split (column ``split_NAME``).
         device: where the model computes, as in `predict_video`.
-        task: of your own, or with options that stand nowhere else; None takes the run's, or the first that the head
-            answers.
-        metrics: of your own, beside those of the task; to those of the run they are added.
+        task: a task of your own, or with options that no file holds; None takes the task of the run, or the first task
+            that suits the head.
+        metrics: metrics of your own, in addition to those of the task and of the run.
 
     Raises:
-        UserError: no such head, no manifest, ``out`` holds another run (the message names what differs), another
-            process works there, or bad data (refused by name, with the count).
+        UserError: the head does not exist, there is no manifest, ``out`` holds another run (the message names the
+            differences), another process works there, or the data are bad (the message names and counts the rows).
     """
-    given = {"label": label, "clips": clips, "split_name": split_name}
-    given = {name: value for name, value in given.items() if value is not None}
+    options = {"label": label, "clips": clips, "split_name": split_name}
+    options = {name: value for name, value in options.items() if value is not None}
     if not isinstance(model, VideoModel) and (Path(model) / CONFIG).is_file():
-        asked = _of_run(Path(model), manifest, given, device, task)
+        subject = _of_run(Path(model), manifest, options, device, task)
     else:
-        asked = _of_model(model, manifest, head, given, device, task)
-    asked = replace(asked, measures=tuple(dict.fromkeys((*asked.measures, *metrics))))
-    out, table = Path(out), read_split(asked.manifest, asked.split_name)
-    with claim(out, asked.request(table), "a run"):
+        subject = _of_model(model, manifest, head, options, device, task)
+    subject = replace(subject, measures=tuple(dict.fromkeys((*subject.measures, *metrics))))
+    out, table = Path(out), read_split(subject.manifest, subject.split_name)
+    with claim(out, subject.request(table), "a run"):
         if (out / REPORT).is_file():
             return read_run(out)
-        run = _tested(asked, table, out.name)
+        run = _tested(subject, table, out.name)
         write_run(out, run)
         return run
 
@@ -112,61 +112,65 @@ def _of_model(
     model: VideoModel | str | Path,
     manifest: str | Path | None,
     head: str | None,
-    given: dict[str, Any],
+    changes: dict[str, Any],
     device: str,
     task: Task | None,
-) -> _Asked:
+) -> _Subject:
     if manifest is None:
         name = model.card.name if isinstance(model, VideoModel) else model
-        raise UserError(f"{name} is a model by itself: say with a manifest what it shall be tested on.")
+        raise UserError(f"{name} is a single model, not a run. Give a manifest to test it on.")
     loaded = model_at(model, device)
     name = _head(loaded, head)
-    options = {"label": "label", "clips": 3, "split_name": "manifest", **given}
+    options = {"label": "label", "clips": 3, "split_name": "manifest", **changes}
     task = task or task_answered_by(loaded.card.heads[name].kind).of(options)
-    return _Asked({0: loaded}, name, task, Path(manifest), options["split_name"], None)
+    return _Subject({0: loaded}, name, task, Path(manifest), options["split_name"], None)
 
 
-def _of_run(folder: Path, manifest: str | Path | None, given: dict[str, Any], device: str, task: Task | None) -> _Asked:
+def _of_run(
+    folder: Path, manifest: str | Path | None, changes: dict[str, Any], device: str, task: Task | None
+) -> _Subject:
     config, trained = read_json(folder / CONFIG), read_run(folder)
     missing = [seed for seed in trained.seeds if not (folder / f"seed-{seed}" / "model").is_dir()]
     if missing:
-        raise UserError(f"{folder} has no model of seed {missing[0]}: k nearest neighbours leave none to test again.")
+        raise UserError(
+            f"{folder} has no model of seed {missing[0]}, because knn saves none. Choose a run of another method."
+        )
     models = {seed: model_at(folder / f"seed-{seed}" / "model", device) for seed in trained.seeds}
-    options = {**config, **given}
-    task = task or trained.asked.of(options)
+    options = {**config, **changes}
+    task = task or trained.task_class.of(options)
     manifest = Path(manifest or config["manifest"])
-    return _Asked(models, task.head_name, task, manifest, options["split_name"], trained, trained.measures)
+    return _Subject(models, task.head_name, task, manifest, options["split_name"], trained, trained.measures)
 
 
-def _tested(asked: _Asked, table: Manifest, name: str) -> Run:
-    """The run of the models' head on the test rows."""
+def _tested(subject: _Subject, table: Manifest, name: str) -> Run:
+    """The results of the models' head on the test rows, as a run."""
     predictions = []
-    for seed, model in asked.models.items():
-        examples = asked.task.examples(table, "test", model.card.heads[asked.head])
-        predictions.append(asked.task.table(model, asked.head, examples, []))
+    for seed, model in subject.models.items():
+        examples = subject.task.examples(table, "test", model.card.heads[subject.head])
+        predictions.append(subject.task.table(model, subject.head, examples, []))
         predictions[-1].insert(0, "seed", seed)
-    model = next(iter(asked.models.values()))
-    protocol = {"chosen_on": "not said"} if asked.trained is None else asked.trained.protocol
+    model = next(iter(subject.models.values()))
+    protocol = {"chosen_on": "not said"} if subject.trained is None else subject.trained.protocol
     protocol = {
         **protocol,
         "dataset": ", ".join(sorted(set(table.table["dataset"]))),
-        "classes": ", ".join(model.card.heads[asked.head].classes),
-        **asked.task.protocol(),
+        "classes": ", ".join(model.card.heads[subject.head].classes),
+        **subject.task.protocol(),
     }
     return Run(
         run=name,
-        task=asked.task.name,
-        method=f"{model.card.name}, head {asked.head}" if asked.trained is None else asked.trained.method,
+        task=subject.task.name,
+        method=f"{model.card.name}, head {subject.head}" if subject.trained is None else subject.trained.method,
         initialisation=model.card.initialisation["words"],
-        seeds=tuple(asked.models),
+        seeds=tuple(subject.models),
         protocol=protocol,
-        test={"fingerprint": Manifest(table.rows("test"), table.root).fingerprint, "split": asked.split_name},
+        test={"fingerprint": Manifest(table.rows("test"), table.root).fingerprint, "split": subject.split_name},
         audit=_audit(model, table),
         predictions=pd.concat(predictions, ignore_index=True),
         unit=units_of(table, "test").described(),
         provenance=provenance(next(model.parameters()).device),
-        outside_task=type(asked.task) if name_of(type(asked.task)) else None,
-        measures=asked.measures,
+        outside_task=type(subject.task) if name_of(type(subject.task)) else None,
+        measures=subject.measures,
     )
 
 
@@ -175,12 +179,14 @@ def _head(model: VideoModel, head: str | None) -> str:
     if head is None and len(heads) == 1:
         return heads[0]
     if head not in heads:
-        raise UserError(f"{model.card.name} has the heads {', '.join(heads) or '(none)'}; name one, not {head!r}.")
+        raise UserError(
+            f"head is {head!r}; name one of the heads of {model.card.name}: {', '.join(heads) or '(none)'}."
+        )
     return head
 
 
 def _audit(model: VideoModel, manifest: Manifest) -> dict[str, Any]:
-    """What is known about leakage: of the manifest's own split, and whether the model was trained on that at all."""
+    """The audit of the manifest's own split, and whether the model was trained on this manifest at all."""
     audit_result = audit(manifest, progress=False)
     leaks = [finding.message for finding in audit_result.findings if finding.severity == "leak"]
     if model.card.data.get("fingerprint") == manifest.fingerprint:

@@ -1,4 +1,4 @@
-"""Fine-tuning on a manifest, as a generator: trained on train, chosen on validation, tested once, a run to compare.
+"""Fine-tuning on a manifest as a generator: it trains, chooses on validation, tests once, and writes a run to compare.
 
 A run folder holds ``config.json``; per seed ``seed-<n>/`` with log, checkpoints, the score of every validation, the
 chosen weights, the test's predictions and the model; and, last, the files of ``runs.run``.
@@ -50,30 +50,30 @@ def finetune(
     start: VideoModel | Encoder | None = None,
     metrics: Sequence[type[Measure]] = (),
 ) -> Iterator[Record]:
-    """Train, choose, test and write the run.
+    """Train, choose on validation, test and write the run.
 
-    A run that was stopped goes on when called again with the same configuration: on CPU in float32 its numbers are, bit
-    for bit, those of a run that was never stopped. A finished one yields nothing.
+    A stopped run continues when called again with the same configuration. On CPU in float32, its numbers are bit for
+    bit those of a run that was never stopped. A finished run yields nothing.
 
     Args:
-        config: what is trained on what, and how.
-        task: in place of the one that ``config`` describes, such as a task of your own.
-        head: class of a head of your own, in place of the task's.
-        start: a model or encoder in memory, in place of the source of ``config.start``.
-        metrics: of your own, beside those of the task; ``config.chosen_by`` may name one.
+        config: data, task, method and budget of the training.
+        task: a task of your own, which replaces the task of ``config``.
+        head: class of a head of your own, which replaces the head of the task.
+        start: a model or encoder in memory, which replaces the source of ``config.start``.
+        metrics: metrics of your own, in addition to those of the task; ``config.chosen_by`` may name one of them.
 
     Yields:
-        One record per seed at its start ("seed", "initialisation", "split", "audit", "device": all in words); one per
-        training step ("seed", "step", "loss", ..., and "validation" where it was measured) or per candidate of a probe
-        ("seed", "l2" or "k", "validation"); and one per seed at its end ("seed", "chosen", "validation", "test":
-        metrics by name).
+        One record per seed at its start ("seed", "initialisation", "split", "audit", "device": all in words); one
+        record per training step ("seed", "step", "loss", ..., and "validation" at validations) or per candidate of a
+        probe ("seed", "l2" or "k", "validation"); and one record per seed at its end ("seed", "chosen", "validation",
+        "test": metrics by name).
 
     Raises:
-        UserError: bad data (refused by name, with the count), ``out`` holds another run or this one with another start
-            or other videos (the message names what differs), or another process works there.
+        UserError: the data are bad (the message names and counts the rows), ``out`` holds a run with another
+            configuration, start or videos (the message names the differences), or another process works there.
     """
-    job = _Job.open(config, task or config.asked, head, start, tuple(metrics))
-    manifest = {"manifest": str(Path(config.manifest).absolute())}  # for readers; its content is what counts
+    job = _Job.open(config, task or config.configured_task, head, start, tuple(metrics))
+    manifest = {"manifest": str(Path(config.manifest).absolute())}  # for readers; requests compare its content
     with claim(config.out, job.request(), "a run", record=CONFIG, about=manifest, completed=_completed):
         if (config.out / REPORT).is_file():
             return
@@ -107,14 +107,14 @@ def plan_of(config: FinetuneConfig) -> dict[str, Any]:
 
 
 def _completed(before: dict[str, Any]) -> dict[str, Any]:
-    """What ``config.json`` holds, with the defaults of settings that are newer than it."""
+    """The settings in ``config.json``, with the defaults of settings that are newer than the file."""
     start = {**asdict(Start()), **before.get("start", {})}
     return {**{f.name: f.default for f in fields(FinetuneConfig) if f.default is not MISSING}, **before, "start": start}
 
 
 @dataclass
 class _Job:
-    """A run under way."""
+    """A run in progress."""
 
     config: FinetuneConfig
     task: Task
@@ -137,15 +137,15 @@ class _Job:
         measures: tuple[type[Measure], ...],
     ) -> "_Job":
         if config.task not in (Classification.name, task.name):
-            raise UserError(f"The task is one of {task.name}, the configuration asks for {config.task}: name the same.")
+            raise UserError(f"The task is {task.name}, but the configuration has {config.task}. Give the same in both.")
         config.check_task(task)
         device = train_on(config.device)
         manifest = read_split(config.manifest, config.split_name)
         audit_result = audit(manifest, progress=False)
         if missing := sorted(set(SPLITS) - set(manifest.table["split"])):
             raise ManifestError(
-                f"The split {config.split_name!r} has no rows of {', '.join(missing)}, but training needs all three: "
-                f"validation chooses, never test. Make them with `endofm-lab data split`. Audit: {audit_result.verdict}"
+                f"The split {config.split_name!r} has no rows of {', '.join(missing)}, but fine-tuning needs train, "
+                f"val and test. Make them with `endofm-lab data split`. Audit: {audit_result.verdict}"
             )
         if config.shared_patients == "refuse":
             refuse_shared_units(manifest)
@@ -159,14 +159,16 @@ class _Job:
         if config.head != "light":
             head = replace(head, form=config.head)
         if config.augmentation == "strong" and head.answer != "clip":
-            raise UserError(f"Masks and boxes cannot follow the strong augmentation; choose 'light' for {task.name}.")
+            raise UserError(
+                f"The strong augmentation does not work for masks and boxes. Choose 'light' for {task.name}."
+            )
         examples = {split: task.examples(manifest, split, head) for split in SPLITS}
         leaks = [finding.message for finding in audit_result.findings if finding.severity == "leak"]
-        given = None if start is None else in_memory(start)
-        return cls(config, task, manifest, head, examples, audit_result.verdict, leaks, device, given, measures)
+        checkpoint = None if start is None else in_memory(start)
+        return cls(config, task, manifest, head, examples, audit_result.verdict, leaks, device, checkpoint, measures)
 
     def request(self) -> dict[str, Any]:
-        """What the run's numbers depend on."""
+        """Everything that the run's numbers depend on."""
         settings = {**asdict(self.config), **asdict(self.task), "task": self.task.name}
         classes = {"task_class": type(self.task), "head_class": self.head.by}
         settings |= {name: name_of(kind) for name, kind in classes.items() if isinstance(kind, type)}
@@ -193,7 +195,7 @@ class _Job:
 
     @property
     def chosen_by(self) -> str:
-        """The metric of the validation rows that chooses."""
+        """The metric on validation rows that chooses."""
         return self.config.chosen_by or self.task.chosen_by
 
     def folder(self, seed: int) -> Path:
@@ -224,7 +226,7 @@ class _Job:
             model.card = replace(model.card, heads={self.task.head_name: spec})
             table = fit.table("test")
         metrics = fit.metrics(table)
-        if config.method != "knn":  # a bank of neighbours is no model
+        if config.method != "knn":  # nearest neighbours give no model to save
             self._save(seed, model, metrics)
         write_predictions(folder / PREDICTIONS, table, units_of(self.manifest, "test").kind)
         yield {
@@ -236,7 +238,7 @@ class _Job:
         }
 
     def finish(self) -> None:
-        """Write the run that compares."""
+        """Write the finished run."""
         config, manifest = self.config, self.manifest
         tables = []
         for seed in config.seeds:
@@ -271,7 +273,7 @@ class _Job:
         write_run(config.out, run)
 
     def _save(self, seed: int, model: VideoModel, metrics: dict[str, float]) -> None:
-        """The model with a card that says what it was trained on and what it reached."""
+        """Save the model with a card that records its training data and its results."""
         config = self.config
         names = ", ".join(sorted(set(self.manifest.table["dataset"])))
         model.card = replace(

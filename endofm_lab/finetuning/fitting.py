@@ -1,4 +1,4 @@
-"""How one model is fitted to a task: trained step by step, or solved on frozen features; validation chooses."""
+"""Fitting of one model to a task, by gradient or by a probe on frozen features, with a choice on validation."""
 
 import math
 from collections.abc import Generator
@@ -35,21 +35,21 @@ from endofm_lab.training.loop import CHECKPOINTS, LoopConfig, Record, Trainable,
 from endofm_lab.training.optimiser import parameter_groups
 from endofm_lab.training.schedules import cosine
 
-POWER = 0.9  # of the polynomial schedule
+POWER = 0.9  # exponent of the polynomial schedule
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What validation chose (by name: a step, a penalty, a number of neighbours), and its score."""
+    """The choice of validation by name (a step, a penalty or a number of neighbours), and its score."""
 
     chosen: dict[str, float]
     validation: float
 
 
 class HeadTraining(Trainable):
-    """A model of which everything learns one task, or with ``frozen`` the head alone, and adapters where it has them.
+    """A model in training for one task: all its weights, or with ``frozen`` only the head and the adapters.
 
-    ``loss``: of logits and a batch; by default the head's own.
+    ``loss`` is a function of logits and a batch; by default the head's own loss.
     """
 
     def __init__(self, model: VideoModel, head: str, frozen: bool, loss: Loss | None = None) -> None:
@@ -60,21 +60,21 @@ class HeadTraining(Trainable):
             parameter.requires_grad_(not frozen or is_adapter(name))
 
     def train(self, mode: bool = True) -> "HeadTraining":
-        """A frozen backbone stays as it is in evaluation: no drop path."""
+        """Set the mode of the head; a frozen backbone stays in evaluation mode, without drop path."""
         super().train(mode)
         if self.frozen:
             self.model.backbone.eval()
         return self
 
     def forward(self, batch: Batch, part: Any, step: int) -> dict[str, Tensor]:
-        """The loss of a batch as ``ClipData.collate`` makes it."""
+        """The loss of a batch from ``ClipData.collate``."""
         logits = self.model(batch["clip"]).logits[self.head]
         return {"loss": self.loss(logits, batch)}
 
 
 def layer_groups(model: VideoModel, decay: float) -> list[dict[str, Any]]:
-    """Groups for the optimiser: ``lr_scale`` is 1 for heads and the encoder's last layer, ``decay`` for the one below,
-    ``decay`` ** 2 for the next, and so on down to the embeddings.
+    """Groups for the optimiser: ``lr_scale`` is 1 for heads and the encoder's last layer, ``decay`` for the layer
+    below it, ``decay`` ** 2 for the next, and so on down to the embeddings.
     """
     *below, last = model.backbone.layers()
     layers = [nn.ModuleList([model.heads, last]), *reversed(below)]
@@ -102,16 +102,16 @@ def learning_rate(config: FinetuneConfig, step: int, steps_per_epoch: int) -> fl
 
 @dataclass(frozen=True)
 class Fit:
-    """One model on its way.
+    """The fitting of one model with one seed.
 
     Attributes:
-        config: what was asked for.
-        seed: of everything random.
-        task: what is asked.
-        model: fitted in place; the task names the head that learns.
+        config: configuration of the fine-tuning.
+        seed: seed of every random generator.
+        task: the task with its options; it names the head that is trained.
+        model: the model, which is fitted in place.
         examples: rows by split.
-        folder: of this seed: log, checkpoints, validations, chosen weights.
-        measures: metrics from outside the library, beside those of the task.
+        folder: folder of this seed: log, checkpoints, validations, chosen weights.
+        measures: metrics from outside the library, in addition to those of the task.
     """
 
     config: FinetuneConfig
@@ -124,11 +124,11 @@ class Fit:
 
     @property
     def head(self) -> str:
-        """The name of the head that learns."""
+        """The name of the head that is trained."""
         return self.task.head_name
 
     def table(self, split: str) -> pd.DataFrame:
-        """Truth and answers of the model on a split; see ``runs.run``."""
+        """Labels and predictions of the model on a split; see ``runs.run``."""
         return self.task.table(self.model, self.head, self.examples[split], self.examples["train"])
 
     def metrics(self, table: pd.DataFrame) -> dict[str, float]:
@@ -138,34 +138,34 @@ class Fit:
         return {name: float(np.ravel(value)[0]) for name, value in metrics(np.ones((1, len(patients)))).items()}
 
     def score(self, table: pd.DataFrame) -> float:
-        """The metric that chooses, of a table of the validation rows.
+        """The metric that chooses, for a table of validation rows.
 
         Raises:
-            UserError: there is no such metric, smaller values of it are better, or it is not defined on these rows.
+            UserError: the metric does not exist, is better if lower, or is not defined on these rows.
         """
         name, metrics = self.config.chosen_by or self.task.chosen_by, self.metrics(table)
         lower = self.task.lower_is_better | {measure.name for measure in self.measures if measure.lower_is_better}
         if name not in metrics or name in lower:
             possible = [metric for metric in metrics if metric not in lower]
-            raise UserError(f"chosen_by is {name!r}; validation can choose by {', '.join(possible)}.")
+            raise UserError(f"chosen_by is {name!r}; choose one of {', '.join(possible)}.")
         if math.isnan(metrics[name]):
             raise UserError(
-                f"{name} is not defined on the validation rows, so they can choose nothing: they lack a class, or "
-                "every finding. Move patients between the splits."
+                f"{name} is not defined on the validation rows, because they lack a class or all findings. Move "
+                "patients between the splits."
             )
         return metrics[name]
 
     def train(self) -> Generator[Record, None, Choice]:
-        """Train by gradient, validate every so often, and end with the weights of the best validation."""
+        """Train by gradient with regular validations, and end with the weights of the best validation."""
         config, model = self.config, self.model
         rows = balanced(self.examples["train"]) if config.balanced else self.examples["train"]
         loss = self.task.criterion(model.head(self.head), rows)
         training = HeadTraining(model, self.head, config.method != "full", loss)
-        optimiser, kept = self._optimiser(), _Kept(self.folder)
+        optimiser, validations = self._optimiser(), _Validations(self.folder)
         data = ClipData(rows, model.card.clip, model.card.input, self.task, config.augmentation)
 
-        def validate(done: int) -> Record:
-            if done % config.validate_every and done != config.steps:
+        def validate(n_steps: int) -> Record:
+            if n_steps % config.validate_every and n_steps != config.steps:
                 return {}
             training.eval()
             device = next(model.parameters()).device.type
@@ -173,16 +173,16 @@ class Fit:
             with torch.autocast(device, dtype, enabled=dtype != torch.float32):
                 score = self.score(self.table("val"))
             training.train()
-            kept.add(done, score, model)
+            validations.add(n_steps, score, model)
             return {"validation": score}
 
         def schedule(step: int) -> dict[str, float]:
             lr = learning_rate(config, step, math.ceil(len(data) / config.batch))
             return {"lr": lr, "weight_decay": config.weight_decay}
 
-        # A run can be stopped after a step and before its validation: what is missing is measured first.
+        # A run can be stopped between a step and its validation; a missing validation is computed first.
         state = Checkpoints(self.folder / CHECKPOINTS).load(training, optimiser)
-        if state and state["step"] not in kept.scores:
+        if state and state["step"] not in validations.scores:
             validate(state["step"])
         loop = LoopConfig(
             steps=config.steps,
@@ -195,9 +195,9 @@ class Fit:
         )
         for record in train(training, optimiser, schedule, data, loop, self.folder, lambda step: validate(step + 1)):
             yield {"seed": self.seed, **record}
-        model.load_state_dict(load_file(self.folder / _Kept.WEIGHTS))
+        model.load_state_dict(load_file(self.folder / _Validations.WEIGHTS))
         model.eval()
-        return kept.best
+        return validations.best
 
     def _optimiser(self) -> torch.optim.Optimizer:
         config, groups = self.config, layer_groups(self.model, self.config.layer_decay)
@@ -208,7 +208,7 @@ class Fit:
         return torch.optim.AdamW(groups, lr=config.lr)
 
     def linear_probe(self) -> Generator[Record, None, Choice]:
-        """Logistic regression on CLS, its penalty chosen; no random choice."""
+        """Logistic regression on CLS with the penalty that validation chooses; it is deterministic."""
         head = self.model.card.heads[self.head]
         features = {
             split: clip_features(self.model, self.examples[split], self.config.clips) for split in ("train", "val")
@@ -229,25 +229,25 @@ class Fit:
         return best
 
     def knn(self) -> Generator[Record, None, tuple[Choice, pd.DataFrame]]:
-        """Nearest neighbours of CLS, their number chosen; also returns the table of the test, as no head holds it."""
+        """Nearest neighbours of CLS; validation chooses their number. Also returns the table of the test rows."""
         head = self.model.card.heads[self.head]
         features = {split: clip_features(self.model, rows, self.config.clips) for split, rows in self.examples.items()}
         target = targets_of(self.examples["train"])
 
-        def answers(split: str, k: int) -> pd.DataFrame:
+        def predictions(split: str, k: int) -> pd.DataFrame:
             scores = knn_scores(features["train"], target, features[split], len(head.classes), k)
             return class_table(self.examples[split], scores, head)
 
         best = Choice({}, -math.inf)
         for k in NEIGHBOURS:
-            validation = self.score(answers("val", k))
+            validation = self.score(predictions("val", k))
             yield {"seed": self.seed, "k": k, "validation": validation}
             if validation > best.validation:
                 best = Choice({"k": k}, validation)
-        return best, answers("test", int(best.chosen["k"]))
+        return best, predictions("test", int(best.chosen["k"]))
 
 
-class _Kept:
+class _Validations:
     """The validations of a training by step, and the weights of the best one."""
 
     WEIGHTS, SCORES = "chosen.safetensors", "validation.json"
@@ -258,10 +258,10 @@ class _Kept:
         self.scores: dict[int, float] = {int(s): v for s, v in read_json(path).items()} if path.is_file() else {}
 
     def add(self, step: int, score: float, model: nn.Module) -> None:
-        """Note a validation; the weights are kept if no earlier one was as good."""
+        """Record a validation, and save the weights if no earlier validation was as good."""
         if score > max((v for s, v in self.scores.items() if s < step), default=-math.inf):
-            later = [v for s, v in self.scores.items() if s > step]
-            if score >= max(later, default=-math.inf):  # a resumed run measures again what it had measured
+            later_scores = [v for s, v in self.scores.items() if s > step]
+            if score >= max(later_scores, default=-math.inf):  # a resumed run repeats validations
                 with atomic_path(self.folder / self.WEIGHTS) as temporary:
                     write_weights(model.state_dict(), temporary)
         self.scores[step] = score
@@ -269,6 +269,6 @@ class _Kept:
 
     @property
     def best(self) -> Choice:
-        """The chosen step, and its validation; the earliest of equals."""
+        """The chosen step and its score; the earliest of equal scores."""
         step = min(self.scores, key=lambda s: (-self.scores[s], s))
         return Choice({"step": step}, self.scores[step])

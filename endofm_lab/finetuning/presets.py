@@ -1,6 +1,6 @@
-"""The released recipes of fine-tuning as presets, and where each of them differs on purpose.
+"""The released recipes of fine-tuning as presets, with their deliberate differences.
 
-Source: Endo-FM (arXiv 2306.16741), paper and released settings. Tests hold each preset to the released values.
+Source: Endo-FM (arXiv 2306.16741), paper and released settings. Tests compare each preset with the released values.
 """
 
 import math
@@ -22,22 +22,23 @@ _EVERYWHERE = {
 
 @dataclass(frozen=True)
 class Preset:
-    """A recipe: from manifest, folder and start to a configuration; and its differences from the released one."""
+    """A function from manifest, folder and start to a configuration, with its differences from the released recipe."""
 
     build: Callable[[Path, Path, str], FinetuneConfig]
     about: str
     differences: Mapping[str, str]
 
     def explained(self, name: str) -> list[str]:
-        """What the preset is, and a line for each deliberate difference."""
+        """A description of the preset, and a line for each deliberate difference."""
         head = f"{name}: {self.about}"
-        return [head, *(f"- {what}: {words}" for what, words in (_EVERYWHERE | dict(self.differences)).items())]
+        return [head, *(f"- {setting}: {words}" for setting, words in (_EVERYWHERE | dict(self.differences)).items())]
 
 
 def polypdiag(manifest: Path, out: Path, start: str) -> FinetuneConfig:
     """PolypDiag: full fine-tuning, 8 frames 32 apart, SGD, cosine per epoch without warm-up, 20 epochs of batches of 4.
 
-    The learning rate is 1e-3 x batch / 256. Training sees scale jitter and mirroring, test three squares of each clip.
+    The learning rate is 1e-3 x batch / 256. Training uses scale jitter and mirroring; test averages three square crops
+    of each clip.
     """
     epoch = _epoch(manifest, batch=4)
     return FinetuneConfig(
@@ -104,26 +105,26 @@ def kumc(manifest: Path, out: Path, start: str) -> FinetuneConfig:
 PRESETS = {
     "polypdiag": Preset(
         polypdiag,
-        "the released recipe of PolypDiag, but for:",
-        {"clips": "Three clips of each row are averaged at test, unless --clips says otherwise."},
+        "the released recipe of PolypDiag, with these differences:",
+        {"clips": "The scores of three clips per row are averaged at test; --clips sets another number."},
     ),
     "cvc-12k": Preset(
         cvc_12k,
-        "the released recipe of CVC-12k, but for:",
+        "the released recipe of CVC-12k, with these differences:",
         {
-            "clips": "Sequences are seen in clips as long as those of the start, not whole.",
-            "augmentation": "Training clips are cropped, mirrored, turned over and recoloured (light).",
+            "clips": "The model sees clips as long as those of the start; the released code reads whole sequences.",
+            "augmentation": "Training clips are cropped, mirrored, flipped vertically and changed in colour (light).",
         },
     ),
     "kumc": Preset(
         kumc,
-        "the released recipe of KUMC, but for:",
+        "the released recipe of KUMC, with these differences:",
         {
             "pictures": "Pictures are squares of 640 px; the released code has a short side of 600 px.",
-            "frames": "A frame has two supports four frames apart, at test too; the released code has ten there, "
-            "drawn from nine frames around it.",
+            "frames": "A frame has two support frames four frames apart, in training and test; at test, the released "
+            "code has ten, drawn from nine frames around the frame.",
             "batch": "One clip per step.",
-            "augmentation": "Training clips are cropped, mirrored, turned over and recoloured (light).",
+            "augmentation": "Training clips are cropped, mirrored, flipped vertically and changed in colour (light).",
         },
     ),
 }
@@ -133,7 +134,7 @@ def preset_named(name: str) -> Preset:
     """The preset of a name.
 
     Raises:
-        UserError: there is none.
+        UserError: the preset does not exist.
     """
     if name not in PRESETS:
         raise UserError(f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
@@ -141,5 +142,5 @@ def preset_named(name: str) -> Preset:
 
 
 def _epoch(manifest: Path, batch: int) -> int:
-    """Steps in which every training row is seen once."""
+    """Number of steps in which every training row is seen once."""
     return max(1, math.ceil(len(read_manifest(manifest).rows("train")) / batch))

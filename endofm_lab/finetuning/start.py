@@ -1,4 +1,4 @@
-"""The model that a fine-tuning starts from: an encoder by the name of its initialisation, with a fresh head."""
+"""The start of a fine-tuning: an encoder with the named initialisation and a fresh head."""
 
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -22,7 +22,7 @@ from endofm_lab.model.video_model import VideoModel, build_head, encoder_of
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, InputSpec
 
-# Backbones from this width on get heads as in the paper.
+# Backbones of at least this width get heads with the paper's sizes.
 PAPER_WIDTH = 384
 LIGHT_STEM, LIGHT_CHANNELS = {"stem_width": 32, "stem_units": (1, 1, 1)}, 64
 TIMM = "timm:"  # before the name of an image model
@@ -31,18 +31,18 @@ Described = tuple[type[Encoder], Any, InputSpec, ClipSpec]  # class of the encod
 
 @dataclass(frozen=True)
 class Start:
-    """Where a training starts.
+    """The origin of the weights of a training.
 
     Attributes:
         source: "scratch", or weights as `load_model` takes them: a file, a model folder, "demo", a hub id, an image
             model of timm (``timm:eva02_base_patch14_224.mim_in22k``). Other image weights (DINO, DINOv2, timm's ViTs)
-            give the spatial part of a video transformer; the temporal part then adds nothing at first.
+            give the spatial part of a video transformer; the temporal part then has no effect at first.
         size: backbone preset, or ``timm:NAME`` for an image model of timm, frame by frame. "scratch" needs one; a file
-            of timm's weights may have ``timm:NAME`` to become that image model; other sources bring their own.
-        image_px: side of the pictures; None: as the source (or preset) has it.
-        n_frames: frames per clip; None: as the source has it, 8 for images and the preset's for scratch, 1 for image
+            of timm's weights may have ``timm:NAME`` to become that image model; other sources have their own.
+        image_px: side of the pictures; None for that of the source or preset.
+        n_frames: frames per clip; None for those of the source, 8 for images, the preset's for scratch, and 1 for image
             models.
-        stride: frames apart; None: the spacing of the source's clips, 2 for scratch and images.
+        stride: spacing of a clip's frames; None for that of the source's clips, 2 for scratch and images.
     """
 
     source: str = "demo"
@@ -52,26 +52,27 @@ class Start:
     stride: int | None = None
 
     def build(
-        self, head_name: str, head: HeadSpec, seed: int, adapters: bool = False, given: Checkpoint | None = None
+        self, head_name: str, head: HeadSpec, seed: int, adapters: bool = False, checkpoint: Checkpoint | None = None
     ) -> VideoModel:
-        """The model before training; ``seed`` draws whatever is new in it, ``given`` takes the place of the source.
+        """The model before training. ``seed`` initialises its new weights; ``checkpoint`` replaces the source.
 
-        With ``adapters`` it is the spatial part of the source alone, with ST-Adapters half as wide as the model. A
+        With ``adapters``, the backbone is the spatial part of the source with ST-Adapters half as wide as the model. A
         start from scratch or from images with clips of one frame has no attention in time. A "transunet" head puts a
-        new convolutional stem before the source's blocks. Its stem is R50's and an "stft" head as wide as the paper's;
-        backbones narrower than ViT-S get lighter ones, for laptops.
+        new convolutional stem before the source's blocks: the stem of R50. An "stft" head is as wide as in the paper.
+        Backbones narrower than ViT-S get a lighter stem or head, for laptops.
 
         Raises:
-            UserError: a size with a source that brings its own, or none for scratch; adapters or a transunet head for
-                another encoder than a plain video transformer; clips that the encoder's tokens do not divide.
+            UserError: a size is given although the source has its own, or no size is given for scratch; the encoder is
+                no plain video transformer, which adapters and a transunet head need; or the number of frames is not a
+                multiple of the frames in a token.
             CheckpointError: the source cannot be read or does not fit.
         """
-        encoder, config, spec, clip = self._described(given)
-        source = self.source if given is None or given.card is None else given.card.name
+        encoder, config, spec, clip = self._described(checkpoint)
+        source = self.source if checkpoint is None or checkpoint.card is None else checkpoint.card.name
         if (adapters or head.form == "transunet") and not encoder.takes_image_weights:
             raise UserError(
-                f"{source} has a backbone of kind {encoder.kind!r}; adapters and a transunet's stem go into a "
-                f"backbone of kind {VideoTransformer.kind!r}. Start from such a model, or choose another method."
+                f"{source} has a backbone of kind {encoder.kind!r}, but adapters and a transunet's stem need one of "
+                f"kind {VideoTransformer.kind!r}. Start from such a model, or choose another method."
             )
         config = encoder.resized(config, self.image_px, self.n_frames)
         if adapters:
@@ -85,7 +86,7 @@ class Start:
                 f"Clips have {n_frames} frames, but a token of {source} shows {backbone.frames_per_token}; give a "
                 "multiple of that as n_frames."
             )
-        record = self._fill(backbone, "spatial" if adapters else "all", given)
+        record = self._fill(backbone, "spatial" if adapters else "all", checkpoint)
         if head.form == "transunet":
             backbone, record = _with_stem(cast(VideoTransformer, backbone), record)
         if head.form == "stft" and backbone.width < PAPER_WIDTH:
@@ -102,7 +103,7 @@ class Start:
 
     @property
     def _image_model(self) -> str | None:
-        """The name of the image model of timm that is asked for, if one is."""
+        """The name of the image model of timm, if the size or the source names one."""
         named = [text for text in (self.source, self.size or "") if text.startswith(TIMM)]
         return named[0].removeprefix(TIMM) if named else None
 
@@ -110,23 +111,23 @@ class Start:
         """`fingerprint_of` the source's file or folder; "" for a start from scratch and for models of timm's Hub.
 
         Raises:
-            CheckpointError: there is no such source.
+            CheckpointError: the source does not exist.
         """
         if self.source == "scratch" or self.source.startswith(TIMM):
             return ""
         return fingerprint_of(locate(self.source))
 
-    def _described(self, given: Checkpoint | None) -> Described:
-        """What the source is, before anything of it is changed or read into a model."""
-        if given is not None:
-            return self._of_checkpoint(given)
+    def _described(self, checkpoint: Checkpoint | None) -> Described:
+        """Encoder class, configuration, input and clips of the source, before any change."""
+        if checkpoint is not None:
+            return self._of_checkpoint(checkpoint)
         if (name := self._image_model) is not None:
             config = frame_config(name, self.image_px)
             return FrameBackbone, config, frame_input(config), ClipSpec(n_frames=1, stride=1)
         if self.source == "scratch":
             if self.size not in PRESETS:
                 raise UserError(
-                    f"Scratch needs a backbone's size, not {self.size!r}: one of {', '.join(PRESETS)}, or timm:NAME."
+                    f"The size is {self.size!r}; for a start from scratch, choose {', '.join(PRESETS)}, or timm:NAME."
                 )
             preset = PRESETS[self.size]
             if self.n_frames == 1:
@@ -134,7 +135,7 @@ class Start:
             return VideoTransformer, preset, IMAGENET, ClipSpec(n_frames=preset.frames, stride=2)
         if self.size is not None:
             raise UserError(
-                f"The size of the backbone is {self.size!r}, but {self.source} brings its own: leave it out."
+                f"The size of the backbone is {self.size!r}, but {self.source} has its own: leave the size out."
             )
         return self._of_checkpoint(load_state(locate(self.source)))
 
@@ -145,16 +146,16 @@ class Start:
         if card is None:
             sizes = sizes_of(checkpoint) | {"attention": "space_only" if self.n_frames == 1 else "divided", "frames": 8}
             return VideoTransformer, BackboneConfig(**sizes), IMAGENET, ClipSpec(n_frames=8, stride=2)
-        given = checkpoint.encoder
-        encoder, config = encoder_of(card) if given is None else (type(given), given.config)
+        in_memory = checkpoint.encoder
+        encoder, config = encoder_of(card) if in_memory is None else (type(in_memory), in_memory.config)
         # A video transformer has as many time embeddings as the clips it was trained on have frames.
         clip = replace(card.clip, n_frames=config.frames) if encoder.takes_image_weights else card.clip
         return encoder, config, card.input, clip
 
-    def _fill(self, backbone: Encoder, part: BackbonePart, given: Checkpoint | None) -> InitialisationRecord:
+    def _fill(self, backbone: Encoder, part: BackbonePart, checkpoint: Checkpoint | None) -> InitialisationRecord:
         """Read the source into a fresh encoder."""
-        if given is not None:
-            return initialise(backbone, given, part)
+        if checkpoint is not None:
+            return initialise(backbone, checkpoint, part)
         if self._image_model is None:
             return initialise(backbone, self.source, part)
         if self.source == "scratch":
@@ -165,8 +166,8 @@ class Start:
 def _with_stem(
     transformer: VideoTransformer, record: InitialisationRecord
 ) -> tuple[HybridTransformer, InitialisationRecord]:
-    """The transformer behind a fresh stem, and what its record says then."""
+    """The transformer behind a fresh stem, and its record with the stem."""
     hybrid = HybridTransformer.around(transformer, **({} if transformer.config.width >= PAPER_WIDTH else LIGHT_STEM))
     words = record["words"].rstrip(".")
-    words += "; of the backbone its blocks, last norm and CLS stay, behind a new convolutional stem."
+    words += "; the backbone keeps its blocks, last norm and CLS behind a new convolutional stem."
     return hybrid, {**record, "words": words}

@@ -294,26 +294,27 @@ FROM_SCRATCH = (
 DIFFERENCES = {
     "endo-fm": (
         f"start: without one, {FROM_SCRATCH}",
-        "epochs: 30, as the authors say; the default of the released script is 100.",
+        "epochs: 30, as the authors state; the default of the released script is 100.",
         "precision: bfloat16; the released training computes in float16 with a scaler.",
     ),
-    "small": ("size: ViT-S/16, 8,192 prototypes and a faster teacher, for one GPU.",),
-    "tiny": ("everything: sizes, views and objective are made for lessons on a laptop.",),
-    "long-video": ("source: the paper of EndoFM-LV; there was no released training to compare with.",),
-    "images": ("everything: it trains image models on frames, which the published training does not.",),
+    "small": ("size: ViT-S/16, 8,192 prototypes and a teacher that follows faster, for one GPU.",),
+    "tiny": ("everything: sizes, views and objective are chosen for lessons on a laptop.",),
+    "long-video": ("source: the paper of EndoFM-LV; no released training code was available for comparison.",),
+    "images": ("everything: it trains image models on single frames; the published training has videos only.",),
 }
 
 
 def explained(preset: str | None) -> list[str]:
-    """Where a preset differs from the published training, in lines.
+    """The differences of a preset from the published training, in lines.
 
     Raises:
-        UserError: there is no such preset.
+        UserError: the preset does not exist.
     """
     name = preset or "endo-fm"
     if name not in DIFFERENCES:
         raise UserError(f"There is no preset {name!r}; choose one of {', '.join(DIFFERENCES)}.")
-    head = "the published settings, but for:" if name in ("endo-fm", "long-video") else "not a published recipe:"
+    published = name in ("endo-fm", "long-video")
+    head = "the published settings, with these differences:" if published else "not a published recipe:"
     return [f"{name}: {head}", *(f"- {line}" for line in DIFFERENCES[name])]
 
 

@@ -27,7 +27,7 @@ def by_class(run: Run, n: int = 1000, seed: int = 0, level: float = 0.95) -> pd.
     rows = run.predictions[run.predictions["seed"] == run.seeds[0]]
     of_row = rows["patient"].to_numpy()
     records = []
-    for name, items, metrics in run.asked.by_class(rows, run.protocol):
+    for name, items, metrics in run.task_class.by_class(rows, run.protocol):
         samples, counted = bootstrap_samples(metrics, of_row, n, seed), defined_units(metrics, of_row)
         for metric, units in counted.items():
             interval = samples.interval(metric, level)

@@ -157,13 +157,13 @@ def compare(
         raise RunError(f"Several runs are called {', '.join(twice)}. Give each run a different name.")
     if len(tasks := {run.task for run in runs}) > 1:
         raise RunError(f"The runs are of different tasks ({', '.join(sorted(tasks))}); compare one task at a time.")
-    if len({run.asked for run in runs}) > 1:
+    if len({run.task_class for run in runs}) > 1:
         raise RunError(f"The runs have different tasks of the name {runs[0].task}; compare one task at a time.")
     samples = [run.samples(n, seed) for run in runs]
     every = [set(found.values) for found in samples]
     if own := set().union(*every) - every[0].intersection(*every[1:]):
         raise RunError(f"Not every run has the metric {', '.join(sorted(own))}: evaluate all with the same metrics.")
-    by = by or runs[0].asked.primary
+    by = by or runs[0].task_class.primary
     if by not in samples[0].values:
         raise RunError(f"There is no metric '{by}'; choose one of {', '.join(samples[0].values)}.")
     reasons = why_not_ranked(runs)

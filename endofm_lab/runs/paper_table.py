@@ -80,7 +80,7 @@ def paper_table(runs: Sequence[Run]) -> str:
         column = next(
             (k for k, b in enumerate(BENCHMARKS) if (b.dataset, b.task) == (run.protocol["dataset"], run.task)), None
         )
-        name = run.asked.primary if column is None else BENCHMARKS[column].metric
+        name = run.task_class.primary if column is None else BENCHMARKS[column].metric
         value = _percent(run.samples().interval(name))
         title = f"{run.run} ({run.method}; {run.start})"
         if column is None:

@@ -85,14 +85,14 @@ class Run(Brief):
     measures: tuple[type[Measure], ...] = ()
 
     @property
-    def asked(self) -> type[Task]:
+    def task_class(self) -> type[Task]:
         """The class of the task."""
         return self.outside_task or TASKS[self.task]
 
     @property
     def lower_is_better(self) -> frozenset[str]:
         """The metrics of which the lowest value is the best."""
-        return self.asked.lower_is_better | {measure.name for measure in self.measures if measure.lower_is_better}
+        return self.task_class.lower_is_better | {measure.name for measure in self.measures if measure.lower_is_better}
 
     @property
     def n_units(self) -> int:
@@ -134,7 +134,7 @@ class Run(Brief):
         """The unit of every measured item and, for each training seed, the metrics of these items in the same order."""
         parts = [self.predictions[self.predictions["seed"] == seed].set_index("row") for seed in self.seeds]
         parts = [part.loc[parts[0].index] for part in parts]
-        pairs = [self.asked.measured(part) for part in parts]
+        pairs = [self.task_class.measured(part) for part in parts]
         together = [
             with_measures(metrics, self.measures, part) for (_, metrics), part in zip(pairs, parts, strict=True)
         ]
@@ -142,7 +142,7 @@ class Run(Brief):
 
     def truth(self) -> pd.DataFrame:
         """What was to be found, one line per test item in order of ``row``: equal for runs on the same test set."""
-        columns = self.asked.truth_columns(self.predictions)
+        columns = self.task_class.truth_columns(self.predictions)
         first = self.predictions[self.predictions["seed"] == self.seeds[0]]
         return first.set_index("row")[["patient", *columns]].sort_index()
 
@@ -303,7 +303,7 @@ def _check(run: Run, folder: Path) -> None:
         if missing := [key for key in keys if not isinstance(holder, dict) or key not in holder]:
             refuse(f"The entry {name} lacks {', '.join(missing)}.")
     table = run.predictions
-    if problem := run.asked.problem(table):
+    if problem := run.task_class.problem(table):
         refuse(problem)
     if table.empty:
         refuse("The predictions have no rows.")

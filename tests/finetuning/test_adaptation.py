@@ -159,7 +159,7 @@ def test_the_recipe_learns_resumes_bit_for_bit_and_says_what_it_was(manifest, tm
 def test_validation_chooses_by_a_metric_of_which_more_is_better(manifest, tmp_path):
     for name in ("ece", "beauty"):
         config = recipe(manifest, tmp_path / name, chosen_by=name, steps=1, validate_every=1)
-        with pytest.raises(UserError, match=rf"chosen_by is '{name}'; validation can choose by f1, auc, .*accuracy\.$"):
+        with pytest.raises(UserError, match=rf"chosen_by is '{name}'; choose one of f1, auc, .*accuracy\.$"):
             list(finetune(config))
 
 
@@ -193,7 +193,7 @@ def test_masks_cannot_follow_the_strong_augmentation(tmp_path):
     import endofm_lab as lab
 
     phantom = lab.write_phantom(tmp_path / "phantom", preset="tiny", progress=False)
-    with pytest.raises(UserError, match="choose 'light' for segmentation"):
+    with pytest.raises(UserError, match="Choose 'light' for segmentation"):
         next(finetune(recipe(phantom, tmp_path / "run", task="segmentation")))
     with pytest.raises(UserError, match="Switch balancing off"):
         list(finetune(recipe(phantom, tmp_path / "run", task="segmentation", augmentation="light")))
@@ -254,7 +254,7 @@ def test_each_loss_trains_with_another_gradient(manifest, tmp_path):
         ({"loss": "hinge"}, "'hinge'; choose one of cross-entropy, focal"),
         ({"loss": "coarse"}, "Name a mapping"),
         ({"loss": "focal", "several_labels": True}, "one class per row"),
-        ({"loss": "focal", "method": "knn"}, "knn has none to choose"),
+        ({"loss": "focal", "method": "knn"}, "knn has no choice of losses"),
     ],
 )
 def test_losses_that_do_not_go_with_the_rest_are_refused(manifest, tmp_path, changes, message):

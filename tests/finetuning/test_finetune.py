@@ -103,7 +103,7 @@ def test_the_folder_of_a_run_is_evaluated_with_its_own_manifest_and_settings(pha
     assert main(["evaluate", str(config.out), "--out", str(tmp_path / "other"), "--clips", "1"]) == 0
     assert read_run(tmp_path / "other").protocol["clips"] == 1
     assert main(["evaluate", str(config.out / "seed-0" / "model"), "--out", str(tmp_path / "none")]) == 2
-    assert "say with a manifest" in capsys.readouterr().err and not (tmp_path / "none").exists()
+    assert "Give a manifest" in capsys.readouterr().err and not (tmp_path / "none").exists()
 
 
 def test_the_command_tells_start_split_audit_and_result_and_predict_opens_the_model(phantom, tmp_path, capsys):
@@ -453,9 +453,9 @@ def test_boxes_and_masks_of_reduced_frames_still_agree(phantom):
 
 
 def test_scratch_needs_a_size_and_other_starts_refuse_one():
-    with pytest.raises(UserError, match="Scratch needs a backbone's size"):
+    with pytest.raises(UserError, match="for a start from scratch, choose"):
         Start("scratch").build("label", _two_classes(), 0)
-    with pytest.raises(UserError, match="brings its own"):
+    with pytest.raises(UserError, match="has its own"):
         Start("demo", size="tiny").build("label", _two_classes(), 0)
 
 

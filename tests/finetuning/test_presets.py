@@ -96,7 +96,7 @@ def test_the_schedules_of_the_presets():
     np.testing.assert_allclose(rates(10, schedule="poly"), (1 - np.arange(10) / 10) ** 0.9)
     halved = rates(10, schedule="halved", milestones=(4, 8))
     assert halved.tolist() == [1] * 4 + [0.5] * 4 + [0.25] * 2
-    with pytest.raises(UserError, match="'halved' needs some"):
+    with pytest.raises(UserError, match="give milestones for 'halved'"):
         rates(10, schedule="halved")
 
 

@@ -103,13 +103,13 @@ def test_a_model_with_a_convolutional_stem_is_a_start_for_light_heads(tmp_path):
 
 def test_what_does_not_go_with_an_image_model_is_refused_in_a_sentence(frame_model):
     start = Start(str(frame_model))
-    with pytest.raises(UserError, match=r"kind 'timm'; adapters and a transunet's stem go into"):
+    with pytest.raises(UserError, match=r"kind 'timm', but adapters and a transunet's stem need"):
         start.build("label", LABEL, seed=0, adapters=True)
-    with pytest.raises(UserError, match=r"kind 'timm'; adapters and a transunet's stem go into"):
+    with pytest.raises(UserError, match=r"kind 'timm', but adapters and a transunet's stem need"):
         start.build("mask", HeadSpec("mask", ("lesion",), form="transunet"), seed=0)
     with pytest.raises(CheckpointError, match="this is a model of single frames"):
         start.build("box", HeadSpec("box", ("polyp",), form="stft"), seed=0)
-    with pytest.raises(UserError, match="brings its own"):
+    with pytest.raises(UserError, match="has its own"):
         replace(start, size="micro").build("label", LABEL, seed=0)
     with pytest.raises(UserError, match="no image model 'nothing'"):
         Start("scratch", size="timm:nothing").build("label", LABEL, seed=0)
