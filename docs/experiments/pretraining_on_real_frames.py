@@ -139,9 +139,10 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
         manifest = Manifest(rows, manifest.root, manifest.path)
     data, table = load_probe(manifest, n_frames=4, size_px=INPUT.size_px), []  # one patient is asked: no intervals
     print(
-        f"{len(read_manifest(corpus))} unlabelled clips; {int((~data.asked).sum())} labelled frames of other patients, "
+        f"{len(read_manifest(corpus))} unlabelled clips; {int((~data.held_out).sum())} labelled frames of other "
+        f"patients, {int(data.held_out.sum())} of them of {HELD_OUT}, which is held out; chance is 1 / "
+        f"{len(set(data.labels[data.held_out]))}"
     )
-    print(f"{int(data.asked.sum())} of {HELD_OUT} are asked; chance is 1 / {len(set(data.labels[data.asked]))}")
 
     def add(name: str, path: Path, features: object, minutes: float = math.nan, health: str = "") -> None:
         numbers = read_json(path) if path.exists() else measured(path, features(), data)  # type: ignore[operator]

@@ -89,7 +89,7 @@ def plan_of(config: FinetuneConfig) -> dict[str, Any]:
     Raises:
         UserError: as `finetune`.
     """
-    job = _Job.open(config, config.asked, None, None, ())
+    job = _Job.open(config, config.configured_task, None, None, ())
     method = config.method
     model = config.start.build(job.task.head_name, job.head, config.seeds[0], adapters=method == "ST-Adapter")
     training = HeadTraining(model, job.task.head_name, frozen=method != "full").train()

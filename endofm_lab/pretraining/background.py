@@ -1,6 +1,6 @@
 """A pre-training run in its own process, which continues when the page or notebook that started it is closed.
 
-The run folder says which process works on it (``process.json``) and what it printed (``output.txt``).
+The run folder records the process that works on it (``process.json``) and its output (``output.txt``).
 """
 
 import os
@@ -23,8 +23,8 @@ PROCESS, OUTPUT = "process.json", "output.txt"
 def start_run(manifest: str | Path, out: str | Path, options: Sequence[str] = ()) -> None:
     """Start `endofm-lab pretrain MANIFEST --out OUT` with more options in a new process, and return at once.
 
-    If the folder holds a stopped run of the same settings, the run goes on. The process refuses a run of other settings
-    in the folder, and its last words (`printed`) then name what differs.
+    If the folder holds a stopped run with the same settings, the run continues. The process refuses a run with other
+    settings in the folder, and its last output (`printed`) then names the differences.
 
     Raises:
         UserError: the folder is in use.
@@ -36,17 +36,17 @@ def resume_run(out: str | Path) -> None:
     """Continue a stopped run in a new process.
 
     Raises:
-        UserError: the run is running, or there is no run.
+        UserError: the run is already running, or there is no run.
     """
     if not (Path(out) / "config.json").exists():
-        raise UserError(f"{out} holds no run to resume.")
+        raise UserError(f"{out} holds no run to resume. Start one in this folder first.")
     _start(Path(out), [str(out)])
 
 
 def stop_run(out: str | Path) -> None:
-    """Ask a run to save a checkpoint and end; it does so within a step. Nothing happens if it is not running.
+    """Tell a run to save a checkpoint and end, which takes at most one step. A run that is not running is left alone.
 
-    A run that was started in a terminal or a notebook of this machine is interrupted as Ctrl-C does it.
+    A run that was started in a terminal or a notebook of this machine is interrupted, as Ctrl-C would do.
 
     Raises:
         UserError: the run belongs to another machine, to another user, or to the calling process.
@@ -64,7 +64,7 @@ def _interrupt(out: Path, holder: Holder) -> None:
             f"Stop the run on {holder.host}; if that machine is gone, delete {out / LOCK}."
         )
     if holder.pid == os.getpid():
-        raise UserError(f"{out} is being worked on by this very process: interrupt the call that runs it.")
+        raise UserError(f"{out} is being worked on by this process: interrupt the call that runs it.")
     try:
         psutil.Process(holder.pid).send_signal(signal.SIGINT)
     except psutil.NoSuchProcess:
@@ -76,7 +76,7 @@ def _interrupt(out: Path, holder: Holder) -> None:
 
 
 def is_running(out: str | Path) -> bool:
-    """Whether a process works on a run, also one that was started in a terminal."""
+    """Whether a process works on a run, including a process that was started in a terminal."""
     return _process(Path(out)) is not None or held_by(out) is not None
 
 
@@ -103,13 +103,13 @@ def _start(out: Path, arguments: list[str]) -> None:
 
 
 def _process(out: Path) -> psutil.Process | None:
-    """The living process of a run; process numbers are used again, so that its time of birth must fit, too."""
+    """The live process of a run; its start time must match too, because process numbers are reused."""
     if not (out / PROCESS).exists():
         return None
-    known = read_json(out / PROCESS)
+    recorded = read_json(out / PROCESS)
     try:
-        process = psutil.Process(known["pid"])
-        same = abs(process.create_time() - known["created"]) < 1
+        process = psutil.Process(recorded["pid"])
+        same = abs(process.create_time() - recorded["created"]) < 1
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None

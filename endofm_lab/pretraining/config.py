@@ -25,7 +25,7 @@ from endofm_lab.pretraining.vicreg import VicregConfig
 from endofm_lab.pretraining.views import ViewSpec
 from endofm_lab.video.transforms import InputSpec
 
-# The objectives: name -> the setting of a run that holds its numbers.
+# The objectives: name -> the field of the configuration that holds its settings.
 OBJECTIVES = {
     DinoConfig.name: "dino",
     MaskConfig.name: "masking",
@@ -33,8 +33,8 @@ OBJECTIVES = {
     FeatureConfig.name: "features",
     VicregConfig.name: "vicreg",
 }
-OWN = "objective_settings"  # in config.json: the numbers of an objective that was handed over as an object
-OWN_CLASS = "objective_class"  # and its importable name, if it is from outside the library
+OWN = "objective_settings"  # key in config.json: the settings of an objective that was given as an object
+OWN_CLASS = "objective_class"  # key in config.json: its importable name, if it is from outside the library
 _OBJECTIVE = ("objective", OWN, OWN_CLASS)
 
 
@@ -45,43 +45,43 @@ class PretrainConfig:
     Attributes:
         manifest: table of the videos.
         out: folder of the run.
-        others: further manifests, whose videos are learned from too.
-        weights: how often clips of each manifest are shown, such as 3 1; by default each by its number of clips.
+        others: further manifests with videos to learn from.
+        weights: relative frequency of the clips of each manifest, such as 3 1; by default its number of clips.
         objective: a name in `OBJECTIVES`: "dino" (Endo-FM), "masked" (EndoFM-LV), "vcl" (contrast of videos), "vicreg",
             "features" (of a frozen teacher, EVA-02).
-        backbone: the network.
-        image_model: name in timm of an image model that learns in place of ``backbone``, frame by frame; its pictures
-            have the size of the global views and are normalised as timm says, whatever ``views.input`` is.
-        views: the views that the network sees.
-        dino: numbers of the objectives dino and masked.
-        masking: more numbers of masked.
-        contrast: numbers of vcl.
-        features: teacher and numbers of features.
-        vicreg: numbers of vicreg.
+        backbone: the network to train.
+        image_model: name in timm of an image model, which replaces ``backbone`` and sees single frames; its pictures
+            have the size of the global views and timm's normalisation, whatever ``views.input`` is.
+        views: the views of each clip.
+        dino: settings of the objectives dino and masked.
+        masking: further settings of masked.
+        contrast: settings of vcl.
+        features: teacher and settings of features.
+        vicreg: settings of vicreg.
         initialisation: "scratch", or weights: a file (Endo-FM, SVT, image models), a model's folder, a hub id. For an
             ``image_model`` a file of its own, a folder of such a model, or "hub" for the weights that timm knows.
-        split: rows to learn from; None takes "pretrain", "train" and rows without a split, never "val" and "test".
-        epochs: passes over the rows.
-        steps: updates, in place of ``epochs``.
-        batch: clips per update, of all processes together.
-        accumulation: pieces that a process computes its share of the batch in.
+        split: split to learn from; None takes "pretrain", "train" and rows without a split, never "val" and "test".
+        epochs: number of passes over the rows.
+        steps: number of updates; replaces ``epochs``.
+        batch: clips per update, in all processes together.
+        accumulation: number of pieces in which a process computes its share of the batch.
         precision: "float32", "bfloat16", "float16" or "auto".
-        lr: learning rate at its highest, for a batch of 256; scaled in proportion to the batch.
-        lr_end: last learning rate.
-        warmup_epochs: of the learning rate.
-        weight_decay: at the start and at the end.
+        lr: the highest learning rate for a batch of 256; it is scaled in proportion to the batch.
+        lr_end: the learning rate at the end.
+        warmup_epochs: epochs in which the learning rate rises.
+        weight_decay: weight decay at the start and at the end.
         clip: largest norm of each tensor's gradient.
         seed: seed of every random generator in the run.
         save_every: steps between checkpoints.
-        keep: checkpoints that stay.
-        workers: processes that load data.
-        device: what computes: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu.
+        keep: number of checkpoints to keep.
+        workers: number of processes that load data.
+        device: device of the computation: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu.
         compile: compile the backbone with torch.compile.
-        trackers: Accelerate's names of trackers besides the log.
-        probe: labelled manifest for the kNN and linear probe: its "train" rows answer, "val" rows are asked during the
-            run, "test" rows before and after it (or those of the two that there are).
-        probe_label: its column of labels.
-        probe_every: steps between probes; there is one before the first step and one at the end in any case.
+        trackers: Accelerate's names of trackers, in addition to the log.
+        probe: labelled manifest for the kNN and linear probes, which learn from its "train" rows and are tested on
+            "val" rows during the run and on "test" rows before and after it; if one split is missing, the other serves.
+        probe_label: column of the labels in that manifest.
+        probe_every: steps between probes; a probe always runs before the first step and at the end.
     """
 
     manifest: Path
@@ -131,49 +131,49 @@ class PretrainConfig:
                 "several manifests, or none."
             )
         if wrong := [weight for weight in self.weights if not 0 < weight < float("inf")]:
-            raise UserError(f"The weight {wrong[0]} of a manifest is not possible; give numbers above 0.")
+            raise UserError(f"The weight of a manifest is {wrong[0]}; give finite numbers above 0.")
         if self.objective not in OBJECTIVES:
             raise UserError(
-                f"objective is {self.objective!r}; choose one of {', '.join(OBJECTIVES)}, or hand an objective of your "
+                f"objective is {self.objective!r}; choose one of {', '.join(OBJECTIVES)}, or give an objective of your "
                 "own to pretrain(config, objective=...)."
             )
         for name in ("epochs", "batch", "lr", "clip", "probe_every"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UserError(f"{name} is {getattr(self, name)}; give a number above 0.")
         backbone = self.chosen.backbone(self.network[1])
-        shown = [self.views.global_px, self.views.local_px]
+        sides = [self.views.global_px, self.views.local_px]
         if self.image_model is None:
             object.__setattr__(self, "backbone", backbone)
         else:
             object.__setattr__(self, "views", replace(self.views, input=frame_input(backbone)))
-            shown = shown[: 2 if self.chosen.views(self.views).local_frames else 1]
-            if len(set(shown)) > 1:
+            sides = sides[: 2 if self.chosen.views(self.views).local_frames else 1]
+            if len(set(sides)) > 1:
                 raise UserError(
-                    f"{self.image_model} takes pictures of one size, but global views have {shown[0]} px and local "
-                    f"views {shown[1]} px. Set views.local_frames to [], or set one size for both."
+                    f"{self.image_model} takes pictures of one size, but global views have {sides[0]} px and local "
+                    f"views {sides[1]} px. Set views.local_frames to [], or set one size for both."
                 )
-        for px in shown:
+        for px in sides:
             if px % backbone.patch_px:
                 raise UserError(f"Views of {px} px do not divide into patches of {backbone.patch_px} px.")
 
     @property
     def chosen(self) -> Objective:
-        """The objective, with its numbers."""
+        """The objective with its settings."""
         return getattr(self, OBJECTIVES[self.objective])
 
     @property
     def network(self) -> tuple[type[Encoder], Any]:
-        """Class and configuration of the backbone that learns."""
+        """Class and configuration of the backbone to train."""
         if self.image_model is None:
             return VideoTransformer, self.backbone
         return FrameBackbone, _frame_config(self.image_model, self.views.global_px)
 
     def steps_per_epoch(self, n_clips: int) -> int:
-        """Updates in which every clip is seen once."""
+        """Number of updates in which every clip is seen once."""
         return max(1, n_clips // self.batch)
 
     def n_steps(self, n_clips: int) -> int:
-        """Updates of the whole run."""
+        """Number of updates in the whole run."""
         return self.steps if self.steps is not None else max(1, round(self.epochs * self.steps_per_epoch(n_clips)))
 
 
@@ -197,17 +197,17 @@ def small(manifest: Path, out: Path) -> PretrainConfig:
     return PretrainConfig(manifest, out, backbone=BACKBONES["small"], dino=dino, precision="bfloat16", workers=4)
 
 
-# Mean and standard deviation of the phantom's pixels. With ImageNet's, the colour that all of endoscopy has is most of
-# every fresh feature, and a short training from scratch goes by before it is unlearned.
+# Mean and standard deviation of the phantom's pixels. With ImageNet's normalisation, the colour that all endoscopic
+# frames share dominates every feature of an untrained network, and a short training from scratch cannot unlearn it.
 _PHANTOM = InputSpec(80, (0.70, 0.44, 0.39), (0.33, 0.25, 0.23))
 
 
 def tiny(manifest: Path, out: Path) -> PretrainConfig:
-    """For lessons: 3 M parameters, small views of short clips, minutes on a laptop's CPU.
+    """A small run for lessons: 3 M parameters, small views of short clips, minutes on a laptop's CPU.
 
-    It learns by contrast and without colour jitter, because colour is most of what tells a bleeding or an ulcer of the
-    phantom from its surroundings; the key encoder follows closely, because the run is short. ``objective="dino"`` goes
-    with the same views, prototypes few and the teacher's temperature low, as little data wants.
+    The objective is contrast without colour jitter, because mainly colour separates a bleeding or an ulcer of the
+    phantom from its surroundings. The key encoder has a low momentum, because the run is short. ``objective="dino"``
+    works with the same views; its settings here suit little data: few prototypes and a low teacher temperature.
     """
     views = ViewSpec(
         clip_s=2.0,
@@ -243,7 +243,7 @@ def tiny(manifest: Path, out: Path) -> PretrainConfig:
 
 
 def long_video(manifest: Path, out: Path) -> PretrainConfig:
-    """EndoFM-LV: minute-long clips at 2 frames per second, more frames per view, masked tokens beside DINO."""
+    """EndoFM-LV: minute-long clips at 2 frames per second, more frames per view, masked tokens in addition to DINO."""
     views = ViewSpec(
         clip_s=60.0, clip_fps=2.0, global_frames=(16, 32), local_frames=(4, 4, 8, 8, 8, 8, 16, 16), local_window=0.2
     )
@@ -260,7 +260,7 @@ def long_video(manifest: Path, out: Path) -> PretrainConfig:
 
 
 def images(manifest: Path, out: Path) -> PretrainConfig:
-    """For image models, frame by frame: EVA-02 goes on from its weights towards the features of a teacher you name."""
+    """Image models on single frames: EVA-02 continues from its weights and learns the features of a given teacher."""
     views = ViewSpec(global_frames=(1, 1), local_frames=(), global_shift=0, global_scale=(0.2, 1.0), grey=0.0)
     return PretrainConfig(
         manifest,
@@ -324,7 +324,7 @@ def with_settings(config: PretrainConfig, settings: dict[str, Any]) -> PretrainC
     "backbone" also takes the name of a preset ("small").
 
     Raises:
-        UserError: an unknown key, or a value of the wrong kind; the message names it.
+        UserError: a key is unknown, or a value has the wrong type; the message names the key.
     """
     tree = to_json(config)
     for key, value in settings.items():
@@ -333,8 +333,8 @@ def with_settings(config: PretrainConfig, settings: dict[str, Any]) -> PretrainC
         for name in path:
             branch = branch.get(name) if isinstance(branch, dict) else None
         if not isinstance(branch, dict) or last not in branch:
-            known = ", ".join(branch if isinstance(branch, dict) else tree)
-            raise UserError(f"There is no setting {key!r}; there are {known}.")
+            names = ", ".join(branch if isinstance(branch, dict) else tree)
+            raise UserError(f"There is no setting {key!r}; choose one of {names}.")
         branch[last] = value
     if isinstance(tree["backbone"], str):
         tree["backbone"] = asdict(_backbone(tree["backbone"]))
@@ -358,7 +358,7 @@ def from_json(tree: dict[str, Any]) -> PretrainConfig:
 
 
 def settings(config: PretrainConfig, objective: Objective) -> dict[str, Any]:
-    """All settings of a run as plain JSON values, those of an objective from outside the table included."""
+    """All settings of a run as plain JSON values, including those of an objective from outside the table."""
     tree = to_json(config)
     if objective != config.chosen:
         tree |= {"objective": objective.name, OWN: to_plain(asdict(objective))}
@@ -367,21 +367,21 @@ def settings(config: PretrainConfig, objective: Objective) -> dict[str, Any]:
 
 
 def stored_settings(tree: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a run folder holds, completed by the defaults of those that are newer than the folder."""
+    """The settings in a run folder, with the defaults of settings that are newer than the folder."""
     return to_json(known_settings(tree)) | {name: tree[name] for name in _OBJECTIVE if name in tree}
 
 
 def known_settings(tree: dict[str, Any]) -> PretrainConfig:
-    """The configuration that a run folder holds, without an objective that was handed over as an object."""
-    left_out = _OBJECTIVE if OWN in tree else ()
-    return from_json({name: value for name, value in tree.items() if name not in left_out})
+    """The configuration in a run folder, without an objective that was given as an object."""
+    excluded = _OBJECTIVE if OWN in tree else ()
+    return from_json({name: value for name, value in tree.items() if name not in excluded})
 
 
 def own_objective(tree: dict[str, Any], source: str) -> Objective | None:
-    """The objective that was handed over as an object, from the settings that a run folder holds; None without one.
+    """The objective that was given as an object, from the settings in a run folder; None without such an objective.
 
     Raises:
-        UserError: its class is not allowed, or has other settings now.
+        UserError: the class of the objective is not allowed, or its settings have changed.
     """
     if OWN not in tree:
         return None
@@ -391,9 +391,9 @@ def own_objective(tree: dict[str, Any], source: str) -> Objective | None:
 
 
 def signs_of(described: dict[str, Any]) -> Signs:
-    """How the log of a run is to be read, from what its ``config.json`` holds.
+    """The signs of health in the log of a run, from the content of its ``config.json``.
 
-    Folders written before the signs were kept there are read by the name of their objective.
+    A folder of an older version without signs is read by the name of its objective.
     """
     if "signs" in described:
         return from_plain(Signs, described["signs"], "signs")

@@ -17,15 +17,15 @@ TRAINING_SPLITS = ("pretrain", "train", "")  # the default: held-out rows are ne
 
 @dataclass
 class Corpus:
-    """Rows of a manifest, each a stretch of video, shown as views. Labels are not read.
+    """Rows of a manifest, each a stretch of video, as views. Labels are not read.
 
     Attributes:
         manifest: the table.
-        views: how rows are shown.
-        split: rows to learn from; None takes those whose split is "pretrain", "train" or empty.
+        views: draws the views of a row.
+        split: split to learn from; None takes the rows whose split is "pretrain", "train" or empty.
 
     Raises:
-        ManifestError: no rows are left, or files are missing; the message lists the first of them.
+        ManifestError: the split has no rows, or files are missing; the message lists the first of them.
     """
 
     manifest: Manifest
@@ -38,15 +38,14 @@ class Corpus:
             table = table[table["split"].isin(TRAINING_SPLITS)]
         self.rows = [Row.of(self.manifest, cells) for cells in table.to_dict("records")]
         if not self.rows:
-            raise ManifestError(
-                f"{self.manifest.path}: No row is of the split 'pretrain' or 'train'; name the split to learn from."
-            )
+            words = "the split 'pretrain' or 'train'" if self.split is None else f"the split {self.split!r}"
+            raise ManifestError(f"{self.manifest.path} has no rows of {words}. Name a split that has rows.")
         paths = {row.name: row.video for row in self.rows}
         self.n_files = len(paths)
         if missing := [name for name, path in paths.items() if not path.exists()]:
-            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise ManifestError(
-                f"{self.manifest.path}: {len(missing)} of {self.n_files} files are missing: {shown}. "
+                f"{self.manifest.path}: {len(missing)} of {self.n_files} files are missing: {listed}. "
                 "Restore the files or remove their rows."
             )
 
@@ -54,7 +53,7 @@ class Corpus:
         return len(self.rows)
 
     def contents(self) -> dict[str, str]:
-        """Name of every file that is learned from -> `endofm_lab.files.fingerprint_of` it."""
+        """Name of every file in the training rows -> its `endofm_lab.files.fingerprint_of`."""
         used = {row.name for row in self.rows}
         table = self.manifest.table
         return Manifest(table[table["video"].isin(used)], self.manifest.root).contents()
@@ -74,11 +73,11 @@ class Corpus:
 
 @dataclass
 class Mixture:
-    """Several corpora as one, of which each gives its share of every stretch of training.
+    """Several corpora as one corpus; each keeps its share throughout the training.
 
     Attributes:
         corpora: the rows of one manifest each.
-        weights: above 0, one per corpus: 3 and 1 take three clips of the first for each of the second.
+        weights: numbers above 0, one for each corpus: 3 and 1 take three clips of the first for each of the second.
     """
 
     corpora: list[Corpus]
@@ -96,7 +95,7 @@ class Mixture:
         return MixedDraws(self.sizes, self.weights, seed)
 
     def contents(self) -> dict[str, str]:
-        """As `Corpus.contents`; names are of one manifest, so that they have its number in front."""
+        """As `Corpus.contents`; the number of the manifest precedes each name, because names can repeat."""
         return {
             f"manifest {number}: {name}": content
             for number, corpus in enumerate(self.corpora, 1)
@@ -134,7 +133,7 @@ class Mixture:
 
 
 def mixed(corpora: list[Corpus], weights: tuple[float, ...]) -> Corpus | Mixture:
-    """One corpus as it is, several with their weights; without weights, each by its number of clips."""
+    """A single corpus unchanged, or a mixture of several; by default the weights are the numbers of clips."""
     if len(corpora) == 1:
         return corpora[0]
     return Mixture(corpora, weights or tuple(float(len(corpus)) for corpus in corpora))

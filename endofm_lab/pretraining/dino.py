@@ -37,20 +37,20 @@ _ADVICE = (
 
 @dataclass(frozen=True)
 class DinoConfig(Objective):
-    """The objective's numbers; the defaults are those of Endo-FM.
+    """The settings of the objective; the defaults are those of Endo-FM.
 
     Attributes:
-        prototypes: outputs K of the projection head.
+        prototypes: number of outputs K of the projection head.
         hidden: width of the head's hidden layers.
-        bottleneck: width of what is normalised and compared with the prototypes.
-        student_temperature: divides the student's logits.
-        teacher_temperature: divides the teacher's centred logits; lower is sharper.
-        teacher_temperature_start: its value at step 0 of the warm-up.
-        teacher_temperature_epochs: epochs of its linear warm-up; 0 means none.
-        centre_momentum: share of the old centre that stays at each step.
-        momentum: share of the old teacher that stays at step 0; grows to 1 by a cosine.
-        frozen_epochs: epochs in which the prototypes do not learn.
-        centring: False leaves the centre at zero, to watch the collapse that it prevents.
+        bottleneck: width of the normalised vector that is compared with the prototypes.
+        student_temperature: divisor of the student's logits.
+        teacher_temperature: divisor of the teacher's centred logits; a lower value gives sharper targets.
+        teacher_temperature_start: teacher temperature at step 0 of the warm-up.
+        teacher_temperature_epochs: epochs of the linear warm-up of the teacher temperature; 0 for none.
+        centre_momentum: share of the old centre in the new one at each step.
+        momentum: share of the old teacher in the new one at step 0; it grows to 1 along a cosine.
+        frozen_epochs: epochs in which the prototypes are frozen.
+        centring: False leaves the centre at zero, to observe the collapse that centring prevents.
     """
 
     name: ClassVar[str] = "dino"
@@ -79,7 +79,7 @@ class DinoConfig(Objective):
             raise UserError(f"prototypes is {self.prototypes}; at least 2 are needed to tell anything apart.")
 
     def signs(self, config: "PretrainConfig") -> Signs:
-        """Health is read from the loss between two global views, because that one compares with ln K."""
+        """Health is read from the loss between two global views, because its upper limit is ln K."""
         return Signs(CURVES, prototypes=self.prototypes, loss="L_dm", advice=_ADVICE)
 
     def build(self, backbone: Encoder, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "Dino":
@@ -99,7 +99,7 @@ class ProjectionHead(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
         )
-        self.last_layer = nn.Linear(bottleneck, prototypes, bias=False)  # its rows count by direction only
+        self.last_layer = nn.Linear(bottleneck, prototypes, bias=False)  # only the directions of its rows matter
         for layer in self.mlp[::2]:
             assert isinstance(layer, nn.Linear)
             nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -120,8 +120,8 @@ def teacher_targets(logits: Tensor, centre: Tensor, temperature: float) -> Tenso
 def cross_entropies(student: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """Mean over clips of H(targets_g, softmax(student_v / temperature)), every pair: (V, B, K), (G, B, K) -> (V, G).
 
-    H(p, q) = -sum_k p_k log q_k = logsumexp(s) - sum_k p_k s_k, with s the student's logits over their temperature: no
-    tensor of log-probabilities is made, which at 65,536 prototypes is most of the head's memory.
+    H(p, q) = -sum_k p_k log q_k = logsumexp(s) - sum_k p_k s_k, with s the student's logits over their temperature.
+    This form needs no tensor of log-probabilities, which at 65,536 prototypes takes most of the head's memory.
     """
     s = student.float() / temperature
     return s.logsumexp(dim=-1).mean(dim=1)[:, None] - torch.einsum("vbk,gbk->vg", s, targets) / s.shape[1]
@@ -136,8 +136,8 @@ def dino_loss(
         student: logits (V, B, K) of all views; the first G are the teacher's global views.
         teacher: logits (G, B, K); no gradient flows into them.
         centre: (K,), subtracted from the teacher's logits.
-        student_temperature: of the student's softmax.
-        teacher_temperature: of the teacher's softmax.
+        student_temperature: temperature of the student's softmax.
+        teacher_temperature: temperature of the teacher's softmax.
 
     Returns:
         "loss"; "L_dm", its mean over pairs of two global views (dynamic motion matching); "L_cv", its mean over pairs
@@ -153,16 +153,16 @@ def dino_loss(
 def matching_losses(
     student: Tensor, targets: Tensor, views: Sequence[int], n_views: int, temperature: float
 ) -> dict[str, Tensor]:
-    """The share of some student views (V', B, K) in the losses of `dino_loss`; shares of all views add up to them.
+    """The share of some student views (V', B, K) in the losses of `dino_loss`; the shares of all views add up to them.
 
-    ``views`` are the places of the student's views among the ``n_views``; the first G places are the teacher's.
+    ``views`` are the positions of the student's views among the ``n_views``; the first G are the teacher's views.
     """
     G = len(targets)
     terms = cross_entropies(student, targets, temperature)  # (V', G)
-    place = torch.as_tensor(list(views), device=terms.device)
-    other = place[:, None] != torch.arange(G, device=terms.device)  # a view is not compared with itself
-    terms = torch.where(other, terms, 0.0)
-    dm, cv = terms[place < G].sum(), terms[place >= G].sum()
+    position = torch.as_tensor(list(views), device=terms.device)
+    different = position[:, None] != torch.arange(G, device=terms.device)  # a view is not compared with itself
+    terms = torch.where(different, terms, 0.0)
+    dm, cv = terms[position < G].sum(), terms[position >= G].sum()
     n_dm, n_cv = G * (G - 1), (n_views - G) * G
     return {
         "loss": (dm + cv) / (n_dm + n_cv),
@@ -192,30 +192,30 @@ class Centre(nn.Module):
 
     @torch.no_grad()
     def collect(self, logits: Tensor) -> None:
-        """Take in logits (..., K) of a micro-batch."""
+        """Add the logits (..., K) of a micro-batch to the sums."""
         rows = logits.detach().float().flatten(0, -2)
         self.total += rows.sum(dim=0)
         self.count += len(rows)
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move towards the mean of what all processes collected since the last step: c <- m c + (1 - m) mean."""
+        """Move towards the mean of the logits of all processes since the last step: c <- m c + (1 - m) mean."""
         total, count = self.total, self.count
         if dist.is_available() and dist.is_initialized():
-            both = torch.cat([total, count])
-            dist.all_reduce(both)
-            total, count = both[:-1], both[-1:]
+            sums = torch.cat([total, count])
+            dist.all_reduce(sums)
+            total, count = sums[:-1], sums[-1:]
         if count > 0:
             self.value.lerp_(total / count, 1 - self.momentum)
         self.reset()
 
 
 class Dino(StudentTeacher):
-    """Student and teacher with their heads, centre and EMA; the teacher learns nothing by gradient.
+    """Student and teacher with their heads and the centre; the teacher is the moving average of the student.
 
     A batch is a list of views, each (B, 3, T, H, W): first the G = 2 global ones, then the local. The loss is a sum
-    over student views, so it is computed in two parts, and the first part's activations are gone before the second is
-    computed. Part 0 also asks the teacher.
+    over student views, so it is computed in two parts, and the activations of the first part are freed before the
+    second is computed. Part 0 also computes the teacher's targets.
     """
 
     def __init__(self, backbone: Encoder, config: DinoConfig, steps: int, steps_per_epoch: int) -> None:
@@ -226,33 +226,33 @@ class Dino(StudentTeacher):
         self._targets: Tensor | None = None  # (G, B, K) of the batch whose parts are being computed
 
     def parts(self, batch: Any) -> list[list[int]]:
-        """Places of the views of each part: two parts with about as many pixels, equal shapes side by side.
+        """Positions of the views of each part: two parts of about as many pixels, with equal shapes side by side.
 
-        A part costs a gradient of every weight, so two take less time than more, and one takes twice the memory.
+        A part costs a gradient of every weight, so two parts take less time than more; one part takes twice the memory.
         """
         parts: list[list[int]] = [[], []]
-        for place in sorted(range(len(batch)), key=lambda place: batch[place].numel(), reverse=True):
-            min(parts, key=lambda part: sum(batch[other].numel() for other in part)).append(place)
-        return [sorted(part, key=lambda place: batch[place].shape) for part in parts]
+        for view in sorted(range(len(batch)), key=lambda view: batch[view].numel(), reverse=True):
+            min(parts, key=lambda part: sum(batch[index].numel() for index in part)).append(view)
+        return [sorted(part, key=lambda view: batch[view].shape) for part in parts]
 
     def forward(self, batch: Any, part: int, step: int) -> dict[str, Tensor]:
-        """Shares of the losses (see `matching_losses`); part 0 adds what is measured on the teacher."""
-        measured = self._ask_teacher(batch, step) if part == 0 else {}
+        """Shares of the losses (see `matching_losses`); part 0 adds the measures of the teacher."""
+        measures = self._compute_targets(batch, step) if part == 0 else {}
         assert self._targets is not None
-        places = self.parts(batch)[part]
-        alike = [list(some) for _, some in groupby(places, key=lambda place: batch[place].shape)]
-        cls = [self.student["backbone"](torch.cat([batch[v] for v in some])).pooled() for some in alike]
-        return self._match(torch.cat(cls), places, len(batch)) | measured  # of (V' B, D)
+        views = self.parts(batch)[part]
+        groups = [list(group) for _, group in groupby(views, key=lambda view: batch[view].shape)]
+        cls = [self.student["backbone"](torch.cat([batch[view] for view in group])).pooled() for group in groups]
+        return self._match(torch.cat(cls), views, len(batch)) | measures  # of (V' B, D)
 
-    def _match(self, features: Tensor, places: list[int], n_views: int) -> dict[str, Tensor]:
-        """Shares of the losses of the student's features (V' B, D) of the views at these places."""
+    def _match(self, features: Tensor, views: list[int], n_views: int) -> dict[str, Tensor]:
+        """Shares of the losses from the student's features (V' B, D) of these views."""
         assert self._targets is not None
-        logits = self.student["head"](features).unflatten(0, (len(places), -1))  # (V', B, K)
-        return matching_losses(logits, self._targets, places, n_views, self.config.student_temperature)
+        logits = self.student["head"](features).unflatten(0, (len(views), -1))  # (V', B, K)
+        return matching_losses(logits, self._targets, views, n_views, self.config.student_temperature)
 
     @torch.no_grad()
-    def _ask_teacher(self, batch: Any, step: int) -> dict[str, Tensor]:
-        """Set the targets of a batch; returns what is measured on them."""
+    def _compute_targets(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Compute the targets of a batch; returns their measures."""
         return self._set_targets([self.teacher["backbone"](view).pooled() for view in batch[:2]], step)
 
     def _set_targets(self, features: list[Tensor], step: int) -> dict[str, Tensor]:
@@ -269,16 +269,16 @@ class Dino(StudentTeacher):
         return linear(step, c.teacher_temperature_start, c.teacher_temperature, warmup)
 
     def before_step(self, step: int) -> None:
-        """Forget a step that was broken off."""
+        """Discard the sums of a step that was interrupted."""
         self.centre.reset()
 
     def after_backward(self, step: int) -> None:
-        """Keep the prototypes where they are during the first epoch."""
+        """Freeze the prototypes during the first epochs."""
         if step < self.config.frozen_epochs * self.steps_per_epoch:
             self.student["head"].last_layer.weight.grad = None  # type: ignore[union-attr]
 
     def after_step(self, step: int) -> dict[str, float]:
-        """Move centre and teacher; returns the momentum, and the centre's norm."""
+        """Update centre and teacher; returns the momentum and the norm of the centre."""
         if self.config.centring:
             self.centre.update()
         momentum = cosine(step, self.config.momentum, 1.0, self.steps)
@@ -287,11 +287,11 @@ class Dino(StudentTeacher):
 
 
 def teacher_measures(targets: Tensor) -> dict[str, Tensor]:
-    """How the teacher answers a batch, from its probabilities (..., K), in nats.
+    """Measures of the teacher's probabilities (..., K) for a batch, in nats.
 
-    ``teacher_entropy``: mean entropy of one answer; 0 is certain, ln K undecided. ``kl_to_uniform``: ln K minus that,
-    the mean divergence of an answer from the uniform one. ``prototypes_used``: exp of the entropy of the mean answer,
-    as if so many prototypes were used equally; 1 means that all clips get the same.
+    ``teacher_entropy`` is the mean entropy of the distributions: 0 if certain, ln K if undecided. ``kl_to_uniform`` is
+    ln K minus that, their mean divergence from the uniform distribution. ``prototypes_used`` is exp of the entropy of
+    the mean distribution, the effective number of prototypes; 1 means that all clips get the same prototype.
     """
     p = targets.flatten(0, -2)
     entropy = -torch.special.xlogy(p, p).sum(dim=-1).mean()

@@ -1,7 +1,7 @@
-"""Features of a frozen teacher: the student sees a picture with blocks hidden and predicts what the teacher saw there.
+"""Features of a frozen teacher: the student predicts them at hidden blocks of a picture.
 
-Masked image modelling as EVA-02 was made (arXiv 2303.11331): for image models that go on from other weights, and for
-any backbone with a grid of patches.
+This is masked image modelling as in EVA-02 (arXiv 2303.11331), for image models that continue from other weights and
+for any backbone with a grid of patches.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,7 @@ class FeatureConfig(Objective):
     Attributes:
         teacher: folder of a model, or a file of weights of the image model ``teacher_model``; "hub" fetches them.
         teacher_model: name in timm of the architecture of such weights.
-        share: of a picture's patches that are hidden; EVA-02 hides 0.4.
+        share: share of a picture's patches that are hidden; EVA-02 hides 0.4.
     """
 
     name: ClassVar[str] = "features"
@@ -46,7 +46,7 @@ class FeatureConfig(Objective):
             raise UserError(f"share is {self.share}; give a share between 0 and 1.")
 
     def views(self, spec: ViewSpec) -> ViewSpec:
-        """The two global views, each by itself."""
+        """The two global views, without local views."""
         return replace(spec, local_frames=())
 
     def signs(self, config: "PretrainConfig") -> Signs:
@@ -58,7 +58,7 @@ class FeatureConfig(Objective):
         return {"teacher_weights": self.teacher}
 
     def check(self) -> None:
-        """Refuse to begin without a teacher."""
+        """Refuse a configuration without a teacher."""
         if not self.teacher:
             raise UserError(
                 "The objective features has no teacher: set features.teacher to a model's folder, or to a file of "
@@ -71,11 +71,11 @@ class FeatureConfig(Objective):
         Raises:
             CheckpointError: the teacher cannot be read.
         """
-        teacher, wanted = self._teacher(config.views.global_px // backbone.patch_px)
-        return Features(backbone, teacher, config.views.input, wanted, self.share)
+        teacher, teacher_input = self._teacher(config.views.global_px // backbone.patch_px)
+        return Features(backbone, teacher, config.views.input, teacher_input, self.share)
 
     def _teacher(self, side: int) -> tuple[Encoder, InputSpec]:
-        """The teacher and the pictures that it wants: for an image model, pictures with ``side`` x ``side`` patches."""
+        """The teacher and its input: for an image model, pictures with ``side`` x ``side`` patches."""
         if self.teacher_model is None:
             model = load_model(self.teacher)
             return model.backbone, model.card.input
@@ -85,18 +85,18 @@ class FeatureConfig(Objective):
 
 
 class Features(Learner):
-    """A student that predicts a frozen teacher's patch features where its own pictures are hidden. It is kept.
+    """A student that predicts a frozen teacher's features of hidden patches; the run saves the student.
 
     Hidden patches are replaced by a learned patch of pixels, which through a linear patch embedding is a learned mask
     token; the same patches are hidden in all frames of a view. The loss is one minus the cosine between the student's
     projected feature and the teacher's layer-normalised one, at hidden patches only.
 
     Args:
-        student: learns.
+        student: the encoder that learns.
         teacher: any encoder with a grid of patches; it sees whole pictures.
         student_input: normalisation of the views.
-        teacher_input: what the teacher wants to see.
-        share: of the patches that are hidden.
+        teacher_input: size and normalisation of the teacher's pictures.
+        share: share of the patches that are hidden.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Features(Learner):
         self.recent = Queue(RECENT, student.width)
 
     def train(self, mode: bool = True) -> "Features":
-        """Set the student's mode; the teacher never drops anything."""
+        """Set the student's mode; the teacher stays in evaluation mode."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -139,22 +139,22 @@ class Features(Learner):
         cosine = F.cosine_similarity(predicted.float(), self.targets(frames, side), dim=-1)
         if part == 0:
             self.recent.push(tokens.patches.detach().float().mean(dim=(1, 2, 3)))
-        # Processes wait for the gradient of every tensor, also of those that only the clip's feature passes through.
+        # Processes wait for the gradient of every tensor, including those that only the clip's feature depends on.
         loss = 1 - cosine[mask[:, None].expand_as(cosine)].mean() + 0 * tokens.pooled().sum()
         return {"loss": loss / len(batch)}
 
     @torch.no_grad()
     def targets(self, frames: Tensor, side: int) -> Tensor:
         """The teacher's features (B, T, side, side, D) of views (B, 3, T, S, S), layer-normalised without weights."""
-        spec, wanted = self.student_input, self.teacher_input
+        spec, target_spec = self.student_input, self.teacher_input
         mean, std, to_mean, to_std = (
-            frames.new_tensor(v)[:, None, None, None] for v in (spec.mean, spec.std, wanted.mean, wanted.std)
+            frames.new_tensor(v)[:, None, None, None] for v in (spec.mean, spec.std, target_spec.mean, target_spec.std)
         )
         clip = (frames * std + mean - to_mean) / to_std
         B, _, T, S, _ = clip.shape
-        if wanted.size_px != S:
+        if target_spec.size_px != S:
             pictures = clip.transpose(1, 2).flatten(0, 1)  # (B T, 3, S, S)
-            pictures = F.interpolate(pictures, size=(wanted.size_px,) * 2, mode="bilinear", antialias=True)
+            pictures = F.interpolate(pictures, size=(target_spec.size_px,) * 2, mode="bilinear", antialias=True)
             clip = pictures.unflatten(0, (B, T)).transpose(1, 2)
         features = self.teacher(clip).per_frame().float()
         if features.shape[2] != side:

@@ -1,4 +1,4 @@
-"""The health of a self-supervised run: numbers that show collapse, a verdict in words, and a probe with labels."""
+"""The health of a self-supervised run: measures of collapse, a verdict in words, and a probe with labels."""
 
 import math
 from collections.abc import Sequence
@@ -22,13 +22,14 @@ from endofm_lab.video.transforms import InputSpec, to_input
 Record = dict[str, Any]
 State = Literal["too early to say", "healthy", "collapsing to one prototype", "collapsed to uniform", "diverging"]
 
-_EARLY = 20  # records; before them the verdict waits
-_RECENT = 20  # records that the verdict looks at
+_EARLY = 20  # records that a verdict needs
+_RECENT = 20  # last records that the verdict rests on
 
 
 def feature_std(features: Tensor) -> float:
     """Spread of features (N, D): mean over dimensions of the standard deviation of the L2-normalised features, times
-    sqrt(D). 1 for features that point everywhere alike, 0 for constant ones (SimSiam, arXiv 2011.10566, section 4.1).
+    sqrt(D). It is 1 for uniformly distributed directions and 0 for constant features (SimSiam, arXiv 2011.10566,
+    section 4.1).
     """
     unit = nn.functional.normalize(features.float(), dim=-1)
     return float(unit.std(dim=0).mean() * math.sqrt(features.shape[1]))
@@ -54,7 +55,7 @@ def feature_measures(features: Tensor) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Health:
-    """A verdict: ``state``, the numbers it rests on in ``words``, and what to try in ``advice`` (empty if healthy)."""
+    """A verdict: ``state``, its reasons in ``words``, and remedies to try in ``advice`` (empty if healthy)."""
 
     state: State
     words: str
@@ -65,12 +66,12 @@ class Health:
 
 
 def verdict(records: Sequence[Record], signs: Signs) -> Health:
-    """The verdict on a run from its records.
+    """A verdict on a run from its records.
 
     Args:
-        records: of the log, oldest first.
-        signs: how the objective's log is to be read. Objectives without prototypes cannot collapse onto one and are
-            judged by their loss and the spread of their features alone.
+        records: records of the log, oldest first.
+        signs: signs of health in the log of the objective. Objectives without prototypes cannot collapse onto one; the
+            verdict then rests on the loss and the spread of the features alone.
     """
     losses = [_number(record.get(signs.loss, record["loss"])) for record in records]
     if not all(map(math.isfinite, losses[-_RECENT:])):
@@ -84,27 +85,27 @@ def verdict(records: Sequence[Record], signs: Signs) -> Health:
         used = _mean([record["prototypes_used"] for record in recent])
         if loss > max(1.3 * first, 1.2 * uniform):
             return Health("diverging", f"the loss went from {first:.2f} to {loss:.2f}; ln K is {uniform:.2f}.", _LESS)
-        # Both collapses give every clip the same answer. Certain: one prototype. Undecided: all of them.
+        # In both forms of collapse all clips get the same distribution: one prototype alone, or all of them equally.
         if used < 1.5 and entropy < 0.2:
             words = f"every clip gets the same prototype (used: {used:.2f} of {prototypes}), with a loss of {loss:.3f}."
             return Health("collapsing to one prototype", words, _ONE)
         if entropy > 0.98 and loss > 0.98 * uniform:
             words = (
-                f"the teacher's answers stay uniform: entropy {entropy:.1%} of ln K, loss {loss:.2f} of {uniform:.2f}."
+                f"the teacher's targets stay uniform: entropy {entropy:.1%} of ln K, loss {loss:.2f} of {uniform:.2f}."
             )
             return Health("collapsed to uniform", words, signs.advice)
         words = f"the teacher is {'decided' if entropy < 0.9 else 'still undecided'} (entropy {entropy:.0%} of ln K), "
         words += f"uses {used:.1f} prototypes in a batch, loss {first:.2f} -> {loss:.2f}"
     else:
-        # While a queue fills, a clip is compared with more and more others, and the loss grows although all is well.
-        others = records[-1].get("others")
-        full = [value for value, record in zip(losses, records, strict=True) if record.get("others") == others]
-        if loss > 1.3 * (first := _mean(full[:5])):
+        # While a queue fills, each clip is compared with more clips, so the loss of a healthy run grows.
+        negatives = records[-1].get("others")
+        comparable = [value for value, record in zip(losses, records, strict=True) if record.get("others") == negatives]
+        if loss > 1.3 * (first := _mean(comparable[:5])):
             return Health("diverging", f"the loss went from {first:.2f} to {loss:.2f}.", _LESS)
         words = f"loss {first:.2f} -> {loss:.2f}"
     for name, least in signs.least.items():
         if (spread := _last(records, name)) is not None and spread < least:
-            words = f"all clips have nearly the same feature ({name} {spread:.3f}, at least {least} is expected)."
+            words = f"all clips have nearly the same feature ({name} {spread:.3f}, but at least {least} is expected)."
             return Health("collapsed to uniform", words, signs.advice)
     rank = _last(records, "rankme")
     return Health("healthy", words + (f", features of rank {rank:.1f}." if rank is not None else "."))
@@ -122,7 +123,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _number(value: float | None) -> float:
-    """The log writes NaN and infinity as null."""
+    """A number of the log, which writes NaN and infinity as null."""
     return math.nan if value is None else value
 
 
@@ -132,12 +133,12 @@ def _last(records: Sequence[Record], name: str) -> float | None:
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Clips with labels: uint8 frames (N, T, px, px, 3), label numbers (N,), units of N rows, asked rows (N,) bool."""
+    """Clips with labels: uint8 frames (N, T, px, px, 3), labels (N,), units of N rows, held-out rows (N,) bool."""
 
     frames: np.ndarray
     labels: np.ndarray
     units: Units
-    asked: np.ndarray
+    held_out: np.ndarray
     classes: tuple[str, ...]
 
 
@@ -148,27 +149,28 @@ def load_probe(
     label: str = "label",
     held_out: tuple[str, str] = ("val", "test"),
 ) -> ProbeData:
-    """The labelled rows of a manifest, one clip over the whole of each. Rows of the first split of ``held_out`` that
-    there is are asked, and "train" rows answer.
+    """The labelled rows of a manifest, one clip over the whole of each row.
+
+    Probes learn from "train" rows and are tested on the rows of the first split in ``held_out`` that exists.
 
     Raises:
-        ManifestError: no labelled rows of "train", none to ask, or a patient or recording that is in both.
+        ManifestError: there are no labelled rows to learn from or to test on, or a patient or recording is in both.
         VideoError: a video cannot be read.
     """
     if label not in manifest.table:
         raise ManifestError(
-            f"{manifest.path}: No column {label!r} to probe; it has {', '.join(map(str, manifest.table.columns))}."
+            f"{manifest.path} has no column {label!r}; choose one of {', '.join(map(str, manifest.table.columns))}."
         )
     table = manifest.table[manifest.table[label].fillna("") != ""]
-    asked = next((split for split in held_out if (table["split"] == split).any()), held_out[0])
-    table = table[table["split"].isin(["train", asked])]
+    tested = next((split for split in held_out if (table["split"] == split).any()), held_out[0])
+    table = table[table["split"].isin(["train", tested])]
     if table["split"].nunique() != 2:
         raise ManifestError(f"{manifest.path}: A probe needs labelled rows of 'train' and of 'val' or 'test'.")
-    of_row, here = units(table), (table["split"] == asked).to_numpy()
-    if both := set(of_row.ids[here]) & set(of_row.ids[~here]):
+    of_row, is_tested = units(table), (table["split"] == tested).to_numpy()
+    if shared := set(of_row.ids[is_tested]) & set(of_row.ids[~is_tested]):
         raise ManifestError(
-            f"{manifest.path}: {len(both)} patients or recordings are in 'train' and in '{asked}', for example "
-            f"{min(both)}. A probe would recognise them; split by patient (`endofm-lab data split`)."
+            f"{manifest.path}: {len(shared)} patients or recordings are in 'train' and in '{tested}', for example "
+            f"{min(shared)}. A probe would recognise them: split by patient (`endofm-lab data split`)."
         )
     spec = InputSpec(size_px, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     frames = []
@@ -179,7 +181,7 @@ def load_probe(
         np.stack(frames),
         np.array([classes.index(name) for name in table[label]]),
         of_row,
-        here,
+        is_tested,
         classes,
     )
 
@@ -208,29 +210,29 @@ def encode(backbone: nn.Module, frames: np.ndarray, spec: InputSpec, batch: int 
 
 
 def probe(features: np.ndarray, data: ProbeData, n_resamples: int = 0, seed: int = 0) -> dict[str, Any]:
-    """Balanced accuracy of "knn" and "linear" on the asked rows, from features (N, D) of all rows, and "chance".
+    """Balanced accuracy of "knn" and "linear" on the held-out rows, from features (N, D) of all rows, and "chance".
 
-    Both probes are those of fine-tuning (`endofm_lab.metrics.probes`), at a fixed setting: there are no further rows to
-    choose one on. With ``n_resamples``, also "knn_low", "knn_high", ...: 95 % intervals over resampled units, None
-    where there are too few of them, and "tested_on", the units of the asked rows in words.
+    Both probes are those of fine-tuning (`endofm_lab.metrics.probes`) with fixed settings, because there are no further
+    rows to choose settings on. With ``n_resamples``, the result also has "knn_low", "knn_high", ..., the bounds of 95 %
+    intervals over resampled units (None if there are too few units), and "tested_on", the held-out units in words.
     """
-    bank, asked = (torch.from_numpy(features[rows]).float() for rows in (~data.asked, data.asked))
-    known, truth, tested = data.labels[~data.asked], data.labels[data.asked], data.units.take(data.asked)
-    answers = {
-        "knn": knn_scores(bank[:, None], known, asked[:, None], len(data.classes), NEIGHBOURS[0]).argmax(axis=1),
-        "linear": linear_answers(bank, known, asked),
+    bank, query = (torch.from_numpy(features[rows]).float() for rows in (~data.held_out, data.held_out))
+    labels, truth, tested = data.labels[~data.held_out], data.labels[data.held_out], data.units.take(data.held_out)
+    predictions = {
+        "knn": knn_scores(bank[:, None], labels, query[:, None], len(data.classes), NEIGHBOURS[0]).argmax(axis=1),
+        "linear": linear_answers(bank, labels, query),
     }
     numbers: dict[str, Any] = {"chance": 1 / len(set(truth))} | ({"tested_on": tested.words} if n_resamples else {})
-    for name, answer in answers.items():
-        numbers[name] = float(balanced_accuracy(truth, answer))
+    for name, predicted in predictions.items():
+        numbers[name] = float(balanced_accuracy(truth, predicted))
         if n_resamples:
-            interval = bootstrap_interval(balanced_accuracy, tested.ids, truth, answer, n=n_resamples, seed=seed)
+            interval = bootstrap_interval(balanced_accuracy, tested.ids, truth, predicted, n=n_resamples, seed=seed)
             bounds = {f"{name}_low": interval.low, f"{name}_high": interval.high}
             numbers |= {key: None if math.isnan(value) else value for key, value in bounds.items()}
     return numbers
 
 
 def with_interval(numbers: dict[str, Any], name: str) -> str:
-    """The number of a probe that was given intervals, in words: "0.531 [0.437, 0.641]"."""
+    """The accuracy of a probe with its interval as text: "0.531 [0.437, 0.641]"."""
     low, high = numbers[f"{name}_low"], numbers[f"{name}_high"]
     return f"{numbers[name]:.3f} " + ("(no interval: too few units)" if low is None else f"[{low:.3f}, {high:.3f}]")

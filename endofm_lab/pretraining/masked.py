@@ -1,7 +1,7 @@
-"""Masked token modelling beside self-distillation: the objective of EndoFM-LV.
+"""Masked token modelling in addition to self-distillation: the objective of EndoFM-LV.
 
 Written from iBOT (arXiv 2111.07832, section 3): the student sees global views with blocks of patches replaced by a mask
-token and predicts, at those patches, the teacher's answer to the whole view; one head for CLS and patches.
+token, and at those patches it predicts the teacher's output for the whole view. One head serves CLS and patches.
 """
 
 import math
@@ -26,9 +26,9 @@ class MaskConfig(Objective):
     """The share of masked patches and the weight of their loss, in addition to the settings of `DinoConfig`.
 
     Attributes:
-        weight: of the patch loss beside the DINO loss.
-        share: smallest and largest share of a frame's patches that is masked; one draw per clip.
-        probability: that a clip is masked at all.
+        weight: weight of the patch loss relative to the DINO loss.
+        share: smallest and largest share of masked patches in a frame; drawn once per clip.
+        probability: probability that a clip is masked at all.
     """
 
     name: ClassVar[str] = "masked"
@@ -49,17 +49,17 @@ class MaskConfig(Objective):
         """The backbone with a mask token.
 
         Raises:
-            UserError: it is no video transformer.
+            UserError: the backbone is not a video transformer.
         """
         if not isinstance(config, BackboneConfig):
             raise UserError(
-                "The objective masked needs the mask token of a video transformer; for image models there is the "
+                "The objective masked needs the mask token of a video transformer. For image models, choose the "
                 "objective features."
             )
         return replace(config, mask_token=True)
 
     def signs(self, config: "PretrainConfig") -> Signs:
-        """As those of `DinoConfig`, with the patch loss."""
+        """The signs of `DinoConfig`, with the patch loss."""
         curves = CURVES | {"Loss": (*CURVES["Loss"], "L_patch")}
         return replace(config.dino.signs(config), curves=curves)
 
@@ -81,28 +81,28 @@ class Masked(Dino):
         self.masking = masking
         self.patch_centre = Centre(config.prototypes, config.centre_momentum)
         self._masks: list[Tensor] = []  # per global view (B, T, h, w) bool
-        self._patches: list[Tensor] = []  # per global view, the teacher's features where it is masked (M, D)
+        self._patches: list[Tensor] = []  # per global view, the teacher's features of the masked patches (M, D)
 
     def parts(self, batch: Any) -> list[list[int]]:
-        """All local views, equal shapes side by side, and each global view by itself: it has its own mask."""
-        local = sorted(range(2, len(batch)), key=lambda place: batch[place].shape)
+        """One part of all local views, with equal shapes side by side, and a part for each global view and its mask."""
+        local = sorted(range(2, len(batch)), key=lambda view: batch[view].shape)
         return ([local] if local else []) + [[0], [1]]
 
     def forward(self, batch: Any, part: int, step: int) -> dict[str, Tensor]:
         """As `Dino.forward`, with ``L_patch``, the mean cross-entropy at masked patches."""
-        places = self.parts(batch)[part]
-        if places[0] >= 2:
+        views = self.parts(batch)[part]
+        if views[0] >= 2:
             return super().forward(batch, part, step)
-        measured = self._ask_teacher(batch, step) if part == 0 else {}
-        view = places[0]
+        measures = self._compute_targets(batch, step) if part == 0 else {}
+        view = views[0]
         tokens = self.student["backbone"](batch[view], mask=self._masks[view])
-        losses = self._match(tokens.pooled(), places, len(batch))
+        losses = self._match(tokens.pooled(), views, len(batch))
         patch_loss = self._patch_loss(tokens, view, step) / 2  # the mean over two views
         losses["loss"] = losses["loss"] + self.masking.weight * patch_loss
-        return losses | {"L_patch": patch_loss.detach()} | measured
+        return losses | {"L_patch": patch_loss.detach()} | measures
 
     @torch.no_grad()
-    def _ask_teacher(self, batch: Any, step: int) -> dict[str, Tensor]:
+    def _compute_targets(self, batch: Any, step: int) -> dict[str, Tensor]:
         tokens = [self.teacher["backbone"](view) for view in batch[:2]]
         self._masks = [self._draw_mask(t.patches) for t in tokens]
         self._patches = [t.patches[mask] for t, mask in zip(tokens, self._masks, strict=True)]
@@ -121,7 +121,7 @@ class Masked(Dino):
         """Mean over the masked patches of H(teacher, student)."""
         student = self.student["head"](tokens.patches[self._masks[view]]).float()  # (M, K)
         if not len(student):
-            return student.sum()  # 0, and still a function of the weights
+            return student.sum()  # 0, which still has a gradient for every weight
         with torch.no_grad():
             teacher = self.teacher["head"](self._patches[view])
             targets = teacher_targets(teacher, self.patch_centre.value, self.temperature(step))
@@ -130,12 +130,12 @@ class Masked(Dino):
         return (s.logsumexp(dim=-1) - (targets * s).sum(dim=-1)).mean()
 
     def before_step(self, step: int) -> None:
-        """Forget a step that was broken off."""
+        """Discard the sums of a step that was interrupted."""
         super().before_step(step)
         self.patch_centre.reset()
 
     def after_step(self, step: int) -> dict[str, float]:
-        """Move both centres and the teacher."""
+        """Update both centres and the teacher."""
         if self.config.centring:
             self.patch_centre.update()
         return super().after_step(step)
@@ -145,12 +145,12 @@ def block_mask(batch: int, side: int, share: float) -> Tensor:
     """Masks (B, side, side) bool of rectangles that together cover exactly ``share`` of the patches, rounded.
 
     Rectangles have 1/16 to 1/4 of the patches and sides in the ratio 0.3 to 3.3 (BEiT, arXiv 2106.08254, algorithm 1);
-    the last one is as small as it must be for the exact number. Draws come from torch's generator.
+    the last one is cut to reach the exact number. Draws come from torch's generator.
     """
-    wanted = max(1, round(share * side * side))
+    n_masked = max(1, round(share * side * side))
     masks = torch.zeros(batch, side, side, dtype=torch.bool)
     for mask in masks:
-        while (missing := wanted - int(mask.sum())) > 0:
+        while (missing := n_masked - int(mask.sum())) > 0:
             area = min(missing, side * side * float(torch.empty(()).uniform_(1 / 16, 1 / 4)))
             ratio = math.exp(float(torch.empty(()).uniform_(math.log(0.3), -math.log(0.3))))
             h, w = (min(side, max(1, round(math.sqrt(area * r)))) for r in (ratio, 1 / ratio))

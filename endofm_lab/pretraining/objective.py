@@ -1,8 +1,9 @@
-"""The contract of an objective, and what objectives share: a student and a teacher that follows it.
+"""The contract of an objective, and the parts that objectives share: a student, a teacher and a queue of features.
 
-An objective is one file: a frozen dataclass of settings, which answers questions before any network exists
-(`Objective`), and the networks that learn by it (`Learner`). `endofm_lab.pretraining.config.OBJECTIVES` is the table of
-those that a configuration can name; any other object with this contract goes to ``pretrain(config, objective=...)``.
+An objective is one file: a frozen dataclass of settings, which describes the objective before any network exists
+(`Objective`), and the networks that it trains (`Learner`). `endofm_lab.pretraining.config.OBJECTIVES` is the table of
+the objectives that a configuration can name; any other object with this contract is given to
+``pretrain(config, objective=...)``.
 """
 
 import copy
@@ -24,16 +25,16 @@ RECENT = 512  # clips whose features are kept for the run's health
 
 @dataclass(frozen=True)
 class Signs:
-    """The meaning of an objective's log in plain values, which the run folder keeps for reports and the app.
+    """The signs of health in an objective's log, as plain values, which the run folder keeps for reports and the app.
 
     Attributes:
-        curves: title of a figure -> the numbers of the log that it shows.
-        prototypes: outputs K of a head whose answers are probabilities; None for an objective without one. The log then
-            holds "teacher_entropy" and "prototypes_used".
-        loss: number of the log that shows divergence; with prototypes it is a cross-entropy, at most ln K on average.
-        least: numbers of the log that fall to 0 when all clips get the same answer -> below which value the run counts
-            as collapsed.
-        advice: what to try when a run has collapsed like that.
+        curves: title of a figure -> the values of the log that it shows.
+        prototypes: number of outputs K of a head that gives probabilities; None for an objective without such a head.
+            With prototypes, the log must hold "teacher_entropy" and "prototypes_used".
+        loss: value of the log that shows divergence; with prototypes it is a cross-entropy, at most ln K on average.
+        least: values of the log that fall to 0 when all clips get the same feature -> the limit below which the run
+            counts as collapsed.
+        advice: remedies to try after such a collapse.
     """
 
     curves: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"Loss": ("loss",)})
@@ -56,7 +57,7 @@ class Objective:
     words: ClassVar[str]
 
     def backbone(self, config: Any) -> Any:
-        """The configuration of the backbone (`BackboneConfig`, `FrameConfig`, ...) with what the objective needs of it.
+        """The configuration of the backbone (`BackboneConfig`, `FrameConfig`, ...), adapted to the objective.
 
         Raises:
             UserError: the objective cannot work with this backbone.
@@ -64,32 +65,32 @@ class Objective:
         return config
 
     def views(self, spec: ViewSpec) -> ViewSpec:
-        """The views with what the objective needs of them; those that it does not use are left out."""
+        """The views, adapted to the objective, without those that it does not use."""
         return spec
 
     def signs(self, config: "PretrainConfig") -> Signs:
-        """How the log of a run with this configuration is to be read."""
+        """The signs of health in the log of a run with this configuration."""
         return Signs()
 
     def sources(self) -> dict[str, str]:
-        """Weights that the objective reads besides the start, by name: the run notices when they are replaced."""
+        """Weights that the objective reads in addition to the start, by name; a changed file makes another run."""
         return {}
 
     def check(self) -> None:
-        """Called before a run begins and its folder is written.
+        """Check the settings before a run begins and its folder is written.
 
         Raises:
             UserError: a setting without a usable default is missing.
         """
 
     def build(self, backbone: Encoder, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "Learner":
-        """The networks that learn, with everything that a checkpoint needs.
+        """The networks to train, with the whole state that a checkpoint needs.
 
         Args:
-            backbone: initialised; it becomes part of the result.
-            config: of the run.
-            steps: updates of the whole run, for schedules.
-            steps_per_epoch: updates in which every clip is seen once.
+            backbone: an initialised backbone, which becomes part of the result.
+            config: configuration of the run.
+            steps: number of updates in the whole run, for schedules.
+            steps_per_epoch: number of updates in which every clip is seen once.
         """
         raise NotImplementedError
 
@@ -107,19 +108,19 @@ class Queue(nn.Module):
 
     @torch.no_grad()
     def push(self, rows: Tensor) -> None:
-        """Add rows (N, D); the oldest make room."""
+        """Add rows (N, D), which replace the oldest rows of a full queue."""
         rows = rows[-len(self.ring) :]
-        places = (self.pushed + torch.arange(len(rows), device=self.ring.device)) % len(self.ring)
-        self.ring[places] = rows.to(self.ring.dtype)
+        positions = (self.pushed + torch.arange(len(rows), device=self.ring.device)) % len(self.ring)
+        self.ring[positions] = rows.to(self.ring.dtype)
         self.pushed += len(rows)
 
     def rows(self) -> Tensor:
-        """The rows that are there, (N, D), in no particular order."""
+        """The rows in the queue, (N, D), in no particular order."""
         return self.ring[: int(self.pushed)]
 
 
 class Learner(Trainable):
-    """Networks that learn by an objective; a batch is a list of views, each (B, 3, T, H, W), the two global ones first.
+    """The networks of an objective; a batch is a list of views, each (B, 3, T, H, W), with the two global views first.
 
     Attributes:
         recent: features (N, D) of the last clips, for the run's health.
@@ -128,22 +129,22 @@ class Learner(Trainable):
     recent: Queue
 
     def kept(self) -> Encoder:
-        """The backbone that the run is for: it is probed, and saved at the end."""
+        """The backbone that the run produces; it is probed during the run and saved at the end."""
         raise NotImplementedError
 
     def backbones(self) -> list[Encoder]:
-        """The backbones that take gradients; they are compiled if the configuration says so."""
+        """The backbones that are trained; they are compiled if the configuration sets ``compile``."""
         raise NotImplementedError
 
     def units(self) -> list[nn.Module]:
-        """The blocks of all backbones, a frozen teacher's too; none where a backbone is no transformer."""
+        """The blocks of all transformer backbones, including those of a frozen teacher."""
         return [
             block for module in self.modules() if isinstance(module, Encoder) for block in module.attention_blocks()
         ]
 
 
 class StudentTeacher(Learner):
-    """A student with a head, and a teacher of the same shape that gets no gradients. The teacher is kept."""
+    """A student with a head, and a teacher of the same shape that gets no gradients. The run saves the teacher."""
 
     def __init__(self, backbone: Encoder, head: nn.Module) -> None:
         super().__init__()
@@ -152,7 +153,7 @@ class StudentTeacher(Learner):
         self.recent = Queue(RECENT, backbone.config.width)
 
     def train(self, mode: bool = True) -> "StudentTeacher":
-        """Set the student's mode; the teacher drops no paths."""
+        """Set the student's mode; the teacher stays in evaluation mode, without drop path."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -167,7 +168,7 @@ class StudentTeacher(Learner):
 
 
 def make_teacher(student: nn.ModuleDict) -> nn.ModuleDict:
-    """A copy that takes no gradient and drops no paths."""
+    """A copy in evaluation mode that takes no gradient."""
     teacher = copy.deepcopy(student)
     teacher.requires_grad_(False)
     return teacher.eval()

@@ -1,9 +1,9 @@
 """Self-supervised pre-training of a video transformer: a generator of records, and a run folder that can be resumed.
 
 A run folder holds ``config.json``, ``log.jsonl``, ``checkpoints/``, the trackers' files, and at the end ``model/``.
-With several processes start the same call in each of them, by `accelerate launch --multi_gpu` (each holds all weights)
-or `--use_fsdp` (each holds its share), or by `accelerate.notebook_launcher`. A run can go on with another number of
-them, within rounding.
+To train with several processes, start the same call in each of them with `accelerate launch --multi_gpu` (each process
+holds all weights) or `--use_fsdp` (each holds its share), or with `accelerate.notebook_launcher`. A stopped run can
+continue with another number of processes; its numbers then agree within rounding.
 """
 
 import dataclasses
@@ -46,33 +46,33 @@ from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import InputSpec
 
 CONFIG, MODEL, PROBE = "config.json", "model", "probe.json"
-START = "start"  # folder with the backbone that was handed over as an object
-_FEATURES_EVERY = 10  # steps between looks at the features' spread and rank
+START = "start"  # folder of the backbone that was given as an object
+_FEATURES_EVERY = 10  # steps between measurements of the features' spread and rank
 
 
 def pretrain(
     config: PretrainConfig, objective: Objective | None = None, start: VideoModel | Encoder | None = None
 ) -> Generator[Record, None, None]:
-    """Pre-train, from where the run folder is, and yield a record per step.
+    """Pre-train, from the last checkpoint in the run folder if there is one, and yield a record per step.
 
     >>> for record in pretrain(tiny(Path("phantom/manifest.csv"), Path("runs/first"))):
     ...     print(record["step"], record["loss"], record["health"])
 
     Args:
-        config: the run.
-        objective: one of your own, in place of that which the configuration names.
-        start: a model or encoder in memory that goes on learning, in place of the configuration's ``backbone`` (or
+        config: configuration of the run.
+        objective: an objective of your own, which replaces the objective of the configuration.
+        start: a model or encoder in memory to start from, which replaces the configuration's ``backbone`` (or
             ``image_model``) and ``initialisation``; it keeps its weights and is saved in the run's folder.
 
     Yields:
-        What the loop logs (see `endofm_lab.training.loop.train`): "loss" and the objective's other numbers; every ten
-        steps "feature_std" and "rankme"; after a probe "knn", "linear" and "chance" (balanced accuracy). "health" is
-        the verdict's state, which is not logged, because it follows from the log.
+        Records of the loop (see `endofm_lab.training.loop.train`): "loss" and the other values of the objective; every
+        ten steps "feature_std" and "rankme"; after a probe "knn", "linear" and "chance" (balanced accuracy). "health"
+        is the state of the verdict; it is not logged, because it follows from the log.
 
     Raises:
-        UserError: the folder holds another run, or the manifest or a video has changed since (the message names what
-            differs); settings that cannot work.
-        ManifestError: no rows to learn from, or missing files.
+        UserError: the folder holds another run, the manifest or a video has changed since (the message names the
+            differences), or the settings cannot work.
+        ManifestError: there are no rows to learn from, or files are missing.
         DivergenceError: the loss is not a number.
     """
     run = _Pretraining(config, objective, start)
@@ -86,24 +86,24 @@ def pretrain(
 
 
 def resume(out: str | Path, allow: Allowed = ()) -> Generator[Record, None, None]:
-    """Go on with the run in a folder.
+    """Continue the run in a folder.
 
     Args:
-        out: the folder.
-        allow: code from outside the library that the run may name: its objective and encoder, as in `load_model`.
+        out: folder of the run.
+        allow: code from outside the library that the run may use: its objective and encoder, as in `load_model`.
 
     Raises:
-        UserError: there is none, or it needs code that is not allowed.
+        UserError: the folder holds no run, or the run needs code that is not allowed.
     """
     with allowing(allow):
         return pretrain(run_config(out), *handed_over(out))
 
 
 def handed_over(out: str | Path) -> tuple[Objective | None, VideoModel | None]:
-    """The objective and the start that the run in a folder was given as objects.
+    """The objective and the start that were given to the run in a folder as objects.
 
     Raises:
-        UserError: they need code that is not allowed, or the run was stopped before its start was kept.
+        UserError: they need code that is not allowed, or the run was stopped before its start was saved.
     """
     out = Path(out)
     described = read_json(out / CONFIG)
@@ -111,7 +111,7 @@ def handed_over(out: str | Path) -> tuple[Objective | None, VideoModel | None]:
     if "start" not in described:
         return objective, None
     if not (out / START).is_dir():
-        raise UserError(f"{out} was stopped before it kept its start: call pretrain(config, start=...) again.")
+        raise UserError(f"{out} was stopped before it saved its start: call pretrain(config, start=...) again.")
     return objective, load_model(out / START)
 
 
@@ -119,7 +119,7 @@ def run_config(out: str | Path) -> PretrainConfig:
     """The configuration of the run in a folder, which may have been moved.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder holds no run.
     """
     path = Path(out) / CONFIG
     if not path.is_file():
@@ -146,7 +146,7 @@ def plan(config: PretrainConfig) -> dict[str, Any]:
 
 
 class _Pretraining:
-    """Everything that one run needs: data, network, objective, optimiser."""
+    """The parts of one run: data, network, objective and optimiser."""
 
     def __init__(self, config: PretrainConfig, objective: Objective | None, start: VideoModel | Encoder | None) -> None:
         self.device = train_on(config.device)
@@ -167,16 +167,16 @@ class _Pretraining:
         self.per_epoch = config.steps_per_epoch(len(self.corpus))
 
     def prepare(self) -> None:
-        """Build the network, or as it was when the run began, and write down where its weights come from."""
+        """Build the network and record the origin of its weights; a resumed run keeps its record."""
         config = self.config
-        done = Checkpoints(config.out / CHECKPOINTS).all()
-        self.steps_done = int(done[-1].name.removeprefix("step-")) if done else 0
+        checkpoints = Checkpoints(config.out / CHECKPOINTS).all()
+        self.steps_done = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
         path = config.out / CONFIG
-        described = read_json(path) if path.is_file() else {}  # of several processes one writes it
+        described = read_json(path) if path.is_file() else {}  # only the main process writes the file
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             backbone = self.encoder(self.shapes)
-            if self.steps_done:  # the checkpoint brings the weights
+            if self.steps_done:  # the checkpoint holds the weights
                 self.initialisation: InitialisationRecord = described["initialisation"]
             else:
                 self.initialisation = self._initialised(backbone)
@@ -193,12 +193,12 @@ class _Pretraining:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the run folder in the main process; in all of them refuse that of another run."""
+        """Hold the run folder in the main process; refuse the folder of another run in every process."""
         tree = _absolute(settings(self.config, self.objective))
         config = {name: value for name, value in tree.items() if name not in ("out", "device")}
-        first, *others = (manifest.fingerprint for manifest in self.manifests)
+        first, *further = (manifest.fingerprint for manifest in self.manifests)
         request = {"config": config, "manifest_fingerprint": first}
-        request |= {f"manifest_{number}_fingerprint": other for number, other in enumerate(others, 2)}
+        request |= {f"manifest_{number}_fingerprint": fingerprint for number, fingerprint in enumerate(further, 2)}
         if self.start is not None:
             weights = state_fingerprint(self.start)
             request["start"] = {"backbone": self.start.card.backbone, "weights": weights}
@@ -226,7 +226,7 @@ class _Pretraining:
             yield
 
     def _weights_request(self) -> dict[str, str]:
-        """Content of the weights that are read from this disk; a run goes on without a start that is gone."""
+        """Fingerprints of the weights on this disk; a run can continue although its start was deleted."""
         named = {"start_weights": self.config.initialisation, **self.objective.sources()}
         paths = {
             name: locate(source) if source == "demo" else Path(source).expanduser() for name, source in named.items()
@@ -234,14 +234,14 @@ class _Pretraining:
         return {name: fingerprint_of(path) for name, path in paths.items() if named[name] and path.exists()}
 
     def _probe_request(self) -> dict[str, Any]:
-        """Which labelled rows and videos are asked during the run."""
+        """Fingerprints of the labelled rows and videos of the probe."""
         if self.config.probe is None:
             return {}
         manifest = read_manifest(self.config.probe)
         return {"probe_fingerprint": manifest.fingerprint, "probe_videos": manifest.contents()}
 
     def _initialised(self, backbone: Encoder) -> InitialisationRecord:
-        """Fill the backbone, and say from where."""
+        """Initialise the backbone; returns the record of the origin of its weights."""
         source = self.config.initialisation
         if self.start is not None:
             return initialise(backbone, in_memory(self.start))
@@ -253,18 +253,18 @@ class _Pretraining:
         return record
 
     def _load_probes(self) -> tuple[ProbeData | None, ProbeData | None]:
-        """Whom to ask during the run ("val" rows if there are any), and before and after it ("test" rows likewise)."""
+        """The probe's data during the run ("val" if possible), and before and after the run ("test" if possible)."""
         c = self.config
         if c.probe is None or not processes().is_main_process:
             return None, None
         manifest, frames, px = read_manifest(c.probe), c.views.global_frames[0], c.views.global_px
-        asked = load_probe(manifest, frames, px, c.probe_label)
+        during = load_probe(manifest, frames, px, c.probe_label)
         if not {"val", "test"} <= set(manifest.table["split"]):
-            return asked, asked
-        return asked, load_probe(manifest, frames, px, c.probe_label, held_out=("test", "val"))
+            return during, during
+        return during, load_probe(manifest, frames, px, c.probe_label, held_out=("test", "val"))
 
     def train(self) -> Iterator[Record]:
-        """The loop's records."""
+        """The records of the training loop."""
         c = self.config
         loop = LoopConfig(
             steps=self.steps, batch=c.batch, accumulation=c.accumulation, precision=c.precision, clip=c.clip,
@@ -272,7 +272,7 @@ class _Pretraining:
         )  # fmt: skip
         optimiser = torch.optim.AdamW(parameter_groups(self.model), fused=True)  # one pass over the weights
         if self.last_probe is not None and not self.steps_done:
-            write_json(c.out / PROBE, {"untrained": self._ask(self.teacher(), self.last_probe, n_resamples=1000)})
+            write_json(c.out / PROBE, {"untrained": self._probed(self.teacher(), self.last_probe, n_resamples=1000)})
         return train(self.model, optimiser, self.schedule, self.corpus, loop, c.out, self.measure)
 
     def schedule(self, step: int) -> dict[str, float]:
@@ -285,7 +285,7 @@ class _Pretraining:
         }
 
     def measure(self, step: int) -> Record:
-        """Spread and rank of the features, and the probe, at the steps that have them."""
+        """Spread and rank of the features and the results of the probe, at the steps that measure them."""
         numbers: Record = {}
         last = step + 1 == self.steps
         if (step + 1) % _FEATURES_EVERY == 0 or last:
@@ -293,31 +293,31 @@ class _Pretraining:
         if self.config.probe is not None and ((step + 1) % self.config.probe_every == 0 or last):
             teacher = self.teacher()
             if self.probe is not None:
-                numbers |= self._ask(teacher, self.probe, n_resamples=0)
+                numbers |= self._probed(teacher, self.probe, n_resamples=0)
             if self.last_probe is not None and last:
-                trained = self._ask(teacher, self.last_probe, n_resamples=1000)
+                trained = self._probed(teacher, self.last_probe, n_resamples=1000)
                 write_json(self.config.out / PROBE, read_json(self.config.out / PROBE) | {"trained": trained})
         return numbers
 
-    def _ask(self, teacher: Encoder, data: ProbeData, n_resamples: int) -> Record:
+    def _probed(self, teacher: Encoder, data: ProbeData, n_resamples: int) -> Record:
         return probe(encode(teacher, data.frames, self.input), data, n_resamples)
 
     def teacher(self) -> Encoder:
-        """The backbone that is kept, with the weights of now; to be asked for in every process where they share it."""
-        whole = self.encoder.state_is_whole
-        with torch.random.fork_rng(devices=[]), torch.device("meta") if whole else nullcontext():
+        """The backbone that the run saves, with its current weights; to be called in every process that shares them."""
+        is_complete = self.encoder.state_is_whole
+        with torch.random.fork_rng(devices=[]), torch.device("meta") if is_complete else nullcontext():
             backbone = self.encoder(self.shapes)
-        backbone.load_state_dict(gathered(self.model.kept().state_dict()), assign=whole)
+        backbone.load_state_dict(gathered(self.model.kept().state_dict()), assign=is_complete)
         return backbone.to(processes().device).eval()
 
     @property
     def input(self) -> InputSpec:
-        """What the backbone sees when it is asked: whole frames of the global views' size."""
+        """The input of the saved backbone: whole frames of the global views' size."""
         views = self.config.views
         return dataclasses.replace(views.input, size_px=views.global_px)
 
     def save_model(self) -> None:
-        """Write the teacher's backbone with a truthful card; in every process."""
+        """Save the teacher's backbone with its card; to be called in every process."""
         c, backbone = self.config, self.teacher()
         if not processes().is_main_process:
             return
@@ -355,12 +355,12 @@ class _Pretraining:
 
 
 def _completed(described: dict[str, Any]) -> dict[str, Any]:
-    """What ``config.json`` holds, with the defaults of settings that are newer than it."""
+    """The content of ``config.json``, with the defaults of settings that are newer than the file."""
     return {**described, "config": _absolute(stored_settings(described["config"]))}
 
 
 def _absolute(tree: dict[str, Any]) -> dict[str, Any]:
-    """Settings whose paths are absolute, so that a run goes on when it is called from another folder."""
+    """The settings with absolute paths, so that a run can continue from another working directory."""
     paths = {name: tree[name] for name in ("manifest", "probe") if tree.get(name)}
     if tree.get("others"):
         paths_of = [str(Path(path).expanduser().absolute()) for path in tree["others"]]
@@ -371,14 +371,14 @@ def _absolute(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_heads(start: VideoModel | Encoder) -> VideoModel:
-    """The backbone of what a run begins with, as a model that can be saved."""
+    """The backbone of the start as a model without heads, which can be saved."""
     if isinstance(start, Encoder):
         return model_on(start, {}, start.kind, HANDED_OVER)
     return VideoModel(start.backbone, nn.ModuleDict(), dataclasses.replace(start.card, heads={}))
 
 
 def _check_views(views: ViewSpec, backbone: Encoder) -> None:
-    """Refuse views that the patches of an encoder do not divide."""
+    """Refuse views whose size is not a multiple of the encoder's patches."""
     for px in (views.global_px, views.local_px)[: 2 if views.local_frames else 1]:
         if px % backbone.patch_px:
             raise UserError(f"Views of {px} px do not divide into patches of {backbone.patch_px} px.")
@@ -386,11 +386,11 @@ def _check_views(views: ViewSpec, backbone: Encoder) -> None:
 
 @torch.no_grad()
 def _forget_constants(backbone: VideoTransformer) -> None:
-    """Start CLS and its position at zero, in place, so that a fresh feature holds nothing but the clip.
+    """Set CLS and its position to zero in place, so that an untrained feature depends on the clip alone.
 
-    Otherwise most of it is the same for every clip, and the teacher's answers are nearly uniform once they are centred:
-    on the phantom the spread of untrained features (`feature_std`) of `tiny` grows from 0.29 to 0.76 with this and the
-    preset's normalisation (0.33 and 0.49 with one of them).
+    Otherwise most of the feature is the same for every clip, and the teacher's targets are nearly uniform after
+    centring. On the phantom, the spread of untrained features (`feature_std`) of `tiny` grows from 0.29 to 0.76 with
+    these zeros and the preset's normalisation, and to 0.33 and 0.49 with only one of the two.
     """
     backbone.cls_token.zero_()
     backbone.pos_embed[:, :1].zero_()

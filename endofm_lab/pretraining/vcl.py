@@ -1,7 +1,7 @@
-"""Video-level contrast: two clips of a video, augmented in time and space, are found again among other videos.
+"""Video-level contrast: two clips of a video, augmented in time and space, are matched among clips of other videos.
 
-The baseline VCL of Endo-FM's paper (arXiv 2203.14465), built from its idea with MoCo's momentum encoder and queue
-(1911.05722), which keeps enough other videos at hand when a batch is small.
+This is the baseline VCL of Endo-FM's paper (arXiv 2203.14465), implemented with MoCo's momentum encoder and queue
+(1911.05722), which provides enough other videos when a batch is small.
 """
 
 from dataclasses import dataclass, replace
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ContrastConfig(Objective):
-    """The contrast's numbers.
+    """The settings of the contrast.
 
     Attributes:
-        width: of the vectors that are compared.
+        width: width of the vectors that are compared.
         hidden: width of the projection's hidden layer.
-        temperature: divides cosines; 0.2 in MoCo v2.
-        queue: keys of earlier batches that serve as other videos.
-        momentum: share of the old key encoder that stays at step 0; grows to 1 by a cosine.
+        temperature: divisor of the cosines; 0.2 in MoCo v2.
+        queue: number of keys of earlier batches, which serve as negatives.
+        momentum: share of the old key encoder in the new one at step 0; it grows to 1 along a cosine.
     """
 
     name: ClassVar[str] = "vcl"
@@ -55,7 +55,7 @@ class ContrastConfig(Objective):
         return replace(spec, local_frames=())
 
     def signs(self, config: "PretrainConfig") -> Signs:
-        """Without prototypes a run cannot collapse onto one; it is judged by its features."""
+        """Without prototypes a run cannot collapse onto one; the verdict rests on its features."""
         return Signs({"Loss": ("loss", "found")})
 
     def build(self, backbone: Encoder, config: "PretrainConfig", steps: int, steps_per_epoch: int) -> "VCL":
@@ -63,20 +63,22 @@ class ContrastConfig(Objective):
         return VCL(backbone, self, steps)
 
 
-def info_nce(queries: Tensor, keys: Tensor, others: Tensor, own: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """L = -mean_b log( exp(q_b k_own(b) / t) / sum_j exp(q_b k_j / t) ) over all keys and others; unit vectors.
+def info_nce(
+    queries: Tensor, keys: Tensor, negatives: Tensor, own: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """L = -mean_b log( exp(q_b k_own(b) / t) / sum_j exp(q_b k_j / t) ) over all keys and negatives; unit vectors.
 
     Args:
         queries: (B, D), with gradient.
-        keys: (N, D) of the whole batch; row ``own[b]`` belongs to the video of query b.
-        others: (M, D) of other videos.
-        own: (B,) int64.
-        temperature: divides the cosines.
+        keys: (N, D), keys of the whole batch; row ``own[b]`` belongs to the video of query b.
+        negatives: (M, D), keys of other videos.
+        own: (B,) int64, row of the own key of each query.
+        temperature: divisor of the cosines.
 
     Returns:
         The loss, and the share of queries whose nearest key is their own.
     """
-    logits = queries.float() @ torch.cat([keys, others]).float().t() / temperature  # (B, N + M)
+    logits = queries.float() @ torch.cat([keys, negatives]).float().t() / temperature  # (B, N + M)
     return F.cross_entropy(logits, own), (logits.argmax(dim=1) == own).float().mean()
 
 
@@ -85,8 +87,8 @@ class VCL(StudentTeacher):
 
     def __init__(self, backbone: Encoder, config: ContrastConfig, steps: int) -> None:
         D = backbone.config.width
-        # Standardised over the batch of a process (MoCo v3 has batch norms in its projection, 2104.02057), or what all
-        # clips share is most of every key at first, and a short training does not get beyond it.
+        # Features are standardised over the batch of a process (MoCo v3 has batch norms in its projection, 2104.02057).
+        # Otherwise the part that all clips share dominates every key at first, and a short training cannot unlearn it.
         standardise = nn.BatchNorm1d(D, affine=False, track_running_stats=False)
         head = nn.Sequential(
             standardise, nn.Linear(D, config.hidden), nn.GELU(), nn.Linear(config.hidden, config.width)
@@ -102,26 +104,26 @@ class VCL(StudentTeacher):
         return [0, 1]
 
     def forward(self, batch: Any, part: int, step: int) -> dict[str, Tensor]:
-        """Half the loss: view ``part`` asks, the keys are those of the other view.
+        """Half the loss: the queries are of view ``part``, the keys of the other view.
 
         Raises:
-            UserError: a process got a single clip, which has no other to differ from.
+            UserError: a process got a single clip, which has no negatives.
         """
         if len(batch[0]) < 2:
             raise UserError("vcl got one clip at a time; give a batch of at least 2 for each process and accumulation.")
         if part == 0:
-            self._find_keys(batch)
+            self._compute_keys(batch)
         assert self._keys is not None
         B = len(batch[part])
         queries = F.normalize(self.student["head"](self.student["backbone"](batch[part]).pooled()).float(), dim=-1)
         rank = dist.get_rank() if _distributed() else 0
         own = rank * B + torch.arange(B, device=queries.device)
-        others = self.queue.rows()
-        loss, found = info_nce(queries, self._keys[1 - part], others, own, self.config.temperature)
-        return {"loss": loss / 2, "found": found / 2}
+        negatives = self.queue.rows()
+        loss, accuracy = info_nce(queries, self._keys[1 - part], negatives, own, self.config.temperature)
+        return {"loss": loss / 2, "found": accuracy / 2}
 
     @torch.no_grad()
-    def _find_keys(self, batch: Any) -> None:
+    def _compute_keys(self, batch: Any) -> None:
         features = [self.teacher["backbone"](view).pooled() for view in batch[:2]]
         self.recent.push(features[0].float())
         keys = F.normalize(torch.stack([self.teacher["head"](x) for x in features]).float(), dim=-1)  # (2, B, D)
@@ -133,17 +135,17 @@ class VCL(StudentTeacher):
         self._fresh.append(keys.flatten(0, 1))
 
     def before_step(self, step: int) -> None:
-        """Forget a step that was broken off."""
+        """Discard the keys of a step that was interrupted."""
         self._fresh = []
 
     def after_step(self, step: int) -> dict[str, float]:
-        """Keep the keys for later batches, move the key encoder; "others" is with how many clips each was compared."""
-        others = len(self._fresh[-1]) // 2 - 1 + len(self.queue.rows())
+        """Queue the keys for later batches and update the key encoder; "others" counts the negatives of each clip."""
+        n_negatives = len(self._fresh[-1]) // 2 - 1 + len(self.queue.rows())
         for keys in self._fresh:
             self.queue.push(keys)
         momentum = cosine(step, self.config.momentum, 1.0, self.steps)
         follow(self.teacher, self.student, momentum)
-        return {"momentum": momentum, "others": others}
+        return {"momentum": momentum, "others": n_negatives}
 
 
 def _distributed() -> bool:

@@ -1,6 +1,6 @@
-"""Variance, invariance and covariance: two views agree, and what keeps them from collapsing stands in the loss itself.
+"""Variance, invariance and covariance: two views agree, and terms of the loss prevent their collapse.
 
-Written from VICReg (arXiv 2105.04906, section 4): no teacher, no prototypes and no other clips to differ from.
+Written from VICReg (arXiv 2105.04906, section 4), which needs no teacher, no prototypes and no negatives.
 """
 
 from dataclasses import dataclass, replace
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VicregConfig(Objective):
-    """The numbers of VICReg; the weights are the paper's.
+    """The settings of VICReg; the weights are those of the paper.
 
     Attributes:
-        width: of the embeddings that the loss is computed on; 8192 in the paper.
+        width: width of the embeddings in the loss; 8192 in the paper.
         hidden: width of the expander's two hidden layers; 8192 in the paper.
         invariance: weight of the distance between the two views of a clip.
-        variance: weight of the spread that every dimension should have.
-        covariance: weight of what the dimensions say twice.
+        variance: weight of the term that keeps the spread of every dimension.
+        covariance: weight of the redundancy between dimensions.
     """
 
     name: ClassVar[str] = "vicreg"
@@ -54,7 +54,7 @@ class VicregConfig(Objective):
         return replace(spec, local_frames=())
 
     def signs(self, config: "PretrainConfig") -> Signs:
-        """Collapse shows in the spread of the embeddings as well as in that of the features."""
+        """Collapse shows in the spread of the embeddings and in that of the features."""
         curves = {
             "Loss": ("loss",),
             "Terms of the loss, without their weights": ("invariance", "variance", "covariance"),
@@ -75,7 +75,7 @@ def vicreg_loss(a: Tensor, b: Tensor, config: VicregConfig) -> dict[str, Tensor]
     c: sum of the squared covariances of two different dimensions, over D. Variances and covariances divide by B - 1.
 
     Returns:
-        "loss"; "invariance", "variance" and "covariance", its terms before they are weighted; "embedding_std", the mean
+        "loss"; "invariance", "variance" and "covariance", its terms without their weights; "embedding_std", the mean
         standard deviation of a dimension.
 
     Source:
@@ -95,7 +95,7 @@ def vicreg_loss(a: Tensor, b: Tensor, config: VicregConfig) -> dict[str, Tensor]
 
 
 class Vicreg(Learner):
-    """A backbone and its expander, three linear maps with batch norm and ReLU between. The backbone is kept."""
+    """A backbone and its expander: three linear maps with batch norm and ReLU between. The run saves the backbone."""
 
     def __init__(self, backbone: Encoder, config: VicregConfig) -> None:
         super().__init__()

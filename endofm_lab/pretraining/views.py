@@ -1,8 +1,8 @@
-"""The views of a clip: what student and teacher see of it, in time, space and colour.
+"""The views of a clip for student and teacher, which differ in time, space and colour.
 
 The recipe is Endo-FM's (arXiv 2306.16741, section 2 and released code): two global views that span the clip, and eight
-local ones of short windows and small crops. One decode serves all views; each view has one random draw for all its
-frames; a seed gives the same views again.
+local views of short windows and small crops. Every frame is decoded once for all views; each view has one random draw
+for all its frames; the same seed gives the same views.
 """
 
 import math
@@ -23,35 +23,34 @@ from endofm_lab.video.augment import Colour, draw_colour, draw_crop, recoloured
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, InputSpec
 
-_MIN_WINDOW = 2  # frames of a view of several; a window of fewer would be an image
+_MIN_WINDOW = 2  # frames in the window of a view with several frames; a window of one frame would be an image
 
 
 @dataclass(frozen=True)
 class ViewSpec:
-    """How views are drawn; the defaults are the published recipe.
+    """The distribution of views; the defaults are the published recipe.
 
     Attributes:
-        clip_s: seconds of the clip that all views come from, a random stretch of the manifest's row; shorter rows are
-            taken whole.
-        clip_fps: frames per second that the clip is read at; None: all frames of the video.
-        short_side_px: larger frames are brought to this short side before cropping.
-        global_frames: frames of the two global views.
-        local_frames: frames of each local view; empty for none.
-        global_shift: frames that global view 1 leaves out at the end of the clip and global view 2 at its start.
+        clip_s: seconds of the clip of all views, a random stretch of the manifest's row; a shorter row is used whole.
+        clip_fps: frames per second of the clip; None for all frames of the video.
+        short_side_px: short side to which larger frames are resized before cropping.
+        global_frames: numbers of frames of the two global views.
+        local_frames: number of frames of each local view; empty for no local views.
+        global_shift: frames that global view 1 omits at the end of the clip, and global view 2 at its start.
         local_window: length of a local view's time window as a share of the clip.
         global_px: side of a global view.
         local_px: side of a local view.
         global_scale: smallest and largest share of the frame's area that a global view shows.
-        local_scale: the same for local views.
+        local_scale: smallest and largest share of the frame's area that a local view shows.
         flip: probability of mirroring left to right.
         jitter: probability of the colour jitter.
-        brightness: largest relative change.
-        contrast: largest relative change.
-        saturation: largest relative change.
-        grey: probability of grey.
-        blur: probability of a Gaussian blur in global view 1, global view 2, local views. DINO: 1.0, 0.1, 0.5.
-        blur_sigma: its smallest and largest standard deviation in pixels of the view.
-        solarise: probability of inverting bright pixels, in the same order. DINO: 0, 0.2, 0.
+        brightness: largest relative change of brightness.
+        contrast: largest relative change of contrast.
+        saturation: largest relative change of saturation.
+        grey: probability of conversion to grey.
+        blur: probabilities of a Gaussian blur in global view 1, global view 2, local views. DINO: 1.0, 0.1, 0.5.
+        blur_sigma: smallest and largest standard deviation of the blur, in pixels of the view.
+        solarise: probabilities of inverting bright pixels, in the same order. DINO: 0, 0.2, 0.
         input: mean and standard deviation of the normalisation (its size is not used).
     """
 
@@ -79,7 +78,7 @@ class ViewSpec:
 
     def __post_init__(self) -> None:
         if len(self.global_frames) != 2:
-            raise UserError(f"global_frames is {self.global_frames}; there are two global views, give two numbers.")
+            raise UserError(f"global_frames is {self.global_frames}; give two numbers, one for each global view.")
         positive = {"clip_s": self.clip_s, "short_side_px": self.short_side_px, "local_window": self.local_window}
         positive |= {"global_px": self.global_px, "local_px": self.local_px, "blur_sigma": min(self.blur_sigma)}
         positive |= {"global_frames": min(self.global_frames), "local_frames": min(self.local_frames, default=1)}
@@ -101,7 +100,7 @@ class ViewSpec:
 
     @property
     def min_frames(self) -> int:
-        """Frames that a clip must have, so that every window holds two, or one where all views are single frames."""
+        """The fewest frames of a clip: every window has two frames, or one if all views are single frames."""
         window = min(_MIN_WINDOW, max(self.global_frames + self.local_frames))
         local = math.ceil(window / self.local_window) if self.local_frames else 0
         return max(self.global_shift + window, local)
@@ -109,16 +108,16 @@ class ViewSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewDraw(Colour):
-    """What chance decided for one view, its colours included.
+    """The random choices for one view, including its colours.
 
     Attributes:
         name: "global 1", ..., "local 1", ...
         kind: the teacher sees global views only; the student sees all.
-        window: first frame of its time window in the clip, and the frame after its last.
-        frames: numbers in the clip of the frames it shows; a window shorter than that repeats some.
+        window: first frame of the time window in the clip, and the frame after the last.
+        frames: numbers of the frames in the clip; a window with fewer frames repeats some of them.
         crop_xyxy: corners in pixels of the clip's frames.
         size_px: side that the crop is resized to.
-        flip: mirrored left to right.
+        flip: whether the view is mirrored left to right.
     """
 
     name: str
@@ -132,13 +131,13 @@ class ViewDraw(Colour):
 
 @dataclass(frozen=True)
 class Views:
-    """The views of a clip, and where they come from.
+    """The views of a clip, and their origin.
 
     Attributes:
         tensors: float32 (3, T, px, px) per view, normalised; global views first.
-        draws: what chance decided, per view.
-        frames: uint8 (n, H, W, 3) RGB, the frames that were decoded.
-        frame_numbers: their numbers in the clip (n,).
+        draws: the random choices for each view.
+        frames: uint8 (n, H, W, 3) RGB, the decoded frames.
+        frame_numbers: numbers of the decoded frames in the clip (n,).
         times_s: time in the video of every frame of the clip (L,), whether decoded or not.
     """
 
@@ -149,7 +148,7 @@ class Views:
     times_s: np.ndarray
 
     def describe(self) -> list[dict[str, Any]]:
-        """Per view what `ViewDraw` holds, with its time window ``window_s`` and the times of its frames ``times_s``."""
+        """The fields of every `ViewDraw`, with the time window ``window_s`` and the times of the frames ``times_s``."""
         step_s = float(np.diff(self.times_s).mean()) if len(self.times_s) > 1 else 0.0
         return [
             asdict(draw)
@@ -163,7 +162,7 @@ class Views:
 
 @dataclass(frozen=True)
 class MultiView:
-    """Draws the views that a specification describes, and shows them.
+    """Draws and renders the views that a specification describes.
 
     >>> views = MultiView(ViewSpec()).of_video("clip.mp4", seed=7)
     >>> [tuple(v.shape) for v in views.tensors][:2]
@@ -173,10 +172,10 @@ class MultiView:
     spec: ViewSpec
 
     def draw(self, n_frames: int, size_hw: tuple[int, int], seed: int) -> tuple[ViewDraw, ...]:
-        """The views of a clip of ``n_frames`` frames of that size; the same for the same seed.
+        """The random choices for a clip of ``n_frames`` frames of a size; the same for the same seed.
 
         Raises:
-            UserError: the clip is shorter than the windows.
+            UserError: the clip is shorter than the windows of the views.
         """
         spec = self.spec
         if n_frames < spec.min_frames:
@@ -186,16 +185,16 @@ class MultiView:
             )
         views = [("global", T) for T in spec.global_frames] + [("local", T) for T in spec.local_frames]
         return tuple(
-            self._draw_one(place, kind, T, n_frames, size_hw, np.random.default_rng([seed, place]))
-            for place, (kind, T) in enumerate(views)
+            self._draw_one(index, kind, T, n_frames, size_hw, np.random.default_rng([seed, index]))
+            for index, (kind, T) in enumerate(views)
         )
 
     def _draw_one(
-        self, place: int, kind: Any, T: int, n_frames: int, size_hw: tuple[int, int], random: np.random.Generator
+        self, index: int, kind: Any, T: int, n_frames: int, size_hw: tuple[int, int], random: np.random.Generator
     ) -> ViewDraw:
         spec = self.spec
         if kind == "global":
-            window = (0, n_frames - spec.global_shift) if place == 0 else (spec.global_shift, n_frames)
+            window = (0, n_frames - spec.global_shift) if index == 0 else (spec.global_shift, n_frames)
         else:
             length = int(n_frames * spec.local_window)
             first = int(random.integers(0, n_frames - length + 1))
@@ -203,18 +202,18 @@ class MultiView:
         frames = np.linspace(window[0], window[1] - 1, T).round().astype(int)
         crop = draw_crop(random, size_hw, spec.global_scale if kind == "global" else spec.local_scale)
         flip = bool(random.random() < spec.flip)
-        of_place = min(place, 2)
+        kind_index = min(index, 2)
         colour = draw_colour(
             random,
             jitter=spec.jitter,
             limits=(spec.brightness, spec.contrast, spec.saturation),
             grey=spec.grey,
-            blur=spec.blur[of_place],
+            blur=spec.blur[kind_index],
             blur_sigma_px=spec.blur_sigma,
-            solarise=spec.solarise[of_place],
+            solarise=spec.solarise[kind_index],
         )
         return ViewDraw(
-            name=f"{kind} {place + 1 if kind == 'global' else place - 1}",
+            name=f"{kind} {index + 1 if kind == 'global' else index - 1}",
             kind=kind,
             window=window,
             frames=tuple(frames.tolist()),
@@ -237,7 +236,7 @@ class MultiView:
         return x.sub_(mean).div_(std).transpose(0, 1).contiguous()
 
     def of_frames(self, frames: np.ndarray, times_s: np.ndarray, seed: int) -> Views:
-        """The views of a clip that is there already: uint8 (L, H, W, 3) RGB, at times (L,)."""
+        """The views of a decoded clip: uint8 (L, H, W, 3) RGB, at times (L,)."""
         pixels = self._sized(frames)
         draws = self.draw(len(pixels), (pixels.shape[1], pixels.shape[2]), seed)
         numbers = np.arange(len(pixels))
@@ -251,7 +250,7 @@ class MultiView:
         end_s: float = math.nan,
         fps: Fraction | None = None,
     ) -> Views:
-        """`of_row` for a stretch between two times of a video (NaN: its end).
+        """`of_row` for a stretch between two times of a video (NaN for its end).
 
         A folder of frames has ``fps`` frames per second.
         """
@@ -262,7 +261,7 @@ class MultiView:
         """The views of a random clip of a stretch of video; its frames are decoded once.
 
         Raises:
-            VideoError: the video cannot be read, or is shorter than the windows.
+            VideoError: the video cannot be read, or is shorter than the windows of the views.
         """
         spec = self.spec
         with row.open() as video:
@@ -278,7 +277,7 @@ class MultiView:
         return Views([self.show(pixels, numbers, d) for d in draws], draws, pixels.numpy(), numbers, times_s[indices])
 
     def _clip(self, row: Row, video: Timeline, seed: int) -> np.ndarray:
-        """Frames of the clip in the video (L,)."""
+        """Numbers of the clip's frames in the video (L,)."""
         end_s = row.end_in(video)
         length_s = max(0.0, min(self.spec.clip_s, end_s - row.start_s))  # 0 of an image: its one frame
         free_s = max(0.0, end_s - row.start_s - length_s)

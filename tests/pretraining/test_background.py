@@ -71,10 +71,10 @@ def test_a_run_that_was_started_in_a_terminal_can_be_stopped(manifest, tmp_path)
             wait_until(lambda: len(read_log(run / "log.jsonl")) >= 2 or terminal.poll() is not None, run)
             assert not (run / PROCESS).exists()
             stop_run(run)
-            said = terminal.communicate(timeout=120)[1]
+            output = terminal.communicate(timeout=120)[1]
         finally:
             terminal.kill()
-    assert terminal.returncode == 130 and "Stopped." in said
+    assert terminal.returncode == 130 and "Stopped." in output
     done = len(read_log(run / "log.jsonl"))
     assert Checkpoints(run / "checkpoints").all()[-1].name == f"step-{done:08d}"
 
@@ -86,7 +86,7 @@ def test_a_run_on_another_machine_is_not_stopped_from_here_and_the_sentence_name
     with pytest.raises(UserError, match=rf"process {os.getpid()} on gpu-7.*Stop the run on gpu-7"):
         stop_run(tmp_path)
     write_json(tmp_path / LOCK, holder)
-    with pytest.raises(UserError, match="this very process"):
+    with pytest.raises(UserError, match="by this process"):
         stop_run(tmp_path)
 
 

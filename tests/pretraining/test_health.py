@@ -30,10 +30,10 @@ from endofm_lab.video.transforms import IMAGENET
 K = 64
 
 
-def records(n=60, loss=3.0, entropy=0.5, used=12.0, std=0.6, **more):
+def records(n=60, loss=3.0, entropy=0.5, used=12.0, std=0.6, **further):
     return [
         {"step": s, "loss": loss, "teacher_entropy": entropy * math.log(K), "prototypes_used": used, "feature_std": std}
-        | more
+        | further
         for s in range(n)
     ]
 
@@ -107,7 +107,7 @@ def probe_data(informative, n=60):
     return features, data
 
 
-def test_the_probe_finds_what_features_know_and_nothing_in_noise():
+def test_the_probe_separates_informative_features_and_nothing_in_noise():
     numbers = probe(*probe_data(True), n_resamples=200)
     assert numbers["knn"] == numbers["linear"] == 1.0 and numbers["chance"] == pytest.approx(1 / 3)
     noise = probe(*probe_data(False), n_resamples=200)
@@ -119,47 +119,48 @@ def test_the_probes_are_those_of_fine_tuning_and_weigh_classes_alike():
     features, data = probe_data(False)
     labels = np.where(np.arange(len(features)) % 5 == 0, 1, 0)  # one in five
     data = replace(data, labels=labels, classes=("a", "b"))
-    bank, asked = (torch.from_numpy(features[rows]).float() for rows in (~data.asked, data.asked))
-    truth, numbers = labels[data.asked], probe(features, data)
-    knn = knn_scores(bank[:, None], labels[~data.asked], asked[:, None], 2, 20).argmax(1)
-    weight, bias = fit_linear(bank, torch.from_numpy(labels[~data.asked]), 2, 0.1)
-    linear = (asked @ weight.T + bias).argmax(1).numpy()
-    for name, answer in (("knn", knn), ("linear", linear)):
-        recalls = [np.mean(answer[truth == c] == c) for c in (0, 1)]
+    bank, queries = (torch.from_numpy(features[rows]).float() for rows in (~data.held_out, data.held_out))
+    truth, numbers = labels[data.held_out], probe(features, data)
+    knn = knn_scores(bank[:, None], labels[~data.held_out], queries[:, None], 2, 20).argmax(1)
+    weight, bias = fit_linear(bank, torch.from_numpy(labels[~data.held_out]), 2, 0.1)
+    linear = (queries @ weight.T + bias).argmax(1).numpy()
+    for name, predicted in (("knn", knn), ("linear", linear)):
+        recalls = [np.mean(predicted[truth == c] == c) for c in (0, 1)]
         assert numbers[name] == pytest.approx(np.mean(recalls)), name
     assert numbers["chance"] == 0.5
 
 
 def test_one_patient_gives_no_interval():
     features, data = probe_data(True)
-    one = units(pd.DataFrame({"video": "VID75", "dataset": "d"}, index=range(len(features))))
-    numbers = probe(features, replace(data, units=one), n_resamples=50)
+    one_video = units(pd.DataFrame({"video": "VID75", "dataset": "d"}, index=range(len(features))))
+    numbers = probe(features, replace(data, units=one_video), n_resamples=50)
     assert numbers["tested_on"] == "1 video; patients unknown"
     assert numbers["knn"] == 1.0 and numbers["knn_low"] is None and numbers["linear_high"] is None
     assert with_interval(numbers, "knn") == "1.000 (no interval: too few units)"
 
 
-def test_validation_is_asked_during_a_run_and_test_in_the_end(manifest):
+def test_validation_is_probed_during_a_run_and_test_at_its_end(manifest):
     table = read_manifest(manifest).table
     table = table.assign(
         split=["test" if p == "p5" else s for p, s in zip(table["patient"], table["split"], strict=True)]
     )
     three = Manifest(table, manifest.parent)
     during, after = load_probe(three, 2, 16), load_probe(three, 2, 16, held_out=("test", "val"))
-    assert set(during.units.ids[during.asked]) == {"phantom/p4"} and set(after.units.ids[after.asked]) == {"phantom/p5"}
+    assert set(during.units.ids[during.held_out]) == {"phantom/p4"}
+    assert set(after.units.ids[after.held_out]) == {"phantom/p5"}
     for data in (during, after):
-        assert set(data.units.ids[~data.asked]) == {f"phantom/p{k}" for k in range(4)}
+        assert set(data.units.ids[~data.held_out]) == {f"phantom/p{k}" for k in range(4)}
 
 
 def test_the_probe_reads_the_rows_of_a_manifest(manifest):
     data = load_probe(read_manifest(manifest), n_frames=4, size_px=32)
     assert data.frames.shape == (12, 4, 32, 32, 3) and data.frames.std() > 10
-    assert data.asked.sum() == 4 and data.classes == ("normal", "polyp")
+    assert data.held_out.sum() == 4 and data.classes == ("normal", "polyp")
     backbone = build_backbone("micro").train()
     features = encode(backbone, data.frames, IMAGENET, batch=5)
     assert features.shape == (12, 32) and backbone.training
     np.testing.assert_allclose(encode(backbone, data.frames, IMAGENET, batch=12), features, atol=1e-4)
-    with pytest.raises(ManifestError, match="No column 'phase'"):
+    with pytest.raises(ManifestError, match="has no column 'phase'"):
         load_probe(read_manifest(manifest), 4, 32, "phase")
 
 

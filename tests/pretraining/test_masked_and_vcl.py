@@ -68,21 +68,21 @@ def test_without_masks_the_patch_loss_is_zero_and_every_tensor_still_has_a_gradi
 def test_info_nce_is_the_formula(B, M):
     torch.manual_seed(0)
     unit = [torch.nn.functional.normalize(torch.randn(n, 6), dim=-1) for n in (B, B, M)]
-    queries, keys, others = unit
+    queries, keys, negatives = unit
     order = torch.randperm(B)
     terms = []
     for b in range(B):
-        scores = [float(queries[b] @ k) / 0.2 for k in [*keys, *others]]
+        scores = [float(queries[b] @ k) / 0.2 for k in [*keys, *negatives]]
         terms.append(-torch.tensor(scores).double().log_softmax(0)[order[b]])
-    loss, found = info_nce(queries, keys, others, order, 0.2)
+    loss, accuracy = info_nce(queries, keys, negatives, order, 0.2)
     assert float(loss) == pytest.approx(float(torch.stack(terms).mean()), rel=1e-5)
-    assert 0 <= float(found) <= 1
+    assert 0 <= float(accuracy) <= 1
 
 
 def test_a_query_that_is_its_key_is_found():
     keys = torch.eye(4)
-    loss, found = info_nce(keys, keys, torch.zeros(0, 4), torch.arange(4), 0.01)
-    assert float(loss) < 1e-6 and float(found) == 1
+    loss, accuracy = info_nce(keys, keys, torch.zeros(0, 4), torch.arange(4), 0.01)
+    assert float(loss) < 1e-6 and float(accuracy) == 1
 
 
 def test_vcl_compares_each_view_with_the_other_and_queues_the_keys():
@@ -99,8 +99,8 @@ def test_vcl_compares_each_view_with_the_other_and_queues_the_keys():
     assert model.after_step(0)["others"] == 2
     assert len(model.queue.rows()) == 6
     torch.testing.assert_close(model.queue.rows().norm(dim=1), torch.ones(6))
-    more = model(batch, 0, 1)["loss"]  # its own keys of the last step are among the others now
-    assert more > losses[0]["loss"]
+    later_loss = model(batch, 0, 1)["loss"]  # its own keys of the last step are among the negatives now
+    assert later_loss > losses[0]["loss"]
     assert model.after_step(1)["others"] == 8
 
 

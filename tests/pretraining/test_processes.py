@@ -48,11 +48,11 @@ def test_two_processes_are_one_process_with_the_same_batch(one, two):
     for number in ("grad_norm", "centre_norm", "teacher_entropy"):
         assert [r[number] for r in twos] == pytest.approx([r[number] for r in ones], rel=1e-5)
     expected = load_file(one / "model" / "model.safetensors")
-    found = load_file(out / "model" / "model.safetensors")
-    assert {name: (t.shape, t.dtype) for name, t in found.items()} == {
+    state = load_file(out / "model" / "model.safetensors")
+    assert {name: (t.shape, t.dtype) for name, t in state.items()} == {
         name: (t.shape, t.dtype) for name, t in expected.items()
     }
-    assert max(float((found[name] - t).abs().max()) for name, t in expected.items()) < 1e-4
+    assert max(float((state[name] - t).abs().max()) for name, t in expected.items()) < 1e-4
 
 
 def test_two_processes_killed_without_warning_and_resumed_have_the_losses_of_the_whole(two, manifest, tmp_path):
@@ -62,9 +62,9 @@ def test_two_processes_killed_without_warning_and_resumed_have_the_losses_of_the
     end = time.monotonic() + 300
     while len(read_log(out / "log.jsonl")) < steps and time.monotonic() < end and process.poll() is None:
         time.sleep(0.01)
-    for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-        each.kill()  # the workers have sessions of their own
-        each.wait()
+    for child in [*psutil.Process(process.pid).children(recursive=True), process]:
+        child.kill()  # the workers have sessions of their own
+        child.wait()
     assert len(read_log(out / "log.jsonl")) < 8
     assert Checkpoints(out / "checkpoints").all() and not (out / "model").exists()
     subprocess.run([*launch, str(out)], check=True, timeout=300)

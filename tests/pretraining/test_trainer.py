@@ -60,8 +60,8 @@ def test_a_run_starts_from_the_model_of_another_and_says_so(manifest, tmp_path):
     list(pretrain(micro(manifest, tmp_path / "first", steps=2)))
     start = str(tmp_path / "first" / "model")
     list(pretrain(micro(manifest, tmp_path / "second", steps=2, initialisation=start)))
-    said = read_json(tmp_path / "second" / "config.json")["initialisation"]["words"]
-    assert "tensors come from dino pre-training" in said
+    words = read_json(tmp_path / "second" / "config.json")["initialisation"]["words"]
+    assert "tensors come from dino pre-training" in words
 
 
 def test_a_folder_with_another_run_is_refused(manifest, tmp_path):
@@ -76,13 +76,13 @@ def test_several_manifests_are_mixed_by_weight_and_resumed_exactly(manifest, tmp
     table = lab.read_manifest(manifest).table
     second = manifest.with_name("second.csv")
     write_manifest(table[table["label"] == "polyp"].assign(dataset="other"), second)
-    drawn = []
+    draws = []
     monkeypatch.setattr(
-        Mixture, "name", lambda self, index: drawn.append(self._of(index)[0].manifest.path.name) or f"{index}"
+        Mixture, "name", lambda self, index: draws.append(self._of(index)[0].manifest.path.name) or f"{index}"
     )
     settings = {"others": (second,), "weights": (3.0, 1.0)}
     whole = losses(pretrain(micro(manifest, tmp_path / "whole", **settings)))
-    assert drawn.count("manifest.csv") == 18 and drawn.count("second.csv") == 6
+    assert draws.count("manifest.csv") == 18 and draws.count("second.csv") == 6
     run = pretrain(micro(manifest, tmp_path / "cut", **settings))
     for _ in range(3):
         next(run)
@@ -132,12 +132,12 @@ def test_a_run_does_not_go_on_after_a_video_was_replaced_and_names_it(manifest, 
     shutil.copytree(manifest.parent, own)
     path = own / manifest.name
     next(pretrain(micro(path, tmp_path / "run", probe=path)))
-    kept = (own / "1_polyp.mkv").read_bytes()
+    content = (own / "1_polyp.mkv").read_bytes()
     times = (own / "1_polyp.mkv").stat()
     (own / "1_polyp.mkv").write_bytes((own / "1_normal.mkv").read_bytes())
     with pytest.raises(UserError, match=r"other settings: different videos\.1_polyp\.mkv; different probe_videos"):
         next(resume(tmp_path / "run"))
-    (own / "1_polyp.mkv").write_bytes(kept)
+    (own / "1_polyp.mkv").write_bytes(content)
     os.utime(own / "1_polyp.mkv", ns=(times.st_atime_ns, times.st_mtime_ns))
     assert next(resume(tmp_path / "run"))["step"] == 1
     table = pd.read_csv(path)
@@ -226,8 +226,8 @@ def test_the_default_preset_is_the_published_recipe(tmp_path):
 def test_the_command_runs_reports_and_resumes(manifest, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["pretrain", str(manifest), "--out", str(out), *SETTINGS]) == 0
-    said = capsys.readouterr().out
-    assert "Report:" in said and "Health: too early to say" in said
+    output = capsys.readouterr().out
+    assert "Report:" in output and "Health: too early to say" in output
     assert {p.name for p in out.iterdir()} >= {"report.html", "report.json", "model", "log.jsonl", "checkpoints"}
     assert len(read_log(out / "log.jsonl")) == 8
     assert main(["pretrain", str(out)]) == 0
@@ -238,9 +238,9 @@ def test_the_command_runs_reports_and_resumes(manifest, tmp_path, capsys):
 def test_a_dry_run_prints_the_plan_and_writes_nothing(manifest, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["pretrain", str(manifest), "--out", str(out), *SETTINGS, "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert '"global_px": 32' in said and "8 steps, 2 per epoch, 4 clips each" in said
-    assert "GB at the peak" in said and "s per step (median of 8)" in said
+    output = capsys.readouterr().out
+    assert '"global_px": 32' in output and "8 steps, 2 per epoch, 4 clips each" in output
+    assert "GB at the peak" in output and "s per step (median of 8)" in output
     assert not out.exists()
 
 

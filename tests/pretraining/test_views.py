@@ -79,8 +79,8 @@ def test_a_seed_gives_the_same_views_again_and_another_seed_others(video):
 
 
 def test_another_number_of_views_leaves_the_first_ones_alone():
-    more = replace(SMALL, local_frames=(2, 4, 8))
-    assert MultiView(more).draw(40, (60, 80), 3)[:4] == MultiView(SMALL).draw(40, (60, 80), 3)
+    longer = replace(SMALL, local_frames=(2, 4, 8))
+    assert MultiView(longer).draw(40, (60, 80), 3)[:4] == MultiView(SMALL).draw(40, (60, 80), 3)
 
 
 def test_one_decode_serves_all_views(video, monkeypatch):

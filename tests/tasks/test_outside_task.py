@@ -177,7 +177,7 @@ def test_a_task_from_outside_is_trained_tested_evaluated_compared_and_predicts(m
 def test_options_that_a_configuration_does_not_have_come_with_the_task(manifest, tmp_path):
     with pytest.raises(ManifestError, match="no column 'range'"):
         next(finetune(config(manifest, tmp_path / "run"), task=Depth(column="range")))
-    with pytest.raises(UserError, match="asks for segmentation"):
+    with pytest.raises(UserError, match="the configuration has segmentation"):
         next(finetune(config(manifest, tmp_path / "run", task="segmentation"), task=Depth()))
 
 
