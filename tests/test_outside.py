@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import endofm_lab as lab
+from endofm_lab.cli.main import main
 from endofm_lab.errors import UserError
 from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.outside import allowing, class_named, name_of
@@ -115,6 +116,9 @@ def test_a_head_and_a_metric_of_ones_own_go_with_a_task_of_the_library(phantom, 
     assert "confidence" not in again.samples(n=20).values
     with pytest.raises(RunError, match="Not every run has the metric confidence, doubt"):
         compare([run, again])
+    line = ["evaluate", str(tmp_path / "run" / "seed-0" / "model"), str(phantom), "--out", str(tmp_path / "terminal")]
+    assert main([*line, "--clips", "1", "--allow", "tests", "--metrics", "tests.test_outside:Confidence"]) == 0
+    assert "confidence" in lab.read_run(tmp_path / "terminal", allow="tests").samples(n=20).values
     with pytest.raises(UserError, match="chosen_by is 'doubt'"):
         list(lab.finetune(replace(config, out=tmp_path / "x", chosen_by="doubt"), metrics=[Worse]))
     with pytest.raises(UserError, match="The head is OwnHead, but 'knn' has its own"):

@@ -4,7 +4,9 @@ A command names its source and adds a few options of its own. An option that sev
 all of them: its type and help are in `GRAMMAR`, and a test checks that every command follows it.
 """
 
+import contextlib
 import inspect
+import io
 import math
 import types
 from collections.abc import Mapping, Sequence
@@ -38,6 +40,11 @@ GRAMMAR: dict[str, tuple[Any, str, str]] = {
         tuple[str, ...],
         "PACKAGE [PACKAGE ...]",
         "Your own code that a model or run may name and that is then imported: a package, or MODULE:CLASS.",
+    ),
+    "metrics": (
+        tuple[str, ...],
+        "MODULE:CLASS [MODULE:CLASS ...]",
+        "Metrics of your own, beside those of the task: classes in a package that --allow names.",
     ),
     "json": (bool, "", "Print the result as one JSON value and nothing else."),
     "quiet": (bool, "", "Print nothing but errors."),
@@ -241,9 +248,20 @@ def parse(options: Sequence[Option], args: Sequence[str], prog: str, description
     """The values of all options by key; if ``args`` contain ``--help``, tyro prints the help and exits.
 
     The arguments must have passed `endofm_lab.cli.words.check`.
+
+    Raises:
+        UserError: tyro refuses the arguments, or a number is out of bounds.
     """
     parser = make_dataclass("Options", [_field(number, option) for number, option in enumerate(options)], kw_only=True)
-    parsed: Any = tyro.cli(parser, prog=prog, description=description, args=list(args))
+    box = io.StringIO()
+    shown = contextlib.nullcontext() if {"-h", "--help"} & set(args) else contextlib.redirect_stdout(box)
+    try:
+        with shown, contextlib.redirect_stderr(box):
+            parsed: Any = tyro.cli(parser, prog=prog, description=description, args=list(args))
+    except SystemExit as end:
+        if end.code in (0, None):  # after the help
+            raise
+        raise UserError(_refused(options, args, prog, box.getvalue())) from None
     values = {option.key: getattr(parsed, f"option_{number}") for number, option in enumerate(options)}
     for option in options:
         if option.choices and values[option.key] is not None:
@@ -252,6 +270,22 @@ def parse(options: Sequence[Option], args: Sequence[str], prog: str, description
             values[option.key] = tuple(map(option.choices.get, value)) if several else option.choices[value]
         _refuse_absurd(option, values[option.key])
     return values
+
+
+def _refused(options: Sequence[Option], args: Sequence[str], prog: str, box: str) -> str:
+    """The sentence in place of the box in which tyro says what it refuses: it names the argument."""
+    help_ = f"`{prog} --help` describes all options."
+    known = {spelling for option in options for spelling in option.spellings}
+    dashed = [word for word in args if word[:1] == "-" and word[1:2].isalpha()]
+    dashed += [word for word in args if word[:2] == "--" and word.partition("=")[0].replace("_", "-") not in known]
+    if dashed:
+        advice = "If it is a value, write --option=-value, or ./-path for a path."
+        return f"{prog} has no option {dashed[0]}. {advice} {help_}"
+    said = " ".join(box.replace("│", " ").split())
+    named = [option.typed for option in options if not option.positional and option.typed in said]
+    named += [option.metavar for option in options if option.positional and option.metavar in said]
+    shown = max(named, key=len, default="")
+    return f"{prog} cannot read {shown or 'these arguments: ' + ' '.join(args)[:100]}. {help_}"
 
 
 # Option -> the smallest and the largest number that it takes in every command. Larger numbers would use up the memory,

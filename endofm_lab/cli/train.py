@@ -4,7 +4,7 @@ import json
 import resource
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.finetune import finetune as finetuning
 from endofm_lab.finetuning.finetune import plan_of
 from endofm_lab.metrics.intervals import caution
+from endofm_lab.metrics.measure import Measure
 from endofm_lab.model.transformer import PRESETS as BACKBONES
+from endofm_lab.outside import class_named
 from endofm_lab.pretraining.config import FROM_SCRATCH, OBJECTIVES, PRESETS, PretrainConfig, explained, to_json
 from endofm_lab.pretraining.trainer import handed_over, plan, run_config
 from endofm_lab.pretraining.trainer import pretrain as pretraining
@@ -234,6 +236,7 @@ def finetune(
     preset: str | None = None,
     dry_run: bool = False,
     explain: bool = False,
+    metrics: tuple[str, ...] = (),
 ) -> None:
     """Train on the train rows of a manifest, choose on val, test once on test, and write a run to compare with others.
 
@@ -242,13 +245,23 @@ def finetune(
         dry_run: print the configuration, the rows and the estimated memory, and if that is free, memory and time of up
             to ten steps; write nothing.
         explain: print where the preset differs from the released recipe, and stop.
+        metrics: metrics of your own.
     """
     if dry_run:
         _finetuning_dry_run(config, output)
         return
-    for record in finetuning(config):
+    for record in finetuning(config, metrics=_own_metrics(metrics)):
         output.say(*record_text(record))
     show_run(config.out, output)
+
+
+def _own_metrics(names: Sequence[str]) -> list[type[Measure]]:
+    """The classes that --metrics names.
+
+    Raises:
+        UserError: a class is not allowed, not there, or not a metric.
+    """
+    return [class_named(name, Measure, "--metrics") for name in names]
 
 
 def record_text(record: dict[str, Any]) -> list[str]:
@@ -288,12 +301,20 @@ def _metric_text(metric: Mapping[str, Any], units: str) -> str:
 
 
 @command(testing.evaluate, positional=("model", "manifest"))
-def evaluate(model: str, out: Path, settings: dict[str, Any], output: Output, manifest: Path | None = None) -> None:
+def evaluate(
+    model: str,
+    out: Path,
+    settings: dict[str, Any],
+    output: Output,
+    manifest: Path | None = None,
+    metrics: tuple[str, ...] = (),
+) -> None:
     """Test a model on the rows of a manifest whose split is "test", and write a run for `endofm-lab compare`.
 
     Args:
         model: a run of `endofm-lab finetune` (with its manifest and settings), or anything that --model takes.
         manifest: table of clips; may be left out for a run.
+        metrics: metrics of your own.
     """
-    testing.evaluate(model, manifest, out, **settings)
+    testing.evaluate(model, manifest, out, metrics=_own_metrics(metrics), **settings)
     show_run(out, output)

@@ -97,7 +97,7 @@ def _unknown_option(name: str, by_name: dict[str, Option], prog: str) -> str:
 def _check_values(option: Option, shown: str, values: Sequence[str]) -> None:
     least, most = option.values
     if not least <= len(values) <= most:
-        raise UserError(f"{shown} takes {option.metavar}, but {len(values)} values were given.")
+        raise UserError(f"{shown} takes {option.metavar or 'no value'}, but {len(values)} values were given.")
     kinds = get_args(option.kind) if get_origin(option.kind) is tuple else (option.kind,)
     for number, value in enumerate(values):
         if value == "None" and option.default is None:

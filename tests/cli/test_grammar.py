@@ -95,6 +95,12 @@ def test_every_option_is_described_and_shown_without_types_of_python(commands, c
         ("pretrain m.csv --out x --initialisation a", "--initialisation is now written --start."),
         ("pretrain m.csv", "endofm-lab pretrain needs --out FOLDER"),
         ("pretrain m.csv --out x --preset tyni", "There is no --preset value 'tyni'. Did you mean tiny?"),
+        ("predict a.mp4 --out x --json=True", "--json takes no value, but 1 values were given."),
+        ("predict a.mp4 --out -x", "endofm-lab predict has no option -x. If it is a value, write"),
+        ("predict a.mp4 -y --out x", "endofm-lab predict has no option -y."),
+        ("evaluate a m.csv --out x --metrics %s", "--metrics names the class '%s'; the form is 'module:Class'."),
+        ("evaluate a m.csv --out x --metrics os:F2", "--metrics needs os:F2, which is code from outside endofm_lab"),
+        ("finetune m.csv --out x --metrics os:name --allow os", "os:name is not Measure: derive its class from"),
         ("pretrain m.csv --out x --views.global-pxx 3", "Did you mean --views.global-px?"),
         ("evaluate", "endofm-lab evaluate needs MODEL"),
         ("evaluate run", "endofm-lab evaluate needs --out FOLDER"),
@@ -138,6 +144,27 @@ def test_a_mistake_is_answered_by_a_sentence(line, sentence, capsys, tmp_path, m
     assert printed.err.startswith("Error: ") and printed.err.strip().endswith((".", "?"))
     assert printed.err.count("\n") == 1
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("predict a.mp4 --out x --batch two", "--batch"),
+        ("predict a.mp4 --out x --batch", "--batch"),
+        ("predict a.mp4 --out x --precision float31", "--precision"),
+        ("predict a.mp4", "--out"),
+        ("inspect", "FILE"),
+        ("predict a.mp4 --out x --ou y", "--ou"),
+        ("evaluate demo m.csv --out x --clips 1 2", "demo m.csv --out x --clips 1 2"),
+        ("pretrain m.csv --out x --views.global-scale 0.5", "--views.global-scale"),
+    ],
+)
+def test_what_only_the_parser_refuses_is_answered_by_a_sentence_as_well(line, named, capsys, monkeypatch):
+    monkeypatch.setattr("endofm_lab.cli.command.check", lambda *_: None)
+    assert main(line.split()) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"Error: endofm-lab {line.split()[0]} ") and f" {named}. " in printed.err
+    assert printed.err.count("\n") == 1 and not printed.out and "--help` describes" in printed.err
 
 
 def test_a_preset_refuses_options_that_contradict_it_and_accepts_the_others(phantom, tmp_path, monkeypatch, capsys):
