@@ -289,7 +289,7 @@ def _refused(options: Sequence[Option], args: Sequence[str], prog: str, box: str
 
 
 # Option -> the smallest and the largest number that it takes in every command. Larger numbers would use up the memory,
-# or days of time, before another check could refuse them. Seeds have no bound here.
+# or days of time, before another check could refuse them.
 _BOUNDS = {
     "batch": (1, 65_536),
     "clips": (1, 10_000),
@@ -297,6 +297,8 @@ _BOUNDS = {
     "workers": (0, 1024),
     "threads": (0, 1024),
     "port": (0, 65_535),
+    "seed": (0, 2**63 - 1),  # the generators of torch take no more
+    "seeds": (0, 2**63 - 1),
 }
 _LARGEST = 100_000_000
 
@@ -312,7 +314,7 @@ def _refuse_absurd(option: Option, value: Any) -> None:
     for number in value if isinstance(value, tuple | list) else (value,):
         if isinstance(number, float) and not math.isfinite(number):
             raise UserError(f"{option.typed} is {number}. Give a finite number.")
-        counted = isinstance(number, int | float) and not isinstance(number, bool) and not last.startswith("seed")
+        counted = isinstance(number, int | float) and not isinstance(number, bool)
         if counted and not least <= number <= most:
             raise UserError(f"{option.typed} is {number:,}. Give a number from {least:,} to {most:,}.")
 

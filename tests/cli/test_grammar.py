@@ -226,6 +226,8 @@ def test_each_of_several_videos_is_predicted_into_its_own_folder(tmp_path, capsy
         ("finetune m.csv --out x --lr inf", "--lr is inf. Give a finite number."),
         ("finetune m.csv --out x --steps 1000000000", "--steps is 1,000,000,000. Give a number from"),
         ("finetune m.csv --out x --clips 1000000000", "--clips is 1,000,000,000. Give a number from"),
+        ("pretrain m.csv --out x --seed 1" + "0" * 30, "Give a number from 0 to 9,223,372,036,854,775,807."),
+        ("finetune m.csv --out x --seeds 0 -1", "--seeds is -1. Give a number from 0 to 9,223,372,036,854,775,807."),
         ("app --port 99999999", "--port is 99,999,999. Give a number from 0 to 65,535."),
     ],
 )
