@@ -72,10 +72,14 @@ _PUBLIC = {
     "Measure": "metrics.measure",
 }
 
-__all__ = ["NOTICE", "__version__", *_PUBLIC]
+_PACKAGES = ("models",)  # public as a whole: lab.models.build(...)
+
+__all__ = ["NOTICE", "__version__", *_PUBLIC, *_PACKAGES]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"endofm_lab.{name}")
     if name not in _PUBLIC:
         raise AttributeError(f"endofm_lab has no {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(f"endofm_lab.{_PUBLIC[name]}"), name)

@@ -34,6 +34,7 @@ RANK = {
     "prediction": 7,
     "portable": 4,
     "predict": 8,
+    "models": 8,
     "study": 9,
     "integrity": 10,
     "demo": 9,

@@ -1,12 +1,15 @@
-"""Commands for finished runs and predictions: `endofm-lab compare`, `paper-table` and `score`."""
+"""Commands for finished runs (`endofm-lab compare`, `paper-table`, `score`) and for models (`endofm-lab models`)."""
 
 from pathlib import Path
 from typing import Any
 
 from endofm_lab.cli.command import Output, command
+from endofm_lab.cli.train import record_text
 from endofm_lab.figures.comparison import intervals
 from endofm_lab.figures.export import FigureFormat, export_all
 from endofm_lab.metrics.capsule_vision import read_probabilities, score_files, write_submission
+from endofm_lab.models import building, shelf
+from endofm_lab.models.recipe import list_model_recipes
 from endofm_lab.reports.comparison import write_comparison
 from endofm_lab.runs import paper_table as published
 from endofm_lab.runs.compare import compare as compare_runs
@@ -94,3 +97,48 @@ def _number(value: float | None) -> str:
 
 
 SCORE = {"capsule-vision": capsule_vision}
+
+
+@command()
+def list_models(output: Output) -> None:
+    """List the models of this machine by name, and those that can be built, with their state."""
+    entries = shelf.list_models()
+    output.result([entry.to_json() for entry in entries])
+    for entry in entries:
+        output.say(f"{entry.name:<20} {entry.task:<15} {entry.state:<15} {entry.about}")
+
+
+@command(positional=("name",))
+def show_model(name: str, output: Output) -> None:
+    """Print a model's recipe: data and its licence, training, expected numbers, intended use, limits and state.
+
+    Args:
+        name: name of a model recipe or of a built model.
+    """
+    text, recipes = shelf.show(name), {recipe.name: recipe.facts for recipe in list_model_recipes()}
+    output.result({"state": shelf.state_of(shelf.folder_of(name)), "recipe": recipes.get(name), "text": text})
+    output.say(text)
+
+
+@command(building.build, positional=("name",))
+def build_model(name: str, settings: dict[str, Any], output: Output) -> None:
+    """Turn a public data set into a calibrated model with a card, tested once on its held-out part.
+
+    The same command continues a build that was stopped. The model is then known by its name everywhere.
+
+    Args:
+        name: name of a model recipe, or path of one.
+    """
+    for record in building.build(name, **settings):
+        if "stage" in record:
+            output.say(f"{record['stage'].capitalize()}: {record['words']}")
+        elif "built" in record:
+            built = record["built"]
+            output.say("", *built["expected"])
+            output.result(built)
+            output.written(built["out"])
+        else:
+            output.say(*record_text(record))
+
+
+MODELS = {"list": list_models, "show": show_model, "build": build_model}

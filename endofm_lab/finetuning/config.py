@@ -13,7 +13,7 @@ from endofm_lab.tasks.clips import Augmentation
 from endofm_lab.tasks.phases import Smoother
 
 Method = Literal["full", "frozen", "ST-Adapter", "attentive probe", "linear probe", "knn"]
-Head = Literal["light", "transunet", "stft"]
+Head = Literal["light", "transunet", "stft", "iou"]
 
 
 MOST_LR = 1000.0
@@ -33,7 +33,8 @@ class FinetuneConfig:
             neighbouring frames in a frozen image transformer, "attentive probe" a head that attends to all frozen
             tokens; "linear probe" (logistic regression) and "knn" (nearest neighbours) answer classes from frozen CLS
             tokens, without any random choice.
-        head: "light" reads patch tokens; "transunet" (segmentation) and "stft" (detection) are the heads of the paper.
+        head: "light" reads patch tokens; "transunet" (segmentation) and "stft" (detection) are the heads of the paper;
+            "iou" (detection) is the light one, whose scores learn how well a box fits.
         start: origin of the weights.
         label: column of the manifest that holds the class.
         several_labels: cells of that column hold any number of labels, joined by ``|``.
@@ -60,6 +61,8 @@ class FinetuneConfig:
         weight_decay: weight decay of matrices and kernels.
         layer_decay: the learning rate of a layer is this times that of the layer above it (Clark et al. 2020).
         optimiser: AdamW, SGD with momentum 0.9, or AdaBelief (arXiv 2010.07468).
+        average: share that the running mean of the weights keeps in each step; validation, test and model then use
+            that mean (Polyak averaging). None uses the weights themselves.
         validate_every: steps between validations.
         chosen_by: metric by which validation chooses the step, penalty or number of neighbours; None for the metric of
             the task.
@@ -102,6 +105,7 @@ class FinetuneConfig:
     weight_decay: float = 0.05
     layer_decay: float = 0.75
     optimiser: Literal["adamw", "sgd", "adabelief"] = "adamw"
+    average: float | None = None
     validate_every: int = 50
     chosen_by: str | None = None
     clips: int = 3
@@ -129,6 +133,8 @@ class FinetuneConfig:
         for name, (lowest, highest) in _BOUNDS.items():
             if not lowest <= getattr(self, name) <= highest:
                 raise UserError(f"{name} is {getattr(self, name):,}; give a number from {lowest:,} to {highest:,}.")
+        if self.average is not None and not 0 < self.average < 1:
+            raise UserError(f"average is {self.average}; give a share above 0 and below 1, such as 0.99.")
         if self.validate_every < 1:
             raise UserError(f"validate_every is {self.validate_every}; give a number of steps of at least 1.")
         if not 0 <= self.warmup < 1 or not 0 <= self.floor <= 1:

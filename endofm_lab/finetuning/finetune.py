@@ -303,4 +303,4 @@ _METHOD_NAMES = {
     "linear probe": "linear probe",
     "knn": "nearest neighbours",
 }
-_HEAD_NAMES = {"transunet": ", TransUNet head", "stft": ", FCOS head with STFT"}
+_HEAD_NAMES = {"transunet": ", TransUNet head", "stft": ", FCOS head with STFT", "iou": ", scores of fit"}

@@ -1,7 +1,9 @@
 """Fitting of one model to a task, by gradient or by a probe on frozen features, with a choice on validation."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,15 +51,46 @@ class Choice:
 class HeadTraining(Trainable):
     """A model in training for one task: all its weights, or with ``frozen`` only the head and the adapters.
 
-    ``loss`` is a function of logits and a batch; by default the head's own loss.
+    ``loss`` is a function of logits and a batch; by default the head's own loss. ``average`` is the share that the
+    running mean of the weights keeps in each step, less in the first steps; None keeps no mean.
     """
 
-    def __init__(self, model: VideoModel, head: str, frozen: bool, loss: Loss | None = None) -> None:
+    def __init__(
+        self, model: VideoModel, head: str, frozen: bool, loss: Loss | None = None, average: float | None = None
+    ) -> None:
         super().__init__()
         self.model, self.head, self.frozen = model, head, frozen
         self.loss = loss or model.head(head).loss
         for name, parameter in model.backbone.named_parameters():
             parameter.requires_grad_(not frozen or is_adapter(name))
+        self.average = average
+        self.mean = None if average is None else deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> dict[str, float]:
+        """Move the mean of the weights towards them; it forgets the start first: its share is (1 + step) / (10 + step).
+
+        Source: ExponentialMovingAverage of TensorFlow (``num_updates``).
+        """
+        if self.mean is not None and self.average is not None:
+            share = min(self.average, (1 + step) / (10 + step))
+            new = self.model.state_dict()
+            for name, old in self.mean.state_dict().items():
+                old.lerp_(new[name], 1 - share) if old.is_floating_point() else old.copy_(new[name])
+        return {}
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this context the model has the mean of its weights, if one is kept."""
+        if self.mean is None:
+            yield
+            return
+        own = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.model.load_state_dict(self.mean.state_dict())
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
 
     def train(self, mode: bool = True) -> "HeadTraining":
         """Set the mode of the head; a frozen backbone stays in evaluation mode, without drop path."""
@@ -160,7 +193,7 @@ class Fit:
         config, model = self.config, self.model
         rows = balanced(self.examples["train"]) if config.balanced else self.examples["train"]
         loss = self.task.criterion(model.head(self.head), rows)
-        training = HeadTraining(model, self.head, config.method != "full", loss)
+        training = HeadTraining(model, self.head, config.method != "full", loss, config.average)
         optimiser, validations = self._optimiser(), _Validations(self.folder)
         data = ClipData(rows, model.card.clip, model.card.input, self.task, config.augmentation)
 
@@ -170,10 +203,11 @@ class Fit:
             training.eval()
             device = next(model.parameters()).device.type
             dtype = dtype_of(config.precision, device)
-            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-                score = self.score(self.table("val"))
+            with training.averaged():
+                with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                    score = self.score(self.table("val"))
+                validations.add(n_steps, score, model)
             training.train()
-            validations.add(n_steps, score, model)
             return {"validation": score}
 
         def schedule(step: int) -> dict[str, float]:

@@ -150,6 +150,8 @@ class DataRecord(TypedDict, total=False):
     fingerprint: str  # SHA-256 of the manifest's content
     generated: bool  # True: phantom; False: real video
     split: str  # how patients were divided
+    licence: str  # of the data
+    recipe: str  # model recipe and data recipe with their versions
 
 
 class Metric(TypedDict):
@@ -185,6 +187,8 @@ class ModelCard:
         licence: of the weights, with the research-use notice.
         version: of this library, when the card was made.
         weights_sha256: of the weights file; None for a model that was never saved.
+        intended_use: what the model is for; None if nobody has said it.
+        limits: what the model cannot do, a sentence each.
     """
 
     name: str
@@ -199,6 +203,8 @@ class ModelCard:
     licence: str = RESEARCH_USE
     version: str = __version__
     weights_sha256: str | None = None
+    intended_use: str | None = None
+    limits: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -212,8 +218,8 @@ class ModelCard:
         clip = {key: item for key, item in asdict(self.clip).items() if item is not None}
         value["clip"] = {key: str(item) if isinstance(item, Fraction) else item for key, item in clip.items()}
         value["heads"] = {name: head.to_json() for name, head in self.heads.items()}
-        value["metrics"] = list(self.metrics)
-        return value
+        value["metrics"], value["limits"] = list(self.metrics), list(self.limits)
+        return {name: item for name, item in value.items() if name not in _OPTIONAL or item}
 
     @classmethod
     def from_json(cls, value: Any, source: str = "card.json") -> "ModelCard":
@@ -245,7 +251,7 @@ class ModelCard:
             value["input"] = InputSpec(**input_ | {"mean": tuple(input_["mean"]), "std": tuple(input_["std"])})
             value["clip"] = ClipSpec(**clip)
             value["heads"] = {name: HeadSpec(**head) for name, head in heads.items()}
-            value["metrics"] = tuple(value.get("metrics", ()))
+            value["metrics"], value["limits"] = tuple(value.get("metrics", ())), tuple(value.get("limits", ()))
         except CheckpointError as error:
             raise CheckpointError(f"{source}: {error}") from error
         except (TypeError, ValueError, ArithmeticError) as error:
@@ -294,6 +300,8 @@ def _refuse_types(value: dict[str, Any], types: dict[str, Any], where: str) -> N
             )
 
 
+_OPTIONAL = ("intended_use", "limits")  # entries that a card without them leaves out
+
 # Of a card's entries that are no specifications of their own.
 _TYPES = {
     "name": str,
@@ -304,6 +312,8 @@ _TYPES = {
     "licence": str,
     "version": str,
     "weights_sha256": str | None,
+    "intended_use": str | None,
+    "limits": list[str],
 }
 
 

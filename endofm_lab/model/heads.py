@@ -156,17 +156,25 @@ class BoxHead(BoxesHead):
         smallest, owner = area.min(dim=2)  # (B, T, h, w)
         positive = smallest.isfinite()
 
+        count = positive.sum().clamp(min=1)
+        b, t, *_ = positive.nonzero(as_tuple=True)
+        truth, found = boxes.float()[b, t, owner[positive]], self.boxes(raw)[positive]
         target = torch.zeros_like(raw[:, : self.n_classes], dtype=torch.float32)  # (B, K, T, h, w)
         class_of = labels.clamp(min=0).gather(2, owner.flatten(2)).unflatten(2, (h, w))  # (B, T, h, w)
-        target.scatter_(1, class_of[:, None], positive[:, None].float())
-        count = positive.sum().clamp(min=1)
-        classification = sigmoid_focal_loss(raw[:, : self.n_classes].float(), target, reduction="sum") / count
+        worth = positive.float().masked_scatter(positive, self.worth(found.detach(), truth))
+        target.scatter_(1, class_of[:, None], worth[:, None])
+        classification = self.class_loss(raw[:, : self.n_classes].float(), target) / count
         if not positive.any():
             return classification
-        b, t, *_ = positive.nonzero(as_tuple=True)
-        truth = boxes.float()[b, t, owner[positive]]
-        regression = generalized_box_iou_loss(self.boxes(raw)[positive], truth, reduction="sum") / count
-        return classification + regression
+        return classification + generalized_box_iou_loss(found, truth, reduction="sum") / count
+
+    def worth(self, found: Tensor, truth: Tensor) -> Tensor:
+        """The score (n,) that a patch with a box should have, for its predicted and its true box (n, 4): 1."""
+        return torch.ones(len(truth), device=truth.device)
+
+    def class_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Focal loss, summed."""
+        return sigmoid_focal_loss(logits, target, reduction="sum")
 
     def decode(self, raw: Tensor, min_score: float = 0.3, max_boxes: int = 10) -> list[list[FrameBoxes]]:
         """Per clip and frame: boxes (n, 4) in fractions within 0..1, scores (n,) in 0..1, class indices (n,).
@@ -187,6 +195,28 @@ class BoxHead(BoxesHead):
         return decoded
 
 
+class IouBoxHead(BoxHead):
+    """The dense boxes whose scores are trained to be the overlap (IoU) of the predicted box with the true one.
+
+    Of several boxes of one finding, non-maximum suppression then keeps the one that fits best, and average precision
+    ranks good fits first.
+
+    Source: quality focal loss of Generalized Focal Loss (arXiv 2006.04388), with beta 2.
+    """
+
+    def worth(self, found: Tensor, truth: Tensor) -> Tensor:
+        """The overlap of the boxes."""
+        low, high = torch.maximum(found[:, :2], truth[:, :2]), torch.minimum(found[:, 2:], truth[:, 2:])
+        shared = (high - low).clamp(min=0).prod(dim=1)
+        both = (found[:, 2:] - found[:, :2]).prod(dim=1) + (truth[:, 2:] - truth[:, :2]).prod(dim=1)
+        return shared / (both - shared).clamp(min=1e-9)
+
+    def class_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Binary cross-entropy times the squared distance from the target, summed."""
+        cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return ((target - logits.sigmoid()) ** 2 * cross_entropy).sum()
+
+
 # Every head by its kind and variant (`HeadSpec.pooling` or `HeadSpec.form`; None is the plain variant). A new kind of
 # head needs a line here and no further change: cards, training, prediction and explanations use the class.
 HEADS: dict[tuple[str, str | None], type[Head]] = {
@@ -198,4 +228,5 @@ HEADS: dict[tuple[str, str | None], type[Head]] = {
     ("mask", "transunet"): TransUNetHead,
     ("box", None): BoxHead,
     ("box", "stft"): StftBoxHead,
+    ("box", "iou"): IouBoxHead,
 }

@@ -36,7 +36,7 @@ class Detection(Task):
     name = "detection"
     head_name = "box"
     kinds = ("box",)
-    forms = ("stft",)
+    forms = ("stft", "iou")
     files = ("boxes",)
     columns = ("true_boxes", "true_labels", "boxes", "scores", "labels")
     truth = ("true_boxes", "true_labels")

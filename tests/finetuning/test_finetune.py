@@ -463,3 +463,42 @@ def _two_classes():
     from endofm_lab.model.card import HeadSpec
 
     return HeadSpec("multiclass", ("a", "b"))
+
+
+def test_averaged_weights_follow_the_weights_and_are_those_of_the_model(phantom, tmp_path):
+    config = full(phantom, tmp_path / "mean", task="segmentation", average=0.5)
+    records = list(finetune(config))
+    start = config.start.build("mask", HeadSpec("mask", ("lesion",)), seed=0)
+    training = HeadTraining(start, "mask", frozen=False, average=0.5)
+    name, weight = next((n, p) for n, p in start.named_parameters() if p.ndim > 1)
+    before = weight.detach().clone()
+    for step in range(3):  # (1 + step) / (10 + step) of the mean stays: 0.1, 2 / 11, 3 / 12
+        with torch.no_grad():
+            weight.add_(1)
+        training.after_step(step)
+    expected = [0.0]
+    for step in range(3):
+        share = min(0.5, (1 + step) / (10 + step))
+        expected.append(share * expected[-1] + (1 - share) * (step + 1))
+    with training.averaged():
+        torch.testing.assert_close(weight.detach() - before, torch.full_like(weight, expected[-1]))
+    torch.testing.assert_close(weight.detach() - before, torch.full_like(weight, 3.0))
+    other = full(phantom, tmp_path / "plain", task="segmentation")
+    plain = list(finetune(other))
+    assert [r["loss"] for r in records if "loss" in r] == [r["loss"] for r in plain if "loss" in r]
+    models = [load_model(c.out / "seed-0" / "model").state_dict()[name] for c in (config, other)]
+    assert not torch.equal(*models)
+
+
+def test_a_run_with_averaged_weights_that_was_stopped_goes_on_bit_by_bit(phantom, tmp_path):
+    whole = full(phantom, tmp_path / "whole", task="segmentation", average=0.5)
+    list(finetune(whole))
+    config = replace(whole, out=tmp_path / "stopped")
+    run = finetune(config)
+    for record in run:
+        if record.get("step") == 1:
+            break
+    run.close()
+    list(finetune(config))
+    a, b = (load_model(c.out / "seed-0" / "model").state_dict() for c in (whole, config))
+    assert all(torch.equal(a[name], b[name]) for name in a)

@@ -1,5 +1,6 @@
 """Find weights in the package, on this disk, or on the Hugging Face Hub."""
 
+import os
 import re
 from pathlib import Path
 
@@ -8,11 +9,21 @@ from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE
 
 PACKAGE_WEIGHTS = Path(__file__).parents[2] / "weights"  # endofm_lab/weights/<name>/
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_BUILT_NAME = re.compile(r"\w[\w.-]*")
 _FILE_ENDINGS = (".pth", ".pt", ".pyth", ".bin", ".safetensors", ".ckpt", ".tar")
 
 
+def models_folder() -> Path:
+    """The folder of built models: ``ENDOFM_LAB_MODELS``, otherwise ``.local/share/endofm_lab/models`` in the home."""
+    given = os.environ.get("ENDOFM_LAB_MODELS")
+    return Path(given) if given else Path.home() / ".local" / "share" / "endofm_lab" / "models"
+
+
 def locate(path_or_name: str | Path) -> Path:
-    """The file or folder that a name stands for: "demo", a local path, or a hub id ``owner/name`` or ``hf:owner/name``.
+    """The file or folder that a name stands for.
+
+    A name is "demo", the name of a built model in `models_folder`, a local path, or a hub id ``owner/name`` or
+    ``hf:owner/name``. A built model comes before a folder of the same name in the current one; write ``./NAME`` there.
 
     A hub id is fetched (card and weights only, into the Hub's own cache) if it has the prefix ``hf:``, or if neither
     the id nor its first part exists on this disk.
@@ -25,6 +36,8 @@ def locate(path_or_name: str | Path) -> Path:
         return _packaged(name)
     if name.startswith("hf:"):
         return _fetched(name.removeprefix("hf:"), name)
+    if _BUILT_NAME.fullmatch(name) and (models_folder() / name / CARD_FILE).is_file():
+        return models_folder() / name
     path = Path(path_or_name).expanduser()
     if path.exists():
         return path
