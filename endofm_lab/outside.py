@@ -1,7 +1,7 @@
-"""Classes from outside the library: files name them as "module:Class", and only the reader decides what is imported.
+"""Classes from outside the library, which files name as "module:Class" and which are imported only if the user allows.
 
-A model folder or a run is data. It may say which class it needs, but that class is code, so it is imported only if the
-reader allowed its package, its module or the class itself, here or where the file is read.
+A model folder or a run is data. It may name the class that it needs, but that class is code, so it is imported only if
+the user allowed its package, its module or the class itself, with `allow` or in the call that reads the file.
 """
 
 import importlib
@@ -19,19 +19,19 @@ T = TypeVar("T")
 
 _NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
 _PLACE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*)?", re.ASCII)
-_LONGEST = 200  # letters of a name
+_LONGEST = 200  # characters of a name
 _always: list[str | type] = []
 _here: ContextVar[tuple[str | type, ...]] = ContextVar("_here", default=())
 
 
 def allow(*names: str | type) -> None:
-    """Allow code of yours to be imported when a file of this library names it, for the rest of this process.
+    """Allow the import of your code that files of this library name, for the rest of this process.
 
     >>> allow("my_package")  # doctest: +SKIP
 
     Args:
-        names: packages or modules ("my_package", with everything below), single classes ("my_package.encoders:Mine"),
-            or classes themselves, which are then found without an import.
+        names: packages or modules ("my_package", with all its modules), single classes ("my_package.encoders:Mine"), or
+            class objects, which need no import.
 
     Raises:
         UserError: a name has another form.
@@ -54,10 +54,10 @@ def allowing(names: Allowed = ()) -> Iterator[None]:
 
 
 def name_of(kind: type) -> str | None:
-    """The name under which files remember a class, "module:Class"; None for a class of this library.
+    """The name of a class in files, "module:Class"; None for a class of this library.
 
     Raises:
-        UserError: the class stands inside a function or another class, where nobody can import it.
+        UserError: the class is defined inside a function or another class, from where it cannot be imported.
     """
     module = kind.__module__
     if module.partition(".")[0] == "endofm_lab":
@@ -77,29 +77,29 @@ def class_named(name: str, base: type[T], source: str, error: type[UserError] = 
     """The class that a file names.
 
     Args:
-        name: as `name_of` gave it.
-        base: the contract that the class must keep.
-        source: the file or model that names it, for messages.
-        error: raised in place of a plain `UserError`.
+        name: name of the class, from `name_of`.
+        base: the class that it must derive from.
+        source: the file or model that names the class, for messages.
+        error: type of the error, a subclass of `UserError`.
 
     Raises:
         UserError: the class is not allowed, cannot be imported, or does not derive from ``base``.
     """
     form = _NAME.fullmatch(name) if isinstance(name, str) and len(name) <= _LONGEST else None
     if form is None:
-        raise error(f"{source} names the class {str(name)[:80]!r}; the form is 'module:Class'.")
+        raise error(f"{source} names the class {str(name)[:80]!r}; the name must have the form 'module:Class'.")
     module, last = form.groups()
-    found = _handed_over(name, last) or (_imported(module, last, source, error) if _is_allowed(module, name) else None)
-    if found is None:
+    kind = _given_class(name, last) or (_imported(module, last, source, error) if _is_allowed(module, name) else None)
+    if kind is None:
         script = " It was saved from a script or notebook: give the class itself." if module == "__main__" else ""
         raise error(
             f"{source} needs {name}, which is code from outside endofm_lab and is imported only if you allow "
-            f"it.{script} If you trust it: allow=[{module.partition('.')[0]!r}], endofm_lab.allow(...), or --allow on "
-            "the command line."
+            f"it.{script} If you trust this code, give allow=[{module.partition('.')[0]!r}], call "
+            "endofm_lab.allow(...), or use --allow on the command line."
         )
-    if not (isinstance(found, type) and issubclass(found, base)):
+    if not (isinstance(kind, type) and issubclass(kind, base)):
         raise error(f"{name} is not {base.__name__}: derive its class from {base.__module__}.{base.__name__}.")
-    return found
+    return kind
 
 
 def _checked(names: Sequence[str | type]) -> list[str | type]:
@@ -113,8 +113,8 @@ def _entries() -> tuple[str | type, ...]:
     return (*_always, *_here.get())
 
 
-def _handed_over(name: str, last: str) -> type | None:
-    """The class among those that the reader gave as such; one saved by a script is known by its own name alone."""
+def _given_class(name: str, last: str) -> type | None:
+    """The class among the allowed class objects; a class that a script saved is identified by its class name alone."""
     for entry in _entries():
         if isinstance(entry, type) and (
             name_of(entry) == name or (name == f"__main__:{last}" == f"__main__:{entry.__name__}")
@@ -124,8 +124,8 @@ def _handed_over(name: str, last: str) -> type | None:
 
 
 def _is_allowed(module: str, name: str) -> bool:
-    places = [entry for entry in _entries() if isinstance(entry, str)]
-    return any(place in (name, module) or module.startswith(f"{place}.") for place in places)
+    names = [entry for entry in _entries() if isinstance(entry, str)]
+    return any(allowed in (name, module) or module.startswith(f"{allowed}.") for allowed in names)
 
 
 def _imported(module: str, last: str, source: str, error: type[UserError]) -> type:
@@ -133,6 +133,6 @@ def _imported(module: str, last: str, source: str, error: type[UserError]) -> ty
         return getattr(importlib.import_module(module), last)
     except (ImportError, AttributeError) as reason:
         raise error(
-            f"{source} needs {module}:{last}, which is not here ({reason}). Install its package, or put its folder on "
-            "PYTHONPATH."
+            f"{source} needs {module}:{last}, which cannot be imported ({reason}). Install its package, or put its "
+            "folder on PYTHONPATH."
         ) from reason

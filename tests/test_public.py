@@ -111,5 +111,5 @@ def test_tables_have_the_initialisation_as_a_label():
 def test_a_tracker_that_is_not_installed_is_refused(phantom, tmp_path):
     settings = {"out": tmp_path / "run", "steps": 2, "batch": 2, "trackers": ("trackio-that-is-not-there",)}
     config = lab.PretrainConfig(**{**vars(tiny(phantom, tmp_path)), **settings})
-    with pytest.raises(lab.UserError, match="The tracker 'trackio-that-is-not-there' cannot be had"):
+    with pytest.raises(lab.UserError, match="The tracker 'trackio-that-is-not-there' is not available"):
         next(pretrain(config))

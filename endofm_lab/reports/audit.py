@@ -32,10 +32,10 @@ def write_audit_html(audit: Audit, path: Path) -> Path:
 
 
 def _finding(finding: Finding) -> Section:
-    shown = f" The first {N_EXAMPLES} pairs:" if len(finding.examples) == N_EXAMPLES else ""
+    note = f" The first {N_EXAMPLES} pairs:" if len(finding.examples) == N_EXAMPLES else ""
     pairs = "".join(_pair(example) for example in finding.examples)
     heading = f"{finding.severity.capitalize()}: {finding.check}"
-    return heading, [finding.message + shown, Markup(f'<div class="pairs">{pairs}</div>')]
+    return heading, [finding.message + note, Markup(f'<div class="pairs">{pairs}</div>')]
 
 
 def _pair(example: Example) -> str:

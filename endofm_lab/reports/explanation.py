@@ -1,4 +1,4 @@
-"""The report on what a model looked at in one clip: attention, attribution, and how far each map can be trusted.
+"""The explanation of a model's output for one clip: attention, attribution, and how far each map can be trusted.
 
 `explain` computes the maps, and `write_explanation` writes report.html and maps.npz. The app, the lessons and the
 command line call both.
@@ -38,7 +38,7 @@ _ROLLOUT = (
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Explained(Brief):
-    """One attribution with numbers that say how far it can be trusted.
+    """One attribution with measures of how far it can be trusted.
 
     Attributes:
         attribution: the map (T, h, w) and its target.
@@ -119,9 +119,9 @@ def explain(
     """
     _refuse_unknown(methods)
     network = model_at(model, device)
-    place = next(network.parameters()).device
+    network_device = next(network.parameters()).device
     clip = read_clip(video, network.card.clip, "centre" if start_s is None else start_s)
-    x = to_input(clip.frames, network.card.input).to(place)
+    x = to_input(clip.frames, network.card.input).to(network_device)
     refused: dict[str, str] = {}
     maps = None
     try:
@@ -137,7 +137,9 @@ def explain(
                 explained.append(_explained(network, x, head, label, name))
             except UserError as error:
                 refused[name] = str(error)
-    return Explanation(Path(video), clip, network.card, maps, rollouts, tuple(explained), refused, provenance(place))
+    return Explanation(
+        Path(video), clip, network.card, maps, rollouts, tuple(explained), refused, provenance(network_device)
+    )
 
 
 def write_explanation(explanation: Explanation, out: str | Path) -> list[Path]:
@@ -167,9 +169,9 @@ def _head_and_class(network: VideoModel, x: Tensor, head: str | None, label: str
     """The head and class to explain; by default the first head and its class with the highest score."""
     heads = network.card.heads
     head = head or next(iter(heads))
-    answers = network.predict(x, ["this clip"])
+    predictions = network.predict(x, ["this clip"])
     if label is None and head in heads:
-        scores = answers[head]
+        scores = predictions[head]
         label = heads[head].classes[int(scores.argmax()) if scores.ndim == 2 else 0]
     target_of(network, head, label or "")  # raises an error if the head or the class does not exist
     return head, label or ""
@@ -195,10 +197,10 @@ def _explained(network: VideoModel, x: Tensor, head: str, label: str, name: str)
 
 def _sections(explanation: Explanation) -> list[Section]:
     clip, card = explanation.clip, explanation.card
-    place = f"{len(clip.indices)} frames from {clip.times_s[0]:.2f} s to {clip.times_s[-1]:.2f} s."
+    words = f"{len(clip.indices)} frames from {clip.times_s[0]:.2f} s to {clip.times_s[-1]:.2f} s."
     generated = " It was trained on generated video only." if card.data.get("generated") else ""
     origin = f"Model: {card.name}. Initialisation: {card.initialisation['words']}{generated}"
-    sections: list[Section] = [("Clip and model", [place, origin])]
+    sections: list[Section] = [("Clip and model", [words, origin])]
     if explanation.maps is not None:
         sections += _attention(explanation, explanation.maps)
     sections += [_attribution(clip, entry) for entry in explanation.attributions]

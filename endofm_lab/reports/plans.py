@@ -1,4 +1,4 @@
-"""What a pre-training would need, before anything of it is allocated."""
+"""The memory that a pre-training will need, before any of it is allocated."""
 
 import torch
 
@@ -11,7 +11,7 @@ from endofm_lab.training.processes import train_on
 
 
 def memory_of(config: PretrainConfig, objective: Objective | None = None) -> MemoryEstimate:
-    """The memory that a step of a run will need, before anything is allocated.
+    """The memory of one training step, before any of it is allocated.
 
     Raises:
         UserError: the batch does not divide into the pieces of ``accumulation``.
@@ -21,12 +21,14 @@ def memory_of(config: PretrainConfig, objective: Objective | None = None) -> Mem
     with torch.device("meta"):
         model = objective.build(encoder(objective.backbone(shapes)), config, 1, 1).train()
     if config.batch % config.accumulation:
-        raise UserError(f"A batch of {config.batch} does not divide into {config.accumulation} pieces.")
+        raise UserError(
+            f"A batch of {config.batch} does not divide into {config.accumulation} pieces; give a multiple."
+        )
     B, views = config.batch // config.accumulation, objective.views(config.views)
     clips = [(B, 3, T, views.global_px, views.global_px) for T in views.global_frames]
     clips += [(B, 3, T, views.local_px, views.local_px) for T in views.local_frames]
     parts = [
-        [clips[place] for place in (range(len(clips)) if part is None else part if isinstance(part, list) else [part])]
+        [clips[index] for index in (range(len(clips)) if part is None else part if isinstance(part, list) else [part])]
         for part in model.parts([torch.zeros(shape, device="meta") for shape in clips])
     ]
     prototypes = objective.signs(config).prototypes or 0

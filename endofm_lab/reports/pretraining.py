@@ -19,7 +19,7 @@ from endofm_lab.training.loop import CHECKPOINTS, LOG, Record, read_log
 
 REFERENCE = Path(__file__).parents[1] / "weights" / "reference"
 
-# Title of a figure -> numbers of the log that it shows. Every objective puts figures of its own in front of these.
+# Title of a figure -> values of the log that it shows. The figures of the objective come before these.
 CURVES = {
     "Probe, balanced accuracy": ("knn", "linear", "chance"),
     "Feature standard deviation (1: all directions alike)": ("feature_std",),
@@ -115,7 +115,7 @@ def report_run(run: str | Path) -> Path:
         f"{len(records)} of {described['steps']} steps on {described['n_clips']} clips of {described['n_files']} "
         f"videos (manifest {described['manifest_fingerprint'][:16]}).",
         *(
-            f"{part['share']:.1%} of what was shown: {Path(part['manifest']).name} ({part['n_clips']} clips)."
+            f"{part['share']:.1%} of the training clips: {Path(part['manifest']).name} ({part['n_clips']} clips)."
             for part in described.get("manifests", ())
         ),
         f"Videos left out because they cannot be read: {len(left_out)}.",

@@ -44,28 +44,28 @@ def write_study_report(study: Study, out: str | Path, width: int = 9, labels: st
         sections[-1][1].append(smoothing_metrics(study, labels, width))
     review = list_findings(out, findings(study, width))
     boxes = {CONFIRM: "☒ confirm ☐ reject", REJECT: "☐ confirm ☒ reject"}
-    shown = readable(review.drop(columns="decided_at"))
-    shown["decision"] = review["decision"].map(boxes).fillna("☐ confirm ☐ reject")
+    rows = readable(review.drop(columns="decided_at"))
+    rows["decision"] = review["decision"].map(boxes).fillna("☐ confirm ☐ reject")
     text = (
         f"{len(review)} findings: segments whose best frame scores at least 0.5, the highest score first. Confirm or "
         f"reject them in the app (page Prediction, view Study) or in {REVIEW}."
     )
-    sections.append(("To confirm or reject", [text, *_long(shown, _SHOWN)]))
+    sections.append(("To confirm or reject", [text, *_long(rows, _SHOWN)]))
     return write_report(out / "report.html", f"Study report: {study.video.path.name}", sections)
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
     """A table of findings for readers: times as clock times, column names without underscores and units."""
-    shown = table.copy()
+    copy = table.copy()
     for name in ("start_s", "end_s", "time_s"):
-        if name in shown:
-            shown[name] = [clock(time_s) for time_s in shown[name]]
+        if name in copy:
+            copy[name] = [clock(time_s) for time_s in copy[name]]
     names = {"start_s": "from", "end_s": "to", "time_s": "at", "n_frames": "frames", "mean_score": "mean score"}
-    return shown.rename(columns=names | {"best_frame": "best frame"})
+    return copy.rename(columns=names | {"best_frame": "best frame"})
 
 
 def summary(study: Study) -> str:
-    """Sentences that say which video was read, with which model, and how many frames were skipped."""
+    """Sentences on the video, the model and the number of skipped frames."""
     video, frames = study.video, f"{len(study.times_s):,}"
     duplicates, lost = int((study.state == DUPLICATE).sum()), int((study.state == UNREADABLE).sum())
     if not study.finished:
@@ -89,7 +89,7 @@ def summary(study: Study) -> str:
 
 
 def calibration(study: Study) -> str:
-    """Sentences that say what the timeline shows, and whether its scores were calibrated."""
+    """Sentences on the content of the timeline and the calibration of its scores."""
     sentences = [
         f"{head}: temperature {t:.2f}" if t else f"{head}: not calibrated, scores may be overconfident"
         for head, t in study.provenance["temperature"].items()
@@ -98,7 +98,7 @@ def calibration(study: Study) -> str:
 
 
 def smoothing_words(width: int) -> str:
-    """A sentence that says which parts of the report are smoothed."""
+    """A sentence on the parts of the report that are smoothed."""
     return (
         f"Segments and findings are made from the running median over {width} frames; the timeline and the best frames "
         "show the scores without smoothing."

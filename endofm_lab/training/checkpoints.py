@@ -1,4 +1,4 @@
-"""Checkpoints of a running training: whole or absent, the newest few, read without unpickling objects."""
+"""Checkpoints of a training: written atomically, only the newest ones kept, read without unpickling objects."""
 
 import pickle
 import re
@@ -17,7 +17,7 @@ from endofm_lab.files import atomic_path, read_json, write_json
 
 WEIGHTS, OPTIMISER, STATE = "model.safetensors", "optimiser.pt", "state.json"
 
-# What the readers of the three files raise for content that they did not write.
+# Errors that the readers of the three files raise for damaged content.
 _DAMAGE: tuple[type[Exception], ...] = (
     OSError,
     ValueError,
@@ -32,10 +32,10 @@ _DAMAGE += (SafetensorError, pickle.UnpicklingError)
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The folder ``step-00000120, ...`` of a run; the newest ``keep`` stay.
+    """The folders ``step-00000120, ...`` of a run, of which the newest ``keep`` are kept.
 
     The number counts the completed steps. All random draws follow from the run's seed and the number of the step, so
-    that no state of generators or of the data's order has to be stored.
+    no state of random generators or of the order of the data has to be stored.
     """
 
     folder: Path

@@ -16,21 +16,21 @@ _RETRIES = 20
 class Data(Protocol):
     """Data that a model can be trained on.
 
-    ``len(data)`` samples; ``data.sample(index, seed)`` is one of them, equal for equal arguments, in any process; it
-    raises `VideoError` if its video cannot be read. Data that mix several sources decide on the order themselves by a
-    method ``draws(seed)``, see `MixedDraws`. ``data.name(index)`` is the file that it comes from, and
-    ``data.n_files`` the number of different ones. ``data.collate(samples)`` makes a batch of them.
+    There are ``len(data)`` samples. ``data.sample(index, seed)`` returns one of them, which is equal for equal
+    arguments in any process; it raises `VideoError` if the video cannot be read. ``data.name(index)`` is the file of a
+    sample, and ``data.n_files`` the number of different files. ``data.collate(samples)`` makes a batch. Data from
+    several sources can define their own order with a method ``draws(seed)``, see `MixedDraws`.
     """
 
     n_files: int
 
     def __len__(self) -> int: ...
     def sample(self, index: int, seed: int) -> Any:
-        """One sample; whatever is random about it follows from the seed."""
+        """One sample; all its random choices follow from the seed."""
         ...
 
     def name(self, index: int) -> str:
-        """What a sample is called in messages."""
+        """The name of a sample in messages."""
         ...
 
     def collate(self, samples: list[Any]) -> Any:
@@ -47,11 +47,11 @@ class Draws:
 
     def __getitem__(self, number: int) -> tuple[int, int]:
         """Sample's index and seed of a draw."""
-        epoch, place = divmod(number, self.n)
-        return int(self._permutation(epoch)[place]), _mix(self.seed, 1, number)
+        epoch, position = divmod(number, self.n)
+        return int(self._permutation(epoch)[position]), _mix(self.seed, 1, number)
 
     def instead(self, number: int, attempt: int) -> int:
-        """The index that takes the place of an unreadable sample."""
+        """The index of the sample that replaces an unreadable one."""
         return _mix(self.seed, 2, number, attempt) % self.n
 
     def _permutation(self, epoch: int) -> np.ndarray:
@@ -63,14 +63,14 @@ class Draws:
 
 @dataclass(frozen=True)
 class MixedDraws:
-    """The endless sequence of draws from several sources, whose samples stand one source after the other.
+    """The endless sequence of draws from several sources, whose samples are numbered one source after the other.
 
-    Source k gets the share ``weights[k] / sum(weights)`` of any stretch of draws, to within one draw per source; its
-    samples come epoch after epoch, each a permutation.
+    Source k gets the share ``weights[k] / sum(weights)`` of any consecutive draws, to within one draw per source; its
+    samples are drawn epoch after epoch, each epoch in a random order.
 
     Attributes:
         sizes: number of samples of each source.
-        weights: above 0, one per source.
+        weights: one number above 0 for each source.
         seed: seed of all permutations.
     """
 
@@ -80,29 +80,29 @@ class MixedDraws:
 
     def __getitem__(self, number: int) -> tuple[int, int]:
         """Sample's index and seed of a draw."""
-        source, place = self._place(number)
+        source, earlier_draws = self._source(number)
         size = self.sizes[source]
-        epoch, place = divmod(place, size)
+        epoch, position = divmod(earlier_draws, size)
         order = _permutation((size, self.seed, epoch, source), [self.seed, 4, source, epoch])
-        return sum(self.sizes[:source]) + int(order[place]), _mix(self.seed, 1, number)
+        return sum(self.sizes[:source]) + int(order[position]), _mix(self.seed, 1, number)
 
     def instead(self, number: int, attempt: int) -> int:
-        """The index that takes the place of an unreadable sample, from the same source."""
-        source, _ = self._place(number)
+        """The index of the sample of the same source that replaces an unreadable one."""
+        source, _ = self._source(number)
         return sum(self.sizes[:source]) + _mix(self.seed, 2, number, attempt) % self.sizes[source]
 
-    def _place(self, number: int) -> tuple[int, int]:
-        """The source of a draw, and how many draws before it came from there.
+    def _source(self, number: int) -> tuple[int, int]:
+        """The source of a draw, and the number of earlier draws from that source.
 
-        The first source gets its share of the draws, evenly spaced; the next one gets its share of what is left over,
-        and so on. Therefore every draw is found without the draws before it.
+        The first source gets its share of the draws, evenly spaced; the next source gets its share of the remaining
+        draws, and so on. Therefore every draw can be computed without the earlier draws.
         """
-        left = sum(self.weights)
+        remaining = sum(self.weights)
         for source, weight in enumerate(self.weights[:-1]):
-            before, after = (int(n * weight / left) for n in (number, number + 1))
+            before, after = (int(n * weight / remaining) for n in (number, number + 1))
             if after > before:
                 return source, before
-            number, left = number - before, left - weight
+            number, remaining = number - before, remaining - weight
         return len(self.weights) - 1, number
 
 
@@ -129,29 +129,29 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 class _ByNumber(Dataset):
-    """Draw number -> (sample, names of the videos that could not be read on the way to it)."""
+    """Draw number -> (sample, unreadable videos that were drawn before it, by name with the reason)."""
 
     def __init__(self, data: Data, draws: Draws | MixedDraws) -> None:
         self.data, self.draws = data, draws
-        self.unreadable: dict[str, str] = {}  # of this process: left out for good
+        self.unreadable: dict[str, str] = {}  # videos that this process no longer tries
 
     def __len__(self) -> int:
         return len(self.data)
 
     def __getitem__(self, number: int) -> tuple[Any, dict[str, str]]:
         index, seed = self.draws[number]
-        met: dict[str, str] = {}
+        unreadable: dict[str, str] = {}
         for attempt in range(_RETRIES):
             name = self.data.name(index)
             if name not in self.unreadable:
                 try:
-                    return self.data.sample(index, seed), met
+                    return self.data.sample(index, seed), unreadable
                 except VideoError as error:
                     self.unreadable[name] = error.reason
-            met[name] = self.unreadable[name]
+            unreadable[name] = self.unreadable[name]
             index = self.draws.instead(number, attempt)
         raise UserError(
-            f"{_RETRIES} draws in a row gave no readable video: {_listed(met)}. Check the manifest's files."
+            f"{_RETRIES} draws in a row gave no readable video: {_listed(unreadable)}. Check the manifest's files."
         )
 
 
@@ -160,40 +160,40 @@ def _listed(names: dict[str, str]) -> str:
 
 
 class LeftOut:
-    """The videos that could not be read, by name with the reason; more than 1 % of the files end the run."""
+    """The videos that cannot be read, by name with the reason; more than 1 % of the files end the run."""
 
-    def __init__(self, n_files: int, known: dict[str, str]) -> None:
-        self.n_files, self.names = n_files, dict(known)
+    def __init__(self, n_files: int, names: dict[str, str]) -> None:
+        self.n_files, self.names = n_files, dict(names)
 
-    def add(self, met: dict[str, str]) -> dict[str, str]:
+    def add(self, unreadable: dict[str, str]) -> dict[str, str]:
         """Record unreadable videos; returns those that are new.
 
         Raises:
             UserError: more than 1 % of the files are unreadable; the message lists them.
         """
-        new = {name: reason for name, reason in met.items() if name not in self.names}
+        new = {name: reason for name, reason in unreadable.items() if name not in self.names}
         self.names |= new
         if new and len(self.names) > 0.01 * self.n_files:
             raise UserError(
                 f"{len(self.names)} of {self.n_files} videos cannot be read, which is more than 1 %: "
-                f"{_listed(self.names)}. Repair them or take them out of the manifest."
+                f"{_listed(self.names)}. Repair them, or remove their rows from the manifest."
             )
         return new
 
 
 def batches(
-    data: Data, draws: Draws | MixedDraws, numbers: Iterator[list[int]], workers: int, known: dict[str, str]
+    data: Data, draws: Draws | MixedDraws, numbers: Iterator[list[int]], workers: int, unreadable: dict[str, str]
 ) -> Iterator[tuple[Any, dict[str, str]]]:
-    """Batches of the draws with the given numbers, and the unreadable videos that were met on the way to each."""
+    """Batches of the draws with the given numbers, and the unreadable videos that were drawn for each batch."""
     dataset = _ByNumber(data, draws)
-    dataset.unreadable |= known
+    dataset.unreadable |= unreadable
     loader = DataLoader(
         dataset,
-        batch_sampler=numbers,  # type: ignore[arg-type]  # lists of draw numbers, made as they are needed
+        batch_sampler=numbers,  # type: ignore[arg-type]  # lists of draw numbers, produced on demand
         num_workers=workers,
         collate_fn=_Collate(data.collate),
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(draws.seed),  # else it draws from the global one
+        generator=torch.Generator().manual_seed(draws.seed),  # otherwise the global generator would be used
     )
     yield from loader
 
@@ -204,6 +204,6 @@ class _Collate:
 
     collate: Callable[[list[Any]], Any]
 
-    def __call__(self, drawn: list[tuple[Any, dict[str, str]]]) -> tuple[Any, dict[str, str]]:
-        met = {name: reason for _, names in drawn for name, reason in names.items()}
-        return self.collate([sample for sample, _ in drawn]), met
+    def __call__(self, pairs: list[tuple[Any, dict[str, str]]]) -> tuple[Any, dict[str, str]]:
+        unreadable = {name: reason for _, names in pairs for name, reason in names.items()}
+        return self.collate([sample for sample, _ in pairs]), unreadable

@@ -1,4 +1,4 @@
-"""Delay Ctrl-C while a step is under way."""
+"""Delay Ctrl-C until a step is complete."""
 
 import contextlib
 import signal
@@ -10,14 +10,14 @@ from typing import Any
 @contextlib.contextmanager
 def ctrl_c_held() -> Iterator[list[Any]]:
     """Delay Ctrl-C until the block has ended; the yielded list collects the signals that arrived."""
-    came: list[Any] = []
+    signals: list[Any] = []
     if threading.current_thread() is not threading.main_thread():
-        yield came
+        yield signals
         return
-    before = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+    before = signal.signal(signal.SIGINT, lambda *arguments: signals.append(arguments))
     try:
-        yield came
+        yield signals
     finally:
         signal.signal(signal.SIGINT, before)
-    if came:
+    if signals:
         signal.raise_signal(signal.SIGINT)

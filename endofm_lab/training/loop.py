@@ -1,7 +1,7 @@
 """The training loop: a generator that yields a record per step, resumes exactly, and runs in one or many processes.
 
-Hugging Face Accelerate decides on device, processes and precision; the code is the same with `accelerate launch`, with
-`notebook_launcher` and without either.
+Hugging Face Accelerate manages device, processes and precision; the code is the same with `accelerate launch`, with
+`notebook_launcher` and in a single process.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ Record = dict[str, Any]
 
 
 class Trainable(nn.Module):
-    """A module that the loop can train: forward returns losses, and its state holds everything a checkpoint needs.
+    """A module that the loop can train: forward returns losses, and the state dict is complete for a checkpoint.
 
     ``forward(batch, part, step)`` returns a dict of scalars. "loss" is minimised, the other scalars are logged. A batch
     can be computed in parts: their losses add up, and the activations of a part are freed before the next part.
@@ -46,7 +46,7 @@ class Trainable(nn.Module):
 
     def units(self) -> list[nn.Module]:
         """The modules that are gathered one after the other if processes share the weights (FSDP), usually the blocks;
-        without any, the weights of this training cannot be shared.
+        without such modules, processes cannot share the weights.
         """
         return []
 
@@ -70,17 +70,18 @@ class LoopConfig:
     """The settings of a training.
 
     Attributes:
-        steps: updates in all.
-        batch: samples per update, of all processes together.
-        accumulation: pieces that each process computes its share of a batch in: less memory, the same gradient.
-        precision: "float32", or another one under autocast, where weights stay float32; "auto" is bfloat16 where the
-            hardware multiplies it.
+        steps: total number of updates.
+        batch: samples per update, in all processes together.
+        accumulation: number of pieces in which each process computes its share of a batch: more pieces need less memory
+            and give the same gradient.
+        precision: "float32", or another precision under autocast, where weights stay float32; "auto" is bfloat16 if
+            the hardware supports it.
         clip: largest norm of each parameter tensor's gradient; None does not clip.
         seed: seed of the data order, the samples and all random draws in a step.
         save_every: steps between checkpoints.
-        keep: checkpoints that stay.
-        workers: processes that load data, for each training process; 0 loads in the training process.
-        trackers: Accelerate's names of trackers besides the log, for example "tensorboard".
+        keep: number of checkpoints to keep.
+        workers: number of processes that load data for each training process; 0 loads in the training process.
+        trackers: Accelerate's names of trackers in addition to the log, for example "tensorboard".
     """
 
     steps: int
@@ -103,7 +104,7 @@ class LoopConfig:
         dtype_of(self.precision)
 
 
-_MIXED = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}  # in the words of Accelerate
+_MIXED = {torch.float32: "no", torch.bfloat16: "bf16", torch.float16: "fp16"}  # Accelerate's names
 
 
 def train(
@@ -121,24 +122,24 @@ def train(
     the generator, Ctrl-C and errors save a checkpoint before they end the run.
 
     Args:
-        model: moved to the device, trained in place.
-        optimiser: its groups may hold ``lr_scale`` (factor on the learning rate) and ``decays`` (False: no weight
-            decay), see `parameter_groups`.
-        schedule: step -> "lr" and "weight_decay"; logged.
-        data: samples.
-        config: how to run.
+        model: the model, which is moved to the device and trained in place.
+        optimiser: optimiser whose groups may hold ``lr_scale`` (factor on the learning rate) and ``decays`` (False for
+            no weight decay), see `parameter_groups`.
+        schedule: step -> "lr" and "weight_decay", which are logged.
+        data: the training samples.
+        config: settings of the training.
         out: folder of ``log.jsonl`` and ``checkpoints/``.
-        measure: step -> more numbers for the record, called in the main process after every step; in all of them if
-            they share the weights (FSDP).
+        measure: step -> further values for the record; called after every step in the main process, or in all
+            processes if they share the weights (FSDP).
 
     Yields:
-        "step" (from 0), "loss" and the model's other numbers (means over batch and processes), "lr", "weight_decay",
+        "step" (from 0), "loss" and the model's other values (means over batch and processes), "lr", "weight_decay",
         "grad_norm" (of all gradients, before clipping), "left_out" (unreadable videos so far), "data_s", "step_s".
 
     Raises:
         UserError: the batch cannot be divided among processes and pieces, too many videos are unreadable, or the disk
             is full.
-        DivergenceError: the loss is not finite; weights and checkpoints are those before it.
+        DivergenceError: the loss is not finite; weights and checkpoints are those of the step before.
     """
     run = _Run(model, optimiser, schedule, data, config, Path(out))
     try:
@@ -147,7 +148,7 @@ def train(
         for step, micro_batches in run.steps():
             begun = time.perf_counter()
             losses = run.gradients(step, micro_batches)
-            with ctrl_c_held():  # weights, teacher, optimiser and log stay of one step
+            with ctrl_c_held():  # weights, teacher, optimiser and log must belong to the same step
                 record = losses | run.update(step)
                 record |= {"left_out": len(run.left_out.names), "data_s": begun - waiting}
                 record["step_s"] = time.perf_counter() - begun
@@ -159,7 +160,7 @@ def train(
     except (CheckpointError, DivergenceError):
         raise
     except BaseException as end:
-        # Shards are gathered by all processes together: not where one of them broke off by itself.
+        # All processes gather shards together, which is impossible after an error in only one of them.
         if not run.sharded or isinstance(end, GeneratorExit | KeyboardInterrupt):
             run.save()
         raise
@@ -183,8 +184,8 @@ class _Run:
         self.sharded = sharding_asked_for()
         if self.sharded and not model.units():
             raise UserError(
-                "This training cannot share its weights among processes (FSDP), only pre-training can. Launch it with "
-                "--multi_gpu (DDP); a backbone with checkpointing=True needs less memory."
+                "Processes cannot share the weights of this training (FSDP); only pre-training supports that. Launch "
+                "with --multi_gpu (DDP); a backbone with checkpointing=True needs less memory."
             )
         AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
         self.accelerator = Accelerator(
@@ -204,7 +205,7 @@ class _Run:
         self.piece = config.batch // shares
         self.checkpoints = Checkpoints(out / CHECKPOINTS, config.keep)
         state = self.checkpoints.load(model, optimiser) or {"step": 0, "left_out": {}, "scaler": None}
-        self.incomplete: Record | None = state.get("incomplete")  # the record of a step that an error kept from the log
+        self.incomplete: Record | None = state.get("incomplete")  # record of a step that is missing in the log
         self.first = self.done = self.saved = int(state["step"])
         self.left_out = LeftOut(data.n_files, state["left_out"])
         self.inner = model.train()
@@ -223,8 +224,8 @@ class _Run:
             purge = {"tensorboard": {"purge_step": self.first}} if "tensorboard" in config.trackers else {}
             self.accelerator.init_trackers("tracking", init_kwargs=purge)
         self._held = contextlib.ExitStack()
-        # Shards are saved by all processes after the same step: Ctrl-C waits until they have agreed on it.
-        self.came: list[Any] = self._held.enter_context(ctrl_c_held()) if self.sharded else []
+        # All processes save their shards after the same step: Ctrl-C is delayed until they have agreed on the step.
+        self.signals: list[Any] = self._held.enter_context(ctrl_c_held()) if self.sharded else []
 
     def steps(self) -> Iterator[tuple[int, list[Any]]]:
         """The remaining steps, each with this process's pieces of its batch."""
@@ -241,9 +242,9 @@ class _Run:
         draws = Draws(len(self.data), seed) if own is None else own(seed)
         stream = batches(self.data, draws, numbers(), self.config.workers, self.left_out.names)
         for step in range(self.first, self.config.steps):
-            drawn = [next(stream) for _ in range(pieces)]
-            self._note({name: reason for _, met in drawn for name, reason in met.items()})
-            yield step, [batch for batch, _ in drawn]
+            pairs = [next(stream) for _ in range(pieces)]
+            self._note({name: reason for _, unreadable in pairs for name, reason in unreadable.items()})
+            yield step, [batch for batch, _ in pairs]
 
     def gradients(self, step: int, pieces: list[Any]) -> Record:
         """Compute the gradients of a step; returns its losses, averaged over batch and processes.
@@ -263,8 +264,8 @@ class _Run:
                 n_parts = len(self.inner.parts(batch))
                 for part in range(n_parts):
                     last = p == len(pieces) - 1 and part == n_parts - 1
-                    # Gradients travel between processes once per step, with its last part; where they are shared out,
-                    # with every part, as whole ones would take the memory that is to be spared.
+                    # Processes exchange gradients once per step, after its last part. If they share the weights, they
+                    # exchange gradients after every part, because whole gradients would take the memory to be saved.
                     with contextlib.nullcontext() if last or self.sharded else accelerator.no_sync(self.model):
                         with accelerator.autocast():
                             losses = self.model(batch, part, step)
@@ -282,7 +283,7 @@ class _Run:
         return {"step": step, **record}
 
     def update(self, step: int) -> Record:
-        """Change the weights by the gradients of a step, which happens only here; returns its rates and norms."""
+        """Update the weights with the gradients of a step; returns the learning rate, weight decay and norm."""
         values = self.schedule(step)
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(self.optimiser)
@@ -292,29 +293,29 @@ class _Run:
             group["lr"] = values["lr"] * group.get("lr_scale", 1.0)
             group["weight_decay"] = values["weight_decay"] if group.get("decays", True) else 0.0
         self.optimiser.step()
-        more = self.inner.after_step(step)
+        model_values = self.inner.after_step(step)
         self.done = step + 1
-        return {**values, **more, "grad_norm": norm}
+        return {**values, **model_values, "grad_norm": norm}
 
     def _averaged(self, numbers: dict[str, Tensor]) -> dict[str, float]:
         stacked = torch.stack([value.reshape(()) for value in numbers.values()])
         return dict(zip(numbers, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
 
-    def _note(self, met: dict[str, str]) -> None:
-        """Tell every process which videos the others could not read, and whether any of them has to stop."""
-        counts = torch.tensor([len(met), len(self.came)], device=self.accelerator.device)
+    def _note(self, unreadable: dict[str, str]) -> None:
+        """Exchange the unreadable videos between the processes, and stop all of them if one has to stop."""
+        counts = torch.tensor([len(unreadable), len(self.signals)], device=self.accelerator.device)
         if self.accelerator.num_processes > 1:
             counts = self.accelerator.reduce(counts, "sum")
             if counts[0] > 0:
-                met = {name: reason for names in gather_object([met]) for name, reason in names.items()}
+                unreadable = {name: reason for names in gather_object([unreadable]) for name, reason in names.items()}
         if counts[1] > 0:
-            self.came.clear()
+            self.signals.clear()
             raise KeyboardInterrupt
-        for name, reason in self.left_out.add(met).items():
-            self.accelerator.print(f"left out for good: {name}: {reason}")
+        for name, reason in self.left_out.add(unreadable).items():
+            self.accelerator.print(f"This video cannot be read and is left out: {name}: {reason}")
 
     def log(self, record: Record) -> None:
-        """Append to the log, and to the trackers."""
+        """Append a record to the log and to the trackers."""
         if self.accelerator.is_main_process:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(_plain(record)) + "\n")
@@ -323,14 +324,14 @@ class _Run:
             self.accelerator.log(numbers, step=record["step"])
 
     def catch_up(self, measure: Callable[[int], Record] | None) -> None:
-        """Measure and log the last step of a run that ended with an error before it had done so."""
+        """Measure and log the last step of a run in which an error prevented that."""
         if self.incomplete and self.accelerator.is_main_process:
             cut_log(self.path, self.first - 1)
             self.complete(self.incomplete, measure)
             self.checkpoints.change_state(incomplete=None)
 
     def complete(self, record: Record, measure: Callable[[int], Record] | None) -> Record:
-        """Add to the record of a step what is measured after it, and log it; after an error a resumed run does both."""
+        """Add the measurements after a step to its record, and log it; after an error, a resumed run repeats both."""
         self.incomplete = record
         if measure and (self.sharded or self.accelerator.is_main_process):
             record = record | measure(record["step"])
@@ -356,7 +357,7 @@ class _Run:
         self.saved = self.done
 
     def close(self) -> None:
-        """Let trackers write what they hold, and Ctrl-C through."""
+        """Let the trackers write their remaining values, and stop delaying Ctrl-C."""
         if self.config.trackers:
             self.accelerator.end_training()
         self._held.close()
@@ -366,31 +367,31 @@ def _available(trackers: Sequence[str]) -> list[Any]:
     """The trackers, each of which must be installed.
 
     Raises:
-        UserError: one is not, or is none of Accelerate's.
+        UserError: a tracker is not installed, or Accelerate does not know it.
     """
-    there = sorted(str(tracker.value) for tracker in get_available_trackers())
-    if missing := [tracker for tracker in trackers if tracker not in there]:
+    available = sorted(str(tracker.value) for tracker in get_available_trackers())
+    if missing := [tracker for tracker in trackers if tracker not in available]:
         raise UserError(
-            f"The tracker {missing[0]!r} cannot be had; this installation has {', '.join(there) or 'none'}. Install "
-            "its package, or leave it out of trackers."
+            f"The tracker {missing[0]!r} is not available; this installation has {', '.join(available) or 'none'}. "
+            "Install its package, or leave it out of trackers."
         )
     return list(trackers)
 
 
 def read_log(path: str | Path) -> list[Record]:
-    """The records of a run's ``log.jsonl``; a last line that was cut off is left out."""
+    """The records of a run's ``log.jsonl``, without an incomplete last line."""
     path = Path(path)
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def cut_log(path: Path, steps: int) -> None:
-    """Keep the records of the first ``steps`` steps: steps after the checkpoint are computed again."""
-    kept = [record for record in read_log(path) if record["step"] < steps]
+    """Keep the records of the first ``steps`` steps, because steps after the checkpoint are computed again."""
+    records = [record for record in read_log(path) if record["step"] < steps]
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
 
 
 def _plain(record: Record) -> Record:
-    """The value, or None for NaN and infinity, which JSON does not have."""
+    """The record with None for NaN and infinity, which JSON does not have."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}

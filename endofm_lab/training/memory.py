@@ -1,8 +1,8 @@
-"""The memory that a training will need, estimated before anything of it is allocated, and held against what is free.
+"""An estimate of the memory of a training, before any of it is allocated, and a comparison with the free memory.
 
-The networks are built without memory (torch's "meta" device), and a forward pass through the backbone, on tensors that
-hold no numbers, counts what it keeps for the gradient. Measured peaks of micro, tiny and small backbones lie within
-`TOLERANCE` of the estimate (`tests/training/test_memory.py`).
+The networks are built without memory (on torch's "meta" device). A forward pass through the backbone, on tensors
+without values, counts the bytes that it keeps for the gradient. Measured peaks of micro, tiny and small backbones lie
+within `TOLERANCE` of the estimate (`tests/training/test_memory.py`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,16 +16,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from endofm_lab.errors import UserError
 from endofm_lab.machine import free_memory_mb
 
-TOLERANCE = 0.35  # of the estimate: how far measured peaks may lie below or above it
+TOLERANCE = 0.35  # largest difference of measured peaks from the estimate, relative to the estimate
 _MB = 2**20
 _FLOAT = 4  # bytes; weights stay float32 in every precision
-_BESIDE = 1.0  # gradients of activations and workspaces that exist for a moment, relative to the kept activations
-_START_MB = 60  # what decoders and the first step add once
+_BESIDE = 1.0  # temporary gradients of activations and workspaces, relative to the stored activations
+_START_MB = 60  # constant share of decoders and the first step
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a training needs beyond what its process holds already, in MB."""
+    """The additional memory that a training needs in its process, in MB."""
 
     weights_mb: float
     gradients_mb: float
@@ -35,7 +35,7 @@ class MemoryEstimate:
 
     @property
     def total_mb(self) -> float:
-        """The sum."""
+        """The sum of all parts, in MB."""
         return self.weights_mb + self.gradients_mb + self.optimiser_mb + self.activations_mb + self.other_mb
 
     def to_json(self) -> dict[str, float]:
@@ -43,7 +43,7 @@ class MemoryEstimate:
         return {**{name: round(value, 1) for name, value in vars(self).items()}, "total_mb": round(self.total_mb, 1)}
 
     def text(self) -> str:
-        """The parts in a line."""
+        """The parts in one line of text."""
         parts = {
             "weights": self.weights_mb,
             "gradients": self.gradients_mb,
@@ -51,15 +51,15 @@ class MemoryEstimate:
             "activations": self.activations_mb,
             "other": self.other_mb,
         }
-        shown = ", ".join(f"{name} {_gb(value)}" for name, value in parts.items())
-        return f"Estimated memory: {_gb(self.total_mb)} ({shown}; measured peaks lie within {TOLERANCE:.0%})"
+        words = ", ".join(f"{name} {_gb(value)}" for name, value in parts.items())
+        return f"Estimated memory: {_gb(self.total_mb)} ({words}; measured peaks lie within {TOLERANCE:.0%})"
 
     def refuse_if_too_large(self, free_mb: float, advice: str) -> None:
-        """Compare with the memory that is free.
+        """Refuse a training that needs more memory than is free.
 
         Args:
-            free_mb: what the process may still use.
-            advice: what makes it smaller, as the end of a sentence.
+            free_mb: memory that the process may still use.
+            advice: a remedy that reduces the need, as the end of a sentence.
 
         Raises:
             UserError: the estimate is larger.
@@ -83,25 +83,25 @@ def estimated(
     """The memory of one training step.
 
     Args:
-        network: everything that is held, on the device "meta".
-        backbone: the part of it that turns clips into tokens with gradients, on "meta" too; in training mode.
+        network: all networks of the training, on the device "meta".
+        backbone: the part of ``network`` that turns clips into tokens with gradients; also on "meta", in training mode.
         passes: for each part of a batch that is computed at once, the shapes (B, 3, T, S, S) of its clips.
-        half: whether it computes in bfloat16 or float16.
-        logits: numbers that a head with many outputs makes at once.
-        states: numbers that the optimiser keeps per trained weight.
+        half: whether the training computes in bfloat16 or float16.
+        logits: number of logits that a head with many outputs computes at once.
+        states: number of values that the optimiser keeps for each trained weight.
     """
-    held = [*network.parameters(), *network.buffers()]
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    tensors = [*network.parameters(), *network.buffers()]
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     trained = sum(weight.numel() * _FLOAT for weight in network.parameters() if weight.requires_grad)
     shapes = [list(part) for part in passes]
-    kept = max((sum(_kept_bytes(backbone, shape, half) for shape in part) for part in shapes), default=0)
+    stored = max((sum(_stored_bytes(backbone, shape, half) for shape in part) for part in shapes), default=0)
     clips = sum(int(torch.Size(shape).numel()) * _FLOAT for part in shapes for shape in part)
     copies = weights // 2 if half else 0  # autocast keeps a half of every weight
     return MemoryEstimate(
         weights_mb=weights / _MB,
         gradients_mb=trained / _MB,
         optimiser_mb=trained * states / _MB,
-        activations_mb=(kept * _BESIDE + logits * _FLOAT) / _MB,
+        activations_mb=(stored * _BESIDE + logits * _FLOAT) / _MB,
         other_mb=(2 * clips + copies) / _MB + _START_MB,
     )
 
@@ -111,17 +111,17 @@ def free_mb(device: torch.device) -> float:
     return torch.cuda.mem_get_info(device)[0] / _MB if device.type == "cuda" else float(free_memory_mb())
 
 
-def _kept_bytes(backbone: nn.Module, shape: tuple[int, ...], half: bool) -> int:
-    """Bytes of the tensors that a forward pass keeps for the gradient, weights aside; two clips are counted and scaled.
+def _stored_bytes(backbone: nn.Module, shape: tuple[int, ...], half: bool) -> int:
+    """Bytes of the tensors that a forward pass stores for the gradient, without weights; scaled from two clips.
 
-    The tensors are fake ones of the CPU: on "meta", attention would keep matrices that no device keeps.
+    The tensors are fake tensors of the CPU: on "meta", attention would store matrices that no device stores.
     """
-    seen: dict[Any, tuple[int, torch.Tensor]] = {}
+    storages: dict[Any, tuple[int, torch.Tensor]] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            seen[storage._cdata] = (storage.nbytes(), tensor)
+            storages[storage._cdata] = (storage.nbytes(), tensor)
         return tensor
 
     weights = list(backbone.named_parameters())
@@ -130,12 +130,12 @@ def _kept_bytes(backbone: nn.Module, shape: tuple[int, ...], half: bool) -> int:
     own: set[Any] = set()
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FakeTensorMode(), hooks, torch.autocast("cpu", torch.bfloat16, enabled=half):
-        held: dict[str, torch.Tensor] = {}
-        held |= {name: nn.Parameter(torch.empty(weight.shape), weight.requires_grad) for name, weight in weights}
-        held |= {name: torch.zeros(buffer.shape, dtype=buffer.dtype) for name, buffer in backbone.named_buffers()}
-        own |= {tensor.untyped_storage()._cdata for tensor in held.values()}
-        torch.func.functional_call(backbone, held, (torch.zeros(2, *shape[1:]),))
-    return sum(size for size, _ in seen.values()) * shape[0] // 2
+        arguments: dict[str, torch.Tensor] = {}
+        arguments |= {name: nn.Parameter(torch.empty(weight.shape), weight.requires_grad) for name, weight in weights}
+        arguments |= {name: torch.zeros(buffer.shape, dtype=buffer.dtype) for name, buffer in backbone.named_buffers()}
+        own |= {tensor.untyped_storage()._cdata for tensor in arguments.values()}
+        torch.func.functional_call(backbone, arguments, (torch.zeros(2, *shape[1:]),))
+    return sum(size for size, _ in storages.values()) * shape[0] // 2
 
 
 def _gb(mb: float) -> str:

@@ -1,4 +1,4 @@
-"""The processes that share a run, and how they share its weights (FSDP)."""
+"""The processes of a run, and the distribution of its weights among them (FSDP)."""
 
 import os
 from typing import Any
@@ -37,18 +37,18 @@ def train_on(device: str) -> torch.device:
     """
     if device == "auto":
         return processes().device
-    place = resolve_device(device)
+    chosen = resolve_device(device)
     if not PartialState._shared_state:
-        if place.type == "cpu":
+        if chosen.type == "cpu":
             os.environ["ACCELERATE_USE_CPU"] = "true"
-        elif place.index is not None:
-            torch.accelerator.set_device_index(place.index)
-    now = processes().device
-    if now.type != place.type or place.index not in (None, now.index or 0):
+        elif chosen.index is not None:
+            torch.accelerator.set_device_index(chosen.index)
+    current = processes().device
+    if current.type != chosen.type or chosen.index not in (None, current.index or 0):
         raise UserError(
-            f"The device is {device!r}, but this process trains on {now}. Choose {now}, or start a new process."
+            f"The device is {device!r}, but this process trains on {current}. Choose {current}, or start a new process."
         )
-    return now
+    return current
 
 
 def sharding_asked_for() -> bool:
@@ -57,22 +57,22 @@ def sharding_asked_for() -> bool:
 
 
 def shard(model: nn.Module, units: list[nn.Module], optimiser: torch.optim.Optimizer) -> None:
-    """Share out parameters, gradients and the optimiser's state among the processes, in place.
+    """Distribute parameters, gradients and the optimiser's state among the processes, in place.
 
-    Each parameter is cut along its first dimension (FSDP2). A unit is whole while it computes; parameters outside units
-    are whole from the forward pass to the end of the backward pass. Buffers stay whole.
+    Each parameter is divided along its first dimension (FSDP2). A unit is gathered while it computes; parameters
+    outside units are gathered from the forward pass to the end of the backward pass. Buffers are not divided.
 
     Args:
-        model: equal in all processes.
-        units: modules of it that are entered by calling them.
-        optimiser: of the model's parameters, its state whole and equal in all processes.
+        model: a model that is equal in all processes.
+        units: modules of the model that are entered by calling them.
+        optimiser: optimiser of the model's parameters, with a complete state that is equal in all processes.
     """
     device = processes().device.type
     mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
-    whole = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     for module in [*units, model]:
         fully_shard(module, mesh=mesh)
-    shards: dict[Any, Any] = {whole[name]: parameter for name, parameter in model.named_parameters()}
+    shards: dict[Any, Any] = {parameters[name]: parameter for name, parameter in model.named_parameters()}
     for group in optimiser.param_groups:
         group["params"] = [shards[p] for p in group["params"]]
     for p, state in list(optimiser.state.items()):
@@ -86,5 +86,5 @@ def shard(model: nn.Module, units: list[nn.Module], optimiser: torch.optim.Optim
 
 
 def gathered(state: Any) -> Any:
-    """A state (nested dicts and lists) with whole tensors on the CPU in place of shards; for all processes at once."""
+    """A state (nested dicts and lists) with whole tensors on the CPU in place of shards; all processes must call it."""
     return tree_map_only(DTensor, lambda tensor: tensor.full_tensor().detach().cpu(), state)

@@ -6,14 +6,14 @@ import math
 def cosine(step: int, start: float, end: float, steps: int, warmup: int = 0) -> float:
     """The value at a step: linear from 0 to ``start`` over ``warmup`` steps, then half a cosine down or up to ``end``.
 
-    The last warm-up step has ``start``, and so has the first one after it, as in DINO's released schedule.
+    The last warm-up step and the first step after it have the value ``start``, as in DINO's released schedule.
 
     Args:
-        step: counted from 0; from ``steps`` on the value is ``end``.
-        start: value at the top of the warm-up, or at step 0 without one.
-        end: value that is approached; step ``steps`` would have it.
-        steps: of the whole run, with the warm-up.
-        warmup: steps of the warm-up.
+        step: number of the step, counted from 0; from ``steps`` on the value is ``end``.
+        start: value at the end of the warm-up, or at step 0 without a warm-up.
+        end: the final value, which step ``steps`` would have.
+        steps: number of steps in the whole run, including the warm-up.
+        warmup: number of steps in the warm-up.
     """
     if step < warmup:
         return start * step / max(warmup - 1, 1)

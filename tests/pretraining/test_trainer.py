@@ -91,7 +91,9 @@ def test_several_manifests_are_mixed_by_weight_and_resumed_exactly(manifest, tmp
     described = read_json(tmp_path / "cut" / "config.json")
     assert [(part["n_clips"], part["share"]) for part in described["manifests"]] == [(8, 0.75), (4, 0.25)]
     report_run(tmp_path / "cut")
-    assert "75.0% of what was shown: manifest.csv (8 clips)" in (tmp_path / "cut" / "report.html").read_text("utf-8")
+    assert "75.0% of the training clips: manifest.csv (8 clips)" in (tmp_path / "cut" / "report.html").read_text(
+        "utf-8"
+    )
     with pytest.raises(UserError, match=r"config.weights is \[3.0, 1.0\] there, \[1.0, 1.0\] here"):
         next(pretrain(micro(manifest, tmp_path / "cut", others=(second,), weights=(1.0, 1.0))))
     write_manifest(table[table["label"] == "normal"], second)

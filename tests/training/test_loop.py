@@ -38,8 +38,8 @@ def test_a_run_killed_at_any_step_goes_on_bit_for_bit(tmp_path, whole):
         out = out.with_suffix(".killed")
         with (out / "log.jsonl").open("a") as log:
             log.write('{"step": 99, "lo')
-        rest = losses(start(out))
-        assert rest == whole[killed_after // 5 * 5 :]
+        remaining = losses(start(out))
+        assert remaining == whole[killed_after // 5 * 5 :]
         assert losses(read_log(out / "log.jsonl")) == whole
         assert [record["step"] for record in read_log(out / "log.jsonl")] == list(range(20))
 
@@ -55,7 +55,7 @@ def test_ctrl_c_during_an_update_saves_a_whole_step(tmp_path, whole):
     import os
     import signal
 
-    held = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     model = Toy()
     after = model.after_step
 
@@ -65,15 +65,15 @@ def test_ctrl_c_during_an_update_saves_a_whole_step(tmp_path, whole):
         return after(step)
 
     model.after_step = interrupted
-    seen = []
+    values = []
     try:
         with pytest.raises(KeyboardInterrupt):
             for record in start(tmp_path, model=model):
-                seen.append(record["loss"])
+                values.append(record["loss"])
     finally:
-        signal.signal(signal.SIGINT, held)
+        signal.signal(signal.SIGINT, previous)
     assert Checkpoints(tmp_path / "checkpoints").all()[-1].name == "step-00000007"
-    assert seen == whole[:6]
+    assert values == whole[:6]
     assert losses(read_log(tmp_path / "log.jsonl")) == whole[:7]  # the saved step is logged, though never yielded
     assert losses(start(tmp_path)) == whole[7:]
     assert losses(read_log(tmp_path / "log.jsonl")) == whole
@@ -114,29 +114,29 @@ def test_an_epoch_shows_every_sample_once_and_epochs_differ():
 
 def test_sources_with_weights_get_their_share_of_every_stretch_and_all_their_samples():
     draws = MixedDraws((5, 3, 4), (3.0, 1.0, 2.0), seed=1)
-    drawn = [draws[number][0] for number in range(600)]
+    indices = [draws[number][0] for number in range(600)]
     for first in range(0, 600, 60):
-        piece = drawn[first : first + 60]
+        piece = indices[first : first + 60]
         counts = [sum(0 <= index < 5 for index in piece), sum(5 <= i < 8 for i in piece), sum(i >= 8 for i in piece)]
         assert max(abs(count - share) for count, share in zip(counts, (30, 10, 20), strict=True)) <= 2
-    first = [index for index in drawn if index < 5]
+    first = [index for index in indices if index < 5]
     assert all(sorted(first[epoch : epoch + 5]) == [0, 1, 2, 3, 4] for epoch in range(0, 300, 5))
     assert [draws[number] for number in (599, 3, 77)] == [draws[number] for number in (599, 3, 77)]
-    assert drawn[77] == MixedDraws((5, 3, 4), (3.0, 1.0, 2.0), 1)[77][0]
-    assert drawn != [MixedDraws((5, 3, 4), (3.0, 1.0, 2.0), 2)[number][0] for number in range(600)]
-    assert all(5 <= draws.instead(number, 0) < 8 for number in range(600) if 5 <= drawn[number] < 8)
+    assert indices[77] == MixedDraws((5, 3, 4), (3.0, 1.0, 2.0), 1)[77][0]
+    assert indices != [MixedDraws((5, 3, 4), (3.0, 1.0, 2.0), 2)[number][0] for number in range(600)]
+    assert all(5 <= draws.instead(number, 0) < 8 for number in range(600) if 5 <= indices[number] < 8)
 
 
 def test_an_unreadable_video_is_named_counted_and_left_out_for_good(tmp_path):
     data = Numbers(n=12, bad=[3], n_files=200)
     records = list(start(tmp_path, replace(CONFIG, steps=12), data))
     assert records[-1]["left_out"] == 1
-    assert Counter(data.asked)[3] == 1
+    assert Counter(data.read_indices)[3] == 1
     state = json.loads((Checkpoints(tmp_path / "checkpoints").all()[-1] / "state.json").read_text())
     assert state["left_out"] == {"video3.mp4": "it is broken"}
     again = Numbers(n=12, bad=[3], n_files=200)
     assert list(start(tmp_path, replace(CONFIG, steps=20), again))[-1]["left_out"] == 1
-    assert 3 not in again.asked
+    assert 3 not in again.read_indices
 
 
 def test_a_run_with_an_unreadable_video_resumes_bit_for_bit(tmp_path):
@@ -216,9 +216,9 @@ def test_each_tensor_is_clipped_by_itself():
 def test_biases_and_norms_do_not_decay():
     model = nn.ModuleDict({"linear": nn.Linear(3, 2), "norm": nn.LayerNorm(2), "teacher": nn.Linear(3, 2)})
     model["teacher"].requires_grad_(False)
-    decaying, rest = parameter_groups(model)
-    assert [p.shape for p in decaying["params"]] == [(2, 3)] and len(rest["params"]) == 3
-    assert decaying["decays"] and not rest["decays"]
+    decaying, no_decay = parameter_groups(model)
+    assert [p.shape for p in decaying["params"]] == [(2, 3)] and len(no_decay["params"]) == 3
+    assert decaying["decays"] and not no_decay["decays"]
 
 
 def test_measures_are_logged_with_their_step(tmp_path):

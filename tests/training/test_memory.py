@@ -40,14 +40,14 @@ print((peak - before) / estimate)
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "batch"), [("micro", 8), ("tiny", 16), ("small", 4)])
 def test_measured_peaks_lie_within_the_tolerance_of_the_estimate(phantom, size, batch):
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", PEAK, str(phantom), size, str(batch)],
         capture_output=True,
         text=True,
         cwd=ROOT,
         check=True,
     )
-    assert abs(float(told.stdout) - 1) <= TOLERANCE
+    assert abs(float(output.stdout) - 1) <= TOLERANCE
 
 
 def test_the_estimate_grows_with_batch_clip_and_depth_and_falls_with_pieces_and_checkpointing(tmp_path):
@@ -79,9 +79,9 @@ def test_a_dry_run_that_does_not_fit_says_the_plan_and_refuses_and_one_that_fits
     command, *options = [word.replace("RUN", str(tmp_path / "run")) for word in line]
     monkeypatch.setattr("endofm_lab.cli.train.free_mb", lambda device: 20.0)
     assert main([command, str(phantom), *options, "--dry-run"]) == 2
-    told = capsys.readouterr()
-    assert '"batch"' in told.out and "Estimated memory" in told.out and "at the peak" not in told.out
-    assert "20 MB are free: give a smaller --batch" in told.err and told.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert '"batch"' in output.out and "Estimated memory" in output.out and "at the peak" not in output.out
+    assert "20 MB are free: give a smaller --batch" in output.err and output.err.count("\n") == 1
     monkeypatch.undo()
     assert main([command, str(phantom), *options, "--dry-run"]) == 0
     assert "at the peak (" in capsys.readouterr().out and not (tmp_path / "run").exists()

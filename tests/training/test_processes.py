@@ -25,14 +25,14 @@ def group():
 
 def learn(model, optimiser, steps):
     """Updates on fixed numbers, with gradients clipped one by one; returns losses and norms."""
-    seen = []
+    values = []
     for _ in range(steps):
         optimiser.zero_grad()
         loss = model(torch.arange(8.0).view(2, 4)).square().mean()
         loss.backward()
-        seen += [loss.item(), clip_each(model, 0.1)]
+        values += [loss.item(), clip_each(model, 0.1)]
         optimiser.step()
-    return seen
+    return values
 
 
 def network():
@@ -67,8 +67,8 @@ def test_a_teacher_in_shards_follows_a_student_in_shards(group):
         torch.testing.assert_close(value, whole[name] * 0.25)
 
 
-def test_what_has_no_units_cannot_be_shared_out(tmp_path, monkeypatch):
+def test_a_training_without_units_cannot_share_its_weights(tmp_path, monkeypatch):
     assert not sharding_asked_for()
     monkeypatch.setattr(loop, "sharding_asked_for", lambda: True)
-    with pytest.raises(UserError, match=r"only pre-training can.*--multi_gpu"):
+    with pytest.raises(UserError, match=r"only pre-training supports.*--multi_gpu"):
         next(start(tmp_path, CONFIG, model=Toy()))

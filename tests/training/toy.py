@@ -34,7 +34,7 @@ class Numbers:
     """Random vectors; some files cannot be read."""
 
     def __init__(self, n=12, bad=(), n_files=None):
-        self.n, self.bad, self.n_files, self.asked = n, set(bad), n_files or n, []
+        self.n, self.bad, self.n_files, self.read_indices = n, set(bad), n_files or n, []
 
     def __len__(self):
         return self.n
@@ -43,7 +43,7 @@ class Numbers:
         return f"video{index}.mp4"
 
     def sample(self, index, seed):
-        self.asked.append(index)
+        self.read_indices.append(index)
         if index in self.bad:
             raise VideoError(self.name(index), "it is broken")
         return torch.randn(4, generator=torch.Generator().manual_seed(seed)) + index
@@ -55,10 +55,12 @@ class Numbers:
 CONFIG = LoopConfig(steps=20, batch=4, accumulation=2, clip=0.3, save_every=5)
 
 
-def start(out, config=CONFIG, data=None, model=None, **more):
+def start(out, config=CONFIG, data=None, model=None, **options):
     model = model or Toy()
     optimiser = torch.optim.AdamW(parameter_groups(model))
-    return train(model, optimiser, lambda s: {"lr": 1e-2, "weight_decay": 0.1}, data or Numbers(), config, out, **more)
+    return train(
+        model, optimiser, lambda s: {"lr": 1e-2, "weight_decay": 0.1}, data or Numbers(), config, out, **options
+    )
 
 
 def losses(records):
