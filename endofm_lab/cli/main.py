@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "data": ("data", "DATA", "use recipes of public data sets; prepare, import, check, map and split manifests"),
     "audit": ("data", "audit", "look for leakage between the splits of manifests"),
     "demo": ("demo", "DEMO", "show the demo, train its model or evaluate it"),
-    "models": ("runs", "MODELS", "list, show and build models from public data"),
+    "models": ("runs", "MODELS", "list, show, build, get and publish models"),
     "pretrain": ("train", "pretrain", "learn from unlabelled video"),
     "predict": ("infer", "predict", "predict scores, masks and boxes for videos"),
     "study": ("infer", "study", "score a whole study frame by frame, with findings to confirm or reject"),

@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from endofm_lab.cli.command import Output, command
 from endofm_lab.cli.train import record_text
 from endofm_lab.figures.comparison import intervals
 from endofm_lab.figures.export import FigureFormat, export_all
 from endofm_lab.metrics.capsule_vision import read_probabilities, score_files, write_submission
-from endofm_lab.models import building, shelf
+from endofm_lab.models import building, fetch, publishing, shelf
 from endofm_lab.models.recipe import list_model_recipes
 from endofm_lab.reports.comparison import write_comparison
 from endofm_lab.runs import paper_table as published
@@ -137,8 +139,39 @@ def build_model(name: str, settings: dict[str, Any], output: Output) -> None:
             output.say("", *built["expected"])
             output.result(built)
             output.written(built["out"])
-        else:
-            output.say(*record_text(record))
+        elif lines := record_text(record):
+            output.say(*lines)
 
 
-MODELS = {"list": list_models, "show": show_model, "build": build_model}
+@command(positional=("name",))
+def get_model(name: str, output: Output, agree: bool = False) -> None:
+    """Fetch a model, or the initial weights of a recipe, from the Hugging Face Hub, after its licence was agreed to.
+
+    Without --agree nothing is fetched, and source, size, licence and SHA-256 are shown. The same command continues a
+    download that was stopped.
+
+    Args:
+        name: hf://OWNER/NAME, or the name of a model recipe.
+        agree: the licence is agreed to.
+    """
+    with tqdm(unit="B", unit_scale=True, disable=not output.progress) as bar:
+        for done, total in fetch.get(name, agree):
+            bar.total, bar.n = total, done
+            bar.refresh()
+    output.result({"out": fetch.folder_with(name)})
+    output.say(f"Fetched to {fetch.folder_with(name)}.")
+
+
+@command(publishing.publish, positional=("name",))
+def publish(name: str, out: Path, settings: dict[str, Any], output: Output) -> None:
+    """Write a model with a page in the Hugging Face Hub's format into a folder; nothing is uploaded.
+
+    Args:
+        name: name or folder of a model.
+    """
+    folder = publishing.publish(name, out, **settings)
+    output.result({"out": folder})
+    output.written(folder)
+
+
+MODELS = {"list": list_models, "show": show_model, "build": build_model, "get": get_model, "publish": publish}

@@ -1,11 +1,14 @@
 """Upload a model to the Hugging Face Hub, with a page that is made from its card."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from endofm_lab.errors import UserError
-from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard
+from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, Metric, ModelCard
 from endofm_lab.model.loading.locate import HUB_ID
 
 if TYPE_CHECKING:
@@ -40,16 +43,46 @@ def push(model: "VideoModel", name: str, private: bool, token: str | None) -> st
 
 
 def page(card: ModelCard, name: str) -> str:
-    """The README of a repository: what the model is, where it comes from, how to load it, and its notice."""
+    """The README of a repository in the Hub's format.
+
+    It says what the model is for and cannot do, its data and their licence, metrics with their intervals, the audit,
+    how to load it, and the notice.
+    """
+    kinds = sorted({spec.kind for spec in card.heads.values()})
+    front = {
+        "license": "other",
+        "library_name": "endofm-lab",
+        "tags": ["endoscopy", "video", *kinds],
+        **({"metrics": list(dict.fromkeys(metric["name"] for metric in card.metrics))} if card.metrics else {}),
+    }
     heads = [f"- `{head}`: {spec.kind}, classes {', '.join(spec.classes[:20])}" for head, spec in card.heads.items()]
-    metrics = [f"- {metric['name']}: {metric['value']:.3f}" for metric in card.metrics]
-    return "\n".join(
-        [
-            "---\nlicense: other\nlibrary_name: endofm-lab\ntags: [endoscopy, video]\n---\n",
-            f"# {card.name}\n\n{card.licence}\n",
-            f"```python\nimport endofm_lab as lab\n\nmodel = lab.VideoModel.from_pretrained({f'hf:{name}'!r})\n```\n",
-            f"Initialisation: {card.initialisation['words']}\n",
-            *(["Heads:\n", *heads, ""] if heads else []),
-            *(["Measured:\n", *metrics, ""] if metrics else []),
-        ]
-    )
+    code = f"import endofm_lab as lab\n\nmodel = lab.VideoModel.from_pretrained({f'hf:{name}'!r})"
+    known = [key for key in ("description", "licence", "split", "recipe") if card.data.get(key)]
+    data = [f"{key.capitalize()}: {card.data[key]}" for key in known]  # type: ignore[literal-required]
+    if card.data.get("generated"):
+        data.append("The data is generated; it shows no patients.")
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# {card.name}\n\n{card.licence}",
+        f"```python\n{code}\n```",
+        _section("Intended use", [card.intended_use] if card.intended_use else []),
+        _section("Limits", [f"- {limit}" for limit in card.limits]),
+        _section("Training data", data),
+        _section("Heads", heads),
+        _section("Measured", [_measured(metric) for metric in card.metrics]),
+        _section("Audit", [card.audit] if card.audit else []),
+        _section("Initialisation", [card.initialisation["words"]]),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _section(title: str, lines: Sequence[str]) -> str:
+    separator = "\n" if lines and lines[0].startswith("- ") else "\n\n"
+    return f"## {title}\n\n{separator.join(map(str, lines))}" if lines else ""
+
+
+def _measured(metric: Metric) -> str:
+    """One metric with its interval and its data."""
+    interval = f" [{metric['interval'][0]:.3f}, {metric['interval'][1]:.3f}]" if "interval" in metric else ""
+    data = ", ".join(str(metric[key]) for key in ("data", "split") if key in metric)  # type: ignore[literal-required]
+    return f"- {metric['name']}: {metric['value']:.3f}{interval}" + (f" ({data})" if data else "")

@@ -10,6 +10,7 @@ from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE
 PACKAGE_WEIGHTS = Path(__file__).parents[2] / "weights"  # endofm_lab/weights/<name>/
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _BUILT_NAME = re.compile(r"\w[\w.-]*")
+ORIGIN = "origin.json"  # in the folder of a fetched Hub model: repository, commit and licence
 _FILE_ENDINGS = (".pth", ".pt", ".pyth", ".bin", ".safetensors", ".ckpt", ".tar")
 
 
@@ -19,14 +20,25 @@ def models_folder() -> Path:
     return Path(given) if given else Path.home() / ".local" / "share" / "endofm_lab" / "models"
 
 
+def hub_id_in(name: str) -> str | None:
+    """The ``owner/name`` in ``hf://owner/name`` or ``hf:owner/name``; None for other names."""
+    return name.removeprefix("hf:").removeprefix("//") if name.startswith("hf:") else None
+
+
+def fetched_folder(hub_id: str) -> Path:
+    """The folder into which `endofm-lab models get` puts a Hub model."""
+    return models_folder() / hub_id.replace("/", "--")
+
+
 def locate(path_or_name: str | Path) -> Path:
     """The file or folder that a name stands for.
 
     A name is "demo", the name of a built model in `models_folder`, a local path, or a hub id ``owner/name`` or
     ``hf:owner/name``. A built model comes before a folder of the same name in the current one; write ``./NAME`` there.
 
-    A hub id is fetched (card and weights only, into the Hub's own cache) if it has the prefix ``hf:``, or if neither
-    the id nor its first part exists on this disk.
+    A hub id is read from this disk if `endofm-lab models get` or the Hub's own programs have put it there. Otherwise
+    ``hf://owner/name`` is refused, while ``hf:owner/name``, and ``owner/name`` if neither it nor its first part exists
+    on this disk, are fetched (card and weights only, into the Hub's own cache).
 
     Raises:
         CheckpointError: there are no such weights, or they cannot be fetched; the message says what to do.
@@ -34,8 +46,8 @@ def locate(path_or_name: str | Path) -> Path:
     name = str(path_or_name)
     if name == "demo":
         return _packaged(name)
-    if name.startswith("hf:"):
-        return _fetched(name.removeprefix("hf:"), name)
+    if (hub_id := hub_id_in(name)) is not None:
+        return _fetched(hub_id, name)
     if _BUILT_NAME.fullmatch(name) and (models_folder() / name / CARD_FILE).is_file():
         return models_folder() / name
     path = Path(path_or_name).expanduser()
@@ -61,18 +73,30 @@ def _fetched(hub_id: str, given: str) -> Path:
     """The folder of a hub repository with a model of ours, or else its weights file."""
     if not HUB_ID.fullmatch(hub_id):
         raise CheckpointError(f"{given} is not a Hugging Face Hub id; the form is hf:owner/name.")
+    if (folder := fetched_folder(hub_id) / ORIGIN).is_file():
+        return _weights_in(folder.parent, given)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=[WEIGHTS_FILE, CARD_FILE]))
+        here = given.startswith("hf://")
+        folder = Path(snapshot_download(hub_id, allow_patterns=[WEIGHTS_FILE, CARD_FILE], local_files_only=here))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        if here:
+            raise CheckpointError(
+                f"{given} is not on this machine. `endofm-lab models get {given}` shows its licence and fetches it."
+            ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{given} is not on this disk, and could not be fetched as a Hugging Face Hub id ({reason}). Without a "
             f"network, download {WEIGHTS_FILE} and {CARD_FILE} of https://huggingface.co/{hub_id} elsewhere, copy them "
             "into one folder here, and give that folder's path."
         ) from error
+    return _weights_in(folder, given)
+
+
+def _weights_in(folder: Path, given: str) -> Path:
+    """A folder with a model of ours, or else the weights file in it."""
     if not (folder / WEIGHTS_FILE).is_file():
         raise CheckpointError(
             f"{given}: The repository has no {WEIGHTS_FILE}; download its weights by hand and give their local path."

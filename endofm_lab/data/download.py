@@ -1,0 +1,198 @@
+"""Fetch one file over https: agreed to first, resumable, of the stated size and checksum, or not at all.
+
+Nothing calls this module but the commands `endofm-lab data get` and `endofm-lab models get`.
+"""
+
+import http.client
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from endofm_lab import __version__
+from endofm_lab.errors import UserError
+from endofm_lab.files import sha256_of
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_BLOCK, _TIMEOUT_S, _ATTEMPTS, _PAUSE_S = 1 << 20, 30.0, 5, 1.0
+_BROKEN = (http.client.HTTPException, ConnectionError, TimeoutError, urllib.error.URLError)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to fetch, with everything that is shown before.
+
+    Attributes:
+        url: https; http for this machine alone.
+        size_bytes: exact size.
+        sha256: of the file, 64 hexadecimal digits.
+        licence: terms of use, as stated by whoever offers the file.
+        hosts: further hosts that the address may be redirected to, with their subdomains; by default only its own.
+    """
+
+    url: str
+    size_bytes: int
+    sha256: str
+    licence: str
+    hosts: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """What is agreed to, a line each."""
+        size = f"{self.size_bytes / 1e6:,.1f} MB"
+        return f"Source: {self.url}\nSize: {size}\nSHA-256: {self.sha256}\nLicence: {self.licence}"
+
+
+def refuse_unless_agreed(source: Source, agree: bool) -> None:
+    """Refuse to fetch what was not agreed to.
+
+    Raises:
+        UserError: the message shows source, size, checksum and licence.
+    """
+    if not agree:
+        raise UserError(f"Nothing was fetched. If you agree to the licence, add --agree.\n{source.text()}")
+
+
+def download(source: Source, target: Path) -> Iterator[tuple[int, int]]:
+    """Fetch a file; yields the bytes that are there and those of the whole file. A call after a stop goes on.
+
+    Raises:
+        UserError: the address, a redirection, the size or the checksum is not as stated, the disk is too small, or the
+            connection breaks off again and again; ``target`` is then as it was.
+    """
+    _check_address(source.url, source)
+    if target.is_file() and sha256_of(target) == source.sha256:
+        yield source.size_bytes, source.size_bytes
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{source.sha256[:8]}.download")
+    there = part.stat().st_size if part.exists() else 0
+    if (free := shutil.disk_usage(target.parent).free) < source.size_bytes - there:
+        raise UserError(
+            f"{target.name} needs {source.size_bytes - there:,} more bytes, but {target.parent} has {free:,} free. "
+            "Make room, or choose another folder."
+        )
+    attempt = 0
+    while (there := part.stat().st_size if part.exists() else 0) < source.size_bytes:
+        try:
+            yield from _read(source, part, there)
+        except urllib.error.HTTPError as error:
+            raise _refused(source, error) from error
+        except _BROKEN as error:
+            _count_attempt(source, error, attempt := attempt + 1)
+        else:
+            attempt += part.stat().st_size <= there
+            if attempt >= _ATTEMPTS:
+                raise UserError(f"{source.url} sends nothing. Try again later.")
+    if part.stat().st_size > source.size_bytes or sha256_of(part) != source.sha256:
+        part.unlink()
+        raise UserError(
+            f"{source.url} gave a file with another SHA-256 than {source.sha256}: it was changed, or damaged on its "
+            "way. Nothing was kept. Try again; if it happens again, ask whoever offers the file."
+        )
+    part.replace(target)
+
+
+def _read(source: Source, part: Path, there: int) -> Iterator[tuple[int, int]]:
+    headers = {"User-Agent": f"endofm-lab/{__version__}", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(source.url, headers=headers | ({"Range": f"bytes={there}-"} if there else {}))  # noqa: S310  (checked)
+    with _opener(source).open(request, timeout=_TIMEOUT_S) as answer:
+        there = there if answer.status == 206 else 0  # servers without ranges send the whole file again
+        _check_size(source, answer, there)
+        with part.open("r+b" if part.exists() else "wb") as file:
+            file.seek(there)
+            file.truncate()
+            while block := answer.read(_BLOCK):
+                if there + len(block) > source.size_bytes:
+                    file.truncate(0)
+                    raise UserError(f"{source.url} sends more than the stated {source.size_bytes:,} bytes. Stopped.")
+                file.write(block)
+                there += len(block)
+                yield there, source.size_bytes
+    # A connection that is closed early looks like an end: the caller asks for what is missing.
+
+
+def _check_size(source: Source, answer: Any, there: int) -> None:
+    """Refuse an answer that announces another size than the stated one, or another part than the one asked for."""
+    announced = answer.headers.get("Content-Length")
+    if announced is not None and announced.isdigit() and there + int(announced) != source.size_bytes:
+        raise UserError(
+            f"{source.url} announces {there + int(announced):,} bytes, but {source.size_bytes:,} are stated. Nothing "
+            "was kept: the file is another version."
+        )
+    span = answer.headers.get("Content-Range", "")
+    if answer.status == 206 and not span.startswith(f"bytes {there}-"):
+        raise UserError(f"{source.url} sends another part of the file ({span[:60]!r}) than was asked for.")
+
+
+def _count_attempt(source: Source, error: Exception, attempt: int) -> None:
+    if attempt >= _ATTEMPTS:
+        raise UserError(
+            f"{source.url} broke off {attempt} times ({str(error)[:100]}). What arrived is kept; the same command goes "
+            "on from there."
+        ) from error
+    time.sleep(_PAUSE_S * attempt)
+
+
+def _refused(source: Source, error: urllib.error.HTTPError) -> UserError:
+    remedy = "Look at the page of the file." if error.code not in (401, 403) else "It needs a form or a login first."
+    return UserError(f"{source.url} cannot be fetched: the server answers {error.code} {error.reason}. {remedy}")
+
+
+def _check_address(url: str, source: Source) -> None:
+    """Refuse addresses that are not https (http on this machine), or lie on a host that was not agreed to.
+
+    Raises:
+        UserError: the message names the address.
+    """
+    place, own = urlsplit(url), urlsplit(source.url).hostname
+    host = place.hostname or ""
+    if place.scheme != "https" and not (place.scheme == "http" and host in LOOPBACK and own in LOOPBACK):
+        raise UserError(f"{url[:200]} is not an https address; nothing else is fetched.")
+    known = host == own or any(host == name or host.endswith(f".{name}") for name in source.hosts)
+    if not known or (host == own and place.port != urlsplit(source.url).port):
+        raise UserError(f"{source.url} leads to another host, {place.netloc[:100]!r}, which was not agreed to.")
+
+
+class _SameHost(urllib.request.HTTPRedirectHandler):
+    """Follows a redirection only where `_check_address` allows it."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        """The next request, with the same range."""
+        _check_address(newurl, self.source)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    def http_error_302(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any
+    ) -> http.client.HTTPResponse | None:
+        """As the base class, but with a sentence for addresses of other kinds (file, ftp)."""
+        target = headers.get("location") or headers.get("uri") or ""
+        if urlsplit(target).scheme not in ("", "http", "https"):
+            _check_address(target, self.source)
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302  # type: ignore[assignment]
+
+
+def _opener(source: Source) -> urllib.request.OpenerDirector:
+    """An opener for http and https alone, through the proxy of the environment if there is one."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler(),
+        urllib.request.HTTPHandler(),
+        urllib.request.HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPErrorProcessor(),
+        _SameHost(source),
+    ):
+        opener.add_handler(handler)
+    return opener

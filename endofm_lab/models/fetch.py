@@ -1,0 +1,86 @@
+"""Fetch initial weights or a model from the Hugging Face Hub, when asked: `endofm-lab models get`."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from endofm_lab.data.download import Source, download, refuse_unless_agreed
+from endofm_lab.errors import UserError
+from endofm_lab.files import write_json
+from endofm_lab.folders.run_folder import claim
+from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE
+from endofm_lab.model.loading.locate import HUB_ID, ORIGIN, fetched_folder, hub_id_in
+from endofm_lab.model.loading.seal import SEAL
+from endofm_lab.model.weight_files import metadata_of
+from endofm_lab.models.recipe import load_model_recipe
+
+HUB_HOSTS = ("huggingface.co", "hf.co")
+
+
+def get(name: str, agree: bool = False) -> Iterator[tuple[int, int]]:
+    """Fetch weights; yields the bytes that are there and those of the whole file.
+
+    Without ``agree`` nothing is fetched, and source, size, licence and SHA-256 are shown in the error.
+
+    Args:
+        name: a Hub id (``hf://owner/name``), or the name of a model recipe, for its initial weights.
+        agree: the licence is agreed to.
+
+    Raises:
+        UserError: no such repository or network, the licence is not agreed to, or a file is not as stated.
+    """
+    hub_id = hub_id_in(name) or _weights_of(name)
+    source, about = described(hub_id)
+    refuse_unless_agreed(source, agree)
+    folder = fetched_folder(hub_id)
+    request = {"repository": hub_id, "commit": about["commit"]}
+    with claim(folder, request, "a fetched model"):
+        yield from download(source, folder / WEIGHTS_FILE)
+        if (sealed := metadata_of(folder / WEIGHTS_FILE).get(SEAL)) is not None:  # a model of this library
+            write_json(folder / CARD_FILE, json.loads(sealed) | {"weights_sha256": source.sha256})
+        write_json(folder / ORIGIN, about)
+
+
+def _weights_of(name: str) -> str:
+    """The Hub id of the initial weights of a model recipe."""
+    for start in load_model_recipe(name).starts:
+        if (hub_id := hub_id_in(start.source)) is not None:
+            return hub_id
+    raise UserError(f"The recipe {name} names no weights on the Hugging Face Hub. Give a file with --start.")
+
+
+def described(hub_id: str) -> tuple[Source, dict[str, str]]:
+    """The weights of a repository, and its name, commit and licence. The card is not fetched: weights carry a copy.
+
+    Raises:
+        UserError: there is no such repository, no network, or a file without a checksum.
+    """
+    from huggingface_hub import HfApi, hf_hub_url
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+
+    if not HUB_ID.fullmatch(hub_id):
+        raise UserError(f"{hub_id!r} is not a name on the Hugging Face Hub; the form is hf://owner/name.")
+    try:
+        info = HfApi().model_info(hub_id, files_metadata=True)
+    except GatedRepoError as error:
+        page = f"https://huggingface.co/{hub_id}"
+        raise UserError(
+            f"{hub_id} needs a form: fill it in at {page}, download {WEIGHTS_FILE}, and give its path."
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(f"{hub_id} cannot be reached on the Hub ({reason}). Check name and network.") from error
+    licence = str(info.card_data.get("license") or "not stated") if info.card_data else "not stated"
+    weights = [entry for entry in info.siblings or () if entry.rfilename == WEIGHTS_FILE]
+    if not weights or weights[0].lfs is None or weights[0].size is None:
+        raise UserError(
+            f"{hub_id} has no {WEIGHTS_FILE} with a SHA-256. Fetch its weights by hand and give their path."
+        )
+    url = hf_hub_url(hub_id, WEIGHTS_FILE, revision=str(info.sha))
+    source = Source(url, weights[0].size, weights[0].lfs.sha256, licence, HUB_HOSTS)
+    return source, {"repository": hub_id, "commit": str(info.sha), "licence": licence}
+
+
+def folder_with(name: str) -> Path:
+    """The folder into which `get` puts a Hub model."""
+    return fetched_folder(hub_id_in(name) or _weights_of(name))
