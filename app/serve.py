@@ -3,10 +3,11 @@
 import os
 
 import streamlit as st
+from components.viewer.frames import ROUTES
 from guard import LOOPBACK, Guard
 from starlette.middleware import Middleware
 
 hosts = st.get_option("server.allowedHosts") or LOOPBACK
 password = os.environ.get("ENDOFM_LAB_PASSWORD") or None
 
-app = st.App("main.py", middleware=[Middleware(Guard, hosts=hosts, password=password)])
+app = st.App("main.py", routes=ROUTES, middleware=[Middleware(Guard, hosts=hosts, password=password)])

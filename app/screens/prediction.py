@@ -1,4 +1,4 @@
-"""Page Prediction: a video with a viewer of single frames, timelines of scores, phases, masks and boxes; or a study."""
+"""Page Prediction: a video in the viewer, timelines of scores, phases, masks and boxes; or a study."""
 
 import cache
 import errors
@@ -8,12 +8,13 @@ import session
 import streamlit as st
 from cache import Content
 from choose import choose_model, choose_video
+from components.viewer import viewer
 from screens.study import show_study
 from texts import plain
 
 from endofm_lab.figures.comparison import ribbons
-from endofm_lab.figures.prediction import frame_figure, frame_timeline, timeline
-from endofm_lab.figures.style import CONFIG, STILL, marked
+from endofm_lab.figures.prediction import frame_timeline, timeline
+from endofm_lab.figures.style import CONFIG, STILL
 from endofm_lab.files import formulas_as_text
 from endofm_lab.metrics.smoothing import hmm_filter, hmm_smooth, stay_transition
 from endofm_lab.model.card import HeadSpec
@@ -48,14 +49,6 @@ def follow_frame() -> None:
         move_to(int(cache.clicked(points[0])[0]))
 
 
-def overlay_names(prediction: VideoPrediction) -> dict[str, str]:
-    """Name of an overlay -> the head that gives it; the name contains the head if there are several of its kind."""
-    names = {}
-    for word, heads in (("Mask", list(prediction.maps)), ("Boxes", prediction.box_heads)):
-        names |= {word if len(heads) == 1 else f"{word}: {head}": head for head in heads}
-    return names
-
-
 def when(video: VideoInfo, time_s: float) -> str:
     """The time of a frame; for images, which have no frame rate, it is an assumption."""
     if video.decoder == "frames":
@@ -63,26 +56,22 @@ def when(video: VideoInfo, time_s: float) -> str:
     return f"{time_s:.3f} s"
 
 
-def show_viewer(video: Content, prediction: VideoPrediction, generated: bool) -> int:
-    """Show a frame with its overlays, and the controls to move to other frames; returns the number of the frame."""
+def show_viewer(video: Content, about: str, prediction: VideoPrediction, generated: bool) -> int:
+    """Show the viewer, and for which frame the page shows numbers; returns the number of this frame.
+
+    ``about`` names the model and the settings of the prediction.
+    """
     last = prediction.video.n_frames - 1
     times = cache.frame_times(video)
     chosen = session.current().frame
     index = prediction.opening_frame() if chosen is None else min(chosen, last)
+    viewer.show(video, about, prediction, index, move_to)
+    label = "Generated picture · " if generated else ""
     seen = prediction.seen_frame(index)
     exact = "" if seen == index else f" · mask and boxes of frame {seen}, the nearest that the model saw"
-    overlays = overlay_names(prediction)
-    chosen = st.pills("Show", list(overlays), selection_mode="multi", default=list(overlays), key="overlays")
-    picture = cache.frame(video, index)
-    figure = frame_figure(picture, *prediction.overlay(seen, [overlays[name] for name in chosen]))
-    st.plotly_chart(marked(figure, generated), width="stretch", key="viewer", config=STILL)
-    label = "Generated picture · " if generated else ""
-    st.caption(f"{label}frame {index} of {last} · {when(prediction.video, times[index])}{exact}")
-    if last > 0:
-        back, slider, forward = st.columns([1, 6, 1], vertical_alignment="bottom")
-        back.button("◀", on_click=move_to, args=(max(index - 1, 0),), help="One frame back", width="stretch")
-        forward.button("▶", on_click=move_to, args=(min(index + 1, last),), help="One frame forward", width="stretch")
-        slider.slider("Frame", 0, last, **session.field("frame", index))
+    st.caption(
+        f"{label}This page shows the numbers of frame {index} of {last} · {when(prediction.video, times[index])}{exact}"
+    )
     return index
 
 
@@ -193,7 +182,7 @@ try:
     row = st.container(horizontal=True, gap="medium")  # on narrow screens the columns are below each other
     left, right = row.container(width="stretch"), row.container(width=360)
     with left:
-        shown = show_viewer(video, prediction, generated)
+        shown = show_viewer(video, f"{chosen} {every_frame}", prediction, generated)
     time_s = float(cache.frame_times(video)[shown])
     with right:
         show_scores(prediction, heads, time_s)

@@ -1,6 +1,5 @@
 """The app shows the name by which the user knows a file, its frame rate if known, and whether it is generated."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from endofm_lab.data.samples import SAMPLES, sample_video
 from tests.app.addresses import typed_before
+from tests.app.player import picture_of, told
 
 APP = Path(__file__).resolve().parents[2] / "app"
 
@@ -38,8 +38,9 @@ def test_a_sample_that_is_uploaded_again_is_still_generated_and_its_picture_says
     app.query_params |= {"source": "file", "path": typed_before(copy)}
     app.run()
     assert not app.exception and "Generated picture" in captions(app) and not app.warning
-    viewer = next(chart for chart in app.get("plotly_chart") if chart.key == "viewer")
-    assert any(note["text"] == "Generated" for note in json.loads(viewer.proto.spec)["layout"]["annotations"])
+    frame = picture_of(app, told(app)["frame"])
+    assert np.abs(frame[4:12, -40:].mean(axis=2) - 40).min() < 12, "the mark's dark ground is in the pixels"
+    assert frame[2:20, -60:].min(axis=2).max() > 200, "and its white letters"
 
 
 def test_the_time_of_an_image_in_a_folder_is_called_an_assumption(app, tmp_path):

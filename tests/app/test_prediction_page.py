@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from tests.app.player import move_to, told
+
 APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
 
 
@@ -36,13 +38,25 @@ def test_a_marker_of_the_timeline_has_clip_start_and_end_as_a_plain_list(app):
         assert all(isinstance(row, list) and len(row) == 3 for row in trace["customdata"])
 
 
-def test_the_slider_moves_the_viewer_to_exactly_that_frame(app):
+def test_the_page_shows_the_numbers_of_the_frame_to_which_the_reader_moved(app):
     app.run()
-    app.slider(key="session frame").set_value(7).run()
-    assert "frame 7 of" in captions(app)
-    forward = next(button for button in app.button if button.label == "▶")
-    forward.click().run()
-    assert "frame 8 of" in captions(app)
+    opening, clip = told(app)["frame"], app.subheader[0].value
+    assert f"frame {opening} of" in captions(app)
+    move_to(app, 7)
+    assert not app.exception and "frame 7 of" in captions(app) and app.subheader[0].value != clip
+    assert told(app)["frame"] == 7 and told(app)["message"] == 1, "the browser knows that its message was read"
+    move_to(app, 8)
+    assert "frame 8 of" in captions(app) and told(app)["message"] == 2
+
+
+def test_every_session_has_viewer_addresses_of_its_own_and_another_video_or_model_has_another_address(app):
+    first = told(app.run())["address"]
+    assert told(app.run())["address"] == first
+    app.sidebar.selectbox[0].select_index(1).run()
+    second = told(app)["address"]
+    app.sidebar.toggle[0].set_value(True).run()
+    assert len({first, second, told(app)["address"]}) == 3
+    assert told(AppTest.from_file(str(APP), default_timeout=120).run())["address"] != first
 
 
 def test_a_missing_file_is_a_red_box_that_names_it(app):

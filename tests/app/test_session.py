@@ -11,6 +11,7 @@ from endofm_lab.model.loading.load import save_model
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
 from tests.app.addresses import typed_before
+from tests.app.player import move_to, told
 from tests.explain.models import small_model
 
 APP = Path(__file__).resolve().parents[2] / "app"
@@ -65,7 +66,7 @@ def test_video_model_and_frame_stay_chosen_on_every_page(made, opened):
     app.sidebar.radio[0].set_value(OWN).run()
     field(app, "Path").set_value(str(made / "own.mp4")).run()
     field(app, "Model").set_value(str(made / "model")).run()
-    app.slider(key="session frame").set_value(3).run()
+    move_to(app, 3)
     assert not app.exception and "frame 3 of 19" in captions(app)
     for page in ("attention", "embeddings", "views", "training", "comparison"):
         go(app, page)
@@ -137,17 +138,17 @@ def test_an_address_cannot_make_the_app_contact_another_machine(opened, share):
 def test_a_reload_shows_what_the_address_says(made, opened):
     app = opened(**own(made), frame="7")
     assert "frame 7 of 19" in captions(app) and "Generated picture" not in captions(app)
-    app.slider(key="session frame").set_value(9).run()
+    move_to(app, 9)
     assert app.query_params == own(made) | {"frame": "9"}
     assert "frame 9 of 19" in captions(opened(**app.query_params))
 
 
 def test_back_and_forward_bring_the_earlier_address_back(made, opened):
     app = opened(**own(made), frame="7")
-    app.slider(key="session frame").set_value(9).run()
+    move_to(app, 9)
     app.query_params = own(made) | {"frame": "7"}
     app.run()
-    assert "frame 7 of 19" in captions(app) and app.slider(key="session frame").value == 7
+    assert "frame 7 of 19" in captions(app) and told(app)["frame"] == 7
     app.query_params = {"source": "sample"}
     app.run()
     assert "Generated picture" in captions(app) and app.sidebar.radio[0].value == "Generated sample"

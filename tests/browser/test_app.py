@@ -26,8 +26,10 @@ def test_the_viewer_shows_the_frame_with_its_generated_label(page, app_url):
     page.goto(app_url)
     page.wait_for_selector("text=Generated picture", timeout=120_000)
     settled(page)
-    page.wait_for_selector(".js-plotly-plot image", state="attached", timeout=60_000)
-    assert page.locator(".imagelayer image, .imagelayer-above image, .im image").count() >= 1
+    page.wait_for_selector(".viewer[data-frame]", timeout=60_000)
+    corner = "canvas => Array.from(canvas.getContext('2d').getImageData(canvas.width - 60, 6, 56, 10).data)"
+    pixels = page.locator(".viewer canvas").evaluate(corner)
+    assert max(pixels[1::4]) > 200 and min(pixels[1::4]) < 60, "the word is written in the corner of the picture"
     assert page.locator("text=For research only").count() >= 1
     assert page.locator("[data-testid=stException]").count() == 0
 

@@ -55,7 +55,7 @@ def open_own_video(page, url, video):
 def step(page):
     """Move the viewer by one frame; returns the frame then shown."""
     before = shown_frame(page)
-    page.get_by_role("button", name="◀" if before > 5 else "▶").click()
+    page.get_by_role("button", name="One frame back" if before > 5 else "One frame forward").click()
     page.wait_for_function(f"() => !document.body.innerText.includes('frame {before} of')", timeout=60_000)
     settled(page)
     return shown_frame(page)

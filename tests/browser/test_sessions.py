@@ -78,7 +78,7 @@ class Person:
         """One video: upload it, step through it, look at other pages, and find it again."""
         path, n_frames = self.videos[number % len(self.videos)]
         await self.upload(path, n_frames)
-        await self.page.get_by_role("button", name="▶").click(timeout=PATIENCE_MS)
+        await self.page.get_by_role("button", name="One frame forward").click(timeout=PATIENCE_MS)
         await self.shows(n_frames)
         for name in pages:
             await self.go(name)

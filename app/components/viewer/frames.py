@@ -1,0 +1,238 @@
+"""What the viewer in the browser asks for over loopback: frames, overlays, thumbnails and the facts of a video.
+
+An address contains a token that only the session which opened the video knows. `guard.Guard` checks every request
+before it arrives here. A frame is found by its number in the project's own reader, and its number travels with it.
+"""
+
+import hashlib
+import hmac
+import io
+import secrets
+import struct
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from components.viewer.overlays import facts, overlays
+from PIL import Image, ImageDraw, ImageFont
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+import endofm_lab as lab
+from endofm_lab.errors import UserError
+from endofm_lab.prediction import VideoPrediction
+
+if TYPE_CHECKING:
+    from cache import Content
+
+LONGEST_SIDE_PX = 1280
+THUMBNAIL_PX = 160
+MOST_FRAMES = 64  # per request
+KEPT_BYTES = 128 << 20  # of JPEG, in all sessions together
+OPEN_VIDEOS = 200
+OPEN_STREAMS = 4
+AHEAD = 100  # frames that a running decoder may skip; beyond that, it starts anew at a key frame
+_HEADERS = {"cache-control": "no-store", "cross-origin-resource-policy": "same-origin"}
+
+
+@dataclass
+class Opened:
+    """A video and its prediction as one session sees them, and the decoder that plays the video."""
+
+    video: "Content"
+    prediction: VideoPrediction
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    stream: Iterator[tuple[int, np.ndarray]] | None = None
+    next: int = 0  # the frame that the stream yields next
+
+
+class Kept:
+    """JPEG pictures by video, number and width; the ones used longest ago are dropped."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit, self._bytes = limit_bytes, 0
+        self._pictures: OrderedDict[tuple[Content, int, int], bytes] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: "tuple[Content, int, int]") -> bytes | None:
+        """A picture, or None if it is not here."""
+        with self._lock:
+            if key in self._pictures:
+                self._pictures.move_to_end(key)
+            return self._pictures.get(key)
+
+    def put(self, key: "tuple[Content, int, int]", picture: bytes) -> None:
+        """Keep a picture."""
+        with self._lock:
+            self._bytes += len(picture) - len(self._pictures.pop(key, b""))
+            self._pictures[key] = picture
+            while self._bytes > self._limit:
+                self._bytes -= len(self._pictures.popitem(last=False)[1])
+
+
+_opened: OrderedDict[str, Opened] = OrderedDict()
+_lock = threading.Lock()
+_decoding = threading.BoundedSemaphore(2)  # requests that decode at a time
+_kept = Kept(KEPT_BYTES)
+
+
+def open_for(secret: str, video: "Content", about: str, prediction: VideoPrediction) -> str:
+    """The token under which a session with a secret of its own asks for a video and for its prediction ``about``."""
+    token = hmac.new(secret.encode(), f"{video} {about}".encode(), hashlib.sha256).hexdigest()[:40]
+    with _lock:
+        if token not in _opened:
+            _opened[token] = Opened(video, prediction)
+        _opened.move_to_end(token)
+        while len(_opened) > OPEN_VIDEOS:
+            _opened.popitem(last=False)
+    return token
+
+
+def new_secret() -> str:
+    """The secret of a session."""
+    return secrets.token_urlsafe(32)
+
+
+def jpeg(frame: np.ndarray, longest_px: int, generated: bool) -> bytes:
+    """A frame (H, W, 3) uint8 as JPEG, made smaller if needed; generated frames carry the mark in their pixels."""
+    picture = Image.fromarray(frame)
+    picture.thumbnail((longest_px, longest_px), Image.Resampling.BILINEAR)
+    if generated:
+        mark(picture)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=85)
+    return buffer.getvalue()
+
+
+def mark(picture: Image.Image) -> None:
+    """Write the word "Generated" into the upper right corner of a picture."""
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(max(8, picture.height // 20))
+    left, top, right, bottom = draw.textbbox((picture.width - 3, 2), "Generated", font=font, anchor="ra")
+    draw.rectangle((left - 3, top - 2, right + 3, bottom + 2), fill=(40, 40, 40))
+    draw.text((picture.width - 3, 2), "Generated", font=font, anchor="ra", fill=(255, 255, 255))
+
+
+def pictures(opened: Opened, first: int, stop: int) -> bytes:
+    """Frames ``first`` to ``stop`` (exclusive): for each its number and its length as uint32, and its JPEG."""
+    found = {number: _kept.get((opened.video, number, LONGEST_SIDE_PX)) for number in range(first, stop)}
+    missing = [number for number, picture in found.items() if picture is None]
+    if missing:
+        with opened.lock, _decoding:
+            try:
+                for number, frame in decoded(opened, missing):
+                    found[number] = jpeg(frame, LONGEST_SIDE_PX, opened.prediction.video.generated)
+                    _kept.put((opened.video, number, LONGEST_SIDE_PX), found[number])
+            except BaseException:
+                opened.stream = None
+                raise
+    return b"".join(struct.pack("<II", number, len(picture)) + picture for number, picture in found.items() if picture)
+
+
+def decoded(opened: Opened, missing: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Frames by ascending number; the decoder of the last request goes on, if it stopped shortly before the first."""
+    if opened.stream is None or not opened.next <= missing[0] <= opened.next + AHEAD:
+        with lab.open_video(opened.video.path) as reader:
+            opened.stream, opened.next = reader.stream(missing[0]), missing[0]
+        stop_streams_but(opened)
+    wanted = set(missing)
+    while opened.next <= missing[-1]:
+        number, frame = next(opened.stream)
+        opened.next = number + 1
+        if number in wanted:
+            yield number, frame
+    if opened.next == opened.prediction.video.n_frames:
+        opened.stream = None
+
+
+def stop_streams_but(opened: Opened) -> None:
+    """Close decoders of other videos until at most `OPEN_STREAMS` stay open."""
+    with _lock:
+        others = [other for other in _opened.values() if other.stream is not None and other is not opened]
+    for other in others[: max(0, len(others) + 1 - OPEN_STREAMS)]:
+        if other.lock.acquire(blocking=False):
+            other.stream = None
+            other.lock.release()
+
+
+def thumbnail(opened: Opened, number: int) -> bytes:
+    """One frame as a small JPEG."""
+    key = (opened.video, number, THUMBNAIL_PX)
+    if (known := _kept.get(key)) is None:
+        with _decoding, lab.open_video(opened.video.path) as reader:
+            known = jpeg(reader.read([number])[0], THUMBNAIL_PX, opened.prediction.video.generated)
+        _kept.put(key, known)
+    return known
+
+
+def answer(request: Request, content: Callable[[Opened, int, int], Response]) -> Response:
+    """The answer to a request, or the sentence that says why there is none."""
+    from cache import video_content  # only now, because Streamlit makes caches while it runs
+
+    with _lock:
+        opened = _opened.get(request.path_params["token"])
+    if opened is None:
+        return refusal(404, "This video is no longer open in the app. Reload the page.")
+    if video_content(opened.video.path).stamp != opened.video.stamp:
+        return refusal(410, "The video was deleted, moved or changed. Choose it again.")
+    n_frames = opened.prediction.video.n_frames
+    first = request.path_params.get("first", 0)
+    stop = request.path_params.get("stop", first + 1)
+    if not 0 <= first < stop <= min(n_frames, first + MOST_FRAMES):
+        sentence = f"Frames {first} to {stop} are not possible. Ask for at most {MOST_FRAMES} of {n_frames}."
+        return refusal(400, sentence)
+    try:
+        return content(opened, first, stop)
+    except (UserError, OSError) as error:
+        return refusal(410, str(error).replace(opened.video.path, "The video"))
+
+
+def refusal(status: int, sentence: str) -> Response:
+    """A sentence instead of what was asked for."""
+    return PlainTextResponse(sentence, status, headers=_HEADERS)
+
+
+def of_video(request: Request) -> Response:
+    """Number, size and times of the frames, the frames that the model saw, the names of overlays, and findings."""
+
+    def content(opened: Opened, *_: int) -> Response:
+        with lab.open_video(opened.video.path) as reader:
+            return JSONResponse(facts(reader.times_s, opened.prediction), headers=_HEADERS)
+
+    return answer(request, content)
+
+
+def of_frames(request: Request) -> Response:
+    """See `pictures`."""
+    return answer(
+        request,
+        lambda *asked: Response(pictures(*asked), media_type="application/octet-stream", headers=_HEADERS),
+    )
+
+
+def of_overlays(request: Request) -> Response:
+    """See `overlays.overlays`."""
+    return answer(
+        request,
+        lambda opened, *span: JSONResponse(overlays(opened.prediction, *span), headers=_HEADERS),
+    )
+
+
+def of_thumbnail(request: Request) -> Response:
+    """See `thumbnail`."""
+    return answer(
+        request,
+        lambda opened, first, _: Response(thumbnail(opened, first), media_type="image/jpeg", headers=_HEADERS),
+    )
+
+
+ROUTES = [
+    Route("/viewer/{token}/video", of_video),
+    Route("/viewer/{token}/frames/{first:int}/{stop:int}", of_frames),
+    Route("/viewer/{token}/overlays/{first:int}/{stop:int}", of_overlays),
+    Route("/viewer/{token}/thumbnails/{first:int}", of_thumbnail),
+]
