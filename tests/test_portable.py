@@ -55,14 +55,18 @@ class Pairs(lab.Encoder):
         return lab.VideoTokens(None, self.embed(clip).movedim(1, -1), frames_per_token=2)
 
 
-@pytest.fixture(scope="module")
-def model():
+def made_model(depth):
     torch.manual_seed(0)
-    made = model_on(build_backbone("micro"), HEADS, "micro").eval()
+    made = model_on(build_backbone("micro", depth=depth), HEADS, "micro").eval()
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return made
+
+
+@pytest.fixture(scope="module")
+def model():
+    return made_model(2)
 
 
 def test_a_program_of_torch_gives_the_scores_of_the_model_for_clips_of_any_number_and_length(model, tmp_path):
@@ -82,10 +86,12 @@ def test_features_of_an_encoder_from_outside_are_exported_too(tmp_path):
     assert done.outputs == ("feature", "patches") and done.largest_difference < 1e-5
 
 
-def test_onnx_gives_the_scores_of_the_model(model, tmp_path, capsys):
+@pytest.mark.parametrize("depth", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_onnx_gives_the_scores_of_the_model(tmp_path, capsys, depth):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
+    model = made_model(depth)
     lab.save_model(model, tmp_path / "model")
     assert main(["export", str(tmp_path / "model"), str(tmp_path / "m.onnx")]) == 0
     assert "largest difference to the model" in capsys.readouterr().out
@@ -98,13 +104,13 @@ def test_onnx_gives_the_scores_of_the_model(model, tmp_path, capsys):
     assert card["heads"]["label"]["classes"] == ["a", "b"]
 
 
-def test_a_file_that_differs_is_not_written(model, tmp_path, monkeypatch):
+def test_a_file_that_differs_is_not_written(tmp_path, monkeypatch):
     runner = portable._runner
     monkeypatch.setattr(
         portable, "_runner", lambda path, ending: lambda clip: [x + 0.01 for x in runner(path, ending)(clip)]
     )
-    with pytest.raises(UserError, match=r"differs from micro by 0\.01.*more than 0\.001, and was not written"):
-        lab.export(model, tmp_path / "m.pt2")
+    with pytest.raises(UserError, match=r"differs from pairs by 0\.01.*more than 0\.001, and was not written"):
+        lab.export(model_on(Pairs(PairConfig()), {}, "pairs"), tmp_path / "m.pt2", "features")
     assert not list(tmp_path.iterdir())
 
 

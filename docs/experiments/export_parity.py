@@ -1,7 +1,8 @@
 """The largest difference between models and what `endofm_lab.export` writes: python -m docs.experiments.export_parity.
 
-Base and small are drawn at random (with a temporal part that is not zero), demo is the model in the package, and the
-segmenter is the paper's: a convolutional stem, a ViT-S and a TransUNet head, drawn at random.
+Base and small are drawn at random (with a temporal part that is not zero), small-96px is small for 4 frames of 96 px,
+demo is the model in the package, and the segmenter is the paper's: a convolutional stem, a ViT-S and a TransUNet head,
+drawn at random.
 """
 
 import argparse
@@ -16,14 +17,16 @@ from endofm_lab.finetuning.start import Start
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.transformer import build_backbone
 from endofm_lab.model.video_model import VideoModel, model_on
+from endofm_lab.portable import ENDINGS, What
 
+WHAT: tuple[What, ...] = ("scores", "features")
 LABEL = {"finding": HeadSpec("multiclass", ("normal", "polyp"))}
 
 
-def of_preset(name: str) -> VideoModel:
-    """A model of a preset whose parameters are all drawn at random."""
+def of_preset(name: str, **sizes: int) -> VideoModel:
+    """A model of a preset whose parameters are all drawn at random; ``sizes`` are other fields of its configuration."""
     torch.manual_seed(0)
-    backbone = build_backbone(name)
+    backbone = build_backbone(name, **sizes)
     for parameter in backbone.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
@@ -38,6 +41,7 @@ def segmenter() -> VideoModel:
 MODELS = {
     "demo": lambda: lab.load_model("demo"),
     "small": lambda: of_preset("small"),
+    "small-96px": lambda: of_preset("small", image_px=96, frames=4),
     "base": lambda: of_preset("base"),
     "segmenter": segmenter,
 }
@@ -47,11 +51,14 @@ def main() -> None:
     """Print a row per model, format and kind of output."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--files", nargs="+", choices=ENDINGS, default=ENDINGS)
+    parser.add_argument("--outputs", nargs="+", choices=WHAT, default=WHAT)
+    args = parser.parse_args()
     print("| model | file | outputs | any number | any length | largest difference | MB | s |\n" + "|---" * 8 + "|")
-    for name in parser.parse_args().only:
+    for name in args.only:
         model = MODELS[name]()
-        for ending in (".onnx", ".pt2"):
-            for what in ("scores", "features"):
+        for ending in args.files:
+            for what in args.outputs:
                 with tempfile.TemporaryDirectory() as folder:
                     begin = time.monotonic()
                     done = lab.export(model, Path(folder) / f"{name}{ending}", what)

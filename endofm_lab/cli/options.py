@@ -56,6 +56,7 @@ NAMES = {
     "label": "label-column",
     "initialisation": "start",
     "source": "start",
+    "table_format": "format",
     "probe_label": "probe-label-column",
 }
 _METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "FILE"}

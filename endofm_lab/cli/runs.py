@@ -16,6 +16,7 @@ from endofm_lab.reports.comparison import write_comparison
 from endofm_lab.runs import paper_table as published
 from endofm_lab.runs.compare import compare as compare_runs
 from endofm_lab.runs.run import find_runs, read_run
+from endofm_lab.runs.tables import TableFormat
 
 
 @command(positional=("runs",))
@@ -26,15 +27,17 @@ def compare(
     by: str | None = None,
     figures: Path | None = None,
     figure_format: FigureFormat = "html",
+    table_format: TableFormat = "markdown",
 ) -> None:
     """Compare finished runs in one table with intervals over patients and a paired test, ranked only if that is fair.
 
     Runs whose test sets or protocols differ are shown in the given order without ranks, and the reasons are printed.
-    The folder contains comparison.md, comparison.csv and comparison.html; without --out nothing is written.
+    The folder contains comparison.md, .csv, .tex and .html; without --out nothing is written.
 
     Args:
         runs: folders with report.json and predictions.parquet.
         by: metric to rank by; by default the usual metric of the task, such as f1, dice, ap50 or jaccard.
+        table_format: format of the printed table: markdown, csv, or latex for the LaTeX package booktabs.
     """
     comparison = compare_runs([read_run(folder) for folder in runs], by)
     written = [] if out is None else write_comparison(comparison, out)
@@ -44,7 +47,7 @@ def compare(
     table = _rows(comparison.table())
     summary = {"task": comparison.task, "by": comparison.by, "ranked": comparison.ranked, "runs": table}
     output.result({**summary, "reasons": comparison.reasons, "notes": comparison.notes(), "written": written})
-    output.say(comparison.to_markdown())
+    output.say(comparison.text(table_format))
     if written:
         output.written(*written)
 
@@ -55,15 +58,16 @@ def _rows(table: Any) -> list[dict[str, Any]]:
 
 
 @command()
-def paper_table(output: Output, runs: Path = Path("runs")) -> None:
+def paper_table(output: Output, runs: Path = Path("runs"), table_format: TableFormat = "markdown") -> None:
     """Show the published results next to your own runs, with differences between the protocols marked.
 
     Args:
         runs: folder that is searched for finished runs.
+        table_format: format of the table: markdown, csv with one row per value, or latex with the package booktabs.
     """
     finished, problems = find_runs(runs)
-    table = published.paper_table(finished)
-    output.result({"table": table, "left_out": problems})
+    table = published.paper_table(finished, table_format)
+    output.result({"table": table, "values": _rows(published.paper_values(finished)), "left_out": problems})
     output.say(table, *(f"Left out: {problem}" for problem in problems))
 
 

@@ -1,4 +1,4 @@
-"""Write a comparison of runs as Markdown, CSV and a stand-alone HTML page."""
+"""Write a comparison of runs as Markdown, CSV, LaTeX and a stand-alone HTML page."""
 
 from pathlib import Path
 
@@ -17,8 +17,9 @@ def comparison_page(comparison: Comparison) -> str:
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Write ``comparison.md``, ``.csv`` and ``.html`` into a folder; returns their paths."""
-    texts = {"md": comparison.to_markdown(), "csv": comparison.to_csv(), "html": comparison_page(comparison)}
+    """Write ``comparison.md``, ``.csv``, ``.tex`` and ``.html`` into a folder; returns their paths."""
+    texts = {"md": comparison.to_markdown(), "csv": comparison.to_csv(), "tex": comparison.to_latex()}
+    texts["html"] = comparison_page(comparison)
     paths = [Path(folder) / f"comparison.{ending}" for ending in texts]
     for path, text in zip(paths, texts.values(), strict=True):
         with atomic_path(path) as temporary:

@@ -4,9 +4,7 @@ Runs are ranked by one metric if they were tested on the same items by the same 
 where they are known); otherwise the table keeps the given order, has no ranks and no tests, and says why.
 """
 
-import html
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +16,7 @@ from endofm_lab.data.units import MIN_UNITS_FOR_INTERVAL
 from endofm_lab.files import formulas_as_text
 from endofm_lab.metrics.intervals import Difference, Interval, caution
 from endofm_lab.runs.run import Run, RunError
+from endofm_lab.runs.tables import TableFormat, latex_comments, latex_table, markdown, markdown_table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -126,13 +125,19 @@ class Comparison(Brief):
 
     def to_markdown(self) -> str:
         """The table and its notes as Markdown."""
-        return (
-            markdown_table(*self.cells()) + "\n\n" + "\n".join(f"- {_markdown(note)}" for note in self.notes()) + "\n"
-        )
+        return markdown_table(*self.cells()) + "\n\n" + "\n".join(f"- {markdown(note)}" for note in self.notes()) + "\n"
+
+    def to_latex(self) -> str:
+        """The table as LaTeX with the rules of booktabs, and its notes as comments below."""
+        return f"{latex_table(*self.cells())}\n{latex_comments(self.notes())}\n"
 
     def to_csv(self) -> str:
         """The numbers as CSV; names that a spreadsheet would execute as a formula are marked as text."""
         return formulas_as_text(self.table()).to_csv(index=False)
+
+    def text(self, table_format: TableFormat) -> str:
+        """The comparison in one of the three formats."""
+        return {"markdown": self.to_markdown, "csv": self.to_csv, "latex": self.to_latex}[table_format]()
 
 
 def compare(
@@ -205,17 +210,6 @@ def why_not_ranked(runs: Sequence[Run]) -> list[str]:
     return reasons
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, aligned for reading as plain text."""
-    cells = [[_markdown(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(len(row[k]) for row in cells) for k in range(len(head))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
-
-
 def _differs(name: str, first: Run, first_value: Any, run: Run, value: Any) -> str:
     return f"{name} differs: {first.run} has {first_value}, {run.run} has {value}."
 
@@ -256,9 +250,3 @@ def _signed(gap: Difference) -> str:
 
 def _p(p_value: float) -> str:
     return "" if math.isnan(p_value) else f"{p_value:.3f}"
-
-
-def _markdown(text: str) -> str:
-    """Text that stays text in a Markdown table, even if HTML is allowed there: no links, no pictures to load."""
-    escaped = html.escape(" ".join(text.split()), quote=False).replace("|", "\\|")
-    return re.sub(r"\](?=[(\[:])", r"]\\", escaped)

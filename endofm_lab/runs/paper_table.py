@@ -4,12 +4,16 @@ Published numbers are percentages without intervals. They are quoted for orienta
 another way than the published rows, so it cannot be compared with them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pandas as pd
+
+from endofm_lab.files import formulas_as_text
 from endofm_lab.metrics.intervals import Interval
-from endofm_lab.runs.compare import markdown_table
 from endofm_lab.runs.run import Run
+from endofm_lab.runs.tables import TableFormat, latex_comments, latex_table, markdown, markdown_table
 from endofm_lab.tasks.classification import Classification
 from endofm_lab.tasks.detection import Detection
 from endofm_lab.tasks.segmentation import Segmentation
@@ -65,44 +69,76 @@ BENCHMARKS = (
     ),
 )
 
+_REMARKS = (
+    *(f"{b.dataset}, published: {b.caveat}." for b in BENCHMARKS),
+    "Endo-FM's released code chooses the epoch on the test set; published numbers are without intervals.",
+    "scratch, published: started from Kinetics weights.",
+)
+_OTHER = "Local runs on other data, not comparable with the columns above:"
 
-def paper_table(runs: Sequence[Run]) -> str:
-    """The table as Markdown: published rows, local runs in the same columns, notes, and local runs on other data.
+
+def paper_table(runs: Sequence[Run], table_format: TableFormat = "markdown") -> str:
+    """Published rows, local runs in the same columns, notes, and local runs on other data, as text.
 
     A run belongs to a column by its ``protocol["dataset"]`` and its task. Its cell is the percentage with its interval
     over units; marks lead to the notes that say how its protocol differs.
+
+    Args:
+        runs: finished runs.
+        table_format: "markdown"; "latex", with the notes as comments; or "csv", with one row per value.
     """
+    if table_format == "csv":
+        return formulas_as_text(paper_values(runs)).to_csv(index=False)
     head = ["", *(f"{b.dataset} ({b.metric})" for b in BENCHMARKS)]
     rows = [[f"{name} (published)", *(f"{value:.1f}" for value in values)] for name, *values in PUBLISHED]
     notes: list[str] = []
-    other_rows = []
+    others = []
     for run in runs:
-        column = next(
-            (k for k, b in enumerate(BENCHMARKS) if (b.dataset, b.task) == (run.protocol["dataset"], run.task)), None
-        )
-        name = run.task_class.primary if column is None else BENCHMARKS[column].metric
-        value = _percent(run.samples().interval(name))
-        title = f"{run.run} ({run.method}; {run.start})"
-        if column is None:
-            other_rows.append([title, str(run.protocol["dataset"]), run.task, name, value])
+        benchmark, name, interval = _measured(run)
+        if benchmark is None:
+            others.append([_title(run), str(run.protocol["dataset"]), run.task, name, _percent(interval)])
             continue
-        marks = [_mark(note, notes) for note in protocol_differences(run, BENCHMARKS[column])]
-        cells = [""] * len(BENCHMARKS)
-        cells[column] = " ".join([value, *marks])
-        rows.append([title, *cells])
-    parts = [markdown_table(head, rows)]
-    caveats = [f"- {b.dataset}, published: {b.caveat}." for b in BENCHMARKS]
-    caveats.append(
-        "- Endo-FM's released code chooses the epoch on the test set; published numbers are without intervals."
-    )
-    caveats.append("- scratch, published: started from Kinetics weights.")
-    parts.append("\n".join(caveats + [f"- ({k}) {note}" for k, note in enumerate(notes, start=1)]))
-    if other_rows:
-        parts.append("Local runs on other data, not comparable with the columns above:")
-        parts.append(markdown_table(["run", "data set", "task", "metric", "value"], other_rows))
-    if not runs:
-        parts.append("There are no local runs yet.")
+        marks = [_mark(note, notes) for note in protocol_differences(run, benchmark)]
+        cells = [" ".join([_percent(interval), *marks]) if b is benchmark else "" for b in BENCHMARKS]
+        rows.append([_title(run), *cells])
+    remarks = [*_REMARKS, *(f"({k}) {note}" for k, note in enumerate(notes, start=1))]
+    second = (["run", "data set", "task", "metric", "value"], others)
+    if table_format == "latex":
+        parts = [latex_table(head, rows), latex_comments(remarks)]
+        parts += [latex_comments([_OTHER]), latex_table(*second)] if others else []
+    else:
+        parts = [markdown_table(head, rows), "\n".join(f"- {markdown(note)}" for note in remarks)]
+        parts += [_OTHER, markdown_table(*second)] if others else []
+        parts += [] if runs else ["There are no local runs yet."]
     return "\n\n".join(parts) + "\n"
+
+
+def paper_values(runs: Sequence[Run]) -> pd.DataFrame:
+    """The same numbers as a data frame with one row per value, in percent, with the limits of the interval.
+
+    ``differs`` says how the protocol differs from the published one; for local runs on other data it is "other data".
+    """
+    rows = []
+    for name, *values in PUBLISHED:
+        for b, value in zip(BENCHMARKS, values, strict=True):
+            rows.append((f"{name} (published)", b.dataset, b.task, b.metric, value, math.nan, math.nan, ""))
+    for run in runs:
+        benchmark, name, interval = _measured(run)
+        differs = "other data" if benchmark is None else "; ".join(protocol_differences(run, benchmark))
+        numbers = [round(100 * number, 2) for number in (interval.value, interval.low, interval.high)]
+        rows.append((_title(run), str(run.protocol["dataset"]), run.task, name, *numbers, differs))
+    return pd.DataFrame(rows, columns=["run", "data set", "task", "metric", "percent", "low", "high", "differs"])
+
+
+def _measured(run: Run) -> tuple[Benchmark | None, str, Interval]:
+    """The column of a run, or None; the metric that stands there, or else the task's own; and its value."""
+    benchmark = next((b for b in BENCHMARKS if (b.dataset, b.task) == (run.protocol["dataset"], run.task)), None)
+    name = run.task_class.primary if benchmark is None else benchmark.metric
+    return benchmark, name, run.samples().interval(name)
+
+
+def _title(run: Run) -> str:
+    return f"{run.run} ({run.method}; {run.start})"
 
 
 def protocol_differences(run: Run, benchmark: Benchmark) -> list[str]:

@@ -14,8 +14,7 @@ from endofm_lab.metrics.classification import f1
 from endofm_lab.metrics.intervals import bootstrap_difference, bootstrap_interval
 from endofm_lab.reports.comparison import write_comparison
 from endofm_lab.runs.compare import compare
-from endofm_lab.runs.paper_table import paper_table
-from endofm_lab.runs.run import RunError, find_runs, read_run, write_run
+from endofm_lab.runs.run import RunError, read_run, write_run
 from endofm_lab.tasks.phases import Phases
 from tests.builders import made_run
 
@@ -178,8 +177,8 @@ def test_moved_true_boxes_are_another_test_set():
 def test_the_files_hold_the_table_and_escape_what_comes_from_the_runs(tmp_path):
     a = made_run("<script>alert(1)</script>", skill=2.0, audit={"findings": ["2 patients | in train & test"]})
     paths = write_comparison(compare([a, made_run("b|c")], n=20), tmp_path)
-    assert [path.name for path in paths] == ["comparison.md", "comparison.csv", "comparison.html"]
-    markdown, _, page = (path.read_text() for path in paths)
+    assert [path.name for path in paths] == [f"comparison.{ending}" for ending in ("md", "csv", "tex", "html")]
+    markdown, _, _, page = (path.read_text() for path in paths)
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "2 patients | in train &amp; test" in page
@@ -333,44 +332,8 @@ def test_the_command_prints_the_table_and_writes_the_files(tmp_path, capsys):
         "comparison.csv",
         "comparison.html",
         "comparison.md",
+        "comparison.tex",
     ]
-
-
-def polypdiag(name, split="patient-wise", chosen_on="validation"):
-    protocol = {"dataset": "PolypDiag", "chosen_on": chosen_on}
-    return made_run(name, protocol=protocol, test={"fingerprint": "abc", "split": split})
-
-
-def test_the_paper_table_has_the_published_rows_and_marks_other_protocols():
-    cvc = made_run("c", "segmentation", protocol={"dataset": "CVC-12k", "chosen_on": "validation"})
-    text = paper_table([polypdiag("ours"), polypdiag("theirs", "released", "test"), cvc, made_run("other")])
-    lines = text.splitlines()
-    assert any(
-        "Endo-FM (published)" in line and "| 90.7" in line and "| 73.9" in line and "| 84.1" in line for line in lines
-    )
-    ours, theirs = (next(line for line in lines if line.startswith(f"| {name} (")) for name in ("ours", "theirs"))
-    assert "(1) (2)" in ours
-    assert "(1)" not in theirs
-    assert "- (1) split 'patient-wise' (published: 'released')" in text
-    assert "- (2) epoch chosen on validation (published: test)" in text
-    assert "- (3) Dice over frames with a lesion" in text
-    assert "7 of the 9 test sequences (121 of 171 frames)" in text
-    assert text.index("not comparable") < text.index("| other (")
-
-
-def test_the_paper_table_finds_runs_in_a_folder_and_says_what_it_left_out(tmp_path, capsys):
-    write_run(tmp_path / "deep" / "a", polypdiag("a"))
-    write_run(tmp_path / "broken", polypdiag("b"))
-    (tmp_path / "broken" / "report.json").write_text("{}")
-    runs, problems = find_runs(tmp_path)
-    assert [run.run for run in runs] == ["a"]
-    assert "lacks run, task" in problems[0]
-    assert main(["paper-table", "--runs", str(tmp_path)]) == 0
-    text = capsys.readouterr().out
-    assert "| a (linear probe; scratch)" in text
-    assert "Left out: " in text
-    assert main(["paper-table", "--runs", str(tmp_path / "nowhere")]) == 0
-    assert "There are no local runs yet." in capsys.readouterr().out
 
 
 def test_a_run_whose_metric_is_not_defined_comes_last():
