@@ -33,6 +33,7 @@ _PUBLIC = {
     "holdout": "data.splits",
     "kfold": "data.splits",
     "coverage": "data.coverage",
+    "read_mapping": "data.labels",
     "resolve_device": "model.precision",
     "build_backbone": "model.transformer",
     "load_model": "model.loading.load",

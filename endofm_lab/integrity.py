@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.data.phantom_set import RECORD
 from endofm_lab.errors import UserError
@@ -20,8 +21,8 @@ from endofm_lab.study.study import load_study
 from endofm_lab.training.loop import LOG
 
 
-@dataclass(frozen=True)
-class Integrity:
+@dataclass(frozen=True, repr=False)
+class Integrity(Brief):
     """The result of checking a folder.
 
     Attributes:

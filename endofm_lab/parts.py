@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, reading
 from endofm_lab.video.reader import VideoInfo
@@ -14,8 +15,8 @@ from endofm_lab.video.reader import VideoInfo
 BOX_COLUMNS = ["frame", "time_s", "head", "label", "score", "x1", "y1", "x2", "y2"]
 
 
-@dataclass(frozen=True)
-class PredictionPart:
+@dataclass(frozen=True, eq=False, repr=False)
+class PredictionPart(Brief):
     """The results of the clips ``start_clip`` to ``stop_clip`` of a prediction, and the sums that the next part needs.
 
     Attributes:

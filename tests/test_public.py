@@ -1,24 +1,40 @@
 """Public objects in a terminal or a notebook: short, escaped, compared without an exception; paths may be text."""
 
+import ast
+import re
 from dataclasses import fields
+from inspect import isfunction
 from pathlib import Path
+from typing import get_type_hints
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import endofm_lab as lab
 from endofm_lab.brief import Brief
+from endofm_lab.data.prepare.prepared import Prepared
 from endofm_lab.data.samples import SAMPLES, sample_video
 from endofm_lab.data.splits import holdout
+from endofm_lab.model.video_model import model_on
 from endofm_lab.pretraining.config import tiny
 from endofm_lab.pretraining.trainer import pretrain, run_config
 from endofm_lab.reports.explanation import explain
-from tests.builders import made_run
+from endofm_lab.tasks.classification import Classification
+from tests.builders import frame_model, made_run
+
+
+def learner(config):
+    """What the objective of a configuration trains, on a small backbone."""
+    objective = config.contrast
+    return objective.build(lab.build_backbone("micro"), config, 4, 2)
 
 
 @pytest.fixture(scope="module")
 def objects(phantom, tmp_path_factory):
+    """An instance of every public class, and a result of every public function."""
     folder, video = tmp_path_factory.mktemp("public"), sample_video(next(iter(SAMPLES)))
     model, manifest = lab.load_model("demo"), lab.read_manifest(phantom)
     clip = lab.read_clip(video, model.card.clip, "centre")
@@ -26,31 +42,95 @@ def objects(phantom, tmp_path_factory):
     runs = [made_run("a", "classification"), made_run("b", "classification")]
     compared = lab.compare(runs)
     explained = explain(video, model, methods=["gradient x input"])
+    table = folder / "own.csv"
+    table.write_text("file,finding\n" + f"{video},polyp\n{manifest.resolve(manifest.table['video'][0])},normal\n")
+    frames = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    still = frame_model(frames)
+    (folder / "frames").mkdir()
+    for number, picture in enumerate(frames):
+        Image.fromarray(picture).save(folder / "frames" / f"{number}.png")
+    pretraining = tiny(phantom, folder / "pretraining")
+    micro = model_on(lab.build_backbone("micro"), {}, "micro")
+    store = lab.embed(manifest, model, folder / "store", progress=False)
     return [
         lab.predict_video(video, model, progress=False), manifest, clip, model(x), model(x).tokens, lab.look(model, x),
         lab.attribute(model, x, "finding", model.card.heads["finding"].classes[0], "gradient x input"),
-        lab.embed(manifest, model, folder / "store", progress=False), runs[0], compared, compared.lines[0], explained,
+        store, runs[0], compared, compared.lines[0], explained,
         explained.attributions[0], explained.attributions[0].curves, holdout(manifest.table), model.card.clip,
-        lab.FinetuneConfig(phantom, folder), lab.Start(),
+        lab.FinetuneConfig(phantom, folder, steps=3), lab.Start(), lab.FeatureExtractor(), pretraining, model,
+        model.card, model.card.heads["finding"], model.head("finding"), model.backbone, model.card.input,
+        lab.audit([manifest], progress=False), lab.PhantomSpec(1), lab.render(lab.PhantomSpec(1, n_frames=2)),
+        lab.open_video(video), lab.open_video(video).info,
+        lab.Neighbours(store.vectors, store.rows), lab.inspect_checkpoint("demo"), lab.read_mapping("findings-mst"),
+        lab.coverage(manifest.table, lab.read_mapping("findings-mst")),
+        lab.run_study(folder / "frames", still, folder / "study", progress=False),
+        lab.import_table(table, video="file", label="finding", out=folder / "own" / "manifest.csv"), Classification(),
+        pretraining.contrast, learner(pretraining), lab.Measure(), lab.export(micro, folder / "m.pt2", "features"),
+        next(iter(lab.kfold(manifest.table))), Prepared(folder, "a@1", "b", 0, pd.DataFrame(), [], "no rows"),
     ]  # fmt: skip
+
+
+def test_every_public_class_and_every_result_of_a_public_function_is_among_the_objects(objects):
+    public = [getattr(lab, name) for name in lab.__all__]
+    classes = {thing for thing in public if isinstance(thing, type) and not issubclass(thing, Exception)}
+    results = {get_type_hints(thing)["return"] for thing in public if isfunction(thing)}
+    classes |= {kind for kind in results if isinstance(kind, type) and kind.__module__.startswith("endofm_lab.")}
+    assert not [kind.__name__ for kind in classes if not any(isinstance(thing, kind) for thing in objects)]
 
 
 def test_what_a_terminal_shows_of_an_object_is_short(objects):
     for thing in objects:
-        assert len(repr(thing)) < 500 or type(thing).__name__ == "FinetuneConfig", repr(thing)[:200]
-        assert type(thing).__name__ in repr(thing)
-    assert sum(isinstance(thing, Brief) for thing in objects) >= 14
+        assert len(repr(thing)) < 500, repr(thing)[:200]
+        assert type(thing).__name__ in repr(thing) and " object at 0x" not in repr(thing)
+    assert sum(isinstance(thing, Brief) for thing in objects) >= 25
 
 
-def test_objects_with_arrays_compare_without_an_exception(objects):
+def test_a_class_with_arrays_or_tables_shows_sizes_and_is_equal_to_itself_only():
+    found = 0
+    for path in Path(lab.__file__).parent.rglob("*.py"):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        for node in (node for node in ast.walk(module) if isinstance(node, ast.ClassDef) and node.name[0] != "_"):
+            made = [ast.unparse(decorator) for decorator in node.decorator_list]
+            held = " ".join(ast.unparse(line.annotation) for line in node.body if isinstance(line, ast.AnnAssign))
+            if any(text.startswith("dataclass") for text in made) and re.search(
+                r"\b(ndarray|DataFrame|Tensor)\b", held
+            ):
+                found += 1
+                assert "Brief" in map(ast.unparse, node.bases), f"{path}: {node.name}"
+                assert any("eq=False" in text and "repr=False" in text for text in made), f"{path}: {node.name}"
+    assert found > 30
+
+
+def test_objects_compare_without_an_exception(objects):
     for thing in objects:
         same, other = thing == thing, thing == object()
-        assert same is True and other is False and hash(thing) is not None
+        assert same is True and other is False and hash(type(thing)) is not None
+
+
+def test_what_is_left_out_of_a_short_text_is_the_default():
+    config = lab.FinetuneConfig("m.csv", "runs/a", steps=7)
+    assert repr(config) == "FinetuneConfig(manifest=m.csv, out=a, steps=7)"
+    assert config == lab.FinetuneConfig("m.csv", "runs/a", steps=7) != lab.FinetuneConfig("m.csv", "runs/a")
 
 
 def test_a_notebook_shows_escaped_text(objects):
-    shown = [thing for thing in objects if hasattr(thing, "_repr_html_")]
-    assert {type(thing).__name__ for thing in shown} == {"VideoPrediction", "Manifest", "Comparison"}
+    shown = [
+        thing for thing in objects if hasattr(thing, "_repr_html_") and not isinstance(thing, lab.FeatureExtractor)
+    ]
+    tables = {
+        "VideoPrediction",
+        "Manifest",
+        "Comparison",
+        "Study",
+        "EmbeddingStore",
+        "Coverage",
+        "Split",
+        "Run",
+        "Audit",
+    }
+    assert {type(thing).__name__ for thing in shown} == tables | {"ImportedTable", "Prepared"}
+    for thing in shown:
+        assert "<table" in thing._repr_html_()
     table = pd.DataFrame({"video": ["<script>x</script>"], "label": ["<b>"]})
     html = type(next(t for t in shown if type(t).__name__ == "Manifest"))(table, Path("<i>"))._repr_html_()
     assert "<script>" not in html and "<b>" not in html and "<i>" not in html and "&lt;script&gt;" in html

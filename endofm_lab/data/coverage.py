@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from endofm_lab.brief import Brief
+from endofm_lab.brief import Brief, html_of
 from endofm_lab.data.labels import MULTI, LabelMapping, MappedLabels, label_pairs, map_labels, same_name
 
 STATES = ("mapped", "coarse", "ambiguous", "left out", "unmapped", "conflicting")
@@ -33,6 +33,9 @@ class Coverage(Brief):
     empty: tuple[str, ...]
     conflicts: pd.DataFrame
     unverified: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        return html_of(self, self.labels)
 
     def text(self) -> str:
         """The report as plain text, one block per data set."""

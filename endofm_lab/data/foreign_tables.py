@@ -10,6 +10,7 @@ from zipfile import ZipFile
 import numpy as np
 import pandas as pd
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_parquet, reading
 
@@ -19,8 +20,8 @@ _MOST_UNPACKED = 500_000_000  # bytes of a spreadsheet, which is a compressed ar
 _BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-@dataclass(frozen=True)
-class ForeignTable:
+@dataclass(frozen=True, eq=False, repr=False)
+class ForeignTable(Brief):
     """A table that is no manifest yet.
 
     Attributes:

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.plain_yaml import read_yaml
 from endofm_lab.data.prepare.recipes import recipes_folder
 from endofm_lab.errors import UserError
@@ -39,8 +40,8 @@ def same_name(name: str) -> str:
     return "".join(ch for ch in name.casefold() if ch not in " -_\t\xa0")
 
 
-@dataclass(frozen=True)
-class LabelMapping:
+@dataclass(frozen=True, repr=False)
+class LabelMapping(Brief):
     """A tree of targets and the targets of every original label.
 
     Attributes:
@@ -124,8 +125,8 @@ class LabelMapping:
         return LabelMapping(f"{self.name}@{depth}", self.title, self.multi_label, kept, rules, self.unverified)
 
 
-@dataclass(frozen=True)
-class MappedLabels:
+@dataclass(frozen=True, eq=False, repr=False)
+class MappedLabels(Brief):
     """Labels after mapping.
 
     Attributes:

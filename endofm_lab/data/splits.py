@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_array
 
-from endofm_lab.brief import Brief
+from endofm_lab.brief import Brief, html_of
 from endofm_lab.data.units import Units, group_ids, units
 from endofm_lab.errors import UserError
 
@@ -39,6 +39,9 @@ class Split(Brief):
     n_groups: int
     units: Units
     torn: int
+
+    def _repr_html_(self) -> str:
+        return html_of(self, self.balance)
 
     @property
     def deviation(self) -> float:

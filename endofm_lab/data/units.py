@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from endofm_lab.brief import Brief
 from endofm_lab.video.images import IMAGE_SUFFIXES
 
 # With 4 units there are only 35 different resamples, so that the outer 2.5 % hardly differ from the worst and the best
@@ -42,8 +43,8 @@ _ENDING = re.compile(r"\.[A-Za-z0-9]{1,5}$")
 _LAST_NUMBER = re.compile(r"(\d{1,9})$")
 
 
-@dataclass(frozen=True)
-class Units:
+@dataclass(frozen=True, eq=False, repr=False)
+class Units(Brief):
     """The unit of every row.
 
     Attributes:

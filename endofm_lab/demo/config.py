@@ -3,9 +3,11 @@
 import math
 from dataclasses import dataclass
 
+from endofm_lab.brief import Brief
 
-@dataclass(frozen=True)
-class DemoConfig:
+
+@dataclass(frozen=True, repr=False)
+class DemoConfig(Brief):
     """The training configuration of the demo model. The defaults give the weights in the package."""
 
     order_steps: int = 200  # first stage: the order of frames only, with small pictures

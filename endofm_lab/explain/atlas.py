@@ -15,6 +15,7 @@ from sklearn.cluster import KMeans
 from sklearn.manifold import TSNE
 from sklearn.model_selection import GroupKFold
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.units import Units, group_ids, units
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, reading
@@ -24,8 +25,8 @@ from endofm_lab.metrics.probes import linear_answers
 MIN_UNITS_FOR_PROBE = 3  # one to test on and two to learn from: with fewer, a class cannot be told from a recording
 
 
-@dataclass(frozen=True)
-class Pca:
+@dataclass(frozen=True, eq=False, repr=False)
+class Pca(Brief):
     """Fitted principal axes: ``mean`` (D,), ``axes`` (n, D), ``explained`` (n,) shares of the variance.
 
     The sign of an axis is arbitrary, so it is chosen such that the entry with the largest absolute value is positive.
@@ -127,6 +128,10 @@ class Neighbours:
         self._unit = np.nan_to_num(X)
         self.units: Units | None = None if rows is None else units(rows)
         self._codes = None if self.units is None else pd.factorize(self.units.ids)[0]
+
+    def __repr__(self) -> str:
+        units = "" if self.units is None else f" of {self.units.words}"
+        return f"Neighbours({len(self._unit):,} vectors of width {self._unit.shape[1]}{units})"
 
     def of(self, index: int, k: int = 10, not_same: Literal["recording"] | None = "recording") -> pd.DataFrame:
         """The ``k`` nearest neighbours of a row, as ``row`` and ``similarity`` in -1..1, nearest first.

@@ -20,7 +20,7 @@ import torch
 from tqdm import tqdm
 
 from endofm_lab import __version__
-from endofm_lab.brief import Brief
+from endofm_lab.brief import Brief, html_of
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.rows import Row
 from endofm_lab.errors import UserError, VideoError
@@ -52,6 +52,9 @@ class EmbeddingStore(Brief):
     rows: pd.DataFrame
     about: dict[str, Any]
     path: Path
+
+    def _repr_html_(self) -> str:
+        return html_of(self, self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.explain.attention import AttentionMaps
 from endofm_lab.explain.targets import Target
@@ -13,8 +14,8 @@ from endofm_lab.model.encoder import VideoTokens
 from endofm_lab.model.video_model import VideoModel
 
 
-@dataclass(frozen=True)
-class Relevance:
+@dataclass(frozen=True, eq=False, repr=False)
+class Relevance(Brief):
     """Relevance for one target: ``values`` (T, h, w) of each patch, and ``time`` (T, T) between frames.
 
     ``time`` is the gradient-weighted temporal attention, summed over blocks, averaged over patches; None without

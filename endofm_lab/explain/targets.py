@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.model.encoder import VideoTokens
 from endofm_lab.model.video_model import VideoModel, VideoOutput
 
 
-@dataclass(frozen=True)
-class Target:
+@dataclass(frozen=True, eq=False, repr=False)
+class Target(Brief):
     """The number that an attribution explains.
 
     Attributes:

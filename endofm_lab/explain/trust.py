@@ -200,8 +200,8 @@ def patches_of(masks: ArrayLike, grid: tuple[int, int], share: float = 0.25) -> 
     return F.interpolate(pixels, size=grid, mode="area")[:, 0] >= share
 
 
-@dataclass(frozen=True)
-class Pointing:
+@dataclass(frozen=True, eq=False, repr=False)
+class Pointing(Brief):
     """Results of the pointing game, (n,) in 0..1 each, for the frames with a visible finding.
 
     ``hits`` says whether the map's highest patch is on the finding; ``centre`` is the expected result of pointing at

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.finetuning.start import Start
 from endofm_lab.model.precision import Precision
@@ -20,8 +21,8 @@ MOST_LR = 1000.0
 _BOUNDS = {"batch": (1, 65_536), "clips": (1, 10_000), "workers": (0, 1024)}
 
 
-@dataclass(frozen=True)
-class FinetuneConfig:
+@dataclass(frozen=True, repr=False)
+class FinetuneConfig(Brief):
     """The settings of a fine-tuning. Two runs are comparable if their manifests and test settings agree.
 
     Attributes:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torchvision.ops import box_iou
 
+from endofm_lab.brief import Brief
 from endofm_lab.metrics.classification import MetricError, Values, f1, nan_mean, ratio, resample_rows, shaped
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -19,8 +20,8 @@ RECALL_POINTS = np.linspace(0, 1, 101)
 MAX_DETECTIONS = 100  # per frame and class, the highest scores first, as in COCO
 
 
-@dataclass(frozen=True)
-class FrameBoxes:
+@dataclass(frozen=True, eq=False, repr=False)
+class FrameBoxes(Brief):
     """Truth and detections of one frame: boxes (n, 4) as x1, y1, x2, y2 in pixels, scores (D,), integer labels (n,)."""
 
     true_xyxy: NDArray[np.float64]
@@ -61,8 +62,8 @@ def frame_boxes(
     return FrameBoxes(truth, classes[0], boxes, values, classes[1])
 
 
-@dataclass(frozen=True)
-class ClassMatches:
+@dataclass(frozen=True, eq=False, repr=False)
+class ClassMatches(Brief):
     """Detections of one class over all frames, highest score first: frames, and hits at every IoU threshold."""
 
     frame: NDArray[np.int64]  # (D,)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.units import MIN_UNITS_FOR_INTERVAL, MIN_UNITS_FOR_RANK
 from endofm_lab.metrics.classification import MetricError, Values
 
@@ -58,8 +59,8 @@ class Difference(Interval):
     p_value: float
 
 
-@dataclass(frozen=True)
-class Samples:
+@dataclass(frozen=True, eq=False, repr=False)
+class Samples(Brief):
     """Metrics on all rows and on every resample of the units, by name; ``samples`` are (n,), NaN where undefined.
 
     Samples of the same units and seed hold the same draws in the same order, so their difference is paired.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, get_type_hints
 
 from endofm_lab import __version__
+from endofm_lab.brief import Brief
 from endofm_lab.errors import CheckpointError, UserError, shortened
 from endofm_lab.files import fits, read_json
 from endofm_lab.model.head import Answer, Head
@@ -24,8 +25,8 @@ CARD_FILE = "card.json"
 MOST_CLASSES = 100_000  # of a head
 
 
-@dataclass(frozen=True)
-class HeadSpec:
+@dataclass(frozen=True, repr=False)
+class HeadSpec(Brief):
     """The specification of a head.
 
     Attributes:
@@ -170,8 +171,8 @@ HANDED_OVER: InitialisationRecord = {"words": "As it was handed over in memory; 
 SCRATCH: InitialisationRecord = {"words": "Random: every tensor as it was built, nothing was read from a file."}
 
 
-@dataclass(frozen=True)
-class ModelCard:
+@dataclass(frozen=True, repr=False)
+class ModelCard(Brief):
     """All facts about a model that are not in its tensors. `to_json` and `from_json` are exact inverses.
 
     Attributes:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
-from endofm_lab.brief import Brief
+from endofm_lab.brief import Brief, brief_fields, cut
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, InputSpec
@@ -104,6 +104,11 @@ class Encoder(nn.Module, ABC):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+
+    def __repr__(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        described = [cut(brief_fields(self.config), 200), f"{parameters:,} parameters"]
+        return f"{type(self).__name__}({'; '.join(filter(None, described))})"
 
     @abstractmethod
     def forward(self, clip: Tensor, attention: bool = False) -> VideoTokens:

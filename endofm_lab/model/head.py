@@ -28,6 +28,9 @@ class Head(nn.Module):
     answer: ClassVar[Answer]
     options: ClassVar[frozenset[str]] = frozenset()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({sum(parameter.numel() for parameter in self.parameters()):,} parameters)"
+
     @classmethod
     def build(cls, spec: "HeadSpec", backbone: Encoder, image_px: int) -> "Head":
         """The freshly initialised head that answers ``spec`` from a backbone's tokens of pictures of ``image_px``.

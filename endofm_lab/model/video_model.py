@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
-from endofm_lab.brief import Brief
+from endofm_lab.brief import Brief, brief, cut
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.model import frame
 from endofm_lab.model.card import SCRATCH, HeadSpec, InitialisationRecord, ModelCard
@@ -99,6 +99,10 @@ class VideoModel(nn.Module):
         from endofm_lab.model.loading.load import load_model
 
         return load_model(name, allow, device)
+
+    def __repr__(self) -> str:
+        heads = ", ".join(f"{name}: {spec.kind} of {len(spec.classes)}" for name, spec in self.card.heads.items())
+        return f"VideoModel({brief(self.card.name)}, {self.backbone!r}, heads {{{cut(heads, 200)}}})"
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the model's folder, as `endofm_lab.save_model` does.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.frame import FrameBackbone, FrameConfig, frame_config, frame_input
@@ -38,8 +39,8 @@ OWN_CLASS = "objective_class"  # key in config.json: its importable name, if it 
 _OBJECTIVE = ("objective", OWN, OWN_CLASS)
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
+@dataclass(frozen=True, repr=False)
+class PretrainConfig(Brief):
     """A pre-training run. The defaults are Endo-FM's recipe.
 
     Attributes:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.data.rows import Row
 from endofm_lab.data.units import Units, units
@@ -131,8 +132,8 @@ def _last(records: Sequence[Record], name: str) -> float | None:
     return next((record[name] for record in reversed(records) if record.get(name) is not None), None)
 
 
-@dataclass(frozen=True)
-class ProbeData:
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbeData(Brief):
     """Clips with labels: uint8 frames (N, T, px, px, 3), labels (N,), units of N rows, held-out rows (N,) bool."""
 
     frames: np.ndarray

@@ -128,6 +128,9 @@ class Learner(Trainable):
 
     recent: Queue
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(name for name, _ in self.named_children())}: {self.kept()!r})"
+
     def kept(self) -> Encoder:
         """The backbone that the run produces; it is probed during the run and saved at the end."""
         raise NotImplementedError

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.rows import Row, Timeline
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.video.augment import Colour, draw_colour, draw_crop, recoloured
@@ -129,8 +130,8 @@ class ViewDraw(Colour):
     flip: bool
 
 
-@dataclass(frozen=True)
-class Views:
+@dataclass(frozen=True, eq=False, repr=False)
+class Views(Brief):
     """The views of a clip, and their origin.
 
     Attributes:

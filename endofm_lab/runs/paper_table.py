@@ -118,7 +118,7 @@ def paper_values(runs: Sequence[Run]) -> pd.DataFrame:
 
     ``differs`` says how the protocol differs from the published one; for local runs on other data it is "other data".
     """
-    rows = []
+    rows: list[tuple[object, ...]] = []
     for name, *values in PUBLISHED:
         for b, value in zip(BENCHMARKS, values, strict=True):
             rows.append((f"{name} (published)", b.dataset, b.task, b.metric, value, math.nan, math.nan, ""))

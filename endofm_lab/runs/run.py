@@ -46,7 +46,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from endofm_lab.brief import Brief
+from endofm_lab.brief import Brief, html_of
 from endofm_lab.errors import UserError, shortened
 from endofm_lab.files import fits, read_json, read_parquet, reading, write_json, write_parquet
 from endofm_lab.folders.hashes import HASHES, refuse_changed
@@ -83,6 +83,13 @@ class Run(Brief):
     provenance: dict[str, Any] = field(default_factory=dict)
     outside_task: type[Task] | None = None
     measures: tuple[type[Measure], ...] = ()
+
+    def _repr_html_(self) -> str:
+        return html_of(self, self.values())
+
+    def values(self) -> pd.DataFrame:
+        """The metrics on all units, mean over training seeds, as columns ``metric`` and ``value``; no intervals."""
+        return pd.DataFrame(self.samples(n=1).values.items(), columns=["metric", "value"])
 
     @property
     def task_class(self) -> type[Task]:

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.hashing import Fingerprint, fingerprint, hamming
 from endofm_lab.machine import cores
 from endofm_lab.model.card import InputSpec
@@ -37,8 +38,8 @@ DUPLICATE_GREY = 3.0  # mean absolute difference of the 32 x 32 thumbnails, on a
 _DECODED_BYTES = 2 << 20  # frames at full size that a decoder holds at once, small enough for the processor's cache
 
 
-@dataclass
-class LastScored:
+@dataclass(eq=False, repr=False)
+class LastScored(Brief):
     """The last frame that was scored: its number (-1 before the first one), hash and thumbnail."""
 
     frame: int = -1
@@ -65,8 +66,8 @@ class LastScored:
         return False
 
 
-@dataclass(frozen=True)
-class Batch:
+@dataclass(frozen=True, eq=False, repr=False)
+class Batch(Brief):
     """Frames of one part in their order, ready for the model.
 
     ``frames`` (n,) and ``clips`` (n, 3, 1, S, S) are to be scored; ``duplicates`` are pairs (frame, frame that it

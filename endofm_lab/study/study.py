@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from endofm_lab import __version__
-from endofm_lab.brief import Brief
+from endofm_lab.brief import Brief, html_of
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.files import atomic_path, fingerprint_of, read_json, read_parquet, reading, write_json, write_parquet
 from endofm_lab.folders.hashes import refuse_changed
@@ -65,6 +65,9 @@ class Study(Brief):
     stands_for: np.ndarray
     unreadable: pd.DataFrame
     provenance: dict[str, Any]
+
+    def _repr_html_(self) -> str:
+        return html_of(self, self.table())
 
     @property
     def finished(self) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.rows import Timeline
 from endofm_lab.tasks.examples import Example
 from endofm_lab.video.augment import SCALES, View, augmented, draw_scale_jitter, draw_view, squares, whole
@@ -29,8 +30,8 @@ MARGIN, MEMORY = 1.25, 2 * 2**30
 WIDE_MARGIN = SCALES[1] * 16 / 9  # for scale jitter, which cuts squares out of wide pictures
 
 
-@dataclass(frozen=True)
-class TrainingClip:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingClip(Brief):
     """The part of a row that a training clip shows, for a task that looks up the truth of the clip.
 
     Attributes:
@@ -107,8 +108,8 @@ class ClipData:
         return self.task.collate(samples)
 
 
-@dataclass(frozen=True)
-class EvaluationClip:
+@dataclass(frozen=True, eq=False, repr=False)
+class EvaluationClip(Brief):
     """A clip for validation or test: its example, the numbers of its frames (T,), its pixels, and the frames' size."""
 
     example: Example

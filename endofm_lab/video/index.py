@@ -9,6 +9,7 @@ from typing import Any
 import av
 import numpy as np
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import VideoError
 from endofm_lab.video.containers import Span, broken_spans, ffv1_checksums_hold, header_damage
 
@@ -25,8 +26,8 @@ _PACKET = [(name, "i8") for name in ("pts", "dts", "duration", "pos", "size")]
 _PACKET += [("start", "?"), ("discard", "?"), ("corrupt", "?"), ("checksums", "i1")]
 
 
-@dataclass(frozen=True)
-class FrameIndex:
+@dataclass(frozen=True, eq=False, repr=False)
+class FrameIndex(Brief):
     """The frames that a file shows.
 
     Attributes:

@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from endofm_lab.brief import Brief
+
 TEXTURE_PX = (512, 256)  # along the tube (one period is PERIOD units), around it
 PERIOD = 6.0
 
 
-@dataclass(frozen=True)
-class Mucosa:
+@dataclass(frozen=True, eq=False, repr=False)
+class Mucosa(Brief):
     """The part of the phantom that belongs to the patient: colour and relief of the wall, and its folds."""
 
     texture: Tensor  # (1, 4, S + 2, P + 2): red, green, blue and relief, periodic, padded by one pixel

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.video.mucosa import PERIOD, Mucosa, bell, folds, generator, grid_of, mucosa_of, noise
 
@@ -68,8 +69,8 @@ class PhantomSpec:
             raise UserError(f"{self.n_frames} frames of {self.size_px} px: at least 1 frame of 32 px is needed.")
 
 
-@dataclass(frozen=True)
-class PhantomClip:
+@dataclass(frozen=True, eq=False, repr=False)
+class PhantomClip(Brief):
     """The clip that `render` draws.
 
     Attributes:

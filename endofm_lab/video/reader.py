@@ -16,7 +16,7 @@ from typing import Any, Literal
 import av
 import numpy as np
 
-from endofm_lab.errors import UserError, VideoError
+from endofm_lab.errors import UserError, VideoError, shortened
 from endofm_lab.files import atomic_path
 from endofm_lab.video.decoders import VideoFile
 from endofm_lab.video.images import GENERATED, IMAGE_SUFFIXES, ImageSequence
@@ -83,6 +83,13 @@ class VideoReader:
             codec=source.codec,
             decoder="frames" if isinstance(source, ImageSequence) else "pyav",
             generated=source.generated,
+        )
+
+    def __repr__(self) -> str:
+        info = self._info
+        return (
+            f"VideoReader({shortened(info.path.name, 80)}: {info.n_frames:,} frames of {info.width_px} x "
+            f"{info.height_px} px, {info.duration_s:.2f} s, {info.codec})"
         )
 
     def __enter__(self) -> "VideoReader":

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
+from endofm_lab.brief import Brief, html_of
 from endofm_lab.data.audit.checks import SEVERITIES, Checks, Finding, percent
 from endofm_lab.data.audit.duplicates import embedding_neighbours, picture_neighbours
 from endofm_lab.data.audit.overlap import gather
@@ -22,8 +24,8 @@ from endofm_lab.errors import UserError
 from endofm_lab.files import write_json
 
 
-@dataclass(frozen=True)
-class Audit:
+@dataclass(frozen=True, repr=False)
+class Audit(Brief):
     """The findings of the audit; ``verdict`` is the line in the reports of runs.
 
     Attributes:
@@ -47,6 +49,14 @@ class Audit:
     compared: tuple[str, ...]
     unchecked: tuple[str, ...]
     fingerprints: tuple[str, ...]
+
+    def _repr_html_(self) -> str:
+        return html_of(
+            self,
+            pd.DataFrame(
+                [(f.severity, f.check, f.message) for f in self.findings], columns=["severity", "check", "message"]
+            ),
+        )
 
     @property
     def leaks(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.audit.confounding import confounding
 from endofm_lab.data.audit.duplicates import Neighbours
 from endofm_lab.data.audit.overlap import Rows, frame_gaps, shared, time_gaps
@@ -37,8 +38,8 @@ class Example:
     why: str
 
 
-@dataclass(frozen=True)
-class Finding:
+@dataclass(frozen=True, repr=False)
+class Finding(Brief):
     """A finding of the audit.
 
     Attributes:

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.units import MIN_UNITS_FOR_RANK
 
 
-@dataclass(frozen=True)
-class Confounding:
+@dataclass(frozen=True, eq=False, repr=False)
+class Confounding(Brief):
     """The strength of the association between a column (device, dataset) and the label.
 
     Attributes:

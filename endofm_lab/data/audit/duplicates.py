@@ -14,6 +14,7 @@ import pandas as pd
 from PIL import Image
 from tqdm import tqdm
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.audit.overlap import Rows
 from endofm_lab.data.hashing import (
     COLOUR_PX,
@@ -38,8 +39,8 @@ PICTURE_EVERY_S, MAX_PICTURES = 1.0, 8  # pictures per clip: one per second, at 
 _KEPT = 1 << 20  # candidate pairs held at once
 
 
-@dataclass(frozen=True)
-class Neighbours:
+@dataclass(frozen=True, eq=False, repr=False)
+class Neighbours(Brief):
     """Pairs of rows that show the same scene.
 
     Attributes:
@@ -55,8 +56,8 @@ class Neighbours:
     problems: tuple[str, ...] = ()
 
 
-@dataclass
-class Pictures:
+@dataclass(eq=False, repr=False)
+class Pictures(Brief):
     """Fingerprints of the pictures of all rows; thumbnails are in a file that is deleted with this object."""
 
     row: np.ndarray  # int64 (P,)

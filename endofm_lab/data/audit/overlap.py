@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.data.units import sequences_from_names
 
@@ -19,8 +20,8 @@ _RANKS = {"pretrain": 0, "train": 1, "training": 1, "val": 2, "valid": 2, "valid
 _RANKS |= {"test": 3, "testing": 3}
 
 
-@dataclass(frozen=True)
-class Rows:
+@dataclass(frozen=True, eq=False, repr=False)
+class Rows(Brief):
     """The rows of one or several manifests, ready for comparison.
 
     Attributes:
@@ -112,8 +113,8 @@ def _text(table: pd.DataFrame, column: str) -> pd.Series:
     return table[column].fillna("").astype(str)
 
 
-@dataclass(frozen=True)
-class Shared:
+@dataclass(frozen=True, eq=False, repr=False)
+class Shared(Brief):
     """Ids in both a learned and an evaluated part, ids of the evaluated part, and bool (N,) of the affected rows."""
 
     common: np.ndarray

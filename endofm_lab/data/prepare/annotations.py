@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 
 
@@ -218,8 +219,8 @@ def fit_boxes(boxes: Sequence[Box], width_px: int, height_px: int, clamp: float 
     return fitted
 
 
-@dataclass(frozen=True)
-class MaskFacts:
+@dataclass(frozen=True, eq=False, repr=False)
+class MaskFacts(Brief):
     """A mask as read: bool (H, W), the number of different grey values in the file, and the largest of them."""
 
     mask: np.ndarray

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.prepare.scan import IMAGE_FORMATS, Journal, Problem, in_parallel, read_facts, stamp
 from endofm_lab.errors import UserError, VideoError
@@ -17,8 +18,8 @@ from endofm_lab.machine import cores
 from endofm_lab.video.reader import open_video
 
 
-@dataclass(frozen=True)
-class Checked:
+@dataclass(frozen=True, repr=False)
+class Checked(Brief):
     """The result of a check: the numbers of checked files, and every difference."""
 
     manifest: Path

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from endofm_lab.brief import Brief
+from endofm_lab.brief import Brief, html_of
 from endofm_lab.data.foreign_tables import ForeignTable, read_foreign_table
 from endofm_lab.data.manifest import OPTIONAL_TEXT, REQUIRED, Manifest, write_manifest
 from endofm_lab.data.prepare.check import file_facts
@@ -74,6 +74,9 @@ class ImportedTable(Brief):
     manifest: Manifest
     preview: str
     notes: list[str]
+
+    def _repr_html_(self) -> str:
+        return html_of(self, self.manifest.table)
 
     def text(self) -> str:
         """The first rows, the number of rows and patients per label and split, and the notes."""

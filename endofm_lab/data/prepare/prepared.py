@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from endofm_lab.brief import Brief, html_of
 from endofm_lab.data.manifest import write_manifest
 from endofm_lab.data.prepare.layouts import LayoutError
 from endofm_lab.data.prepare.recipes import Recipe, load_recipe
@@ -19,8 +20,8 @@ from endofm_lab.files import atomic_path, sha256_of, write_json
 from endofm_lab.folders.hashes import HASHES, changes
 
 
-@dataclass(frozen=True)
-class Prepared:
+@dataclass(frozen=True, eq=False, repr=False)
+class Prepared(Brief):
     """The result of `prepare`.
 
     Attributes:
@@ -40,6 +41,9 @@ class Prepared:
     counts: pd.DataFrame
     problems: list[Problem]
     units: str
+
+    def _repr_html_(self) -> str:
+        return html_of(self, self.counts)
 
     def text(self) -> str:
         """A report for people."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.plain_yaml import Loader, read_yaml
 from endofm_lab.data.prepare.names import NamePattern
 from endofm_lab.errors import UserError
@@ -111,8 +112,8 @@ class CorpusPart:
     expected: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Recipe:
+@dataclass(frozen=True, repr=False)
+class Recipe(Brief):
     """The content of a recipe file; ``facts`` is the parsed file itself, for printing.
 
     ``patient_is`` says how patients are told apart: "patient", "sequence" (each recording is another patient) or

@@ -26,6 +26,7 @@ from typing import Any
 
 from torch import Tensor
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import CheckpointError
 from endofm_lab.files import sha256_of
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard, read_card
@@ -55,8 +56,8 @@ _BACKBONE = re.compile(r"(cls_token|pos_embed|time_embed|mask_token|patch_embed\
 _SETTINGS = ("arch", "data_path", "epochs", "epoch", "n_frames", "local_crops_number")  # of `args`, worth showing
 
 
-@dataclass(frozen=True)
-class Checkpoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class Checkpoint(Brief):
     """The parts of a weights file.
 
     Attributes:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.model.card import collapse
 from endofm_lab.model.loading.formats import LAYOUTS, Checkpoint, config_of, load_state, sizes_of
@@ -24,8 +25,8 @@ _UNSEALED = "not sealed, as in models of older versions: its changes are not not
 _SHOWN = ("architecture", "attention", "width", "depth", "heads", "patch_px", "image_px", "frames", "mlp_ratio")
 
 
-@dataclass(frozen=True)
-class CheckpointReport:
+@dataclass(frozen=True, repr=False)
+class CheckpointReport(Brief):
     """The result of `inspect_checkpoint`.
 
     Attributes:

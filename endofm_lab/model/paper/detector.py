@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.model.encoder import Encoder, VideoTokens
 from endofm_lab.model.head import Batch, BoxesHead, FrameBoxes
@@ -24,8 +25,8 @@ MAX_PER_FRAME = 300
 NMS_IOU = 0.6
 
 
-@dataclass(frozen=True)
-class Detections:
+@dataclass(frozen=True, eq=False, repr=False)
+class Detections(Brief):
     """Boxes found in one frame, best first."""
 
     boxes_xyxy: Tensor  # (N, 4) px of the model's input
