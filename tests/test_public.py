@@ -65,7 +65,7 @@ def objects(phantom, tmp_path_factory):
         lab.coverage(manifest.table, lab.read_mapping("findings-mst")),
         lab.run_study(folder / "frames", still, folder / "study", progress=False),
         lab.import_table(table, video="file", label="finding", out=folder / "own" / "manifest.csv"), Classification(),
-        pretraining.contrast, learner(pretraining), lab.Measure(), lab.export(micro, folder / "m.pt2", "features"),
+        pretraining.contrast, learner(pretraining), lab.export(micro, folder / "m.pt2", "features"),
         next(iter(lab.kfold(manifest.table))), Prepared(folder, "a@1", "b", 0, pd.DataFrame(), [], "no rows"),
     ]  # fmt: skip
 
@@ -75,6 +75,7 @@ def test_every_public_class_and_every_result_of_a_public_function_is_among_the_o
     classes = {thing for thing in public if isinstance(thing, type) and not issubclass(thing, Exception)}
     results = {get_type_hints(thing)["return"] for thing in public if isfunction(thing)}
     classes |= {kind for kind in results if isinstance(kind, type) and kind.__module__.startswith("endofm_lab.")}
+    classes -= {lab.Measure}  # a metric is handed over as its class
     assert not [kind.__name__ for kind in classes if not any(isinstance(thing, kind) for thing in objects)]
 
 

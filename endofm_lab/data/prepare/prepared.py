@@ -60,8 +60,8 @@ class Prepared(Brief):
         return "\n".join(lines) + ("" if self.problems else "\nno problems")
 
 
-@dataclass
-class Collected:
+@dataclass(eq=False, repr=False)
+class Collected(Brief):
     """One data set before it is written: absolute paths, one table of rows and one of boxes."""
 
     table: pd.DataFrame
