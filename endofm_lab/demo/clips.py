@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from endofm_lab.brief import Brief
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.demo.config import DemoConfig
 from endofm_lab.model.card import ModelCard
@@ -15,8 +16,8 @@ from endofm_lab.video.reader import open_video
 from endofm_lab.video.transforms import normalise
 
 
-@dataclass(frozen=True)
-class ClipSource:
+@dataclass(frozen=True, eq=False, repr=False)
+class ClipSource(Brief):
     """The videos of a manifest in memory, at the model's input size.
 
     Attributes:
