@@ -103,7 +103,7 @@ def test_several_manifests_are_mixed_by_weight_and_resumed_exactly(manifest, tmp
 
 
 @pytest.mark.parametrize(
-    ("weights", "sentence"), [((1.0,), "1 weights for 2 manifests"), ((1.0, 0.0), "weight 0.0 of a manifest")]
+    ("weights", "sentence"), [((1.0,), "1 weights for 2 manifests"), ((1.0, 0.0), "weight of a manifest is 0.0")]
 )
 def test_weights_that_do_not_fit_are_refused(manifest, tmp_path, weights, sentence):
     with pytest.raises(UserError, match=sentence):
