@@ -125,11 +125,11 @@ def prepare(recipe: str, settings: dict[str, Any], output: Output, part: tuple[s
 def import_table(table: Path, settings: dict[str, Any], output: Output) -> None:
     """Turn a table of your own into a manifest: CSV with any separator, TSV, a spreadsheet or Parquet.
 
-    Shows the first rows as they are understood; every problem of the table and its files is listed before anything is
-    refused.
+    The command prints the first rows as it reads them. If the table or its files have problems, it lists all problems
+    and writes nothing.
 
     Args:
-        table: the table, with a header and a row per video, picture or folder of frames.
+        table: the table, with a header and a row for each video, picture or folder of frames.
     """
     try:
         done = own_table.import_table(table, **settings)

@@ -1,6 +1,6 @@
 """A manifest from a table of your own: ``import_table("labels.csv", video="file", label="finding", out="own.csv")``.
 
-Every problem of the table and of its files is found before anything is refused, so that one look is enough.
+All problems of the table and of its files are collected and reported together.
 """
 
 import os
@@ -34,8 +34,8 @@ class TableError(ManifestError):
     """A table that cannot become a manifest as it is.
 
     Attributes:
-        problems: all of them, by kind; ``path`` is the line of the table and what stands there.
-        preview: the first rows as they were understood.
+        problems: all problems, sorted by kind; ``path`` is the line of the table and its content.
+        preview: the first rows as they were read.
     """
 
     def __init__(self, path: Path, problems: Sequence[Problem], preview: str) -> None:
@@ -45,8 +45,8 @@ class TableError(ManifestError):
         head = f"{path.name}: Nothing was written, because of {len(problems)} problems."
         remedy = "Put them right, or delete the lines."
         room = (LONGEST_MESSAGE - len(f"{head} {'; '.join(counts.values())}. {remedy}")) // len(kinds) - 3
-        said = [f"{counts[kind]} ({shortened(many[0].path, max(room, 12))})" for kind, many in kinds.items()]
-        super().__init__(f"{head} {'; '.join(said)}. {remedy}")
+        examples = [f"{counts[kind]} ({shortened(many[0].path, max(room, 12))})" for kind, many in kinds.items()]
+        super().__init__(f"{head} {'; '.join(examples)}. {remedy}")
 
     def __reduce__(self) -> tuple[type, tuple[Path, list[Problem], str]]:
         return type(self), (self.path, self.problems, self.preview)
@@ -68,7 +68,7 @@ class ImportedTable(Brief):
     Attributes:
         manifest: the manifest, as `read_manifest` gives it.
         preview: its first rows, as text.
-        notes: what was understood in another way than it is written, and what is missing.
+        notes: sentences on values that were interpreted, and on missing information.
     """
 
     manifest: Manifest
@@ -81,9 +81,9 @@ class ImportedTable(Brief):
     def text(self) -> str:
         """The first rows, the number of rows and patients per label and split, and the notes."""
         table = self.manifest.table
-        shown = table.assign(label=table["label"].replace("", "(none)"), split=table["split"].replace("", "(none)"))
-        counts = shown.pivot_table(index="split", columns="label", values="video", aggfunc="count", fill_value=0)
-        patients = shown[shown["patient"] != ""].groupby("split")["patient"].nunique()
+        labelled = table.assign(label=table["label"].replace("", "(none)"), split=table["split"].replace("", "(none)"))
+        counts = labelled.pivot_table(index="split", columns="label", values="video", aggfunc="count", fill_value=0)
+        patients = labelled[labelled["patient"] != ""].groupby("split")["patient"].nunique()
         counts["patients"] = patients.reindex(counts.index, fill_value=0)
         head = f"{len(table)} rows of {units(table).words} -> {self.manifest.path}"
         return "\n".join([self.preview, "", head, counts.to_string(), *(f"Note: {note}" for note in self.notes)])
@@ -115,21 +115,21 @@ def import_table(
         path: the table.
         video: column with the path of the video, picture or folder of frames.
         out: the manifest (.csv or .parquet), or a folder for it.
-        label: column with the class; several labels of one clip are written A|B. Left out for unlabelled videos.
+        label: column with the class; several labels of one clip are written as A|B. Omit it for unlabelled videos.
         patient: column with the patient.
         patient_from: regular expression with one group that finds the patient in the path, such as "(P[0-9]+)_".
         split: column with train, val, test or pretrain.
-        start: column with the beginning, in seconds (also 1,5) or as 1:02:03; by default the beginning of the video.
-        end: column with the end, likewise; by default the end of the video.
-        root: folder that relative paths start from; by default that of the table.
-        name: name of the data set in the manifest; that of the table if it is not given.
+        start: column with the start in seconds (also 1,5) or as 1:02:03; by default the start of the video.
+        end: column with the end, in the same form; by default the end of the video.
+        root: folder that relative paths start from; by default the folder of the table.
+        name: name of the data set in the manifest; by default the name of the table.
         fps: frames per second of folders of frames.
-        drop_unlabelled: leave out rows without a label, in place of refusing them.
-        workers: number of threads that open the files; the number of cores if it is not given.
+        drop_unlabelled: leave out rows without a label instead of refusing the table.
+        workers: number of threads that open the files; by default the number of cores.
 
     Raises:
-        TableError: lines, files or labels are wrong; it holds all problems, and nothing was written.
-        UserError: there is no such table or column, or the options contradict each other.
+        TableError: lines, files or labels are wrong; the error holds all problems, and nothing was written.
+        UserError: the table or a column does not exist, or the options contradict each other.
     """
     path, out = Path(path), Path(out)
     out = out if out.suffix.lower() in (".csv", ".parquet") else out / "manifest.csv"
@@ -144,19 +144,19 @@ def import_table(
     folder = (path.parent if root is None else Path(root)).absolute()
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Give the folder that relative paths start from as --root.")
-    made = _Import(read, columns, folder, name or path.stem, fps)
-    made.fill(finder, drop_unlabelled)
-    made.check(out.parent, workers or cores())
-    if made.problems:
-        raise TableError(path, made.problems, made.preview())
-    table = made.table.reset_index(drop=True)
+    conversion = _Import(read, columns, folder, name or path.stem, fps)
+    conversion.fill(finder, drop_unlabelled)
+    conversion.check(out.parent, workers or cores())
+    if conversion.problems:
+        raise TableError(path, conversion.problems, conversion.preview())
+    table = conversion.table.reset_index(drop=True)
     table["video"] = [relative_to_manifest(cell, out.parent) for cell in table["video"]]
-    return ImportedTable(write_manifest(table, out), made.preview(), made.notes)
+    return ImportedTable(write_manifest(table, out), conversion.preview(), conversion.notes)
 
 
 @dataclass
 class _Import:
-    """A table on its way to a manifest; the index of ``table`` is the line of the file."""
+    """The conversion of a table to a manifest; the index of ``table`` is the line of the file."""
 
     read: ForeignTable
     columns: dict[str, str | None]
@@ -176,21 +176,21 @@ class _Import:
             self.table[key] = cells[self.columns[key]] if self.columns[key] is not None else ""
         self.table["dataset"] = self.dataset
         used = set(self.columns.values())
-        taken = {*REQUIRED, *OPTIONAL_TEXT, "fps", "sha256"} - {"device", "sequence", "source", "motion"}
-        others = [name for name in cells.columns if name not in used and name]
-        for name in others:
-            if name not in taken:
+        reserved = {*REQUIRED, *OPTIONAL_TEXT, "fps", "sha256"} - {"device", "sequence", "source", "motion"}
+        unused = [name for name in cells.columns if name not in used and name]
+        for name in unused:
+            if name not in reserved:
                 self.table[name] = cells[name]
-        if left := [name for name in others if name in taken]:
-            self.notes.append(f"Left out, because a manifest has another use for the name: {', '.join(left)}.")
+        if omitted := [name for name in unused if name in reserved]:
+            self.notes.append(f"Left out, because a manifest has another use for the name: {', '.join(omitted)}.")
 
     def fill(self, finder: re.Pattern[str] | None, drop_unlabelled: bool) -> None:
-        """Labels, patients, splits and times, with the problems met."""
+        """Read labels, patients, splits and times, and collect their problems."""
         self._labels(drop_unlabelled)
         self._complain("no video is named", self.table["video"] == "", "video", "the cell is empty")
         if finder is not None:
-            found = [finder.search(cell.replace("\\", "/")) for cell in self.table["video"]]
-            self.table["patient"] = [(match[1] or "") if match else "" for match in found]
+            matches = [finder.search(cell.replace("\\", "/")) for cell in self.table["video"]]
+            self.table["patient"] = [(match[1] or "") if match else "" for match in matches]
         if finder is not None or self.columns["patient"] is not None:
             where = "the path holds none" if finder is not None else "the cell is empty"
             self._complain("no patient", self.table["patient"] == "", "video", where)
@@ -244,11 +244,11 @@ class _Import:
         lines = self.table.index[cells != ""]
         if self.fps is not None:
             self.table["fps"] = [self.fps if Path(path).is_dir() else "" for path in self.table["video"]]
-        met: list[Problem] = []
-        facts = file_facts(Manifest(self.table.loc[lines], folder), workers, met) if len(lines) else {}
+        file_problems: list[Problem] = []
+        facts = file_facts(Manifest(self.table.loc[lines], folder), workers, file_problems) if len(lines) else {}
         paths = self.table["video"][lines]
         first = dict(zip(paths[::-1], lines[::-1], strict=True))
-        for problem in met:
+        for problem in file_problems:
             line = first[problem.path]
             self.problems.append(Problem(problem.kind, f"line {line}, {cells[line]}", problem.message, True))
         length = self.table["video"].map({path: fact.get("duration_s", 0.0) for path, fact in facts.items()})
@@ -258,11 +258,11 @@ class _Import:
         )
         self.table["end_s"] = self.table["end_s"].fillna(length)
         self.table.loc[image, ["start_s", "end_s"]] = 0.0
-        known = self.table.loc[lines]
+        existing = self.table.loc[lines]
         stretch = ["video", "start_s", "end_s"]
-        twice = known.duplicated([*stretch, "label"])
+        twice = existing.duplicated([*stretch, "label"])
         self._complain("repeated row", twice.reindex(self.table.index, fill_value=False), "video", "is there before")
-        several = known.groupby(stretch, dropna=False)["label"].transform("nunique") > 1
+        several = existing.groupby(stretch, dropna=False)["label"].transform("nunique") > 1
         several = several.reindex(self.table.index, fill_value=False)
         self._complain("conflicting labels", several, "label", "is not the only label of this stretch; see A|B")
 
@@ -281,17 +281,17 @@ class _Import:
 
     def preview(self) -> str:
         """The first rows as text."""
-        shown = self.table[["video", "label", "patient", "split", "start_s", "end_s"]].head(_PREVIEW)
-        names = [Path(path).name for path in shown["video"]]
-        return shown.assign(video=names).to_string(index=False, na_rep="")
+        rows = self.table[["video", "label", "patient", "split", "start_s", "end_s"]].head(_PREVIEW)
+        names = [Path(path).name for path in rows["video"]]
+        return rows.assign(video=names).to_string(index=False, na_rep="")
 
 
 def _refuse_missing(path: Path, read: ForeignTable, columns: dict[str, str]) -> None:
     if missing := [name for name in columns.values() if name not in read.cells.columns]:
-        there = ", ".join(map(str, read.cells.columns))
+        columns_of_table = ", ".join(map(str, read.cells.columns))
         raise UserError(
             f"{path}: There is no column {', '.join(map(repr, missing))}; the table ({read.how}) has "
-            f"{shortened(there, 200)}."
+            f"{shortened(columns_of_table, 200)}."
         )
 
 
