@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import streamlit as st
+from memory import kept
 from turns import heavy
 
 import endofm_lab as lab
@@ -95,14 +96,14 @@ def frame_times(video: Content) -> np.ndarray:
         return reader.times_s
 
 
-@st.cache_data(max_entries=400, show_spinner=False)
+@kept(128)
 def frame(video: Content, index: int) -> np.ndarray:
     """One frame (H, W, 3) uint8. The reader is opened per call: it must not be shared between threads."""
     with lab.open_video(video.path) as reader:
         return reader.read([index])[0]
 
 
-@st.cache_data(max_entries=20, show_spinner=False)
+@kept(256)
 def clip(video: Content, chosen: Content, start_s: float) -> Clip:
     """The clip of a model that starts at ``start_s``; near the end of the video its last whole clip."""
     spec = model(chosen).card.clip

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import memory
 import session
 import streamlit as st
 from guard import LOOPBACK, is_known
@@ -30,4 +31,7 @@ page = st.navigation(
 st.caption(f"{NOTICE} Nothing leaves this machine.")  # in the main area, because the sidebar can be hidden
 st.session_state["the page"] = page.url_path
 session.ask_for_paths()
-page.run()
+try:
+    page.run()
+finally:
+    memory.give_back()

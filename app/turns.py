@@ -76,6 +76,20 @@ def heavy(name: str, cancel: Callable[[], None]) -> Iterator[DeltaGenerator]:
         place.empty()
 
 
+@contextmanager
+def soon(words: str) -> Iterator[None]:
+    """A computation of some seconds, when it is its turn; a line says what is computed, or the place of it.
+
+    Any change on the page leaves the line, because the page then runs anew.
+    """
+    place = st.empty()
+    try:
+        with ALL.turn(lambda before: place.caption(place_in_words(before))), place, st.spinner(words):
+            yield
+    finally:
+        place.empty()
+
+
 def place_in_words(before: int) -> str:
     """The place in the line."""
     return f"Waiting: {before} {'job' if before == 1 else 'jobs'} before yours."

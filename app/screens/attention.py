@@ -7,8 +7,9 @@ import session
 import streamlit as st
 from cache import Content
 from choose import choose_model, choose_video
+from memory import kept
 from texts import plain
-from turns import heavy
+from turns import heavy, soon
 
 import endofm_lab as lab
 from endofm_lab.explain.attention import AttentionMaps, By, HeadChoice, look
@@ -30,11 +31,12 @@ TESTS_KEPT = 40
 Key = tuple[Content, Content, float]  # video, model, start in seconds
 
 
-@st.cache_resource(max_entries=4, show_spinner="Looking inside ...")
+@kept(512)
 def attention(video: Content, chosen: Content, start_s: float) -> AttentionMaps:
     """All attention of a clip, with norms if the model allows it."""
     network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
-    return look(network, lab.to_input(seen.frames, network.card.input), norms=network.backbone.has_video_blocks)
+    with soon("Looking inside ..."):
+        return look(network, lab.to_input(seen.frames, network.card.input), norms=network.backbone.has_video_blocks)
 
 
 @st.cache_data(max_entries=40, show_spinner=False)
@@ -46,11 +48,12 @@ def top_classes(video: Content, chosen: Content, start_s: float) -> dict[str, in
     return {name: int(scores[name][0].argmax()) for name in heads if heads[name].kind in ("multiclass", "multilabel")}
 
 
-@st.cache_data(max_entries=40, show_spinner="Attributing ...")
+@kept(64)
 def attribution(video: Content, chosen: Content, start_s: float, head: str, label: str, method: str) -> Attribution:
     """The map of one method for one class."""
     network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
-    return METHODS[method](network, lab.to_input(seen.frames, network.card.input), target_of(network, head, label))
+    with soon("Attributing ..."):
+        return METHODS[method](network, lab.to_input(seen.frames, network.card.input), target_of(network, head, label))
 
 
 def tested(key: Key, head: str, label: str, method: str) -> tuple[Curves, float]:

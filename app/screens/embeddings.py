@@ -10,7 +10,9 @@ import pandas as pd
 import session
 import streamlit as st
 from cache import Content, content_of
+from memory import kept
 from texts import plain
+from turns import soon
 
 from endofm_lab.data.units import units
 from endofm_lab.explain.atlas import (
@@ -53,14 +55,15 @@ def opened(folder: Content) -> EmbeddingStore:
     return load_store(folder.path)
 
 
-@st.cache_data(max_entries=8, show_spinner="Drawing the map ...")
+@kept(64)
 def projection(folder: Content, method: str) -> np.ndarray:
     """Positions (N, 2) of the readable rows of a store, by "PCA", "t-SNE" or "UMAP"."""
     store = opened(folder)
     vectors = store.vectors[store.usable()]
-    if method == "PCA":
-        return fit_pca(vectors, 2).project(vectors)
-    return tsne(vectors) if method == "t-SNE" else umap(vectors)
+    with soon("Drawing the map ..."):
+        if method == "PCA":
+            return fit_pca(vectors, 2).project(vectors)
+        return tsne(vectors) if method == "t-SNE" else umap(vectors)
 
 
 def store_content(folder: str) -> Content:

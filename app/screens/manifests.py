@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 from cache import Content
+from memory import kept
+from turns import soon
 
 import endofm_lab as lab
 from endofm_lab.data.audit.audit import Audit
@@ -56,17 +58,19 @@ def covered(files: Files, mapping: Content) -> Coverage:
     return coverage(manifest(files).table, read_mapping(mapping.path))
 
 
-@st.cache_resource(max_entries=8, show_spinner="Auditing ...")
+@kept(256)
 def audited(files: Files, choice: tuple, pictures: bool) -> tuple[Audit, str]:
     """The audit of a split, and its report as HTML."""
-    audit = lab.audit(divided(files, choice)[0], pictures=pictures, progress=False)
+    chosen = divided(files, choice)[0]
+    with soon("Auditing ..."):
+        audit = lab.audit(chosen, pictures=pictures, progress=False)
     key = hashlib.sha256(f"{audit.fingerprints} {pictures} {lab.__version__}".encode()).hexdigest()[:24]
     page = cache_folder("audits") / f"{key}.html"
     write_audit_html(audit, page)
     return audit, page.read_text(encoding="utf-8")
 
 
-@st.cache_data(max_entries=400, show_spinner=False)
+@kept(128)
 def picture(video: Content, start_s: float) -> np.ndarray | None:
     """The picture of a row at ``start_s``, or None if it cannot be opened."""
     return picture_at(video.path, start_s)

@@ -10,6 +10,8 @@ import pandas as pd
 import streamlit as st
 from cache import Content
 from choose import choose_video
+from memory import kept
+from turns import soon
 
 import endofm_lab as lab
 from endofm_lab.figures.style import STILL, marked
@@ -24,10 +26,11 @@ RECIPES = {
 }
 
 
-@st.cache_resource(max_entries=4, show_spinner="Drawing the views ...")
+@kept(256)
 def drawn(video: Content, spec: ViewSpec, seed: int) -> Views:
     """The views of a random clip of a video; the same seed gives the same views."""
-    return MultiView(spec).of_video(video.path, seed)
+    with soon("Drawing the views ..."):
+        return MultiView(spec).of_video(video.path, seed)
 
 
 def whole_numbers(text: str, name: str) -> tuple[int, ...]:
