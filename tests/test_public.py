@@ -1,8 +1,9 @@
 """Public objects in a terminal or a notebook: short, escaped, compared without an exception; paths may be text."""
 
 import ast
+import os
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from inspect import isfunction
 from pathlib import Path
 from typing import get_type_hints
@@ -24,6 +25,7 @@ from endofm_lab.pretraining.trainer import pretrain, run_config
 from endofm_lab.reports.explanation import explain
 from endofm_lab.tasks.classification import Classification
 from tests.builders import frame_model, made_run
+from tests.model.weight_layouts import dino_image as image_weights
 
 
 def learner(config):
@@ -173,6 +175,26 @@ def test_a_pretraining_goes_on_from_another_folder(phantom, tmp_path, monkeypatc
     again = run_config("run")
     assert again.manifest.is_absolute() and again.manifest.is_file()
     assert list(pretrain(again))
+    (tmp_path / "later").mkdir()
+    monkeypatch.chdir(tmp_path / "later")
+    typed = replace(config, manifest=Path(os.path.relpath(phantom)), out=Path("../run"))
+    assert not list(pretrain(typed)), "another spelling of the same paths is the same run, which has ended"
+
+
+def test_a_finetuning_goes_on_and_is_tested_from_another_folder(phantom, tmp_path, monkeypatch):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "later").mkdir()
+    image_weights(tmp_path / "begun" / "vit.pth")
+    monkeypatch.chdir(tmp_path / "begun")
+    settings = {"method": "linear probe", "clips": 1, "seeds": (0, 1)}
+    steps = lab.finetune(lab.FinetuneConfig(phantom, "run", start=lab.Start("vit.pth", n_frames=1), **settings))
+    while "test" not in next(steps):
+        pass
+    steps.close()
+    monkeypatch.chdir(tmp_path / "later")
+    run, start = "../begun/run", lab.Start("../begun/vit.pth", n_frames=1)
+    assert {r["seed"] for r in lab.finetune(lab.FinetuneConfig(phantom, run, start=start, **settings))} == {1}
+    assert lab.evaluate(run, None, "tested").seeds == (0, 1)
 
 
 def test_tables_have_the_initialisation_as_a_label():

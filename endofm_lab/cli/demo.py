@@ -60,7 +60,8 @@ def _write_demo_report(prediction: VideoPrediction, path: Path, title: str) -> P
     ]
     origin = prediction.provenance
     about = f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}"
-    return write_report(path, title, [("Scores over time", [about, timeline(prediction)]), ("Frames", figures)])
+    sections = [("Scores over time", [about, timeline(prediction)]), ("Frames", figures)]
+    return write_report(path, title, sections, origin)
 
 
 def _serve(port: int, headless: bool, output: Output) -> str:

@@ -1,4 +1,4 @@
-"""The command `endofm-lab doctor`: check the installation line by line, and say what to do about each problem."""
+"""The commands `endofm-lab doctor`, which checks the installation, and `completion`, for the shell."""
 
 import importlib.metadata
 import importlib.util
@@ -8,11 +8,14 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 from endofm_lab.bill_of_materials import bill_of_materials
-from endofm_lab.cli.command import Output, command
+from endofm_lab.cli.command import Command, Output, command
+from endofm_lab.cli.main import COMMANDS, find
 from endofm_lab.files import write_json
 
 Check = tuple[str, bool, str]  # name of the check, whether it passed, and its result or what to do
@@ -141,3 +144,73 @@ def _installed(name: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
+
+
+_SCRIPT = """\
+# Completion for endofm-lab: save this script in ~/.local/share/bash-completion/completions/endofm-lab
+_endofm_lab() {
+    local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD-1]}" called="" words=""
+    [ "$COMP_CWORD" -gt 1 ] && called="${COMP_WORDS[1]}"
+    case "$called" in
+        %GROUPS%) [ "$COMP_CWORD" -gt 2 ] && called="$called ${COMP_WORDS[2]}" ;;
+    esac
+    case "$called" in
+%WORDS%
+    esac
+    case "$called $previous" in
+%CHOICES%
+    esac
+    COMPREPLY=($(compgen -W "$words" -- "$current"))
+}
+complete -o default -F _endofm_lab endofm-lab
+"""
+
+
+@command(positional=("shell",))
+def completion(shell: Literal["bash"], output: Output) -> None:
+    """Print a script with which the shell completes commands, options and choices; other words complete as files.
+
+    Zsh reads the script too, after `autoload -U +X bashcompinit && bashcompinit`.
+
+    Args:
+        shell: the shell.
+    """
+    script = completion_script()
+    output.say(script)
+    output.result({"shell": shell, "script": script})
+
+
+def completion_script() -> str:
+    """The script for bash, made from all commands and their options."""
+    entries = {name: find(name) for name in COMMANDS}
+    groups = [name for name, entry in entries.items() if isinstance(entry, dict)]
+    words = {"": [*COMMANDS], **{name: [*entry] for name, entry in entries.items() if isinstance(entry, dict)}}
+    words |= {called: _spellings(one) for called, one in _single(entries)}
+    choices = {
+        f"{called} {option.typed}": [*option.choices]
+        for called, one in _single(entries)
+        for option in one.options
+        if option.choices and not option.positional
+    }
+    script = _SCRIPT.replace("%GROUPS%", " | ".join(groups))
+    return script.replace("%WORDS%", _cases(words)).replace("%CHOICES%", _cases(choices)).rstrip("\n")
+
+
+def _single(entries: dict[str, Command | dict[str, Command]]) -> Iterator[tuple[str, Command]]:
+    """Every command by the words that call it."""
+    for name, entry in entries.items():
+        if isinstance(entry, dict):
+            yield from ((f"{name} {part}", one) for part, one in entry.items())
+        else:
+            yield name, entry
+
+
+def _spellings(one: Command) -> list[str]:
+    """The words that can follow a command: choices of its positional arguments, and its options."""
+    places = [word for option in one.options if option.positional for word in option.choices]
+    return places + [word for option in one.options if not option.positional for word in option.spellings]
+
+
+def _cases(words: dict[str, list[str]]) -> str:
+    """The lines of a ``case`` that set the possible words."""
+    return "\n".join(f'        "{case}") words="{" ".join(possible)}" ;;' for case, possible in words.items())

@@ -6,7 +6,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from endofm_lab import NOTICE, __version__
 from endofm_lab.cli.words import unknown
@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "paper-table": ("runs", "paper_table", "show the published results next to your own runs"),
     "score": ("runs", "SCORE", "score a submission by the rules of a challenge: capsule-vision"),
     "app": ("serve", "app", "open the app in the browser"),
+    "completion": ("doctor", "completion", "print a script with which bash completes commands and options"),
 }
 
 
@@ -55,9 +56,9 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"Error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
         return 2
     if threading.current_thread() is threading.main_thread():
-        # SIGTERM saves as Ctrl-C does. Shells disable Ctrl-C in background jobs, so it is enabled again.
+        # Shells disable Ctrl-C in background jobs, so it is enabled again.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        _on_stopping(_stop)
     try:
         _call(name, arguments)
     except UserError as error:
@@ -80,6 +81,19 @@ def main(args: Sequence[str] | None = None) -> int:
         )
         return 1
     return 0
+
+
+def _on_stopping(handler: Any) -> None:
+    """Set the handler of the signals that schedulers send before they end a job; Windows has only SIGTERM."""
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), handler)
+
+
+def _stop(*_: object) -> None:
+    """Save and stop as Ctrl-C does; a second signal does not interrupt the saving."""
+    _on_stopping(signal.SIG_IGN)
+    signal.raise_signal(signal.SIGINT)
 
 
 def find(name: str) -> "Command | dict[str, Command]":

@@ -24,8 +24,12 @@ Key: TypeAlias = tuple[str, ...]  # where a value belongs: ("start", "source"), 
 # Option -> type, placeholder and help, in every command.
 GRAMMAR: dict[str, tuple[Any, str, str]] = {
     "out": (Path, "FOLDER", "Folder for all results; the same command continues a job that was stopped."),
-    "model": (str, "MODEL", 'Model: "demo", a folder, a released checkpoint, timm:NAME, or hf://OWNER/NAME.'),
-    "start": (str, "WEIGHTS", 'Initial weights: "scratch", image weights, or anything that --model takes.'),
+    "model": (
+        str,
+        "MODEL",
+        'A model: "demo", a folder, a released checkpoint, image weights, timm:NAME, or hf:OWNER/NAME.',
+    ),
+    "start": (str, "WEIGHTS", 'Initial weights: "scratch", or anything that --model takes.'),
     "batch": (int, "N", "Clips per update in training; otherwise clips, or frames of a study, computed together."),
     "precision": (None, "", "Floating-point precision; auto is bfloat16 if the hardware supports it."),
     "device": (str, "NAME", "Device: cpu, cuda, cuda:1, mps, or auto for the first available of cuda, mps and cpu."),

@@ -251,7 +251,7 @@ def finetune(
         _finetuning_dry_run(config, output)
         return
     for record in finetuning(config, metrics=_own_metrics(metrics)):
-        output.say(*record_text(record))
+        output.say(*record_text(record, config.chosen_by or config.configured_task.chosen_by))
     show_run(config.out, output)
 
 
@@ -264,15 +264,18 @@ def _own_metrics(names: Sequence[str]) -> list[type[Measure]]:
     return [class_named(name, Measure, "--metrics") for name in names]
 
 
-def record_text(record: dict[str, Any]) -> list[str]:
-    """A record as lines for people: the start, candidates, validations and every tenth step; nothing for others."""
+def record_text(record: dict[str, Any], chosen_by: str) -> list[str]:
+    """A record as lines for people: the start, candidates, validations and every tenth step; nothing for others.
+
+    ``chosen_by`` is the metric of the validation rows.
+    """
     if "initialisation" in record:
         start = {name: record[name] for name in ("initialisation", "split", "audit", "device")}
         return [f"{name.capitalize()}: {words}" for name, words in start.items()]
     if "validation" not in record and record["step"] % 10:
         return []
-    shown = ("seed", "step", "l2", "k", "loss", "lr", "step_s", "chosen", "chosen_by", "validation")
-    values = {name: record[name] for name in shown if name in record}
+    shown = ("seed", "step", "l2", "k", "loss", "lr", "step_s", "chosen", "validation")
+    values = {f"validation {chosen_by}" if k == "validation" else k: record[k] for k in shown if k in record}
     return ["  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())]
 
 

@@ -176,12 +176,15 @@ def _tested(subject: _Subject, table: Manifest, name: str) -> Run:
 
 def _head(model: VideoModel, head: str | None) -> str:
     heads = list(model.card.heads)
+    if not heads:
+        raise UserError(
+            f"{model.card.name} has no head, so there are no answers to test. Train a head with `endofm-lab finetune`, "
+            "and evaluate that run."
+        )
     if head is None and len(heads) == 1:
         return heads[0]
     if head not in heads:
-        raise UserError(
-            f"head is {head!r}; name one of the heads of {model.card.name}: {', '.join(heads) or '(none)'}."
-        )
+        raise UserError(f"head is {head!r}; name one of the heads of {model.card.name}: {', '.join(heads)}.")
     return head
 
 

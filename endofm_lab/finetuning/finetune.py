@@ -28,6 +28,7 @@ from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.head import Head
 from endofm_lab.model.loading.formats import Checkpoint
 from endofm_lab.model.loading.load import in_memory, save_model
+from endofm_lab.model.loading.locate import absolute
 from endofm_lab.model.precision import dtype_of
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.outside import name_of
@@ -109,7 +110,15 @@ def plan_of(config: FinetuneConfig) -> dict[str, Any]:
 def _completed(before: dict[str, Any]) -> dict[str, Any]:
     """The settings in ``config.json``, with the defaults of settings that are newer than the file."""
     start = {**asdict(Start()), **before.get("start", {})}
-    return {**{f.name: f.default for f in fields(FinetuneConfig) if f.default is not MISSING}, **before, "start": start}
+    defaults = {f.name: f.default for f in fields(FinetuneConfig) if f.default is not MISSING}
+    return _absolute({**defaults, **before, "start": start})
+
+
+def _absolute(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose paths are absolute, so that a run can be continued and tested from every folder."""
+    start, mapping = settings["start"], settings.get("mapping")
+    absolute_start = {**start, "source": absolute(start["source"])}
+    return {**settings, "start": absolute_start, "mapping": mapping and absolute(mapping)}
 
 
 @dataclass
@@ -176,6 +185,7 @@ class _Job:
             settings["measures"] = [name_of(measure) for measure in self.measures]
         if self.start is not None:
             settings["start"] |= {"source": str(self.start.path)}
+        settings = _absolute(settings)
         return {
             **{name: value for name, value in settings.items() if name not in ("manifest", "out", "workers", "device")},
             "start_weights": self.config.start.content() if self.start is None else self.start.sha256,

@@ -17,11 +17,11 @@ _MODULE = ("endofm_lab", "cli", "main.py")  # where `python -m endofm_lab.cli.ma
 
 
 def provenance(device: object = "cpu") -> dict[str, Any]:
-    """The versions, command and time behind a result, as JSON without the names of the machine and the user.
+    """The versions, machine, command and time behind a result, as JSON without the name of the user.
 
     Keys: ``endofm_lab`` (version), ``git`` (commit of the library's working tree, with "-dirty" after it if files were
-    changed; None for an installed package), ``python``, ``platform``, ``device``, ``packages``, ``command`` (the
-    command line, or the name of the script) and ``time`` (UTC).
+    changed; None for an installed package), ``python``, ``platform``, ``host`` (name of the machine), ``device``,
+    ``packages``, ``command`` (the command line, or the name of the script) and ``time`` (UTC).
 
     Args:
         device: the device of the computation.
@@ -31,6 +31,7 @@ def provenance(device: object = "cpu") -> dict[str, Any]:
         "git": _git(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
+        "host": platform.node(),
         "device": str(device),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "command": _command(),

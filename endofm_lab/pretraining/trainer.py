@@ -25,7 +25,7 @@ from endofm_lab.model.card import HANDED_OVER, InitialisationRecord, Metric, Mod
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.frame import FrameBackbone, load_frame_weights
 from endofm_lab.model.loading.load import in_memory, initialise, load_model, save_model
-from endofm_lab.model.loading.locate import locate
+from endofm_lab.model.loading.locate import absolute, locate
 from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.model.video_model import VideoModel, described, model_on
 from endofm_lab.model.weight_files import state_fingerprint
@@ -363,11 +363,10 @@ def _absolute(tree: dict[str, Any]) -> dict[str, Any]:
     """The settings with absolute paths, so that a run can continue from another working directory."""
     paths = {name: tree[name] for name in ("manifest", "probe") if tree.get(name)}
     if tree.get("others"):
-        paths_of = [str(Path(path).expanduser().absolute()) for path in tree["others"]]
+        paths_of = [str(Path(path).expanduser().resolve()) for path in tree["others"]]
         tree = {**tree, "others": paths_of}
-    if Path(tree["initialisation"]).expanduser().exists():
-        paths["initialisation"] = tree["initialisation"]
-    return {**tree, **{name: str(Path(path).expanduser().absolute()) for name, path in paths.items()}}
+    plain = {name: str(Path(path).expanduser().resolve()) for name, path in paths.items()}
+    return {**tree, **plain, "initialisation": absolute(tree["initialisation"])}
 
 
 def _without_heads(start: VideoModel | Encoder) -> VideoModel:

@@ -146,7 +146,7 @@ def write_explanation(explanation: Explanation, out: str | Path) -> list[Path]:
     """Write ``report.html`` (a stand-alone page) and ``maps.npz`` (the maps) into a folder; returns their paths."""
     out = Path(out)
     title = f"What the model looked at: {explanation.video.name}"
-    report = write_report(out / "report.html", title, _sections(explanation))
+    report = write_report(out / "report.html", title, _sections(explanation), explanation.provenance)
     with atomic_path(out / "maps.npz") as temporary, temporary.open("wb") as file:
         np.savez(file, **explanation.arrays())  # type: ignore[arg-type]
     return [report, out / "maps.npz"]

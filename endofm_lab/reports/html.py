@@ -6,10 +6,10 @@ This module makes every report of the project, from sections of paragraphs, tabl
 import base64
 import html
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,7 @@ from plotly.offline import get_plotlyjs
 from endofm_lab import NOTICE, __version__
 from endofm_lab.figures.style import CONFIG
 from endofm_lab.files import atomic_path
+from endofm_lab.folders.provenance import provenance
 
 
 @dataclass(frozen=True)
@@ -51,25 +52,33 @@ figure img { width: 100%; height: 220px; object-fit: contain; background: #000; 
 .absent { height: 60px; display: grid; place-items: center; background: #eee; color: #444; }
 """
 
+_COLUMNS = ["item", "value"]
 escape = html.escape
 
 
-def write_report(path: str | Path, title: str, sections: Sequence[Section]) -> Path:
+def write_report(
+    path: str | Path, title: str, sections: Sequence[Section], origin: Mapping[str, Any] | None = None
+) -> Path:
     """Write `report_page` as one file, atomically; returns its path.
 
     Args:
         path: the HTML file.
         title: title and first heading of the page.
         sections: headings and the items below them; a section with an empty heading continues the previous section.
+        origin: the `provenance` of the result in the report; None if the report itself is the result.
     """
     path = Path(path)
     with atomic_path(path) as temporary:
-        temporary.write_text(report_page(title, sections), encoding="utf-8")
+        temporary.write_text(report_page(title, sections, origin), encoding="utf-8")
     return path
 
 
-def report_page(title: str, sections: Sequence[Section]) -> str:
-    """A report as HTML that needs no network; a report with a figure contains Plotly (about 5 MB)."""
+def report_page(title: str, sections: Sequence[Section], origin: Mapping[str, Any] | None = None) -> str:
+    """A report as HTML that needs no network; a report with a figure contains Plotly (about 5 MB).
+
+    Its last section is the provenance of the result (``origin``), or of this process.
+    """
+    sections = [*sections, ("Provenance", [_origin_table(provenance() if origin is None else origin)])]
     body = [f"<h1>{escape(title)}</h1>", f'<p class="notice">{escape(NOTICE)}</p>']
     for heading, items in sections:
         body.append(f"<h2>{escape(heading)}</h2>" * bool(heading))
@@ -81,6 +90,16 @@ def report_page(title: str, sections: Sequence[Section]) -> str:
         f"<style>{_STYLE}</style>{plotly}</head><body>{''.join(body)}"
         f"<footer>endofm_lab {__version__}</footer></body></html>"
     )
+
+
+def _origin_table(origin: Mapping[str, Any]) -> pd.DataFrame:
+    """A provenance as a table; entries about the model and its data stay out."""
+    rows = [(name, origin[name]) for name in provenance() if name in origin]
+    texts = [
+        (name, ", ".join(f"{key} {version}" for key, version in value.items()) if isinstance(value, dict) else value)
+        for name, value in rows
+    ]
+    return pd.DataFrame([(name, "not known" if text is None else str(text)) for name, text in texts], columns=_COLUMNS)
 
 
 def bullets(sentences: Sequence[str]) -> Markup:
@@ -110,6 +129,7 @@ def _item(item: Item) -> str:
     if isinstance(item, go.Figure):
         return item.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)
     if isinstance(item, pd.DataFrame):
-        table = item.to_html(index=False, border=0, escape=True, float_format=lambda value: f"{value:.4g}")
+        with pd.option_context("display.max_colwidth", None):  # a long cell is shown whole
+            table = item.to_html(index=False, border=0, escape=True, float_format=lambda value: f"{value:.4g}")
         return f'<div class="wide">{table}</div>'
     return f"<p>{escape(item)}</p>"

@@ -128,9 +128,8 @@ def report_run(run: str | Path) -> Path:
         ("Summary", about),
         ("Curves", list(curves(described, records, reference).values())),
         ("Configuration", [pd.DataFrame(_rows(described["config"]), columns=["setting", "value"])]),
-        ("Provenance", [pd.DataFrame(_rows(described.get("provenance", {})), columns=["item", "value"])]),
     ]
-    return write_report(run / "report.html", f"Pre-training: {run.name}", sections)
+    return write_report(run / "report.html", f"Pre-training: {run.name}", sections, described.get("provenance", {}))
 
 
 def _described(run: Path) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def write_study_report(study: Study, out: str | Path, width: int = 9, labels: st
         f"reject them in the app (page Prediction, view Study) or in {REVIEW}."
     )
     sections.append(("To confirm or reject", [text, *_long(rows, _SHOWN)]))
-    return write_report(out / "report.html", f"Study report: {study.video.path.name}", sections)
+    return write_report(out / "report.html", f"Study report: {study.video.path.name}", sections, study.provenance)
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:

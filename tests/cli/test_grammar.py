@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from endofm_lab.cli.command import Command
+from endofm_lab.cli.doctor import completion_script
 from endofm_lab.cli.main import COMMANDS, find, main
 from endofm_lab.cli.options import GRAMMAR
+from endofm_lab.cli.train import record_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -236,3 +238,26 @@ def test_absurd_numbers_are_refused_before_anything_is_done(line, sentence, tmp_
     assert main(line.split()) == 2
     err = capsys.readouterr().err
     assert sentence in err and err.count("\n") == 1 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("endofm-lab pre", {"predict", "pretrain"}),
+        ("endofm-lab data im", {"import"}),
+        ("endofm-lab finetune m.csv --task ph", {"phases"}),
+        ("endofm-lab finetune m.csv --label", {"--label-column"}),
+        ("endofm-lab data import t.csv --patient", {"--patient", "--patient-from"}),
+        ("endofm-lab predict vid", set()),
+    ],
+)
+def test_bash_completes_commands_options_and_choices(typed, completed):
+    asked = f'COMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _endofm_lab; echo "${{COMPREPLY[@]}}"'
+    program = f"{completion_script()}\n{asked}"
+    assert set(subprocess.check_output(["bash", "-c", program], text=True).split()) == completed
+
+
+def test_the_metric_that_chooses_is_named_beside_its_value():
+    assert record_text({"seed": 0, "l2": 0.1, "validation": 0.94}, "auc") == ["seed 0  l2 0.1  validation auc 0.94"]
+    ended = {"seed": 0, "chosen": {"step": 50}, "chosen_by": "dice", "validation": 0.5, "step": 50}
+    assert record_text(ended, "dice")[0].endswith("validation dice 0.5")

@@ -16,6 +16,7 @@ from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.video_model import build_frame_model
 from endofm_lab.video.reader import write_video
+from tests.model.weight_layouts import dino_image as image_weights
 
 
 def refuse(constant: str):
@@ -82,3 +83,18 @@ def test_a_score(tmp_path, run_json):
     (tmp_path / "l.csv").write_text("\n".join(["image,class", *lines]))
     result = run_json("score", "capsule-vision", "--labels", tmp_path / "l.csv", "--probabilities", tmp_path / "p.csv")
     assert set(result["class_wise_metrics"]) >= set(CLASSES)
+
+
+def test_model_takes_image_weights_as_an_encoder_of_frames(run_json, phantom, tmp_path, capsys):
+    weights = image_weights(tmp_path / "dino_vit.pth")
+    store = run_json("embed", phantom, "--model", weights, "--out", tmp_path / "store")
+    assert store["clips"] > 1 and store["model"] == "dino_vit"
+    assert np.load(tmp_path / "store" / "vectors.npy").shape == (store["clips"], 128)
+    video = next((phantom.parent / "videos").iterdir())
+    explained = run_json("explain", video, "--model", weights, "--out", tmp_path / "maps")
+    assert explained["trust"] == {} and "attention" not in explained["refused"]
+    assert np.load(tmp_path / "maps" / "maps.npz")["rollout"].shape == (1, 2, 2)
+    assert main(["predict", str(video), "--model", str(weights), "--out", str(tmp_path / "prediction")]) == 0
+    assert "the model has no head, so there are no scores" in capsys.readouterr().out
+    assert main(["evaluate", str(weights), str(phantom), "--out", str(tmp_path / "run")]) == 2
+    assert "dino_vit has no head, so there are no answers to test." in capsys.readouterr().err

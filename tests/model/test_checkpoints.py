@@ -98,9 +98,18 @@ def test_the_old_format_of_torch_save_is_read_too(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["DINO", "DINO full", "timm"])
-def test_what_is_no_clip_model_is_refused_with_the_way_to_use_it(name, tmp_path):
-    with pytest.raises(CheckpointError, match=r"Start a video transformer from its backbone: initialise"):
-        load_model(write(name, tmp_path)[0])
+def test_image_weights_are_an_encoder_of_single_frames_without_a_head(name, tmp_path):
+    path = write(name, tmp_path)[0]
+    model = load_model(path)
+    source = VideoTransformer(made.IMAGE_CONFIG).eval()
+    source.load_state_dict(load_state(path).backbone)
+    pictures = torch.randn(2, 3, 1, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(model.backbone(pictures).cls, source(pictures).cls)
+    assert model.card.clip == ClipSpec(n_frames=1, stride=1) and not model.card.heads and not model.training
+    assert path.name in model.card.initialisation["words"] and "ImageNet" in model.card.data["description"]
+    save_model(model, tmp_path / "kept")
+    assert load_model(tmp_path / "kept").card.backbone == model.card.backbone
 
 
 def released_shapes():

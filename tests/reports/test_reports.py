@@ -1,5 +1,7 @@
 """All reports have the same style and the same notice, which is written in one place only."""
 
+import importlib.metadata
+import platform
 import re
 from pathlib import Path
 
@@ -32,6 +34,17 @@ def test_a_page_escapes_texts_and_contains_plotly_only_with_a_figure():
     assert "<script" not in page and page.count("&lt;script&gt;") == 9 and escape(NOTICE) in page
     assert len(page) < 20_000
     assert "<script" in report_page("Figure", [("", [go.Figure()])])
+
+
+def test_every_page_ends_with_the_provenance_of_its_result():
+    page = report_page("Page", [("Numbers", ["0.94"])])
+    for name in ("endofm_lab", "git", "host", "device", "packages", "command", "time"):
+        assert f"<td>{name}</td>" in page, name
+    assert platform.node() in page and f"torch {importlib.metadata.version('torch')}" in page
+    long = "endofm-lab pretrain" + " corpus/manifest.csv" * 20
+    page = report_page("Page", [], {"device": "cuda:1", "git": None, "model_name": "demo", "command": long})
+    assert long in page
+    assert "<td>cuda:1</td>" in page and "<td>not known</td>" in page and "demo" not in page and "host" not in page
 
 
 def test_a_sentence_replaces_a_missing_picture():

@@ -22,6 +22,7 @@ from endofm_lab.data.manifest import Manifest
 from endofm_lab.data.units import units
 from endofm_lab.errors import UserError
 from endofm_lab.files import write_json
+from endofm_lab.folders.provenance import provenance
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,6 +108,7 @@ class Audit(Brief):
             "compared": list(self.compared),
             "unchecked": list(self.unchecked),
             "manifest_fingerprints": list(self.fingerprints),
+            "provenance": provenance(),
         }
 
     def write_json(self, path: str | Path) -> None:

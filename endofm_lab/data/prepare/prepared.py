@@ -18,6 +18,7 @@ from endofm_lab.data.units import units
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, sha256_of, write_json
 from endofm_lab.folders.hashes import HASHES, changes
+from endofm_lab.folders.provenance import provenance
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -147,6 +148,7 @@ def write_prepared(recipe: Recipe, root: Path, out: Path, collection: Collected,
             "problems": dict(Counter(problem.kind for problem in problems)),
             "left_out": sum(problem.left_out for problem in problems),
             "unverified_facts": recipe.unverified,
+            "provenance": provenance(),
         },
     )
     return prepared

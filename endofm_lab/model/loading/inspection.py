@@ -18,7 +18,10 @@ from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.model.video_model import CLASS, build_model
 from endofm_lab.model.weight_files import FLOATING
 
-_AS_IMAGE = "strictly, as the spatial part of a video transformer: initialise(backbone, path)"
+_AS_IMAGE = (
+    "strictly: as an encoder of single frames, load_model(path), or as the spatial part of a video transformer, "
+    "initialise(backbone, path)"
+)
 _USES = {"image": _AS_IMAGE, "image-training": _AS_IMAGE}
 _SEALED = "sealed with the weights: unchanged since the model was saved"
 _UNSEALED = "not sealed, as in models of older versions: its changes are not noticed. Saving the model again seals it"

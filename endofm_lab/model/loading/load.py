@@ -14,11 +14,12 @@ from endofm_lab.model import frame
 from endofm_lab.model.card import CARD_FILE, HANDED_OVER, WEIGHTS_FILE, ModelCard
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.loading import downstream
-from endofm_lab.model.loading.formats import LAYOUTS, Checkpoint, load_state
+from endofm_lab.model.loading.formats import Checkpoint, config_of, load_state
+from endofm_lab.model.loading.image_weights import spatial_part
 from endofm_lab.model.loading.initialisation import initialise, public_name, record_of
 from endofm_lab.model.loading.inspection import CheckpointReport, inspect_checkpoint
 from endofm_lab.model.loading.locate import locate
-from endofm_lab.model.loading.released import KNOWN, card_of, head_tensors
+from endofm_lab.model.loading.released import card_of, head_tensors, image_card_of
 from endofm_lab.model.loading.seal import metadata_with_seal
 from endofm_lab.model.precision import resolve_device
 from endofm_lab.model.video_model import VideoModel, build_frame_model, build_model, encoder_of, model_on
@@ -72,9 +73,11 @@ def load_model(path_or_name: str | Path, allow: Allowed = (), device: str = "cpu
 
     Args:
         path_or_name: "demo" (the weights in the package), a model folder as `save_model` writes it, a released
-            checkpoint with a video transformer, a Hugging Face Hub id (``hf:owner/name``), or an image model of timm
-            with its weights from the Hub (``timm:eva02_base_patch14_224.mim_in22k``). Released checkpoints have no
-            head, or theirs: PolypDiag's classes, the CVC-12k segmenter's masks, the KUMC detector's boxes.
+            checkpoint with a video transformer, image weights of a plain vision transformer (DINO, DINOv2 without
+            registers, timm's ViTs), a Hugging Face Hub id (``hf:owner/name``), or an image model of timm with its
+            weights from the Hub (``timm:eva02_base_patch14_224.mim_in22k``). Released checkpoints have no head, or
+            theirs: PolypDiag's classes, the CVC-12k segmenter's masks, the KUMC detector's boxes. Image weights become
+            an encoder of single frames without a head.
         allow: code that a model folder may name besides the library's own encoders and heads: packages or modules
             ("my_package"), single classes ("my_package.encoders:Mine"), or classes themselves. A folder cannot make the
             library import anything that is not named here or in `endofm_lab.allow`.
@@ -83,7 +86,7 @@ def load_model(path_or_name: str | Path, allow: Allowed = (), device: str = "cpu
 
     Raises:
         UserError: this machine has no such device.
-        CheckpointError: the weights cannot be read, are unsafe, are not of a video transformer, do not fit, or need
+        CheckpointError: the weights cannot be read, are unsafe, are not of a plain transformer, do not fit, or need
             code that is not allowed.
     """
     place = resolve_device(device)
@@ -101,15 +104,20 @@ def _loaded(path_or_name: str | Path) -> VideoModel:
     if checkpoint.layout in downstream.RENAMES:
         card, tensors = downstream.parts_of(checkpoint, public_name(path_or_name, checkpoint))
         return _filled(card, {"": tensors}, checkpoint.path)
-    if checkpoint.is_image or KNOWN[checkpoint.layout].input is None:
-        raise CheckpointError(
-            f"{checkpoint.path} cannot be used as a model of clips; it is: {LAYOUTS[checkpoint.layout]}. "
-            "Start a video transformer from its backbone: initialise(build_backbone(...), path)."
-        )
+    if checkpoint.is_image:
+        return _frame_encoder(checkpoint, public_name(path_or_name, checkpoint))
     keys = list(checkpoint.backbone)
     record = record_of(checkpoint, public_name(path_or_name, checkpoint), keys, keys, resized=[], folded=[])
     parts = {"backbone": checkpoint.backbone, "heads": head_tensors(checkpoint)}
     return _filled(card_of(checkpoint, record), parts, checkpoint.path)
+
+
+def _frame_encoder(checkpoint: Checkpoint, name: str) -> VideoModel:
+    """The image transformer in a file as a model of single frames, without a head."""
+    config = config_of(checkpoint)
+    tensors, resized, folded = spatial_part(checkpoint, config)
+    record = record_of(checkpoint, name, list(tensors), list(tensors), resized, folded)
+    return _filled(image_card_of(checkpoint, config, record), {"backbone": tensors}, checkpoint.path)
 
 
 def in_memory(model: VideoModel | Encoder) -> Checkpoint:

@@ -62,6 +62,12 @@ def locate(path_or_name: str | Path) -> Path:
     )
 
 
+def absolute(source: str) -> str:
+    """A source as `locate` takes it, whose path is absolute, so that it means the same in every folder; names stay."""
+    path = Path(source).expanduser()
+    return source if source in ("demo", "scratch") or not path.exists() else str(path.resolve())
+
+
 def _packaged(name: str) -> Path:
     folder = PACKAGE_WEIGHTS / name
     if not (folder / WEIGHTS_FILE).is_file():

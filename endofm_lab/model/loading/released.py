@@ -9,7 +9,7 @@ from torch import Tensor
 
 from endofm_lab.model.card import HeadSpec, InitialisationRecord, ModelCard
 from endofm_lab.model.loading.formats import LAYOUTS, Checkpoint, config_of
-from endofm_lab.model.transformer import VideoTransformer
+from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
 from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import IMAGENET, TIMESFORMER, InputSpec
 
@@ -69,6 +69,23 @@ def card_of(checkpoint: Checkpoint, initialisation: InitialisationRecord) -> Mod
         heads=heads,
         initialisation=initialisation,
         data={"description": f"{LAYOUTS[checkpoint.layout]}; the file does not say on which data."},
+        weights_sha256=checkpoint.sha256,
+    )
+
+
+def image_card_of(checkpoint: Checkpoint, config: BackboneConfig, initialisation: InitialisationRecord) -> ModelCard:
+    """The card of image weights as an encoder of single frames; ImageNet's mean and std are assumed."""
+    return ModelCard(
+        name=checkpoint.path.stem,
+        backbone=VideoTransformer.describe(config),
+        input=replace(IMAGENET, size_px=config.image_px),
+        clip=ClipSpec(n_frames=1, stride=1),
+        heads={},
+        initialisation=initialisation,
+        data={
+            "description": f"{LAYOUTS[checkpoint.layout]}; the file does not say on which data, nor how its pictures "
+            "were normalised, so ImageNet's mean and std are assumed."
+        },
         weights_sha256=checkpoint.sha256,
     )
 
