@@ -264,10 +264,10 @@ def _own_metrics(names: Sequence[str]) -> list[type[Measure]]:
     return [class_named(name, Measure, "--metrics") for name in names]
 
 
-def record_text(record: dict[str, Any], chosen_by: str) -> list[str]:
+def record_text(record: dict[str, Any], chosen_by: str = "") -> list[str]:
     """A record as lines for people: the start, candidates, validations and every tenth step; nothing for others.
 
-    ``chosen_by`` is the metric of the validation rows.
+    ``chosen_by`` is the metric of the validation rows, if it is known.
     """
     if "initialisation" in record:
         start = {name: record[name] for name in ("initialisation", "split", "audit", "device")}
@@ -275,7 +275,8 @@ def record_text(record: dict[str, Any], chosen_by: str) -> list[str]:
     if "validation" not in record and record["step"] % 10:
         return []
     shown = ("seed", "step", "l2", "k", "loss", "lr", "step_s", "chosen", "validation")
-    values = {f"validation {chosen_by}" if k == "validation" else k: record[k] for k in shown if k in record}
+    validation = f"validation {record.get('chosen_by', chosen_by)}".rstrip()
+    values = {validation if name == "validation" else name: record[name] for name in shown if name in record}
     return ["  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())]
 
 

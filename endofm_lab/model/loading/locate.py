@@ -65,7 +65,8 @@ def locate(path_or_name: str | Path) -> Path:
 def absolute(source: str) -> str:
     """A source as `locate` takes it, whose path is absolute, so that it means the same in every folder; names stay."""
     path = Path(source).expanduser()
-    return source if source in ("demo", "scratch") or not path.exists() else str(path.resolve())
+    is_name = source == "scratch" or not path.exists() or locate(source) != path
+    return source if is_name else str(path.resolve())
 
 
 def _packaged(name: str) -> Path:
