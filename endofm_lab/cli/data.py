@@ -4,10 +4,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from tqdm import tqdm
 
 from endofm_lab.cli.command import Output, command
 from endofm_lab.data.audit.audit import audit as run_audit
 from endofm_lab.data.coverage import coverage as cover
+from endofm_lab.data.download import get_data
 from endofm_lab.data.labels import read_mapping
 from endofm_lab.data.manifest import Manifest, absolute_paths, join_manifests, read_manifest, write_manifest
 from endofm_lab.data.phantom_set import write_phantom
@@ -140,6 +142,24 @@ def import_table(table: Path, settings: dict[str, Any], output: Output) -> None:
     output.say(done.text())
 
 
+@command(get_data, positional=("name",))
+def get(name: str, out: Path, settings: dict[str, Any], output: Output) -> None:
+    """Fetch a data set after its licence was agreed to, and unpack it; or say where to ask for it.
+
+    Without --agree nothing is fetched, and source, size, licence and SHA-256 are shown. The same command continues a
+    download that was stopped.
+
+    Args:
+        name: name of a recipe, or the path of a recipe file.
+    """
+    with tqdm(unit="B", unit_scale=True, disable=not output.progress) as bar:
+        for done, total in get_data(name, out, **settings):
+            bar.total, bar.n = total, done
+            bar.refresh()
+    output.result({"out": out})
+    output.say(f"Unpacked to {out}. Next: endofm-lab data prepare {name} --root {out} --out FOLDER")
+
+
 @command(check_manifest, positional=("manifest",), without=("path",))
 def check(manifest: Path, settings: dict[str, Any], output: Output) -> None:
     """Check that every file of a manifest exists, can be read and is unchanged; exit code 2 if not.
@@ -223,6 +243,7 @@ def coverage(manifests: tuple[Path, ...], mapping: str, output: Output) -> None:
 DATA = {
     "list": list_recipes,
     "show": show,
+    "get": get,
     "prepare": prepare,
     "import": import_table,
     "check": check,

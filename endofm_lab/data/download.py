@@ -1,22 +1,28 @@
-"""Fetch one file over https: agreed to first, resumable, of the stated size and checksum, or not at all.
+"""Fetch one file over https: agreed to first, resumable, of the stated size and checksum, or not at all; unpack it.
 
 Nothing calls this module but the commands `endofm-lab data get` and `endofm-lab models get`.
 """
 
 import http.client
 import shutil
+import stat
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import urlsplit
 
 from endofm_lab import __version__
+from endofm_lab.data.prepare.layouts import find_layout
+from endofm_lab.data.prepare.recipes import Recipe, load_recipe
+from endofm_lab.data.prepare.scan import walk
 from endofm_lab.errors import UserError
-from endofm_lab.files import sha256_of
+from endofm_lab.files import atomic_path, reading, sha256_of
+from endofm_lab.folders.run_folder import claim
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _BLOCK, _TIMEOUT_S, _ATTEMPTS, _PAUSE_S = 1 << 20, 30.0, 5, 1.0
@@ -196,3 +202,94 @@ def _opener(source: Source) -> urllib.request.OpenerDirector:
     ):
         opener.add_handler(handler)
     return opener
+
+
+def get_data(
+    name: str,
+    out: str | Path,
+    agree: bool = False,
+    file: str | Path | None = None,
+    recipes: str | Path | None = None,
+) -> Iterator[tuple[int, int]]:
+    """Fetch a data set and unpack it; yields the bytes that are there and those of the whole archive.
+
+    The archive lies in ``OUT.get``, from which a call after a stop goes on.
+
+    Args:
+        name: name of a data recipe, or path of one.
+        out: folder of the unpacked data set; absent or empty.
+        agree: the licence is agreed to; without it, nothing is fetched and everything is shown.
+        file: a zip archive that was fetched by hand, for data sets that need a form.
+        recipes: folder of recipes other than the project's.
+
+    Raises:
+        UserError: the recipe has no address (the message says where to ask), the licence is not agreed to, the archive
+            is damaged or does not hold the data set, or ``out`` contains files.
+    """
+    recipe, out = load_recipe(name, recipes), Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} already exists and is not an empty folder. Choose a new one.")
+    if file is None:
+        source = source_of(recipe)
+        refuse_unless_agreed(source, agree)
+        with claim(
+            out.with_name(f"{out.name}.get"), {"url": source.url, "sha256": source.sha256}, "a download"
+        ) as work:
+            yield from download(source, work / "archive.zip")
+            _unpack(work / "archive.zip", out, recipe)
+    else:
+        _unpack(Path(file), out, recipe)
+        yield (size := Path(file).stat().st_size), size
+
+
+def source_of(recipe: Recipe) -> Source:
+    """Where a data set can be fetched.
+
+    Raises:
+        UserError: it needs a form, or its recipe states no address with a checksum; the message says what to do.
+    """
+    facts = recipe.facts
+    given, access = facts.get("download"), facts["access"]
+    if given is not None and access == "open":
+        licence = str(facts["licence"] or "not known")
+        return Source(given["url"], given["bytes"], given["sha256"], licence, tuple(given.get("hosts", ())))
+    reasons = {
+        "open": "its recipe states no address with a SHA-256, so it has to be downloaded by hand",
+        "on request": "it needs a form or a signature",
+        "dead link": "its address no longer works",
+        "yours": "it is data of your own",
+    }
+    page = facts.get("page") or "the paper"
+    note = " ".join(str(facts.get("access_note") or "").split())
+    raise UserError(
+        f"{recipe.name} cannot be fetched: {reasons[access]}. See {page}.{f' {note}' if note else ''} Licence: "
+        f"{facts['licence'] or 'not known'} Then unpack the archive, or give it with --file ARCHIVE.zip."
+    )
+
+
+def _unpack(archive: Path, out: Path, recipe: Recipe) -> None:
+    """Unpack a zip archive into a folder that appears when it is complete and holds the data set."""
+    if not archive.is_file() or not zipfile.is_zipfile(archive):
+        raise UserError(f"{archive} is not a zip archive. Unpack it by hand and give the folder to --data or --root.")
+    with reading(archive, "Fetch it again."), zipfile.ZipFile(archive) as packed:
+        entries = packed.infolist()
+        for entry in entries:
+            path = PurePosixPath(entry.filename.replace("\\", "/"))
+            if (
+                path.is_absolute()
+                or ".." in path.parts
+                or ":" in entry.filename
+                or stat.S_ISLNK(entry.external_attr >> 16)
+            ):
+                raise UserError(
+                    f"{archive} holds {entry.filename[:100]!r}, which leads out of its folder. Not unpacked."
+                )
+        size, free = sum(entry.file_size for entry in entries), shutil.disk_usage(archive.parent).free
+        if size > free:
+            raise UserError(f"{archive} unpacks to {size:,} bytes, but {free:,} are free. Make room first.")
+        if out.exists():
+            out.rmdir()
+        with atomic_path(out) as folder:
+            packed.extractall(folder)
+            if recipe.layouts:
+                find_layout(recipe, walk(folder)[0])

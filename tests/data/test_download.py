@@ -1,13 +1,17 @@
 """Downloads against a server on this machine that breaks off, lies and redirects."""
 
 import hashlib
+import io
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from endofm_lab.cli.main import main
 from endofm_lab.data import download as module
-from endofm_lab.data.download import Source, download, refuse_unless_agreed
+from endofm_lab.data.download import Source, download, get_data, refuse_unless_agreed
+from endofm_lab.data.prepare.recipes import list_recipes, recipes_folder
 from endofm_lab.errors import UserError
 
 CONTENT = bytes(range(256)) * 2000
@@ -19,7 +23,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.breaks_after, self.without_ranges = [], [], False
+        self.asked, self.breaks_after, self.without_ranges, self.archive = [], [], False, b""
 
     def source(self, path, **changes):
         url = f"http://127.0.0.1:{self.server_address[1]}/{path}"
@@ -39,7 +43,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_error(int(self.path[1:]))
             return
         first = 0 if start is None or server.without_ranges else int(start.removeprefix("bytes=").rstrip("-"))
-        content = {"/other": b"x" + CONTENT[1:], "/longer": CONTENT + b"more", "/endless": CONTENT * 2}
+        content = {
+            "/archive": getattr(server, "archive", b""),
+            "/other": b"x" + CONTENT[1:],
+            "/longer": CONTENT + b"more",
+            "/endless": CONTENT * 2,
+        }
         body = content.get(self.path, CONTENT)
         self.send_response(206 if first else 200)
         if self.path != "/endless":
@@ -154,3 +163,72 @@ def test_what_was_not_agreed_to_is_shown_and_not_fetched(server):
     with pytest.raises(UserError, match=rf"(?s)Nothing was fetched.*--agree.*0\.5 MB.*{SHA256}.*CC BY 4\.0"):
         refuse_unless_agreed(server.source("file"), agree=False)
     assert not server.asked
+
+
+def zipped(entries):
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
+
+
+SET = {f"Kvasir-SEG/{folder}/{name}.jpg": b"picture" for folder in ("images", "masks") for name in ("a1", "b2")}
+
+
+def with_download(folder, server, content, **changes):
+    """A folder with Kvasir-SEG's recipe that has an address on this machine."""
+    server.archive = content
+    url = server.source("archive").url
+    facts = {"url": url, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **changes}
+    text = (recipes_folder() / "kvasir-seg.yaml").read_text()
+    folder.mkdir()
+    (folder / "kvasir-seg.yaml").write_text(text.replace("access: open", f"access: open\ndownload: {facts}"))
+    return str(folder)
+
+
+def test_a_data_set_is_fetched_and_unpacked_when_its_licence_is_agreed_to(server, tmp_path, capsys):
+    recipes = with_download(tmp_path / "recipes", server, zipped(SET))
+    command = ["data", "get", "kvasir-seg", "--out", str(tmp_path / "set"), "--recipes", recipes]
+    assert main(command) == 2
+    shown = capsys.readouterr().err
+    assert "Nothing was fetched" in shown and "Research and educational use" in shown and not server.asked
+    assert main([*command, "--agree", "--quiet"]) == 0
+    assert {path.name for path in (tmp_path / "set" / "Kvasir-SEG").iterdir()} == {"images", "masks"}
+    assert main([*command, "--agree"]) == 2 and "is not an empty folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"../out.txt": b"x"}, "leads out of its folder"),
+        ({"/etc/x": b"x"}, "leads out of its folder"),
+        ({"notes.txt": b"x"}, "kvasir-seg"),
+        (None, "is not a zip archive"),
+    ],
+)
+def test_an_archive_that_is_no_data_set_leaves_nothing(tmp_path, entries, message):
+    (tmp_path / "a.zip").write_bytes(b"no archive" if entries is None else zipped(entries))
+    with pytest.raises(UserError, match=message):
+        list(get_data("kvasir-seg", tmp_path / "set", file=tmp_path / "a.zip"))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_an_archive_that_was_fetched_by_hand_is_unpacked(tmp_path):
+    (tmp_path / "a.zip").write_bytes(zipped(SET))
+    list(get_data("kvasir-seg", tmp_path / "set", file=tmp_path / "a.zip"))
+    assert (tmp_path / "set" / "Kvasir-SEG" / "images" / "a1.jpg").read_bytes() == b"picture"
+
+
+def test_a_wrong_checksum_in_a_recipe_is_named(server, tmp_path):
+    recipes = with_download(tmp_path / "recipes", server, zipped(SET), sha256="abc")
+    with pytest.raises(UserError, match=r"download\.sha256: expected 64 hexadecimal digits"):
+        next(get_data("kvasir-seg", tmp_path / "set", agree=True, recipes=recipes))
+
+
+@pytest.mark.parametrize("recipe", list_recipes(), ids=lambda recipe: recipe.name)
+def test_a_data_set_without_an_address_says_where_to_ask(recipe, tmp_path):
+    reason = {"on request": "needs a form or a signature", "open": "downloaded by hand", "dead link": "no longer works"}
+    with pytest.raises(UserError, match=reason.get(recipe.facts["access"], "data of your own")):
+        next(get_data(recipe.name, tmp_path / "set", agree=True))
+    assert not list(tmp_path.iterdir())
