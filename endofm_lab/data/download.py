@@ -4,6 +4,7 @@ Nothing calls this module but the commands `endofm-lab data get` and `endofm-lab
 """
 
 import http.client
+import re
 import shutil
 import stat
 import time
@@ -18,10 +19,10 @@ from urllib.parse import urlsplit
 
 from endofm_lab import __version__
 from endofm_lab.data.prepare.layouts import find_layout
-from endofm_lab.data.prepare.recipes import Recipe, load_recipe
+from endofm_lab.data.prepare.recipes import Recipe, RecipeError, load_recipe
 from endofm_lab.data.prepare.scan import walk
 from endofm_lab.errors import UserError
-from endofm_lab.files import atomic_path, reading, sha256_of
+from endofm_lab.files import atomic_path, fits, reading, sha256_of
 from endofm_lab.folders.run_folder import claim
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -251,6 +252,7 @@ def source_of(recipe: Recipe) -> Source:
     facts = recipe.facts
     given, access = facts.get("download"), facts["access"]
     if given is not None and access == "open":
+        _check_download(recipe.path, given)
         licence = str(facts["licence"] or "not known")
         return Source(given["url"], given["bytes"], given["sha256"], licence, tuple(given.get("hosts", ())))
     reasons = {
@@ -265,6 +267,19 @@ def source_of(recipe: Recipe) -> Source:
         f"{recipe.name} cannot be fetched: {reasons[access]}. See {page}.{f' {note}' if note else ''} Licence: "
         f"{facts['licence'] or 'not known'} Then unpack the archive, or give it with --file ARCHIVE.zip."
     )
+
+
+def _check_download(path: Path, given: Any) -> None:
+    """Refuse a recipe's address, size and checksum in another form."""
+    types = {"url": str, "bytes": int, "sha256": str}
+    whole = isinstance(given, dict) and set(types) <= set(given) <= {*types, "hosts"}
+    if not whole or not fits(given.get("hosts", []), list[str]):
+        raise RecipeError(f"{path.name}, download: expected url, bytes, sha256 and possibly hosts, found {given!r}.")
+    for name, kind in types.items():
+        if not fits(given[name], kind):
+            raise RecipeError(f"{path.name}, download.{name}: {given[name]!r} has the wrong form.")
+    if not re.fullmatch(r"[0-9a-f]{64}", given["sha256"]):
+        raise RecipeError(f"{path.name}, download.sha256: expected 64 hexadecimal digits.")
 
 
 def _unpack(archive: Path, out: Path, recipe: Recipe) -> None:

@@ -4,7 +4,6 @@ One YAML file per data set in ``data_recipes/``. This module reads and checks th
 format is described in ``data_recipes/README.md``.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,34 +178,9 @@ def read_recipe(path: str | Path) -> Recipe:
         return _Reader(path).recipe(facts)
 
 
-_TOP = {
-    "recipe",
-    "version",
-    "name",
-    "citation",
-    "doi",
-    "page",
-    "licence",
-    "access",
-    "access_note",
-    "modality",
-    "download",
-}
-_TOP |= {
-    "download",
-    "device",
-    "names",
-    "layouts",
-    "parts",
-    "translate",
-    "splits",
-    "clips",
-    "patient",
-    "defects",
-    "evidence",
-    "labels",
-    "about",
-}
+_TOP = {"recipe", "version", "name", "citation", "doi", "page", "licence", "access", "access_note", "modality"}
+_TOP |= {"device", "names", "layouts", "parts", "translate", "splits", "clips", "patient", "defects", "evidence"}
+_TOP |= {"labels", "about", "download"}
 _NEEDED = {"recipe", "version", "name", "citation", "licence", "access", "modality", "defects", "evidence"}
 _LAYOUT = {"note", "unit", "fps", "media", "masks", "boxes", "tables", "ignore", "expected"}
 _EXPECTED = {"files", "masks", "boxes", "patients", "sequences", "labels", "splits", "labels_by_split"}
@@ -273,7 +247,6 @@ class _Reader:
         if facts["recipe"] != self.path.stem:
             raise self.fail("recipe", f"{facts['recipe']!r} is not the file's name {self.path.stem!r}")
         self.choice(facts["access"], "access", ACCESS)
-        self.download(facts.get("download"))
         for fact, status in self.mapping(facts["evidence"], "evidence").items():
             if not str(status).startswith(STATUS):
                 raise self.fail(f"evidence.{fact}", f"{status!r} begins with neither 'verified' nor 'unverified'")
@@ -295,17 +268,6 @@ class _Reader:
             translate={k: self.texts(v, f"translate.{k}") for k, v in self.mapping(facts.get("translate"), "").items()},
             splits={k: self.split(k, v) for k, v in self.mapping(facts.get("splits"), "splits").items()},
         )
-
-    def download(self, value: Any) -> None:
-        """Address, size and checksum of the archive."""
-        if value is None:
-            return
-        value = self.mapping(value, "download", {"url", "bytes", "sha256", "hosts"}, {"url", "bytes", "sha256"})
-        for name, kind in {"url": str, "bytes": int, "sha256": str, "hosts": list[str]}.items():
-            if name in value and not fits(value[name], kind):
-                raise self.fail(f"download.{name}", f"{value[name]!r} has the wrong form")
-        if not re.fullmatch(r"[0-9a-f]{64}", value["sha256"]):
-            raise self.fail("download.sha256", "expected 64 hexadecimal digits")
 
     def patient(self, value: Any) -> str:
         """What tells patients apart; the names must agree with it."""
