@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -170,8 +170,13 @@ def write_manifest(table: pd.DataFrame, path: str | Path) -> Manifest:
     if path.suffix.lower() == ".parquet":
         write_parquet(path, manifest.table)
         return manifest
+    text = manifest.table.select_dtypes("object")
+    returns = any(text[column].astype(str).str.contains("\r", regex=False).any() for column in text)
+    quoting: Literal[0, 2] = (
+        csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    )  # the latter leaves a carriage return bare
     with atomic_path(path) as temporary:
-        manifest.table.to_csv(temporary, index=False, encoding="utf-8")
+        manifest.table.to_csv(temporary, index=False, encoding="utf-8", quoting=quoting)
     return manifest
 
 

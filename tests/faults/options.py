@@ -23,7 +23,7 @@ NUMBERS = (
     "1000000000000000000000000000000", "--", "-",
 )  # fmt: skip
 TEXTS = ("", " ", "nothing-of-this-name", "-", "--", "../..", "a" * 5000, "a\nb", "<b>bold</b>", "=1+1", "é", "%s", "*")
-SLOW = ("small", "base")  # networks that are right, but train longer than a case may take
+SLOW = ("small", "base", "endo-fm", "long-video")  # networks that are right, but train longer than a case may take
 MANY = ("batch", "clips", "folds", "workers", "smooth")  # 10^9 of these is refused before memory is taken
 
 
