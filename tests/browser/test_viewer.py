@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.app.addresses import typed_before
+from tests.browser.playing import seek, viewer_of, wait_for
 from tests.browser.serving import served_app
 from tests.browser.waiting import settled
 from tests.video.recordings import BITS, WIDTH_PX, encode
@@ -55,32 +56,13 @@ def opened(page, url, cache, path, monkeypatch, overlays=False):
     return viewer_of(page, overlays)
 
 
-def viewer_of(page, overlays=True):
-    page.wait_for_selector(".viewer[data-frame]", timeout=200_000)
-    settled(page)
-    viewer = page.locator(".viewer")
-    if not overlays:
-        for box in viewer.locator(".overlays input").all():
-            box.uncheck()
-    return viewer
-
-
 def read(viewer):
     return viewer.locator("canvas").evaluate(READ)
 
 
 def arrived(page, viewer, frame):
-    page.locator(f".viewer[data-frame='{frame}'][data-wanted='{frame}']").wait_for(timeout=60_000)
+    wait_for(page, frame)
     return read(viewer)
-
-
-def seek(viewer, frame):
-    """Drag the slider to a frame and let go."""
-    viewer.locator(".seek").evaluate(
-        "(slider, frame) => { slider.value = frame; for (const kind of ['input', 'change'])"
-        " slider.dispatchEvent(new Event(kind, { bubbles: true })); }",
-        frame,
-    )
 
 
 @pytest.mark.parametrize("name", ["steady", "variable"])
