@@ -378,9 +378,7 @@ def assemble(
         boxes_xyxy=box_table({head: np.concatenate(v) for head, v in boxes.items()}, classes, frame_times_s, video),
         video=video,
         provenance=provenance,
-        score_spread={head: _spread(np.concatenate(v), grid_clip) for head, v in scores.items()}
-        if between.any()
-        else {},
+        score_spread={h: _spread(np.concatenate(v), grid_clip) for h, v in scores.items() if between.any()},
     )
     if folder is not None:
         prediction.save(folder)

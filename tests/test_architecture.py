@@ -13,11 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 RANK = {
     "machine": -1,
     "brief": -2,
-    "bill_of_materials": 0,
     "__init__": 0,
     "errors": -2,
     "files": -1,
-    "plain": -1,
     "outside": -1,
     "folders": 1,
     "video": 1,

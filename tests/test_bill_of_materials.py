@@ -3,8 +3,8 @@
 import importlib.metadata
 import json
 
-from endofm_lab.bill_of_materials import bill_of_materials
 from endofm_lab.cli.main import main
+from endofm_lab.folders.bill_of_materials import bill_of_materials
 
 
 def test_every_direct_and_indirect_dependency_is_listed_with_its_version():

@@ -13,10 +13,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
-from endofm_lab.bill_of_materials import bill_of_materials
 from endofm_lab.cli.command import Command, Output, command
 from endofm_lab.cli.main import COMMANDS, find
 from endofm_lab.files import write_json
+from endofm_lab.folders.bill_of_materials import bill_of_materials
 
 Check = tuple[str, bool, str]  # name of the check, whether it passed, and its result or what to do
 

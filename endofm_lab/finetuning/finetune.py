@@ -20,6 +20,7 @@ from endofm_lab.files import read_json, write_json
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.fitting import Choice, Fit, HeadTraining
 from endofm_lab.finetuning.start import Start
+from endofm_lab.folders.plain import to_plain
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import claim
 from endofm_lab.metrics.measure import Measure
@@ -32,7 +33,6 @@ from endofm_lab.model.loading.locate import absolute
 from endofm_lab.model.precision import dtype_of
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.outside import name_of
-from endofm_lab.plain import to_plain
 from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, read_predictions, write_predictions, write_run
 from endofm_lab.tasks import Task
 from endofm_lab.tasks.classification import Classification

@@ -10,13 +10,13 @@ import torch
 
 from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
+from endofm_lab.folders.plain import from_plain, to_plain
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.frame import FrameBackbone, FrameConfig, frame_config, frame_input
 from endofm_lab.model.precision import Precision, automatic_dtype
 from endofm_lab.model.transformer import PRESETS as BACKBONES
 from endofm_lab.model.transformer import BackboneConfig, VideoTransformer
 from endofm_lab.outside import class_named, name_of
-from endofm_lab.plain import from_plain, to_plain
 from endofm_lab.pretraining.dino import DinoConfig
 from endofm_lab.pretraining.features import FeatureConfig
 from endofm_lab.pretraining.masked import MaskConfig
@@ -338,14 +338,10 @@ def with_settings(config: PretrainConfig, settings: dict[str, Any]) -> PretrainC
             raise UserError(f"There is no setting {key!r}; choose one of {names}.")
         branch[last] = value
     if isinstance(tree["backbone"], str):
-        tree["backbone"] = asdict(_backbone(tree["backbone"]))
+        if tree["backbone"] not in BACKBONES:
+            raise UserError(f"There is no backbone preset {tree['backbone']!r}; choose one of {', '.join(BACKBONES)}.")
+        tree["backbone"] = asdict(BACKBONES[tree["backbone"]])
     return from_json(tree)
-
-
-def _backbone(name: str) -> BackboneConfig:
-    if name not in BACKBONES:
-        raise UserError(f"There is no backbone preset {name!r}; choose one of {', '.join(BACKBONES)}.")
-    return BACKBONES[name]
 
 
 def to_json(config: PretrainConfig) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from endofm_lab.data.audit.audit import audit
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.files import fingerprint_of, read_json, write_json
+from endofm_lab.folders.plain import to_plain
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import check_request, claim
 from endofm_lab.model.card import HANDED_OVER, InitialisationRecord, Metric, ModelCard
@@ -30,7 +31,6 @@ from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.model.video_model import VideoModel, described, model_on
 from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.outside import Allowed, allowing
-from endofm_lab.plain import to_plain
 from endofm_lab.pretraining.background import OUTPUT, PROCESS
 from endofm_lab.pretraining.config import PretrainConfig, known_settings, own_objective, settings, stored_settings
 from endofm_lab.pretraining.corpus import Corpus, Mixture, mixed

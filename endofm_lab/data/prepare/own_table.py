@@ -135,16 +135,13 @@ def import_table(
     out = out if out.suffix.lower() in (".csv", ".parquet") else out / "manifest.csv"
     if out.absolute() == path.absolute():
         raise UserError(f"{out}: The manifest would replace the table itself. Choose another --out.")
-    finder = patient_finder(patient_from) if patient_from is not None else None
-    if patient is not None and finder is not None:
+    if patient is not None and patient_from is not None:
         raise UserError("Patients come from --patient or from --patient-from: leave out one of them.")
+    finder = patient_finder(patient_from) if patient_from is not None else None
     columns = {"video": video, "label": label, "patient": patient, "split": split, "start_s": start, "end_s": end}
     read = read_foreign_table(path)
     _refuse_missing(path, read, {key: name for key, name in columns.items() if name is not None})
-    folder = (path.parent if root is None else Path(root)).absolute()
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder. Give the folder that relative paths start from as --root.")
-    conversion = _Import(read, columns, folder, name or path.stem, fps)
+    conversion = _Import(read, columns, _existing(path.parent if root is None else Path(root)), name or path.stem, fps)
     conversion.fill(finder, drop_unlabelled)
     conversion.check(out.parent, workers or cores())
     if conversion.problems:
@@ -152,6 +149,17 @@ def import_table(
     table = conversion.table.reset_index(drop=True)
     table["video"] = [relative_to_manifest(cell, out.parent) for cell in table["video"]]
     return ImportedTable(write_manifest(table, out), conversion.preview(), conversion.notes)
+
+
+def _existing(root: Path) -> Path:
+    """The folder that relative paths start from.
+
+    Raises:
+        UserError: it is not a folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"{root.absolute()} is not a folder. Give the folder that relative paths start from as --root.")
+    return root.absolute()
 
 
 @dataclass
