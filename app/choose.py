@@ -9,7 +9,7 @@ from cache import Content
 
 from endofm_lab.data.samples import SAMPLES
 from endofm_lab.files import cache_folder
-from endofm_lab.models.shelf import list_models
+from endofm_lab.model.loading.locate import models_folder
 
 
 def choose_video() -> Content | None:
@@ -27,7 +27,7 @@ def choose_video() -> Content | None:
 
 def choose_model() -> Content:
     """The chosen model."""
-    names = ", ".join(entry.name for entry in list_models() if entry.state in ("built", "in the package"))
+    names = ", ".join(["demo", *sorted(card.parent.name for card in models_folder().glob("*/card.json"))])
     help_ = f"A name ({names}), the folder of a model, a released checkpoint, or hf://OWNER/NAME"
     return cache.model_content(st.sidebar.text_input("Model", help=help_, **session.field("model")))
 
