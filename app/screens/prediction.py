@@ -172,9 +172,10 @@ if video is None:
     st.info("Choose a video in the sidebar: a generated sample, a file or folder on this machine, or an upload.")
     st.stop()
 try:
-    generated = cache.video_info(video).generated
-    prediction = cache.prediction(video, chosen, every_frame)
-    heads = cache.model(chosen).card.heads
+    with st.container():  # for the progress bar, so that the viewer stays when the bar goes
+        generated = cache.video_info(video).generated
+        prediction = cache.prediction(video, chosen, every_frame)
+        heads = cache.model(chosen).card.heads
     if generated:
         st.caption("The video below is **generated**. It shows no patient.")
     elif prediction.provenance["training_data"].get("generated"):
