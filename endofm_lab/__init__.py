@@ -61,6 +61,7 @@ _PUBLIC = {
     "resume": "pretraining.trainer",
     "allow": "outside",
     "export": "portable",
+    "verbose": "messages",
     "FeatureExtractor": "explain.extractor",
     "VideoModel": "model.video_model",
     "Encoder": "model.encoder",

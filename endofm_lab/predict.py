@@ -11,13 +11,13 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from endofm_lab import __version__
 from endofm_lab.errors import UserError
 from endofm_lab.files import fingerprint_of, sha256_of
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import claim
+from endofm_lab.messages import progress_bar
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.precision import Precision, dtype_of
@@ -97,7 +97,7 @@ def predict_video(
 
 def with_progress(steps: Generator[tuple[int, int], None, T], unit: str, title: str, shown: bool) -> T:
     """Run a generator of (done, total) to its end with a progress bar, and return the generator's return value."""
-    with tqdm(unit=unit, desc=title, disable=not shown) as bar:
+    with progress_bar(unit=unit, desc=title, shown=shown) as bar:
         while True:
             try:
                 done, bar.total = next(steps)

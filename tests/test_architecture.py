@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RANK = {
     "machine": -1,
     "brief": -2,
+    "messages": -2,
     "__init__": 0,
     "errors": -2,
     "files": -1,

@@ -1,12 +1,16 @@
 """The generated lists in README.md and docs/ follow from the code: `python -m tests.test_docs` writes them again."""
 
 import ast
+import inspect
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+import endofm_lab as lab
 from endofm_lab.cli.main import COMMANDS, find
 from endofm_lab.cli.options import Option
 
@@ -74,10 +78,69 @@ def _about(path: Path) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
+def interface() -> str:
+    """The names of the library: every public class and function with its signature and docstring."""
+    parts = []
+    for name in sorted(set(lab.__all__) - {"NOTICE", "__version__"}, key=str.lower):
+        thing = getattr(lab, name)
+        if not callable(thing):
+            words = ", ".join(thing) if isinstance(thing, Mapping) else inspect.cleandoc(thing.__doc__ or "")
+            parts.append(f"## {name}\n\n```text\n{words}\n```")
+            continue
+        parts.append(f"## {name}\n\n{_described(name, thing)}")
+        members = vars(thing).items() if isinstance(thing, type) and not issubclass(thing, Exception) else ()
+        for key, member in members:
+            inner = getattr(member, "__func__", getattr(member, "fget", member))
+            if key[0] != "_" and inspect.isfunction(inner) and inner.__doc__:
+                signed = "" if isinstance(member, property) else None
+                parts.append(f"### {name}.{key}\n\n{_described(f'{name}.{key}', inner, signed)}")
+    return "\n\n".join(parts)
+
+
+def _described(name: str, thing: object, signed: str | None = None) -> str:
+    """Signature and docstring of a class, function or property, as text that Markdown leaves alone."""
+    if signed is None:
+        kind = f"class {name}" if isinstance(thing, type) else name
+        signed = "" if isinstance(thing, type) and issubclass(thing, Exception) else _signature(thing)
+        signed = f"```python\n{kind}{signed}\n```\n\n"
+    text = inspect.cleandoc(thing.__doc__ or "")
+    first, _, rest = text.partition("\n\n")
+    return signed + " ".join(first.split()) + (f"\n\n```text\n{rest}\n```" if rest else "")
+
+
+def _signature(thing: object) -> str:
+    """The parameters as they stand in the code, one per line where they are many."""
+    found = inspect.signature(thing)
+    shown = ", ".join(_parameter(parameter) for parameter in found.parameters.values() if parameter.name != "self")
+    if len(shown) > 100:
+        shown = "\n    " + ",\n    ".join(map(_parameter, found.parameters.values())) + ",\n"
+    given = found.return_annotation
+    return f"({shown})" if given in (inspect.Signature.empty, None) else f"({shown}) -> {_kind(given)}"
+
+
+def _parameter(parameter: inspect.Parameter) -> str:
+    """Name, type and default of a parameter."""
+    mark = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+    kind = "" if parameter.annotation is inspect.Parameter.empty else f": {_kind(parameter.annotation)}"
+    default = "" if parameter.default is inspect.Parameter.empty else f" = {_default_of(parameter.default)}"
+    return f"{mark}{parameter.name}{kind}{default}"
+
+
+def _default_of(value: object) -> str:
+    return "..." if "<factory>" in repr(value) or " at 0x" in repr(value) else repr(value)
+
+
+def _kind(annotation: object) -> str:
+    """A type without the names of modules."""
+    text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
+    return re.sub(r"\b(?:[A-Za-z_]+\.)+(?=[A-Za-z_])", "", text).strip("'")
+
+
 # Name of the block -> file and what it holds.
 BLOCKS = {
     "commands": (ROOT / "README.md", commands),
     "options": (ROOT / "docs" / "commands.md", options),
+    "interface": (ROOT / "docs" / "api.md", interface),
     "tree": (ROOT / "docs" / "architecture.md", tree),
 }
 

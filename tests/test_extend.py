@@ -76,6 +76,7 @@ def test_objects_from_outside_are_trained_and_what_they_save_names_their_classes
     assert described["config"]["objective_class"] == "my_lab.barlow:Barlow"
 
 
+@pytest.mark.slow
 def test_another_process_reads_goes_on_evaluates_and_reports(folder, used):
     assert "needs my_lab.encoder:Tubelets, which is code from outside endofm_lab" in used
     assert "mean over all patches" in used and "worst_error" in used and "not ranked" in used.lower()
@@ -87,6 +88,7 @@ def test_another_process_reads_goes_on_evaluates_and_reports(folder, used):
     assert card["name"] == "barlow pre-training, 6 steps" and card["backbone"]["class"] == "my_lab.encoder:Tubelets"
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_run_once_the_package_is_allowed(folder, used):
     lines = [line.split()[1:] for line in COMMANDS]
     program = f"import sys\nfrom endofm_lab.cli.main import main\nsys.exit(max(main(line) for line in {lines!r}))"
@@ -95,6 +97,7 @@ def test_the_commands_of_the_page_run_once_the_package_is_allowed(folder, used):
     assert (folder / "reports/task").exists()
 
 
+@pytest.mark.slow
 def test_a_package_is_not_imported_unless_the_reader_allows_it(folder, used):
     program = (
         "import sys, endofm_lab as lab\n"

@@ -1,12 +1,13 @@
 """Public objects in a terminal or a notebook: short, escaped, compared without an exception; paths may be text."""
 
 import ast
+import logging
 import os
 import re
 from dataclasses import fields, replace
-from inspect import isfunction
+from inspect import isfunction, signature
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 import endofm_lab as lab
+from endofm_lab import messages
 from endofm_lab.brief import Brief
 from endofm_lab.data.prepare.prepared import Prepared
 from endofm_lab.data.samples import SAMPLES, sample_video
@@ -216,3 +218,74 @@ def test_a_tracker_that_is_not_installed_is_refused(phantom, tmp_path):
     config = lab.PretrainConfig(**{**vars(tiny(phantom, tmp_path)), **settings})
     with pytest.raises(lab.UserError, match="The tracker 'trackio-that-is-not-there' is not available"):
         next(pretrain(config))
+
+
+def functions():
+    """Public functions, and the public methods of public classes, by name."""
+    for name in lab.__all__:
+        thing = getattr(lab, name)
+        if isfunction(thing):
+            yield name, thing
+        elif isinstance(thing, type) and not issubclass(thing, Exception):
+            for key, member in vars(thing).items():
+                inner = getattr(member, "__func__", getattr(member, "fget", member))
+                if key[0] != "_" and isfunction(inner):
+                    yield f"{name}.{key}", inner
+
+
+def test_public_functions_are_annotated_and_documented_and_take_text_for_a_path():
+    known = {"HeadSpec": lab.HeadSpec, "PretrainConfig": lab.PretrainConfig}
+    for name, function in functions():
+        hints = get_type_hints(function, localns=known)
+        parameters = [key for key in signature(function).parameters if key not in ("self", "cls")]
+        assert "return" in hints and set(parameters) <= set(hints), name
+        assert function.__doc__ or name.split(".")[0] in ("FeatureExtractor",), name
+        contract = name.split(".")[0] in ("Encoder", "Objective")  # their configuration is what a subclass says
+        assert contract or Any not in hints.values(), name
+        for key in parameters:
+            kinds = get_args(hints[key]) or (hints[key],)
+            assert Path not in kinds or str in kinds, f"{name}: {key}"
+
+
+def test_text_is_taken_where_a_path_is(phantom, tmp_path):
+    model = lab.save_model(lab.load_model("demo"), str(tmp_path / "model"))
+    assert lab.load_model(str(model)).card.weights_sha256 == lab.inspect_checkpoint(str(model)).sha256
+    manifest = lab.read_manifest(str(phantom))
+    lab.write_manifest(manifest.table.head(2), str(tmp_path / "two.csv"))
+    assert len(lab.read_manifest(str(tmp_path / "two.csv"))) == 2
+    video = str(manifest.resolve(manifest.table["video"][0]))
+    with lab.open_video(video) as reader:
+        lab.write_video(str(tmp_path / "copy.mkv"), reader.read([0]), reader.info.fps, codec="ffv1")
+    assert lab.open_video(str(tmp_path / "copy.mkv")).info.n_frames == 1
+    done = lab.predict_video(video, str(model), out=str(tmp_path / "out"), progress=False)
+    assert lab.load_prediction(str(tmp_path / "out")).video == done.video
+
+
+def test_one_switch_silences_messages_and_progress(phantom, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(messages.messages, "level", logging.INFO)
+    messages.messages.info("made")
+    list(messages.progress_bar(range(3), desc="bar"))
+    loud = capsys.readouterr().err
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    messages.messages.info("shown")
+    assert "shown" in capsys.readouterr().err and "bar: 100%" in loud
+    lab.verbose(False)
+    messages.messages.info("hidden")
+    list(messages.progress_bar(range(3)))
+    assert capsys.readouterr().err == ""
+    messages.messages.warning("important")
+    assert "important" in capsys.readouterr().err
+    lab.verbose()
+    with messages.speaking(False):
+        assert not messages.messages.isEnabledFor(logging.INFO)
+    assert messages.messages.isEnabledFor(logging.INFO)
+
+
+def test_no_room_of_the_library_prints_or_makes_bars_of_its_own():
+    root = Path(lab.__file__).parent
+    for path in root.rglob("*.py"):
+        if "cli" in path.parts or path.name in ("messages.py", "widgets.py"):
+            continue
+        calls = [n.func for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
+        names = {getattr(call, "id", getattr(call, "attr", "")) for call in calls}
+        assert not names & {"print", "tqdm"}, path

@@ -15,6 +15,7 @@ from endofm_lab import NOTICE
 from endofm_lab.cli.options import Key, Option, build, options_of, parse, value_at
 from endofm_lab.cli.words import check, given
 from endofm_lab.errors import UserError
+from endofm_lab.messages import speaking
 from endofm_lab.outside import allowing
 
 _OWN = ("output", "config", "settings")  # parameters of a command that are not options
@@ -128,8 +129,9 @@ class Command:
             arguments["config"] = build(self.source, values)
         elif self.source is not None:
             arguments["settings"] = {option.key[0]: values[option.key] for option in self.lent}
-        with allowing(values["allow",]):
-            self.run(**arguments, output=Output(values["json",], values["quiet",]))
+        output = Output(values["json",], values["quiet",])
+        with allowing(values["allow",]), speaking(output.progress):
+            self.run(**arguments, output=output)
 
     def _parsed(self, options: Sequence[Option], args: Sequence[str], prog: str) -> dict[Key, Any]:
         about = docstring_parser.parse(self.run.__doc__ or "")

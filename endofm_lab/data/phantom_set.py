@@ -7,13 +7,13 @@ from pathlib import Path
 import pandas as pd
 from joblib import Parallel, delayed, parallel_config
 from PIL import Image
-from tqdm import tqdm
 
 from endofm_lab.data.manifest import write_manifest
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, write_json
 from endofm_lab.folders.run_folder import LOCK, check_request, claim, held_by
 from endofm_lab.machine import cores
+from endofm_lab.messages import progress_bar
 from endofm_lab.video.phantom import DEVICES, FINDINGS, MOTIONS, PhantomSpec, render
 from endofm_lab.video.reader import write_video
 
@@ -82,7 +82,7 @@ def _draw(out: Path, plan: list[tuple[str, str, PhantomSpec]], seed: int, progre
         drawn = Parallel(n_jobs=1 if few else min(cores(), 4), return_as="generator")(
             delayed(_write_clip)(spec, name, out) for name, _, spec in plan
         )
-        bar = tqdm(drawn, total=len(plan), unit="clip", desc="phantom", disable=not progress)
+        bar = progress_bar(drawn, total=len(plan), unit="clip", desc="phantom", shown=progress)
         boxes = dict(zip((name for name, _, _ in plan), bar, strict=True))
     with atomic_path(out / "boxes.csv") as temporary:
         pd.DataFrame([box for name in sorted(boxes) for box in boxes[name]]).to_csv(temporary, index=False)

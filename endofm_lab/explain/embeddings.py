@@ -17,7 +17,6 @@ from typing import Any, BinaryIO, TypedDict
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from endofm_lab import __version__
 from endofm_lab.brief import Brief, html_of
@@ -28,6 +27,7 @@ from endofm_lab.files import fits, read_object, read_parquet, reading, write_jso
 from endofm_lab.folders.hashes import refuse_changed
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import claim
+from endofm_lab.messages import progress_bar
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel, check_finite
@@ -106,7 +106,7 @@ def embed(
     """
     manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
     steps = embedding_steps(manifest, model_at(model, device), out, batch_clips)
-    with tqdm(total=len(manifest), unit="clip", desc="embed", disable=not progress) as bar:
+    with progress_bar(total=len(manifest), unit="clip", desc="embed", shown=progress) as bar:
         for done in steps:
             bar.update(done - bar.n)
     return load_store(out)

@@ -91,7 +91,7 @@ PRESETS = {
 }
 
 
-def build_backbone(name: str, **overrides: Any) -> "VideoTransformer":
+def build_backbone(name: str, **overrides: int | float | str) -> "VideoTransformer":
     """A freshly initialised backbone of a preset, with any field of ``BackboneConfig`` overridden.
 
     Args:
@@ -106,7 +106,8 @@ def build_backbone(name: str, **overrides: Any) -> "VideoTransformer":
     possible = [field.name for field in fields(BackboneConfig)]
     for unknown in overrides.keys() - set(possible):
         raise UserError(f"A backbone has no setting {unknown!r}; choose among {', '.join(possible)}.")
-    return VideoTransformer(replace(PRESETS[name], **overrides))
+    changes: dict[str, Any] = dict(overrides)
+    return VideoTransformer(replace(PRESETS[name], **changes))
 
 
 class Attention(nn.Module):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.files import atomic_path
+from endofm_lab.messages import messages
 from endofm_lab.model.precision import Precision, dtype_of
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.draws import Data, Draws, LeftOut, batches, step_seed
@@ -312,7 +313,8 @@ class _Run:
             self.signals.clear()
             raise KeyboardInterrupt
         for name, reason in self.left_out.add(unreadable).items():
-            self.accelerator.print(f"This video cannot be read and is left out: {name}: {reason}")
+            if self.accelerator.is_main_process:
+                messages.warning("This video cannot be read and is left out: %s: %s", name, reason)
 
     def log(self, record: Record) -> None:
         """Append a record to the log and to the trackers."""

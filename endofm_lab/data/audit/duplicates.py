@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm import tqdm
 
 from endofm_lab.brief import Brief
 from endofm_lab.data.audit.overlap import Rows
@@ -31,6 +30,7 @@ from endofm_lab.data.hashing import (
 )
 from endofm_lab.errors import UserError
 from endofm_lab.machine import cores
+from endofm_lab.messages import progress_bar
 from endofm_lab.video.images import IMAGE_SUFFIXES
 from endofm_lab.video.reader import open_video
 
@@ -88,7 +88,7 @@ def picture_neighbours(rows: Rows, progress: bool = True) -> Neighbours:
         problems.append(f"{dropped:,} candidate pairs beyond the {_KEPT:,} nearest were not compared in detail.")
     i, j = found
     scores = np.zeros(len(i))
-    for start in tqdm(range(0, len(i), 1024), "checking pairs", disable=not progress):
+    for start in progress_bar(range(0, len(i), 1024), desc="checking pairs", shown=progress):
         block = slice(start, start + 1024)
         scores[block] = same_scene(pictures.thumbs[i[block]], pictures.thumbs[j[block]])
     same = scores >= SAME_SCENE
@@ -151,8 +151,8 @@ def read_pictures(rows: Rows, progress: bool = True) -> Pictures:
     unreadable: list[str] = []
     featureless = 0
     with tempfile.TemporaryFile() as file, ThreadPoolExecutor(cores()) as pool:
-        for prints, failed in tqdm(
-            pool.map(read, batches), "reading pictures", total=len(batches), unit_scale=32, disable=not progress
+        for prints, failed in progress_bar(
+            pool.map(read, batches), desc="reading pictures", total=len(batches), unit_scale=32, shown=progress
         ):
             unreadable += failed
             for number, entry in prints:

@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
 
 from endofm_lab.data.prepare.names import normal
 from endofm_lab.errors import VideoError
 from endofm_lab.files import sha256_of
+from endofm_lab.messages import progress_bar
 from endofm_lab.video.reader import open_video
 
 IMAGE_FORMATS = {
@@ -264,7 +264,7 @@ def in_parallel(
     with ThreadPoolExecutor(max_workers=workers) as pool:
         futures = {pool.submit(work, item): key for key, item in todo}
         try:
-            for future in tqdm(as_completed(futures), total=len(futures), desc=what, disable=None, leave=False):
+            for future in progress_bar(as_completed(futures), shown=None, total=len(futures), desc=what, leave=False):
                 key = futures[future]
                 journal.add(key, future.result())
                 yield key, journal.done[key]
