@@ -19,7 +19,7 @@ from turns import heavy
 import endofm_lab as lab
 from endofm_lab.data.samples import sample_video
 from endofm_lab.files import atomic_path, cache_folder, fingerprint_of
-from endofm_lab.model.loading.locate import models_folder
+from endofm_lab.model.loading.locate import built_model
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.predict import prediction_steps
 from endofm_lab.prediction import VideoPrediction, load_prediction
@@ -65,9 +65,7 @@ def video_content(path: str | Path) -> Content:
 
 def model_content(name: str) -> Content:
     """A model by name, file or folder; of a built model the folder, whose stamp changes when it is built again."""
-    built = models_folder() / name
-    is_name = bool(name) and Path(name).name == name
-    return content_of(built if is_name and (built / "card.json").is_file() else name, ("card.json",))
+    return content_of(built_model(name) or name, ("card.json",))
 
 
 @st.cache_resource(max_entries=3, show_spinner="Loading the model ...")

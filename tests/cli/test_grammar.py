@@ -100,7 +100,10 @@ def test_every_option_is_described_and_shown_without_types_of_python(commands, c
         ("predict a.mp4 --out x --json=True", "--json takes no value, but 1 values were given."),
         ("predict a.mp4 --out -x", "endofm-lab predict has no option -x. If it is a value, write"),
         ("predict a.mp4 -y --out x", "endofm-lab predict has no option -y."),
-        ("evaluate a m.csv --out x --metrics %s", "--metrics names the class '%s'; the form is 'module:Class'."),
+        (
+            "evaluate a m.csv --out x --metrics %s",
+            "--metrics names the class '%s'; the name must have the form",
+        ),
         ("evaluate a m.csv --out x --metrics os:F2", "--metrics needs os:F2, which is code from outside endofm_lab"),
         ("finetune m.csv --out x --metrics os:name --allow os", "os:name is not Measure: derive its class from"),
         ("pretrain m.csv --out x --views.global-pxx 3", "Did you mean --views.global-px?"),

@@ -139,13 +139,13 @@ def test_the_feature_of_a_clip_is_the_mean_over_patches_and_embeddings_say_so(mo
 
 
 def test_attention_is_refused_in_a_sentence_and_gradients_and_occlusion_answer(model, clip):
-    with pytest.raises(UserError, match=r"'tubelet'.*no attention.*occlusion works for every model\.$"):
+    with pytest.raises(UserError, match=r"'tubelet'.*no attention.*occlusion, which works for every model\.$"):
         look(model, clip)
     target = target_of(model, "label", "polyp")
     for name in ("occlusion", "gradient x input", "integrated gradients"):
         values = METHODS[name](model, clip, target).values
         assert values.shape == (4, 4, 4) and values.isfinite().all() and values.abs().max() > 0
-    with pytest.raises(UserError, match="has none; use occlusion"):
+    with pytest.raises(UserError, match=r"has none\. Use occlusion"):
         METHODS["Grad-CAM"](model, clip, target)
     assert float(similarity_to(model, clip).score(clip).detach()) == pytest.approx(1.0, abs=1e-5)
 
@@ -189,7 +189,7 @@ def test_it_is_fine_tuned_for_every_kind_of_head(phantom, folder, tmp_path, task
 def test_what_it_cannot_do_is_refused_in_a_sentence(folder):
     start = Start(str(folder))
     head = HeadSpec("multiclass", ("a", "b"))
-    with pytest.raises(UserError, match=r"kind 'tubelet'; adapters"), allowing(NAME):
+    with pytest.raises(UserError, match=r"kind 'tubelet', but adapters"), allowing(NAME):
         start.build("label", head, seed=0, adapters=True)
     with pytest.raises(UserError, match=r"Clips have 3 frames, but a token of .* shows 2"), allowing(NAME):
         replace(start, n_frames=3).build("label", head, seed=0)

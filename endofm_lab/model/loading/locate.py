@@ -9,7 +9,7 @@ from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE
 
 PACKAGE_WEIGHTS = Path(__file__).parents[2] / "weights"  # endofm_lab/weights/<name>/
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_BUILT_NAME = re.compile(r"\w[\w.-]*")
+_BUILT_NAME = re.compile(r"\w[\w.-]{0,99}")
 ORIGIN = "origin.json"  # in the folder of a fetched Hub model: repository, commit and licence
 _FILE_ENDINGS = (".pth", ".pt", ".pyth", ".bin", ".safetensors", ".ckpt", ".tar")
 
@@ -23,6 +23,12 @@ def models_folder() -> Path:
 def hub_id_in(name: str) -> str | None:
     """The ``owner/name`` in ``hf://owner/name`` or ``hf:owner/name``; None for other names."""
     return name.removeprefix("hf:").removeprefix("//") if name.startswith("hf:") else None
+
+
+def built_model(name: str) -> Path | None:
+    """The folder of a built model of this name, or None."""
+    folder = models_folder() / name
+    return folder if _BUILT_NAME.fullmatch(name) and (folder / CARD_FILE).is_file() else None
 
 
 def fetched_folder(hub_id: str) -> Path:
@@ -48,8 +54,8 @@ def locate(path_or_name: str | Path) -> Path:
         return _packaged(name)
     if (hub_id := hub_id_in(name)) is not None:
         return _fetched(hub_id, name)
-    if _BUILT_NAME.fullmatch(name) and (models_folder() / name / CARD_FILE).is_file():
-        return models_folder() / name
+    if (built := built_model(name)) is not None:
+        return built
     path = Path(path_or_name).expanduser()
     if path.exists():
         return path
