@@ -8,10 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
-from endofm_lab.data.plain_yaml import Loader, read_yaml
-from endofm_lab.data.prepare.recipes import Recipe, RecipeError, load_recipe, recipes_folder
+from endofm_lab.data.prepare.recipes import Recipe, RecipeError, load_recipe, read_facts, recipes_folder
 from endofm_lab.errors import UserError
 from endofm_lab.files import fits, reading
 from endofm_lab.finetuning.config import FinetuneConfig
@@ -156,10 +153,7 @@ def read_model_recipe(path: str | Path) -> ModelRecipe:
         RecipeError: a fact is missing, unknown or of the wrong type; the message names the file and the fact.
     """
     path = Path(path)
-    try:
-        facts = yaml.load(read_yaml(path), Loader=Loader)  # noqa: S506  (a safe loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path.name} is not readable YAML: {error}") from error
+    facts = read_facts(path)
     with reading(path, "Correct the fact that has the wrong kind.", RecipeError):
         return _recipe(facts, path)
 

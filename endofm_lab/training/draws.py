@@ -48,17 +48,12 @@ class Draws:
     def __getitem__(self, number: int) -> tuple[int, int]:
         """Sample's index and seed of a draw."""
         epoch, position = divmod(number, self.n)
-        return int(self._permutation(epoch)[position]), _mix(self.seed, 1, number)
+        order = _permutation((self.n, self.seed, epoch, 0), [self.seed, 0, epoch])
+        return int(order[position]), _mix(self.seed, 1, number)
 
     def instead(self, number: int, attempt: int) -> int:
         """The index of the sample that replaces an unreadable one."""
         return _mix(self.seed, 2, number, attempt) % self.n
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if _LAST.get("key") != (self.n, self.seed, epoch):
-            _LAST["key"] = (self.n, self.seed, epoch)
-            _LAST["order"] = np.random.default_rng([self.seed, 0, epoch]).permutation(self.n)
-        return _LAST["order"]
 
 
 @dataclass(frozen=True)
@@ -106,16 +101,20 @@ class MixedDraws:
         return len(self.weights) - 1, number
 
 
-def _permutation(key: tuple[int, ...], seeds: list[int]) -> np.ndarray:
-    """The permutation of an epoch of a source; a run walks through the epochs of each source in order."""
+def _permutation(key: tuple[int, int, int, int], seeds: list[int]) -> np.ndarray:
+    """The order of the samples in an epoch; ``key`` is (size, seed, epoch, source), ``seeds`` give the order.
+
+    A run walks through the epochs of each source in turn, so that only the latest order of a source is held.
+    """
     size, *_, source = key
-    if _LATEST.get(source, (None, None))[0] != key:
-        _LATEST[source] = (key, np.random.default_rng(seeds).permutation(size))
-    return _LATEST[source][1]
+    held, order = _LATEST.get(source, (None, None))
+    if held != (key, seeds):
+        order = np.random.default_rng(seeds).permutation(size)
+        _LATEST[source] = ((key, seeds), order)
+    return order
 
 
-_LATEST: dict[int, tuple[Any, Any]] = {}  # source -> key and permutation of its current epoch
-_LAST: dict[str, Any] = {}  # the permutation of the current epoch; a run walks through it in order
+_LATEST: dict[int, tuple[Any, Any]] = {}  # source -> key with seeds, and the order of its current epoch
 
 
 def _mix(*numbers: int) -> int:
@@ -129,7 +128,10 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 class _ByNumber(Dataset):
-    """Draw number -> (sample, unreadable videos that were drawn before it, by name with the reason)."""
+    """Draw number -> (sample, unreadable videos that were drawn before it, by name with the reason).
+
+    A `UserError` is returned in place of the sample; raised in a worker process, it would arrive as a traceback.
+    """
 
     def __init__(self, data: Data, draws: Draws | MixedDraws) -> None:
         self.data, self.draws = data, draws
@@ -139,6 +141,12 @@ class _ByNumber(Dataset):
         return len(self.data)
 
     def __getitem__(self, number: int) -> tuple[Any, dict[str, str]]:
+        try:
+            return self._readable(number)
+        except UserError as error:
+            return error, {}
+
+    def _readable(self, number: int) -> tuple[Any, dict[str, str]]:
         index, seed = self.draws[number]
         unreadable: dict[str, str] = {}
         for attempt in range(_RETRIES):
@@ -184,7 +192,11 @@ class LeftOut:
 def batches(
     data: Data, draws: Draws | MixedDraws, numbers: Iterator[list[int]], workers: int, unreadable: dict[str, str]
 ) -> Iterator[tuple[Any, dict[str, str]]]:
-    """Batches of the draws with the given numbers, and the unreadable videos that were drawn for each batch."""
+    """Batches of the draws with the given numbers, and the unreadable videos that were drawn for each batch.
+
+    Raises:
+        UserError: a sample cannot be made, or no readable video was drawn; the same sentence with and without workers.
+    """
     dataset = _ByNumber(data, draws)
     dataset.unreadable |= unreadable
     loader = DataLoader(
@@ -195,15 +207,20 @@ def batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(draws.seed),  # otherwise the global generator would be used
     )
-    yield from loader
+    for batch, names in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch, names
 
 
 @dataclass(frozen=True)
 class _Collate:
-    """Make a batch of samples, and a single record of the unreadable videos."""
+    """Make a batch of samples, and a single record of the unreadable videos; or hand on the error of a sample."""
 
     collate: Callable[[list[Any]], Any]
 
     def __call__(self, pairs: list[tuple[Any, dict[str, str]]]) -> tuple[Any, dict[str, str]]:
+        if error := next((sample for sample, _ in pairs if isinstance(sample, UserError)), None):
+            return error, {}
         unreadable = {name: reason for _, names in pairs for name, reason in names.items()}
         return self.collate([sample for sample, _ in pairs]), unreadable

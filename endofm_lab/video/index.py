@@ -107,6 +107,8 @@ def read_index(path: Path, container: Any, stream: Any, packets: np.ndarray, cod
     even = "mov" in container.format.name and len(np.unique(filled["duration"][:-1])) == 1
     lost = _lost(path, frames, step, bounds, filled[shown], spans, even)
     damaged = _in_broken_parts(container, filled, starts, spans)[shown]
+    if seekable and container.format.name == "mpegts":
+        damaged |= _off_the_grid(frames, step)
     if len(lost):
         if not seekable:  # it is unknown which frames after the first broken place are lost
             damaged |= filled["pos"][shown] >= min((span[0] for span in spans), default=0)
@@ -270,6 +272,24 @@ def _in_broken_parts(container: Any, packets: np.ndarray, starts: np.ndarray, sp
     np.minimum.at(first, group[damaged], numbers[damaged])
     first[0] = 0  # before any key frame
     return numbers >= first[group]
+
+
+def _off_the_grid(frames: np.ndarray, step: int) -> np.ndarray:
+    """Frames ``(n,)`` bool whose stamp alone does not fit a constant rate of one frame per ``step`` ticks.
+
+    MPEG-TS has no checksum for time stamps. A changed bit moves one frame between its neighbours, which stay where the
+    rate puts them; a pause or a lost frame moves all frames that follow, too. Files of variable rate have no such grid.
+    """
+    tolerance = max(2, step // 50)  # ticks; rates such as 24000/1001 round to neighbouring ticks
+    even = np.abs(np.diff(frames) - step) <= tolerance
+    off = np.zeros(len(frames), bool)
+    if len(frames) < 8 or even.mean() < 0.8:
+        return off
+    over_two = np.abs(frames[2:] - frames[:-2] - 2 * step) <= tolerance
+    off[1:-1] = over_two & ~even[:-1] & ~even[1:]
+    multiple = np.abs(np.diff(frames) - step * np.round(np.diff(frames) / step)) <= tolerance  # frames that were lost
+    off[0], off[-1] = not multiple[0] and even[1:3].all(), not multiple[-1] and even[-3:-1].all()
+    return off
 
 
 def _can_start(packet: Any, codec: str, extradata: bytes) -> bool:

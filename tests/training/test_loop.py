@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from endofm_lab.errors import CheckpointError, UserError
+from endofm_lab.errors import CheckpointError, UserError, VideoError
 from endofm_lab.training import checkpoints as checkpoint_module
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.draws import Draws, MixedDraws
@@ -90,6 +90,19 @@ def test_the_loop_leaves_the_callers_random_numbers_alone(tmp_path):
 
 def test_workers_see_the_same_samples(tmp_path, whole):
     assert losses(start(tmp_path, replace(CONFIG, workers=2, steps=6))) == whole[:6]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_of_a_sample_is_the_same_sentence_with_and_without_workers(tmp_path, workers):
+    class Unreadable(Numbers):
+        def sample(self, index, seed):
+            raise VideoError("a.mp4", "It is empty.")
+
+    with pytest.raises(UserError) as error:
+        list(start(tmp_path, replace(CONFIG, workers=workers), data=Unreadable()))
+    message = str(error.value)
+    assert message.startswith("20 draws in a row gave no readable video: ") and "Traceback" not in message
+    assert message.endswith("Check the manifest's files.")
 
 
 def test_pieces_of_a_batch_give_the_gradient_of_the_whole(tmp_path):

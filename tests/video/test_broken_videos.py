@@ -231,6 +231,36 @@ def test_mutated_videos_give_true_frames_or_an_error(video_of: VideoOf, tmp_path
         assert n_whole < 22
 
 
+@pytest.mark.parametrize("name", ["h264.ts", "mpeg2video.ts"])
+def test_a_flipped_bit_in_a_time_of_a_transport_stream_is_refused_or_changes_nothing(
+    video_of: VideoOf, tmp_path: Path, name: str
+) -> None:
+    """The time stamps of MPEG-TS have no checksum, but one that moves alone does not fit the frame rate."""
+    whole = video_of(name).read_bytes()
+    with open_video(video_of(name)) as video:
+        expected = video.times_s
+    headers = [
+        at for at in range(len(whole) - 14) if whole[at : at + 4] == b"\x00\x00\x01\xe0" and whole[at + 7] & 0x80
+    ]
+    assert len(headers) == len(expected)
+    n_refused, path = 0, tmp_path / name
+    for header, bit in [
+        (header, bit) for header in (headers[0], headers[9], headers[30], headers[-1]) for bit in range(40)
+    ]:
+        data = bytearray(whole)
+        data[header + 9 + bit // 8] ^= 128 >> bit % 8  # the five bytes of the presentation time stamp
+        path.write_bytes(data)
+        try:
+            with open_video(path) as video:
+                times_s = video.times_s
+                assert sum(1 for _ in video.stream()) == len(expected)
+        except VideoError:
+            n_refused += 1
+            continue
+        np.testing.assert_allclose(times_s, expected, atol=2e-3, err_msg=f"bit {bit} of the header at {header}")
+    assert n_refused > 40
+
+
 def test_what_is_not_a_video_isrefused(tmp_path: Path) -> None:
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("This is not a video.\n" * 100)

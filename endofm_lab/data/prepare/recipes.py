@@ -170,12 +170,22 @@ def read_recipe(path: str | Path) -> Recipe:
         RecipeError: A fact is missing, unknown or of the wrong type; the message names the file and the fact.
     """
     path = Path(path)
+    facts = read_facts(path)
+    with reading(path, "Correct the fact that has the wrong kind.", RecipeError):
+        return _Reader(path).recipe(facts)
+
+
+def read_facts(path: Path) -> Any:
+    """The content of the YAML file of a recipe, of a data set or of a model, in plain Python values.
+
+    Raises:
+        RecipeError: the file is not YAML.
+        UserError: it is too large or too deep.
+    """
     try:
-        facts = yaml.load(read_yaml(path), Loader=Loader)  # noqa: S506  (a safe loader)
+        return yaml.load(read_yaml(path), Loader=Loader)  # noqa: S506  (a safe loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path.name} is not readable YAML: {error}") from error
-    with reading(path, "Put the fact that has the wrong kind right.", RecipeError):
-        return _Reader(path).recipe(facts)
 
 
 _TOP = {"recipe", "version", "name", "citation", "doi", "page", "licence", "access", "access_note", "modality"}
