@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 
 R = TypeVar("R")
+_MISSING = object()
 TRIM_EVERY_S = 2.0
 _ARENAS = 2  # every thread that runs a page would get a heap of its own otherwise, and its gaps are never given back
 _M_ARENA_MAX = -8  # of malloc.h
@@ -25,36 +26,44 @@ _trimmed_s = 0.0
 
 
 class Kept:
-    """Results by their arguments, together at most ``limit_mb``: the one that was unused for longest leaves first.
+    """Results by their keys, together at most ``limit_mb``: the one that was unused for longest leaves first.
 
     The latest result stays even if it alone is larger. Results are shared between sessions and must not be changed.
     """
 
     def __init__(self, limit_mb: float) -> None:
-        self.limit_mb = limit_mb
-        self._results: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self.limit_mb, self.held_mb = limit_mb, 0.0
+        self._results: OrderedDict[Any, tuple[Any, float]] = OrderedDict()  # key -> result, its megabytes
         self._lock, self._computing = threading.Lock(), {}
 
-    @property
-    def held_mb(self) -> float:
-        """Megabytes of all results."""
-        return sum(size for _, size in list(self._results.values())) / 1e6
+    def find(self, key: Any, otherwise: Any = None) -> Any:
+        """The result of a key, or ``otherwise`` if it is not held."""
+        with self._lock:
+            if key not in self._results:
+                return otherwise
+            self._results.move_to_end(key)
+            return self._results[key][0]
+
+    def put(self, key: Any, value: Any) -> None:
+        """Hold a result, in place of an earlier one of this key."""
+        size_mb = size_of(value) / 1e6
+        with self._lock:
+            self.held_mb += size_mb - self._results.pop(key, (None, 0.0))[1]
+            self._results[key] = (value, size_mb)
+            while len(self._results) > 1 and self.held_mb > self.limit_mb:
+                self.held_mb -= self._results.popitem(last=False)[1][1]
 
     def get(self, key: Any, compute: Callable[[], R]) -> R:
         """The result of a key; it is computed by one thread while others that ask for it wait."""
         with self._lock:
             own = self._computing.setdefault(key, threading.Lock())
         with own:
-            with self._lock:
-                if key in self._results:
-                    self._results.move_to_end(key)
-                    return self._results[key][0]
-            value = compute()
-            with self._lock:
-                self._results[key] = (value, size_of(value))
-                while len(self._results) > 1 and self.held_mb > self.limit_mb:
-                    self._results.popitem(last=False)
-                self._computing = {each: lock for each, lock in self._computing.items() if lock.locked()}
+            value = self.find(key, _MISSING)
+            if value is _MISSING:
+                value = compute()
+                self.put(key, value)
+        with self._lock:
+            self._computing = {each: lock for each, lock in self._computing.items() if lock.locked()}
         return value
 
 

@@ -32,6 +32,8 @@ def test_large_results_leave_in_the_order_in_which_they_were_used(memory):
     assert kept.held_mb == 9  # the latest result stays, and it alone
     of("a")
     assert kept.held_mb == 1 and computed == list("abcba")
+    assert [kept.get("none", lambda: computed.append("none")) for _ in range(2)] == [None, None]
+    assert computed == [*"abcba", "none"]  # None is a result, too
 
 
 def test_two_sessions_that_ask_for_the_same_compute_it_once_and_an_error_is_not_kept(memory):

@@ -108,11 +108,11 @@ def test_large_frames_are_made_smaller_and_only_generated_ones_are_marked(frames
 
 
 def test_only_so_many_bytes_of_pictures_are_kept_and_the_latest_ones_stay(frames):
-    kept = frames.Kept(100)
+    kept = frames.Kept(100e-6)
     for number in range(10):
         kept.put(("video", number, 1), bytes(30))
-        kept.get(("video", 0, 1))
-    assert [number for number in range(10) if kept.get(("video", number, 1))] == [0, 8, 9]
+        kept.find(("video", 0, 1))
+    assert [number for number in range(10) if kept.find(("video", number, 1))] == [0, 8, 9]
 
 
 @pytest.fixture(scope="module")

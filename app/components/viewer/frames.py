@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from components.viewer.overlays import facts, overlays
+from memory import Kept
 from PIL import Image, ImageDraw, ImageFont
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 LONGEST_SIDE_PX = 1280
 THUMBNAIL_PX = 160
 MOST_FRAMES = 64  # per request
-KEPT_BYTES = 128 << 20  # of JPEG, in all sessions together
+KEPT_MB = 128.0  # of JPEG, in all sessions together
 OPEN_VIDEOS = 60
 OPEN_STREAMS = 4
 AHEAD = 100  # frames that a running decoder may skip; beyond that, it starts anew at a key frame
@@ -50,34 +51,10 @@ class Opened:
     next: int = 0  # the frame that the stream yields next
 
 
-class Kept:
-    """JPEG pictures by video, number and width; the ones used longest ago are dropped."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit, self._bytes = limit_bytes, 0
-        self._pictures: OrderedDict[tuple[Content, int, int], bytes] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: "tuple[Content, int, int]") -> bytes | None:
-        """A picture, or None if it is not here."""
-        with self._lock:
-            if key in self._pictures:
-                self._pictures.move_to_end(key)
-            return self._pictures.get(key)
-
-    def put(self, key: "tuple[Content, int, int]", picture: bytes) -> None:
-        """Keep a picture."""
-        with self._lock:
-            self._bytes += len(picture) - len(self._pictures.pop(key, b""))
-            self._pictures[key] = picture
-            while self._bytes > self._limit:
-                self._bytes -= len(self._pictures.popitem(last=False)[1])
-
-
 _opened: OrderedDict[str, Opened] = OrderedDict()
 _lock = threading.Lock()
 _decoding = threading.BoundedSemaphore(2)  # requests that decode at a time
-_kept = Kept(KEPT_BYTES)
+_kept = Kept(KEPT_MB)  # JPEG pictures by video, number and longest side
 
 
 def open_for(secret: str, video: "Content", about: str, prediction: VideoPrediction) -> str:
@@ -119,7 +96,7 @@ def mark(picture: Image.Image) -> None:
 
 def pictures(opened: Opened, first: int, stop: int) -> bytes:
     """Frames ``first`` to ``stop`` (exclusive): for each its number and its length as uint32, and its JPEG."""
-    found = {number: _kept.get((opened.video, number, LONGEST_SIDE_PX)) for number in range(first, stop)}
+    found = {number: _kept.find((opened.video, number, LONGEST_SIDE_PX)) for number in range(first, stop)}
     missing = [number for number, picture in found.items() if picture is None]
     if missing:
         with opened.lock, _decoding:
@@ -161,12 +138,12 @@ def stop_streams_but(opened: Opened) -> None:
 
 def thumbnail(opened: Opened, number: int) -> bytes:
     """One frame as a small JPEG."""
-    key = (opened.video, number, THUMBNAIL_PX)
-    if (known := _kept.get(key)) is None:
+
+    def decode() -> bytes:
         with _decoding, lab.open_video(opened.video.path) as reader:
-            known = jpeg(reader.read([number])[0], THUMBNAIL_PX, opened.prediction.video.generated)
-        _kept.put(key, known)
-    return known
+            return jpeg(reader.read([number])[0], THUMBNAIL_PX, opened.prediction.video.generated)
+
+    return _kept.get((opened.video, number, THUMBNAIL_PX), decode)
 
 
 def answer(request: Request, content: Callable[[Opened, int, int], Response]) -> Response:
