@@ -170,7 +170,9 @@ def _write(program: Any, path: Path, ending: str, model: VideoModel, names: list
             torch.export.save(program, file, extra_files={"card.json": card})
         return
     with _silent():
-        converted = torch.onnx.export(program, output_names=names, dynamo=True, opset_version=OPSET, verbose=False)
+        converted = torch.onnx.export(
+            program, output_names=names, dynamo=True, opset_version=OPSET, verbose=False, optimize=False
+        )
     assert converted is not None
     converted.model.metadata_props["card"] = card
     converted.save(str(path), external_data=False)

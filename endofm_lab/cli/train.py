@@ -68,7 +68,8 @@ def pretrain(
     """Pre-train a video transformer or an image model on unlabelled videos or pictures.
 
     Ctrl-C saves a checkpoint. The same command continues the run, and so does `endofm-lab pretrain RUN` with the folder
-    of the run.
+    of the run. A larger --steps or --epochs extends a run whose finished steps would have been the same in the longer
+    run: learning rate and weight decay must be constant, and the objective vicreg or features. Other runs are refused.
 
     For several processes use `accelerate launch --multi_gpu --num_processes 2 -m endofm_lab.cli.main pretrain ...`,
     also on CPUs (with `--cpu` accelerate would start only one process). `--use_fsdp` in place of `--multi_gpu` shards
@@ -132,13 +133,14 @@ def mixture_lines(described: Mapping[str, Any]) -> list[str]:
 
 def _dry_run(config: PretrainConfig, output: Output) -> None:
     """The plan and the estimated memory; if that is free, up to ten steps in a folder that is thrown away."""
-    planned, estimate = plan(config), memory_of(config)
+    planned = plan(config)
     output.say(
         json.dumps(to_json(config), indent=2),
         f"\n{planned['n_clips']} clips of {planned['n_files']} videos",
         *mixture_lines(planned),
         f"{planned['steps']} steps, {planned['steps_per_epoch']} per epoch, {config.batch} clips each",
     )
+    estimate = memory_of(config)
     check_memory(estimate, planned["device"], output, _SMALLER_PRETRAINING)
     with tempfile.TemporaryDirectory() as folder:
         trial = replace(config, out=Path(folder) / "run", trackers=(), save_every=10**9, probe=None)

@@ -22,7 +22,7 @@ from endofm_lab.finetuning.fitting import Choice, Fit, HeadTraining
 from endofm_lab.finetuning.start import Start
 from endofm_lab.folders.plain import to_plain
 from endofm_lab.folders.provenance import provenance
-from endofm_lab.folders.run_folder import claim
+from endofm_lab.folders.run_folder import agrees, claim
 from endofm_lab.metrics.measure import Measure
 from endofm_lab.model.card import HeadSpec, Metric
 from endofm_lab.model.encoder import Encoder
@@ -75,7 +75,9 @@ def finetune(
     """
     job = _Job.open(config, task or config.configured_task, head, start, tuple(metrics))
     manifest = {"manifest": str(Path(config.manifest).absolute())}  # for readers; requests compare its content
-    with claim(config.out, job.request(), "a run", record=CONFIG, about=manifest, completed=_completed):
+    request = job.request()
+    job.refuse_other_steps(request)
+    with claim(config.out, request, "a run", record=CONFIG, about=manifest, completed=_completed):
         if (config.out / REPORT).is_file():
             return
         for seed in config.seeds:
@@ -193,6 +195,21 @@ class _Job:
             **self.task.contents(),
             "files": self.manifest.contents("video", *self.task.files),
         }
+
+    def refuse_other_steps(self, request: dict[str, Any]) -> None:
+        """Say why steps are not added if the run in the folder differs from this request in nothing else.
+
+        Raises:
+            UserError: this is the case.
+        """
+        out, steps = self.config.out, self.config.steps
+        before = read_json(out / CONFIG).get("steps") if agrees(out, {}, CONFIG) else steps
+        if before != steps and agrees(out, {**request, "steps": before}, CONFIG, _completed):
+            raise UserError(
+                f"{out} holds a run with other settings: steps is {before} there, {steps} here. The number of steps of "
+                "a fine-tuning cannot be changed later, because its schedule, its choice on validation and its only "
+                "test belong to that number. Choose another folder, or delete this one."
+            )
 
     @property
     def method(self) -> str:

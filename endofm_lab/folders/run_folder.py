@@ -166,6 +166,15 @@ def check_request(
         )
 
 
+def agrees(folder: Path, request: Mapping[str, Any], record: str = "job.json", completed: Completion = dict) -> bool:
+    """Whether the folder has a record, and the request in it is this one."""
+    try:
+        check_request(folder, request, "", record, completed)
+    except (OSError, UserError):
+        return False
+    return True
+
+
 def unseal(folder: Path, product: Path) -> None:
     """Take the hashes of a finished product away, whose job in ``folder`` is done again; the job's end writes them."""
     if (product / HASHES).exists():

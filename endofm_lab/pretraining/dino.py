@@ -55,6 +55,7 @@ class DinoConfig(Objective):
 
     name: ClassVar[str] = "dino"
     words: ClassVar[str] = "self-distillation between views, with prototypes (Endo-FM)"
+    depends_on_length: ClassVar[str] = "the momentum of its teacher"
 
     prototypes: int = 65_536
     hidden: int = 2048

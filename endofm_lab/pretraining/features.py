@@ -36,6 +36,7 @@ class FeatureConfig(Objective):
 
     name: ClassVar[str] = "features"
     words: ClassVar[str] = "features of a frozen teacher at hidden patches (EVA-02)"
+    depends_on_length: ClassVar[str] = ""
 
     teacher: str = ""
     teacher_model: str | None = None

@@ -33,6 +33,7 @@ class MaskConfig(Objective):
 
     name: ClassVar[str] = "masked"
     words: ClassVar[str] = "self-distillation and masked tokens (EndoFM-LV)"
+    depends_on_length: ClassVar[str] = "the momentum of its teacher"
 
     weight: float = 1.0
     share: tuple[float, float] = (0.1, 0.5)

@@ -51,10 +51,13 @@ class Objective:
     Attributes:
         name: its name in the configuration and on the command line.
         words: its description in one line.
+        depends_on_length: its own values that depend on the number of steps of the run, in words; "" if there are none.
+            Only a run of an objective without such values can be extended.
     """
 
     name: ClassVar[str]
     words: ClassVar[str]
+    depends_on_length: ClassVar[str] = "values of its objective"
 
     def backbone(self, config: Any) -> Any:
         """The configuration of the backbone (`BackboneConfig`, `FrameConfig`, ...), adapted to the objective.

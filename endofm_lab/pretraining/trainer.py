@@ -9,6 +9,7 @@ continue with another number of processes; its numbers then agree within roundin
 import dataclasses
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,13 @@ from endofm_lab.files import fingerprint_of, read_json, write_json
 from endofm_lab.folders.plain import to_plain
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import check_request, claim
-from endofm_lab.model.card import HANDED_OVER, InitialisationRecord, Metric, ModelCard
+from endofm_lab.model.card import InitialisationRecord, Metric, ModelCard
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.frame import FrameBackbone, load_frame_weights
-from endofm_lab.model.loading.load import in_memory, initialise, load_model, save_model
+from endofm_lab.model.loading.load import in_memory, initialise, load_model, save_model, without_heads
 from endofm_lab.model.loading.locate import absolute, locate
 from endofm_lab.model.transformer import VideoTransformer
-from endofm_lab.model.video_model import VideoModel, described, model_on
+from endofm_lab.model.video_model import VideoModel, described
 from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.outside import Allowed, allowing
 from endofm_lab.pretraining.background import OUTPUT, PROCESS
@@ -37,8 +38,8 @@ from endofm_lab.pretraining.corpus import Corpus, Mixture, mixed
 from endofm_lab.pretraining.health import ProbeData, encode, feature_measures, load_probe, probe, verdict
 from endofm_lab.pretraining.objective import Objective
 from endofm_lab.pretraining.views import MultiView, ViewSpec
-from endofm_lab.training.checkpoints import Checkpoints
-from endofm_lab.training.loop import CHECKPOINTS, LOG, LoopConfig, Record, read_log, train
+from endofm_lab.training.extension import extend, shorter_run, steps_done
+from endofm_lab.training.loop import LOG, LoopConfig, Record, read_log, train
 from endofm_lab.training.optimiser import parameter_groups
 from endofm_lab.training.processes import gathered, processes, train_on
 from endofm_lab.training.schedules import cosine
@@ -153,7 +154,7 @@ class _Pretraining:
         self.objective = config.chosen if objective is None else objective
         self.objective.check()
         self.config, self.signs = config, self.objective.signs(config)
-        self.start = None if start is None else _without_heads(start)
+        self.start = None if start is None else without_heads(start)
         self.encoder, shapes = config.network
         if self.start is not None:
             self.encoder, shapes = type(self.start.backbone), self.start.backbone.config
@@ -169,8 +170,7 @@ class _Pretraining:
     def prepare(self) -> None:
         """Build the network and record the origin of its weights; a resumed run keeps its record."""
         config = self.config
-        checkpoints = Checkpoints(config.out / CHECKPOINTS).all()
-        self.steps_done = int(checkpoints[-1].name.removeprefix("step-")) if checkpoints else 0
+        self.steps_done = steps_done(config.out)
         path = config.out / CONFIG
         described = read_json(path) if path.is_file() else {}  # only the main process writes the file
         with torch.random.fork_rng(devices=[]):
@@ -204,8 +204,10 @@ class _Pretraining:
             request["start"] = {"backbone": self.start.card.backbone, "weights": weights}
         request |= {"videos": self.corpus.contents(), **self._weights_request(), **self._probe_request()}
         kind, out = "a pre-training run", self.config.out
+        own_values = self.objective.depends_on_length
+        shorter = shorter_run(out, request, self.steps, self.schedule, own_values, CONFIG, _completed)
         if not processes().is_main_process:
-            if (out / CONFIG).is_file():
+            if (out / CONFIG).is_file() and shorter is None:
                 check_request(out, request, kind, CONFIG, _completed)
             yield
             return
@@ -221,8 +223,11 @@ class _Pretraining:
             "initialisation": {"words": "Not known yet: the network is being built."},
         }
         with claim(
-            out, request, kind, record=CONFIG, about=about, allowed_files=(PROCESS, OUTPUT), completed=_completed
-        ):
+            out, shorter or request, kind, record=CONFIG, about=about, allowed_files=(PROCESS, OUTPUT),
+            completed=_completed,
+        ):  # fmt: skip
+            if shorter is not None:
+                extend(out, tree, self.steps, self.device, CONFIG)
             yield
 
     def _weights_request(self) -> dict[str, str]:
@@ -273,15 +278,17 @@ class _Pretraining:
         optimiser = torch.optim.AdamW(parameter_groups(self.model), fused=True)  # one pass over the weights
         if self.last_probe is not None and not self.steps_done:
             write_json(c.out / PROBE, {"untrained": self._probed(self.teacher(), self.last_probe, n_resamples=1000)})
-        return train(self.model, optimiser, self.schedule, self.corpus, loop, c.out, self.measure)
+        return train(
+            self.model, optimiser, partial(self.schedule, steps=self.steps), self.corpus, loop, c.out, self.measure
+        )
 
-    def schedule(self, step: int) -> dict[str, float]:
-        """Learning rate and weight decay at a step."""
+    def schedule(self, step: int, steps: int) -> dict[str, float]:
+        """Learning rate and weight decay at a step of a run with this number of steps."""
         c = self.config
         warmup = round(c.warmup_epochs * self.per_epoch)
         return {
-            "lr": cosine(step, c.lr * c.batch / 256, c.lr_end, self.steps, min(warmup, self.steps)),
-            "weight_decay": cosine(step, *c.weight_decay, self.steps),
+            "lr": cosine(step, c.lr * c.batch / 256, c.lr_end, steps, min(warmup, steps)),
+            "weight_decay": cosine(step, *c.weight_decay, steps),
         }
 
     def measure(self, step: int) -> Record:
@@ -367,13 +374,6 @@ def _absolute(tree: dict[str, Any]) -> dict[str, Any]:
         tree = {**tree, "others": paths_of}
     plain = {name: str(Path(path).expanduser().resolve()) for name, path in paths.items()}
     return {**tree, **plain, "initialisation": absolute(tree["initialisation"])}
-
-
-def _without_heads(start: VideoModel | Encoder) -> VideoModel:
-    """The backbone of the start as a model without heads, which can be saved."""
-    if isinstance(start, Encoder):
-        return model_on(start, {}, start.kind, HANDED_OVER)
-    return VideoModel(start.backbone, nn.ModuleDict(), dataclasses.replace(start.card, heads={}))
 
 
 def _check_views(views: ViewSpec, backbone: Encoder) -> None:

@@ -36,6 +36,7 @@ class ContrastConfig(Objective):
 
     name: ClassVar[str] = "vcl"
     words: ClassVar[str] = "contrast of videos"
+    depends_on_length: ClassVar[str] = "the momentum of its key encoder"
 
     width: int = 128
     hidden: int = 2048

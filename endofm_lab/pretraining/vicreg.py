@@ -35,6 +35,7 @@ class VicregConfig(Objective):
 
     name: ClassVar[str] = "vicreg"
     words: ClassVar[str] = "agreement of views with variance and covariance (VICReg)"
+    depends_on_length: ClassVar[str] = ""
 
     width: int = 2048
     hidden: int = 2048

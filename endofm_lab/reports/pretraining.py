@@ -114,6 +114,7 @@ def report_run(run: str | Path) -> Path:
         f"Initialisation: {described['initialisation']['words']}",
         f"{len(records)} of {described['steps']} steps on {described['n_clips']} clips of {described['n_files']} "
         f"videos (manifest {described['manifest_fingerprint'][:16]}).",
+        *(extension["words"] for extension in described.get("extensions", ())),
         *(
             f"{part['share']:.1%} of the training clips: {Path(part['manifest']).name} ({part['n_clips']} clips)."
             for part in described.get("manifests", ())

@@ -94,7 +94,8 @@ def estimated(
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     trained = sum(weight.numel() * _FLOAT for weight in network.parameters() if weight.requires_grad)
     shapes = [list(part) for part in passes]
-    stored = max((sum(_stored_bytes(backbone, shape, half) for shape in part) for part in shapes), default=0)
+    stored_by = {shape: _stored_bytes(backbone, shape, half) for shape in {shape for part in shapes for shape in part}}
+    stored = max((sum(stored_by[shape] for shape in part) for part in shapes), default=0)
     clips = sum(int(torch.Size(shape).numel()) * _FLOAT for part in shapes for shape in part)
     copies = weights // 2 if half else 0  # autocast keeps a half of every weight
     return MemoryEstimate(

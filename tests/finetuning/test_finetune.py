@@ -183,6 +183,10 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_settings(phantom, probe
     assert list(finetune(config)) == [], "a finished run is not trained again"
     with pytest.raises(UserError, match=rf"other settings: clips is {config.clips} there, 5 here\."):
         next(finetune(FinetuneConfig(phantom, config.out, method="linear probe", start=SCRATCH, clips=5)))
+    with pytest.raises(UserError, match=rf"steps is {config.steps} there, 999 here.*its only test belong to that"):
+        next(finetune(replace(config, steps=999)))
+    with pytest.raises(UserError, match=r"clips is \d+ there, 5 here; steps is|steps is .*; clips is"):
+        next(finetune(replace(config, steps=999, clips=5)))
     assert (config.out / "report.json").stat().st_mtime_ns == written
 
 

@@ -1,5 +1,6 @@
 """The presets against tables of the released values; what differs on purpose is named by the preset and in the docs."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,54 +12,27 @@ from endofm_lab.errors import UserError
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.fitting import learning_rate
 from endofm_lab.finetuning.presets import PRESETS
-from endofm_lab.pretraining.config import DIFFERENCES, endo_fm, explained
+from endofm_lab.folders.plain import to_plain
+from endofm_lab.pretraining.config import DIFFERENCES, endo_fm, explained, to_json
 from endofm_lab.pretraining.config import PRESETS as PRETRAINING
 from endofm_lab.training.schedules import cosine
 from endofm_lab.video.augment import draw_scale_jitter, squares
+from tests.finetuning.released import RELEASED, RELEASED_PRETRAINING, of_finetuning, value_of
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "presets.md"
-
-# Endo-FM's released scripts (arXiv 2306.16741). Epochs and batches; steps follow from the rows.
-RELEASED = {
-    "polypdiag": {
-        "task": "classification", "head": "light", "frames": 8, "stride": 32, "optimiser": "sgd", "lr": 1e-3 * 4 / 256,
-        "schedule": "cosine", "per_epoch": True, "warmup": 0, "floor": 0, "batch": 4, "epochs": 20, "crops": 3,
-        "augmentation": "scale jitter", "layer_decay": 1, "method": "full",
-    },
-    "cvc-12k": {
-        "task": "segmentation", "head": "transunet", "optimiser": "adamw", "lr": 1e-4, "weight_decay": 0.05,
-        "schedule": "poly", "warmup": 0, "batch": 1, "epochs": 150, "px": 224, "layer_decay": 1, "method": "full",
-    },
-    "kumc": {
-        "task": "detection", "head": "stft", "optimiser": "sgd", "lr": 0.0025, "schedule": "halved", "steps": 96_000,
-        "warmup_steps": 8_000, "milestones": (64_000, 80_000, 88_000), "frames": 3, "layer_decay": 1, "method": "full",
-    },
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_has_the_released_values(name, phantom, tmp_path):
     config = PRESETS[name].build(phantom, tmp_path, "demo")
     epoch = -(-len(read_manifest(phantom).rows("train")) // config.batch)
-    found = vars(config) | {
-        "frames": config.start.n_frames,
-        "stride": config.start.stride,
-        "px": config.start.image_px,
-        "epochs": config.steps / epoch,
-        "warmup_steps": round(config.warmup * config.steps),
-    }
+    found = of_finetuning(to_plain(asdict(config)), epoch)
     assert {key: found[key] for key in RELEASED[name]} == RELEASED[name]
 
 
 def test_endo_fm_has_the_published_settings():
-    config = endo_fm(Path("m.csv"), Path("out"))
-    assert (config.epochs, config.batch, config.lr, config.lr_end, config.warmup_epochs) == (30, 12, 5e-4, 1e-6, 10)
-    assert (config.weight_decay, config.clip, config.backbone.width, config.backbone.depth) == ((0.04, 0.4), 3, 768, 12)
-    views, dino = config.views, config.dino
-    assert views.global_frames == (8, 16) and tuple(views.local_frames) == (2, 2, 4, 4, 8, 8, 16, 16)
-    assert (views.global_px, views.local_px, views.jitter, views.grey) == (224, 96, 0.8, 0.2)
-    assert (dino.prototypes, dino.hidden, dino.bottleneck, dino.teacher_temperature) == (65_536, 2048, 256, 0.04)
-    assert dino.momentum == 0.996
+    found = to_json(endo_fm(Path("m.csv"), Path("out")))
+    assert {key: value_of(found, key) for key in RELEASED_PRETRAINING} == RELEASED_PRETRAINING
 
 
 def test_the_docs_list_every_difference():

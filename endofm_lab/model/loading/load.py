@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from endofm_lab.errors import CheckpointError
 from endofm_lab.files import atomic_path, sha256_of, write_json
@@ -37,6 +37,7 @@ __all__ = [
     "load_strictly",
     "model_at",
     "save_model",
+    "without_heads",
 ]
 
 
@@ -139,6 +140,13 @@ def in_memory(model: VideoModel | Encoder) -> Checkpoint:
         digest=state_fingerprint(model),
         encoder=model.backbone,
     )
+
+
+def without_heads(start: VideoModel | Encoder) -> VideoModel:
+    """The backbone of a model or encoder in memory as a model without heads, which can be saved."""
+    if isinstance(start, Encoder):
+        return model_on(start, {}, start.kind, HANDED_OVER)
+    return VideoModel(start.backbone, nn.ModuleDict(), replace(start.card, heads={}))
 
 
 def model_at(model: VideoModel | str | Path, device: str = "auto") -> VideoModel:
