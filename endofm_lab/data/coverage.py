@@ -63,19 +63,23 @@ def coverage(table: pd.DataFrame, mapping: LabelMapping) -> Coverage:
     first[codes[::-1]] = np.arange(len(table))[::-1]
 
     def state_of(dataset: str, text: str, allowed: np.ndarray) -> str:
-        found = [mapping.targets_of(dataset, label) for label in text.split(MULTI)]
-        if None in found:
+        target_sets = [mapping.targets_of(dataset, label) for label in text.split(MULTI)]
+        if None in target_sets:
             return "unmapped"
-        named = [targets for targets in found if targets]
-        if not named:
+        mapped_sets = [targets for targets in target_sets if targets]
+        if not mapped_sets:
             return "left out"
         if mapping.multi_label:
-            return "mapped" if all(mapping.mask([t]).sum() == 1 for each in named for t in each) else "coarse"
+            return (
+                "mapped"
+                if all(mapping.mask([t]).sum() == 1 for target_set in mapped_sets for t in target_set)
+                else "coarse"
+            )
         if not allowed.any():
             return "conflicting"
         if allowed.sum() == 1:
             return "mapped"
-        return "ambiguous" if any(len(each) > 1 for each in named) else "coarse"
+        return "ambiguous" if any(len(target_set) > 1 for target_set in mapped_sets) else "coarse"
 
     labels = pd.DataFrame(
         {
@@ -89,8 +93,8 @@ def coverage(table: pd.DataFrame, mapping: LabelMapping) -> Coverage:
 
     sure = mapped.usable if mapping.multi_label else mapped.exact
     datasets = table["dataset"].fillna("").astype(str).to_numpy()[sure]
-    named = pd.DataFrame(mapped.allowed[sure], columns=list(mapped.leaves))
-    classes = named.groupby(datasets).sum().astype(int).rename_axis("dataset")
+    leaf_table = pd.DataFrame(mapped.allowed[sure], columns=list(mapped.leaves))
+    classes = leaf_table.groupby(datasets).sum().astype(int).rename_axis("dataset")
     empty = tuple(leaf for leaf in mapped.leaves if not classes[leaf].any())
     doubtful = {same_name(name) for name in mapping.unverified}
     unverified = tuple(sorted({dataset for dataset, _ in pairs if same_name(dataset) in doubtful}))
@@ -110,7 +114,7 @@ def _conflicts(table: pd.DataFrame, mapped: MappedLabels, mapping: LabelMapping)
     entries = pd.DataFrame(mapped.allowed[usable], index=usable)
     agreed = entries.groupby(item[usable]).transform("min").to_numpy(bool).any(axis=1)
     bad = usable[~agreed]
-    found = pd.DataFrame(
+    conflicts = pd.DataFrame(
         {
             "item": item[bad],
             "row": bad,
@@ -120,4 +124,4 @@ def _conflicts(table: pd.DataFrame, mapped: MappedLabels, mapping: LabelMapping)
         },
         columns=columns,
     )
-    return found.sort_values(["item", "row"], ignore_index=True)
+    return conflicts.sort_values(["item", "row"], ignore_index=True)

@@ -77,22 +77,22 @@ def download(source: Source, target: Path) -> Iterator[tuple[int, int]]:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{source.sha256[:8]}.download")
-    there = part.stat().st_size if part.exists() else 0
-    if (free := shutil.disk_usage(target.parent).free) < source.size_bytes - there:
+    offset = part.stat().st_size if part.exists() else 0
+    if (free := shutil.disk_usage(target.parent).free) < source.size_bytes - offset:
         raise UserError(
-            f"{target.name} needs {source.size_bytes - there:,} more bytes, but {target.parent} has {free:,} free. "
+            f"{target.name} needs {source.size_bytes - offset:,} more bytes, but {target.parent} has {free:,} free. "
             "Make room, or choose another folder."
         )
     attempt = 0
-    while (there := part.stat().st_size if part.exists() else 0) < source.size_bytes:
+    while (offset := part.stat().st_size if part.exists() else 0) < source.size_bytes:
         try:
-            yield from _read(source, part, there)
+            yield from _read(source, part, offset)
         except urllib.error.HTTPError as error:
             raise _refused(source, error) from error
         except _BROKEN as error:
             _count_attempt(source, error, attempt := attempt + 1)
         else:
-            attempt += part.stat().st_size <= there
+            attempt += part.stat().st_size <= offset
             if attempt >= _ATTEMPTS:
                 raise UserError(f"{source.url} sends nothing. Try again later.")
     if part.stat().st_size > source.size_bytes or sha256_of(part) != source.sha256:
@@ -104,35 +104,35 @@ def download(source: Source, target: Path) -> Iterator[tuple[int, int]]:
     part.replace(target)
 
 
-def _read(source: Source, part: Path, there: int) -> Iterator[tuple[int, int]]:
+def _read(source: Source, part: Path, offset: int) -> Iterator[tuple[int, int]]:
     headers = {"User-Agent": f"endofm-lab/{__version__}", "Accept-Encoding": "identity"}
-    request = urllib.request.Request(source.url, headers=headers | ({"Range": f"bytes={there}-"} if there else {}))  # noqa: S310  (checked)
+    request = urllib.request.Request(source.url, headers=headers | ({"Range": f"bytes={offset}-"} if offset else {}))  # noqa: S310  (checked)
     with _opener(source).open(request, timeout=_TIMEOUT_S) as answer:
-        there = there if answer.status == 206 else 0  # servers without ranges send the whole file again
-        _check_size(source, answer, there)
+        offset = offset if answer.status == 206 else 0  # servers without ranges send the whole file again
+        _check_size(source, answer, offset)
         with part.open("r+b" if part.exists() else "wb") as file:
-            file.seek(there)
+            file.seek(offset)
             file.truncate()
             while block := answer.read(_BLOCK):
-                if there + len(block) > source.size_bytes:
+                if offset + len(block) > source.size_bytes:
                     file.truncate(0)
                     raise UserError(f"{source.url} sends more than the stated {source.size_bytes:,} bytes. Stopped.")
                 file.write(block)
-                there += len(block)
-                yield there, source.size_bytes
+                offset += len(block)
+                yield offset, source.size_bytes
     # A connection that is closed early looks like an end: the caller asks for what is missing.
 
 
-def _check_size(source: Source, answer: Any, there: int) -> None:
+def _check_size(source: Source, answer: Any, offset: int) -> None:
     """Refuse an answer that announces another size than the stated one, or another part than the one asked for."""
     announced = answer.headers.get("Content-Length")
-    if announced is not None and announced.isdigit() and there + int(announced) != source.size_bytes:
+    if announced is not None and announced.isdigit() and offset + int(announced) != source.size_bytes:
         raise UserError(
-            f"{source.url} announces {there + int(announced):,} bytes, but {source.size_bytes:,} are stated. Nothing "
+            f"{source.url} announces {offset + int(announced):,} bytes, but {source.size_bytes:,} are stated. Nothing "
             "was kept: the file is another version."
         )
     span = answer.headers.get("Content-Range", "")
-    if answer.status == 206 and not span.startswith(f"bytes {there}-"):
+    if answer.status == 206 and not span.startswith(f"bytes {offset}-"):
         raise UserError(f"{source.url} sends another part of the file ({span[:60]!r}) than was asked for.")
 
 
@@ -156,12 +156,12 @@ def _check_address(url: str, source: Source) -> None:
     Raises:
         UserError: the message names the address.
     """
-    place, own = urlsplit(url), urlsplit(source.url).hostname
+    place, source_host = urlsplit(url), urlsplit(source.url).hostname
     host = place.hostname or ""
-    if place.scheme != "https" and not (place.scheme == "http" and host in LOOPBACK and own in LOOPBACK):
+    if place.scheme != "https" and not (place.scheme == "http" and host in LOOPBACK and source_host in LOOPBACK):
         raise UserError(f"{url[:200]} is not an https address; nothing else is fetched.")
-    known = host == own or any(host == name or host.endswith(f".{name}") for name in source.hosts)
-    if not known or (host == own and place.port != urlsplit(source.url).port):
+    allowed = host == source_host or any(host == name or host.endswith(f".{name}") for name in source.hosts)
+    if not allowed or (host == source_host and place.port != urlsplit(source.url).port):
         raise UserError(f"{source.url} leads to another host, {place.netloc[:100]!r}, which was not agreed to.")
 
 
@@ -250,11 +250,11 @@ def source_of(recipe: Recipe) -> Source:
         UserError: it needs a form, or its recipe states no address with a checksum; the message says what to do.
     """
     facts = recipe.facts
-    given, access = facts.get("download"), facts["access"]
-    if given is not None and access == "open":
-        _check_download(recipe.path, given)
+    entry, access = facts.get("download"), facts["access"]
+    if entry is not None and access == "open":
+        _check_download(recipe.path, entry)
         licence = str(facts["licence"] or "not known")
-        return Source(given["url"], given["bytes"], given["sha256"], licence, tuple(given.get("hosts", ())))
+        return Source(entry["url"], entry["bytes"], entry["sha256"], licence, tuple(entry.get("hosts", ())))
     reasons = {
         "open": "its recipe states no address with a SHA-256, so it has to be downloaded by hand",
         "on request": "it needs a form or a signature",
@@ -269,16 +269,16 @@ def source_of(recipe: Recipe) -> Source:
     )
 
 
-def _check_download(path: Path, given: Any) -> None:
+def _check_download(path: Path, entry: Any) -> None:
     """Refuse a recipe's address, size and checksum in another form."""
     types = {"url": str, "bytes": int, "sha256": str}
-    whole = isinstance(given, dict) and set(types) <= set(given) <= {*types, "hosts"}
-    if not whole or not fits(given.get("hosts", []), list[str]):
-        raise RecipeError(f"{path.name}, download: expected url, bytes, sha256 and possibly hosts, found {given!r}.")
+    complete = isinstance(entry, dict) and set(types) <= set(entry) <= {*types, "hosts"}
+    if not complete or not fits(entry.get("hosts", []), list[str]):
+        raise RecipeError(f"{path.name}, download: expected url, bytes, sha256 and possibly hosts, found {entry!r}.")
     for name, kind in types.items():
-        if not fits(given[name], kind):
-            raise RecipeError(f"{path.name}, download.{name}: {given[name]!r} has the wrong form.")
-    if not re.fullmatch(r"[0-9a-f]{64}", given["sha256"]):
+        if not fits(entry[name], kind):
+            raise RecipeError(f"{path.name}, download.{name}: {entry[name]!r} has the wrong form.")
+    if not re.fullmatch(r"[0-9a-f]{64}", entry["sha256"]):
         raise RecipeError(f"{path.name}, download.sha256: expected 64 hexadecimal digits.")
 
 

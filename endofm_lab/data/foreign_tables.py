@@ -86,11 +86,11 @@ def read_spreadsheet(path: str | Path, text: bool = False) -> pd.DataFrame:
 def _from_text(data: bytes) -> ForeignTable:
     text, encoding = _decoded(data)
     lines = text.splitlines(keepends=True)
-    skipped, given = 0, None
+    skipped, stated_separator = 0, None
     if lines and lines[0].lower().startswith("sep=") and len(lines[0].strip()) == 5:  # a hint that Excel writes
-        skipped, given = 1, lines[0][4]
+        skipped, stated_separator = 1, lines[0][4]
     body = "".join(lines[skipped:])
-    separator = given or _separator(body)
+    separator = stated_separator or _separator(body)
     reader = csv.reader(io.StringIO(body, newline=""), delimiter=separator, skipinitialspace=True)
     header = [name.strip() for name in next(reader, [])]
     rows, numbers, uneven = [], [], []
@@ -140,7 +140,7 @@ def _as_text(table: pd.DataFrame, first_line: int) -> pd.DataFrame:
             return ""
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
 
-    made = pd.DataFrame({n: column.map(text).astype(object) for n, (_, column) in enumerate(table.items())})
-    made.columns = [str(name).strip() for name in table.columns]
-    made.index = pd.RangeIndex(first_line, first_line + len(made))
-    return made
+    result = pd.DataFrame({n: column.map(text).astype(object) for n, (_, column) in enumerate(table.items())})
+    result.columns = [str(name).strip() for name in table.columns]
+    result.index = pd.RangeIndex(first_line, first_line + len(result))
+    return result

@@ -112,10 +112,10 @@ def near_pairs(hashes: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, np
                 low, high = start[partner], np.where(key < partner, start[partner + 1], 0)
             else:  # the rest of the same bucket
                 low, high = np.arange(1, len(key) + 1), start[key + 1]
-            for one, other in _ranges(low, high):
-                distance = np.bitwise_count(sorted_hashes[one, 0] ^ sorted_hashes[other, 0])
+            for first, second in _ranges(low, high):
+                distance = np.bitwise_count(sorted_hashes[first, 0] ^ sorted_hashes[second, 0])
                 near = np.flatnonzero(distance <= radius)
-                i, j = one[near], other[near]
+                i, j = first[near], second[near]
                 distance = distance[near] + np.bitwise_count(sorted_hashes[i, 1] ^ sorted_hashes[j, 1])
                 near = distance <= radius
                 i, j, distance = order[i[near]], order[j[near]], distance[near]
@@ -134,8 +134,8 @@ def _bands(hashes: np.ndarray, n_bands: int) -> tuple[np.ndarray, int]:
         rows = np.ascontiguousarray(hashes[begin : begin + (1 << 16)])
         bits = np.unpackbits(rows.view(np.uint8).reshape(len(rows), 16), axis=1)
         for band in range(n_bands):
-            mine = bits[:, band::n_bands]
-            keys[band, begin : begin + len(bits)] = mine @ (1 << np.arange(mine.shape[1], dtype=np.int32))
+            band_bits = bits[:, band::n_bands]
+            keys[band, begin : begin + len(bits)] = band_bits @ (1 << np.arange(band_bits.shape[1], dtype=np.int32))
     return keys, width
 
 
@@ -146,12 +146,12 @@ def _ranges(low: np.ndarray, high: np.ndarray, block: int = 1 << 18) -> Iterator
     total = np.cumsum(lengths[busy])
     begin = 0
     while begin < len(busy):
-        done = total[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(total, done + block, side="right")))
+        offset = total[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(total, offset + block, side="right")))
         rows = busy[begin:end]
         count = lengths[rows]
         # Within a row, m counts up from low; the first of row k stands at total[k - 1] - done.
-        first = low[rows] - (total[begin:end] - count - done)
+        first = low[rows] - (total[begin:end] - count - offset)
         yield np.repeat(rows, count), np.repeat(first, count) + np.arange(int(count.sum()))
         begin = end
 
@@ -170,20 +170,20 @@ def _all_pairs(hashes: np.ndarray, radius: int) -> Iterator[tuple[np.ndarray, np
             yield i + begin, j + begin, distance[i, j].astype(np.int16)
 
 
-def same_colour(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def same_colour(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Whether the colours agree to ``SAME_COLOUR`` in at least half of the places that are lit in both; bool (P,).
 
     Args:
-        one: float16 (P, 64, 2), as in :class:`Fingerprint`.
-        other: float16 (P, 64, 2).
+        first: float16 (P, 64, 2), as in :class:`Fingerprint`.
+        second: float16 (P, 64, 2).
     """
-    difference = one.astype(np.float32) - other
+    difference = first.astype(np.float32) - second
     # Red, green, and blue, which is the rest of the sum.
     distance = np.abs(difference).sum(axis=2) + np.abs(difference.sum(axis=2))
     return 2 * (distance <= SAME_COLOUR).sum(axis=1) >= np.maximum(np.isfinite(distance).sum(axis=1), 1)
 
 
-def same_scene(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def same_scene(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """A score of how certainly two thumbnails show the same scene, for P pairs.
 
     Blocks of 8 px of the first picture are searched for within 4 px in the second, on the fine detail (grey minus its
@@ -191,19 +191,19 @@ def same_scene(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     agrees with the median shift to 1 px.
 
     Args:
-        one: uint8 (P, 32, 32).
-        other: uint8 (P, 32, 32).
+        first: uint8 (P, 32, 32).
+        second: uint8 (P, 32, 32).
 
     Returns:
         float64 (P,), about 0 to 0.35 for different scenes, 1 for the same picture; 0 if too little of it is lit.
     """
-    scores = [_same_scene(one[n : n + 256], other[n : n + 256]) for n in range(0, len(one), 256)]
+    scores = [_same_scene(first[n : n + 256], second[n : n + 256]) for n in range(0, len(first), 256)]
     return np.concatenate(scores) if scores else np.zeros(0)
 
 
-def _same_scene(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    a, lit = _detail(one)
-    b, _ = _detail(other)
+def _same_scene(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    a, lit = _detail(first)
+    b, _ = _detail(second)
     padded = F.pad(b, [_REACH] * 4)
     shifts = 2 * _REACH + 1
     energy = F.avg_pool2d(padded.square()[:, None], _BLOCK, stride=1, divisor_override=1)[:, 0]  # (P, 33, 33)

@@ -168,8 +168,8 @@ def read_mapping(name_or_path: str | Path) -> LabelMapping:
     path = Path(name_or_path)
     if not path.suffix:
         if path.name not in list_mappings():
-            known = ", ".join(list_mappings())
-            raise UserError(f"There is no mapping called '{name_or_path}'; known are: {known}. A path also works.")
+            names = ", ".join(list_mappings())
+            raise UserError(f"There is no mapping called '{name_or_path}'; known are: {names}. A path also works.")
         path = recipes_folder() / "mappings" / f"{path.name}.yaml"
     try:
         root = yaml.compose(read_yaml(path), Loader=yaml.SafeLoader)
@@ -191,28 +191,28 @@ class _Reader:
     def fail(self, node: yaml.Node | None, reason: str) -> MappingError:
         return MappingError(self.path, node.start_mark.line + 1 if node else 1, reason[:1].upper() + reason[1:])
 
-    def pairs(self, node: yaml.Node | None, what: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
+    def pairs(self, node: yaml.Node | None, subject: str) -> Iterator[tuple[str, yaml.Node, yaml.Node]]:
         if not isinstance(node, yaml.MappingNode):
-            raise self.fail(node, f"{what} must be a list of 'name: value' lines.")
+            raise self.fail(node, f"{subject} must be a list of 'name: value' lines.")
         first: dict[str, int] = {}
         for key, value in node.value:
-            name = self.text(key, f"a name in {what}")
+            name = self.text(key, f"a name in {subject}")
             if same_name(name) in first:
-                raise self.fail(key, f"'{name}' stands twice in {what}, first in line {first[same_name(name)]}.")
+                raise self.fail(key, f"'{name}' stands twice in {subject}, first in line {first[same_name(name)]}.")
             first[same_name(name)] = key.start_mark.line + 1
             yield name, key, value
 
-    def text(self, node: yaml.Node, what: str) -> str:
+    def text(self, node: yaml.Node, subject: str) -> str:
         if not isinstance(node, yaml.ScalarNode) or not node.value.strip():
-            raise self.fail(node, f"{what} must be text.")
+            raise self.fail(node, f"{subject} must be text.")
         return node.value.strip()
 
     def mapping(self, root: yaml.Node | None) -> LabelMapping:
         parts = {name: (key, value) for name, key, value in self.pairs(root, "the mapping")}
-        known = ("title", "source", "multi_label", "targets", "datasets")
+        part_names = ("title", "source", "multi_label", "targets", "datasets")
         for name, (key, _) in parts.items():
-            if name not in known:
-                raise self.fail(key, f"'{name}' is not a part of a mapping; the parts are {', '.join(known)}.")
+            if name not in part_names:
+                raise self.fail(key, f"'{name}' is not a part of a mapping; the parts are {', '.join(part_names)}.")
         for name in ("title", "targets", "datasets"):
             if name not in parts:
                 raise self.fail(root, f"the part '{name}' is missing.")
@@ -236,10 +236,10 @@ class _Reader:
         title = self.text(parts["title"][1], "the title")
         return LabelMapping(self.path.stem, title, multi_label, parents, rules, frozenset(unverified))
 
-    def flag(self, node: yaml.Node, what: str) -> bool:
-        text = self.text(node, what)
+    def flag(self, node: yaml.Node, subject: str) -> bool:
+        text = self.text(node, subject)
         if text not in ("true", "false"):
-            raise self.fail(node, f"{what} is 'true' or 'false', not '{text}'.")
+            raise self.fail(node, f"{subject} is 'true' or 'false', not '{text}'.")
         return text == "true"
 
     def tree(self, node: yaml.Node, parent: str | None, parents: dict[str, str | None]) -> None:
@@ -283,20 +283,20 @@ def map_labels(table: pd.DataFrame, mapping: LabelMapping) -> MappedLabels:
     allowed = np.zeros((len(pairs), len(leaves)), bool)
     unknown = np.full_like(allowed, mapping.multi_label)
     for row, (dataset, text) in enumerate(pairs):
-        found = [mapping.targets_of(dataset, label) for label in text.split(MULTI)]
-        if None in found:
+        target_sets = [mapping.targets_of(dataset, label) for label in text.split(MULTI)]
+        if None in target_sets:
             continue  # a single label that the file does not list makes the whole row unusable
-        named = [target for target in found if target]
+        mapped_sets = [target for target in target_sets if target]
         if mapping.multi_label:
-            below = [mapping.mask([target]) for each in named for target in each]
+            below = [mapping.mask([target]) for target_set in mapped_sets for target in target_set]
             sure = [mask for mask in below if mask.sum() == 1]
             allowed[row] = np.any(sure, axis=0) if sure else False
             if below:
                 unknown[row] = (~mapping.reach(dataset) | np.any(below, axis=0)) & ~allowed[row]
-        elif named:
-            allowed[row] = np.all([mapping.mask(each) for each in named], axis=0)
-        if named and (allowed[row].any() or mapping.multi_label):
-            targets[row] = MULTI.join(dict.fromkeys(target for each in named for target in each))
+        elif mapped_sets:
+            allowed[row] = np.all([mapping.mask(target_set) for target_set in mapped_sets], axis=0)
+        if mapped_sets and (allowed[row].any() or mapping.multi_label):
+            targets[row] = MULTI.join(dict.fromkeys(target for target_set in mapped_sets for target in target_set))
     return MappedLabels(leaves, targets[codes], allowed[codes], unknown[codes])
 
 

@@ -235,9 +235,9 @@ def checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     for column in ("start_s", "end_s"):
         _refuse(np.isinf(table[column]), table, column, name, "is not a number of seconds")
     if "fps" in table:
-        given = table["fps"].notna() & ~table["fps"].isin(["", "nan", "NaN"])
+        has_rate = table["fps"].notna() & ~table["fps"].isin(["", "nan", "NaN"])
         rate = pd.to_numeric(table["fps"], errors="coerce").astype(np.float64)
-        wrong = given & ~((rate > 0) & (rate <= 1e6))
+        wrong = has_rate & ~((rate > 0) & (rate <= 1e6))
         _refuse(wrong, table, "fps", name, "is no number of frames per second; give one above 0, or leave it empty")
     for column in [c for c in (*REQUIRED, *OPTIONAL_TEXT) if c in table and c not in ("start_s", "end_s")]:
         table[column] = table[column].astype(object).where(table[column].notna(), "").astype(str).astype(object)
@@ -245,11 +245,13 @@ def checked(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table
 
 
-def _refuse(wrong: pd.Series, table: pd.DataFrame, column: str, name: str, why: str) -> None:
+def _refuse(wrong: pd.Series, table: pd.DataFrame, column: str, name: str, reason: str) -> None:
     if wrong.any():
         first = int(np.flatnonzero(wrong.to_numpy())[0])
-        more = f" (and {int(wrong.sum()) - 1} more rows)" if wrong.sum() > 1 else ""
-        raise ManifestError(f"{name}: Row {first + 1}, column {column}: {table[column].tolist()[first]!r} {why}{more}.")
+        suffix = f" (and {int(wrong.sum()) - 1} more rows)" if wrong.sum() > 1 else ""
+        raise ManifestError(
+            f"{name}: Row {first + 1}, column {column}: {table[column].tolist()[first]!r} {reason}{suffix}."
+        )
 
 
 def _canonical_texts(column: pd.Series) -> list[str]:

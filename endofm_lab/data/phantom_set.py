@@ -76,13 +76,13 @@ def write_phantom(out: str | Path, preset: str = "tutorial", seed: int = 0, prog
 def _draw(out: Path, plan: list[tuple[str, str, PhantomSpec]], seed: int, progress: bool) -> None:
     """Write the missing clips, their boxes, and the manifest."""
     # Workers take seconds to start, as long as drawing this many pixels without them.
-    few = sum(spec.n_frames * spec.size_px**2 for _, _, spec in plan) < _ALONE_PX
+    is_small = sum(spec.n_frames * spec.size_px**2 for _, _, spec in plan) < _ALONE_PX
     # They do not load the running script again, as those of multiprocessing do: it may be a page of the app.
     with parallel_config(backend="loky", inner_max_num_threads=1):
-        drawn = Parallel(n_jobs=1 if few else min(cores(), 4), return_as="generator")(
+        renderings = Parallel(n_jobs=1 if is_small else min(cores(), 4), return_as="generator")(
             delayed(_write_clip)(spec, name, out) for name, _, spec in plan
         )
-        bar = progress_bar(drawn, total=len(plan), unit="clip", desc="phantom", shown=progress)
+        bar = progress_bar(renderings, total=len(plan), unit="clip", desc="phantom", shown=progress)
         boxes = dict(zip((name for name, _, _ in plan), bar, strict=True))
     with atomic_path(out / "boxes.csv") as temporary:
         pd.DataFrame([box for name in sorted(boxes) for box in boxes[name]]).to_csv(temporary, index=False)

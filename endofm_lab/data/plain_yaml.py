@@ -63,8 +63,8 @@ def read_yaml(path: Path) -> str:
         else:
             size = 1
         sizes[anchor] = size
-        above, before = open_.pop()
-        open_.append((above, before + size))
-        if before + size > MOST_VALUES:
+        above, count = open_.pop()
+        open_.append((above, count + size))
+        if count + size > MOST_VALUES:
             raise UserError(f"{path} stands for more than {MOST_VALUES:,} values by its references; write them out.")
     return text

@@ -79,23 +79,23 @@ class Row:
         duration_s = timeline.info.duration_s
         if self.start_s >= duration_s:
             raise VideoError(self.name, f"The row starts at {self.start_s} s, but the video ends at {duration_s} s.")
-        first, after = np.searchsorted(timeline.times_s, [self.start_s - _ROUNDING_S, self.end_s - _ROUNDING_S])
-        if after <= first:  # no frame begins in it
+        first, end = np.searchsorted(timeline.times_s, [self.start_s - _ROUNDING_S, self.end_s - _ROUNDING_S])
+        if end <= first:  # no frame begins in it
             first = max(int(np.searchsorted(timeline.times_s, self.start_s + _ROUNDING_S)) - 1, 0)
-            after = first + 1
-        return int(first), int(after)
+            end = first + 1
+        return int(first), int(end)
 
     def starts(self, timeline: Timeline, clip: ClipSpec) -> tuple[float, float]:
         """The earliest and the latest instant, in seconds, at which a clip of the row may start."""
         times_s = timeline.times_s
-        first, after = self.frame_range(timeline)
-        end_s = times_s[after] if after < len(times_s) else timeline.info.duration_s
+        first, end = self.frame_range(timeline)
+        end_s = times_s[end] if end < len(times_s) else timeline.info.duration_s
         return float(times_s[first]), float(max(times_s[first], end_s - clip.span_s(timeline.info)))
 
     def clip_at(self, timeline: Timeline, clip: ClipSpec, start_s: float) -> np.ndarray:
         """Frames (T,) of a clip from ``start_s`` on; a row that is too short repeats its last frame."""
-        first, after = self.frame_range(timeline)
-        return np.clip(clip_indices(clip, timeline.info, start_s, timeline.times_s), first, after - 1)
+        first, end = self.frame_range(timeline)
+        return np.clip(clip_indices(clip, timeline.info, start_s, timeline.times_s), first, end - 1)
 
     def middle(self, timeline: Timeline, clip: ClipSpec) -> np.ndarray:
         """Frames (T,) of the clip in the middle of the row."""

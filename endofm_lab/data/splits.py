@@ -88,8 +88,8 @@ def holdout(
     if any(share <= 0 for share in shares.values()) or abs(sum(shares.values()) - 1) > 1e-6:
         raise UserError(f"The shares of a split are {dict(shares)}; they must be positive and sum to 1.")
     groups = group_ids(table, links)
-    wanted = np.array(list(shares.values()))
-    parts = np.array(list(shares), dtype=object)[_deal(table, groups, wanted, seed)[groups]]
+    targets = np.array(list(shares.values()))
+    parts = np.array(list(shares), dtype=object)[_deal(table, groups, targets, seed)[groups]]
     return _report(f"holdout-seed{seed}", table, groups, parts, dict(shares))
 
 
@@ -116,10 +116,10 @@ def kfold(
 def official(table: pd.DataFrame, name: str = "official") -> Split:
     """The split in the manifest's own column ``split``, with its balance and the number of groups it tears apart."""
     parts = table["split"].fillna("").astype(str).to_numpy(dtype=object)
-    named = parts[parts != ""]
-    if not len(named):
+    stated = parts[parts != ""]
+    if not len(stated):
         raise UserError("The manifest has no split of its own: its column 'split' is empty. Use holdout or kfold.")
-    names, counts = np.unique(named.astype(str), return_counts=True)
+    names, counts = np.unique(stated.astype(str), return_counts=True)
     shares = dict(zip(names.tolist(), (counts / counts.sum()).tolist(), strict=True))
     return _report(name, table, group_ids(table), parts, shares)
 
@@ -135,7 +135,7 @@ def named_split(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """
     column = "split_" + name.replace("-", "_")
     if column not in table:
-        names = sorted(other.removeprefix("split_") for other in table.columns if other.startswith("split_"))
+        names = sorted(key.removeprefix("split_") for key in table.columns if key.startswith("split_"))
         raise UserError(f"The manifest has no split '{name}'; its named splits are: {', '.join(names) or 'none'}.")
     return table.assign(split=table[column].fillna("").astype(str).str.split("|")).explode("split", ignore_index=True)
 
@@ -153,16 +153,16 @@ def _label_kinds(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[str]
     return codes, dummies.to_numpy(), list(dummies.columns)
 
 
-def _deal(table: pd.DataFrame, groups: np.ndarray, wanted: np.ndarray, seed: int) -> np.ndarray:
+def _deal(table: pd.DataFrame, groups: np.ndarray, targets: np.ndarray, seed: int) -> np.ndarray:
     """The part of each group, int64 (G,).
 
     Minimises sum over parts p and classes c of (n_pc - w_p n_c)^2 / (w_p n_c), with the number of rows as one more
     class: the chi-square distance of every part from the whole, so rare classes weigh as much as common ones.
     """
     n_groups = int(groups.max()) + 1 if len(groups) else 0
-    if n_groups < len(wanted):
+    if n_groups < len(targets):
         raise UserError(
-            f"{n_groups} groups (patients, videos, sequences) cannot be divided into {len(wanted)} parts. "
+            f"{n_groups} groups (patients, videos, sequences) cannot be divided into {len(targets)} parts. "
             "Use fewer parts or more data."
         )
     codes, kinds, _ = _label_kinds(table)
@@ -171,75 +171,75 @@ def _deal(table: pd.DataFrame, groups: np.ndarray, wanted: np.ndarray, seed: int
     counts = coo_array((ones, (groups, codes)), shape=(n_groups, len(kinds))).tocsr() @ kinds  # (G, C)
     total = counts.sum(axis=0)
     scaled = counts / np.sqrt(total)  # then the objective is a plain squared distance
-    aim = wanted[:, None] * np.sqrt(total)  # (P, C)
+    aim = targets[:, None] * np.sqrt(total)  # (P, C)
 
     rng = np.random.default_rng(seed)
     order = rng.permutation(n_groups)
     order = order[np.argsort(-counts[order, -1], kind="stable")]
     part = np.full(n_groups, -1)
-    have = np.zeros_like(aim)
-    weight = 1 / wanted
+    totals = np.zeros_like(aim)
+    weight = 1 / targets
     for group in order:
         # Adding x to part p changes its term by w (2 x.(have - aim) + x.x).
         x = scaled[group]
-        cost = weight * (2 * ((have - aim) @ x) + x @ x)
+        cost = weight * (2 * ((totals - aim) @ x) + x @ x)
         part[group] = best = int(np.argmin(cost))
-        have[best] += x
-    _fill_empty(part, order, have, scaled)
+        totals[best] += x
+    _fill_empty(part, order, totals, scaled)
     for _ in range(20):
-        if not _improve(part, order, have, aim, scaled, weight):
+        if not _improve(part, order, totals, aim, scaled, weight):
             break
     return part
 
 
-def _fill_empty(part: np.ndarray, order: np.ndarray, have: np.ndarray, scaled: np.ndarray) -> None:
+def _fill_empty(part: np.ndarray, order: np.ndarray, totals: np.ndarray, scaled: np.ndarray) -> None:
     """Give every empty part a group: the smallest group of the part with the most groups."""
-    n_parts = len(have)
+    n_parts = len(totals)
     for p in range(n_parts):
         sizes = np.bincount(part, minlength=n_parts)
         if sizes[p] == 0:
             group = next(g for g in order[::-1] if part[g] == int(np.argmax(sizes)))
-            have[part[group]] -= scaled[group]
-            have[p] += scaled[group]
+            totals[part[group]] -= scaled[group]
+            totals[p] += scaled[group]
             part[group] = p
 
 
 def _improve(
-    part: np.ndarray, order: np.ndarray, have: np.ndarray, aim: np.ndarray, scaled: np.ndarray, weight: np.ndarray
+    part: np.ndarray, order: np.ndarray, totals: np.ndarray, aim: np.ndarray, scaled: np.ndarray, weight: np.ndarray
 ) -> bool:
     """One pass of moves and exchanges that lower the objective; False if there were none."""
-    n_parts, changed = len(have), False
+    n_parts, changed = len(totals), False
     sizes = np.bincount(part, minlength=n_parts)
     # Exchanges are tried for the largest groups only: small ones are placed well by moves.
     swappable = order[:200]
     for rank, group in enumerate(order):
         p, x = part[group], scaled[group]
-        over = have - aim
-        add = weight * (2 * (over @ x) + x @ x)
-        leave = weight[p] * (x @ x - 2 * (over[p] @ x))
+        excess = totals - aim
+        add = weight * (2 * (excess @ x) + x @ x)
+        leave = weight[p] * (x @ x - 2 * (excess[p] @ x))
         gain = leave + add
         gain[p] = 0.0
         q = int(np.argmin(gain))
         if gain[q] < -1e-9 and sizes[p] > 1:
             part[group] = q
-            have[p] -= x
-            have[q] += x
+            totals[p] -= x
+            totals[q] += x
             sizes[p] -= 1
             sizes[q] += 1
             changed = True
         elif rank < len(swappable):
-            others = swappable[part[swappable] != p]
-            if len(others):
-                y, q_of = scaled[others], part[others]
+            partners = swappable[part[swappable] != p]
+            if len(partners):
+                y, q_of = scaled[partners], part[partners]
                 d = y - x  # part p gains d, part q loses d
                 dd = (d * d).sum(axis=1)
-                gain = weight[p] * (2 * (d @ over[p]) + dd) + weight[q_of] * (dd - 2 * (d * over[q_of]).sum(axis=1))
+                gain = weight[p] * (2 * (d @ excess[p]) + dd) + weight[q_of] * (dd - 2 * (d * excess[q_of]).sum(axis=1))
                 best = int(np.argmin(gain))
                 if gain[best] < -1e-9:
-                    other, q = int(others[best]), int(q_of[best])
-                    part[group], part[other] = q, p
-                    have[p] += d[best]
-                    have[q] -= d[best]
+                    partner, q = int(partners[best]), int(q_of[best])
+                    part[group], part[partner] = q, p
+                    totals[p] += d[best]
+                    totals[q] -= d[best]
                     changed = True
     return changed
 
@@ -250,10 +250,10 @@ def _report(name: str, table: pd.DataFrame, groups: np.ndarray, parts: np.ndarra
     for k, label in enumerate([*names, "(all rows)"]):
         inside = kinds[codes, k] > 0 if k < len(names) else np.ones(len(table), bool)
         inside = inside & (parts != "")
-        for part, wanted in shares.items():
-            here = inside & (parts == part)
-            share = here.sum() / max(inside.sum(), 1)
-            rows.append((label, part, int(here.sum()), len(np.unique(groups[here])), float(share), float(wanted)))
+        for part, target in shares.items():
+            in_part = inside & (parts == part)
+            share = in_part.sum() / max(inside.sum(), 1)
+            rows.append((label, part, int(in_part.sum()), len(np.unique(groups[in_part])), float(share), float(target)))
     balance = pd.DataFrame(rows, columns=["label", "part", "rows", "groups", "share", "wanted"])
     placed = parts != ""
     pairs = pd.DataFrame({"group": groups[placed], "part": parts[placed].astype(str)}).drop_duplicates()

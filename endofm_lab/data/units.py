@@ -102,10 +102,10 @@ class Units(Brief):
         """Data set -> kind -> number of units, both sorted."""
         first = np.flatnonzero(~pd.Series(self.ids).duplicated())
         sizes = Counter(zip(self.datasets[first].tolist(), self.kinds[first].tolist(), strict=True))
-        found: dict[str, dict[int, int]] = {}
+        counts: dict[str, dict[int, int]] = {}
         for dataset, kind in sorted(sizes):
-            found.setdefault(dataset, {})[kind] = sizes[dataset, kind]
-        return found
+            counts.setdefault(dataset, {})[kind] = sizes[dataset, kind]
+        return counts
 
 
 def units(table: pd.DataFrame) -> Units:
@@ -123,13 +123,13 @@ def units(table: pd.DataFrame) -> Units:
     kinds = np.where(cells.images, _IMAGE, _VIDEO)
     numbers = np.array([f"of row {row}" for row in range(len(table))], dtype=object)
     names = np.where(cells.texts["video"] != "", cells.texts["video"], numbers)
-    for kind, column, known in (
+    for kind, column, usable in (
         (_GUESSED, "sequence", cells.guessed),
         (_SEQUENCE, "sequence", ~cells.guessed),
         (_PATIENT, "patient", True),
     ):
-        here = (cells.texts[column] != "") & known
-        kinds, names = np.where(here, kind, kinds), np.where(here, cells.texts[column], names)
+        applies = (cells.texts[column] != "") & usable
+        kinds, names = np.where(applies, kind, kinds), np.where(applies, cells.texts[column], names)
     group = _components(cells, None, GROUP_COLUMNS)
     best = np.full(group.max(initial=-1) + 1, len(KINDS))
     np.minimum.at(best, group, kinds)
@@ -189,9 +189,9 @@ def _components(cells: _Cells, links: np.ndarray | None, columns: Sequence[str])
         text = cells.texts[column]
         scope = text if column == "video" else cells.texts["dataset"] + "\x00" + text
         codes, unique = pd.factorize(scope)
-        known = text != ""
-        rows.append(np.flatnonzero(known))
-        keys.append(codes[known] + n_keys)
+        filled = text != ""
+        rows.append(np.flatnonzero(filled))
+        keys.append(codes[filled] + n_keys)
         n_keys += len(unique)
     start, end = np.concatenate(rows), np.concatenate(keys) + n
     if links is not None and len(links):
@@ -204,9 +204,9 @@ def _components(cells: _Cells, links: np.ndarray | None, columns: Sequence[str])
 def sequences_from_names(videos: pd.Series) -> tuple[pd.Series, NDArray[np.float64]]:
     """Sequence ids (text, empty if there is no clear id) and frame numbers (or NaN), read from file names."""
     folders: dict[str, bool] = {}
-    found = [_sequence_of(video, folders) for video in videos]
-    ids = pd.Series([sequence for sequence, _ in found], index=videos.index, dtype=object)
-    return ids, np.array([frame for _, frame in found], dtype=float)
+    pairs = [_sequence_of(video, folders) for video in videos]
+    ids = pd.Series([sequence for sequence, _ in pairs], index=videos.index, dtype=object)
+    return ids, np.array([frame for _, frame in pairs], dtype=float)
 
 
 def _sequence_of(video: str, folders: dict[str, bool]) -> tuple[str, float]:
@@ -219,8 +219,8 @@ def _sequence_of(video: str, folders: dict[str, bool]) -> tuple[str, float]:
         folders[folder] = _NUMBERED_FOLDER.fullmatch(folder.rpartition("/")[2]) is not None
     if folders[folder]:
         return folder, float(number[1])
-    found = _ID_AND_FRAME.search(name)
-    return (found["id"], float(number[1])) if found else ("", np.nan)
+    match = _ID_AND_FRAME.search(name)
+    return (match["id"], float(number[1])) if match else ("", np.nan)
 
 
 def _ending(name: str) -> str:
@@ -237,7 +237,7 @@ def _text(table: pd.DataFrame, column: str) -> NDArray[Any]:
 
 
 def _in_words(counts: dict[int, int], before_unknown: str = "; ") -> str:
-    named = " and ".join(f"{n:,} {(_PLURALS if n != 1 else KINDS)[kind]}" for kind, n in sorted(counts.items()))
+    words = " and ".join(f"{n:,} {(_PLURALS if n != 1 else KINDS)[kind]}" for kind, n in sorted(counts.items()))
     if set(counts) == {_PATIENT}:
-        return named
-    return f"{named}{before_unknown}patients unknown" if _PATIENT not in counts else f"{named} of unknown patients"
+        return words
+    return f"{words}{before_unknown}patients unknown" if _PATIENT not in counts else f"{words} of unknown patients"

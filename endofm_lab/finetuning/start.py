@@ -15,7 +15,7 @@ from endofm_lab.model.loading.formats import Checkpoint, sizes_of
 from endofm_lab.model.loading.initialisation import BackbonePart
 from endofm_lab.model.loading.load import initialise, load_state
 from endofm_lab.model.loading.locate import locate
-from endofm_lab.model.loading.released import KNOWN, card_of
+from endofm_lab.model.loading.released import NETWORKS, card_of
 from endofm_lab.model.paper.hybrid import HybridTransformer
 from endofm_lab.model.transformer import PRESETS, BackboneConfig, VideoTransformer
 from endofm_lab.model.video_model import VideoModel, build_head, encoder_of
@@ -141,7 +141,7 @@ class Start:
 
     def _of_checkpoint(self, checkpoint: Checkpoint) -> Described:
         card = checkpoint.card
-        if card is None and not checkpoint.is_image and KNOWN[checkpoint.layout].input is not None:
+        if card is None and not checkpoint.is_image and NETWORKS[checkpoint.layout].input is not None:
             card = card_of(checkpoint, {"words": ""})
         if card is None:
             sizes = sizes_of(checkpoint) | {"attention": "space_only" if self.n_frames == 1 else "divided", "frames": 8}

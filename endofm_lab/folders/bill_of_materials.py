@@ -24,12 +24,14 @@ def bill_of_materials() -> dict[str, Any]:
         except importlib.metadata.PackageNotFoundError:
             continue  # needed on another platform, or by an extra that is not installed
         waiting.extend(Requirement(line).name for line in packages[name].requires or ())
-    own = packages.pop("endofm-lab", None)
+    project = packages.pop("endofm-lab", None)
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         "version": 1,
-        "metadata": {"component": {"type": "application", "name": "endofm-lab", "version": own.version if own else ""}},
+        "metadata": {
+            "component": {"type": "application", "name": "endofm-lab", "version": project.version if project else ""}
+        },
         "components": [_component(name, packages[name]) for name in sorted(packages)],
     }
 

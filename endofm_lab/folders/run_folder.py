@@ -192,17 +192,17 @@ def refuse_held(folder: str | Path) -> None:
     """Raise a `FolderInUseError` if a living process works in the folder."""
     folder = Path(folder)
     if holder := held_by(folder):
-        where = "here" if holder.host == socket.gethostname() else f"on {holder.host}"
-        remedy = f"; if it no longer exists, delete {folder / LOCK}" if where != "here" else ", or stop it"
+        place = "here" if holder.host == socket.gethostname() else f"on {holder.host}"
+        remedy = f"; if it no longer exists, delete {folder / LOCK}" if place != "here" else ", or stop it"
         raise FolderInUseError(
-            f"{folder} is being worked on by process {holder.pid} {where} since {holder.since}. Wait until that "
+            f"{folder} is being worked on by process {holder.pid} {place} since {holder.since}. Wait until that "
             f"process has ended{remedy}."
         )
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    lock, own = folder / LOCK, Holder.this_process(folder)
+    lock, holder = folder / LOCK, Holder.this_process(folder)
     for _ in range(100):
         try:
             number = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -211,14 +211,14 @@ def _locked(folder: Path) -> Iterator[None]:
             _take_away(lock)
             continue
         with os.fdopen(number, "w", encoding="utf-8") as file:
-            json.dump(asdict(own), file)
+            json.dump(asdict(holder), file)
         break
     else:
         raise FolderInUseError(f"Several processes are trying to use {folder} at once. Try again in a moment.")
     try:
         yield
     finally:
-        if os.getpid() == own.pid and _read(lock) == own:
+        if os.getpid() == holder.pid and _read(lock) == holder:
             lock.unlink()
 
 

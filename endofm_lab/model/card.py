@@ -290,13 +290,13 @@ def _typed(cls: Any) -> tuple[list[str], list[str]]:
     return list(cls.__annotations__), sorted(cls.__required_keys__)
 
 
-def _refuse_types(value: dict[str, Any], types: dict[str, Any], where: str) -> None:
+def _refuse_types(value: dict[str, Any], types: dict[str, Any], place: str) -> None:
     """Refuse an entry of an object that is not of its type; entries without a type are not looked at."""
     for name, entry in value.items():
         if name in types and not fits(entry, types[name]):
             needed = str(types[name]).removeprefix("<class '").removesuffix("'>")
             raise CheckpointError(
-                f"{where}: {name} is {shortened(repr(entry), 80)}, but must be {needed} with finite numbers. Copy the "
+                f"{place}: {name} is {shortened(repr(entry), 80)}, but must be {needed} with finite numbers. Copy the "
                 "model again, or put the entry right."
             )
 
@@ -318,19 +318,19 @@ _TYPES = {
 }
 
 
-def _checked(value: Any, known: Iterable[str] | None, required: Iterable[str], where: str) -> dict[str, Any]:
-    """``value`` if it is an object whose keys are all known and hold every required one (``known`` None: any key)."""
+def _checked(value: Any, allowed: Iterable[str] | None, required: Iterable[str], place: str) -> dict[str, Any]:
+    """``value`` if it is an object whose keys are all known and hold every required one (``allowed`` None: any key)."""
     if not isinstance(value, dict):
-        raise CheckpointError(f"{where} must be an object, not {value!r}.")
-    unknown = [] if known is None else [key for key in value if key not in known]
+        raise CheckpointError(f"{place} must be an object, not {value!r}.")
+    unknown = [] if allowed is None else [key for key in value if key not in allowed]
     if unknown:
         raise CheckpointError(
-            f"{where} has the unknown key {', '.join(map(repr, unknown))}; known are {', '.join(known or [])}. "
+            f"{place} has the unknown key {', '.join(map(repr, unknown))}; known are {', '.join(allowed or [])}. "
             "The card may come from a newer version of endofm_lab: update it, or take the key out."
         )
     missing = [key for key in required if key not in value]
     if missing:
-        raise CheckpointError(f"{where} lacks {', '.join(map(repr, missing))}.")
+        raise CheckpointError(f"{place} lacks {', '.join(map(repr, missing))}.")
     return value
 
 
@@ -338,8 +338,8 @@ def collapse(names: Iterable[str]) -> list[str]:
     """Tensor names with block numbers merged into ranges: ``blocks.0-11.norm1.weight``, in order of appearance."""
     groups: dict[tuple[str, str], list[int]] = {}
     for name in names:
-        head, _, rest = name.partition("blocks.")
-        number, _, tail = rest.partition(".")
+        head, _, remainder = name.partition("blocks.")
+        number, _, tail = remainder.partition(".")
         if number.isdigit():
             groups.setdefault((f"{head}blocks.", f".{tail}"), []).append(int(number))
         else:

@@ -168,8 +168,8 @@ class Encoder(nn.Module, ABC):
     @classmethod
     def resized(cls, config: Any, image_px: int | None, n_frames: int | None) -> Any:
         """A configuration for other pictures and clips; None keeps a size, and ``frames`` need not exist."""
-        known, sizes = [field.name for field in fields(config)], {"image_px": image_px, "frames": n_frames}
-        return replace(config, **{name: size for name, size in sizes.items() if size is not None and name in known})
+        names, sizes = [field.name for field in fields(config)], {"image_px": image_px, "frames": n_frames}
+        return replace(config, **{name: size for name, size in sizes.items() if size is not None and name in names})
 
     @classmethod
     def describe(cls, config: Any) -> dict[str, Any]:
@@ -185,10 +185,10 @@ class Encoder(nn.Module, ABC):
             CheckpointError: a setting is unknown or impossible; the message names it and ``source``.
         """
         settings = {name: value for name, value in described.items() if name != "kind"}
-        known = [field.name for field in fields(cls.Config)]
-        if unknown := [name for name in settings if name not in known]:
+        names = [field.name for field in fields(cls.Config)]
+        if unknown := [name for name in settings if name not in names]:
             raise CheckpointError(
-                f"{source}: The backbone has the unknown setting {', '.join(unknown)}; known are {', '.join(known)}. "
+                f"{source}: The backbone has the unknown setting {', '.join(unknown)}; known are {', '.join(names)}. "
                 "The card may come from a newer version of endofm_lab: update it."
             )
         try:

@@ -139,7 +139,7 @@ class FrameBackbone(Encoder):
     def layers(self) -> list[nn.Module]:
         """Layers in timm's numbering for layer-wise learning rates, with the last norm as a layer of its own."""
         matcher = {
-            name: [(what, (_LAST,) if place == (_WITH_THE_ONE_BEFORE,) else place) for what, place in patterns]
+            name: [(pattern, (_LAST,) if place == (_WITH_THE_ONE_BEFORE,) else place) for pattern, place in patterns]
             if isinstance(patterns, list)
             else patterns
             for name, patterns in self.net.group_matcher(coarse=False).items()
@@ -259,8 +259,8 @@ def load_frame_weights(backbone: FrameBackbone, source: str | Path) -> Initialis
     Raises:
         CheckpointError: the weights cannot be read or fetched, or do not fit; the backbone is then as it was.
     """
-    known = _known(backbone.config.architecture)
-    path = _fetch(backbone.config.architecture, known) if source == HUB else Path(source).expanduser()
+    settings = _known(backbone.config.architecture)
+    path = _fetch(backbone.config.architecture, settings) if source == HUB else Path(source).expanduser()
     content = read_weights(path)
     convert = getattr(sys.modules[type(backbone.net).__module__], "checkpoint_filter_fn", None)
     try:
@@ -269,7 +269,7 @@ def load_frame_weights(backbone: FrameBackbone, source: str | Path) -> Initialis
         raise CheckpointError(
             f"{path} is not a file of {backbone.config.architecture} that timm can read ({error})."
         ) from error
-    classifiers = [known.classifier] if isinstance(known.classifier, str) else list(known.classifier or ())
+    classifiers = [settings.classifier] if isinstance(settings.classifier, str) else list(settings.classifier or ())
     head = [name for name in tensors if any(name.startswith(f"{classifier}.") for classifier in classifiers)]
     tensors = {name: tensor for name, tensor in tensors.items() if name not in head and isinstance(tensor, Tensor)}
     check_fit(backbone.net, tensors, path)
@@ -279,7 +279,7 @@ def load_frame_weights(backbone: FrameBackbone, source: str | Path) -> Initialis
         if isinstance(content.get(name), Tensor) and content[name].shape != tensor.shape
     ]
     backbone.net.load_state_dict(tensors)
-    name = f"{known.hf_hub_id}" if source == HUB else path.name
+    name = f"{settings.hf_hub_id}" if source == HUB else path.name
     return {
         "words": f"{name}: all {len(tensors)} tensors of {backbone.config.architecture}"
         + (f", {len(resized)} of them resized" if resized else "")
@@ -311,8 +311,8 @@ def build_frame_backbone(
 
 def _known(architecture: str) -> PretrainedCfg:
     """What timm knows of an architecture with weights: input, classifier, where the weights lie."""
-    known = get_pretrained_cfg(architecture)
-    return PretrainedCfg() if known is None else known
+    settings = get_pretrained_cfg(architecture)
+    return PretrainedCfg() if settings is None else settings
 
 
 def _create(config: FrameConfig) -> Any:
@@ -359,17 +359,17 @@ def _checked_settings(architecture: str, settings: dict[str, Any]) -> dict[str, 
     return settings
 
 
-def _fetch(architecture: str, known: Any) -> Path:
+def _fetch(architecture: str, settings: Any) -> Path:
     """The weights file of an architecture, from the Hub or its cache."""
-    if not known.hf_hub_id:
+    if not settings.hf_hub_id:
         raise CheckpointError(f"timm knows no weights of {architecture} on the Hub. Give a local file.")
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(known.hf_hub_id, known.hf_hub_filename or "model.safetensors"))
+        return Path(hf_hub_download(settings.hf_hub_id, settings.hf_hub_filename or "model.safetensors"))
     except Exception as error:  # without a network, of many kinds
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"The weights of {architecture} could not be fetched ({reason[:200]}). Without a network, download "
-            f"model.safetensors of https://huggingface.co/{known.hf_hub_id} elsewhere and give its local path."
+            f"model.safetensors of https://huggingface.co/{settings.hf_hub_id} elsewhere and give its local path."
         ) from error

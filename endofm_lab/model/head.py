@@ -88,9 +88,9 @@ class ClassHead(Head):
 
         For exclusive classes: its logit minus the log-sum-exp of the other logits; for several labels: its logit.
         """
-        others = [i for i in range(logits.shape[1]) if i != k]
-        if spec.kind == "multiclass" and others:
-            return logits[:, k] - logits[:, others].logsumexp(dim=1)
+        other_classes = [i for i in range(logits.shape[1]) if i != k]
+        if spec.kind == "multiclass" and other_classes:
+            return logits[:, k] - logits[:, other_classes].logsumexp(dim=1)
         return logits[:, k]
 
 

@@ -158,17 +158,17 @@ class BoxHead(BoxesHead):
 
         count = positive.sum().clamp(min=1)
         b, t, *_ = positive.nonzero(as_tuple=True)
-        truth, found = boxes.float()[b, t, owner[positive]], self.boxes(raw)[positive]
+        truth, predictions = boxes.float()[b, t, owner[positive]], self.boxes(raw)[positive]
         target = torch.zeros_like(raw[:, : self.n_classes], dtype=torch.float32)  # (B, K, T, h, w)
         class_of = labels.clamp(min=0).gather(2, owner.flatten(2)).unflatten(2, (h, w))  # (B, T, h, w)
-        worth = positive.float().masked_scatter(positive, self.worth(found.detach(), truth))
+        worth = positive.float().masked_scatter(positive, self.worth(predictions.detach(), truth))
         target.scatter_(1, class_of[:, None], worth[:, None])
         classification = self.class_loss(raw[:, : self.n_classes].float(), target) / count
         if not positive.any():
             return classification
-        return classification + generalized_box_iou_loss(found, truth, reduction="sum") / count
+        return classification + generalized_box_iou_loss(predictions, truth, reduction="sum") / count
 
-    def worth(self, found: Tensor, truth: Tensor) -> Tensor:
+    def worth(self, predictions: Tensor, truth: Tensor) -> Tensor:
         """The score (n,) that a patch with a box should have, for its predicted and its true box (n, 4): 1."""
         return torch.ones(len(truth), device=truth.device)
 
@@ -204,12 +204,12 @@ class IouBoxHead(BoxHead):
     Source: quality focal loss of Generalized Focal Loss (arXiv 2006.04388), with beta 2.
     """
 
-    def worth(self, found: Tensor, truth: Tensor) -> Tensor:
+    def worth(self, predictions: Tensor, truth: Tensor) -> Tensor:
         """The overlap of the boxes."""
-        low, high = torch.maximum(found[:, :2], truth[:, :2]), torch.minimum(found[:, 2:], truth[:, 2:])
+        low, high = torch.maximum(predictions[:, :2], truth[:, :2]), torch.minimum(predictions[:, 2:], truth[:, 2:])
         shared = (high - low).clamp(min=0).prod(dim=1)
-        both = (found[:, 2:] - found[:, :2]).prod(dim=1) + (truth[:, 2:] - truth[:, :2]).prod(dim=1)
-        return shared / (both - shared).clamp(min=1e-9)
+        areas = (predictions[:, 2:] - predictions[:, :2]).prod(dim=1) + (truth[:, 2:] - truth[:, :2]).prod(dim=1)
+        return shared / (areas - shared).clamp(min=1e-9)
 
     def class_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Binary cross-entropy times the squared distance from the target, summed."""

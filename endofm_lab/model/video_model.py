@@ -81,13 +81,13 @@ class VideoModel(nn.Module):
             UserError: an output is NaN or infinite; the message names model, head and clip.
         """
         output = self(clip.to(next(self.parameters()).device))
-        found = {}
+        scores_by_head = {}
         for name, logits in output.logits.items():
             scores = self.head(name).scores(logits.float(), self.card.heads[name])
             for values in (logits, scores):
                 check_finite(values, f"The head {name!r} of {self.card.name}", shown)
-            found[name] = scores.cpu()
-        return found
+            scores_by_head[name] = scores.cpu()
+        return scores_by_head
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, allow: Allowed = (), device: str = "cpu") -> "VideoModel":

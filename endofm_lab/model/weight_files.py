@@ -79,8 +79,8 @@ def write_weights(tensors: Mapping[str, Tensor], temporary: Path, metadata: Mapp
     folder = temporary.with_name(f"{temporary.name}.folder")
     folder.mkdir()
     try:
-        own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(own, folder / temporary.name, metadata=dict(metadata or {}) or None)
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(contiguous, folder / temporary.name, metadata=dict(metadata or {}) or None)
         if metadata:
             _order_metadata(folder / temporary.name)
         (folder / temporary.name).replace(temporary)
@@ -165,19 +165,19 @@ def check_fit(
     Raises:
         CheckpointError: a tensor is missing, left over, of another shape, or holds NaN or infinity; it is named.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    wrong = [n for n, t in tensors.items() if n in wanted and tuple(t.shape) != wanted[n]]
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wrong = [n for n, t in tensors.items() if n in expected and tuple(t.shape) != expected[n]]
     if wrong:
-        name, more = wrong[0], len(wrong) - 1
+        name, n_others = wrong[0], len(wrong) - 1
         raise CheckpointError(
-            f"{source}: {name} has shape {tuple(tensors[name].shape)}, but the model wants {wanted[name]}"
-            f"{f' ({more} more tensors differ too)' if more else ''}. The file is of a network of other "
+            f"{source}: {name} has shape {tuple(tensors[name].shape)}, but the model wants {expected[name]}"
+            f"{f' ({n_others} more tensors differ too)' if n_others else ''}. The file is of a network of other "
             "sizes, or damaged: `endofm-lab inspect` shows its sizes, and a backbone can be built with them."
         )
-    missing = [name for name in wanted if name not in tensors and name not in may_miss]
-    unexpected = [name for name in tensors if name not in wanted]
+    missing = [name for name in expected if name not in tensors and name not in may_miss]
+    unexpected = [name for name in tensors if name not in expected]
     if missing or unexpected:
-        parts = [f"{what} {first_of(names)}" for what, names in (("lacks", missing), ("also has", unexpected)) if names]
+        parts = [f"{verb} {first_of(names)}" for verb, names in (("lacks", missing), ("also has", unexpected)) if names]
         raise CheckpointError(
             f"{source} {' and '.join(parts)}, so it does not fit the model; `endofm-lab inspect` shows what it holds."
         )
@@ -186,20 +186,20 @@ def check_fit(
         check_numbers(name, tensor, state[name], source)
 
 
-def check_numbers(name: str, tensor: Tensor, wanted: Tensor, source: str | Path) -> None:
-    """Check that a tensor holds numbers that a model's tensor ``wanted`` can store.
+def check_numbers(name: str, tensor: Tensor, target: Tensor, source: str | Path) -> None:
+    """Check that a tensor holds numbers that a model's tensor ``target`` can store.
 
     Raises:
-        CheckpointError: it holds NaN, infinity or numbers beyond the range of ``wanted``, or is of another kind.
+        CheckpointError: it holds NaN, infinity or numbers beyond the range of ``target``, or is of another kind.
     """
-    if tensor.is_complex() or (wanted.is_floating_point() and tensor.dtype not in FLOATING):
+    if tensor.is_complex() or (target.is_floating_point() and tensor.dtype not in FLOATING):
         raise CheckpointError(
-            f"{source}: {name} holds numbers of the type {_plain(tensor)}, but the model needs {_plain(wanted)}; the "
+            f"{source}: {name} holds numbers of the type {_plain(tensor)}, but the model needs {_plain(target)}; the "
             "file is damaged, or was written by another program. Save the weights as float32."
         )
-    if tensor.is_floating_point() and not bool(torch.isfinite(tensor.to(wanted.dtype)).all()):
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor.to(target.dtype)).all()):
         raise CheckpointError(
-            f"{source}: {name} holds NaN, infinity or numbers that are too large for {_plain(wanted)}; the file is "
+            f"{source}: {name} holds NaN, infinity or numbers that are too large for {_plain(target)}; the file is "
             "damaged, or training diverged."
         )
 

@@ -35,15 +35,15 @@ class ClipSpec:
     duration_s: float | None = None
 
     def __post_init__(self) -> None:
-        given = {name: getattr(self, name) for name in ("stride", "fps", "duration_s")}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) != 1:
-            values = " and ".join(f"{name}={value}" for name, value in given.items()) or "none"
+        options = {name: getattr(self, name) for name in ("stride", "fps", "duration_s")}
+        options = {name: value for name, value in options.items() if value is not None}
+        if len(options) != 1:
+            values = " and ".join(f"{name}={value}" for name, value in options.items()) or "none"
             raise UserError(f"A clip needs exactly one of stride, fps and duration_s, got {values}.")
-        for name, value in {"n_frames": self.n_frames, **given}.items():
-            whole = name in ("n_frames", "stride")
-            if not (value > 0 and math.isfinite(value)) or (whole and value != int(value)):
-                raise UserError(f"{name} is {value}; it must be a {'whole ' if whole else ''}number above 0.")
+        for name, value in {"n_frames": self.n_frames, **options}.items():
+            integral = name in ("n_frames", "stride")
+            if not (value > 0 and math.isfinite(value)) or (integral and value != int(value)):
+                raise UserError(f"{name} is {value}; it must be a {'whole ' if integral else ''}number above 0.")
             if value > _MOST[name]:
                 raise UserError(f"{name} is {value}; it must be at most {_MOST[name]:,}.")
 

@@ -111,17 +111,17 @@ def _matroska_header(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def _avi_contradiction(head: bytes) -> str:
-    whole, stream, picture = (head.find(name) + 8 for name in (b"avih", b"strh", b"strf"))
-    if not 8 <= whole < stream < picture:
+    main, stream, picture = (head.find(name) + 8 for name in (b"avih", b"strh", b"strf"))
+    if not 8 <= main < stream < picture:
         return ""
 
     def number(at: int) -> int:
         return int.from_bytes(head[at : at + 4], "little")
 
-    (width, height), other = ((number(at), number(at + 4)) for at in (whole + 32, picture + 4))
-    if (width, height) != other:
-        return f"Its header gives two sizes of the pictures, {width}x{height} and {other[0]}x{other[1]}."
-    period_s, scale, rate = number(whole) / 1e6, number(stream + 20), number(stream + 24)
+    (width, height), picture_size = ((number(at), number(at + 4)) for at in (main + 32, picture + 4))
+    if (width, height) != picture_size:
+        return f"Its header gives two sizes of the pictures, {width}x{height} and {picture_size[0]}x{picture_size[1]}."
+    period_s, scale, rate = number(main) / 1e6, number(stream + 20), number(stream + 24)
     if period_s and abs(period_s * rate - scale) > 1e-3 * scale + 2e-6 * rate:
         return f"Its header gives two frame rates, {1 / period_s:g} and {rate / max(scale, 1):g} per second."
     return ""
@@ -166,11 +166,11 @@ def _broken_matroska(file: BinaryIO, size: int) -> Iterator[Span]:
             return
         if kind == _CLUSTER:
             open_end = stop == end  # unknown length, as in a live recording, or the last cluster
-            inside = _read(file, body, min(stop - body, _LARGEST_CLUSTER))
-            done, clean = _walk_cluster(inside)
-            if open_end and not clean and _element(inside[done:], 0, len(inside))[0] in _IN_SEGMENT:
-                stop, inside, clean = body + done, inside[:done], True  # the next cluster begins here
-            if not (clean and _checksum_holds(inside)):
+            content = _read(file, body, min(stop - body, _LARGEST_CLUSTER))
+            n_walked, clean = _walk_cluster(content)
+            if open_end and not clean and _element(content[n_walked:], 0, len(content))[0] in _IN_SEGMENT:
+                stop, content, clean = body + n_walked, content[:n_walked], True  # the next cluster begins here
+            if not (clean and _checksum_holds(content)):
                 yield at, stop
         at = stop
 
@@ -219,11 +219,11 @@ def _broken_avi(file: BinaryIO, size: int) -> Iterator[Span]:
                 yield broken, stop
         elif head[:4] == b"idx1":
             entries = np.frombuffer(_read(file, at + 8, (stop - at - 8) // 16 * 16), np.dtype("V4, <u4, <u4, <u4"))
-            listed = [(bytes(entry[0]), int(entry[3])) for entry in entries if bytes(entry[0]) != b"rec "]
+            index_list = [(bytes(entry[0]), int(entry[3])) for entry in entries if bytes(entry[0]) != b"rec "]
             offsets = np.array([int(entry[2]) for entry in entries if bytes(entry[0]) != b"rec "], np.int64)
             places = np.array([place for _, _, place in frames], np.int64)
-            same = listed == [(name, length) for name, length, _ in frames]
-            if not same or len(np.unique(places - offsets)) > 1:  # offsets count from the list or from the file
+            matches = index_list == [(name, length) for name, length, _ in frames]
+            if not matches or len(np.unique(places - offsets)) > 1:  # offsets count from the list or from the file
                 yield at, stop
         at = stop + stop % 2
 
@@ -295,9 +295,9 @@ def _broken_ts(file: BinaryIO, size: int) -> Iterator[Span]:
                 continue
             at = np.flatnonzero((number == pid) & payload)
             count = packets[at, 3].astype(int) & 15
-            before = np.concatenate(([counters.get(int(pid), int(count[0]) - 1)], count[:-1]))
+            previous = np.concatenate(([counters.get(int(pid), int(count[0]) - 1)], count[:-1]))
             announced = adapted[at] & (packets[at, 4] > 0) & (packets[at, 5] & 0x80 > 0)  # discontinuity_indicator
-            wrong[at] |= ((count - before) % 16 > 1) & ~announced  # a packet may come twice
+            wrong[at] |= ((count - previous) % 16 > 1) & ~announced  # a packet may come twice
             counters[int(pid)] = int(count[-1])
             heads = at[begins[at]]
             if heads.size:

@@ -43,7 +43,7 @@ class VideoFile:
         index: Which frames the file shows, and when.
         size_hw_px: Height and width after rotation.
         generated: The file states that :func:`write_video` wrote a generated video.
-        again: What is known about frames that were read before.
+        second_reading: What is known about frames that were read before.
         problem: Why the file as a whole is damaged, or None. Single frames may be damaged in either case.
     """
 
@@ -65,7 +65,7 @@ class VideoFile:
                 f"{self.times_s[self.index.damaged.argmax()]:.2f} s. Copy the file again from its source.",
             )
         self.size_hw_px = self._first_size()
-        self.again = SecondReading(self)
+        self.second_reading = SecondReading(self)
 
     @property
     def n_frames(self) -> int:
@@ -106,8 +106,8 @@ class VideoFile:
             else:
                 return first.shape[0], first.shape[1]
 
-    def frames(self, wanted: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Decode the frames with the ascending numbers ``wanted``; yields ``(number, uint8 (H, W, 3) RGB)``.
+    def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode the frames with the ascending ``numbers``; yields ``(number, uint8 (H, W, 3) RGB)``.
 
         Seeks only if a key frame lies between the previous frame and the next. Frames decoded in between are discarded.
         """
@@ -119,7 +119,7 @@ class VideoFile:
             to_rgb = VideoReformatter()
             decoded: Iterator[tuple[int, av.VideoFrame]] = iter(())
             at = -1  # number of the last frame that came out
-            for number in wanted:
+            for number in numbers:
                 if self.index.damaged[number]:
                     raise VideoError(self.path, self._damage(number))
                 # the next frame needs no search
@@ -140,8 +140,8 @@ class VideoFile:
         return self.index.number_of(later[0]) if later.size else self.n_frames
 
     def _upright(self, number: int, frame: av.VideoFrame, to_rgb: VideoReformatter) -> np.ndarray:
-        quarter_turns, rest = divmod(round(frame.rotation), 90)
-        if rest:
+        quarter_turns, remainder = divmod(round(frame.rotation), 90)
+        if remainder:
             raise VideoError(
                 self.path,
                 f"The file asks for a rotation by {frame.rotation} degrees; only 90, 180 and 270 are supported. "

@@ -76,9 +76,9 @@ class ImageSequence:
         """``number`` itself, because no image depends on another image."""
         return number
 
-    def frames(self, wanted: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Decode the images with the numbers ``wanted``; yields ``(number, uint8 (H, W, 3) RGB)``."""
-        for number in wanted:
+    def frames(self, numbers: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode the images with these ``numbers``; yields ``(number, uint8 (H, W, 3) RGB)``."""
+        for number in numbers:
             with _image_errors(self.files[number]):
                 _check_sums(self.files[number])
                 image = self._open(number)

@@ -187,18 +187,18 @@ def _bounds(
     if not seekable:
         return 0, len(packets), int(stream.frames) or None
     stamps = np.where(packets["pts"] == _NO_STAMP, packets["dts"], packets["pts"])
-    known = stamps != _NO_STAMP
-    first, end = int(stamps[known].min()), int((stamps + packets["duration"])[known].max())
-    name, alone = container.format.name, len(container.streams) == 1
-    whole = round((container.duration or 0) / av.time_base / stream.time_base) if alone else 0
+    has_stamp = stamps != _NO_STAMP
+    first, end = int(stamps[has_stamp].min()), int((stamps + packets["duration"])[has_stamp].max())
+    name, only_stream = container.format.name, len(container.streams) == 1
+    total = round((container.duration or 0) / av.time_base / stream.time_base) if only_stream else 0
     if "mov" in name or name == "avi":
-        declared = None if "mov" in name and spans else max(first + (stream.duration or 0), whole)
+        declared = None if "mov" in name and spans else max(first + (stream.duration or 0), total)
         return max(0, first) if name == "avi" else 0, end, declared or None
     if "matroska" in name:
         tag = _seconds(stream.metadata.get("DURATION", ""))
         declared_s = min(tag, (container.duration or 0) / av.time_base)
-        return 0, end, whole or (round(declared_s / stream.time_base) if tag < float("inf") else None) or None
-    return (0, end, whole or None) if name == "flv" else (max(0, first), end, None)
+        return 0, end, total or (round(declared_s / stream.time_base) if tag < float("inf") else None) or None
+    return (0, end, total or None) if name == "flv" else (max(0, first), end, None)
 
 
 def _seconds(clock: str) -> float:
@@ -226,10 +226,10 @@ def _lost(
     frames in a file with a broken part, and in an MP4 whose packets are evenly spaced.
     """
     first, end, declared = bounds
-    runs, after, usual = [], np.diff(frames), np.maximum(step, packets["duration"][:-1])
-    steady = len(after) > 0 and after.max() <= 1.5 * step
+    runs, gaps, usual = [], np.diff(frames), np.maximum(step, packets["duration"][:-1])
+    steady = len(gaps) > 0 and gaps.max() <= 1.5 * step
     if spans or even:
-        runs = [(int(frames[at]), after[at]) for at in np.flatnonzero(after > 1.5 * usual)]
+        runs = [(int(frames[at]), gaps[at]) for at in np.flatnonzero(gaps > 1.5 * usual)]
     if spans and packets["pos"][0] > spans[0][0]:
         runs.append((first - step, frames[0] - first + step))
     missing = declared - end if declared is not None and (spans or steady) else 0

@@ -133,14 +133,14 @@ class VideoReader:
                 f"Frame {outside[0]} does not exist; the video has frames 0 to {self.info.n_frames - 1}.",
             )
         ascending, places = np.unique(numbers, return_inverse=True)
-        again = self._source.again if isinstance(self._source, VideoFile) else None
-        if again is not None and (known := again.read(ascending)) is not None:
-            return known if np.array_equal(ascending, numbers) else known[places]
+        second_reading = self._source.second_reading if isinstance(self._source, VideoFile) else None
+        if second_reading is not None and (reread := second_reading.read(ascending)) is not None:
+            return reread if np.array_equal(ascending, numbers) else reread[places]
         frames = np.empty((len(numbers), self.info.height_px, self.info.width_px, 3), dtype=np.uint8)
         for number, frame in self._frames(ascending.tolist()):
             frames[numbers == number] = frame
-            if again is not None and number not in self._damaged:
-                again.note(number, frame)
+            if second_reading is not None and number not in self._damaged:
+                second_reading.note(number, frame)
         return frames
 
     def stream(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, np.ndarray]]:
@@ -160,29 +160,29 @@ class VideoReader:
             )
         return self._frames(range(start, stop))
 
-    def _frames(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        return self._marked(wanted) if self._mark else self._source.frames(wanted)
+    def _frames(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        return self._marked(numbers) if self._mark else self._source.frames(numbers)
 
-    def _marked(self, wanted: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+    def _marked(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
         """Every wanted frame; a damaged frame, and the frames up to the next key frame that depend on it, are black."""
         black = np.zeros((self.info.height_px, self.info.width_px, 3), np.uint8)
-        done = 0
-        while done < len(wanted):
+        position = 0
+        while position < len(numbers):
             try:
-                for number, frame in self._source.frames(wanted[done:]):
+                for number, frame in self._source.frames(numbers[position:]):
                     self._damaged.pop(number, None)
-                    done += 1
+                    position += 1
                     yield number, frame
             except VideoError as error:
-                first = wanted[done]
+                first = numbers[position]
                 goes_on = max(first + 1, self.next_start(first + 1))
-                while done < len(wanted) and (number := wanted[done]) < goes_on:
+                while position < len(numbers) and (number := numbers[position]) < goes_on:
                     self._damaged[number] = (
                         error.reason
                         if number == first
                         else f"Frame {number} is predicted from frame {first}, which cannot be decoded."
                     )
-                    done += 1
+                    position += 1
                     yield number, black.copy()
 
     def next_start(self, number: int) -> int:
@@ -217,7 +217,7 @@ class _Indices:
     LIMIT_FRAMES = 4_000_000  # about 70 MB
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[Path, Path, int, int], VideoFile] = OrderedDict()
+        self._files: OrderedDict[tuple[Path, Path, int, int], VideoFile] = OrderedDict()
         self._frames = 0
         self._lock = threading.Lock()
 
@@ -225,16 +225,16 @@ class _Indices:
         status = path.stat()
         key = (path, path.absolute(), status.st_size, status.st_mtime_ns)
         with self._lock:
-            if key in self._known:
-                self._known.move_to_end(key)
-                return self._known[key]
+            if key in self._files:
+                self._files.move_to_end(key)
+                return self._files[key]
         file = VideoFile(path)
         with self._lock:
-            if key not in self._known:
-                self._known[key] = file
+            if key not in self._files:
+                self._files[key] = file
                 self._frames += file.n_frames
             while self._frames > self.LIMIT_FRAMES:
-                self._frames -= self._known.popitem(last=False)[1].n_frames
+                self._frames -= self._files.popitem(last=False)[1].n_frames
         return file
 
 

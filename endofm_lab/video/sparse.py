@@ -49,13 +49,13 @@ class SecondReading:
     def __init__(self, file: Indexed) -> None:
         self._file = file
         self._checksums = np.zeros(file.n_frames, np.uint32)
-        self._known = np.zeros(file.n_frames, bool)
+        self._has_checksum = np.zeros(file.n_frames, bool)
         self._trusted = decord is not None
         self._lock = threading.Lock()
 
     def note(self, number: int, frame: np.ndarray) -> None:
         """Remember a frame (H, W, 3) uint8 that PyAV has decoded cleanly."""
-        self._checksums[number], self._known[number] = zlib.crc32(frame.data), True
+        self._checksums[number], self._has_checksum[number] = zlib.crc32(frame.data), True
 
     def read(self, numbers: np.ndarray) -> np.ndarray | None:
         """The frames with the ascending ``numbers`` as uint8 ``(T, H, W, 3)`` RGB, bit for bit as PyAV decoded them.
@@ -63,7 +63,7 @@ class SecondReading:
         None if one of them was not decoded before, if decord is not faster, or if decord cannot be trusted with this
         file.
         """
-        if not (self._trusted and len(numbers) and self._known[numbers].all() and self._far(numbers)):
+        if not (self._trusted and len(numbers) and self._has_checksum[numbers].all() and self._far(numbers)):
             return None
         try:
             reader = decord.VideoReader(str(self._file.path), num_threads=1)  # not shared: it hangs between threads
@@ -71,10 +71,10 @@ class SecondReading:
             frames: np.ndarray = reader.get_batch((numbers + max(first, 0)).tolist()).asnumpy()
         except _ERRORS:
             frames = np.zeros((0, 0, 0, 3), np.uint8)
-        same = len(frames) == len(numbers) and all(
+        matches = len(frames) == len(numbers) and all(
             zlib.crc32(frame.data) == self._checksums[number] for number, frame in zip(numbers, frames, strict=True)
         )
-        if not same:
+        if not matches:
             with self._lock:
                 self._trusted = False
             return None

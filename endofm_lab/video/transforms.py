@@ -141,10 +141,10 @@ def masks_to_frame(
         raise UserError(f"Masks have shape {tuple(source.shape)}; they must end in {spec.size_px} x {spec.size_px}.")
     top, left, height, width = _window(frame_hw, fit)
     scores = tv.resize(source.float().reshape(-1, 1, *source.shape[-2:]), [height, width], antialias=True)
-    whole = torch.zeros(len(scores), *frame_hw)
-    whole[:, top : top + height, left : left + width] = scores[:, 0]
-    whole = whole.reshape(*source.shape[:-2], *frame_hw)
-    return (whole > 0.5 if source.dtype == torch.bool else whole).numpy()
+    canvas = torch.zeros(len(scores), *frame_hw)
+    canvas[:, top : top + height, left : left + width] = scores[:, 0]
+    canvas = canvas.reshape(*source.shape[:-2], *frame_hw)
+    return (canvas > 0.5 if source.dtype == torch.bool else canvas).numpy()
 
 
 def _window(frame_hw: tuple[int, int], fit: Fit) -> tuple[int, int, int, int]:

@@ -59,7 +59,7 @@ def test_where_a_key_frame_is_near_decord_is_not_asked(tmp_path, asked):
 def test_an_answer_with_another_checksum_is_not_used_and_decord_is_not_asked_again(far, asked, monkeypatch):
     with open_video(far) as video:
         first = video.read(WANTED)
-        video._source.again._checksums[75] += 1  # as if decord had drawn something else
+        video._source.second_reading._checksums[75] += 1  # as if decord had drawn something else
         np.testing.assert_array_equal(video.read(WANTED), first)
         np.testing.assert_array_equal(video.read(WANTED), first)
     assert len(asked) == 1

@@ -93,22 +93,22 @@ class Checks:
                 evaluated = (rows.part == b) & inside
                 # A file may be listed under two data sets (clips cut from another's videos); other ids are their own.
                 learned = (rows.part == a) if check == "video" else (rows.part == a) & inside
-                found = shared(keys, learned, evaluated)
-                if not len(found.common):
+                overlap = shared(keys, learned, evaluated)
+                if not len(overlap.common):
                     continue
-                guessed = check == "sequence" and rows.inferred[found.touched].all()
+                guessed = check == "sequence" and rows.inferred[overlap.touched].all()
                 source = " (read from the file names)" if guessed else ""
-                some = found.common[:N_EXAMPLES]
-                pairs = zip(_first_rows(keys, evaluated, some), _first_rows(keys, learned, some), strict=True)
+                examples = overlap.common[:N_EXAMPLES]
+                pairs = zip(_first_rows(keys, evaluated, examples), _first_rows(keys, learned, examples), strict=True)
                 self._leak(
                     f"same {check}",
                     (a, b),
                     dataset,
-                    found.touched,
-                    f"{len(found.common):,} of {found.n_evaluated:,} {check}s of {rows.parts[b]}{source} are also in "
-                    f"{rows.parts[a]}: {found.touched.sum():,} of {evaluated.sum():,} rows.",
+                    overlap.touched,
+                    f"{len(overlap.common):,} of {overlap.n_evaluated:,} {check}s of {rows.parts[b]}{source} are also "
+                    f"in {rows.parts[a]}: {overlap.touched.sum():,} of {evaluated.sum():,} rows.",
                     [self._example(i, j, f"{check} {rows.names[check][keys[i]]}") for i, j in pairs],
-                    {"common": len(found.common), "of": found.n_evaluated},
+                    {"common": len(overlap.common), "of": overlap.n_evaluated},
                 )
 
     def near_frames(self, a: int, b: int) -> None:
@@ -118,7 +118,7 @@ class Checks:
         for dataset, inside in self._datasets:
             n = int(((rows.part == b) & inside).sum())
             near, adjacent = (inside & (gaps <= limit) for limit in (NEAR_FRAMES, 1))
-            some = np.flatnonzero(near)[np.argsort(gaps[near], kind="stable")][:N_EXAMPLES]
+            closest = np.flatnonzero(near)[np.argsort(gaps[near], kind="stable")][:N_EXAMPLES]
             self._leak(
                 "near frames",
                 (a, b),
@@ -127,7 +127,7 @@ class Checks:
                 f"{percent(adjacent.sum(), n)} of the {rows.parts[b]} rows ({adjacent.sum():,} of {n:,}) are the same "
                 f"as or directly adjacent to a {rows.parts[a]} frame, {percent(near.sum(), n)} lie within "
                 f"{NEAR_FRAMES} frames of one.",
-                [self._example(i, nearest[i], f"{gaps[i]:.0f} frames apart") for i in some],
+                [self._example(i, nearest[i], f"{gaps[i]:.0f} frames apart") for i in closest],
                 {"adjacent": int(adjacent.sum()), "near": int(near.sum())},
             )
 
@@ -140,7 +140,7 @@ class Checks:
         for dataset, inside in self._datasets:
             n = int(((rows.part == b) & inside).sum())
             near, overlapping = (inside & (gaps <= limit) for limit in (NEAR_S, 0))
-            some = np.flatnonzero(near)[np.argsort(gaps[near], kind="stable")][:N_EXAMPLES]
+            closest = np.flatnonzero(near)[np.argsort(gaps[near], kind="stable")][:N_EXAMPLES]
             self._leak(
                 "near clips",
                 (a, b),
@@ -148,24 +148,24 @@ class Checks:
                 near,
                 f"{near.sum():,} of {n:,} {rows.parts[b]} rows lie within {NEAR_S:g} s of a {rows.parts[a]} row of the "
                 f"same video, {overlapping.sum():,} of them overlap it.",
-                [self._example(i, nearest[i], f"{gaps[i]:.2f} s apart") for i in some],
+                [self._example(i, nearest[i], f"{gaps[i]:.2f} s apart") for i in closest],
                 {"overlapping": int(overlapping.sum()), "near": int(near.sum())},
             )
 
-    def neighbours(self, found: Neighbours, check: str) -> None:
+    def neighbours(self, result: Neighbours, check: str) -> None:
         """Pairs of rows that show the same scene: leaks across the split, and contradictions if their labels differ."""
-        rows, pairs = self.rows, found.pairs  # the best pairs first
-        self.compared.append(found.compared)
-        self.unchecked += found.problems
+        rows, pairs = self.rows, result.pairs  # the best pairs first
+        self.compared.append(result.compared)
+        self.unchecked += result.problems
         i, j = pairs["row"].to_numpy(), pairs["other"].to_numpy()
-        sure = pairs["score"].to_numpy() >= found.sure
+        sure = pairs["score"].to_numpy() >= result.sure
         for a, b in rows.pairs:
             across = [(rows.part[i] == a) & (rows.part[j] == b), (rows.part[i] == b) & (rows.part[j] == a)]
-            one, other = np.where(across[0], j, i), np.where(across[0], i, j)  # evaluated row, learned row
+            evaluated_row, learned_row = np.where(across[0], j, i), np.where(across[0], i, j)
             for dataset, inside in self._datasets:
-                hits = np.flatnonzero((across[0] | across[1]) & inside[one] & sure)
+                hits = np.flatnonzero((across[0] | across[1]) & inside[evaluated_row] & sure)
                 touched = np.zeros(len(rows.table), bool)
-                touched[one[hits]] = True
+                touched[evaluated_row[hits]] = True
                 n = int(((rows.part == b) & inside).sum())
                 self._leak(
                     check,
@@ -174,7 +174,7 @@ class Checks:
                     touched,
                     f"{touched.sum():,} of {n:,} {rows.parts[b]} rows look the same as a row of {rows.parts[a]} "
                     f"({check}, pairs: {len(hits):,}).",
-                    [self._example(one[k], other[k], _similarity(pairs, k)) for k in hits[:N_EXAMPLES]],
+                    [self._example(evaluated_row[k], learned_row[k], _similarity(pairs, k)) for k in hits[:N_EXAMPLES]],
                     {"pairs": len(hits)},
                 )
         labels = rows.table["label"].to_numpy()
@@ -232,29 +232,29 @@ class Checks:
         for column in ("device", "dataset"):
             if column not in table:
                 continue
-            found = confounding(column, table[column].fillna("").astype(str), table["label"], groups)
-            if found is None or found.cramers_v < STRONG_V or found.p_value > 0.01:
+            result = confounding(column, table[column].fillna("").astype(str), table["label"], groups)
+            if result is None or result.cramers_v < STRONG_V or result.p_value > 0.01:
                 continue
-            if math.isnan(found.p_value):
+            if math.isnan(result.p_value):
                 self.unchecked.append(
-                    f"The {column} goes with the class (Cramér's V {found.cramers_v:.2f}), which may be chance: with "
-                    f"{found.n_groups} independent groups there is no test; {MIN_UNITS_FOR_RANK} are needed."
+                    f"The {column} goes with the class (Cramér's V {result.cramers_v:.2f}), which may be chance: with "
+                    f"{result.n_groups} independent groups there is no test; {MIN_UNITS_FOR_RANK} are needed."
                 )
                 continue
             self.findings.append(
                 Finding(
                     f"class and {column}",
                     "warning",
-                    f"The {column} alone guesses the class with a balanced accuracy of {found.guess:.2f} (chance "
-                    f"{found.chance:.2f}; Cramér's V {found.cramers_v:.2f}, p {found.p_value:.3f} by permutation of "
+                    f"The {column} alone guesses the class with a balanced accuracy of {result.guess:.2f} (chance "
+                    f"{result.chance:.2f}; Cramér's V {result.cramers_v:.2f}, p {result.p_value:.3f} by permutation of "
                     f"groups): a model may learn the {column}.",
                     len(table),
                     len(table),
                     numbers={
-                        "cramers_v": found.cramers_v,
-                        "guess": found.guess,
-                        "chance": found.chance,
-                        "p_value": found.p_value,
+                        "cramers_v": result.cramers_v,
+                        "guess": result.guess,
+                        "chance": result.chance,
+                        "p_value": result.p_value,
                     },
                 )
             )
@@ -277,18 +277,18 @@ class Checks:
                 f"{no_patient.sum():,} rows do not name the patient; only their videos and sequences were compared."
             )
 
-    def _example(self, i: int, j: int, why: str) -> Example:
-        one, other = (self.rows.table.iloc[int(k)] for k in (i, j))
+    def _example(self, i: int, j: int, reason: str) -> Example:
+        evaluated, learned = (self.rows.table.iloc[int(k)] for k in (i, j))
         return Example(
-            one["path"],
-            other["path"],
-            one["split"],
-            other["split"],
-            one["label"],
-            other["label"],
-            float(one["start_s"]),
-            float(other["start_s"]),
-            why,
+            evaluated["path"],
+            learned["path"],
+            evaluated["split"],
+            learned["split"],
+            evaluated["label"],
+            learned["label"],
+            float(evaluated["start_s"]),
+            float(learned["start_s"]),
+            reason,
         )
 
     def _leak(
@@ -307,12 +307,12 @@ class Checks:
         self.touched[pair] |= touched
         learned, evaluated = (self.rows.parts[k] for k in pair)
         of_rows = int(((self.rows.part == pair[1]) & (self.rows.table["dataset"] == dataset)).sum())
-        where = f"{dataset}: " if dataset and len(self._datasets) > 1 else ""
+        prefix = f"{dataset}: " if dataset and len(self._datasets) > 1 else ""
         self.findings.append(
             Finding(
                 check,
                 "leak",
-                where + message,
+                prefix + message,
                 int(touched.sum()),
                 of_rows,
                 learned,
@@ -324,17 +324,17 @@ class Checks:
         )
 
 
-def percent(part: int, whole: int) -> str:
+def percent(part: int, total: int) -> str:
     """A share in per cent with one decimal."""
-    return f"{100 * part / max(whole, 1):.1f} %"
+    return f"{100 * part / max(total, 1):.1f} %"
 
 
 def _similarity(pairs: pd.DataFrame, k: int) -> str:
     return f"similarity {pairs['score'].iloc[int(k)]:.2f}"
 
 
-def _first_rows(keys: np.ndarray, side: np.ndarray, wanted: np.ndarray) -> Iterable[int]:
+def _first_rows(keys: np.ndarray, side: np.ndarray, ids: np.ndarray) -> Iterable[int]:
     """The first row of ``side`` for each wanted id (all of which occur there)."""
     numbers = np.flatnonzero(side)
     unique, first = np.unique(keys[numbers], return_index=True)
-    return numbers[first[np.searchsorted(unique, wanted)]].tolist()
+    return numbers[first[np.searchsorted(unique, ids)]].tolist()

@@ -45,12 +45,12 @@ def confounding(column: str, values: pd.Series, labels: pd.Series, groups: np.nd
     Returns:
         None if there are fewer than two values or two classes.
     """
-    known = ((values != "") & (labels != "")).to_numpy()
-    value, value_names = pd.factorize(values[known], sort=True)
-    label, label_names = pd.factorize(labels[known], sort=True)
+    complete = ((values != "") & (labels != "")).to_numpy()
+    value, value_names = pd.factorize(values[complete], sort=True)
+    label, label_names = pd.factorize(labels[complete], sort=True)
     if len(value_names) < 2 or len(label_names) < 2:
         return None
-    group = pd.factorize(groups[known])[0]
+    group = pd.factorize(groups[complete])[0]
     n_values, n_labels = len(value_names), len(label_names)
     pairs = _counts(value * n_labels + label, None, n_values, n_labels)
 

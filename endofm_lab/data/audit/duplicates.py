@@ -83,18 +83,21 @@ def picture_neighbours(rows: Rows, progress: bool = True) -> Neighbours:
         problems.append(f"{pictures.featureless:,} pictures are nearly black or uniform and were not compared.")
     n = len(pictures.row)
     radius = _radius(rows, pictures, budget=min(1000 * n, 50_000_000))
-    found, dropped = _candidates(rows, pictures, radius)
+    candidates, dropped = _candidates(rows, pictures, radius)
     if dropped:
         problems.append(f"{dropped:,} candidate pairs beyond the {_KEPT:,} nearest were not compared in detail.")
-    i, j = found
+    i, j = candidates
     scores = np.zeros(len(i))
     for start in progress_bar(range(0, len(i), 1024), desc="checking pairs", shown=progress):
         block = slice(start, start + 1024)
         scores[block] = same_scene(pictures.thumbs[i[block]], pictures.thumbs[j[block]])
-    same = scores >= SAME_SCENE
+    matches = scores >= SAME_SCENE
     compared = f"{n:,} pictures, hashes within {radius} of 128 bits, {len(i):,} pairs compared in detail"
     return Neighbours(
-        _row_pairs(pictures.row[i[same]], pictures.row[j[same]], scores[same]), SURE_SCENE, compared, tuple(problems)
+        _row_pairs(pictures.row[i[matches]], pictures.row[j[matches]], scores[matches]),
+        SURE_SCENE,
+        compared,
+        tuple(problems),
     )
 
 
@@ -112,7 +115,7 @@ def embedding_neighbours(rows: Rows, embeddings: np.ndarray) -> Neighbours:
         raise UserError("The embeddings contain NaN or infinity. Leave out the rows without a finite embedding.")
     unit = np.asarray(embeddings, np.float32)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     size = 2048
     for top in range(0, len(unit), size):
         for left in range(top, len(unit), size):
@@ -121,8 +124,8 @@ def embedding_neighbours(rows: Rows, embeddings: np.ndarray) -> Neighbours:
             score = cosine[i, j]
             i, j = i + top, j + left
             keep = (j > i) & ~_explained(rows, i, j)
-            found.append((i[keep], j[keep], score[keep]))
-    i, j, score = (np.concatenate([block[k] for block in found]) for k in range(3))
+            blocks.append((i[keep], j[keep], score[keep]))
+    i, j, score = (np.concatenate([block[k] for block in blocks]) for k in range(3))
     compared = f"{len(unit):,} embeddings, cosine of {NEAR_COSINE} and up"
     return Neighbours(_row_pairs(i, j, np.minimum(score, 1.0)), NEAR_COSINE, compared)
 
@@ -179,19 +182,19 @@ def _fingerprints(path: Path, numbers: np.ndarray, times_s: np.ndarray) -> list[
             entry = fingerprint(picture)
         return [(int(number), entry) for number in numbers]
     with open_video(path) as reader:
-        known = reader.times_s
-        wanted = []
+        frame_times_s = reader.times_s
+        requests = []
         for number, (start, end) in zip(numbers, times_s, strict=True):
-            end = known[-1] if np.isnan(end) else end
+            end = frame_times_s[-1] if np.isnan(end) else end
             count = int(np.clip(np.ceil((end - start) / PICTURE_EVERY_S), 1, MAX_PICTURES))
             moments = start + (end - start) * (np.arange(count) + 0.5) / count
-            wanted += [(int(number), int(np.abs(known - moment).argmin())) for moment in moments]
-        frames = sorted({frame for _, frame in wanted})
+            requests += [(int(number), int(np.abs(frame_times_s - moment).argmin())) for moment in moments]
+        frames = sorted({frame for _, frame in requests})
         prints = {
             frame: fingerprint(Image.fromarray(picture))
             for frame, picture in zip(frames, reader.read(frames), strict=True)
         }
-    return [(number, prints[frame]) for number, frame in wanted]
+    return [(number, prints[frame]) for number, frame in requests]
 
 
 def _explained(rows: Rows, i: np.ndarray, j: np.ndarray) -> np.ndarray:
@@ -219,28 +222,28 @@ def _radius(rows: Rows, pictures: Pictures, budget: int) -> int:
 
 def _candidates(rows: Rows, pictures: Pictures, radius: int) -> tuple[tuple[np.ndarray, np.ndarray], int]:
     """Unexplained pairs of similar colour within ``radius`` (the nearest if too many), and how many were dropped."""
-    held: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     n_held, dropped = 0, 0
     for i, j, distance in near_pairs(pictures.hashes, radius):
         keep = np.flatnonzero(
             ~_explained(rows, pictures.row[i], pictures.row[j]) & (pictures.row[i] != pictures.row[j])
         )
         keep = keep[same_colour(pictures.colours[i[keep]], pictures.colours[j[keep]])]
-        held.append((i[keep], j[keep], distance[keep]))
+        blocks.append((i[keep], j[keep], distance[keep]))
         n_held += len(keep)
         if n_held > 2 * _KEPT:
-            held = [_nearest(held)]
+            blocks = [_nearest(blocks)]
             dropped, n_held = dropped + n_held - _KEPT, _KEPT
     if n_held > _KEPT:
         dropped += n_held - _KEPT
-    i, j, _ = _nearest(held)
+    i, j, _ = _nearest(blocks)
     return (i, j), dropped
 
 
-def _nearest(held: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    if not held:
+def _nearest(blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if not blocks:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int16)
-    i, j, distance = (np.concatenate([block[k] for block in held]) for k in range(3))
+    i, j, distance = (np.concatenate([block[k] for block in blocks]) for k in range(3))
     best = np.argsort(distance, kind="stable")[:_KEPT]
     return i[best], j[best], distance[best]
 

@@ -64,8 +64,8 @@ def gather(manifests: Sequence[Manifest], pretrain: Sequence[Manifest] = ()) -> 
     table = pd.concat(tables, ignore_index=True)
     for column in ("dataset", "label", "split"):
         table[column] = table[column].fillna("").astype(str)
-    named = sorted(set(table["split"]) - {""}, key=lambda part: (_RANKS.get(part.lower(), 4), part))
-    part = pd.Categorical(table["split"], categories=named).codes.astype(np.int8)
+    parts = sorted(set(table["split"]) - {""}, key=lambda part: (_RANKS.get(part.lower(), 4), part))
+    part = pd.Categorical(table["split"], categories=parts).codes.astype(np.int8)
 
     scope = table["dataset"] + "\x00"
     ids = {column: _text(table, column) for column in ("patient", "sequence")}
@@ -87,7 +87,7 @@ def gather(manifests: Sequence[Manifest], pretrain: Sequence[Manifest] = ()) -> 
         codes, unique = pd.factorize(scoped)
         keys[check] = np.where((text == "").to_numpy(), -1, codes)
         names[check] = list(unique) if check == "video" else [str(name).split("\x00")[-1] for name in unique]
-    return Rows(table, tuple(named), part, keys, names, frame, inferred)
+    return Rows(table, tuple(parts), part, keys, names, frame, inferred)
 
 
 def _paths(root: str, names: Sequence[str] | pd.Index) -> np.ndarray:
@@ -130,10 +130,10 @@ def shared(keys: np.ndarray, learned: np.ndarray, evaluated: np.ndarray) -> Shar
         learned: bool (N,), rows of one side.
         evaluated: bool (N,), rows of the other.
     """
-    known = keys >= 0
-    theirs = np.unique(keys[evaluated & known])
-    common = np.intersect1d(np.unique(keys[learned & known]), theirs, assume_unique=True)
-    return Shared(common, len(theirs), evaluated & known & np.isin(keys, common))
+    has_key = keys >= 0
+    evaluated_keys = np.unique(keys[evaluated & has_key])
+    common = np.intersect1d(np.unique(keys[learned & has_key]), evaluated_keys, assume_unique=True)
+    return Shared(common, len(evaluated_keys), evaluated & has_key & np.isin(keys, common))
 
 
 def frame_gaps(
@@ -163,11 +163,11 @@ def frame_gaps(
     left = left[np.argsort(place[left], kind="stable")]
     at = np.searchsorted(place[left], place[right])
     for step in (at - 1, at):
-        other = left[np.clip(step, 0, len(left) - 1)]
-        gap = np.where(sequence[other] == sequence[right], np.abs(frame[other] - frame[right]), np.inf)
+        neighbour = left[np.clip(step, 0, len(left) - 1)]
+        gap = np.where(sequence[neighbour] == sequence[right], np.abs(frame[neighbour] - frame[right]), np.inf)
         better = gap < gaps[right]
         gaps[right] = np.where(better, gap, gaps[right])
-        nearest[right] = np.where(better, other, nearest[right])
+        nearest[right] = np.where(better, neighbour, nearest[right])
     return gaps, nearest
 
 
@@ -205,17 +205,17 @@ def time_gaps(
     holder = left[np.maximum.accumulate(np.where(is_new, np.arange(len(left)), 0))]
     at = np.searchsorted((place + start)[left], (place + start)[right], side="right")
 
-    before = np.clip(at - 1, 0, None)
-    other = holder[before]
-    same = (at > 0) & (video[left[before]] == video[right])
-    gap = np.where(same, np.maximum(0.0, (place + start)[right] - running[before]), np.inf)
-    gaps[right], nearest[right] = gap, np.where(same, other, -1)
+    previous = np.clip(at - 1, 0, None)
+    neighbour = holder[previous]
+    same_video = (at > 0) & (video[left[previous]] == video[right])
+    gap = np.where(same_video, np.maximum(0.0, (place + start)[right] - running[previous]), np.inf)
+    gaps[right], nearest[right] = gap, np.where(same_video, neighbour, -1)
 
-    after = np.clip(at, 0, len(left) - 1)
-    other = left[after]
-    same = (at < len(left)) & (video[other] == video[right])
-    gap = np.where(same, np.maximum(0.0, start[other] - end[right]), np.inf)
+    following = np.clip(at, 0, len(left) - 1)
+    neighbour = left[following]
+    same_video = (at < len(left)) & (video[neighbour] == video[right])
+    gap = np.where(same_video, np.maximum(0.0, start[neighbour] - end[right]), np.inf)
     better = gap < gaps[right]
     gaps[right] = np.where(better, gap, gaps[right])
-    nearest[right] = np.where(better, other, nearest[right])
+    nearest[right] = np.where(better, neighbour, nearest[right])
     return gaps, nearest

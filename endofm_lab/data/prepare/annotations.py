@@ -293,8 +293,8 @@ def _words(path: str | Path) -> Iterator[tuple[str, list[str]]]:
             yield f"{path}, line {number}", words
 
 
-def _number(text: str | None, where: object, what: str) -> float:
+def _number(text: str | None, place: object, quantity: str) -> float:
     try:
         return float(text)  # type: ignore[arg-type]  # None is caught below
     except (TypeError, ValueError):
-        raise AnnotationError(f"{where}: {what} is {text!r}, not a number.") from None
+        raise AnnotationError(f"{place}: {quantity} is {text!r}, not a number.") from None

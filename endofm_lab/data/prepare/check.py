@@ -63,13 +63,13 @@ def check_manifest(path: str | Path, workers: int | None = None) -> Checked:
         fact = facts.get(row["video"])
         if fact is None:
             continue
-        where = f"{row['video']} (row {i + 1})"
+        place = f"{row['video']} (row {i + 1})"
         if row["end_s"] > fact["duration_s"] + 0.05:
             message = f"the row ends at {row['end_s']} s, but the video ends at {fact['duration_s']} s"
-            problems.append(Problem("row ends after its video", where, message, False))
+            problems.append(Problem("row ends after its video", place, message, False))
         if (recorded := row.get("sha256")) and fact["sha256"] and recorded != fact["sha256"]:
             message = f"the SHA-256 is {fact['sha256'][:16]} and was {recorded[:16]}"
-            problems.append(Problem("file has changed", where, message, False))
+            problems.append(Problem("file has changed", place, message, False))
     n_masks = sum(1 for _ in _check_masks(manifest, facts, problems))
     n_boxes = _check_boxes(manifest, facts, problems)
     return Checked(Path(path), manifest.fingerprint, len(table), len(facts), n_masks, n_boxes, problems)
@@ -120,8 +120,8 @@ def _check_masks(manifest: Manifest, facts: dict[str, dict[str, Any]], problems:
     table = manifest.table
     if "masks" not in table:
         return
-    named = table.loc[table["masks"].fillna("") != "", ["video", "masks"]].drop_duplicates()
-    for video, mask in named.itertuples(index=False):
+    pairs = table.loc[table["masks"].fillna("") != "", ["video", "masks"]].drop_duplicates()
+    for video, mask in pairs.itertuples(index=False):
         yield mask
         try:
             full = manifest.resolve(mask)
@@ -146,16 +146,16 @@ def _check_boxes(manifest: Manifest, facts: dict[str, dict[str, Any]], problems:
         boxes = pd.read_csv(path).astype(dict.fromkeys(("x1_px", "y1_px", "x2_px", "y2_px"), float))
         boxes["video"], boxes["label"] = boxes["video"].astype(str), boxes["label"].astype(str)
     facts_of = pd.DataFrame(facts).T.reindex(boxes["video"])
-    known = boxes["video"].isin(set(manifest.table["video"]))
+    has_video = boxes["video"].isin(set(manifest.table["video"]))
     edge_px = 0.001  # the file has three decimals
     inside = pd.Series(True, index=boxes.index)
     for axis, side in (("x", "width_px"), ("y", "height_px")):
         low, high = boxes[f"{axis}1_px"], boxes[f"{axis}2_px"]
         limit = pd.to_numeric(facts_of[side]).to_numpy() + edge_px  # NaN where the picture itself is a problem
         inside &= (low >= -edge_px) & (low < high) & ~(high > limit)
-    for video in boxes.loc[~known, "video"].unique():
+    for video in boxes.loc[~has_video, "video"].unique():
         problems.append(Problem("box of an unknown video", str(video), "the manifest does not name it", True))
-    for box in boxes[known & ~inside].to_dict("records"):
+    for box in boxes[has_video & ~inside].to_dict("records"):
         corners = [box[column] for column in ("x1_px", "y1_px", "x2_px", "y2_px")]
         problems.append(Problem("box outside", str(box["video"]), f"{box['label']}: {corners}", True))
     return len(boxes)

@@ -82,13 +82,13 @@ def cut_video(source: Path, target: Path, start_s: float, end_s: float, kind: Cl
         times_s = video.times_s
         chosen = np.searchsorted(times_s, _ticks(start_s, end_s, kind.fps) + 1e-6, side="right") - 1
         chosen = chosen.clip(0, len(times_s) - 1)
-        wanted = Counter(chosen.tolist())
+        repeats = Counter(chosen.tolist())
 
         def frames() -> Iterator[np.ndarray]:
             for index, frame in video.stream(int(chosen[0]), int(chosen[-1]) + 1):
-                if wanted[index]:
+                if repeats[index]:
                     small = resized(frame, kind.short_side_px)
-                    yield from (small for _ in range(wanted[index]))
+                    yield from (small for _ in range(repeats[index]))
 
         write_video(target, frames(), Fraction(kind.fps))
     return len(chosen)

@@ -27,24 +27,24 @@ class FoundLayout:
     masks: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)  # path -> (which pattern, pieces)
     boxes: dict[str, tuple[Boxes, dict[str, str]]] = field(default_factory=dict)
     tables: dict[str, tuple[Table, dict[str, str]]] = field(default_factory=dict)
-    other: list[str] = field(default_factory=list)  # files that the recipe does not know
+    unknown: list[str] = field(default_factory=list)  # files that the recipe does not know
 
 
-def find_layout(recipe: Recipe, files: Sequence[str], wanted: str | None = None) -> FoundLayout:
+def find_layout(recipe: Recipe, files: Sequence[str], name: str | None = None) -> FoundLayout:
     """The layout that fits best, at the given folder or up to two folders below it.
 
     Args:
         recipe: The recipe with its layouts.
         files: Relative POSIX paths below the given folder.
-        wanted: The name of a layout; no other layout is tried.
+        name: The name of a layout; no other layout is tried.
 
     Raises:
         LayoutError: None fits, or several folders fit equally well.
     """
-    layouts = [layout for layout in recipe.layouts if wanted in (None, layout.name)]
+    layouts = [layout for layout in recipe.layouts if name in (None, layout.name)]
     if not layouts:
-        known = ", ".join(layout.name for layout in recipe.layouts)
-        raise LayoutError(f"{recipe.name} has no layout {wanted!r}. Choose one of: {known}.")
+        names = ", ".join(layout.name for layout in recipe.layouts)
+        raise LayoutError(f"{recipe.name} has no layout {name!r}. Choose one of: {names}.")
     for depth in range(DEPTH + 1):
         fitting = {}
         for base, inside in _bases(files, depth).items():
@@ -64,30 +64,30 @@ def find_layout(recipe: Recipe, files: Sequence[str], wanted: str | None = None)
 
 def classify(layout: Layout, base: str, files: Iterable[str]) -> FoundLayout:
     """Sort files (relative to ``base``) by the patterns of one layout: pictures first, then their annotations."""
-    found = FoundLayout(layout, base)
-    own = {media.path.template for media in layout.media}  # a layout of masks without pictures: both are one file
+    match = FoundLayout(layout, base)
+    templates = {media.path.template for media in layout.media}  # a layout of masks without pictures: both are one file
     for path in files:
         if (says := read_name(layout, path)) is not None:
-            found.media[path] = says
+            match.media[path] = says
             for number, masks in enumerate(layout.masks):
-                if masks.path.template in own and (pieces := masks.path.read(path)) is not None:
-                    found.masks[path] = (number, pieces)
+                if masks.path.template in templates and (pieces := masks.path.read(path)) is not None:
+                    match.masks[path] = (number, pieces)
             continue
         for number, masks in enumerate(layout.masks):
             if (pieces := masks.path.read(path)) is not None:
-                found.masks[path] = (number, pieces)
+                match.masks[path] = (number, pieces)
                 break
         else:
             for boxes in layout.boxes:
                 if (pieces := boxes.path.read(path)) is not None:
-                    found.boxes[path] = (boxes, pieces)
+                    match.boxes[path] = (boxes, pieces)
             for table in layout.tables:
                 if (pieces := table.file.read(path)) is not None:
-                    found.tables[path] = (table, pieces)
-            known = path in found.boxes or path in found.tables
-            if not known and all(pattern.read(path) is None for pattern in layout.ignore):
-                found.other.append(path)
-    return found
+                    match.tables[path] = (table, pieces)
+            is_known = path in match.boxes or path in match.tables
+            if not is_known and all(pattern.read(path) is None for pattern in layout.ignore):
+                match.unknown.append(path)
+    return match
 
 
 def read_name(layout: Layout, path: str) -> dict[str, str] | None:
@@ -98,15 +98,15 @@ def read_name(layout: Layout, path: str) -> dict[str, str] | None:
     return None
 
 
-def left_over(recipe: Recipe, found: FoundLayout) -> list[Problem]:
+def left_over(recipe: Recipe, match: FoundLayout) -> list[Problem]:
     """A problem for every file that the layout does not know: packed archives, other versions, unknown files."""
-    others = [layout for layout in recipe.layouts if layout.name != found.layout.name]
+    other_layouts = [layout for layout in recipe.layouts if layout.name != match.layout.name]
     problems = []
-    for path in found.other:
+    for path in match.unknown:
         if path.lower().endswith(ARCHIVES):
             problems.append(Problem("still packed", path, "is an archive or an unfinished download", True))
-        elif other := next((layout.name for layout in others if read_name(layout, path) is not None), None):
-            message = f"belongs to the layout {other!r}, not to {found.layout.name!r}: two versions are mixed here"
+        elif owner := next((layout.name for layout in other_layouts if read_name(layout, path) is not None), None):
+            message = f"belongs to the layout {owner!r}, not to {match.layout.name!r}: two versions are mixed here"
             problems.append(Problem("other version", path, message, True))
         elif is_media(path):
             problems.append(Problem("name not recognised", path, "fits no pattern of the layout", True))

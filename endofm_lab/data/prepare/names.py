@@ -12,7 +12,7 @@ from functools import cached_property
 
 from endofm_lab.errors import UserError
 
-ANYTHING = "[^/]+"  # the meaning of a placeholder if the recipe does not define a more precise one
+ANY_NAME = "[^/]+"  # the meaning of a placeholder if the recipe does not define a more precise one
 _TOKEN = re.compile(r"\{(?P<name>[a-z][a-z0-9_]*)\}|(?P<folders>\*\*/)|(?P<any>\*)|\((?P<either>[^()]*\|[^()]*)\)")
 
 
@@ -31,13 +31,13 @@ class NamePattern:
     @cached_property
     def regex(self) -> re.Pattern[str]:
         """The regular expression with one named group per placeholder; a repeated placeholder must repeat its text."""
-        out, at, seen = [], 0, set()
+        out, at, names = [], 0, set()
         for token in _TOKEN.finditer(self.template):
             out.append(re.escape(self.template[at : token.start()]))
             at = token.end()
             if name := token["name"]:
-                out.append(f"(?P={name})" if name in seen else f"(?P<{name}>{self.pieces.get(name, ANYTHING)})")
-                seen.add(name)
+                out.append(f"(?P={name})" if name in names else f"(?P<{name}>{self.pieces.get(name, ANY_NAME)})")
+                names.add(name)
             elif token["folders"]:
                 out.append("(?:.+/)?")
             elif token["any"]:
@@ -57,8 +57,8 @@ class NamePattern:
 
     def read(self, path: str) -> dict[str, str] | None:
         """The named pieces of ``path``, or None if the pattern does not match the whole path."""
-        found = self.regex.fullmatch(normal(path))
-        return found.groupdict() if found else None
+        match = self.regex.fullmatch(normal(path))
+        return match.groupdict() if match else None
 
     def write(self, pieces: Mapping[str, object]) -> str:
         """The path with these pieces, the first of several alternatives, and nothing for wild cards."""

@@ -41,11 +41,11 @@ class TableError(ManifestError):
     def __init__(self, path: Path, problems: Sequence[Problem], preview: str) -> None:
         self.path, self.problems, self.preview = path, list(problems), preview
         kinds = _by_kind(problems)
-        counts = {kind: f"{kind}: {len(many)}" for kind, many in kinds.items()}
+        counts = {kind: f"{kind}: {len(group)}" for kind, group in kinds.items()}
         head = f"{path.name}: Nothing was written, because of {len(problems)} problems."
         remedy = "Put them right, or delete the lines."
         room = (LONGEST_MESSAGE - len(f"{head} {'; '.join(counts.values())}. {remedy}")) // len(kinds) - 3
-        examples = [f"{counts[kind]} ({shortened(many[0].path, max(room, 12))})" for kind, many in kinds.items()]
+        examples = [f"{counts[kind]} ({shortened(group[0].path, max(room, 12))})" for kind, group in kinds.items()]
         super().__init__(f"{head} {'; '.join(examples)}. {remedy}")
 
     def __reduce__(self) -> tuple[type, tuple[Path, list[Problem], str]]:
@@ -54,10 +54,10 @@ class TableError(ManifestError):
     def text(self) -> str:
         """The preview, and every kind of problem with its first five examples."""
         lines = [self.preview, ""]
-        for kind, many in _by_kind(self.problems).items():
-            lines.append(f"{kind}: {len(many)}")
-            lines += [f"  {problem.path}: {problem.message}" for problem in many[:5]]
-            lines += [f"  ... and {len(many) - 5} more"] if len(many) > 5 else []
+        for kind, group in _by_kind(self.problems).items():
+            lines.append(f"{kind}: {len(group)}")
+            lines += [f"  {problem.path}: {problem.message}" for problem in group[:5]]
+            lines += [f"  ... and {len(group) - 5} more"] if len(group) > 5 else []
         return "\n".join(lines)
 
 
@@ -200,8 +200,8 @@ class _Import:
             matches = [finder.search(cell.replace("\\", "/")) for cell in self.table["video"]]
             self.table["patient"] = [(match[1] or "") if match else "" for match in matches]
         if finder is not None or self.columns["patient"] is not None:
-            where = "the path holds none" if finder is not None else "the cell is empty"
-            self._complain("no patient", self.table["patient"] == "", "video", where)
+            reason = "the path holds none" if finder is not None else "the cell is empty"
+            self._complain("no patient", self.table["patient"] == "", "video", reason)
         else:
             self.notes.append("Patients are unknown, and each video counts as a case of its own: see --patient-from.")
         self._splits()
@@ -231,19 +231,19 @@ class _Import:
         by_form: dict[str, set[str]] = {}
         for text in set(label) - {""}:
             by_form.setdefault(" ".join(text.lower().split()), set()).add(text)
-        alike = [" and ".join(sorted(map(repr, forms))) for forms in by_form.values() if len(forms) > 1]
-        if alike:
-            self.notes.append(f"Labels that differ in case or spaces only are classes of their own: {alike[0]}.")
+        variants = [" and ".join(sorted(map(repr, forms))) for forms in by_form.values() if len(forms) > 1]
+        if variants:
+            self.notes.append(f"Labels that differ in case or spaces only are classes of their own: {variants[0]}.")
 
     def _splits(self) -> None:
-        meant = self.table["split"].str.lower().map(_SPLITS)
-        named = self.table["split"] != ""
-        self._complain("unknown split", named & meant.isna(), "split", "is not train, val, test or pretrain")
-        changed = named & meant.notna() & (meant != self.table["split"])
+        splits = self.table["split"].str.lower().map(_SPLITS)
+        has_split = self.table["split"] != ""
+        self._complain("unknown split", has_split & splits.isna(), "split", "is not train, val, test or pretrain")
+        changed = has_split & splits.notna() & (splits != self.table["split"])
         if changed.any():
-            words = dict(zip(self.table["split"][changed], meant[changed], strict=True))
+            words = dict(zip(self.table["split"][changed], splits[changed], strict=True))
             self.notes.append("Splits are read as " + ", ".join(f"{new} ({old})" for old, new in words.items()) + ".")
-        self.table["split"] = meant.fillna("")
+        self.table["split"] = splits.fillna("")
 
     def check(self, folder: Path, workers: int) -> None:
         """Find the files and open them, and look for rows that repeat or contradict each other."""

@@ -154,18 +154,18 @@ class _Run:
     patient: re.Pattern[str] | None
 
     def each(
-        self, what: str, rows: Sequence[Row], base: Path, work: Callable[[Row], dict[str, Any]]
+        self, kind: str, rows: Sequence[Row], base: Path, work: Callable[[Row], dict[str, Any]]
     ) -> Iterator[tuple[Row, dict[str, Any]]]:
         """(row, result of ``work``) for the current picture or mask of each row, from the journal or computed now."""
         by_key = {}
         for row in rows:
-            path = base.absolute() / (row.mask if what.startswith("mask") else row.path)
-            by_key[f"{what}:{path}:{stamp(path)}:{row.binary_above}"] = row
+            path = base.absolute() / (row.mask if kind.startswith("mask") else row.path)
+            by_key[f"{kind}:{path}:{stamp(path)}:{row.binary_above}"] = row
         for key in by_key:  # a file that was made must still exist
-            made = self.journal.done.get(key, {}).get("made")
-            if made and not (self.out / made).is_file():
-                del self.journal.done[key]
-        for key, result in in_parallel(work, by_key.items(), self.journal, self.workers, f"reading: {what}"):
+            output = self.journal.results.get(key, {}).get("made")
+            if output and not (self.out / output).is_file():
+                del self.journal.results[key]
+        for key, result in in_parallel(work, by_key.items(), self.journal, self.workers, f"reading: {kind}"):
             yield by_key[key], result
 
 
@@ -174,8 +174,8 @@ def _merged(
 ) -> Collected:
     """All parts that exist on disk, one after the other; missing parts are reported."""
     if strange := sorted(set(folders) - {part.name for part in recipe.parts}):
-        known = ", ".join(part.name for part in recipe.parts)
-        raise UserError(f"{strange[0]} is not a part of {recipe.name}. Its parts are {known}.")
+        part_names = ", ".join(part.name for part in recipe.parts)
+        raise UserError(f"{strange[0]} is not a part of {recipe.name}. Its parts are {part_names}.")
     problems, collected = [], []
     for part in recipe.parts:
         folder = Path(folders.get(part.name, root / part.folder))
@@ -209,12 +209,12 @@ def _merged(
 
 def _one(run: _Run, recipe: Recipe, root: Path, layout: str | None, lists: Path | None, name: str) -> Collected:
     files, problems = walk(root)
-    found = find_layout(recipe, files, layout)
-    base = root / found.base if found.base else root
-    problems += left_over(recipe, found)
+    match = find_layout(recipe, files, layout)
+    base = root / match.base if match.base else root
+    problems += left_over(recipe, match)
     if lists:
-        problems += _add_lists(found, lists)
-    rows, joining = build_rows(recipe, found, base)
+        problems += _add_lists(match, lists)
+    rows, joining = build_rows(recipe, match, base)
     problems += joining
     if run.patient is not None:
         problems += name_patients(rows, run.patient)
@@ -222,15 +222,15 @@ def _one(run: _Run, recipe: Recipe, root: Path, layout: str | None, lists: Path 
     rows = [row for row in rows if row.path in facts]
     for row in rows:
         problems += fit_row_boxes(row, facts[row.path])
-    masks = _masks(run, base, rows, facts, problems, f"{recipe.name}-{found.layout.name}")
-    table = _table(recipe, found, base, rows, facts, masks, name)
+    masks = _masks(run, base, rows, facts, problems, f"{recipe.name}-{match.layout.name}")
+    table = _table(recipe, match, base, rows, facts, masks, name)
     boxes = _box_table(base, rows)
-    counts = differences(found.layout.expected, table, boxes)
+    counts = differences(match.layout.expected, table, boxes)
     _split(recipe, table)
-    table, boxes, more = _cut(run, found.layout, table, boxes)
-    problems += more
-    where = f"{found.layout.name}" + (f" in {found.base}/" if found.base else "")
-    return Collected(table, boxes, counts, problems, where)
+    table, boxes, cut_problems = _cut(run, match.layout, table, boxes)
+    problems += cut_problems
+    place = f"{match.layout.name}" + (f" in {match.base}/" if match.base else "")
+    return Collected(table, boxes, counts, problems, place)
 
 
 def _cut(
@@ -257,13 +257,13 @@ def _finder(recipe: Recipe, expression: str | None) -> re.Pattern[str] | None:
     return None if expression is None else patient_finder(expression)
 
 
-def _add_lists(found: FoundLayout, folder: Path) -> list[Problem]:
+def _add_lists(match: FoundLayout, folder: Path) -> list[Problem]:
     """Official lists from another folder, by the same patterns as within the archive."""
     files, problems = walk(folder)
     for path in files:
-        for table in found.layout.tables:
+        for table in match.layout.tables:
             if (pieces := table.file.read(path)) is not None:
-                found.tables[str((folder / path).absolute())] = (table, pieces)
+                match.tables[str((folder / path).absolute())] = (table, pieces)
     return problems
 
 
@@ -291,17 +291,21 @@ def _masks(
     """
     masked = [row for row in rows if row.mask]
     folder = Path("masks") / name
-    found = {
+    results = {
         row.path: result
         for row, result in run.each("mask", masked, base, lambda row: _read_mask(run.out, folder, base, row, False))
     }
-    made = {str(Path(row.mask).parent) for row in masked if found[row.path]["made"]}
-    rest = [row for row in masked if str(Path(row.mask).parent) in made and not found[row.path]["made"]]
-    for row, result in run.each("mask as PNG", rest, base, lambda row: _read_mask(run.out, folder, base, row, True)):
-        found[row.path] = result
+    converted_folders = {str(Path(row.mask).parent) for row in masked if results[row.path]["made"]}
+    remaining = [
+        row for row in masked if str(Path(row.mask).parent) in converted_folders and not results[row.path]["made"]
+    ]
+    for row, result in run.each(
+        "mask as PNG", remaining, base, lambda row: _read_mask(run.out, folder, base, row, True)
+    ):
+        results[row.path] = result
     masks = {}
     for row in masked:
-        result, fact = found[row.path], facts[row.path]
+        result, fact = results[row.path], facts[row.path]
         size = f"{result.get('width_px')}x{result.get('height_px')}"
         if result["error"]:
             problems.append(Problem("mask cannot be read", row.mask, result["error"], True))
@@ -325,19 +329,19 @@ def _read_mask(out: Path, folder: Path, base: Path, row: Row, copy: bool) -> dic
         mask = annotations.read_mask(base / row.mask, row.binary_above)
     except annotations.AnnotationError as error:
         return {"error": str(error).replace(f"{base}/", ""), "made": ""}
-    made = ""
+    output = ""
     if copy or (not mask.plain and (mask.levels <= 2 or row.binary_above is not None)):
-        made = (folder / Path(row.mask).with_suffix(".png")).as_posix()
-        with atomic_path(out / made) as temporary:
+        output = (folder / Path(row.mask).with_suffix(".png")).as_posix()
+        with atomic_path(out / output) as temporary:
             Image.fromarray(mask.mask).save(temporary)
     height, width = mask.mask.shape
     size = {"width_px": width, "height_px": height}
-    return size | {"error": "", "levels": mask.levels, "plain": mask.plain, "made": made}
+    return size | {"error": "", "levels": mask.levels, "plain": mask.plain, "made": output}
 
 
 def _table(
     recipe: Recipe,
-    found: FoundLayout,
+    match: FoundLayout,
     base: Path,
     rows: Sequence[Row],
     facts: Mapping[str, FileFacts],

@@ -74,7 +74,7 @@ class Collected(Brief):
 
 def differences(expected: Mapping[str, Any], table: pd.DataFrame, boxes: pd.DataFrame) -> pd.DataFrame:
     """Published counts beside those on disk."""
-    found: dict[str, int] = {
+    totals: dict[str, int] = {
         "files": table["source"].nunique(),
         "clips": len(table),
         "frames": int(pd.to_numeric(table.get("n_frames", pd.Series(dtype=float))).sum()),
@@ -84,18 +84,18 @@ def differences(expected: Mapping[str, Any], table: pd.DataFrame, boxes: pd.Data
         "sequences": table.loc[table["sequence"] != "", "sequence"].nunique(),
     }
     lines: list[tuple[str, int | None, int]] = [
-        (what, expected[what], count) for what, count in found.items() if what in expected
+        (kind, expected[kind], count) for kind, count in totals.items() if kind in expected
     ]
     labels = Counter(label for text in table["label"] for label in text.split("|"))
-    for what, column in (("label", labels), ("split", Counter(table["split"]))):
-        wanted = expected.get(f"{what}s") or {}
-        lines += [(f"{what} {key}", count, column.get(key, 0)) for key, count in wanted.items()]
-        if wanted:
-            strange = {key: count for key, count in column.items() if key not in wanted and key != ""}
-            lines += [(f"{what} {key}", None, count) for key, count in strange.items()]
-    for split, wanted in (expected.get("labels_by_split") or {}).items():
+    for kind, column in (("label", labels), ("split", Counter(table["split"]))):
+        published = expected.get(f"{kind}s") or {}
+        lines += [(f"{kind} {key}", count, column.get(key, 0)) for key, count in published.items()]
+        if published:
+            strange = {key: count for key, count in column.items() if key not in published and key != ""}
+            lines += [(f"{kind} {key}", None, count) for key, count in strange.items()]
+    for split, published in (expected.get("labels_by_split") or {}).items():
         inside = Counter(label for text in table.loc[table["split"] == split, "label"] for label in text.split("|"))
-        lines += [(f"split {split}, label {key}", count, inside.get(key, 0)) for key, count in wanted.items()]
+        lines += [(f"split {split}, label {key}", count, inside.get(key, 0)) for key, count in published.items()]
     counts = pd.DataFrame(lines, columns=["what", "expected", "found"]).astype({"expected": "Int64"})
     counts["status"] = [
         "not published" if pd.isna(e) else "as published" if e == f else f"{f - e:+d}"
@@ -164,13 +164,13 @@ def relative_to_manifest(path: str, out: Path) -> str:
 
 def refuse_altered(out: Path) -> None:
     """Refuse to go on with masks and clips that were made here and have changed since: they would not be made again."""
-    found = changes(out)
-    kept = [] if found is None else [name for name in found.changed if name.startswith(("masks/", "clips/"))]
-    if found is not None and kept:
-        more = f" and {len(kept) - 1} more" if len(kept) > 1 else ""
+    report = changes(out)
+    altered = [] if report is None else [name for name in report.changed if name.startswith(("masks/", "clips/"))]
+    if report is not None and altered:
+        suffix = f" and {len(altered) - 1} more" if len(altered) > 1 else ""
         raise UserError(
-            f"{out / kept[0]}{more} changed since the preparation of {found.since}: damaged, or edited by hand. Delete "
-            f"the file and prepare again to have it made again; to keep it as it is, delete {out / HASHES}."
+            f"{out / altered[0]}{suffix} changed since the preparation of {report.since}: damaged, or edited by hand. "
+            f"Delete the file and prepare again to have it made again; to keep it as it is, delete {out / HASHES}."
         )
 
 

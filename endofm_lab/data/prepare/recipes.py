@@ -158,8 +158,8 @@ def load_recipe(name: str, folder: str | Path | None = None) -> Recipe:
     folder = Path(folder) if folder else recipes_folder()
     path = Path(name) if name.endswith(".yaml") else folder / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(other.stem for other in folder.glob("*.yaml")))
-        raise RecipeError(f"There is no recipe {name!r} in {folder}. Choose one of: {known}.")
+        names = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise RecipeError(f"There is no recipe {name!r} in {folder}. Choose one of: {names}.")
     return read_recipe(path)
 
 
@@ -205,54 +205,54 @@ class _Reader:
         self.path = path
         self.pieces: dict[str, str] = {}
 
-    def fail(self, where: str, problem: str) -> RecipeError:
-        return RecipeError(f"{self.path.name}, {where}: {problem}.")
+    def fail(self, place: str, problem: str) -> RecipeError:
+        return RecipeError(f"{self.path.name}, {place}: {problem}.")
 
-    def mapping(self, value: Any, where: str, known: set[str] | None = None, needed: Iterable[str] = ()) -> dict:
+    def mapping(self, value: Any, place: str, allowed: set[str] | None = None, needed: Iterable[str] = ()) -> dict:
         """``value`` as a mapping, after a check of its keys."""
         value = {} if value is None else value
         if not isinstance(value, dict):
-            raise self.fail(where, f"expected a list of `key: value`, found {value!r}")
-        if known is not None and (strange := sorted(set(map(str, value)) - known)):
-            raise self.fail(where, f"unknown key {_quoted(strange)}; known are {', '.join(sorted(known))}")
+            raise self.fail(place, f"expected a list of `key: value`, found {value!r}")
+        if allowed is not None and (strange := sorted(set(map(str, value)) - allowed)):
+            raise self.fail(place, f"unknown key {_quoted(strange)}; known are {', '.join(sorted(allowed))}")
         if missing := sorted(set(needed) - set(value)):
-            raise self.fail(where, f"{_quoted(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+            raise self.fail(place, f"{_quoted(missing)} {'is' if len(missing) == 1 else 'are'} missing")
         return value
 
-    def texts(self, value: Any, where: str) -> dict[str, str]:
-        return {str(key): str(item) for key, item in self.mapping(value, where).items()}
+    def texts(self, value: Any, place: str) -> dict[str, str]:
+        return {str(key): str(item) for key, item in self.mapping(value, place).items()}
 
-    def number(self, value: Any, where: str) -> float:
+    def number(self, value: Any, place: str) -> float:
         if not fits(value, float) or not 0 <= value <= 1e6:
-            raise self.fail(where, f"expected a number from 0 to 1,000,000, found {value!r}")
+            raise self.fail(place, f"expected a number from 0 to 1,000,000, found {value!r}")
         return float(value)
 
-    def counts(self, value: Any, where: str) -> None:
+    def counts(self, value: Any, place: str) -> None:
         """Published counts: whole numbers, by label or split where they are divided."""
         for fact, count in value.items():
-            self.counts(count, f"{where}.{fact}") if isinstance(count, dict) else None
+            self.counts(count, f"{place}.{fact}") if isinstance(count, dict) else None
             if not isinstance(count, dict) and not fits(count, int | None):
-                raise self.fail(f"{where}.{fact}", f"expected a whole number, found {count!r}")
+                raise self.fail(f"{place}.{fact}", f"expected a whole number, found {count!r}")
 
-    def choice(self, value: Any, where: str, allowed: Sequence[str]) -> str:
+    def choice(self, value: Any, place: str, allowed: Sequence[str]) -> str:
         if value not in allowed:
-            raise self.fail(where, f"{value!r} is not one of {', '.join(allowed)}")
+            raise self.fail(place, f"{value!r} is not one of {', '.join(allowed)}")
         return str(value)
 
-    def pattern(self, template: Any, where: str) -> NamePattern:
+    def pattern(self, template: Any, place: str) -> NamePattern:
         if not isinstance(template, str):
-            raise self.fail(where, f"expected a pattern of file names, found {template!r}")
+            raise self.fail(place, f"expected a pattern of file names, found {template!r}")
         pattern = NamePattern(template, self.pieces)
         try:
             pattern.regex  # noqa: B018  compiled here, so that an invalid expression is reported now
         except UserError as error:
-            raise self.fail(where, str(error)) from error
+            raise self.fail(place, str(error)) from error
         return pattern
 
     def recipe(self, facts: Any) -> Recipe:
-        if len(lacking := list(_lacking(facts))) > 1:
-            places = "; ".join(f"{where}: {_quoted(names)}" for where, names in lacking)
-            raise self.fail("the file", f"keys are missing in {len(lacking)} places; {places}")
+        if len(gaps := list(_lacking(facts))) > 1:
+            places = "; ".join(f"{place}: {_quoted(names)}" for place, names in gaps)
+            raise self.fail("the file", f"keys are missing in {len(gaps)} places; {places}")
         facts = self.mapping(facts, "the file", _TOP, _NEEDED)
         if facts["recipe"] != self.path.stem:
             raise self.fail("recipe", f"{facts['recipe']!r} is not the file's name {self.path.stem!r}")
@@ -290,67 +290,67 @@ class _Reader:
         return kind
 
     def layout(self, name: str, value: Any) -> Layout:
-        where = f"layouts.{name}"
-        value = self.mapping(value, where, _LAYOUT, {"note", "unit", "media"})
-        expected = self.mapping(value.get("expected"), f"{where}.expected", _EXPECTED)
-        self.counts(expected, f"{where}.expected")
+        place = f"layouts.{name}"
+        value = self.mapping(value, place, _LAYOUT, {"note", "unit", "media"})
+        expected = self.mapping(value.get("expected"), f"{place}.expected", _EXPECTED)
+        self.counts(expected, f"{place}.expected")
         return Layout(
             name=name,
             note=str(value["note"]),
-            unit=self.choice(value["unit"], f"{where}.unit", UNITS),
-            fps=None if value.get("fps") is None else self.number(value["fps"], f"{where}.fps"),
-            media=tuple(self.media(item, f"{where}.media") for item in _list(value["media"])),
-            masks=tuple(self.masks(item, f"{where}.masks") for item in _list(value.get("masks"))),
-            boxes=tuple(self.boxes(item, f"{where}.boxes") for item in _list(value.get("boxes"))),
-            tables=tuple(self.table(item, f"{where}.tables") for item in _list(value.get("tables"))),
-            ignore=tuple(self.pattern(item, f"{where}.ignore") for item in _list(value.get("ignore"))),
+            unit=self.choice(value["unit"], f"{place}.unit", UNITS),
+            fps=None if value.get("fps") is None else self.number(value["fps"], f"{place}.fps"),
+            media=tuple(self.media(item, f"{place}.media") for item in _list(value["media"])),
+            masks=tuple(self.masks(item, f"{place}.masks") for item in _list(value.get("masks"))),
+            boxes=tuple(self.boxes(item, f"{place}.boxes") for item in _list(value.get("boxes"))),
+            tables=tuple(self.table(item, f"{place}.tables") for item in _list(value.get("tables"))),
+            ignore=tuple(self.pattern(item, f"{place}.ignore") for item in _list(value.get("ignore"))),
             expected=expected,
         )
 
-    def media(self, value: Any, where: str) -> Media:
+    def media(self, value: Any, place: str) -> Media:
         if isinstance(value, str):
-            return Media(self.pattern(value, where), {})
-        says = self.texts(value, where)
+            return Media(self.pattern(value, place), {})
+        says = self.texts(value, place)
         if "path" not in says:
-            raise self.fail(where, "'path' is missing")
-        return Media(self.pattern(says.pop("path"), where), says)
+            raise self.fail(place, "'path' is missing")
+        return Media(self.pattern(says.pop("path"), place), says)
 
-    def masks(self, value: Any, where: str) -> Masks:
-        value = {"path": value} if isinstance(value, str) else self.mapping(value, where, {"path", "binary_above"})
-        return Masks(self.pattern(value.get("path"), where), value.get("binary_above"))
+    def masks(self, value: Any, place: str) -> Masks:
+        value = {"path": value} if isinstance(value, str) else self.mapping(value, place, {"path", "binary_above"})
+        return Masks(self.pattern(value.get("path"), place), value.get("binary_above"))
 
-    def boxes(self, value: Any, where: str) -> Boxes:
-        value = self.mapping(value, where, _BOXES, {"format", "path"})
-        columns = self.texts(value.get("columns"), f"{where}.columns")
-        form = self.choice(value["format"], f"{where}.format", BOX_FORMATS)
+    def boxes(self, value: Any, place: str) -> Boxes:
+        value = self.mapping(value, place, _BOXES, {"format", "path"})
+        columns = self.texts(value.get("columns"), f"{place}.columns")
+        form = self.choice(value["format"], f"{place}.format", BOX_FORMATS)
         if form == "csv" and not {"x1", "y1", "x2", "y2"} <= set(columns):
-            raise self.fail(f"{where}.columns", "a CSV file of boxes needs the columns of x1, y1, x2 and y2")
+            raise self.fail(f"{place}.columns", "a CSV file of boxes needs the columns of x1, y1, x2 and y2")
         return Boxes(
             format=form,
-            path=self.pattern(value["path"], where),
-            unit=self.choice(value.get("unit", "pixel"), f"{where}.unit", ("pixel", "fraction")),
+            path=self.pattern(value["path"], place),
+            unit=self.choice(value.get("unit", "pixel"), f"{place}.unit", ("pixel", "fraction")),
             separator=str(value.get("separator", ",")),
             columns=columns,
-            picture=self.texts(value.get("picture"), f"{where}.picture"),
-            labels=self.texts(value.get("labels"), f"{where}.labels"),
-            clamp=self.number(value.get("clamp", 0), f"{where}.clamp"),
+            picture=self.texts(value.get("picture"), f"{place}.picture"),
+            labels=self.texts(value.get("labels"), f"{place}.labels"),
+            clamp=self.number(value.get("clamp", 0), f"{place}.clamp"),
         )
 
-    def table(self, value: Any, where: str) -> Table:
-        value = self.mapping(value, where, _TABLE)
+    def table(self, value: Any, place: str) -> Table:
+        value = self.mapping(value, place, _TABLE)
         if ("file" in value) == ("ranges" in value):
-            raise self.fail(where, "a list has either `file` or `ranges`")
+            raise self.fail(place, "a list has either `file` or `ranges`")
         return Table(
-            file=self.pattern(value.get("file", ""), where),
-            format=self.choice(value.get("format", "csv"), f"{where}.format", TABLE_FORMATS),
+            file=self.pattern(value.get("file", ""), place),
+            format=self.choice(value.get("format", "csv"), f"{place}.format", TABLE_FORMATS),
             separator=str(value.get("separator", ",")),
             header=bool(value.get("header", True)),
-            match=self.texts(value.get("match"), f"{where}.match"),
-            gives=self.texts(value.get("gives"), f"{where}.gives"),
-            says=self.texts(value.get("says"), f"{where}.says"),
+            match=self.texts(value.get("match"), f"{place}.match"),
+            gives=self.texts(value.get("gives"), f"{place}.gives"),
+            says=self.texts(value.get("says"), f"{place}.says"),
             one_hot=tuple(map(str, _list(value.get("one_hot")))),
-            ranges={str(k): tuple(v) for k, v in self.mapping(value.get("ranges"), f"{where}.ranges").items()},
-            fps=self.number(value.get("fps", 25), f"{where}.fps"),
+            ranges={str(k): tuple(v) for k, v in self.mapping(value.get("ranges"), f"{place}.ranges").items()},
+            fps=self.number(value.get("fps", 25), f"{place}.fps"),
             required=bool(value.get("required", True)),
         )
 
@@ -385,9 +385,9 @@ def _lacking(facts: Any) -> Iterator[tuple[str, list[str]]]:
             if group == "layouts" and isinstance(entry, dict):
                 boxes = _list(entry.get("boxes"))
                 places += [(f"layouts.{name}.boxes", box, {"format", "path"}) for box in boxes]
-    for where, entry, needed in places:
+    for place, entry, needed in places:
         if (entry is None or isinstance(entry, dict)) and (missing := sorted(needed - set(entry or {}))):
-            yield where, missing
+            yield place, missing
 
 
 def _quoted(names: Iterable[str]) -> str:

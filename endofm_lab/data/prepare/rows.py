@@ -36,24 +36,24 @@ def same(text: str) -> str:
     return str(int(text)) if text.isascii() and text.isdigit() else text
 
 
-def build_rows(recipe: Recipe, found: FoundLayout, base: Path) -> tuple[list[Row], list[Problem]]:
+def build_rows(recipe: Recipe, match: FoundLayout, base: Path) -> tuple[list[Row], list[Problem]]:
     """Rows of all pictures and videos, with the problems met while joining their lists, boxes and masks.
 
     Args:
         recipe: The recipe, with its translations of names.
-        found: The layout and its files.
+        match: The layout and its files.
         base: The folder that the paths are relative to.
     """
     problems: list[Problem] = []
-    rows = [Row(path, says | {"file": Path(path).name}) for path, says in found.media.items()]
-    _add_tables(found, base, rows, problems)
-    _add_boxes(found, base, rows, problems)
-    _add_masks(found, rows, problems)
+    rows = [Row(path, says | {"file": Path(path).name}) for path, says in match.media.items()]
+    _add_tables(match, base, rows, problems)
+    _add_boxes(match, base, rows, problems)
+    _add_masks(match, rows, problems)
     for row in rows:
         for name, values in recipe.translate.items():
             if name in row.says:
                 row.says[name] = values.get(row.says[name], row.says[name])
-        if "label" not in row.says and found.layout.boxes:
+        if "label" not in row.says and match.layout.boxes:
             row.says["label"] = "|".join(sorted({box.label for box in row.boxes})) or row.says.get("no_box_label", "")
         if recipe.patient_is == "sequence":
             row.says["patient"] = row.says.get("patient") or row.says.get("sequence", "")
@@ -78,20 +78,20 @@ def _asked(specs: Sequence[Table | Boxes | Masks], pieces: Mapping[str, str]) ->
     Within one format only the most specific patterns count: a picture ``val2019/Image/1/7.jpg`` uses
     ``val2019/Annotation/1/7.xml`` and never ``train2019/Annotation/7.xml``.
     """
-    found = [(i, key) for i, spec in enumerate(specs) if (key := _key(spec, pieces)) is not None]
+    matches = [(i, key) for i, spec in enumerate(specs) if (key := _key(spec, pieces)) is not None]
     finest: dict[str, int] = {}
-    for i, _ in found:
+    for i, _ in matches:
         form = getattr(specs[i], "format", "")
         finest[form] = max(finest.get(form, 0), len(_own(specs[i])))
-    return [(i, key) for i, key in found if len(_own(specs[i])) == finest[getattr(specs[i], "format", "")]]
+    return [(i, key) for i, key in matches if len(_own(specs[i])) == finest[getattr(specs[i], "format", "")]]
 
 
-def _add_tables(found: FoundLayout, base: Path, rows: list[Row], problems: list[Problem]) -> None:
-    tables = found.layout.tables
+def _add_tables(match: FoundLayout, base: Path, rows: list[Row], problems: list[Problem]) -> None:
+    tables = match.layout.tables
     lines: list[dict[Key, dict[str, str]]] = [{} for _ in tables]
     stretches: dict[Key, list[tuple[float, float, str]]] = {}
     for i, table in enumerate(tables):
-        files = {path: pieces for path, (other, pieces) in found.tables.items() if other is table}
+        files = {path: pieces for path, (file_table, pieces) in match.tables.items() if file_table is table}
         if not files and table.required and not table.ranges:
             problems.append(Problem("list is missing", table.file.template, "the recipe needs it", False))
         for name, (first, last) in table.ranges.items():
@@ -124,15 +124,15 @@ def _add_tables(found: FoundLayout, base: Path, rows: list[Row], problems: list[
             problems.append(Problem("listed but not on disk", " ".join(key), message, True))
 
 
-def _joined(says: dict[str, str], more: dict[str, str]) -> dict[str, str]:
+def _joined(says: dict[str, str], additions: dict[str, str]) -> dict[str, str]:
     """Two lines about one picture joined: labels are added, of every other fact the last value counts."""
-    labels = dict.fromkeys(label for one in (says, more) for label in one.get("label", "").split("|") if label)
-    return says | more | ({"label": "|".join(labels)} if labels else {})
+    labels = dict.fromkeys(label for line in (says, additions) for label in line.get("label", "").split("|") if label)
+    return says | additions | ({"label": "|".join(labels)} if labels else {})
 
 
 def _read_table(table: Table, full: Path, pieces: dict[str, str]) -> Iterator[tuple[Key, dict[str, str]]]:
     """(key, facts) of every line of a list."""
-    own = [pieces[name] for name in _own(table)]
+    path_pieces = [pieces[name] for name in _own(table)]
     says = {name: NamePattern(value, {}).write(pieces) for name, value in table.says.items()}
     match table.format:
         case "names":
@@ -142,10 +142,10 @@ def _read_table(table: Table, full: Path, pieces: dict[str, str]) -> Iterator[tu
         case _:
             lines = annotations.read_table(full, table.separator, table.header)
     for place, line in lines:
-        asked = (*table.match, *table.gives.values(), *table.one_hot)
-        if missing := [column for column in asked if column not in line]:
+        needed = (*table.match, *table.gives.values(), *table.one_hot)
+        if missing := [column for column in needed if column not in line]:
             raise AnnotationError(f"{place}: There is no column {missing[0]!r}; the columns are {', '.join(line)}.")
-        key = tuple(same(text) for text in [*own, *(line[column] for column in table.match)])
+        key = tuple(same(text) for text in [*path_pieces, *(line[column] for column in table.match)])
         facts = says | {name: line[column].strip() for name, column in table.gives.items()}
         if table.format == "names":
             facts = {name: value.replace(table.separator, "|") for name, value in facts.items()}
@@ -157,16 +157,16 @@ def _read_table(table: Table, full: Path, pieces: dict[str, str]) -> Iterator[tu
 def _own(spec: Table | Boxes | Masks) -> tuple[str, ...]:
     """The pieces of a file's name that connect it with pictures: all pieces except those that are facts it gives."""
     if isinstance(spec, Table):
-        given = set(spec.gives.values()) if spec.format == "names" else set()
-        return tuple(name for name in spec.file.placeholders if name not in given)
+        outputs = set(spec.gives.values()) if spec.format == "names" else set()
+        return tuple(name for name in spec.file.placeholders if name not in outputs)
     return spec.path.placeholders
 
 
-def _add_boxes(found: FoundLayout, base: Path, rows: list[Row], problems: list[Problem]) -> None:
-    specs = found.layout.boxes
+def _add_boxes(match: FoundLayout, base: Path, rows: list[Row], problems: list[Problem]) -> None:
+    specs = match.layout.boxes
     boxes: list[dict[Key, list[Box]]] = [defaultdict(list) for _ in specs]
     files: dict[tuple[int, Key], str] = {}
-    for path, (spec, pieces) in found.boxes.items():
+    for path, (spec, pieces) in match.boxes.items():
         i = specs.index(spec)
         try:
             for key, several in _read_boxes(spec, base / path, pieces):
@@ -187,52 +187,52 @@ def _add_boxes(found: FoundLayout, base: Path, rows: list[Row], problems: list[P
 
 
 def _read_boxes(spec: Boxes, full: Path, pieces: dict[str, str]) -> Iterator[tuple[Key, list[Box]]]:
-    own = [same(pieces[name]) for name in spec.path.placeholders]
+    path_pieces = [same(pieces[name]) for name in spec.path.placeholders]
     match spec.format:
         case "voc":
-            yield tuple(own), [_named(box, spec) for box in annotations.read_voc(full)]
+            yield tuple(path_pieces), [_named(box, spec) for box in annotations.read_voc(full)]
         case "yolo":
-            yield tuple(own), annotations.read_yolo(full, spec.labels)
+            yield tuple(path_pieces), annotations.read_yolo(full, spec.labels)
         case "counted-lines":
-            yield tuple(own), [_named(box, spec) for box in annotations.read_counted_lines(full)]
+            yield tuple(path_pieces), [_named(box, spec) for box in annotations.read_counted_lines(full)]
         case "csv":
             for line, box in annotations.read_csv_boxes(full, spec.columns, spec.separator):
                 if missing := [column for column in spec.picture if column not in line]:
                     raise AnnotationError(
                         f"{full}: There is no column {missing[0]!r}; the columns are {', '.join(line)}."
                     )
-                yield (*own, *(same(line[column]) for column in spec.picture)), [_named(box, spec)]
+                yield (*path_pieces, *(same(line[column]) for column in spec.picture)), [_named(box, spec)]
         case "cholect50-json":
             for frame, several in annotations.read_cholect50(full)[1].items():
-                yield (*own, same(frame)), several
+                yield (*path_pieces, same(frame)), several
         case _:
             readers = {"coco": annotations.read_coco, "polyp-json": annotations.read_polyp_json}
             pairs = readers[spec.format](full) if spec.format in readers else annotations.read_named_lines(full, {})
             for name, box in pairs:
-                yield (*own, same(name)), [_named(box, spec)]
+                yield (*path_pieces, same(name)), [_named(box, spec)]
 
 
 def _named(box: Box, spec: Boxes) -> Box:
     return Box(spec.labels.get(box.label, box.label), box.x1, box.y1, box.x2, box.y2)
 
 
-def _add_masks(found: FoundLayout, rows: list[Row], problems: list[Problem]) -> None:
-    specs = found.layout.masks
+def _add_masks(match: FoundLayout, rows: list[Row], problems: list[Problem]) -> None:
+    specs = match.layout.masks
     by_key = {
         (i, *(same(pieces[name]) for name in specs[i].path.placeholders)): path
-        for path, (i, pieces) in found.masks.items()
+        for path, (i, pieces) in match.masks.items()
     }
     used = set()
     for row in rows:
-        asked = _asked(specs, row.says)
-        for i, key in asked:
+        keys = _asked(specs, row.says)
+        for i, key in keys:
             if path := by_key.get((i, *key)):
                 row.mask, row.binary_above = path, specs[i].binary_above
                 used.add(path)
                 break
-        if asked and not row.mask:
+        if keys and not row.mask:
             problems.append(Problem("mask is missing", row.path, "there is no mask with this name", False))
-    for path in sorted(found.masks.keys() - used):
+    for path in sorted(match.masks.keys() - used):
         problems.append(Problem("mask without a picture", path, "there is no picture with this name", True))
 
 

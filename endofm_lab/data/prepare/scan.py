@@ -84,9 +84,9 @@ def walk(root: Path) -> tuple[list[str], list[Problem]]:
     """
     files, problems, real_root = [], [], root.resolve()
     for folder, folders, names in os.walk(root, onerror=lambda error: problems.append(_unreadable(error))):
-        here = Path(folder)
+        parent = Path(folder)
         for name in [*folders, *names]:
-            path = here / name
+            path = parent / name
             relative = path.relative_to(root).as_posix()
             printable = relative.encode("utf-8", "backslashreplace").decode()
             if any(normal(f"/{relative}").find(f"/{rubbish}") >= 0 for rubbish in _RUBBISH):
@@ -116,7 +116,7 @@ def walk(root: Path) -> tuple[list[str], list[Problem]]:
                 problems.append(Problem("name is not Unicode", printable, "unpack with the right code page", True))
                 continue
             files.append(relative)
-        folders[:] = [name for name in folders if f"{name}/" not in _RUBBISH and not (here / name).is_symlink()]
+        folders[:] = [name for name in folders if f"{name}/" not in _RUBBISH and not (parent / name).is_symlink()]
     return sorted(files), problems
 
 
@@ -166,8 +166,8 @@ def _image_facts(full: Path, facts: FileFacts) -> FileFacts:
 def _video_facts(full: Path, facts: FileFacts) -> FileFacts:
     with full.open("rb") as file:
         head = file.read(16)
-    found = [form for signature, at, form in _SIGNATURES if head[at : at + 4] == signature]
-    facts = _with(facts, sha256=sha256_of(full), format=found[0] if found else "")
+    formats = [form for signature, at, form in _SIGNATURES if head[at : at + 4] == signature]
+    facts = _with(facts, sha256=sha256_of(full), format=formats[0] if formats else "")
     try:
         with open_video(full) as video:
             info = video.info
@@ -205,29 +205,29 @@ class Journal:
     """One JSON object per line, appended as work is done; a line cut short by a crash is ignored.
 
     Args:
-        path: The file; its entries are in ``done`` by ``key``, and the last line with a key counts.
+        path: The file; its entries are in ``results`` by ``key``, and the last line with a key counts.
     """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.done: dict[str, dict[str, Any]] = {}
-        whole = True
+        self.results: dict[str, dict[str, Any]] = {}
+        complete = True
         if path.is_file():
             text = path.read_bytes()
-            whole = text.endswith(b"\n") or not text
+            complete = text.endswith(b"\n") or not text
             for line in text.splitlines():
                 try:
                     entry = json.loads(line)
-                    self.done[entry["key"]] = entry["value"]
+                    self.results[entry["key"]] = entry["value"]
                 except (ValueError, KeyError, TypeError):
                     continue
         self._file = path.open("a", encoding="utf-8")
-        if not whole:
+        if not complete:
             self._file.write("\n")
 
     def add(self, key: str, value: dict[str, Any]) -> None:
         """Record that ``key`` is done; the record is on disk when this method returns."""
-        self.done[key] = value
+        self.results[key] = value
         self._file.write(json.dumps({"key": key, "value": value}) + "\n")
         self._file.flush()
 
@@ -249,7 +249,7 @@ def in_parallel(
     items: Iterable[tuple[str, Item]],
     journal: Journal,
     workers: int,
-    what: str,
+    description: str,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, result) of ``work`` for every (key, item), from the journal if it has the key, otherwise from threads.
 
@@ -257,17 +257,19 @@ def in_parallel(
     """
     todo = []
     for key, item in items:
-        if key in journal.done:
-            yield key, journal.done[key]
+        if key in journal.results:
+            yield key, journal.results[key]
         else:
             todo.append((key, item))
     with ThreadPoolExecutor(max_workers=workers) as pool:
         futures = {pool.submit(work, item): key for key, item in todo}
         try:
-            for future in progress_bar(as_completed(futures), shown=None, total=len(futures), desc=what, leave=False):
+            for future in progress_bar(
+                as_completed(futures), shown=None, total=len(futures), desc=description, leave=False
+            ):
                 key = futures[future]
                 journal.add(key, future.result())
-                yield key, journal.done[key]
+                yield key, journal.results[key]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -88,8 +88,8 @@ class _Job:
                 n = cut_video(self.sources[0], self.target, self.start_s, self.end_s, self.kind)
         except (UserError, OSError) as error:
             return {"error": str(error)}
-        with open_video(self.target) as made:
-            size = {"width_px": made.info.width_px, "height_px": made.info.height_px}
+        with open_video(self.target) as clip:
+            size = {"width_px": clip.info.width_px, "height_px": clip.info.height_px}
         return size | {"error": "", "n_frames": n, "sha256": sha256_of(self.target)}
 
 
@@ -108,7 +108,7 @@ def encoded_rows(
         jobs += _frame_jobs(table[~videos], _needed(fps, table), kind, out)
     for job in jobs:
         if not job.target.is_file():
-            journal.done.pop(job.key, None)
+            journal.results.pop(job.key, None)
     by_key = {job.key: job for job in jobs}
     records = []
     for key, result in in_parallel(_Job.make, by_key.items(), journal, workers, "cutting clips"):
@@ -116,13 +116,13 @@ def encoded_rows(
         if result["error"]:
             problems.append(Problem("clip cannot be made", job.row["source"], result["error"], True))
             continue
-        made = {"video": str(job.target.absolute()), "start_s": 0.0, "end_s": result["n_frames"] / kind.fps}
-        found = {key: result[key] for key in ("width_px", "height_px", "sha256")}
-        records.append(job.row | made | found | {"masks": "", "boxes": ""})
-    for what in ("masks", "boxes"):
-        if n := int((table[what] != "").sum()):
+        clip = {"video": str(job.target.absolute()), "start_s": 0.0, "end_s": result["n_frames"] / kind.fps}
+        facts = {key: result[key] for key in ("width_px", "height_px", "sha256")}
+        records.append(job.row | clip | facts | {"masks": "", "boxes": ""})
+    for column in ("masks", "boxes"):
+        if n := int((table[column] != "").sum()):
             message = f"those of {n} files stay with the uncut files: prepare without --cut encode to use them"
-            problems.append(Problem(f"{what} not carried into clips", "clips", message, False))
+            problems.append(Problem(f"{column} not carried into clips", "clips", message, False))
     return pd.DataFrame(records).sort_values("video", ignore_index=True) if records else table.iloc[:0], problems
 
 
@@ -150,12 +150,12 @@ def _frame_jobs(table: pd.DataFrame, fps: float, kind: ClipKind, out: Path) -> I
 def _pieces(rows: pd.DataFrame, places: Iterable[int], fps: float, kind: ClipKind | None) -> Iterator[pd.DataFrame]:
     """Rows of consecutive frames of one patient, sequence and split side: whole runs, or clips of them."""
     rows = rows.assign(_place=list(places))
-    for _, one in rows.groupby(["patient", "sequence", "split"], sort=True):
-        for run in runs(one["_place"].tolist(), one["frame"].astype(str).tolist()):
-            whole = one.iloc[run.first : run.last + 1].drop(columns="_place")
-            clips = windows(0.0, len(whole) / fps, kind) if kind else [(0.0, len(whole) / fps)]
+    for _, group in rows.groupby(["patient", "sequence", "split"], sort=True):
+        for run in runs(group["_place"].tolist(), group["frame"].astype(str).tolist()):
+            sequence = group.iloc[run.first : run.last + 1].drop(columns="_place")
+            clips = windows(0.0, len(sequence) / fps, kind) if kind else [(0.0, len(sequence) / fps)]
             for start, end in clips:
-                yield whole.iloc[round(start * fps) : round(end * fps)]
+                yield sequence.iloc[round(start * fps) : round(end * fps)]
 
 
 def _common(piece: pd.DataFrame) -> dict[str, Any]:

@@ -150,9 +150,9 @@ def _tensor(checkpoint: Checkpoint, name: str) -> Tensor:
 
 def renamed(state: dict[str, Any], renames: Renames) -> dict[str, Any]:
     """``state`` under this project's names: every pattern of ``SEGMENTER_NAMES`` or ``DETECTOR_NAMES`` in turn."""
-    ours = {}
+    result = {}
     for name, value in state.items():
         for pattern, replacement in renames:
             name = re.sub(pattern, replacement, name)
-        ours[name] = value
-    return ours
+        result[name] = value
+    return result

@@ -208,9 +208,9 @@ def _backbone_names(tensors: dict[str, Tensor], layout: str, path: Path) -> dict
     else:
         anchors = [name for name in tensors if name.endswith("patch_embed.proj.weight")]
         if len(anchors) != 1:
-            found = f"{len(anchors)} of them ({', '.join(anchors)})" if anchors else f"these: {_some(tensors)}"
+            candidates = f"{len(anchors)} of them ({', '.join(anchors)})" if anchors else f"these: {_some(tensors)}"
             raise CheckpointError(
-                f"{path} must hold one vision transformer with a tensor patch_embed.proj.weight, but has {found}. "
+                f"{path} must hold one vision transformer with a tensor patch_embed.proj.weight, but has {candidates}. "
                 "Known layouts: " + "; ".join(LAYOUTS.values()) + "."
             )
         prefix = anchors[0].removesuffix("patch_embed.proj.weight")
@@ -319,10 +319,10 @@ def _settings(content: dict[str, Any]) -> dict[str, Any]:
     """The epoch and the informative arguments among those stored in the file."""
     args = content.get("args")
     values = vars(args) if isinstance(args, Namespace) else args if isinstance(args, dict) else {}
-    found = {key: values[key] for key in _SETTINGS if isinstance(values.get(key), str | int | float)}
+    settings = {key: values[key] for key in _SETTINGS if isinstance(values.get(key), str | int | float)}
     if isinstance(content.get("epoch"), int):
-        found["epoch"] = content["epoch"]
-    return found
+        settings["epoch"] = content["epoch"]
+    return settings
 
 
 def _some(names: Any) -> str:

@@ -57,8 +57,8 @@ def page(card: ModelCard, name: str) -> str:
     }
     heads = [f"- `{head}`: {spec.kind}, classes {', '.join(spec.classes[:20])}" for head, spec in card.heads.items()]
     code = f"import endofm_lab as lab\n\nmodel = lab.VideoModel.from_pretrained({f'hf:{name}'!r})"
-    known = [key for key in ("description", "licence", "split", "recipe") if card.data.get(key)]
-    data = [f"{key.capitalize()}: {card.data[key]}" for key in known]  # type: ignore[literal-required]
+    keys = [key for key in ("description", "licence", "split", "recipe") if card.data.get(key)]
+    data = [f"{key.capitalize()}: {card.data[key]}" for key in keys]  # type: ignore[literal-required]
     if card.data.get("generated"):
         data.append("The data is generated; it shows no patients.")
     parts = [

@@ -37,8 +37,15 @@ def spatial_part(checkpoint: Checkpoint, config: BackboneConfig) -> tuple[dict[s
     """
     source = dict(checkpoint.backbone)
     scales = {name: gamma for name, gamma in source.items() if _LAYER_SCALE.match(name)}
-    whole = {"cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "norm.weight", "norm.bias"}
-    foreign = [n for n in source if n not in whole | scales.keys() and not _TAKEN.match(n) and n != "mask_token"]
+    top_level = {
+        "cls_token",
+        "pos_embed",
+        "patch_embed.proj.weight",
+        "patch_embed.proj.bias",
+        "norm.weight",
+        "norm.bias",
+    }
+    foreign = [n for n in source if n not in top_level | scales.keys() and not _TAKEN.match(n) and n != "mask_token"]
     foreign += [name for name in checkpoint.rest if not _AFTERWARDS.match(name)]
     if foreign:
         raise CheckpointError(
@@ -48,8 +55,8 @@ def spatial_part(checkpoint: Checkpoint, config: BackboneConfig) -> tuple[dict[s
         )
     tensors = {name: t.float() for name, t in source.items() if name not in scales and name != "mask_token"}
     for name, gamma in scales.items():
-        block, which = _LAYER_SCALE.match(name).groups()  # type: ignore[union-attr]
-        linear = f"{block}.{'attn.proj' if which == '1' else 'mlp.fc2'}"
+        block, number = _LAYER_SCALE.match(name).groups()  # type: ignore[union-attr]
+        linear = f"{block}.{'attn.proj' if number == '1' else 'mlp.fc2'}"
         for part in ("weight", "bias"):
             key = f"{linear}.{part}"
             if key in tensors and gamma.shape == tensors[key].shape[:1]:
@@ -94,5 +101,5 @@ def _resize_positions(tensors: dict[str, Tensor], config: BackboneConfig, path: 
     return _change(key, before, embedding, "bicubic" if old != new else "zeros for CLS")
 
 
-def _change(key: str, before: Tensor, after: Tensor, how: str) -> Resized:
-    return {"key": key, "before": list(before.shape), "after": list(after.shape), "how": how}
+def _change(key: str, before: Tensor, after: Tensor, method: str) -> Resized:
+    return {"key": key, "before": list(before.shape), "after": list(after.shape), "how": method}

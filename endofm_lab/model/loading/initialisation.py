@@ -100,10 +100,10 @@ def record_of(
     ``source`` is shown to the reader: a file name or hub id, not a local path.
     """
     new = [key for key in backbone_keys if key not in taken]
-    gone = {id(checkpoint.backbone[key]) for key in checkpoint.backbone if key in taken or key in folded}
-    not_taken = [name for name, tensor in checkpoint.tensors.items() if id(tensor) not in gone]
-    what = f"{LAYOUTS[checkpoint.layout]}{', ' + checkpoint.network if checkpoint.network != 'model' else ''}"
-    sentences = [f"{len(taken)} of the backbone's {len(backbone_keys)} tensors come from {source} ({what})"]
+    used_ids = {id(checkpoint.backbone[key]) for key in checkpoint.backbone if key in taken or key in folded}
+    not_taken = [name for name, tensor in checkpoint.tensors.items() if id(tensor) not in used_ids]
+    description = f"{LAYOUTS[checkpoint.layout]}{', ' + checkpoint.network if checkpoint.network != 'model' else ''}"
+    sentences = [f"{len(taken)} of the backbone's {len(backbone_keys)} tensors come from {source} ({description})"]
     sentences += [f"{r['key']} went from {_by(r['before'])} to {_by(r['after'])} ({r['how']})" for r in resized]
     if folded:
         sentences.append(f"{len(folded)} LayerScale tensors were folded into the linear maps before them")

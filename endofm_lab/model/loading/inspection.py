@@ -13,7 +13,7 @@ from endofm_lab.model.card import collapse
 from endofm_lab.model.loading.formats import LAYOUTS, Checkpoint, config_of, load_state, sizes_of
 from endofm_lab.model.loading.image_weights import spatial_part
 from endofm_lab.model.loading.locate import locate
-from endofm_lab.model.loading.released import KNOWN
+from endofm_lab.model.loading.released import NETWORKS
 from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.model.video_model import CLASS, build_model
 from endofm_lab.model.weight_files import FLOATING
@@ -81,12 +81,12 @@ class CheckpointReport(Brief):
         assumed = "" if self.layout == "own" else " (one per 64 channels, by convention)"
         sizes = self.architecture or {}
         shown = [f"{key} {sizes[key]}{assumed if key == 'heads' else ''}" for key in _SHOWN if key in sizes]
-        others = [name for name in self.networks if name != self.network]
+        other_networks = [name for name in self.networks if name != self.network]
         rows = {
             "file": f"{self.path} ({self.size_bytes / 1e6:,.1f} MB)",
             "sha256": self.sha256,
             "kind": f"{self.kind} [{self.layout}]",
-            "network": self.network + (f" (the file also has: {', '.join(others)})" if others else ""),
+            "network": self.network + (f" (the file also has: {', '.join(other_networks)})" if other_networks else ""),
             "architecture": ", ".join(shown) or "not given by the tensors",
             "parameters": f"{self.parameters:,}, of them {self.backbone_parameters:,} in the backbone ({self.dtype})",
             "missing": ", ".join(self.missing) or "none",
@@ -157,18 +157,18 @@ def _compared(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, list[str],
         outside_blocks = ["cls_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"]
         outside_blocks += [] if checkpoint.is_image else ["time_embed"]
         return sizes, [name for name in outside_blocks if name not in checkpoint.backbone], [], [str(error)]
-    wanted = module.state_dict()
-    missing = [name for name in wanted if name not in tensors]
-    unexpected = [name for name in tensors if name not in wanted]
+    expected = module.state_dict()
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
     problems = [
-        f"{name} has shape {tuple(tensor.shape)}, but {tuple(wanted[name].shape)} is needed."
+        f"{name} has shape {tuple(tensor.shape)}, but {tuple(expected[name].shape)} is needed."
         for name, tensor in tensors.items()
-        if name in wanted and tensor.shape != wanted[name].shape
+        if name in expected and tensor.shape != expected[name].shape
     ]
     problems += [
         f"{name} holds numbers of the type {str(tensor.dtype).removeprefix('torch.')}."
         for name, tensor in tensors.items()
-        if name in wanted and tensor.dtype != wanted[name].dtype and tensor.dtype not in FLOATING
+        if name in expected and tensor.dtype != expected[name].dtype and tensor.dtype not in FLOATING
     ]
     if missing or unexpected:
         problems.append(f"{len(missing)} tensors are missing and {len(unexpected)} unexpected.")
@@ -177,7 +177,7 @@ def _compared(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, list[str],
 
 def _normalisation(checkpoint: Checkpoint) -> str:
     if checkpoint.card is None:
-        return KNOWN[checkpoint.layout].normalisation
+        return NETWORKS[checkpoint.layout].normalisation
     spec = checkpoint.card.input
-    own = "every frame stretched to its own range, then " if spec.own_range else ""
-    return f"{own}mean {list(spec.mean)}, std {list(spec.std)} at {spec.size_px} px, from the card"
+    prefix = "every frame stretched to its own range, then " if spec.own_range else ""
+    return f"{prefix}mean {list(spec.mean)}, std {list(spec.std)} at {spec.size_px} px, from the card"

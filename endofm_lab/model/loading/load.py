@@ -163,9 +163,9 @@ def model_at(model: VideoModel | str | Path, device: str = "auto") -> VideoModel
     place = resolve_device(device)
     if not isinstance(model, VideoModel):
         return load_model(model, device=device)
-    now = next(model.parameters()).device
-    same = now.type == place.type and place.index in (None, now.index)
-    if same or (device == "auto" and now.type != "cpu"):
+    current = next(model.parameters()).device
+    matches = current.type == place.type and place.index in (None, current.index)
+    if matches or (device == "auto" and current.type != "cpu"):
         return model.eval()
     return deepcopy(model).to(place).eval()
 

@@ -16,8 +16,8 @@ _FILE_ENDINGS = (".pth", ".pt", ".pyth", ".bin", ".safetensors", ".ckpt", ".tar"
 
 def models_folder() -> Path:
     """The folder of built models: ``ENDOFM_LAB_MODELS``, otherwise ``.local/share/endofm_lab/models`` in the home."""
-    given = os.environ.get("ENDOFM_LAB_MODELS")
-    return Path(given) if given else Path.home() / ".local" / "share" / "endofm_lab" / "models"
+    setting = os.environ.get("ENDOFM_LAB_MODELS")
+    return Path(setting) if setting else Path.home() / ".local" / "share" / "endofm_lab" / "models"
 
 
 def hub_id_in(name: str) -> str | None:
@@ -82,36 +82,38 @@ def _packaged(name: str) -> Path:
     return folder
 
 
-def _fetched(hub_id: str, given: str) -> Path:
+def _fetched(hub_id: str, reference: str) -> Path:
     """The folder of a hub repository with a model of ours, or else its weights file."""
     if not HUB_ID.fullmatch(hub_id):
-        raise CheckpointError(f"{given} is not a Hugging Face Hub id; the form is hf:owner/name.")
+        raise CheckpointError(f"{reference} is not a Hugging Face Hub id; the form is hf:owner/name.")
     if (folder := fetched_folder(hub_id) / ORIGIN).is_file():
-        return _weights_in(folder.parent, given)
+        return _weights_in(folder.parent, reference)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        here = given.startswith("hf://")
-        folder = Path(snapshot_download(hub_id, allow_patterns=[WEIGHTS_FILE, CARD_FILE], local_files_only=here))
+        local_only = reference.startswith("hf://")
+        folder = Path(snapshot_download(hub_id, allow_patterns=[WEIGHTS_FILE, CARD_FILE], local_files_only=local_only))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        if here:
+        if local_only:
             raise CheckpointError(
-                f"{given} is not on this machine. `endofm-lab models get {given}` shows its licence and fetches it."
+                f"{reference} is not on this machine. `endofm-lab models get {reference}` shows its licence and "
+                "fetches it."
             ) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{given} is not on this disk, and could not be fetched as a Hugging Face Hub id ({reason}). Without a "
+            f"{reference} is not on this disk, and could not be fetched as a Hugging Face Hub id ({reason}). Without a "
             f"network, download {WEIGHTS_FILE} and {CARD_FILE} of https://huggingface.co/{hub_id} elsewhere, copy them "
             "into one folder here, and give that folder's path."
         ) from error
-    return _weights_in(folder, given)
+    return _weights_in(folder, reference)
 
 
-def _weights_in(folder: Path, given: str) -> Path:
+def _weights_in(folder: Path, reference: str) -> Path:
     """A folder with a model of ours, or else the weights file in it."""
     if not (folder / WEIGHTS_FILE).is_file():
         raise CheckpointError(
-            f"{given}: The repository has no {WEIGHTS_FILE}; download its weights by hand and give their local path."
+            f"{reference}: The repository has no {WEIGHTS_FILE}; download its weights by hand and give their "
+            "local path."
         )
     return folder if (folder / CARD_FILE).is_file() else folder / WEIGHTS_FILE

@@ -38,7 +38,7 @@ _IMAGE = Known("not recorded; DINO, DINOv2 and MAE use ImageNet's mean and std, 
 
 _EIGHT_BY_32 = ClipSpec(n_frames=8, stride=32)
 
-KNOWN = {
+NETWORKS = {
     "video-training": Known("ImageNet mean and std, as in the pre-training views", IMAGENET, _ENDO_FM_CLIP),
     "video": Known("not recorded; ImageNet mean and std are assumed, as for Endo-FM", IMAGENET, _ENDO_FM_CLIP),
     "timesformer": Known("mean 0.45, std 0.225", TIMESFORMER, _EIGHT_BY_32, ("action", "head.")),
@@ -54,18 +54,18 @@ KNOWN = {
 
 def card_of(checkpoint: Checkpoint, initialisation: InitialisationRecord) -> ModelCard:
     """The card of released weights with a video transformer."""
-    config, known = config_of(checkpoint), KNOWN[checkpoint.layout]
-    assert known.input is not None and known.clip is not None
+    config, network = config_of(checkpoint), NETWORKS[checkpoint.layout]
+    assert network.input is not None and network.clip is not None
     heads = {}
-    if known.head is not None and f"{known.head[1]}weight" in checkpoint.rest:
-        n_classes = checkpoint.rest[f"{known.head[1]}weight"].shape[0]
-        names = known.classes if len(known.classes) == n_classes else tuple(f"class {k}" for k in range(n_classes))
-        heads[known.head[0]] = HeadSpec("multiclass", names)
+    if network.head is not None and f"{network.head[1]}weight" in checkpoint.rest:
+        n_classes = checkpoint.rest[f"{network.head[1]}weight"].shape[0]
+        names = network.classes if len(network.classes) == n_classes else tuple(f"class {k}" for k in range(n_classes))
+        heads[network.head[0]] = HeadSpec("multiclass", names)
     return ModelCard(
         name=checkpoint.path.stem,
         backbone=VideoTransformer.describe(config),
-        input=replace(known.input, size_px=config.image_px),
-        clip=replace(known.clip, n_frames=config.frames),
+        input=replace(network.input, size_px=config.image_px),
+        clip=replace(network.clip, n_frames=config.frames),
         heads=heads,
         initialisation=initialisation,
         data={"description": f"{LAYOUTS[checkpoint.layout]}; the file does not say on which data."},
@@ -92,10 +92,10 @@ def image_card_of(checkpoint: Checkpoint, config: BackboneConfig, initialisation
 
 def head_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Tensors of the linear head by their names in `VideoModel.heads`; empty if the layout has none."""
-    known = KNOWN[checkpoint.layout]
-    if known.head is None:
+    network = NETWORKS[checkpoint.layout]
+    if network.head is None:
         return {}
-    name, prefix = known.head
+    name, prefix = network.head
     return {
         f"{name}.linear.{key.removeprefix(prefix)}": tensor
         for key, tensor in checkpoint.rest.items()

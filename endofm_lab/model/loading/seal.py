@@ -43,21 +43,21 @@ def is_sealed(weights: Path) -> bool:
     if card.get(_HASH) is None:
         differing.append(f"{_HASH} is missing")
     if differing:
-        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        suffix = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise CheckpointError(
-            f"{path} was changed after the model was saved: {'; '.join(differing[:3])}{more}. Copy the model again; to "
-            "change a card on purpose, set model.card in Python and save the model."
+            f"{path} was changed after the model was saved: {'; '.join(differing[:3])}{suffix}. Copy the model again; "
+            "to change a card on purpose, set model.card in Python and save the model."
         )
     return True
 
 
-def _differences(sealed: Any, found: Any, name: str = "") -> Iterator[str]:
+def _differences(sealed: Any, current: Any, name: str = "") -> Iterator[str]:
     """Every difference between two JSON values, in words."""
-    if isinstance(sealed, dict) and isinstance(found, dict):
-        for key in sealed.keys() | found.keys():
-            yield from _differences(sealed.get(key), found.get(key), f"{name}.{key}" if name else key)
-    elif sealed != found:
-        yield f"{name} was {_short(sealed)}, now {_short(found)}"
+    if isinstance(sealed, dict) and isinstance(current, dict):
+        for key in sealed.keys() | current.keys():
+            yield from _differences(sealed.get(key), current.get(key), f"{name}.{key}" if name else key)
+    elif sealed != current:
+        yield f"{name} was {_short(sealed)}, now {_short(current)}"
 
 
 def _short(value: Any) -> str:

@@ -55,8 +55,8 @@ def assign(boxes_xyxy: Tensor, labels: Tensor, outputs: list[LevelOutput], strid
     priors = torch.cat([x.prior_xyxy for x in outputs])
     if not len(boxes_xyxy):
         background = torch.full((len(priors),), BACKGROUND, device=priors.device)
-        nothing = torch.zeros_like(priors)
-        return Targets(background, nothing, nothing[:, 0], background, nothing)
+        zeros = torch.zeros_like(priors)
+        return Targets(background, zeros, zeros[:, 0], background, zeros)
 
     boxes_xyxy, labels = boxes_xyxy.to(priors), labels.to(priors.device)
     per_level = [

@@ -109,9 +109,9 @@ class StftBoxHead(BoxesHead):
     def decode(self, raw: Tensor, min_score: float = 0.3, max_boxes: int = 10) -> list[list[FrameBoxes]]:
         """As `BoxHead.decode`: per clip and frame boxes (n, 4) in fractions within 0..1, scores (n,), classes (n,)."""
         decoded = []
-        for one in detections(self.outputs(raw), self.image_px, self.image_px):
-            kept = (one.scores >= min_score).nonzero()[:max_boxes, 0]
-            decoded.append((one.boxes_xyxy[kept] / self.image_px, one.scores[kept], one.labels[kept]))
+        for result in detections(self.outputs(raw), self.image_px, self.image_px):
+            kept = (result.scores >= min_score).nonzero()[:max_boxes, 0]
+            decoded.append((result.boxes_xyxy[kept] / self.image_px, result.scores[kept], result.labels[kept]))
         T = raw.shape[2]
         return [decoded[i : i + T] for i in range(0, len(decoded), T)]
 

@@ -94,8 +94,8 @@ class HybridTransformer(Encoder):
 
     def layers(self) -> list[nn.Module]:
         """Blocks, then the last norm with everything before the blocks, because a stem is as new as the heads."""
-        before = nn.ParameterList(p for name, p in self.named_parameters() if not name.startswith(("blocks.", "norm.")))
-        return [*self.blocks, nn.ModuleList([self.norm, before])]
+        stem = nn.ParameterList(p for name, p in self.named_parameters() if not name.startswith(("blocks.", "norm.")))
+        return [*self.blocks, nn.ModuleList([self.norm, stem])]
 
     def forward(self, clip: Tensor, attention: bool = False) -> VideoTokens:
         """Tokens of clips (B, 3, T, H, W) with H = W = ``image_px``, and ``skips`` for a decoder.

@@ -67,9 +67,9 @@ class Decoder(nn.Module):
     def __init__(self, width: int, skip_channels: tuple[int, ...]) -> None:
         super().__init__()
         self.enter = _conv_bn_relu(width, ENTER_CHANNELS)
-        before = (ENTER_CHANNELS, *CHANNELS)
+        in_channels = (ENTER_CHANNELS, *CHANNELS)
         self.steps = nn.ModuleList(
-            nn.Sequential(_conv_bn_relu(before[i] + skip, out), _conv_bn_relu(out, out))
+            nn.Sequential(_conv_bn_relu(in_channels[i] + skip, out), _conv_bn_relu(out, out))
             for i, (skip, out) in enumerate(zip((*skip_channels, 0), CHANNELS, strict=True))
         )
 
