@@ -96,15 +96,15 @@ class Guard:
     def _is_signed_in(self, scope: Scope) -> bool:
         now = time.monotonic()
         self._sessions = {token: ends for token, ends in self._sessions.items() if ends > now}
-        given = [part.strip().partition("=") for line in _header(scope, b"cookie") for part in line.split(";")]
-        return any(name == COOKIE and token in self._sessions for name, _, token in given)
+        cookies = [part.strip().partition("=") for line in _header(scope, b"cookie") for part in line.split(";")]
+        return any(name == COOKIE and token in self._sessions for name, _, token in cookies)
 
     async def _sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the password of a form. A wrong password costs one second; at most four are checked at a time."""
         form = await _body(receive)
-        given = parse_qs(form.decode("utf-8", "replace")).get("password", [""])[0]
+        password = parse_qs(form.decode("utf-8", "replace")).get("password", [""])[0]
         async with self._attempts:
-            if not hmac.compare_digest(_digest(given), self._password):
+            if not hmac.compare_digest(_digest(password), self._password):
                 await asyncio.sleep(1)
                 return await _answer(scope, send, 401, _page("The password is wrong."))
         token = secrets.token_urlsafe(32)
@@ -153,14 +153,14 @@ async def _answer(
     if kind == "websocket.http" and "websocket.http.response" not in scope.get("extensions", {}):
         return await send({"type": "websocket.close", "code": 1008})
     body = text.encode()
-    about = [
+    response_headers = [
         (b"content-type", b"text/html; charset=utf-8" if text.startswith("<") else b"text/plain; charset=utf-8"),
         (b"content-length", str(len(body)).encode()),
         (b"cache-control", b"no-store"),
         *_HEADERS,
         *headers,
     ]
-    await send({"type": f"{kind}.response.start", "status": status, "headers": about})
+    await send({"type": f"{kind}.response.start", "status": status, "headers": response_headers})
     await send({"type": f"{kind}.response.body", "body": body})
 
 

@@ -56,14 +56,14 @@ class Kept:
     def get(self, key: Any, compute: Callable[[], R]) -> R:
         """The result of a key; it is computed by one thread while others that ask for it wait."""
         with self._lock:
-            own = self._computing.setdefault(key, threading.Lock())
-        with own:
+            key_lock = self._computing.setdefault(key, threading.Lock())
+        with key_lock:
             value = self.find(key, _MISSING)
             if value is _MISSING:
                 value = compute()
                 self.put(key, value)
         with self._lock:
-            self._computing = {each: lock for each, lock in self._computing.items() if lock.locked()}
+            self._computing = {name: lock for name, lock in self._computing.items() if lock.locked()}
         return value
 
 
@@ -74,11 +74,11 @@ def kept(limit_mb: float) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Keep the results of a function, whose arguments must be hashable, up to a number of megabytes."""
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
-        own = _ALL.setdefault(f"{function.__code__.co_filename} {function.__qualname__}", Kept(limit_mb))
+        store = _ALL.setdefault(f"{function.__code__.co_filename} {function.__qualname__}", Kept(limit_mb))
 
         @functools.wraps(function)
         def call(*args: Any) -> R:
-            return own.get(args, lambda: function(*args))
+            return store.get(args, lambda: function(*args))
 
         return call
 
@@ -94,10 +94,10 @@ def size_of(value: Any) -> int:
     if isinstance(value, pd.DataFrame):
         return int(value.memory_usage(deep=True).sum())
     if isinstance(value, Mapping):
-        return sum(size_of(each) for each in value.values())
+        return sum(size_of(item) for item in value.values())
     if isinstance(value, list | tuple):
         return sum(map(size_of, value))
-    return sum(size_of(each) for each in vars(value).values()) if hasattr(value, "__dict__") else sys.getsizeof(value)
+    return sum(size_of(item) for item in vars(value).values()) if hasattr(value, "__dict__") else sys.getsizeof(value)
 
 
 def use_few_heaps() -> None:

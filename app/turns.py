@@ -37,21 +37,21 @@ class Turns:
             waiting: called again and again until then, with the number of jobs before this one, those that run
                 included. What it raises, such as Streamlit's request to stop, leaves the line.
         """
-        own = object()
+        ticket = object()
         with self._lock:
-            self._line.append(own)
+            self._line.append(ticket)
         try:
-            while (before := self._before(own)) >= self.places:
+            while (before := self._before(ticket)) >= self.places:
                 waiting(before)
                 time.sleep(LOOK_EVERY_S)
             yield
         finally:
             with self._lock:
-                self._line.remove(own)
+                self._line.remove(ticket)
 
-    def _before(self, own: object) -> int:
+    def _before(self, ticket: object) -> int:
         with self._lock:
-            return self._line.index(own)
+            return self._line.index(ticket)
 
 
 ALL = Turns(max(1, cores() // CORES_EACH))  # of this server

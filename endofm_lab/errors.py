@@ -15,8 +15,8 @@ def shortened(text: str, letters: int = LONGEST_MESSAGE) -> str:
     text = " ".join(text.split())
     if len(text) <= letters:
         return text
-    after = (letters - 5) // 2
-    return f"{text[: letters - 5 - after].rstrip()} ... {text[-after:].lstrip()}"
+    n_end = (letters - 5) // 2
+    return f"{text[: letters - 5 - n_end].rstrip()} ... {text[-n_end:].lstrip()}"
 
 
 class UserError(ValueError):

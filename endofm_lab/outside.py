@@ -21,7 +21,7 @@ _NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII
 _PLACE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*(:[A-Za-z_]\w*)?", re.ASCII)
 _LONGEST = 200  # characters of a name
 _always: list[str | type] = []
-_here: ContextVar[tuple[str | type, ...]] = ContextVar("_here", default=())
+_allowed_in_block: ContextVar[tuple[str | type, ...]] = ContextVar("_here", default=())
 
 
 def allow(*names: str | type) -> None:
@@ -46,11 +46,13 @@ def allowing(names: Allowed = ()) -> Iterator[None]:
     Raises:
         UserError: a name has another form.
     """
-    before = _here.set((*_here.get(), *_checked([names] if isinstance(names, str | type) else names)))
+    token = _allowed_in_block.set(
+        (*_allowed_in_block.get(), *_checked([names] if isinstance(names, str | type) else names))
+    )
     try:
         yield
     finally:
-        _here.reset(before)
+        _allowed_in_block.reset(token)
 
 
 def name_of(kind: type) -> str | None:
@@ -110,7 +112,7 @@ def _checked(names: Sequence[str | type]) -> list[str | type]:
 
 
 def _entries() -> tuple[str | type, ...]:
-    return (*_always, *_here.get())
+    return (*_always, *_allowed_in_block.get())
 
 
 def _given_class(name: str, last: str) -> type | None:

@@ -75,17 +75,17 @@ def _widget(figure: go.Figure) -> go.FigureWidget:
 class Explorer(w.VBox):
     """Widgets with a still picture (H, W, 3) and a sentence, which are shown where widgets do not render."""
 
-    def __init__(self, children: list[w.Widget], still: np.ndarray, sentence: str) -> None:
+    def __init__(self, children: list[w.Widget], picture: np.ndarray, sentence: str) -> None:
         super().__init__([*children, Keys()])
         self.add_class("endofm-explorer")
-        self._still, self._sentence = still, sentence
+        self._picture, self._sentence = picture, sentence
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         bundle = super()._repr_mimebundle_(**options)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         note = html.escape(f"{self._sentence} Open the notebook in JupyterLab and run it to explore.")
         data["text/html"] = (
-            f'<figure><img alt="{note}" src="{data_uri(self._still)}"><figcaption>{note}</figcaption></figure>'
+            f'<figure><img alt="{note}" src="{data_uri(self._picture)}"><figcaption>{note}</figcaption></figure>'
         )
         data["text/plain"] = f"{type(self).__name__}: {self._sentence}"
         return bundle
@@ -121,8 +121,10 @@ class AttentionExplorer(Explorer):
             self.matrix = _widget(temporal_matrices({"which frame reads which": self._matrix()}, times_s))
             self.matrix.layout.width = 380
             figures.append(self.matrix)
-        still = np.concatenate(list(blend(frames, self.maps.rollout())), axis=1)
-        super().__init__([*parts, self.sentence, w.HBox(figures)], still, f"Attention rollout of a clip of {T} frames.")
+        picture = np.concatenate(list(blend(frames, self.maps.rollout())), axis=1)
+        super().__init__(
+            [*parts, self.sentence, w.HBox(figures)], picture, f"Attention rollout of a clip of {T} frames."
+        )
         for control in (self.frame, self.block, self.head, self.query, self.row, self.column):
             control.observe(self._draw, names="value")
         self._draw()
@@ -153,9 +155,9 @@ class AttentionExplorer(Explorer):
         if self.matrix is not None:
             self.matrix.data[0].z = self._matrix()
         query = "CLS" if self.patch is None else f"the patch in row {self.patch[0]}, column {self.patch[1]}"
-        when = "" if self.times_s is None else f" ({np.asarray(self.times_s)[t]:.2f} s)"
+        time = "" if self.times_s is None else f" ({np.asarray(self.times_s)[t]:.2f} s)"
         self.sentence.value = (
-            f"Frame {t}{when}: where <b>{query}</b> looks in block {self.block.value}, head {self.head.value}."
+            f"Frame {t}{time}: where <b>{query}</b> looks in block {self.block.value}, head {self.head.value}."
         )
 
 
@@ -239,10 +241,10 @@ class EmbeddingExplorer(Explorer):
             self.show_neighbours(self.row.value)
 
     def _thumbnail(self, row: int, side_px: int = 112) -> np.ndarray:
-        about: pd.Series = self.rows.iloc[row]
-        path = self.root / about["video"]  # an absolute path stays unchanged
-        with open_video(path, fps=folder_fps(path, about)) as reader:
-            frame = reader.read([int(np.abs(reader.times_s - about["time_s"]).argmin())])[0]
+        entry: pd.Series = self.rows.iloc[row]
+        path = self.root / entry["video"]  # an absolute path stays unchanged
+        with open_video(path, fps=folder_fps(path, entry)) as reader:
+            frame = reader.read([int(np.abs(reader.times_s - entry["time_s"]).argmin())])[0]
         return np.asarray(Image.fromarray(frame).resize((side_px, side_px)))
 
 
@@ -259,9 +261,9 @@ class ViewsExplorer(Explorer):
         self.pictures = [from_input(v[None], spec)[0] for v in views.tensors]
         self.view = w.Dropdown(options=[(d.name, n) for n, d in enumerate(views.draws)], description="View")
         self.frame = w.IntSlider(0, 0, len(self.pictures[0]) - 1, description="Frame", layout=_WIDE)
-        self.seen, self.source, self.sentence = w.Image(format="png"), w.Image(format="png"), w.HTML()
+        self.view_picture, self.source, self.sentence = w.Image(format="png"), w.Image(format="png"), w.HTML()
         row = np.concatenate([np.asarray(Image.fromarray(p[0]).resize((112, 112))) for p in self.pictures], axis=1)
-        children = [self.view, self.frame, self.sentence, w.HBox([self.source, self.seen])]
+        children = [self.view, self.frame, self.sentence, w.HBox([self.source, self.view_picture])]
         super().__init__(children, row, f"The first frames of the {len(self.pictures)} views of a clip.")
         self.view.observe(self._draw, names="value")
         self.frame.observe(self._draw, names="value")
@@ -279,10 +281,10 @@ class ViewsExplorer(Explorer):
         outline[y1:y2, x1:x2] = True
         outline[y1 + line : y2 - line, x1 + line : x2 - line] = False
         source[outline] = (0, 229, 255)
-        self.source.value, self.seen.value = _png(source), _png(pictures[t])
-        when = float(self.views.times_s[draw.frames[t]])
+        self.source.value, self.view_picture.value = _png(source), _png(pictures[t])
+        time_s = float(self.views.times_s[draw.frames[t]])
         self.sentence.value = (
-            f"<b>{draw.name}</b>: frame {t} of {len(pictures)}, {when:.2f} s, {draw.size_px} px"
+            f"<b>{draw.name}</b>: frame {t} of {len(pictures)}, {time_s:.2f} s, {draw.size_px} px"
             f"{', mirrored' if draw.flip else ''}{', grey' if draw.grey else ''}. "
             f"{'Teacher and student see this view.' if draw.kind == 'global' else 'Only the student sees this view.'}"
         )
@@ -319,10 +321,10 @@ class PredictionExplorer(Explorer):
 
     def _figure(self) -> go.Figure:
         index = self.frame.value
-        seen = self.prediction.seen_frame(index)
+        nearest = self.prediction.seen_frame(index)
         with open_video(self.path) as reader:
             picture = reader.read([index])[0]
-        return frame_figure(picture, *self.prediction.overlay(seen))
+        return frame_figure(picture, *self.prediction.overlay(nearest))
 
     def _clicked(self, _: Any, points: Any, __: Any) -> None:
         if points.point_inds:

@@ -83,11 +83,11 @@ def test_a_lasso_fills_the_sheet_and_a_click_shows_neighbours(model, video, tmp_
 def test_views_show_their_crop_and_their_frames(video):
     spec = ViewSpec(clip_s=4.0, global_px=32, local_px=16, local_frames=(2, 2))
     explorer = ViewsExplorer(MultiView(spec).of_video(video, seed=3), spec.input)
-    before = explorer.seen.value
+    before = explorer.view_picture.value
     assert "Teacher and student" in explorer.sentence.value and explorer.frame.max == 7
     explorer.view.value = 3
     assert explorer.frame.max == 1 and "Only the student" in explorer.sentence.value
-    assert explorer.seen.value != before
+    assert explorer.view_picture.value != before
 
 
 def test_the_prediction_follows_slider_and_click(model, video):

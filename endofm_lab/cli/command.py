@@ -18,7 +18,7 @@ from endofm_lab.errors import UserError
 from endofm_lab.messages import speaking
 from endofm_lab.outside import allowing
 
-_OWN = ("output", "config", "settings")  # parameters of a command that are not options
+_NOT_OPTIONS = ("output", "config", "settings")  # parameters of a command that are not options
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Command:
             ``config`` (the dataclass built from the options), ``settings`` (arguments for the library's function) and
             ``output``.
         source: the dataclass or function that the other options come from, or None.
-        own: options from the parameters of ``run``.
-        lent: options from ``source``.
+        run_options: options from the parameters of ``run``.
+        source_options: options from ``source``.
         presets: takes the values of all options and returns the configuration of the preset, whose values become the
             defaults; None for commands without presets.
         fixed: whether a preset refuses other values of an option.
@@ -85,8 +85,8 @@ class Command:
 
     run: Callable[..., None]
     source: Any
-    own: tuple[Option, ...]
-    lent: tuple[Option, ...]
+    run_options: tuple[Option, ...]
+    source_options: tuple[Option, ...]
     presets: Callable[[Mapping[Key, Any]], Any] | None = None
     fixed: Callable[[Option], bool] = lambda option: False
     explain: Callable[[str | None], list[str]] | None = None
@@ -100,7 +100,7 @@ class Command:
     def options(self) -> tuple[Option, ...]:
         """All options: positional ones first, switches for the output last."""
         switches = options_of(_switches)
-        together = (*self.own, *self.lent)
+        together = (*self.run_options, *self.source_options)
         return (*(o for o in together if o.positional), *(o for o in together if not o.positional), *switches)
 
     def __call__(self, args: Sequence[str], prog: str) -> None:
@@ -124,18 +124,18 @@ class Command:
             options = [self._preset(option, preset) for option in options]
             values = self._parsed(options, args, prog)
             self._refuse_contradictions(values, preset)
-        arguments: dict[str, Any] = {option.key[0]: values[option.key] for option in self.own}
+        arguments: dict[str, Any] = {option.key[0]: values[option.key] for option in self.run_options}
         if is_dataclass(self.source):
             arguments["config"] = build(self.source, values)
         elif self.source is not None:
-            arguments["settings"] = {option.key[0]: values[option.key] for option in self.lent}
+            arguments["settings"] = {option.key[0]: values[option.key] for option in self.source_options}
         output = Output(values["json",], values["quiet",])
         with allowing(values["allow",]), speaking(output.progress):
             self.run(**arguments, output=output)
 
     def _parsed(self, options: Sequence[Option], args: Sequence[str], prog: str) -> dict[Key, Any]:
-        about = docstring_parser.parse(self.run.__doc__ or "")
-        text = "\n\n".join(part for part in (about.short_description, about.long_description) if part)
+        docstring = docstring_parser.parse(self.run.__doc__ or "")
+        text = "\n\n".join(part for part in (docstring.short_description, docstring.long_description) if part)
         return parse(options, args, prog, text)
 
     def _shown(self, args: Sequence[str]) -> Sequence[Option]:
@@ -150,11 +150,11 @@ class Command:
         return self.options if preset is None else [self._preset(option, preset) for option in self.options]
 
     def _preset(self, option: Option, preset: Any) -> Option:
-        unchanged = option.required or option not in self.lent
+        unchanged = option.required or option not in self.source_options
         return option if unchanged else option.with_default(value_at(preset, option.key))
 
     def _refuse_contradictions(self, values: Mapping[Key, Any], preset: Any) -> None:
-        for option in self.lent:
+        for option in self.source_options:
             if not option.required and self.fixed(option) and values[option.key] != value_at(preset, option.key):
                 raise UserError(
                     f"The preset sets {option.typed} to {value_at(preset, option.key)}, but {values[option.key]} was "
@@ -179,10 +179,10 @@ def command(
 
     def decorate(run: Callable[..., None]) -> Command:
         read = partial(options_of, positional=positional, names=names, flat=flat, choices=choices, columns=columns)
-        own = read(run, without=_OWN)
-        excluded = [*without, "progress", *(option.key[0] for option in own)]
-        lent = [] if source is None else read(source, without=excluded)
-        return Command(run, source, tuple(own), tuple(lent), presets, fixed, explain)
+        run_options = read(run, without=_NOT_OPTIONS)
+        excluded = [*without, "progress", *(option.key[0] for option in run_options)]
+        source_options = [] if source is None else read(source, without=excluded)
+        return Command(run, source, tuple(run_options), tuple(source_options), presets, fixed, explain)
 
     return decorate
 

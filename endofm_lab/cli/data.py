@@ -134,12 +134,12 @@ def import_table(table: Path, settings: dict[str, Any], output: Output) -> None:
         table: the table, with a header and a row for each video, picture or folder of frames.
     """
     try:
-        done = own_table.import_table(table, **settings)
+        result = own_table.import_table(table, **settings)
     except own_table.TableError as error:
         output.say(error.text(), "")
         raise
-    output.result({"manifest": done.manifest.path, "rows": len(done.manifest), "notes": done.notes})
-    output.say(done.text())
+    output.result({"manifest": result.manifest.path, "rows": len(result.manifest), "notes": result.notes})
+    output.say(result.text())
 
 
 @command(get_data, positional=("name",))

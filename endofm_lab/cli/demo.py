@@ -59,8 +59,8 @@ def _write_demo_report(prediction: VideoPrediction, path: Path, title: str) -> P
         for picture, frame in zip(pictures, frames, strict=True)
     ]
     origin = prediction.provenance
-    about = f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}"
-    sections = [("Scores over time", [about, timeline(prediction)]), ("Frames", figures)]
+    caption = f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}"
+    sections = [("Scores over time", [caption, timeline(prediction)]), ("Frames", figures)]
     return write_report(path, title, sections, origin)
 
 

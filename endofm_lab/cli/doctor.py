@@ -185,11 +185,11 @@ def completion_script() -> str:
     entries = {name: find(name) for name in COMMANDS}
     groups = [name for name, entry in entries.items() if isinstance(entry, dict)]
     words = {"": [*COMMANDS], **{name: [*entry] for name, entry in entries.items() if isinstance(entry, dict)}}
-    words |= {called: _spellings(one) for called, one in _single(entries)}
+    words |= {call: _spellings(command) for call, command in _single(entries)}
     choices = {
-        f"{called} {option.typed}": [*option.choices]
-        for called, one in _single(entries)
-        for option in one.options
+        f"{call} {option.typed}": [*option.choices]
+        for call, command in _single(entries)
+        for option in command.options
         if option.choices and not option.positional
     }
     script = _SCRIPT.replace("%GROUPS%", " | ".join(groups))
@@ -200,15 +200,15 @@ def _single(entries: dict[str, Command | dict[str, Command]]) -> Iterator[tuple[
     """Every command by the words that call it."""
     for name, entry in entries.items():
         if isinstance(entry, dict):
-            yield from ((f"{name} {part}", one) for part, one in entry.items())
+            yield from ((f"{name} {part}", command) for part, command in entry.items())
         else:
             yield name, entry
 
 
-def _spellings(one: Command) -> list[str]:
+def _spellings(command: Command) -> list[str]:
     """The words that can follow a command: choices of its positional arguments, and its options."""
-    places = [word for option in one.options if option.positional for word in option.choices]
-    return places + [word for option in one.options if not option.positional for word in option.spellings]
+    places = [word for option in command.options if option.positional for word in option.choices]
+    return places + [word for option in command.options if not option.positional for word in option.spellings]
 
 
 def _cases(words: dict[str, list[str]]) -> str:

@@ -110,7 +110,7 @@ def _call(name: str, args: list[str]) -> None:
             return
         part, *args = args
         if part not in entry:
-            raise UserError(unknown("command", f"{name} {part}", [f"{name} {known}" for known in entry]))
+            raise UserError(unknown("command", f"{name} {part}", [f"{name} {part_name}" for part_name in entry]))
         entry, prog = entry[part], f"{prog} {part}"
     entry(args, prog)
 
@@ -120,11 +120,13 @@ def _overview() -> str:
     return _overview_of("endofm-lab", lines, f"A workbench for Endo-FM. {NOTICE}")
 
 
-def _overview_of(prog: str, lines: Mapping[str, str], about: str = "") -> str:
+def _overview_of(prog: str, lines: Mapping[str, str], summary: str = "") -> str:
     """The help of a command with sub-commands: one line for each of them."""
     width = max(map(len, lines))
     head = [f"usage: {prog} COMMAND [options]   ({prog} COMMAND --help describes a command)", ""]
-    return "\n".join([*head, *([about, ""] if about else []), *(f"  {name:<{width}}  {lines[name]}" for name in lines)])
+    return "\n".join(
+        [*head, *([summary, ""] if summary else []), *(f"  {name:<{width}}  {lines[name]}" for name in lines)]
+    )
 
 
 if __name__ == "__main__":

@@ -242,8 +242,8 @@ def _metavar(kind: Any, name: str) -> str:
         return _metavar(get_args(kind)[0], name)
     if get_origin(kind) is tuple:
         kinds = get_args(kind)
-        each = _metavar(kinds[0], name)
-        return f"{each} [{each} ...]" if kinds[-1] is Ellipsis else " ".join([each] * len(kinds))
+        element = _metavar(kinds[0], name)
+        return f"{element} [{element} ...]" if kinds[-1] is Ellipsis else " ".join([element] * len(kinds))
     if kind is Path and name in _FOLDERS:
         return "FOLDER"
     return "NAME" if kind is str and name in _NAMES else _METAVARS.get(kind, "VALUE")
@@ -280,16 +280,16 @@ def parse(options: Sequence[Option], args: Sequence[str], prog: str, description
 def _refused(options: Sequence[Option], args: Sequence[str], prog: str, box: str) -> str:
     """The sentence in place of the box in which tyro says what it refuses: it names the argument."""
     help_ = f"`{prog} --help` describes all options."
-    known = {spelling for option in options for spelling in option.spellings}
+    spellings = {spelling for option in options for spelling in option.spellings}
     dashed = [word for word in args if word[:1] == "-" and word[1:2].isalpha()]
-    dashed += [word for word in args if word[:2] == "--" and word.partition("=")[0].replace("_", "-") not in known]
+    dashed += [word for word in args if word[:2] == "--" and word.partition("=")[0].replace("_", "-") not in spellings]
     if dashed:
         advice = "If it is a value, write --option=-value, or ./-path for a path."
         return f"{prog} has no option {dashed[0]}. {advice} {help_}"
-    said = " ".join(box.replace("│", " ").split())
-    named = [option.typed for option in options if not option.positional and option.typed in said]
-    named += [option.metavar for option in options if option.positional and option.metavar in said]
-    shown = max(named, key=len, default="")
+    sentence = " ".join(box.replace("│", " ").split())
+    mentions = [option.typed for option in options if not option.positional and option.typed in sentence]
+    mentions += [option.metavar for option in options if option.positional and option.metavar in sentence]
+    shown = max(mentions, key=len, default="")
     return f"{prog} cannot read {shown or 'these arguments: ' + ' '.join(args)[:100]}. {help_}"
 
 

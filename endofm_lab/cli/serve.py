@@ -219,15 +219,15 @@ def password() -> str:
     Raises:
         UserError: the user's password is too short.
     """
-    given = os.environ.get(PASSWORD)
-    if given is None:
+    value = os.environ.get(PASSWORD)
+    if value is None:
         return secrets.token_urlsafe(16)
-    if len(given) < _SHORTEST_PASSWORD:
+    if len(value) < _SHORTEST_PASSWORD:
         raise UserError(
-            f"The password in {PASSWORD} has {len(given)} characters, but at least {_SHORTEST_PASSWORD} are needed. "
+            f"The password in {PASSWORD} has {len(value)} characters, but at least {_SHORTEST_PASSWORD} are needed. "
             "Choose a longer password, or unset this variable to have a password generated."
         )
-    return given
+    return value
 
 
 def free_port(port: int) -> int:

@@ -15,7 +15,7 @@ _RENAMED = {
     "--probe-label": "--probe-label-column",
     "--split-name": "--split",
 }
-_GONE = {
+_REMOVED = {
     "--resume": "--resume is not needed: the same command continues a run that was stopped.",
     "--set": "--set is not needed: every setting is an option of its own, such as --views.global-px 112.",
 }
@@ -34,13 +34,13 @@ def check(options: Sequence[Option], args: Sequence[str], prog: str) -> None:
     by_name = {name: option for option in options if not option.positional for name in option.spellings}
     places = [option for option in options if option.positional]
     free: list[str] = []
-    given = set()
+    names = set()
     for option, values in _read(by_name, args, prog, free):
-        given.add(option.name)
+        names.add(option.name)
         _check_values(option, option.typed, values)
     _check_places(places, free, prog)
     for option in by_name.values():
-        if option.required and option.name not in given:
+        if option.required and option.name not in names:
             raise UserError(f"{prog} needs {option.typed} {option.metavar} ({_lower(option.help)}).")
 
 
@@ -87,8 +87,8 @@ def _unknown_option(name: str, by_name: dict[str, Option], prog: str) -> str:
     renamed = _RENAMED.get(name)
     if renamed in by_name:
         return f"{name} is now written {renamed}."
-    if name in _GONE:
-        return _GONE[name]
+    if name in _REMOVED:
+        return _REMOVED[name]
     close = get_close_matches(name, by_name, n=1, cutoff=0.6)
     remedy = f"Did you mean {close[0]}?" if close else f"`{prog} --help` lists its options."
     return f"{prog} has no option {name}. {remedy}"

@@ -27,7 +27,7 @@ def evaluate_demo(model: VideoModel, manifest: Manifest, split: str) -> dict[str
     for unit, row in zip(units(rows).ids, rows.to_dict("records"), strict=True):
         prediction = predict_video(manifest.resolve(row["video"]), model, progress=False)
         scores, motions = prediction.scores["finding"], prediction.scores["motion"]
-        still = resized(read_whole(manifest, row["video"]), model.card.input.size_px)
+        frames = resized(read_whole(manifest, row["video"]), model.card.input.size_px)
         for clip, (start_s, end_s) in enumerate(prediction.times_s):
             middle = int((start_s + end_s) / 2 * float(prediction.video.fps))
             clips.append(
@@ -37,7 +37,7 @@ def evaluate_demo(model: VideoModel, manifest: Manifest, split: str) -> dict[str
                     "polyp score": scores[clip, FINDINGS.index("polyp")],
                     "motion": MOTIONS.index(row["motion"]),
                     "predicted motion": motions[clip].argmax(),
-                    "motion of one frame": _motion_of_one_frame(model, still[middle]),
+                    "motion of one frame": _motion_of_one_frame(model, frames[middle]),
                 }
             )
         if row["label"] == "polyp":

@@ -42,9 +42,9 @@ def order_losses(model: VideoModel, clip: Tensor, motion: Tensor) -> dict[str, T
 
     Features that both directions share cannot tell the motion, and their gradients cancel; only the order remains.
     """
-    both, answers = torch.cat([clip, clip.flip(2)]), torch.cat([motion, 1 - motion])
+    clips, answers = torch.cat([clip, clip.flip(2)]), torch.cat([motion, 1 - motion])
     head = model.head("motion")
-    return {"motion": head.loss(head(model.backbone(both)), {"target": answers})}
+    return {"motion": head.loss(head(model.backbone(clips)), {"target": answers})}
 
 
 def train_demo(

@@ -265,14 +265,21 @@ def _probe_accuracy(X: np.ndarray, values: np.ndarray, groups: np.ndarray) -> di
     """The accuracy of a probe for the values over folds of whole groups, or the reason why there is none."""
     per_class = pd.Series(groups).groupby(values).nunique()
     testable = np.isin(values, per_class.index[per_class >= 2].to_numpy())
-    why = ""
+    reason = ""
     if (n_groups := len(set(groups))) < MIN_UNITS_FOR_PROBE:
-        why = f"No accuracy: a probe needs at least {MIN_UNITS_FOR_PROBE} units, but there are {n_groups}."
+        reason = f"No accuracy: a probe needs at least {MIN_UNITS_FOR_PROBE} units, but there are {n_groups}."
     elif len(set(values[testable])) < 2:
-        why = "No accuracy: fewer than two classes occur in more than one unit."
-    if why:
+        reason = "No accuracy: fewer than two classes occur in more than one unit."
+    if reason:
         K = len(per_class)
-        return {"classes": K, "rows": len(values), "accuracy": float("nan"), "chance": 1 / K, "folds": "", "why": why}
+        return {
+            "classes": K,
+            "rows": len(values),
+            "accuracy": float("nan"),
+            "chance": 1 / K,
+            "folds": "",
+            "why": reason,
+        }
     X, values, groups = X[testable], values[testable], groups[testable]
     K = len(set(values))
     predicted = np.empty(len(values), dtype=object)
@@ -280,10 +287,10 @@ def _probe_accuracy(X: np.ndarray, values: np.ndarray, groups: np.ndarray) -> di
     features = torch.from_numpy(X)
     for train, test in GroupKFold(min(5, len(set(groups)))).split(X, groups=groups):
         predicted[test] = classes[linear_answers(features[train], numbers[train], features[test])]
-    alone = int((~np.isin(per_class.index, values)).sum())
-    why = f"{alone} further classes occur in only one unit." if alone else ""
+    n_single = int((~np.isin(per_class.index, values)).sum())
+    reason = f"{n_single} further classes occur in only one unit." if n_single else ""
     accuracy = float(balanced_accuracy(values, predicted.astype(values.dtype)))
-    return {"classes": K, "rows": len(values), "accuracy": accuracy, "chance": 1 / K, "why": why}
+    return {"classes": K, "rows": len(values), "accuracy": accuracy, "chance": 1 / K, "why": reason}
 
 
 def _finite(vectors: ArrayLike) -> np.ndarray:

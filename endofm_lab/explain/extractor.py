@@ -61,15 +61,15 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
             raise UserError(f"batch is {self.batch}; at least 1 clip must go through the model at a time.")
         network = for_inference(self.model_.backbone, torch.float32)
         device = next(self.model_.parameters()).device
-        found = [np.zeros((0, self.n_features_out_), np.float32)]
+        blocks = [np.zeros((0, self.n_features_out_), np.float32)]
         for at in range(0, len(videos), self.batch):
-            some = videos[at : at + self.batch]
-            clips = torch.cat([to_input(self._frames(video), self.model_.card.input) for video in some])
+            batch = videos[at : at + self.batch]
+            clips = torch.cat([to_input(self._frames(video), self.model_.card.input) for video in batch])
             features = network(clips.to(device)).pooled()
-            names = [str(video) if isinstance(video, str | Path) else "an array" for video in some]
+            names = [str(video) if isinstance(video, str | Path) else "an array" for video in batch]
             check_finite(features, f"The backbone of {self.model_.card.name}", names)
-            found.append(features.float().cpu().numpy())
-        return np.concatenate(found)
+            blocks.append(features.float().cpu().numpy())
+        return np.concatenate(blocks)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """Names of the columns: "feature0" and so on."""

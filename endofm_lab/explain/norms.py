@@ -67,15 +67,15 @@ def step_norms(backbone: Encoder, clip: Tensor) -> tuple[VideoTokens, StepNorms]
     return tokens, StepNorms(tuple(space), tuple(time))
 
 
-def _shares(attention: Attention, then: nn.Linear | None, x: Tensor, y: Tensor, softmax: Tensor) -> Tensor:
+def _shares(attention: Attention, fc: nn.Linear | None, x: Tensor, y: Tensor, softmax: Tensor) -> Tensor:
     """(S, n, n) from S sequences: residual ``x`` and normalised ``y`` (S, n, D), ``softmax`` (S, heads, n, n)."""
     D, heads = x.shape[-1], softmax.shape[1]
     v = rearrange(y @ attention.qkv.weight[2 * D :].T + attention.qkv.bias[2 * D :], "s n (k d) -> s n k d", k=heads)
-    out, _ = attention.output(then)
+    out, _ = attention.output(fc)
     carried = torch.einsum("snkd,ekd->snke", v, rearrange(out, "e (k d) -> e k d", k=heads))
     # |sum_k A_k c_k|^2 = sum_kl A_k A_l c_k.c_l needs inner products of heads per key, not a vector per pair of tokens
     inner = torch.einsum("snke,snle->snkl", carried, carried)
     squared = (torch.einsum("skij,sjkl->slij", softmax, inner) * softmax).sum(dim=1)
-    own = x + torch.einsum("skn,snke->sne", softmax.diagonal(dim1=-2, dim2=-1), carried)
-    length = squared.clamp(min=0).sqrt().diagonal_scatter(own.norm(dim=-1), dim1=-2, dim2=-1)
+    diagonal = x + torch.einsum("skn,snke->sne", softmax.diagonal(dim1=-2, dim2=-1), carried)
+    length = squared.clamp(min=0).sqrt().diagonal_scatter(diagonal.norm(dim=-1), dim1=-2, dim2=-1)
     return (length / length.sum(dim=-1, keepdim=True)).float().cpu()

@@ -45,8 +45,8 @@ def overlay(frames: np.ndarray, maps: ArrayLike, times_s: ArrayLike | None = Non
     names = frame_names(len(frames), times_s)
     images = [go.Image(source=data_uri(picture), hoverinfo="skip") for picture in pictures]
     figure = go.Figure(images[0], frames=[go.Frame(data=[i], name=n) for i, n in zip(images, names, strict=True)])
-    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
-    steps = [{"label": name, "method": "animate", "args": [[name], still]} for name in names]
+    settings = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
+    steps = [{"label": name, "method": "animate", "args": [[name], settings]} for name in names]
     figure.update_layout(
         sliders=[{"steps": steps, "currentvalue": {"prefix": "frame at "}, "pad": {"t": 10}}],
         title=title,
@@ -146,8 +146,8 @@ def temporal_matrices(
 def film_strip(frames: np.ndarray, maps: ArrayLike, times_s: ArrayLike | None = None, title: str = "") -> go.Figure:
     """All frames of a clip in a row, and below them the same frames covered by their maps."""
     T, H, W, _ = frames.shape
-    both = np.concatenate([np.concatenate(list(frames), axis=1), np.concatenate(list(blend(frames, maps)), axis=1)])
-    figure = go.Figure(go.Image(source=data_uri(both), hoverinfo="skip"))
+    strip = np.concatenate([np.concatenate(list(frames), axis=1), np.concatenate(list(blend(frames, maps)), axis=1)])
+    figure = go.Figure(go.Image(source=data_uri(strip), hoverinfo="skip"))
     figure.update_xaxes(
         tickmode="array", tickvals=[(t + 0.5) * W for t in range(T)], ticktext=frame_names(T, times_s), showgrid=False
     )

@@ -28,17 +28,17 @@ def scatter(
         raise UserError(f"There is no column {color!r} to colour by. The columns are {', '.join(rows.columns)}.")
     x, y = np.asarray(points).T
     place = np.arange(len(rows))
-    about = [f"{video}\n{label}" for video, label in zip(rows["video"], rows["label"], strict=True)]
+    hover_texts = [f"{video}\n{label}" for video, label in zip(rows["video"], rows["label"], strict=True)]
     figure = go.Figure()
     if pd.api.types.is_numeric_dtype(rows[color]):
         marker = {"color": rows[color], "colorscale": SCALE, "colorbar": {"title": color}, "size": 7}
-        figure.add_trace(_markers(x, y, place, about, marker, color))
+        figure.add_trace(_markers(x, y, place, hover_texts, marker, color))
     else:
         for k, value in enumerate(sorted(set(rows[color].astype(str)))):
-            here = (rows[color].astype(str) == value).to_numpy()
+            in_group = (rows[color].astype(str) == value).to_numpy()
             marker = {"color": color_of(value, k), "size": 7, "opacity": 0.8}
-            texts = [text for text, inside in zip(about, here, strict=True) if inside]
-            figure.add_trace(_markers(x[here], y[here], place[here], texts, marker, value or "(not known)"))
+            texts = [text for text, inside in zip(hover_texts, in_group, strict=True) if inside]
+            figure.add_trace(_markers(x[in_group], y[in_group], place[in_group], texts, marker, value or "(not known)"))
     figure.update_xaxes(title_text=names[0], zeroline=False, showticklabels=False)
     figure.update_yaxes(title_text=names[1], zeroline=False, showticklabels=False)
     figure.update_layout(title=title, dragmode="lasso", height=560, legend={"title": color, "itemsizing": "constant"})

@@ -14,7 +14,7 @@ import plotly.io as pio
 
 # The palette of Okabe and Ito; grey means that nothing was found.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#5D3A9B", "#B8B800")
-NAMED = {
+COLOUR_OF = {
     "normal": "#7F7F7F",
     "polyp": "#D55E00",
     "ulcer": "#E69F00",
@@ -35,7 +35,7 @@ _TEXTS = ("name", "text", "hovertext", "ticktext", "label", "prefix", "suffix", 
 
 def color_of(name: str, index: int) -> str:
     """The colour of a class: its fixed colour if it has one, otherwise the colour of the palette at its position."""
-    return NAMED.get(name.lower(), PALETTE[index % len(PALETTE)])
+    return COLOUR_OF.get(name.lower(), PALETTE[index % len(PALETTE)])
 
 
 def tidy(figure: go.Figure) -> go.Figure:

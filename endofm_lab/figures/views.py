@@ -37,7 +37,7 @@ def in_space(views: Views, time_s: float | None = None, title: str = "") -> go.F
     figure = go.Figure(go.Image(source=data_uri(frame), hoverinfo="skip"))
     for draw, colour in zip(views.draws, colours(views), strict=True):
         x1, y1, x2, y2 = draw.crop_xyxy
-        now = draw.window[0] <= number < draw.window[1]
+        is_current = draw.window[0] <= number < draw.window[1]
         figure.add_trace(
             go.Scatter(
                 x=[x1, x2, x2, x1, x1],
@@ -45,10 +45,10 @@ def in_space(views: Views, time_s: float | None = None, title: str = "") -> go.F
                 mode="lines",
                 line={
                     "color": colour,
-                    "width": (4 if draw.kind == "global" else 3) if now else 2,
-                    "dash": "solid" if now else "dot",
+                    "width": (4 if draw.kind == "global" else 3) if is_current else 2,
+                    "dash": "solid" if is_current else "dot",
                 },
-                opacity=1.0 if now else 0.8,
+                opacity=1.0 if is_current else 0.8,
                 name=draw.name,
                 hovertemplate=f"%{{fullData.name}}: {x2 - x1} x {y2 - y1} px<extra></extra>",
                 showlegend=False,
@@ -56,7 +56,7 @@ def in_space(views: Views, time_s: float | None = None, title: str = "") -> go.F
         )
         figure.add_annotation(
             x=x1, y=y1, text=_short(draw), showarrow=False, xanchor="left", yanchor="top", bgcolor=colour,
-            font={"color": "white", "size": 12}, opacity=1.0 if now else 0.6, borderpad=1,
+            font={"color": "white", "size": 12}, opacity=1.0 if is_current else 0.6, borderpad=1,
         )  # fmt: skip
     figure.update_xaxes(visible=False, range=[0, width], constrain="domain")
     figure.update_yaxes(visible=False, range=[height, 0], scaleanchor="x")
@@ -105,17 +105,17 @@ def in_time(views: Views, time_s: float | None = None, title: str = "") -> go.Fi
     return tidy(figure)
 
 
-def seen(views: Views, spec: InputSpec, which: list[int] | None = None, title: str = "", most: int = 8) -> go.Figure:
+def seen(views: Views, spec: InputSpec, indices: list[int] | None = None, title: str = "", most: int = 8) -> go.Figure:
     """A film strip of each view as the network receives it, titled with its size and augmentation.
 
     Args:
         views: the views of a clip.
         spec: their normalisation (`ViewSpec.input`), which is undone for display.
-        which: indices of the views to show; by default all views.
+        indices: indices of the views to show; by default all views.
         title: title of the figure.
         most: largest number of frames per view; longer views are sampled evenly.
     """
-    places = list(range(len(views.draws))) if which is None else which
+    places = list(range(len(views.draws))) if indices is None else indices
     films, names = [], []
     for place in places:
         draw = views.draws[place]

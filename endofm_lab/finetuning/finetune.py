@@ -109,11 +109,11 @@ def plan_of(config: FinetuneConfig) -> dict[str, Any]:
     }
 
 
-def _completed(before: dict[str, Any]) -> dict[str, Any]:
+def _completed(request: dict[str, Any]) -> dict[str, Any]:
     """The settings in ``config.json``, with the defaults of settings that are newer than the file."""
-    start = {**asdict(Start()), **before.get("start", {})}
+    start = {**asdict(Start()), **request.get("start", {})}
     defaults = {f.name: f.default for f in fields(FinetuneConfig) if f.default is not MISSING}
-    return _absolute({**defaults, **before, "start": start})
+    return _absolute({**defaults, **request, "start": start})
 
 
 def _absolute(settings: dict[str, Any]) -> dict[str, Any]:

@@ -85,12 +85,12 @@ class HeadTraining(Trainable):
         if self.mean is None:
             yield
             return
-        own = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        backup = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.model.load_state_dict(self.mean.state_dict())
         try:
             yield
         finally:
-            self.model.load_state_dict(own)
+            self.model.load_state_dict(backup)
 
     def train(self, mode: bool = True) -> "HeadTraining":
         """Set the mode of the head; a frozen backbone stays in evaluation mode, without drop path."""

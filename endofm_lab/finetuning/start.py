@@ -104,8 +104,8 @@ class Start:
     @property
     def _image_model(self) -> str | None:
         """The name of the image model of timm, if the size or the source names one."""
-        named = [text for text in (self.source, self.size or "") if text.startswith(TIMM)]
-        return named[0].removeprefix(TIMM) if named else None
+        sources = [text for text in (self.source, self.size or "") if text.startswith(TIMM)]
+        return sources[0].removeprefix(TIMM) if sources else None
 
     def content(self) -> str:
         """`fingerprint_of` the source's file or folder; "" for a start from scratch and for models of timm's Hub.

@@ -169,12 +169,12 @@ def detection_metrics(
 def _match_class(frames: Sequence[FrameBoxes], label: int) -> ClassMatches:
     numbers, scores, hits = [np.zeros(0, np.int64)], [np.zeros(0)], [np.zeros((len(IOU_THRESHOLDS), 0), bool)]
     for number, frame in enumerate(frames):
-        mine = np.flatnonzero(frame.labels == label)
-        mine = mine[np.argsort(-frame.scores[mine], kind="stable")][:MAX_DETECTIONS]
+        indices = np.flatnonzero(frame.labels == label)
+        indices = indices[np.argsort(-frame.scores[indices], kind="stable")][:MAX_DETECTIONS]
         truth = frame.true_xyxy[frame.true_labels == label]
-        numbers.append(np.full(len(mine), number))
-        scores.append(frame.scores[mine])
-        hits.append(_hits(frame.xyxy[mine], truth))
+        numbers.append(np.full(len(indices), number))
+        scores.append(frame.scores[indices])
+        hits.append(_hits(frame.xyxy[indices], truth))
     order = np.argsort(-np.concatenate(scores), kind="stable")
     truths = np.array([(frame.true_labels == label).sum() for frame in frames])
     return ClassMatches(np.concatenate(numbers)[order], np.concatenate(hits, axis=1)[:, order], truths)

@@ -198,8 +198,8 @@ def defined_units(metrics: MetricSet, groups: ArrayLike) -> dict[str, int]:
     counts: dict[str, int] = {}
     block = max(1, _CELLS // max(1, len(rows)))
     for start in range(0, len(units), block):
-        alone = (np.arange(start, min(start + block, len(units)))[:, None] == rows).astype(np.float64)
-        for name, values in metrics(alone).items():
+        single = (np.arange(start, min(start + block, len(units)))[:, None] == rows).astype(np.float64)
+        for name, values in metrics(single).items():
             counts[name] = counts.get(name, 0) + int((~np.isnan(np.asarray(values))).sum())
     return counts
 

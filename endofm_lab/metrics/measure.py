@@ -43,12 +43,12 @@ def with_measures(metrics: MetricSet, measures: Sequence[type[Measure]], rows: p
     Raises:
         UserError: a measure has the name of one of the task's metrics, when the metrics are computed.
     """
-    own = {measure.name: measure.of(rows) for measure in measures}
+    functions = {measure.name: measure.of(rows) for measure in measures}
 
     def together(weights: NDArray[np.float64]) -> dict[str, Values]:
         values = dict(metrics(weights))
-        if taken := own.keys() & values.keys():
+        if taken := functions.keys() & values.keys():
             raise UserError(f"The task has a metric {sorted(taken)[0]!r} already; give yours another name.")
-        return values | {name: of(weights) for name, of in own.items()}
+        return values | {name: of(weights) for name, of in functions.items()}
 
-    return together if own else metrics
+    return together if functions else metrics

@@ -39,7 +39,7 @@ class PackedBlock(nn.Module):
         if self.divided:
             self.temporal_norm1 = block.temporal_norm1
             self.temporal_qkv = _Linear(block.temporal_attn.qkv.weight, block.temporal_attn.qkv.bias)
-            self.temporal_output = _Linear(*block.temporal_attn.output(following=block.temporal_fc))
+            self.temporal_output = _Linear(*block.temporal_attn.output(fc=block.temporal_fc))
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.qkv = _Linear(block.attn.qkv.weight, block.attn.qkv.bias)
         self.output = _Linear(*block.attn.output())

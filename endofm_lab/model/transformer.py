@@ -119,23 +119,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(
-        self, x: Tensor, axis: Axis, maps: bool, following: nn.Linear | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Tokens ``(B, T, N, D)``, and the softmax of `attend` if ``maps``. ``following`` is a linear map after it."""
+    def forward(self, x: Tensor, axis: Axis, maps: bool, fc: nn.Linear | None = None) -> tuple[Tensor, Tensor | None]:
+        """Tokens ``(B, T, N, D)``, and the softmax of `attend` if ``maps``. ``fc`` is a linear map that follows."""
         y, softmax = attend(self.qkv(x), self.heads, axis, maps)
-        return F.linear(y, *self.output(following)), softmax
+        return F.linear(y, *self.output(fc)), softmax
 
-    def output(self, following: nn.Linear | None = None) -> tuple[Tensor, Tensor]:
-        """Weight and bias of the output, merged with those of the linear map ``following`` that follows.
+    def output(self, fc: nn.Linear | None = None) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the output, merged with those of the linear map ``fc`` that follows.
 
         Two consecutive linear maps are one map. Merging them costs D^3 multiplications and saves B T N D^2.
         """
         weight: Tensor = self.proj.weight
         bias: Tensor = self.proj.bias
-        if following is None:
+        if fc is None:
             return weight, bias
-        return following.weight @ weight, F.linear(bias, following.weight, following.bias)
+        return fc.weight @ weight, F.linear(bias, fc.weight, fc.bias)
 
 
 def attend(qkv: Tensor, heads: int, axis: Axis, maps: bool) -> tuple[Tensor, Tensor | None]:
@@ -206,7 +204,7 @@ class Block(nn.Module):
         temporal = None
         if self.divided:
             cls, patches = x[:, :, :1], x[:, :, 1:]  # CLS is not part of attention in time
-            y, temporal = self.temporal_attn(self.temporal_norm1(patches), "time", maps, following=self.temporal_fc)
+            y, temporal = self.temporal_attn(self.temporal_norm1(patches), "time", maps, fc=self.temporal_fc)
             x = torch.cat([cls, patches + self.drop_path(y)], dim=2)
         if self.adapted:
             x = self.temporal_adapter1(x)

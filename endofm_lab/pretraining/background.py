@@ -109,7 +109,7 @@ def _process(out: Path) -> psutil.Process | None:
     recorded = read_json(out / PROCESS)
     try:
         process = psutil.Process(recorded["pid"])
-        same = abs(process.create_time() - recorded["created"]) < 1
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        is_same = abs(process.create_time() - recorded["created"]) < 1
+        return process if is_same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.NoSuchProcess:
         return None

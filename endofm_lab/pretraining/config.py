@@ -34,9 +34,9 @@ OBJECTIVES = {
     FeatureConfig.name: "features",
     VicregConfig.name: "vicreg",
 }
-OWN = "objective_settings"  # key in config.json: the settings of an objective that was given as an object
+SETTINGS = "objective_settings"  # key in config.json: the settings of an objective that was given as an object
 OWN_CLASS = "objective_class"  # key in config.json: its importable name, if it is from outside the library
-_OBJECTIVE = ("objective", OWN, OWN_CLASS)
+_OBJECTIVE = ("objective", SETTINGS, OWN_CLASS)
 
 
 @dataclass(frozen=True, repr=False)
@@ -358,7 +358,7 @@ def settings(config: PretrainConfig, objective: Objective) -> dict[str, Any]:
     """All settings of a run as plain JSON values, including those of an objective from outside the table."""
     tree = to_json(config)
     if objective != config.chosen:
-        tree |= {"objective": objective.name, OWN: to_plain(asdict(objective))}
+        tree |= {"objective": objective.name, SETTINGS: to_plain(asdict(objective))}
         tree |= {OWN_CLASS: name} if (name := name_of(type(objective))) else {}
     return tree
 
@@ -370,7 +370,7 @@ def stored_settings(tree: dict[str, Any]) -> dict[str, Any]:
 
 def known_settings(tree: dict[str, Any]) -> PretrainConfig:
     """The configuration in a run folder, without an objective that was given as an object."""
-    excluded = _OBJECTIVE if OWN in tree else ()
+    excluded = _OBJECTIVE if SETTINGS in tree else ()
     return from_json({name: value for name, value in tree.items() if name not in excluded})
 
 
@@ -380,11 +380,12 @@ def own_objective(tree: dict[str, Any], source: str) -> Objective | None:
     Raises:
         UserError: the class of the objective is not allowed, or its settings have changed.
     """
-    if OWN not in tree:
+    if SETTINGS not in tree:
         return None
     if OWN_CLASS in tree:
-        return from_plain(class_named(tree[OWN_CLASS], Objective, source), tree[OWN], OWN)
-    return from_plain(type(getattr(PretrainConfig(Path(), Path()), OBJECTIVES[tree["objective"]])), tree[OWN], OWN)
+        return from_plain(class_named(tree[OWN_CLASS], Objective, source), tree[SETTINGS], SETTINGS)
+    kind = type(getattr(PretrainConfig(Path(), Path()), OBJECTIVES[tree["objective"]]))
+    return from_plain(kind, tree[SETTINGS], SETTINGS)
 
 
 def signs_of(described: dict[str, Any]) -> Signs:

@@ -89,7 +89,7 @@ def verdict(records: Sequence[Record], signs: Signs) -> Health:
         # In both forms of collapse all clips get the same distribution: one prototype alone, or all of them equally.
         if used < 1.5 and entropy < 0.2:
             words = f"every clip gets the same prototype (used: {used:.2f} of {prototypes}), with a loss of {loss:.3f}."
-            return Health("collapsing to one prototype", words, _ONE)
+            return Health("collapsing to one prototype", words, _SPREAD)
         if entropy > 0.98 and loss > 0.98 * uniform:
             words = (
                 f"the teacher's targets stay uniform: entropy {entropy:.1%} of ln K, loss {loss:.2f} of {uniform:.2f}."
@@ -113,7 +113,7 @@ def verdict(records: Sequence[Record], signs: Signs) -> Health:
 
 
 _LESS = "a lower learning rate, a longer warm-up, gradient clipping, bfloat16 or float32 in place of float16."
-_ONE = (
+_SPREAD = (
     "centring switched on, a higher teacher temperature (0.04 -> 0.07), a larger batch, fewer prototypes, prototypes "
     "frozen for longer."
 )

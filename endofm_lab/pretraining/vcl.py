@@ -65,7 +65,7 @@ class ContrastConfig(Objective):
 
 
 def info_nce(
-    queries: Tensor, keys: Tensor, negatives: Tensor, own: Tensor, temperature: float
+    queries: Tensor, keys: Tensor, negatives: Tensor, positives: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """L = -mean_b log( exp(q_b k_own(b) / t) / sum_j exp(q_b k_j / t) ) over all keys and negatives; unit vectors.
 
@@ -73,14 +73,14 @@ def info_nce(
         queries: (B, D), with gradient.
         keys: (N, D), keys of the whole batch; row ``own[b]`` belongs to the video of query b.
         negatives: (M, D), keys of other videos.
-        own: (B,) int64, row of the own key of each query.
+        positives: (B,) int64, row of the own key of each query.
         temperature: divisor of the cosines.
 
     Returns:
         The loss, and the share of queries whose nearest key is their own.
     """
     logits = queries.float() @ torch.cat([keys, negatives]).float().t() / temperature  # (B, N + M)
-    return F.cross_entropy(logits, own), (logits.argmax(dim=1) == own).float().mean()
+    return F.cross_entropy(logits, positives), (logits.argmax(dim=1) == positives).float().mean()
 
 
 class VCL(StudentTeacher):
@@ -118,9 +118,9 @@ class VCL(StudentTeacher):
         B = len(batch[part])
         queries = F.normalize(self.student["head"](self.student["backbone"](batch[part]).pooled()).float(), dim=-1)
         rank = dist.get_rank() if _distributed() else 0
-        own = rank * B + torch.arange(B, device=queries.device)
+        positives = rank * B + torch.arange(B, device=queries.device)
         negatives = self.queue.rows()
-        loss, accuracy = info_nce(queries, self._keys[1 - part], negatives, own, self.config.temperature)
+        loss, accuracy = info_nce(queries, self._keys[1 - part], negatives, positives, self.config.temperature)
         return {"loss": loss / 2, "found": accuracy / 2}
 
     @torch.no_grad()

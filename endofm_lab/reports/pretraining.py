@@ -82,9 +82,9 @@ def reference_for(config: dict[str, Any]) -> list[Record]:
     objectives, settings of the objective or batch sizes have another scale, so the log is empty for such runs.
     """
     described = read_json(REFERENCE / "config.json")["config"]
-    alike = ("objective", OBJECTIVES[described["objective"]], "batch")
-    same = all(config.get(name) == described[name] for name in alike)
-    return read_log(REFERENCE / LOG) if same else []
+    names = ("objective", OBJECTIVES[described["objective"]], "batch")
+    matches = all(config.get(name) == described[name] for name in names)
+    return read_log(REFERENCE / LOG) if matches else []
 
 
 def report_run(run: str | Path) -> Path:
@@ -109,7 +109,7 @@ def report_run(run: str | Path) -> Path:
         "probe": probes,
     }
     write_json(run / "report.json", summary)
-    about: list[Item] = [
+    items: list[Item] = [
         f"Health: {health}",
         f"Initialisation: {described['initialisation']['words']}",
         f"{len(records)} of {described['steps']} steps on {described['n_clips']} clips of {described['n_files']} "
@@ -122,11 +122,11 @@ def report_run(run: str | Path) -> Path:
         f"Videos left out because they cannot be read: {len(left_out)}.",
     ]
     if left_out:
-        about.append(pd.DataFrame(left_out.items(), columns=["video", "reason"]))
+        items.append(pd.DataFrame(left_out.items(), columns=["video", "reason"]))
     if probes:
-        about.append(probe_table(run))
+        items.append(probe_table(run))
     sections: list[tuple[str, Sequence[Item]]] = [
-        ("Summary", about),
+        ("Summary", items),
         ("Curves", list(curves(described, records, reference).values())),
         ("Configuration", [pd.DataFrame(_rows(described["config"]), columns=["setting", "value"])]),
     ]

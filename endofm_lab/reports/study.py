@@ -67,7 +67,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
 def summary(study: Study) -> str:
     """Sentences on the video, the model and the number of skipped frames."""
     video, frames = study.video, f"{len(study.times_s):,}"
-    duplicates, lost = int((study.state == DUPLICATE).sum()), int((study.state == UNREADABLE).sum())
+    duplicates, n_lost = int((study.state == DUPLICATE).sum()), int((study.state == UNREADABLE).sum())
     if not study.finished:
         frames = f"the first {frames} of {video.n_frames:,}"
     if not study.provenance["skip_near_duplicates"]:
@@ -79,7 +79,7 @@ def summary(study: Study) -> str:
     generated = (
         " The model was trained on generated video." if study.provenance["training_data"].get("generated") else ""
     )
-    all_read = f"{lost:,} frames could not be read." if lost else "Every frame could be read."
+    all_read = f"{n_lost:,} frames could not be read." if n_lost else "Every frame could be read."
     return (
         f"{video.path.name}: {frames} frames of {video.width_px} x {video.height_px} px, "
         f"{clock(video.duration_s)} long. {skipped} {all_read} "

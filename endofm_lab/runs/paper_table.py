@@ -74,7 +74,7 @@ _REMARKS = (
     "Endo-FM's released code chooses the epoch on the test set; published numbers are without intervals.",
     "scratch, published: started from Kinetics weights.",
 )
-_OTHER = "Local runs on other data, not comparable with the columns above:"
+_LOCAL = "Local runs on other data, not comparable with the columns above:"
 
 
 def paper_table(runs: Sequence[Run], table_format: TableFormat = "markdown") -> str:
@@ -92,23 +92,23 @@ def paper_table(runs: Sequence[Run], table_format: TableFormat = "markdown") -> 
     head = ["", *(f"{b.dataset} ({b.metric})" for b in BENCHMARKS)]
     rows = [[f"{name} (published)", *(f"{value:.1f}" for value in values)] for name, *values in PUBLISHED]
     notes: list[str] = []
-    others = []
+    local_rows = []
     for run in runs:
         benchmark, name, interval = _measured(run)
         if benchmark is None:
-            others.append([_title(run), str(run.protocol["dataset"]), run.task, name, _percent(interval)])
+            local_rows.append([_title(run), str(run.protocol["dataset"]), run.task, name, _percent(interval)])
             continue
         marks = [_mark(note, notes) for note in protocol_differences(run, benchmark)]
         cells = [" ".join([_percent(interval), *marks]) if b is benchmark else "" for b in BENCHMARKS]
         rows.append([_title(run), *cells])
     remarks = [*_REMARKS, *(f"({k}) {note}" for k, note in enumerate(notes, start=1))]
-    second = (["run", "data set", "task", "metric", "value"], others)
+    second = (["run", "data set", "task", "metric", "value"], local_rows)
     if table_format == "latex":
         parts = [latex_table(head, rows), latex_comments(remarks)]
-        parts += [latex_comments([_OTHER]), latex_table(*second)] if others else []
+        parts += [latex_comments([_LOCAL]), latex_table(*second)] if local_rows else []
     else:
         parts = [markdown_table(head, rows), "\n".join(f"- {markdown(note)}" for note in remarks)]
-        parts += [_OTHER, markdown_table(*second)] if others else []
+        parts += [_LOCAL, markdown_table(*second)] if local_rows else []
         parts += [] if runs else ["There are no local runs yet."]
     return "\n\n".join(parts) + "\n"
 

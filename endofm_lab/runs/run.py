@@ -189,9 +189,9 @@ def write_run(folder: str | Path, run: Run) -> None:
 
 def write_predictions(path: str | Path, table: pd.DataFrame, kind: str) -> None:
     """Write a task's table of answers with its units named as what they are; atomic."""
-    named = table.rename(columns={"patient": "unit"})
-    named.insert(named.columns.tolist().index("unit") + 1, "unit_kind", kind)
-    write_parquet(path, named)
+    units = table.rename(columns={"patient": "unit"})
+    units.insert(units.columns.tolist().index("unit") + 1, "unit_kind", kind)
+    write_parquet(path, units)
 
 
 def read_predictions(path: str | Path) -> pd.DataFrame:

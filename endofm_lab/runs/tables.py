@@ -36,7 +36,7 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def latex_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     r"""A ``tabular`` with the rules of the LaTeX package booktabs, to be put into a ``table`` environment."""
-    first, *others = (" & ".join(map(latex, row)) for row in (head, *rows))
+    first, *lines = (" & ".join(map(latex, row)) for row in (head, *rows))
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
@@ -44,7 +44,7 @@ def latex_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
             "  \\toprule",
             f"  {first} \\\\",
             "  \\midrule",
-            *(f"  {line} \\\\" for line in others),
+            *(f"  {line} \\\\" for line in lines),
             "  \\bottomrule",
             "\\end{tabular}",
         ]

@@ -66,7 +66,7 @@ def top_frames(study: Study, head: str, n: int = 4, apart_s: float = 2.0) -> pd.
         scores = study.scores[head][candidates, k]
         taken: list[int] = []
         for at in candidates[np.argsort(-scores, kind="stable")]:
-            if all(abs(study.times_s[at] - study.times_s[other]) >= apart_s for other in taken):
+            if all(abs(study.times_s[at] - study.times_s[neighbour]) >= apart_s for neighbour in taken):
                 taken.append(int(at))
                 rows.append((name, len(taken), int(at), study.times_s[at], study.scores[head][at, k]))
                 if len(taken) == n:
@@ -137,11 +137,11 @@ def smoothing_metrics(study: Study, labels: str | Path, width: int = 9, stay: fl
             f"{labels} names frame {outside.iloc[0]}, but the study has the frames 0 to {len(study.times_s) - 1}. "
             "Give the labels of this study."
         )
-    given = set(table["label"])
-    heads = [name for name in study.scores if study.kinds[name] == "multiclass" and given <= set(study.classes[name])]
+    present = set(table["label"])
+    heads = [name for name in study.scores if study.kinds[name] == "multiclass" and present <= set(study.classes[name])]
     if not heads:
         raise UserError(
-            f"{labels} has the labels {', '.join(sorted(given))}, but no multi-class head of the model has them all. "
+            f"{labels} has the labels {', '.join(sorted(present))}, but no multi-class head of the model has them all. "
             "Name them as the model names its classes."
         )
     head = heads[0]

@@ -70,9 +70,9 @@ def decide(folder: str | Path, finding: Mapping[str, Any], decision: str, remark
     """
     if decision not in (CONFIRM, REJECT, OPEN):
         raise UserError(f"The decision is {decision!r}. It must be {CONFIRM!r}, {REJECT!r} or {OPEN!r}.")
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    time = datetime.now(UTC).isoformat(timespec="milliseconds")
     row = {name: finding[name] for name in _FINDING}
-    _append(Path(folder), pd.DataFrame([{**row, "decision": decision, "remark": remark.strip(), "decided_at": now}]))
+    _append(Path(folder), pd.DataFrame([{**row, "decision": decision, "remark": remark.strip(), "decided_at": time}]))
 
 
 def list_findings(folder: str | Path, findings: pd.DataFrame) -> pd.DataFrame:
@@ -111,10 +111,10 @@ def with_decisions(findings: pd.DataFrame, review: pd.DataFrame) -> pd.DataFrame
         assigned |= inside
         if inside.any():
             table.loc[at, _DECISION] = decisions.loc[inside, _DECISION].iloc[-1]
-    others = decisions[~assigned].drop_duplicates(["head", "finding", "frame"], keep="last")
-    others = others[others["decision"] != OPEN]
-    others.insert(0, "number", range(len(table) + 1, len(table) + 1 + len(others)))
-    return table if others.empty else pd.concat([table, others], ignore_index=True)
+    unassigned = decisions[~assigned].drop_duplicates(["head", "finding", "frame"], keep="last")
+    unassigned = unassigned[unassigned["decision"] != OPEN]
+    unassigned.insert(0, "number", range(len(table) + 1, len(table) + 1 + len(unassigned)))
+    return table if unassigned.empty else pd.concat([table, unassigned], ignore_index=True)
 
 
 def _append(folder: Path, rows: pd.DataFrame) -> None:

@@ -147,13 +147,13 @@ def study_steps(
             "version": __version__,
             "form": FORM,
         }
-        about = _describe(reader.info, model, request)
-        with claim(out, request, "a study", about={"about": about}) as folder:
+        description = _describe(reader.info, model, request)
+        with claim(out, request, "a study", about={"about": description}) as folder:
             if (folder / "study.json").exists():
                 shutil.rmtree(folder / "parts", ignore_errors=True)  # remain if the last call was killed at its end
                 return load_study(folder)
             yield from _score(reader, model, folder / "parts", batch, skip_near_duplicates)
-            return _assemble(folder, about)
+            return _assemble(folder, description)
 
 
 def _score(
@@ -206,10 +206,10 @@ def load_study(folder: str | Path, unfinished: bool = False) -> Study:
     folder = Path(folder)
     with reading(folder, "Run the study again into another folder."):
         if (folder / "study.json").exists():
-            about = read_json(folder / "study.json")
-            _check_form(folder, about["provenance"])
+            description = read_json(folder / "study.json")
+            _check_form(folder, description["provenance"])
             refuse_changed(folder, "study.json", "frames.parquet")
-            return _of_table(about, read_parquet(folder / "frames.parquet"))
+            return _of_table(description, read_parquet(folder / "frames.parquet"))
         if not (folder / "job.json").exists():
             raise UserError(f"{folder} contains no study. Give the folder that `endofm-lab study ... --out` wrote to.")
         job = read_json(folder / "job.json")
@@ -258,9 +258,9 @@ def _video(stored: dict[str, Any]) -> VideoInfo:
     return video
 
 
-def _of_table(about: dict[str, Any], table: pd.DataFrame) -> Study:
+def _of_table(description: dict[str, Any], table: pd.DataFrame) -> Study:
     """The finished study of ``study.json`` and ``frames.parquet``."""
-    video = _video(about["video"])
+    video = _video(description["video"])
     if len(table) != video.n_frames:
         raise ValueError(f"the table has {len(table)} rows for {video.n_frames} frames")
     return Study(
@@ -268,18 +268,18 @@ def _of_table(about: dict[str, Any], table: pd.DataFrame) -> Study:
         times_s=table["time_s"].to_numpy(),
         scores={
             head: table[[f"{head}.{name}" for name in names]].to_numpy(np.float32)
-            for head, names in about["classes"].items()
+            for head, names in description["classes"].items()
         },
-        classes=about["classes"],
-        kinds=about["kinds"],
+        classes=description["classes"],
+        kinds=description["kinds"],
         state=table["state"].map({name: n for n, name in enumerate(STATES)}).to_numpy(np.uint8),
         stands_for=table["stands_for"].to_numpy(),
-        unreadable=pd.DataFrame(about["unreadable"], columns=["frame", "time_s", "reason"]),
-        provenance=about["provenance"],
+        unreadable=pd.DataFrame(description["unreadable"], columns=["frame", "time_s", "reason"]),
+        provenance=description["provenance"],
     )
 
 
-def _of_parts(about: dict[str, Any], parts: Sequence[Path]) -> Study:
+def _of_parts(description: dict[str, Any], parts: Sequence[Path]) -> Study:
     """The study of the frames in the parts, which must follow each other from the first frame on.
 
     Raises:
@@ -299,21 +299,21 @@ def _of_parts(about: dict[str, Any], parts: Sequence[Path]) -> Study:
                 collected.setdefault(name, []).append(part[name])
             n_frames += len(part["state"])
     joined = {name: np.concatenate(values) for name, values in collected.items() if not name.startswith("kept")}
-    state, stands_for, times_s, lost = (joined[name] for name in ("state", "stands_for", "times_s", "unreadable"))
-    scores = {name: joined[f"scores/{name}"] for name in about["classes"]}
+    state, stands_for, times_s, rows = (joined[name] for name in ("state", "stands_for", "times_s", "unreadable"))
+    scores = {name: joined[f"scores/{name}"] for name in description["classes"]}
     copies = state == DUPLICATE
     for values in scores.values():
         values[copies] = values[stands_for[copies]]
     return Study(
-        video=_video(about["video"]),
+        video=_video(description["video"]),
         times_s=times_s,
         scores=scores,
-        classes=about["classes"],
-        kinds=about["kinds"],
+        classes=description["classes"],
+        kinds=description["kinds"],
         state=state,
         stands_for=stands_for,
-        unreadable=pd.DataFrame({"frame": lost, "time_s": times_s[lost], "reason": joined["reasons"].astype(object)}),
-        provenance=about["provenance"],
+        unreadable=pd.DataFrame({"frame": rows, "time_s": times_s[rows], "reason": joined["reasons"].astype(object)}),
+        provenance=description["provenance"],
     )
 
 
@@ -384,9 +384,9 @@ def _run_part(
         )
 
 
-def _assemble(folder: Path, about: dict[str, Any]) -> Study:
+def _assemble(folder: Path, description: dict[str, Any]) -> Study:
     """Join the parts, write the result, and remove the parts."""
-    study = _of_parts(about, sorted((folder / "parts").glob("part_*.npz")))
+    study = _of_parts(description, sorted((folder / "parts").glob("part_*.npz")))
     if not study.finished:
         raise UserError(
             f"{folder} has the scores of {len(study.times_s)} frames, but {study.video.path} has "
@@ -395,6 +395,6 @@ def _assemble(folder: Path, about: dict[str, Any]) -> Study:
     if (study.state == UNREADABLE).all():
         raise VideoError(study.video.path, f"None of its {len(study.state)} frames can be read. Copy the video again.")
     write_parquet(folder / "frames.parquet", study.table())
-    write_json(folder / "study.json", {**about, "unreadable": study.unreadable.to_dict("records")})
+    write_json(folder / "study.json", {**description, "unreadable": study.unreadable.to_dict("records")})
     shutil.rmtree(folder / "parts")
     return study

@@ -149,10 +149,10 @@ def covering_clips(examples: Sequence[Example], clip: ClipSpec, spec: InputSpec)
     """
     for example in examples:
         with example.open() as reader:
-            first, after = example.frame_range(reader)
+            first, end = example.frame_range(reader)
             step = max(1, round(float(reader.info.fps) * clip.span_s(reader.info) / clip.n_frames))
-            for phase in range(min(step, after - first)):
-                numbers = np.arange(first + phase, after, step)
+            for phase in range(min(step, end - first)):
+                numbers = np.arange(first + phase, end, step)
                 for start in range(0, len(numbers), clip.n_frames):
                     indices = numbers[start : start + clip.n_frames]
                     filled = np.pad(indices, (0, clip.n_frames - len(indices)), mode="edge")

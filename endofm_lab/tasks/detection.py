@@ -125,16 +125,21 @@ def boxes_of(rows: pd.DataFrame) -> list[FrameBoxes]:
 
 def _of_class(frames: list[FrameBoxes], label: int) -> tuple[int, ClassMetrics]:
     """True boxes of one class, and its AP: the boxes of other classes are left out."""
-    own = []
+    selection = []
     for frame in frames:
-        true, mine = frame.true_labels == label, frame.labels == label
-        own.append(
+        true, predicted = frame.true_labels == label, frame.labels == label
+        selection.append(
             FrameBoxes(
-                frame.true_xyxy[true], frame.true_labels[true], frame.xyxy[mine], frame.scores[mine], frame.labels[mine]
+                frame.true_xyxy[true],
+                frame.true_labels[true],
+                frame.xyxy[predicted],
+                frame.scores[predicted],
+                frame.labels[predicted],
             )
         )
-    matches = match_boxes(own)
-    return sum(len(frame.true_xyxy) for frame in own), lambda weights: {"ap50": average_precision_50(matches, weights)}
+    matches = match_boxes(selection)
+    count = sum(len(frame.true_xyxy) for frame in selection)
+    return count, lambda weights: {"ap50": average_precision_50(matches, weights)}
 
 
 def _boxes(manifest: Manifest, rows: pd.DataFrame) -> pd.DataFrame:

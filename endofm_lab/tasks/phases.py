@@ -101,9 +101,9 @@ class Phases(Task):
         counts = np.bincount(targets_of(training), minlength=len(classes))
         smooth = hmm_filter if self.smoother == "causal" else hmm_smooth
         for video in table["video"].unique():
-            own = (table["video"] == video).to_numpy()
-            probabilities = smooth(np.clip(values[own], 1e-9, None), transition, counts / counts.sum())
-            table.loc[own, "predicted"] = probabilities.argmax(1)
+            in_video = (table["video"] == video).to_numpy()
+            probabilities = smooth(np.clip(values[in_video], 1e-9, None), transition, counts / counts.sum())
+            table.loc[in_video, "predicted"] = probabilities.argmax(1)
         return table
 
     def protocol(self) -> dict[str, Any]:
@@ -179,6 +179,6 @@ def _steps(
     if overlaps:
         raise ManifestError(f"{name}: {overlaps} rows start before the previous row ends. Phases must not overlap.")
     for example, end_s in zip(of_video, ends, strict=True):
-        first, after = np.ceil(np.array([example.start_s, end_s]) / step_s - 1e-6).astype(int).tolist()
-        for number in range(first, after):
+        first, stop = np.ceil(np.array([example.start_s, end_s]) / step_s - 1e-6).astype(int).tolist()
+        for number in range(first, stop):
             yield number * step_s, example

@@ -94,10 +94,10 @@ class MixedDraws:
         """
         remaining = sum(self.weights)
         for source, weight in enumerate(self.weights[:-1]):
-            before, after = (int(n * weight / remaining) for n in (number, number + 1))
-            if after > before:
-                return source, before
-            number, remaining = number - before, remaining - weight
+            n_before, n_after = (int(n * weight / remaining) for n in (number, number + 1))
+            if n_after > n_before:
+                return source, n_before
+            number, remaining = number - n_before, remaining - weight
         return len(self.weights) - 1, number
 
 
@@ -107,8 +107,8 @@ def _permutation(key: tuple[int, int, int, int], seeds: list[int]) -> np.ndarray
     A run walks through the epochs of each source in turn, so that only the latest order of a source is held.
     """
     size, *_, source = key
-    held, order = _LATEST.get(source, (None, None))
-    if held != (key, seeds):
+    cached_key, order = _LATEST.get(source, (None, None))
+    if cached_key != (key, seeds):
         order = np.random.default_rng(seeds).permutation(size)
         _LATEST[source] = ((key, seeds), order)
     return order

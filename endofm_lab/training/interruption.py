@@ -14,10 +14,10 @@ def ctrl_c_held() -> Iterator[list[Any]]:
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = signal.signal(signal.SIGINT, lambda *arguments: signals.append(arguments))
+    handler = signal.signal(signal.SIGINT, lambda *arguments: signals.append(arguments))
     try:
         yield signals
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)
     if signals:
         signal.raise_signal(signal.SIGINT)

@@ -224,9 +224,9 @@ class _Run:
         if config.trackers:
             purge = {"tensorboard": {"purge_step": self.first}} if "tensorboard" in config.trackers else {}
             self.accelerator.init_trackers("tracking", init_kwargs=purge)
-        self._held = contextlib.ExitStack()
+        self._resources = contextlib.ExitStack()
         # All processes save their shards after the same step: Ctrl-C is delayed until they have agreed on the step.
-        self.signals: list[Any] = self._held.enter_context(ctrl_c_held()) if self.sharded else []
+        self.signals: list[Any] = self._resources.enter_context(ctrl_c_held()) if self.sharded else []
 
     def steps(self) -> Iterator[tuple[int, list[Any]]]:
         """The remaining steps, each with this process's pieces of its batch."""
@@ -239,8 +239,8 @@ class _Run:
                     start = step * self.config.batch + first_of_rank + piece * self.piece
                     yield list(range(start, start + self.piece))
 
-        seed, own = self.config.seed, getattr(self.data, "draws", None)
-        draws = Draws(len(self.data), seed) if own is None else own(seed)
+        seed, draws_of = self.config.seed, getattr(self.data, "draws", None)
+        draws = Draws(len(self.data), seed) if draws_of is None else draws_of(seed)
         stream = batches(self.data, draws, numbers(), self.config.workers, self.left_out.names)
         for step in range(self.first, self.config.steps):
             pairs = [next(stream) for _ in range(pieces)]
@@ -362,7 +362,7 @@ class _Run:
         """Let the trackers write their remaining values, and stop delaying Ctrl-C."""
         if self.config.trackers:
             self.accelerator.end_training()
-        self._held.close()
+        self._resources.close()
 
 
 def _available(trackers: Sequence[str]) -> list[Any]:

@@ -121,20 +121,20 @@ def _stored_bytes(backbone: nn.Module, shape: tuple[int, ...], half: bool) -> in
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in inputs:
             storages[storage._cdata] = (storage.nbytes(), tensor)
         return tensor
 
     weights = list(backbone.named_parameters())
     if not any(weight.requires_grad for _, weight in weights):
         return 0
-    own: set[Any] = set()
+    inputs: set[Any] = set()
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with FakeTensorMode(), hooks, torch.autocast("cpu", torch.bfloat16, enabled=half):
         arguments: dict[str, torch.Tensor] = {}
         arguments |= {name: nn.Parameter(torch.empty(weight.shape), weight.requires_grad) for name, weight in weights}
         arguments |= {name: torch.zeros(buffer.shape, dtype=buffer.dtype) for name, buffer in backbone.named_buffers()}
-        own |= {tensor.untyped_storage()._cdata for tensor in arguments.values()}
+        inputs |= {tensor.untyped_storage()._cdata for tensor in arguments.values()}
         torch.func.functional_call(backbone, arguments, (torch.zeros(2, *shape[1:]),))
     return sum(size for size, _ in storages.values()) * shape[0] // 2
 

@@ -191,7 +191,7 @@ def test_norms_are_the_lengths_of_the_summands_of_each_step():
             block.temporal_attn, at, block.temporal_norm1(at), tokens.temporal[0][0].flatten(0, 1)[n], block.temporal_fc
         )
         torch.testing.assert_close(maps.norms.time[0][n], rows)
-        written, _ = block.temporal_attn(block.temporal_norm1(x[:, :, 1:]), "time", False, following=block.temporal_fc)
+        written, _ = block.temporal_attn(block.temporal_norm1(x[:, :, 1:]), "time", False, fc=block.temporal_fc)
         torch.testing.assert_close(x[0, :, 1 + n] + written[0, :, n], after)
     x = torch.cat([x[:, :, :1], x[:, :, 1:] + written], dim=2)
     for t in (0, 2):

@@ -167,15 +167,15 @@ def test_the_gradient_weighted_map_equals_a_finite_difference(model, monkeypatch
     gradient = torch.autograd.grad(score, [relevance._softmax(view)])[0].reshape(view.shape)
     step, calls, forward = 1e-3, [], transformer.Attention.forward
 
-    def nudged(self, x, axis, maps, following=None):
-        y, seen = forward(self, x, axis, True, following)
+    def nudged(self, x, axis, maps, fc=None):
+        y, seen = forward(self, x, axis, True, fc)
         calls.append(axis)
         if axis == "time" and calls.count("time") == 2:  # block 1: patch 3, head 1, frame 0 reads frame 2 a little more
             v = self.qkv(x).chunk(3, dim=-1)[2].unflatten(-1, (self.heads, -1))  # (B, T, N, K, d)
             more = torch.zeros_like(v)
             more[0, 0, 3, 1] = step * v[0, 2, 3, 1]
             more = more.flatten(-2) @ self.proj.weight.T
-            y = y + (more if following is None else more @ following.weight.T)
+            y = y + (more if fc is None else more @ fc.weight.T)
         return y, seen if maps else None
 
     with torch.no_grad():

@@ -96,18 +96,18 @@ def mark(picture: Image.Image) -> None:
 
 def pictures(opened: Opened, first: int, stop: int) -> bytes:
     """Frames ``first`` to ``stop`` (exclusive): for each its number and its length as uint32, and its JPEG."""
-    found = {number: _kept.find((opened.video, number, LONGEST_SIDE_PX)) for number in range(first, stop)}
-    missing = [number for number, picture in found.items() if picture is None]
+    frames = {number: _kept.find((opened.video, number, LONGEST_SIDE_PX)) for number in range(first, stop)}
+    missing = [number for number, picture in frames.items() if picture is None]
     if missing:
         with opened.lock, _decoding:
             try:
                 for number, frame in decoded(opened, missing):
-                    found[number] = jpeg(frame, LONGEST_SIDE_PX, opened.prediction.video.generated)
-                    _kept.put((opened.video, number, LONGEST_SIDE_PX), found[number])
+                    frames[number] = jpeg(frame, LONGEST_SIDE_PX, opened.prediction.video.generated)
+                    _kept.put((opened.video, number, LONGEST_SIDE_PX), frames[number])
             except BaseException:
                 opened.stream = None
                 raise
-    return b"".join(struct.pack("<II", number, len(picture)) + picture for number, picture in found.items() if picture)
+    return b"".join(struct.pack("<II", number, len(picture)) + picture for number, picture in frames.items() if picture)
 
 
 def decoded(opened: Opened, missing: list[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -116,11 +116,11 @@ def decoded(opened: Opened, missing: list[int]) -> Iterator[tuple[int, np.ndarra
         with lab.open_video(opened.video.path) as reader:
             opened.stream, opened.next = reader.stream(missing[0]), missing[0]
         stop_streams_but(opened)
-    wanted = set(missing)
+    numbers = set(missing)
     while opened.next <= missing[-1]:
         number, frame = next(opened.stream)
         opened.next = number + 1
-        if number in wanted:
+        if number in numbers:
             yield number, frame
     if opened.next == opened.prediction.video.n_frames:
         opened.stream = None
@@ -129,11 +129,11 @@ def decoded(opened: Opened, missing: list[int]) -> Iterator[tuple[int, np.ndarra
 def stop_streams_but(opened: Opened) -> None:
     """Close decoders of other videos until at most `OPEN_STREAMS` stay open."""
     with _lock:
-        others = [other for other in _opened.values() if other.stream is not None and other is not opened]
-    for other in others[: max(0, len(others) + 1 - OPEN_STREAMS)]:
-        if other.lock.acquire(blocking=False):
-            other.stream = None
-            other.lock.release()
+        idle = [file for file in _opened.values() if file.stream is not None and file is not opened]
+    for file in idle[: max(0, len(idle) + 1 - OPEN_STREAMS)]:
+        if file.lock.acquire(blocking=False):
+            file.stream = None
+            file.lock.release()
 
 
 def thumbnail(opened: Opened, number: int) -> bytes:

@@ -24,14 +24,14 @@ def facts(times_s: np.ndarray, prediction: VideoPrediction) -> dict[str, Any]:
     ``times_s`` are the times of all frames. ``seen`` are the frames that have masks and boxes of their own; the other
     frames show those of the nearest.
     """
-    about = prediction.video
+    video = prediction.video
     return {
-        "frames": about.n_frames,
-        "width": about.width_px,
-        "height": about.height_px,
+        "frames": video.n_frames,
+        "width": video.width_px,
+        "height": video.height_px,
         "times_s": np.round(times_s, 6).tolist(),
-        "duration_s": about.duration_s,
-        "generated": about.generated,
+        "duration_s": video.duration_s,
+        "generated": video.generated,
         "seen": prediction.frames.tolist(),
         "overlays": overlay_names(prediction),
         "mask_rgb": list(MASK_RGB),
@@ -45,7 +45,7 @@ def overlays(prediction: VideoPrediction, first: int, stop: int) -> dict[str, di
     A mask is its size and its runs row by row: the lengths of background and mask in turn, background first.
     Boxes are in pixels of the video.
     """
-    seen = prediction.frames[(prediction.frames >= first) & (prediction.frames < stop)]
+    frames = prediction.frames[(prediction.frames >= first) & (prediction.frames < stop)]
     return {
         str(frame): {
             "masks": {head: runs_of(prediction.mask(int(frame), head=head).any(axis=0)) for head in prediction.maps},
@@ -59,7 +59,7 @@ def overlays(prediction: VideoPrediction, first: int, stop: int) -> dict[str, di
                 for _, box in prediction.boxes(int(frame)).iterrows()
             ],
         }
-        for frame in seen
+        for frame in frames
     }
 
 
@@ -79,42 +79,46 @@ def findings(prediction: VideoPrediction) -> list[dict[str, Any]]:
     head distinguishes findings from normal, a stretch consists of neighbouring frames with a mask or a box.
     """
     heads = [head for head in prediction.scores if NORMAL & set(prediction.classes[head])]
-    found = [finding for head in heads for finding in _of_scores(prediction, head)] if heads else _of_frames(prediction)
-    for finding in found:
+    stretches = (
+        [finding for head in heads for finding in _of_scores(prediction, head)] if heads else _of_frames(prediction)
+    )
+    for finding in stretches:
         finding["colour"] = color_of(finding["label"], 1)
-    return sorted(found, key=lambda finding: (finding["first"], finding["label"]))
+    return sorted(stretches, key=lambda finding: (finding["first"], finding["label"]))
 
 
 def _of_scores(prediction: VideoPrediction, head: str) -> list[dict[str, Any]]:
     """The stretches of one classification head."""
     scores, names, times = prediction.scores[head], prediction.classes[head], prediction.times_s
     best = prediction.telling_frames(len(times))
-    found = []
+    stretches = []
     for rows, top in _runs(scores.argmax(axis=1)):
         if names[top] in NORMAL:
             continue
         inside = (prediction.frame_times_s >= times[rows[0], 0]) & (prediction.frame_times_s < times[rows[-1], 1])
-        seen = prediction.frames[inside]
-        if not len(seen):
+        frames = prediction.frames[inside]
+        if not len(frames):
             continue
-        first, last = int(seen[0]), int(seen[-1])
-        frame = next((frame for frame in best if first <= frame <= last), int(seen[len(seen) // 2]))
+        first, last = int(frames[0]), int(frames[-1])
+        frame = next((frame for frame in best if first <= frame <= last), int(frames[len(frames) // 2]))
         score = float(scores[rows, top].max())
-        found.append({"label": names[top], "score": score, "first": first, "last": last, "frame": frame})
-    return found
+        stretches.append({"label": names[top], "score": score, "first": first, "last": last, "frame": frame})
+    return stretches
 
 
 def _of_frames(prediction: VideoPrediction) -> list[dict[str, Any]]:
     """The stretches of frames with masks or boxes; the best frame has the largest mask or the most certain box."""
-    found = []
+    stretches = []
     for head, values in prediction.maps.items():
         covered = (np.asarray(values) >= 128).any(axis=1).mean(axis=(1, 2))
-        found += [(prediction.classes[head][0], rows, covered, None) for rows, some in _runs(covered > 0) if some]
+        stretches += [
+            (prediction.classes[head][0], rows, covered, None) for rows, positive in _runs(covered > 0) if positive
+        ]
     for head in prediction.box_heads:
         boxes = prediction.boxes_xyxy[prediction.boxes_xyxy["head"] == head]
-        for label, own in boxes.groupby("label"):
-            scores = own.groupby("frame")["score"].max().reindex(prediction.frames).fillna(0.0).to_numpy()
-            found += [(str(label), rows, scores, scores) for rows, some in _runs(scores > 0) if some]
+        for label, label_boxes in boxes.groupby("label"):
+            scores = label_boxes.groupby("frame")["score"].max().reindex(prediction.frames).fillna(0.0).to_numpy()
+            stretches += [(str(label), rows, scores, scores) for rows, positive in _runs(scores > 0) if positive]
     return [
         {
             "label": label,
@@ -123,7 +127,7 @@ def _of_frames(prediction: VideoPrediction) -> list[dict[str, Any]]:
             "last": int(prediction.frames[rows[-1]]),
             "frame": int(prediction.frames[rows[evidence[rows].argmax()]]),
         }
-        for label, rows, evidence, scores in found
+        for label, rows, evidence, scores in stretches
     ]
 
 

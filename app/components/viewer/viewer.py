@@ -14,14 +14,14 @@ from components.viewer.frames import new_secret, open_for
 from endofm_lab.prediction import VideoPrediction
 
 KEY = "viewer"
-_HERE = Path(__file__).parent
+_FOLDER = Path(__file__).parent
 _SCRIPTS = ("frames.js", "picture.js", "viewer.js")
 
 _component = st.components.v2.component(
     "endofm_lab_viewer",
-    html=(_HERE / "viewer.html").read_text(encoding="utf-8"),
-    css=(_HERE / "viewer.css").read_text(encoding="utf-8"),
-    js="\n".join((_HERE / name).read_text(encoding="utf-8") for name in _SCRIPTS),
+    html=(_FOLDER / "viewer.html").read_text(encoding="utf-8"),
+    css=(_FOLDER / "viewer.css").read_text(encoding="utf-8"),
+    js="\n".join((_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS),
 )
 
 
