@@ -67,8 +67,8 @@ def made_run(name, task="classification", skill=1.0, seeds=(0,), n_patients=20, 
             part = part.assign(target=target, score_normal=1 - score, score_polyp=score)
         elif task == "segmentation":
             masks = [np.pad(np.ones((10, 10), bool), 5) & bool(t) for t in target]
-            found = [np.roll(m, int(draw.integers(0, 8) / skill), axis=1) for m in masks]
-            part = pd.concat([part, mask_metrics(masks, found)], axis=1)
+            predictions = [np.roll(m, int(draw.integers(0, 8) / skill), axis=1) for m in masks]
+            part = pd.concat([part, mask_metrics(masks, predictions)], axis=1)
         elif task == "detection":
             part["true_boxes"] = [[list(b)] if t else [] for b, t in zip(boxes, target, strict=True)]
             part["true_labels"] = [[0] if t else [] for t in target]

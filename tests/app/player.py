@@ -22,10 +22,10 @@ def component(app):
 
 def move_to(app, frame: int):
     """Run the page after the browser has said that the reader moved to a frame."""
-    said = WidgetState(id=component(app).id)
-    said.json_value = json.dumps({"at": {"frame": frame, "message": told(app)["message"] + 1}})
+    state = WidgetState(id=component(app).id)
+    state.json_value = json.dumps({"at": {"frame": frame, "message": told(app)["message"] + 1}})
     states = app._tree.get_widget_states()
-    states.widgets.append(said)
+    states.widgets.append(state)
     app._tree.get_widget_states = lambda: states
     return app.run()
 
@@ -55,12 +55,12 @@ def overlays_of(app, frame: int) -> dict:
 
 def pictures_in(body: bytes) -> dict[int, np.ndarray]:
     """The frames in an answer by their numbers, uint8 (H, W, 3)."""
-    found, at = {}, 0
+    pictures, at = {}, 0
     while at < len(body):
         number, length = struct.unpack_from("<II", body, at)
-        found[number] = np.asarray(Image.open(io.BytesIO(body[at + 8 : at + 8 + length])))
+        pictures[number] = np.asarray(Image.open(io.BytesIO(body[at + 8 : at + 8 + length])))
         at += 8 + length
-    return found
+    return pictures
 
 
 def picture_of(app, frame: int) -> np.ndarray:

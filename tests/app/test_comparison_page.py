@@ -50,8 +50,8 @@ def test_runs_can_be_ranked_by_another_metric(cache):
 
 
 def test_runs_of_another_protocol_are_not_ranked_and_the_page_says_why(cache):
-    other = made_run("other", test={"fingerprint": "xyz", "split": "released"})
-    app = page(made_run("first"), other, root=cache / "runs")
+    second = made_run("other", test={"fingerprint": "xyz", "split": "released"})
+    app = page(made_run("first"), second, root=cache / "runs")
     warning = app.warning[0].value.replace("\\", "")
     assert "not ranked" in warning and "test fingerprint differs: first has abc, other has xyz" in warning
     assert "rank" not in app.dataframe[0].value

@@ -83,10 +83,10 @@ def test_the_first_start_asks_no_questions_and_answers(tmp_path):
     """Streamlit would ask a new user for an e-mail address, and wait; it would also offer to
     install skills for agents, in the terminal and over every page."""
     port = free_port()
-    with served(command_line(port, headless=False), tmp_path) as printed:
+    with served(command_line(port, headless=False), tmp_path) as output:
         assert request(port, "/_stcore/health")[2] == "ok"
-    printed = printed.read_text().lower()
-    assert "mail" not in printed and "skills" not in printed
+    output = output.read_text().lower()
+    assert "mail" not in output and "skills" not in output
 
 
 def test_the_app_answers_under_this_machines_names_only(tmp_path):
@@ -121,9 +121,9 @@ def test_streamlit_alone_refuses_foreign_names_too(tmp_path):
 def test_other_machines_need_the_password_and_an_allowed_name(tmp_path):
     port = free_port()
     line = [sys.executable, "-m", "endofm_lab.cli.main", "app", "--port", str(port), "--headless"]
-    with served([*line, "--allow-host", "ward.example", "--allow-host", "second.example"], tmp_path) as printed:
+    with served([*line, "--allow-host", "ward.example", "--allow-host", "second.example"], tmp_path) as output:
         for _ in range(100):
-            if match := re.search(r"The password is (\S{20,})", printed.read_text()):
+            if match := re.search(r"The password is (\S{20,})", output.read_text()):
                 break
             time.sleep(0.1)
         for host in ("ward.example", "second.example", f"127.0.0.1:{port}"):

@@ -15,11 +15,11 @@ from tests.app.player import move_to, told
 from tests.explain.models import small_model
 
 APP = Path(__file__).resolve().parents[2] / "app"
-OWN = "File or folder on this machine"
+LOCAL = "File or folder on this machine"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def tree(tmp_path_factory):
     """A cache, a video of the user, and a small model."""
     folder = tmp_path_factory.mktemp("made")
     write_video(
@@ -30,8 +30,8 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture
-def opened(made, monkeypatch):
-    monkeypatch.setenv("ENDOFM_LAB_CACHE", str(made / "cache"))
+def opened(tree, monkeypatch):
+    monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tree / "cache"))
 
     def open_app(**address: str) -> AppTest:
         app = AppTest.from_file(str(APP / "main.py"), default_timeout=250)
@@ -56,24 +56,24 @@ def captions(app):
     return " ".join(caption.value for caption in app.caption)
 
 
-def own(made):
-    paths = {"path": typed_before(made / "own.mp4"), "model": typed_before(made / "model")}
+def own(tree):
+    paths = {"path": typed_before(tree / "own.mp4"), "model": typed_before(tree / "model")}
     return {"source": "file"} | paths
 
 
-def test_video_model_and_frame_stay_chosen_on_every_page(made, opened):
+def test_video_model_and_frame_stay_chosen_on_every_page(tree, opened):
     app = opened()
-    app.sidebar.radio[0].set_value(OWN).run()
-    field(app, "Path").set_value(str(made / "own.mp4")).run()
-    field(app, "Model").set_value(str(made / "model")).run()
+    app.sidebar.radio[0].set_value(LOCAL).run()
+    field(app, "Path").set_value(str(tree / "own.mp4")).run()
+    field(app, "Model").set_value(str(tree / "model")).run()
     move_to(app, 3)
     assert not app.exception and "frame 3 of 19" in captions(app)
     for page in ("attention", "embeddings", "views", "training", "comparison"):
         go(app, page)
         if page in ("attention", "views"):
-            assert field(app, "Path").value == str(made / "own.mp4")
+            assert field(app, "Path").value == str(tree / "own.mp4")
         go(app, "prediction")
-        assert field(app, "Path").value == str(made / "own.mp4") and field(app, "Model").value == str(made / "model")
+        assert field(app, "Path").value == str(tree / "own.mp4") and field(app, "Model").value == str(tree / "model")
         assert "frame 3 of 19" in captions(app) and "Generated picture" not in captions(app)
 
 
@@ -111,9 +111,9 @@ def test_manifests_the_study_and_the_views_of_pages_stay_too(opened):
     assert app.button_group[0].value == "Study" and field(app, "Study").value == "/nowhere/study"
 
 
-def test_a_path_in_an_address_is_opened_after_the_user_agrees_once(made, opened):
-    linked = made / "linked.mp4"
-    linked.write_bytes((made / "own.mp4").read_bytes())
+def test_a_path_in_an_address_is_opened_after_the_user_agrees_once(tree, opened):
+    linked = tree / "linked.mp4"
+    linked.write_bytes((tree / "own.mp4").read_bytes())
     address = {"source": "file", "path": str(linked), "frame": "7"}
     app = opened(**address)
     assert not app.exception and "wants to open a path" in app.warning[0].value
@@ -124,8 +124,8 @@ def test_a_path_in_an_address_is_opened_after_the_user_agrees_once(made, opened)
     app = opened(**address)
     next(button for button in app.button if button.label == "Open this path").click().run()
     assert not app.exception and not app.code and "of 19" in captions(app)
-    again = opened(**address)
-    assert not again.exception and not again.code and "frame 7 of 19" in captions(again)
+    second = opened(**address)
+    assert not second.exception and not second.code and "frame 7 of 19" in captions(second)
 
 
 @pytest.mark.parametrize("share", ["//server/share/video.mp4", "\\\\server\\share", "//server\\share"])
@@ -135,18 +135,18 @@ def test_an_address_cannot_make_the_app_contact_another_machine(opened, share):
     assert "not possible" in app.toast[0].value and field(app, "Path").value == ""
 
 
-def test_a_reload_shows_what_the_address_says(made, opened):
-    app = opened(**own(made), frame="7")
+def test_a_reload_shows_what_the_address_says(tree, opened):
+    app = opened(**own(tree), frame="7")
     assert "frame 7 of 19" in captions(app) and "Generated picture" not in captions(app)
     move_to(app, 9)
-    assert app.query_params == own(made) | {"frame": "9"}
+    assert app.query_params == own(tree) | {"frame": "9"}
     assert "frame 9 of 19" in captions(opened(**app.query_params))
 
 
-def test_back_and_forward_bring_the_earlier_address_back(made, opened):
-    app = opened(**own(made), frame="7")
+def test_back_and_forward_bring_the_earlier_address_back(tree, opened):
+    app = opened(**own(tree), frame="7")
     move_to(app, 9)
-    app.query_params = own(made) | {"frame": "7"}
+    app.query_params = own(tree) | {"frame": "7"}
     app.run()
     assert "frame 7 of 19" in captions(app) and told(app)["frame"] == 7
     app.query_params = {"source": "sample"}
@@ -154,15 +154,15 @@ def test_back_and_forward_bring_the_earlier_address_back(made, opened):
     assert "Generated picture" in captions(app) and app.sidebar.radio[0].value == "Generated sample"
 
 
-def test_another_video_starts_at_its_own_opening_frame(made, opened):
-    app = opened(**own(made), frame="7", start_s="1.5")
+def test_another_video_starts_at_its_own_opening_frame(tree, opened):
+    app = opened(**own(tree), frame="7", start_s="1.5")
     app.sidebar.radio[0].set_value("Generated sample").run()
     assert "frame" not in app.query_params and "start_s" not in app.query_params
     assert not app.exception and "Generated picture" in captions(app)
 
 
-def test_after_a_corrected_path_and_a_corrected_model_the_prediction_is_shown(made, opened):
-    app = opened(**own(made))
+def test_after_a_corrected_path_and_a_corrected_model_the_prediction_is_shown(tree, opened):
+    app = opened(**own(tree))
     for label, wrong in (("Path", "/nowhere/absent.mp4"), ("Model", "/nowhere/weights.pth")):
         right = field(app, label).value
         field(app, label).set_value(wrong).run()
@@ -171,10 +171,10 @@ def test_after_a_corrected_path_and_a_corrected_model_the_prediction_is_shown(ma
         assert not app.exception and not app.error and "of 19" in captions(app)
 
 
-def test_an_upload_is_stored_under_its_hash_and_a_lost_upload_is_named(made, opened):
+def test_an_upload_is_stored_under_its_hash_and_a_lost_upload_is_named(tree, opened):
     app = opened()
     app.sidebar.radio[0].set_value("Upload").run()
-    content = (made / "own.mp4").read_bytes()
+    content = (tree / "own.mp4").read_bytes()
     app.get("file_uploader")[0].set_value(("own.mp4", content, "video/mp4")).run()
     assert not app.exception and "of 19" in captions(app)
     name = app.query_params["upload"]
@@ -182,7 +182,7 @@ def test_an_upload_is_stored_under_its_hash_and_a_lost_upload_is_named(made, ope
     go(app, "views")
     go(app, "prediction")
     assert "of 19" in captions(app)
-    (made / "cache" / "uploads" / name).unlink()
+    (tree / "cache" / "uploads" / name).unlink()
     app = opened(source="upload", upload=name)
     assert not app.exception and "no longer on this machine" in app.error[0].value
 
@@ -207,8 +207,8 @@ def test_an_impossible_value_in_an_address_is_named_and_left_out(opened, wrong):
     assert wrong.items() - {("source", "upload")} - app.query_params.items()
 
 
-def test_a_frame_after_the_end_shows_the_last_frame(made, opened):
-    app = opened(**own(made), frame="5000")
+def test_a_frame_after_the_end_shows_the_last_frame(tree, opened):
+    app = opened(**own(tree), frame="5000")
     assert not app.exception and "frame 19 of 19" in captions(app)
 
 

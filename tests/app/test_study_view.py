@@ -27,7 +27,7 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def files(tmp_path_factory):
     """A phantom video, a frame model, and a study of the frames: one damaged, the last repeated."""
     folder = tmp_path_factory.mktemp("made")
     frames = render(PhantomSpec(0, finding="polyp", n_frames=24, size_px=64)).frames
@@ -64,9 +64,9 @@ def opened(cache, monkeypatch):
 
 
 @pytest.fixture
-def copied(made, tmp_path):
+def copied(files, tmp_path):
     """A copy of the study, for a reader's decisions."""
-    return shutil.copytree(made / "study", tmp_path / "study")
+    return shutil.copytree(files / "study", tmp_path / "study")
 
 
 def texts(app):
@@ -82,11 +82,11 @@ def press(app, label):
     return app.run()
 
 
-def test_a_frame_model_predicts_every_frame_of_a_video_on_the_page(made, cache, monkeypatch):
+def test_a_frame_model_predicts_every_frame_of_a_video_on_the_page(files, cache, monkeypatch):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
     app = AppTest.from_file(str(APP), default_timeout=250)
-    app.query_params |= {"source": "file", "path": typed_before(made / "video.mp4"), "frame": "11"}
-    app.query_params["model"] = typed_before(made / "model")
+    app.query_params |= {"source": "file", "path": typed_before(files / "video.mp4"), "frame": "11"}
+    app.query_params["model"] = typed_before(files / "model")
     app.run()
     assert not app.exception and not app.error, [*app.exception, *app.error]
     figures = charts(app)
@@ -97,8 +97,8 @@ def test_a_frame_model_predicts_every_frame_of_a_video_on_the_page(made, cache, 
     assert "temperature 1.50" in texts(app) and "frame 11 of 23" in texts(app)
 
 
-def test_the_page_shows_the_same_as_the_report(made, opened):
-    app = opened(made / "study")
+def test_the_page_shows_the_same_as_the_report(files, opened):
+    app = opened(files / "study")
     assert not app.exception and not app.error, [*app.exception, *app.error]
     figures, words = charts(app), texts(app)
     assert set(figures) == {"study timeline", "found", "best frames"}
@@ -113,13 +113,13 @@ def test_the_page_shows_the_same_as_the_report(made, opened):
     assert any(button.label == "Report" for button in app.get("download_button"))
 
 
-def test_names_from_files_are_shown_unchanged(made, opened):
-    app = opened(made / "study")
+def test_names_from_files_are_shown_unchanged(files, opened):
+    app = opened(files / "study")
     for chart in charts(app).values():
         assert "<img" not in json.dumps(chart)
     for kind in ("markdown", "caption", "warning", "error"):
         assert not any("<img" in element.value.replace("\\<", "") for element in app.get(kind))
-    assert "<img" not in (made / "study" / "report.html").read_text(encoding="utf-8")
+    assert "<img" not in (files / "study" / "report.html").read_text(encoding="utf-8")
 
 
 def test_decisions_are_stored_and_shown_again(copied, opened):
@@ -156,9 +156,9 @@ def test_a_review_that_was_spoilt_by_hand_is_named_and_the_rest_is_shown(copied,
     assert {"study timeline", "best frames"} <= set(charts(app))
 
 
-def test_an_unfinished_study_shows_its_finished_frames(made, opened, tmp_path, monkeypatch):
+def test_an_unfinished_study_shows_its_finished_frames(files, opened, tmp_path, monkeypatch):
     monkeypatch.setattr(study_module, "PART_FRAMES", 10)
-    steps = study_steps(made / "video.mp4", made / "model", tmp_path / "study")
+    steps = study_steps(files / "video.mp4", files / "model", tmp_path / "study")
     next(steps)
     assert "has no part yet" in opened(tmp_path / "study").error[0].value
     next(steps)
@@ -171,7 +171,7 @@ def test_an_unfinished_study_shows_its_finished_frames(made, opened, tmp_path, m
     assert last["to"] == "0:00.83", "its end"
 
 
-def test_a_study_whose_video_is_gone_says_so_and_shows_the_rest(made, copied, opened):
+def test_a_study_whose_video_is_gone_says_so_and_shows_the_rest(files, copied, opened):
     about = json.loads((copied / "study.json").read_text())
     about["video"]["path"] = "/nowhere/video.mp4"
     (copied / "study.json").write_text(json.dumps(about))

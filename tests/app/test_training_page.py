@@ -48,10 +48,10 @@ def test_the_form_starts_the_command_that_it_describes(cache, manifest, monkeypa
     assert not app.exception and not app.error
     ((path, folder, options),) = started
     assert folder == cache / "runs" / "my-run"  # a name leads nowhere else
-    given = {}
-    monkeypatch.setattr("endofm_lab.cli.train.run", lambda config, output: given.update(config=config))
+    settings = {}
+    monkeypatch.setattr("endofm_lab.cli.train.run", lambda config, output: settings.update(config=config))
     assert main(["pretrain", str(path), "--out", str(folder), *options]) == 0
-    config = given["config"]
+    config = settings["config"]
     assert (config.manifest, config.steps, config.batch, config.probe) == (manifest, 200, 32, manifest)
     assert not config.dino.centring and config.dino.teacher_temperature == 0.03
     assert config.features.teacher == "demo"

@@ -31,10 +31,10 @@ def until(condition):
 
 @pytest.mark.parametrize("places", [1, 2])
 def test_no_more_jobs_run_than_there_are_places_and_they_run_in_the_order_in_which_they_came(turns, places):
-    line, running, most, order, seen = turns.Turns(places), [], [], [], {}
+    line, running, most, order, counts = turns.Turns(places), [], [], [], {}
 
     def job(number):
-        with line.turn(lambda before: seen.setdefault(number, []).append(before)):
+        with line.turn(lambda before: counts.setdefault(number, []).append(before)):
             running.append(number)
             order.append(number)
             most.append(len(running))
@@ -49,7 +49,7 @@ def test_no_more_jobs_run_than_there_are_places_and_they_run_in_the_order_in_whi
         thread.join()
     assert max(most) == places and len(line) == 0 and sorted(order) == list(range(6))
     assert places > 1 or order == list(range(6))
-    for number, places_seen in seen.items():
+    for number, places_seen in counts.items():
         assert places_seen == sorted(places_seen, reverse=True) and places <= places_seen[0] <= number
 
 
@@ -69,9 +69,9 @@ def test_a_job_that_is_cancelled_while_it_waits_or_runs_leaves_the_line(turns):
 
 
 def test_a_prediction_waits_behind_two_jobs_of_other_sessions_and_says_so(turns, monkeypatch):
-    said = []
+    sentences = []
     true = turns.place_in_words
-    monkeypatch.setattr(turns, "place_in_words", lambda before: said.append(true(before)) or said[-1])
+    monkeypatch.setattr(turns, "place_in_words", lambda before: sentences.append(true(before)) or sentences[-1])
     app = AppTest.from_file(str(APP / "main.py"), default_timeout=250)
     first, second = turns.ALL.turn(lambda before: None), threading.Event()
 
@@ -85,9 +85,9 @@ def test_a_prediction_waits_behind_two_jobs_of_other_sessions_and_says_so(turns,
     until(lambda: len(turns.ALL) == 2)
     page = threading.Thread(target=app.run)
     page.start()
-    until(lambda: "Waiting: 2 jobs before yours." in said)
+    until(lambda: "Waiting: 2 jobs before yours." in sentences)
     first.__exit__(None, None, None)
-    until(lambda: "Waiting: 1 job before yours." in said)
+    until(lambda: "Waiting: 1 job before yours." in sentences)
     assert len(turns.ALL) == 2
     second.set()
     page.join(250)

@@ -49,9 +49,9 @@ def asked(frames, kind, token, **span):
 )
 def test_every_picture_is_the_frame_with_its_number_in_whatever_order_they_are_asked_for(frames, video, spans):
     for first, stop in spans:
-        found = pictures_in(asked(frames, "of_frames", video[1], first=first, stop=stop).body)
-        assert list(found) == list(range(first, stop))
-        assert [number_in(picture) for picture in found.values()] == list(found)
+        pictures = pictures_in(asked(frames, "of_frames", video[1], first=first, stop=stop).body)
+        assert list(pictures) == list(range(first, stop))
+        assert [number_in(picture) for picture in pictures.values()] == list(pictures)
 
 
 def test_playing_decodes_every_frame_once(frames, video, monkeypatch):
@@ -74,9 +74,9 @@ def test_requests_that_cannot_be_answered_get_a_sentence(frames, video, tmp_path
     assert unknown.status_code == 404 and unknown.body.endswith(b"Reload the page.")
     path.unlink()
     for kind, span in (("of_frames", {"first": 0, "stop": 2}), ("of_thumbnail", {"first": 3}), ("of_video", {})):
-        gone = asked(frames, kind, token, **span)
-        assert gone.status_code == 410 and b"deleted, moved or changed" in gone.body
-        assert str(tmp_path).encode() not in gone.body
+        answer = asked(frames, kind, token, **span)
+        assert answer.status_code == 410 and b"deleted, moved or changed" in answer.body
+        assert str(tmp_path).encode() not in answer.body
 
 
 def test_a_video_that_is_overwritten_is_not_mixed_with_the_one_before(frames, video):
@@ -90,8 +90,8 @@ def test_tokens_differ_between_sessions_videos_and_models_and_are_hard_to_guess(
     from cache import Content
 
     prediction = frames._opened[video[1]].prediction
-    given = [("secret", "a", "x"), ("other", "a", "x"), ("secret", "b", "x"), ("secret", "a", "y")]
-    tokens = [frames.open_for(secret, Content(path, "1"), about, prediction) for secret, path, about in given]
+    requests = [("secret", "a", "x"), ("other", "a", "x"), ("secret", "b", "x"), ("secret", "a", "y")]
+    tokens = [frames.open_for(secret, Content(path, "1"), about, prediction) for secret, path, about in requests]
     assert len(set(tokens)) == 4 and all(len(token) == 40 for token in tokens)
     assert len(frames.new_secret()) > 40 and frames.new_secret() != frames.new_secret()
 
@@ -125,15 +125,15 @@ def test_runs_give_the_mask_of_the_library_and_boxes_are_in_pixels_of_the_video(
     overlays = sys.modules["components.viewer.overlays"]
     frame = predicted.opening_frame()
     shown = json.loads(json.dumps(overlays.overlays(predicted, frame - 3, frame + 1)))
-    mine = shown[str(frame)]
+    entry = shown[str(frame)]
     assert [int(number) for number in shown] == [n for n in predicted.frames if frame - 3 <= n <= frame]
-    for head, mask in mine["masks"].items():
+    for head, mask in entry["masks"].items():
         inside = np.repeat(np.arange(len(mask["runs"])) % 2, mask["runs"]).reshape(mask["height"], mask["width"])
         np.testing.assert_array_equal(inside.astype(bool), predicted.mask(frame, head=head).any(axis=0))
         assert inside.any()
     boxes = predicted.boxes(frame)
-    np.testing.assert_allclose([box["xyxy"] for box in mine["boxes"]], boxes[["x1", "y1", "x2", "y2"]], atol=0.051)
-    assert all(box["text"].endswith(f"{score:.2f}") for box, score in zip(mine["boxes"], boxes["score"], strict=True))
+    np.testing.assert_allclose([box["xyxy"] for box in entry["boxes"]], boxes[["x1", "y1", "x2", "y2"]], atol=0.051)
+    assert all(box["text"].endswith(f"{score:.2f}") for box, score in zip(entry["boxes"], boxes["score"], strict=True))
 
 
 @pytest.mark.parametrize(
@@ -151,10 +151,10 @@ def test_runs_begin_with_the_background_and_large_masks_are_thinned(frames, mask
 
 
 def test_findings_are_the_stretches_where_the_sample_shows_them(frames, predicted):
-    found = sys.modules["components.viewer.overlays"].findings(predicted)
-    assert [finding["label"] for finding in found] == ["polyp", "bleeding"]
+    findings = sys.modules["components.viewer.overlays"].findings(predicted)
+    assert [finding["label"] for finding in findings] == ["polyp", "bleeding"]
     quarter = predicted.video.n_frames // 4
-    for finding, scene in zip(found, (1, 3), strict=True):
+    for finding, scene in zip(findings, (1, 3), strict=True):
         shared = min(finding["last"], (scene + 1) * quarter) - max(finding["first"], scene * quarter)
         assert shared > 0.8 * quarter and finding["first"] <= finding["frame"] <= finding["last"]
         assert finding["frame"] in predicted.frames and 0.5 < finding["score"] <= 1
@@ -165,11 +165,11 @@ def test_without_classes_findings_are_neighbouring_frames_with_a_mask_or_a_box(f
     from dataclasses import replace
 
     only = replace(predicted, scores={}, score_spread={})
-    found = sys.modules["components.viewer.overlays"].findings(only)
+    findings = sys.modules["components.viewer.overlays"].findings(only)
     rows = {frame for frame in only.frames if only.overlay(frame)[0].any() or len(only.boxes(frame))}
-    inside = {n for finding in found for n in only.frames if finding["first"] <= n <= finding["last"]}
-    assert found and inside == rows
-    assert all(finding["frame"] in only.frames for finding in found)
+    inside = {n for finding in findings for n in only.frames if finding["first"] <= n <= finding["last"]}
+    assert findings and inside == rows
+    assert all(finding["frame"] in only.frames for finding in findings)
 
 
 def test_facts_name_times_size_and_seen_frames(frames, tmp_path):

@@ -23,9 +23,9 @@ from endofm_lab.data.manifest import Manifest, checked
 from endofm_lab.data.splits import holdout
 
 
-def report(what: str, n: int, seconds: float) -> None:
+def report(task: str, n: int, seconds: float) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"\n{what}: {n:,} in {seconds:.1f} s = {60 * n / seconds:,.0f} per minute (peak memory {peak:.1f} GiB)")
+    print(f"\n{task}: {n:,} in {seconds:.1f} s = {60 * n / seconds:,.0f} per minute (peak memory {peak:.1f} GiB)")
 
 
 @pytest.mark.benchmark
@@ -63,16 +63,16 @@ def test_ten_thousand_generated_frames_are_hashed_and_audited(tmp_path: Path) ->
     assert result.leaking["train", "test"][0] >= len(planted) and any(name.startswith("copy") for name in touched)
 
 
-def million(named: bool) -> pd.DataFrame:
+def million(with_names: bool) -> pd.DataFrame:
     """A million frames of three data sets: of 2000 videos and 500 patients, or pictures of which nothing is known."""
     n = 1_000_000
     rng = np.random.default_rng(0)
     labels = {"hyper-kvasir": ["polyp", "cecum"], "kvasir-capsule": ["Normal", "Ulcer"], "limuc": ["Mayo 0", "Mayo 1"]}
     video = rng.integers(0, 2000, n)
-    source = video % 3 if named else rng.integers(0, 3, n)
+    source = video % 3 if with_names else rng.integers(0, 3, n)
     names = np.array(list(labels), dtype=object)
     text = np.array(list(labels.values()), dtype=object)[source, rng.integers(0, 2, n)]
-    if named:
+    if with_names:
         frame = rng.permutation(n).tolist()
         paths = [f"{v:04d}/{v:04d}a_{f}.jpg" for v, f in zip(video.tolist(), frame, strict=True)]
         patient = np.char.add("p", (video // 4).astype(str))
@@ -86,7 +86,7 @@ def million(named: bool) -> pd.DataFrame:
 @pytest.mark.benchmark
 @pytest.mark.timeout(1800)
 def test_a_million_rows_are_audited_by_their_ids() -> None:
-    table = million(named=True)
+    table = million(with_names=True)
     begin = time.perf_counter()
     result = audit(Manifest(table, Path()))
     report("audited by ids", len(table), time.perf_counter() - begin)
@@ -112,7 +112,7 @@ print(json.dumps({"read": read, "fingerprint": hashed - read, "audit": time.proc
 @pytest.mark.timeout(1800)
 def test_a_manifest_of_a_million_rows_is_read_fingerprinted_and_audited_in_a_minute(tmp_path: Path) -> None:
     """Seconds are those of the processor, imports included, so that other work on the machine does not count."""
-    million(named=True).to_csv(tmp_path / "million.csv", index=False)
+    million(with_names=True).to_csv(tmp_path / "million.csv", index=False)
     command = [sys.executable, "-c", WHOLE_WAY, str(tmp_path / "million.csv")]
     measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     print(f"\n{measured}")
@@ -121,9 +121,9 @@ def test_a_manifest_of_a_million_rows_is_read_fingerprinted_and_audited_in_a_min
 
 @pytest.mark.benchmark
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("named", [True, False], ids=["patients", "pictures"])
-def test_a_million_rows_are_split_and_mapped(named: bool) -> None:
-    table = million(named)
+@pytest.mark.parametrize("with_names", [True, False], ids=["patients", "pictures"])
+def test_a_million_rows_are_split_and_mapped(with_names: bool) -> None:
+    table = million(with_names)
     begin = time.perf_counter()
     split = holdout(table)
     report(f"split into {split.n_groups:,} groups", len(table), time.perf_counter() - begin)

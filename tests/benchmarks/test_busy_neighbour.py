@@ -45,21 +45,21 @@ def fresh(code: str, **environment: str) -> subprocess.Popen:
 
 def measured(**environment: str) -> dict:
     """The median step and the losses of a fresh process."""
-    printed, _ = fresh(STEPS, **environment).communicate()
-    return json.loads(printed)
+    output, _ = fresh(STEPS, **environment).communicate()
+    return json.loads(output)
 
 
 def test_a_step_beside_a_busy_process():
-    alone = measured()
+    undisturbed = measured()
     neighbour = fresh(BUSY)
     try:
         asleep, spinning = measured(), measured(OMP_WAIT_POLICY="ACTIVE")
     finally:
         neighbour.kill()
         neighbour.wait()
-    ratios = [found["median_s"] / alone["median_s"] for found in (asleep, spinning)]
+    ratios = [result["median_s"] / undisturbed["median_s"] for result in (asleep, spinning)]
     print(
-        f"\nA step alone: {1e3 * alone['median_s']:.0f} ms. Beside a process that computes on every core: "
+        f"\nA step alone: {1e3 * undisturbed['median_s']:.0f} ms. Beside a process that computes on every core: "
         f"{ratios[0]:.1f} times as long with threads that sleep, {ratios[1]:.1f} times with threads that spin."
     )
-    assert alone["losses"] == asleep["losses"] == spinning["losses"]
+    assert undisturbed["losses"] == asleep["losses"] == spinning["losses"]

@@ -74,8 +74,8 @@ def test_views_per_second_against_decoding_per_view(tmp_path):
     write_video(path, clip.frames, Fraction(30))
     multi = MultiView(spec)
     draws = multi.of_video(path, 0).draws
-    ours, plain = medians(7, lambda: multi.of_video(path, 0), lambda: plain_views(path, draws, spec))
-    print(f"\nviews: {10 / ours:.1f} per second, plain {10 / plain:.1f}: {plain / ours:.1f} times as many")
+    library, plain = medians(7, lambda: multi.of_video(path, 0), lambda: plain_views(path, draws, spec))
+    print(f"\nviews: {10 / library:.1f} per second, plain {10 / plain:.1f}: {plain / library:.1f} times as many")
     for a, b in zip(multi.of_video(path, 0).tensors, plain_views(path, draws, spec), strict=True):
         assert a.shape == b.shape and (a - b).abs().mean() < 0.15  # cuts to 0..1 fall differently
 
@@ -159,7 +159,7 @@ def test_a_training_step_against_the_textbook():
     for name in STEPS:
         with get_context("spawn").Pool(1) as process:
             results[name] = process.apply(loss_and_peak, (name,))
-    loss, peak = ({name: both[n] for name, both in results.items()} for n in (0, 1))
+    loss, peak = ({name: pair[n] for name, pair in results.items()} for n in (0, 1))
     assert loss["ours in float32"] == pytest.approx(loss["textbook"], rel=1e-4)  # in one go and in parts
     ours_s, plain_s = medians(3, STEPS["ours"](), STEPS["textbook"]())
     print(f"\nstep (ten views, small, 1 clip): {ours_s:.1f} s, textbook {plain_s:.1f} s: {plain_s / ours_s:.1f} x")

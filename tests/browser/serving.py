@@ -20,17 +20,17 @@ FLAGS = [
 ]
 
 
-def served_app(cache: Path, said: Path | None = None):
+def served_app(cache: Path, log: Path | None = None):
     """The address of a running app with a cache of its own; it is stopped when the generator goes on.
 
-    ``said`` is a file for what the server writes about errors.
+    ``log`` is a file for what the server writes about errors.
     """
     from endofm_lab.cli.serve import command_line, free_port
 
     port = free_port(8600)
     environment = {**os.environ, "ENDOFM_LAB_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
-    with (said or Path(os.devnull)).open("wb") as file:
-        errors = file if said else None
+    with (log or Path(os.devnull)).open("wb") as file:
+        errors = file if log else None
         server = subprocess.Popen(
             command_line(port, headless=True), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=errors
         )

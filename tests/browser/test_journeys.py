@@ -18,7 +18,7 @@ from tests.explain.models import small_model
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
 PAGES = ["Prediction", "Attention", "Embeddings", "Data", "Views", "Training", "Comparison"]
-OWN = "File or folder on this machine"
+LOCAL = "File or folder on this machine"
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def open_own_video(page, url, video):
     page.goto(url)
     page.wait_for_selector("text=Generated picture", timeout=200_000)
     settled(page)
-    page.get_by_text(OWN).click()
+    page.get_by_text(LOCAL).click()
     field = page.get_by_label("Path")
     field.fill(str(video))
     field.press("Enter")
@@ -78,8 +78,8 @@ def test_a_video_and_its_frame_stay_chosen_on_every_page_and_after_reload_back_a
     page.wait_for_selector("text=/frame \\d+ of/", timeout=120_000)
     settled(page)
     assert shown_frame(page) == frame and page.get_by_label("Path").input_value() == str(video)
-    other = step(page)
-    for move, expected in ((page.go_back, frame), (page.go_forward, other)):
+    next_frame = step(page)
+    for move, expected in ((page.go_back, frame), (page.go_forward, next_frame)):
         move()
         page.wait_for_selector(f"text=frame {expected} of", timeout=60_000)
         settled(page)

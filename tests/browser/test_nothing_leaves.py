@@ -37,7 +37,7 @@ def requests(page):
 
     page.on("request", note)
     page.on("websocket", lambda socket: note(socket))
-    page.on("console", lambda said: "Content Security Policy" in said.text and beyond.append(said.text))
+    page.on("console", lambda message: "Content Security Policy" in message.text and beyond.append(message.text))
     return beyond
 
 

@@ -43,7 +43,7 @@ class Person:
     """One browser context that works through its own videos."""
 
     def __init__(self, number, page, url, videos):
-        self.page, self.url, self.videos, self.did = page, url, videos, Counter()
+        self.page, self.url, self.videos, self.actions = page, url, videos, Counter()
         self.random = random.Random(number)
 
     async def settled(self):
@@ -55,7 +55,7 @@ class Person:
         await link.click(timeout=PATIENCE_MS)
         await self.page.wait_for_selector(f"h1:has-text('{name}')", timeout=PATIENCE_MS)
         await self.settled()
-        self.did["page changes"] += 1
+        self.actions["page changes"] += 1
 
     async def open(self):
         await self.page.goto(self.url, timeout=PATIENCE_MS)
@@ -65,7 +65,7 @@ class Person:
     async def upload(self, path, n_frames):
         await self.page.set_input_files("[data-testid=stFileUploaderDropzoneInput]", str(path))
         await self.shows(n_frames)
-        self.did["uploads and predictions"] += 1
+        self.actions["uploads and predictions"] += 1
 
     async def shows(self, n_frames):
         """Wait for the own video; another one's number of frames never is the answer."""
@@ -84,7 +84,7 @@ class Person:
             await self.go(name)
         await self.go("Prediction")
         await self.shows(n_frames)
-        self.did["rounds"] += 1
+        self.actions["rounds"] += 1
 
 
 def memory_mb(server):
@@ -92,9 +92,9 @@ def memory_mb(server):
     return sum(process.memory_info().rss for process in [server, *server.children(recursive=True)]) / 1e6
 
 
-async def watch(server, seen, until):
+async def watch(server, memory, until):
     while time.monotonic() < until:
-        seen.append(memory_mb(server))
+        memory.append(memory_mb(server))
         await asyncio.sleep(1)
 
 
@@ -102,7 +102,7 @@ async def work(people, server, seconds):
     """All pages once by everybody, to warm up; then rounds for some time. Returns the memory at every second."""
     await asyncio.gather(*(person.open() for person in people))
     await asyncio.gather(*(person.round(0, PAGES) for person in people))
-    end, seen = time.monotonic() + seconds, []
+    end, memory = time.monotonic() + seconds, []
 
     async def go_on(person):
         number = 1
@@ -110,8 +110,8 @@ async def work(people, server, seconds):
             await person.round(number, person.random.sample(PAGES, 2))
             number += 1
 
-    await asyncio.gather(watch(server, seen, end), *(go_on(person) for person in people))
-    return seen
+    await asyncio.gather(watch(server, memory, end), *(go_on(person) for person in people))
+    return memory
 
 
 async def four_people(chromium, url, videos, server, seconds):
@@ -123,29 +123,30 @@ async def four_people(chromium, url, videos, server, seconds):
         people = [
             Person(number, await context.new_page(), url, videos[number]) for number, context in enumerate(contexts)
         ]
-        seen = await work(people, server, seconds)
+        memory = await work(people, server, seconds)
         await browser.close()
-    return people, seen
+    return people, memory
 
 
 def test_four_sessions_on_one_server_neither_break_nor_mix_nor_pile_up(chromium, tmp_path):
     count = 3 + int(SECONDS / 15)
     (tmp_path / "cache").mkdir()
     videos = [list(videos_of(session, tmp_path, count)) for session in range(SESSIONS)]
-    serving = served_app(tmp_path / "cache", said=tmp_path / "server.txt")
+    serving = served_app(tmp_path / "cache", log=tmp_path / "server.txt")
     url = next(serving)
     try:
         port = url.rpartition(":")[2]
         server = next(p for p in psutil.Process().children() if any(port in word for word in p.cmdline()))
-        people, seen = asyncio.run(four_people(chromium, url, videos, server, SECONDS))
+        people, memory = asyncio.run(four_people(chromium, url, videos, server, SECONDS))
     finally:
         serving.close()
-    quarter = max(1, len(seen) // 4)
-    first, last = statistics.median(seen[:quarter]), statistics.median(seen[-quarter:])
-    did = sum((person.did for person in people), Counter())
+    quarter = max(1, len(memory) // 4)
+    first, last = statistics.median(memory[:quarter]), statistics.median(memory[-quarter:])
+    counts = sum((person.actions for person in people), Counter())
     print(
-        f"\n{SESSIONS} sessions, {SECONDS:.0f} s: {dict(did)}; memory {first:.0f} -> {last:.0f} MB ({last / first:.3f})"
+        f"\n{SESSIONS} sessions, {SECONDS:.0f} s: {dict(counts)}; memory "
+        f"{first:.0f} -> {last:.0f} MB ({last / first:.3f})"
     )
     assert "Traceback" not in (tmp_path / "server.txt").read_text(errors="replace")
-    assert all(person.did["rounds"] >= 1 for person in people)
-    assert last < 1.15 * first, [round(value) for value in seen[:: max(1, len(seen) // 30)]]
+    assert all(person.actions["rounds"] >= 1 for person in people)
+    assert last < 1.15 * first, [round(value) for value in memory[:: max(1, len(memory) // 30)]]

@@ -77,16 +77,16 @@ def test_masks_follow_opacity_check_boxes_and_zoom_and_stay_off_the_picture_besi
 def test_findings_are_reached_by_buttons_and_marks_and_the_page_follows(page, viewer):
     viewer.get_by_role("button", name="First frame").click()
     wait_for(page, 0)
-    said = viewer.get_by_role("status")
+    status = viewer.get_by_role("status")
     for number, (button, label) in enumerate([("Next", "polyp"), ("Next", "bleeding"), ("Previous", "polyp")]):
         viewer.get_by_role("button", name=f"{button} finding").click()
-        said.get_by_text(re.compile(rf"Finding {(1, 2, 1)[number]} of 2: {label}")).wait_for(timeout=30_000)
+        status.get_by_text(re.compile(rf"Finding {(1, 2, 1)[number]} of 2: {label}")).wait_for(timeout=30_000)
     frame = int(viewer.get_attribute("data-wanted"))
     wait_for(page, frame)
     page.wait_for_function(f"() => document.body.innerText.includes('frame {frame} of')", timeout=60_000)
     assert 48 <= frame < 108
     viewer.locator(".marks button").nth(1).click()
-    said.get_by_text("Finding 2 of 2: bleeding").wait_for(timeout=30_000)
+    status.get_by_text("Finding 2 of 2: bleeding").wait_for(timeout=30_000)
 
 
 def test_full_screen_and_settings_stay_on_the_way_back_from_another_page(page, viewer):

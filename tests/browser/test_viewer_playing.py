@@ -88,12 +88,12 @@ def test_while_playing_every_drawn_frame_is_the_one_that_the_viewer_names(page, 
     settled(page)
     viewer.focus()
     page.keyboard.press("Space")
-    seen = set()
-    while viewer.get_attribute("data-playing") == "yes" or not seen:
-        shown, named = read(viewer)
-        assert shown == named
-        seen.add(shown)
-    assert len(seen) > 5 and read(viewer) == [last, last], "it stops at the last frame"
+    frames = set()
+    while viewer.get_attribute("data-playing") == "yes" or not frames:
+        shown, label = read(viewer)
+        assert shown == label
+        frames.add(shown)
+    assert len(frames) > 5 and read(viewer) == [last, last], "it stops at the last frame"
     page.wait_for_function(f"() => document.body.innerText.includes('frame {last} of')", timeout=60_000)
 
 
@@ -130,8 +130,8 @@ def test_speed_and_loop(page, url, cache, videos, monkeypatch):
         timeout=60_000,
     )
     viewer.get_by_role("button", name="Pause").click()
-    shown, named = read(viewer)
-    assert shown == named and viewer.get_by_role("button", name="Loop").get_attribute("aria-pressed") == "true"
+    shown, label = read(viewer)
+    assert shown == label and viewer.get_by_role("button", name="Loop").get_attribute("aria-pressed") == "true"
 
 
 def test_a_deleted_video_gets_a_sentence_and_the_page_stays(page, url, cache, tmp_path, monkeypatch):

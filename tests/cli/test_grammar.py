@@ -144,15 +144,15 @@ def test_every_option_is_described_and_shown_without_types_of_python(commands, c
 def test_a_mistake_is_answered_by_a_sentence(line, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(line.split()) == 2
-    printed = capsys.readouterr()
-    assert sentence in printed.err and not printed.out and "Traceback" not in printed.err
-    assert printed.err.startswith("Error: ") and printed.err.strip().endswith((".", "?"))
-    assert printed.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert sentence in output.err and not output.out and "Traceback" not in output.err
+    assert output.err.startswith("Error: ") and output.err.strip().endswith((".", "?"))
+    assert output.err.count("\n") == 1
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
-    ("line", "named"),
+    ("line", "argument"),
     [
         ("predict a.mp4 --out x --batch two", "--batch"),
         ("predict a.mp4 --out x --batch", "--batch"),
@@ -164,33 +164,33 @@ def test_a_mistake_is_answered_by_a_sentence(line, sentence, capsys, tmp_path, m
         ("pretrain m.csv --out x --views.global-scale 0.5", "--views.global-scale"),
     ],
 )
-def test_what_only_the_parser_refuses_is_answered_by_a_sentence_as_well(line, named, capsys, monkeypatch):
+def test_what_only_the_parser_refuses_is_answered_by_a_sentence_as_well(line, argument, capsys, monkeypatch):
     monkeypatch.setattr("endofm_lab.cli.command.check", lambda *_: None)
     assert main(line.split()) == 2
-    printed = capsys.readouterr()
-    assert printed.err.startswith(f"Error: endofm-lab {line.split()[0]} ") and f" {named}. " in printed.err
-    assert printed.err.count("\n") == 1 and not printed.out and "--help` describes" in printed.err
+    output = capsys.readouterr()
+    assert output.err.startswith(f"Error: endofm-lab {line.split()[0]} ") and f" {argument}. " in output.err
+    assert output.err.count("\n") == 1 and not output.out and "--help` describes" in output.err
 
 
 def test_a_preset_refuses_options_that_contradict_it_and_accepts_the_others(phantom, tmp_path, monkeypatch, capsys):
     line = ["finetune", str(phantom), "--out", str(tmp_path / "run"), "--preset", "polypdiag"]
     assert main([*line, "--steps", "2", "--seeds", "1", "2"]) == 2
     assert "The preset sets --steps to " in capsys.readouterr().err
-    given = []
-    monkeypatch.setattr("endofm_lab.cli.train.finetuning", lambda config, **_: given.append(config) or [])
+    configs = []
+    monkeypatch.setattr("endofm_lab.cli.train.finetuning", lambda config, **_: configs.append(config) or [])
     monkeypatch.setattr("endofm_lab.cli.train.show_run", lambda *_: None)
     assert main([*line, "--seeds", "1", "2", "--start", "scratch", "--label-column", "motion"]) == 0
-    (config,) = given
+    (config,) = configs
     assert config.seeds == (1, 2) and config.start.source == "scratch" and config.optimiser == "sgd"
     assert config.label == "motion" and config.start.stride == 32
 
 
 def test_every_setting_of_a_pretraining_is_available_on_the_command_line(phantom, tmp_path, monkeypatch):
-    given = []
-    monkeypatch.setattr("endofm_lab.cli.train.run", lambda config, output: given.append(config))
+    configs = []
+    monkeypatch.setattr("endofm_lab.cli.train.run", lambda config, output: configs.append(config))
     line = ["pretrain", str(phantom), "--out", str(tmp_path), "--preset", "tiny", "--size", "micro"]
     assert main([*line, "--views.local-frames", "2", "2", "--dino.no-centring", "--rows", "train", "--trackers"]) == 0
-    (config,) = given
+    (config,) = configs
     assert config.views.local_frames == (2, 2) and config.views.global_px == 80 and config.batch == 32
     assert not config.dino.centring and config.split == "train" and config.trackers == ()
     assert config.backbone.width < 192
@@ -198,8 +198,8 @@ def test_every_setting_of_a_pretraining_is_available_on_the_command_line(phantom
 
 def test_quiet_and_json_keep_standard_output_clean(tmp_path):
     start = [sys.executable, "-m", "endofm_lab.cli.main", "phantom", str(tmp_path / "p"), "--preset", "tiny"]
-    printed = subprocess.run([*start, "--json"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
-    assert json.loads(printed)["rows"] > 0
+    output = subprocess.run([*start, "--json"], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    assert json.loads(output)["rows"] > 0
     assert subprocess.run([*start, "--quiet"], capture_output=True, text=True, cwd=ROOT, check=True).stdout == ""
 
 
@@ -255,8 +255,8 @@ def test_absurd_numbers_are_refused_before_anything_is_done(line, sentence, tmp_
     ],
 )
 def test_bash_completes_commands_options_and_choices(typed, completed):
-    asked = f'COMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _endofm_lab; echo "${{COMPREPLY[@]}}"'
-    program = f"{completion_script()}\n{asked}"
+    request = f'COMP_WORDS=({typed}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); _endofm_lab; echo "${{COMPREPLY[@]}}"'
+    program = f"{completion_script()}\n{request}"
     assert set(subprocess.check_output(["bash", "-c", program], text=True).split()) == completed
 
 

@@ -85,8 +85,8 @@ def test_lines_with_a_count_must_have_that_many_boxes(tmp_path):
 
 def test_named_lines_may_hold_no_one_or_several_boxes(tmp_path):
     path = written(tmp_path, "a.jpg 1,2,3,4,0 5,6,7,8,1\nb.jpg\nc.jpg 9,9,10,10,0\n")
-    found = [(name, box.label, box.x1) for name, box in read_named_lines(path, {"0": "polyp"})]
-    assert found == [("a.jpg", "polyp", 1), ("a.jpg", "1", 5), ("c.jpg", "polyp", 9)]
+    boxes = [(name, box.label, box.x1) for name, box in read_named_lines(path, {"0": "polyp"})]
+    assert boxes == [("a.jpg", "polyp", 1), ("a.jpg", "1", 5), ("c.jpg", "polyp", 9)]
 
 
 def test_polyp_json_and_csv_boxes(tmp_path):
@@ -107,9 +107,9 @@ def test_cholect50_gives_phase_instruments_triplets_and_tip_boxes_per_frame(tmp_
         "instrument": {"0": "grasper", "4": "clipper"},
         "triplet": {"17": "grasper,retract,gallbladder", "80": "clipper,clip,cystic_duct"},
     }
-    rest = [1, 2, -1, -1, -1, -1, -1, 2]
+    tail = [1, 2, -1, -1, -1, -1, -1, 2]
     annotations = {
-        "0": [[17, 0, 1, 0.25, 0.5, 0.25, 0.25, *rest], [80, 4, 1, -1, -1, -1, -1, *rest]],
+        "0": [[17, 0, 1, 0.25, 0.5, 0.25, 0.25, *tail], [80, 4, 1, -1, -1, -1, -1, *tail]],
         "1": [[-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, 2]],
         "2": [],
     }
@@ -130,7 +130,7 @@ def test_labels_per_frame_become_stretches_without_gaps(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("corners", "clamp", "kept", "which"),
+    ("corners", "clamp", "kept", "field"),
     [
         ((10, 10, 20, 20), 0.0, (10, 10, 20, 20), None),
         ((0, 0, 100, 50), 0.0, (0, 0, 100, 50), None),
@@ -144,11 +144,11 @@ def test_labels_per_frame_become_stretches_without_gaps(tmp_path):
         ((10, 10, float("nan"), 20), 0.5, None, "outside"),
     ],
 )
-def test_boxes_are_fitted_into_a_picture_of_100_by_50(corners, clamp, kept, which):
+def test_boxes_are_fitted_into_a_picture_of_100_by_50(corners, clamp, kept, field):
     fitted = fit_boxes([Box("p", *corners)], 100, 50, clamp)
     assert [(box.x1, box.y1, box.x2, box.y2) for box in fitted.boxes] == ([kept] if kept else [])
     for name in ("clamped", "outside", "empty"):
-        assert len(getattr(fitted, name)) == (name == which)
+        assert len(getattr(fitted, name)) == (name == field)
 
 
 def test_masks_of_every_kind_of_picture_are_read_alike(tmp_path):

@@ -54,14 +54,14 @@ def test_frame_gaps_are_the_smallest_distance_within_the_sequence() -> None:
         evaluated = ~learned & (rng.random(n) < 0.8)
         gaps, nearest = frame_gaps(sequence, frame, learned, evaluated)
         for i in range(n):
-            others = [
+            candidates = [
                 j
                 for j in range(n)
                 if learned[j] and evaluated[i] and sequence[i] == sequence[j] >= 0 and np.isfinite(frame[i] + frame[j])
             ]
-            expected = min((abs(frame[i] - frame[j]) for j in others), default=np.inf)
+            expected = min((abs(frame[i] - frame[j]) for j in candidates), default=np.inf)
             assert gaps[i] == expected
-            assert (nearest[i] == -1) if not others else abs(frame[i] - frame[nearest[i]]) == expected
+            assert (nearest[i] == -1) if not candidates else abs(frame[i] - frame[nearest[i]]) == expected
 
 
 def test_time_gaps_are_the_smallest_gap_between_clips_of_one_video() -> None:
@@ -80,10 +80,10 @@ def test_time_gaps_are_the_smallest_gap_between_clips_of_one_video() -> None:
             return max(0.0, start[j] - stop[i], start[i] - stop[j])
 
         for i in np.flatnonzero(evaluated):
-            others = [j for j in np.flatnonzero(learned) if video[i] == video[j] >= 0]
-            expected = min((gap(i, j) for j in others), default=np.inf)
+            candidates = [j for j in np.flatnonzero(learned) if video[i] == video[j] >= 0]
+            expected = min((gap(i, j) for j in candidates), default=np.inf)
             assert gaps[i] == expected
-            assert (nearest[i] == -1) if not others else gap(i, nearest[i]) == expected
+            assert (nearest[i] == -1) if not candidates else gap(i, nearest[i]) == expected
 
 
 @pytest.mark.parametrize("radius", [3, 7, 12, 15, 20])
@@ -96,9 +96,9 @@ def test_the_index_finds_exactly_the_pairs_within_the_radius_each_once(radius: i
     hashes = np.packbits(bits, axis=1).view(np.uint64)
     distance = (bits[:, None].astype(bool) ^ bits[None].astype(bool)).sum(-1, dtype=np.int16)
     expected = {(i, j, distance[i, j]) for i, j in zip(*np.nonzero(distance <= radius), strict=True) if i < j}
-    ours = [tuple(row) for block in near_pairs(hashes, radius) for row in zip(*block, strict=True)]
-    assert len(ours) == len(set(ours))
-    assert set(ours) == expected
+    pairs = [tuple(row) for block in near_pairs(hashes, radius) for row in zip(*block, strict=True)]
+    assert len(pairs) == len(set(pairs))
+    assert set(pairs) == expected
 
 
 def test_hamming_counts_differing_bits() -> None:
@@ -139,10 +139,10 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_copy_is_the_same_scene(change: str) -> None:
     for seed in range(3):
-        one, other = fingerprint(mucosa(seed)), fingerprint(CHANGES[change](mucosa(seed)))
-        assert hamming(one.hash, other.hash) <= MAX_RADIUS
-        assert same_colour(one.colour[None], other.colour[None])[0]
-        assert same_scene(one.thumb[None], other.thumb[None])[0] >= SAME_SCENE
+        original, copy = fingerprint(mucosa(seed)), fingerprint(CHANGES[change](mucosa(seed)))
+        assert hamming(original.hash, copy.hash) <= MAX_RADIUS
+        assert same_colour(original.colour[None], copy.colour[None])[0]
+        assert same_scene(original.thumb[None], copy.thumb[None])[0] >= SAME_SCENE
 
 
 def test_different_pictures_are_not_the_same_scene() -> None:
@@ -154,15 +154,15 @@ def test_different_pictures_are_not_the_same_scene() -> None:
 
 
 def test_colours_are_compared_where_both_pictures_are_lit() -> None:
-    one = np.full((1, 64, 2), 0.4, np.float16)
-    other = one.copy()
-    other[0, :32, 0] += 0.014  # red 0.014 more, blue 0.014 less: 0.028 apart
-    assert same_colour(one, other)[0]
-    other[0, :33, 0] = 0.417
-    assert not same_colour(one, other)[0]
-    other[0, :2] = np.nan  # of 62 lit places, 31 differ
-    assert same_colour(one, other)[0]
-    assert not same_colour(one, np.full_like(one, np.nan))[0]
+    first = np.full((1, 64, 2), 0.4, np.float16)
+    second = first.copy()
+    second[0, :32, 0] += 0.014  # red 0.014 more, blue 0.014 less: 0.028 apart
+    assert same_colour(first, second)[0]
+    second[0, :33, 0] = 0.417
+    assert not same_colour(first, second)[0]
+    second[0, :2] = np.nan  # of 62 lit places, 31 differ
+    assert same_colour(first, second)[0]
+    assert not same_colour(first, np.full_like(first, np.nan))[0]
 
 
 def test_a_black_picture_scores_nothing() -> None:
@@ -384,15 +384,17 @@ def test_two_patients_are_too_few_to_blame_the_device() -> None:
 
 def test_below_ten_units_the_audit_gives_no_p_value_and_says_that_it_could_not_test() -> None:
     """Nine patients, each device has one class: by permutation p is 1/126, which so few patients cannot carry."""
-    for n, warned in ((9, False), (12, True)):
+    for n, has_finding in ((9, False), (12, True)):
         side = np.repeat(np.arange(n) < n // 2, 10)
         names = [f"v{i}.mp4" for i in range(10 * n)]
         table = {"label": np.where(side, "polyp", "normal"), "device": np.where(side, "A", "B")}
         data = manifest(video=names, patient=np.repeat([f"p{i}" for i in range(n)], 10), split="train", **table)
         result = audit(data)
-        assert bool(found(result, "class and device")) == warned
-        told = [text for text in result.unchecked if "The device goes with the class" in text]
-        assert bool(told) != warned and all("with 9 independent groups there is no test; 10 are" in t for t in told)
+        assert bool(found(result, "class and device")) == has_finding
+        notes = [text for text in result.unchecked if "The device goes with the class" in text]
+        assert bool(notes) != has_finding and all(
+            "with 9 independent groups there is no test; 10 are" in t for t in notes
+        )
 
 
 # Verdicts and outputs ------------------------------------------------------------------------------------------------
@@ -566,11 +568,11 @@ def test_the_ten_known_near_duplicates_of_kvasir_seg_are_found() -> None:
     from endofm_lab.data.audit.duplicates import picture_neighbours
 
     pairs = picture_neighbours(rows, progress=False).pairs
-    ours = {
+    actual = {
         frozenset((Path(names[i]).stem, Path(names[j]).stem)) for i, j in zip(pairs["row"], pairs["other"], strict=True)
     }
-    known = {frozenset(pair) for pair in json.loads((root / "near_duplicate_pairs.json").read_text())}
-    assert known <= ours and len(ours - known) == 7
+    expected = {frozenset(pair) for pair in json.loads((root / "near_duplicate_pairs.json").read_text())}
+    assert expected <= actual and len(actual - expected) == 7
     # The split keeps such pairs together when it is told about them.
     table = rows.table.assign(label="polyp")
     groups = group_ids(table, links=pairs[["row", "other"]].to_numpy())

@@ -23,7 +23,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked, self.breaks_after, self.without_ranges, self.archive = [], [], False, b""
+        self.requests, self.breaks_after, self.without_ranges, self.archive = [], [], False, b""
 
     def source(self, path, **changes):
         url = f"http://127.0.0.1:{self.server_address[1]}/{path}"
@@ -33,7 +33,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         server, start = self.server, self.headers.get("Range")
-        server.asked.append((self.path, start))
+        server.requests.append((self.path, start))
         if self.path.startswith("/to/"):
             self.send_response(302)
             self.send_header("Location", self.path.removeprefix("/to/"))
@@ -79,14 +79,14 @@ def test_a_file_is_fetched_whole_and_not_again(server, tmp_path):
     shown = list(download(server.source("file"), tmp_path / "a" / "file.zip"))
     assert shown[-1] == (len(CONTENT), len(CONTENT)) and (tmp_path / "a" / "file.zip").read_bytes() == CONTENT
     list(download(server.source("file"), tmp_path / "a" / "file.zip"))
-    assert server.asked == [("/file", None)] and len(list((tmp_path / "a").iterdir())) == 1
+    assert server.requests == [("/file", None)] and len(list((tmp_path / "a").iterdir())) == 1
 
 
 def test_a_download_that_broke_off_goes_on_from_there(server, tmp_path):
     server.breaks_after = [100_000, 200_000]
     list(download(server.source("file"), tmp_path / "file"))
     assert (tmp_path / "file").read_bytes() == CONTENT
-    assert [start for _, start in server.asked] == [None, "bytes=100000-", "bytes=300000-"]
+    assert [start for _, start in server.requests] == [None, "bytes=100000-", "bytes=300000-"]
 
 
 def test_a_download_that_was_stopped_goes_on_in_the_next_call(server, tmp_path):
@@ -95,7 +95,7 @@ def test_a_download_that_was_stopped_goes_on_in_the_next_call(server, tmp_path):
     running.close()
     assert not (tmp_path / "file").exists()
     list(download(server.source("file"), tmp_path / "file"))
-    assert server.asked[1][1] == f"bytes={done}-" and (tmp_path / "file").read_bytes() == CONTENT
+    assert server.requests[1][1] == f"bytes={done}-" and (tmp_path / "file").read_bytes() == CONTENT
 
 
 def test_a_server_without_ranges_sends_the_file_again(server, tmp_path):
@@ -108,7 +108,7 @@ def test_a_server_that_breaks_off_again_and_again_is_given_up(server, tmp_path):
     server.breaks_after = [1000] + [0] * 20
     with pytest.raises(UserError, match=r"sends nothing\. Try again later"):
         list(download(server.source("file"), tmp_path / "file"))
-    assert not (tmp_path / "file").exists() and len(server.asked) == 6
+    assert not (tmp_path / "file").exists() and len(server.requests) == 6
     server.shutdown()
     server.server_close()
     with pytest.raises(UserError, match=r"broke off 5 times .* the same command goes on from there"):
@@ -156,13 +156,13 @@ def test_only_https_is_fetched(tmp_path, url):
 def test_a_disk_that_is_too_small_is_noticed_before(server, tmp_path):
     with pytest.raises(UserError, match=r"more bytes, but .* free\. Make room"):
         list(download(server.source("file", size_bytes=10**18), tmp_path / "file"))
-    assert not server.asked
+    assert not server.requests
 
 
 def test_what_was_not_agreed_to_is_shown_and_not_fetched(server):
     with pytest.raises(UserError, match=rf"(?s)Nothing was fetched.*--agree.*0\.5 MB.*{SHA256}.*CC BY 4\.0"):
         refuse_unless_agreed(server.source("file"), agree=False)
-    assert not server.asked
+    assert not server.requests
 
 
 def zipped(entries):
@@ -192,7 +192,7 @@ def test_a_data_set_is_fetched_and_unpacked_when_its_licence_is_agreed_to(server
     command = ["data", "get", "kvasir-seg", "--out", str(tmp_path / "set"), "--recipes", recipes]
     assert main(command) == 2
     shown = capsys.readouterr().err
-    assert "Nothing was fetched" in shown and "Research and educational use" in shown and not server.asked
+    assert "Nothing was fetched" in shown and "Research and educational use" in shown and not server.requests
     assert main([*command, "--agree", "--quiet"]) == 0
     assert {path.name for path in (tmp_path / "set" / "Kvasir-SEG").iterdir()} == {"images", "masks"}
     assert main([*command, "--agree"]) == 2 and "is not an empty folder" in capsys.readouterr().err

@@ -231,8 +231,8 @@ def test_the_official_label_lists_are_covered_by_the_shipped_mappings() -> None:
     # The challenge took these classes of Kvasir-Capsule whole; its count per class is the archive's.
     challenge = read_mapping("capsule-vision-2024")
     capsule = table[(table["dataset"] == "kvasir-capsule") & (table["label"] != "Blood")]
-    ours = pd.Series(map_labels(capsule, challenge).targets).value_counts()
+    counts = pd.Series(map_labels(capsule, challenge).targets).value_counts()
     paths = table[(table["dataset"] == "capsule-vision-2024") & table["video"].str.contains("/KVASIR/")]
-    theirs = paths["label"].value_counts()
+    expected = paths["label"].value_counts()
     for label in ("Normal", "Angioectasia", "Erosion", "Erythema", "Foreign Body", "Lymphangiectasia", "Ulcer"):
-        assert ours[label] == theirs[label], label
+        assert counts[label] == expected[label], label

@@ -94,18 +94,18 @@ def test_an_unknown_end_stays_unknown(tmp_path):
 
 
 def test_joined_manifests_keep_every_row_and_find_their_files_from_anywhere(tmp_path):
-    one = write_manifest(table(device="s1", masks=["m/a", "", "m/c.png"]), tmp_path / "one" / "m.csv")
-    other = write_manifest(table(boxes="boxes.csv"), tmp_path / "other" / "m.parquet")
-    joined = join_manifests([one, other])
+    first = write_manifest(table(device="s1", masks=["m/a", "", "m/c.png"]), tmp_path / "one" / "m.csv")
+    second = write_manifest(table(boxes="boxes.csv"), tmp_path / "other" / "m.parquet")
+    joined = join_manifests([first, second])
     assert joined.table["video"].tolist() == [
         str(tmp_path / folder / name) for folder in ("one", "other") for name in ("a.mp4", "stück/b.mp4", "c.png")
     ]
     assert joined.table["masks"].tolist() == [str(tmp_path / "one/m/a"), "", str(tmp_path / "one/m/c.png"), "", "", ""]
     assert joined.table["device"].tolist() == ["s1"] * 3 + [""] * 3
-    assert join_manifests([one]) is one
+    assert join_manifests([first]) is first
     climbing = Manifest(table(video=["../x.mp4", "b.mp4", "c.png"]), tmp_path, tmp_path / "m.csv")
     with pytest.raises(ManifestError, match="leads out"):
-        join_manifests([one, climbing])
+        join_manifests([first, climbing])
 
 
 def fingerprint_cell_by_cell(manifest):

@@ -33,7 +33,7 @@ ROWS = [["videos/P01_a.mp4", "polyp", "0,2"], ["videos/P02_a.mp4", "normal", "0"
 
 
 @pytest.mark.parametrize(
-    ("separator", "encoding", "name", "how"),
+    ("separator", "encoding", "name", "words"),
     [
         (";", "utf-8-sig", "a.csv", "UTF-8, separated by semicolons"),
         ("\t", "cp1252", "a.tsv", "Windows-1252, separated by tabs"),
@@ -41,11 +41,11 @@ ROWS = [["videos/P01_a.mp4", "polyp", "0,2"], ["videos/P02_a.mp4", "normal", "0"
         ("\t", "utf-16", "a.csv", "UTF-16, separated by tabs"),
     ],
 )
-def test_any_separator_and_encoding_gives_the_same_manifest(clinic, separator, encoding, name, how):
+def test_any_separator_and_encoding_gives_the_same_manifest(clinic, separator, encoding, name, words):
     text = "\n".join(separator.join(row) for row in [["File", "Finding", "from"], *ROWS])
     path = table(clinic, text, name, encoding)
     done = import_table(path, video="File", label="Finding", start="from", patient_from="(P[0-9]+)_", out=clinic)
-    assert read_foreign_table(path).how == how and how in done.notes[0]
+    assert read_foreign_table(path).how == words and words in done.notes[0]
     read = read_manifest(clinic / "manifest.csv").table
     assert list(read["label"]) == ["polyp", "normal", "Übelkeit"] and list(read["start_s"]) == [0.2, 0, 0]
     assert list(read["patient"]) == ["P01", "P02", "P03"] and list(read["end_s"]) == [1.0] * 3
@@ -94,9 +94,9 @@ def test_every_problem_is_told_at_once_with_its_number_and_an_example(clinic):
         "line of another length": 1, "no label": 1, "no video is named": 1, "no patient": 4, "unknown split": 1,
         "no time": 1, "file is missing": 2, "cannot be read": 1, "repeated row": 1, "conflicting labels": 2,
     }  # fmt: skip
-    said = str(refused.value)
-    assert len(said) <= 500 and all(f"{kind}: {count} (" in said for kind, count in kinds.items())
-    assert said.endswith("Put them right, or delete the lines.") and not (clinic / "m.csv").exists()
+    message = str(refused.value)
+    assert len(message) <= 500 and all(f"{kind}: {count} (" in message for kind, count in kinds.items())
+    assert message.endswith("Put them right, or delete the lines.") and not (clinic / "m.csv").exists()
     assert "line 6, videos/gone.mp4" in refused.value.text() and "polyp" in refused.value.text()
 
 
@@ -120,15 +120,15 @@ def test_the_command_shows_first_rows_and_counts_and_says_everything_that_is_wro
     path = table(clinic, "file;klasse\n" + "".join(f"videos/{name};polyp\n" for name in NAMES))
     line = ["data", "import", str(path), "--video", "file", "--label", "klasse", "--patient-from", "(P[0-9]+)_"]
     assert main([*line, "--out", str(clinic / "m.csv")]) == 0
-    told = capsys.readouterr().out
-    assert "P01_a.mp4" in told and "4 rows of 3 patients" in told and "semicolons" in told
+    output = capsys.readouterr().out
+    assert "P01_a.mp4" in output and "4 rows of 3 patients" in output and "semicolons" in output
     assert main([*line, "--out", str(clinic / "m.csv"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 4
     (clinic / "videos" / NAMES[0]).unlink()
     assert main([*line, "--out", str(clinic / "n.csv")]) == 2
-    told = capsys.readouterr()
-    assert "line 2, videos/P01_a.mp4" in told.out and "file is missing: 1 (line 2" in told.err
-    assert told.err.count("\n") == 1 and not (clinic / "n.csv").exists()
+    output = capsys.readouterr()
+    assert "line 2, videos/P01_a.mp4" in output.out and "file is missing: 1 (line 2" in output.err
+    assert output.err.count("\n") == 1 and not (clinic / "n.csv").exists()
 
 
 @pytest.mark.parametrize(

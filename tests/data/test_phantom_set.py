@@ -41,16 +41,16 @@ def test_the_workers_do_not_run_the_script_that_called(tmp_path, monkeypatch):
 def test_what_is_written_is_what_was_drawn(phantom):
     manifest = read_manifest(phantom)
     name, _, spec = next(clip for clip in clips_of(PRESETS["tiny"], 0) if clip[2].finding == "polyp")
-    drawn = render(spec)
+    rendering = render(spec)
     with open_video(manifest.root / "masks" / name) as masks:
-        np.testing.assert_array_equal(masks.read(range(spec.n_frames))[..., 0] > 127, drawn.masks)
+        np.testing.assert_array_equal(masks.read(range(spec.n_frames))[..., 0] > 127, rendering.masks)
     with open_video(manifest.root / "videos" / f"{name}.mp4") as video:
-        error = (video.read(range(spec.n_frames)).astype(int) - drawn.frames) @ np.array([0.299, 0.587, 0.114])
+        error = (video.read(range(spec.n_frames)).astype(int) - rendering.frames) @ np.array([0.299, 0.587, 0.114])
     assert np.abs(error).mean() < 5, "H.264 keeps brightness better than colour and grain"
     boxes = pd.read_csv(manifest.root / "boxes.csv")
     boxes = boxes[boxes["video"] == f"videos/{name}.mp4"]
-    seen = ~np.isnan(drawn.boxes_xyxy).any(1)
-    np.testing.assert_allclose(boxes[["x1_px", "y1_px", "x2_px", "y2_px"]], drawn.boxes_xyxy[seen])
+    has_box = ~np.isnan(rendering.boxes_xyxy).any(1)
+    np.testing.assert_allclose(boxes[["x1_px", "y1_px", "x2_px", "y2_px"]], rendering.boxes_xyxy[has_box])
 
 
 def test_no_patient_is_in_two_splits_and_labels_motions_and_devices_are_balanced():
@@ -66,9 +66,9 @@ def test_no_patient_is_in_two_splits_and_labels_motions_and_devices_are_balanced
 
 
 def test_the_same_seed_writes_the_same_data_and_another_seed_other_patients(phantom, tmp_path):
-    again = write_phantom(tmp_path / "again", "tiny", progress=False)
-    assert read_manifest(again).fingerprint == read_manifest(phantom).fingerprint
-    assert (again.parent / "boxes.csv").read_text() == (phantom.parent / "boxes.csv").read_text()
+    second = write_phantom(tmp_path / "again", "tiny", progress=False)
+    assert read_manifest(second).fingerprint == read_manifest(phantom).fingerprint
+    assert (second.parent / "boxes.csv").read_text() == (phantom.parent / "boxes.csv").read_text()
     assert not {s.patient for *_, s in clips_of(PRESETS["demo"], 0)} & {
         s.patient for *_, s in clips_of(PRESETS["demo"], 1)
     }

@@ -30,21 +30,21 @@ LAYOUTS = [(recipe.name, layout.name) for recipe in list_recipes() for layout in
 
 def made(name: str, layout: str, root: Path):
     recipe = load_recipe(name)
-    return build_tree(recipe, next(one for one in recipe.layouts if one.name == layout), root)
+    return build_tree(recipe, next(item for item in recipe.layouts if item.name == layout), root)
 
 
 def kinds(done) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    paths: dict[str, list[str]] = {}
     for problem in done.problems:
-        found.setdefault(problem.kind, []).append(problem.path)
-    return found
+        paths.setdefault(problem.kind, []).append(problem.path)
+    return paths
 
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 def test_a_tree_in_the_layout_of_a_recipe_gives_its_counts(name, layout, tmp_path):
     tree = made(name, layout, tmp_path / "disk")
-    wanted = layout if layout == "stills" else None  # all others are found
-    done = prepare(name, tmp_path / "disk", tmp_path / "out", fps=25, workers=1, layout=wanted)
+    choice = layout if layout == "stills" else None  # all others are found
+    done = prepare(name, tmp_path / "disk", tmp_path / "out", fps=25, workers=1, layout=choice)
     assert done.layout.split(" in ")[0] == layout
     table = read_manifest(done.manifest).table
     if layout != "frames":  # a row per folder
@@ -68,9 +68,9 @@ def test_a_damaged_tree_says_which_file_and_why(name, layout, tmp_path):
     victim = tmp_path / "disk" / tree.files[0]
     victim.write_bytes(victim.read_bytes()[: len(victim.read_bytes()) // 3])
     if len(tree.files) == 1:
-        with pytest.raises(LayoutError, match="No file") as caught:
+        with pytest.raises(LayoutError, match="No file") as error:
             prepare(name, tmp_path / "disk", tmp_path / "out", fps=25, workers=1)
-        assert tree.files[0] in str(caught.value)
+        assert tree.files[0] in str(error.value)
         return
     done = prepare(name, tmp_path / "disk", tmp_path / "out", fps=25, workers=1)
     assert tree.files[0] in kinds(done)["cannot be read"]
@@ -82,9 +82,9 @@ def test_a_damaged_tree_says_which_file_and_why(name, layout, tmp_path):
 def test_a_wrong_folder_names_what_was_tried_and_what_is_there(name, tmp_path):
     (tmp_path / "disk" / "holiday").mkdir(parents=True)
     (tmp_path / "disk" / "holiday" / "notes.txt").write_text("x")
-    with pytest.raises(LayoutError) as caught:
+    with pytest.raises(LayoutError) as error:
         prepare(name, tmp_path / "disk", tmp_path / "out")
-    message = str(caught.value)
+    message = str(error.value)
     assert name in message and "holiday/" in message
     for layout in load_recipe(name).layouts:
         assert layout.media[0].path.template in message
@@ -120,10 +120,10 @@ def test_a_half_unpacked_archive_is_prepared_and_its_gaps_are_counted(tmp_path):
     (tmp_path / "disk" / "images" / f"{names[1]}.jpg").unlink()
     (tmp_path / "disk" / "rest.tar.part").write_bytes(b"x")
     done = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
-    found = kinds(done)
-    assert found["mask is missing"] == [f"images/{names[0]}.jpg"]
-    assert found["mask without a picture"] == [f"masks/{names[1]}.png"]
-    assert found["still packed"] == ["rest.tar.part"]
+    paths = kinds(done)
+    assert paths["mask is missing"] == [f"images/{names[0]}.jpg"]
+    assert paths["mask without a picture"] == [f"masks/{names[1]}.png"]
+    assert paths["still packed"] == ["rest.tar.part"]
     counts = done.counts.set_index("what")
     assert counts.loc["files", "found"] == 3 and counts.loc["files", "status"] == "-797"
     assert "-797" in done.text()
@@ -208,10 +208,10 @@ def test_masks_that_do_not_fit_are_left_out_and_named_and_grey_ones_repaired_onl
         masks / f"{names[2]}.png"
     )
     done = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
-    found = kinds(done)
-    assert found["mask of another size"] == [f"masks/{names[0]}.png"]
-    assert found["mask is not binary"] == [f"masks/{names[1]}.png"]  # this layout does not say what grey means
-    assert found["mask made binary"] == [f"masks/{names[2]}.png"]  # 0 and 1 can only mean black and white
+    paths = kinds(done)
+    assert paths["mask of another size"] == [f"masks/{names[0]}.png"]
+    assert paths["mask is not binary"] == [f"masks/{names[1]}.png"]  # this layout does not say what grey means
+    assert paths["mask made binary"] == [f"masks/{names[2]}.png"]  # 0 and 1 can only mean black and white
     table = read_manifest(done.manifest).table.set_index("image")
     assert table.loc[names[0], "masks"] == "" and table.loc[names[1], "masks"] == ""
     with Image.open(tmp_path / "out" / table.loc[names[2], "masks"]) as image:
@@ -243,11 +243,11 @@ def test_boxes_are_moved_to_the_border_within_the_limit_of_the_recipe_and_left_o
     rows = [f"VID01,{i},VID01/{i:06d}.jpg,1,preparation,hook," for i in range(4)]
     (tmp_path / "disk" / "frames.csv").write_text("\n".join([heading, *rows]))
     done = prepare("cholect50", tmp_path / "disk", tmp_path / "out")
-    found = kinds(done)
-    assert found["box moved to the border"] == ["VID01/000000.jpg"]
-    assert found["box outside"] == ["VID01/000001.jpg"]
-    assert found["box without area"] == ["VID01/000002.jpg"]
-    assert found["boxes without a picture"] == ["boxes.csv"]
+    paths = kinds(done)
+    assert paths["box moved to the border"] == ["VID01/000000.jpg"]
+    assert paths["box outside"] == ["VID01/000001.jpg"]
+    assert paths["box without area"] == ["VID01/000002.jpg"]
+    assert paths["boxes without a picture"] == ["boxes.csv"]
     boxes = pd.read_csv(tmp_path / "out" / "boxes.csv")
     assert len(boxes) == 1 and boxes.loc[0, "x2_px"] == WIDTH
 
@@ -261,9 +261,9 @@ def test_a_second_run_reads_nothing_again_and_a_changed_file_is_read_again(tmp_p
     )
     first = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
     assert len(read) == len(names)
-    again = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
+    second = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
     assert len(read) == len(names)
-    assert first.manifest.read_bytes() == again.manifest.read_bytes()
+    assert first.manifest.read_bytes() == second.manifest.read_bytes()
     picture(tmp_path / "disk" / "images" / f"{names[2]}.jpg", 77)
     prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
     assert read[len(names) :] == [f"images/{names[2]}.jpg"]
@@ -278,8 +278,8 @@ def test_a_folder_with_another_preparation_is_refused_by_naming_what_differs(tmp
     ):
         prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced", name="clinic")
     assert (tmp_path / "out" / "manifest.parquet").read_bytes() == before
-    held = claim(tmp_path / "elsewhere" / ".prepare", {}, "a preparation")
-    with held, pytest.raises(UserError, match="is being worked on by process"):
+    claimed = claim(tmp_path / "elsewhere" / ".prepare", {}, "a preparation")
+    with claimed, pytest.raises(UserError, match="is being worked on by process"):
         prepare("kvasir-seg", tmp_path / "disk", tmp_path / "elsewhere", layout="reduced")
 
 
@@ -288,7 +288,7 @@ def test_a_made_mask_that_was_altered_is_named_and_not_sealed_anew(tmp_path):
     for path in sorted((tmp_path / "disk" / "masks").iterdir()):
         grey = np.asarray(Image.open(path).convert("L"))
         Image.fromarray((grey // 2).astype(np.uint8)).save(path, quality=100)
-    made = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
+    result = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
     masks = sorted((tmp_path / "out" / "masks").rglob("*.png"))
     assert masks and changes(tmp_path / "out").changed == ()
     prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
@@ -299,27 +299,27 @@ def test_a_made_mask_that_was_altered_is_named_and_not_sealed_anew(tmp_path):
         prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced")
     assert len(changes(tmp_path / "out").changed) == 1
     masks[0].unlink()
-    assert prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced").manifest == made.manifest
+    assert prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", layout="reduced").manifest == result.manifest
     assert masks[0].read_bytes() == whole and changes(tmp_path / "out").changed == ()
 
 
 def test_a_recipe_or_a_list_that_was_edited_is_another_request(tmp_path):
     kvasir(tmp_path / "disk", n=3)
     shutil.copytree(recipes_folder(), tmp_path / "recipes")
-    own, lists = tmp_path / "recipes" / "kvasir-seg.yaml", tmp_path / "lists"
+    recipe, lists = tmp_path / "recipes" / "kvasir-seg.yaml", tmp_path / "lists"
     lists.mkdir()
     (lists / "notes.txt").write_text("a")
-    asked = {"layout": "reduced", "recipes": tmp_path / "recipes", "lists": lists}
-    first = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", **asked).manifest.read_bytes()
-    own.write_text("# a comment changes nothing\n" + own.read_text())
-    assert prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", **asked).manifest.read_bytes() == first
+    options = {"layout": "reduced", "recipes": tmp_path / "recipes", "lists": lists}
+    first = prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", **options).manifest.read_bytes()
+    recipe.write_text("# a comment changes nothing\n" + recipe.read_text())
+    assert prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", **options).manifest.read_bytes() == first
     (lists / "notes.txt").write_text("b")
     with pytest.raises(UserError, match=r"other settings: different lists"):
-        prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", **asked)
-    facts = own.read_text()
-    own.write_text(facts.replace("device: colonoscope", "device: gastroscope", 1))
+        prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", **options)
+    facts = recipe.read_text()
+    recipe.write_text(facts.replace("device: colonoscope", "device: gastroscope", 1))
     with pytest.raises(UserError, match=r"other settings: different recipe; "):
-        prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", **asked)
+        prepare("kvasir-seg", tmp_path / "disk", tmp_path / "out", **options)
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was_and_ends_like_one_that_was_not(tmp_path, monkeypatch):
@@ -382,10 +382,10 @@ def test_clips_that_are_there_are_not_made_again_and_lost_ones_are(tmp_path):
     assert len(clips) == 2
     before = [clip.stat().st_mtime_ns for clip in clips]
     clips[1].unlink()
-    again = prepare("private-folder", tmp_path / "disk", tmp_path / "out", cut="encode")
+    second = prepare("private-folder", tmp_path / "disk", tmp_path / "out", cut="encode")
     assert clips[0].stat().st_mtime_ns == before[0]
     assert clips[1].stat().st_mtime_ns > before[1]
-    assert read_manifest(done.manifest).table.equals(read_manifest(again.manifest).table)
+    assert read_manifest(done.manifest).table.equals(read_manifest(second.manifest).table)
 
 
 def test_windows_leave_the_files_where_they_are_and_cover_them_without_gap_or_overlap(tmp_path):
@@ -541,8 +541,8 @@ def test_check_finds_rows_that_outlast_their_video_and_boxes_that_fit_no_picture
     boxes = pd.read_csv(path)
     boxes.loc[0, "x2_px"] = WIDTH + 1
     pd.concat([boxes, boxes.iloc[:1].assign(video="other.jpg")]).to_csv(path, index=False)
-    found = [problem.kind for problem in check_manifest(done.manifest).problems]
-    assert sorted(found) == ["box of an unknown video", "box outside"]
+    kinds = [problem.kind for problem in check_manifest(done.manifest).problems]
+    assert sorted(kinds) == ["box of an unknown video", "box outside"]
 
 
 def test_nothing_is_written_into_the_root_and_nothing_half_written_stays(tmp_path):

@@ -14,7 +14,7 @@ from endofm_lab.data.prepare.recipes import RecipeError, list_recipes, load_reci
 from endofm_lab.errors import UserError
 
 RECIPES = list_recipes()
-WANTED = {
+EXPECTED = {
     "colonoscopic", "sun", "sun-seg", "ldpolypvideo", "hyper-kvasir", "hyper-kvasir-videos", "kvasir-capsule",
     "cholect50", "cholec80", "private-folder", "polypdiag", "cvc-12k", "cvc-clinicdb", "kumc", "kvasir-seg",
     "see-ai", "kid", "ers", "limuc", "medfmc", "crohnipi", "gastrovision", "capsule-vision-2024",
@@ -23,7 +23,7 @@ WANTED = {
 
 
 def test_every_data_set_of_the_two_papers_has_a_recipe():
-    assert {recipe.name for recipe in RECIPES} == WANTED
+    assert {recipe.name for recipe in RECIPES} == EXPECTED
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -40,7 +40,7 @@ def test_a_recipe_says_for_citation_licence_and_layouts_whether_they_are_verifie
         assert "parts" in evidence
 
 
-@pytest.mark.parametrize("recipe", [one for one in RECIPES if one.layouts], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", [item for item in RECIPES if item.layouts], ids=lambda recipe: recipe.name)
 def test_a_recipe_says_what_its_patient_is(recipe):
     assert recipe.patient_is in ("patient", "sequence", "unknown")
     assert ("patient" in recipe.facts["names"]) == (recipe.patient_is == "patient")
@@ -51,14 +51,14 @@ def test_a_recipe_says_what_its_patient_is(recipe):
 
 def test_a_recipe_that_contradicts_itself_about_patients_is_refused(tmp_path):
     facts = yaml.safe_load((recipes_folder() / "limuc.yaml").read_text(encoding="utf-8"))
-    for patient, said in (
+    for patient, message in (
         ({"is": "unknown", "why": "?"}, "contradicts names.patient"),
         ({"is": "operation", "why": "?"}, "'operation' is not one of patient, sequence, unknown"),
         ({"is": "patient"}, "'why' is missing"),
     ):
         path = tmp_path / "limuc.yaml"
         path.write_text(yaml.safe_dump(facts | {"patient": patient}), encoding="utf-8")
-        with pytest.raises(RecipeError, match=said):
+        with pytest.raises(RecipeError, match=message):
             read_recipe(path)
 
 
@@ -71,7 +71,7 @@ def test_evidence_names_facts_that_the_recipe_holds(recipe):
             value = value[step]
 
 
-@pytest.mark.parametrize("recipe", [one for one in RECIPES if one.layouts], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", [item for item in RECIPES if item.layouts], ids=lambda recipe: recipe.name)
 def test_expected_counts_of_a_recipe_add_up(recipe):
     for layout in recipe.layouts:
         expected = layout.expected
@@ -84,7 +84,7 @@ def test_expected_counts_of_a_recipe_add_up(recipe):
             assert sum(counts.values()) == splits[split]
 
 
-@pytest.mark.parametrize("recipe", [one for one in RECIPES if one.layouts], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", [item for item in RECIPES if item.layouts], ids=lambda recipe: recipe.name)
 def test_names_made_from_a_recipe_are_read_back(recipe):
     """Write a path from the examples, read it, and get the examples again."""
     examples = {name: piece["example"] for name, piece in recipe.facts.get("names", {}).items()}
@@ -96,7 +96,7 @@ def test_names_made_from_a_recipe_are_read_back(recipe):
             assert read_name(layout, path) is not None
 
 
-@pytest.mark.parametrize("recipe", [one for one in RECIPES if one.parts], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", [item for item in RECIPES if item.parts], ids=lambda recipe: recipe.name)
 def test_parts_of_a_merged_corpus_are_recipes_with_that_layout(recipe):
     for part in recipe.parts:
         inner = load_recipe(part.recipe)
@@ -112,7 +112,7 @@ def test_published_sums_of_the_corpora():
 @pytest.mark.parametrize("name", list_mappings())
 def test_every_label_that_a_recipe_names_is_known_to_the_mappings_of_its_data_set(name):
     mapping = read_mapping(name)
-    for recipe in [one for one in RECIPES if one.name in mapping.rules]:
+    for recipe in [item for item in RECIPES if item.name in mapping.rules]:
         labels = set(recipe.translate.get("label", {}).values())
         for layout in recipe.layouts:
             labels |= set(layout.expected.get("labels") or {})
@@ -148,9 +148,9 @@ def test_name_patterns(template, path, pieces):
 def broken(tmp_path: Path, **changes) -> Path:
     facts = yaml.safe_load((recipes_folder() / "see-ai.yaml").read_text())
     for key, value in changes.items():
-        target, *rest = key.split("__")[::-1]
+        target, *steps = key.split("__")[::-1]
         inner = facts
-        for step in rest[::-1]:
+        for step in steps[::-1]:
             inner = inner[step]
         if value is None:
             del inner[target]
@@ -206,13 +206,13 @@ def test_yaml_that_would_end_the_process_is_refused(tmp_path):
     names = "abcdefghijkl"
     bomb = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     bomb += [f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]" for old, new in pairwise(names)]
-    for text, said in (
+    for text, message in (
         ("[" * 100_000, "more than 32 levels deep"),
         ("\n".join(" " * n + "a:" for n in range(100)), "more than 32 levels deep"),
         ("\n".join(bomb), "by its references"),
     ):
         path.write_text(text)
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             read_recipe(path)
 
 
@@ -247,19 +247,21 @@ def test_expected_counts_are_those_of_the_official_lists():
 @needs_data
 def test_every_name_of_capsule_vision_is_read_and_gives_the_published_counts_and_41_shared_videos():
     layout = load_recipe("capsule-vision-2024").layouts[0]
-    said = []
+    names = []
     for name in ("train", "val"):
-        said += [read_name(layout, row["image_path"]) for row in lines("capsule-vision-2024", f"{name}_image_list.csv")]
-    assert None not in said and len(said) == layout.expected["files"]
-    assert dict(Counter(one["label"] for one in said)) == dict(layout.expected["labels"])
-    assert Counter(one["split"] for one in said) == {"training": 37607, "validation": 16132}
-    capsule = [one for one in said if one["origin"] == "kvasir-capsule"]
-    sides = [{one["sequence"] for one in capsule if one["split"] == side} for side in ("training", "validation")]
+        names += [
+            read_name(layout, row["image_path"]) for row in lines("capsule-vision-2024", f"{name}_image_list.csv")
+        ]
+    assert None not in names and len(names) == layout.expected["files"]
+    assert dict(Counter(entry["label"] for entry in names)) == dict(layout.expected["labels"])
+    assert Counter(entry["split"] for entry in names) == {"training": 37607, "validation": 16132}
+    capsule = [entry for entry in names if entry["origin"] == "kvasir-capsule"]
+    sides = [{entry["sequence"] for entry in capsule if entry["split"] == side} for side in ("training", "validation")]
     assert len(sides[0] & sides[1]) == len(sides[0] | sides[1]) == 41
     official = load_recipe("kvasir-capsule").layouts[0].expected["labels"]
     spelt = {"Angioectasia": "Angiectasia", "Bleeding": "Blood - fresh", "Foreign Body": "Foreign body",
              "Normal": "Normal clean mucosa"}  # fmt: skip
-    for label, count in Counter(one["label"] for one in capsule).items():
+    for label, count in Counter(entry["label"] for entry in capsule).items():
         assert official[spelt.get(label, label)] == count
 
 
@@ -271,7 +273,7 @@ def test_all_missing_keys_of_a_recipe_are_told_at_once(tmp_path):
     del facts["layouts"][layout]["note"]
     facts["names"]["odd"] = {"meaning": "nothing"}
     (tmp_path / "see-ai.yaml").write_text(yaml.safe_dump(facts), encoding="utf-8")
-    with pytest.raises(RecipeError) as told:
+    with pytest.raises(RecipeError) as error:
         read_recipe(tmp_path / "see-ai.yaml")
-    assert "missing in 3 places" in str(told.value) and "the recipe: 'citation', 'licence'" in str(told.value)
-    assert f"layouts.{layout}: 'note'" in str(told.value) and "names.odd: 'example'" in str(told.value)
+    assert "missing in 3 places" in str(error.value) and "the recipe: 'citation', 'licence'" in str(error.value)
+    assert f"layouts.{layout}: 'note'" in str(error.value) and "names.odd: 'example'" in str(error.value)

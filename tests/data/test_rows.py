@@ -80,13 +80,17 @@ def test_a_row_behind_the_end_of_its_video_is_an_error_with_both_times():
 @pytest.mark.parametrize("times", [REGULAR, Times(np.array([0.0, 0.1, 0.2, 0.9, 1.0, 1.7, 2.5]))])
 def test_no_clip_shows_a_frame_outside_its_row(clip, times):
     for start_s, end_s in [(0.0, np.inf), (0.5, 1.0), (0.55, 0.6), (1.0, 2.5), (2.5, 3.0)]:
-        one = row(start_s, end_s)
-        first, after = one.frame_range(times)
-        earliest, latest = one.starts(times, clip)
-        for indices in (one.clip_at(times, clip, earliest), one.clip_at(times, clip, latest), one.middle(times, clip)):
+        part = row(start_s, end_s)
+        first, after = part.frame_range(times)
+        earliest, latest = part.starts(times, clip)
+        for indices in (
+            part.clip_at(times, clip, earliest),
+            part.clip_at(times, clip, latest),
+            part.middle(times, clip),
+        ):
             assert indices.shape == (4,) and (np.diff(indices) >= 0).all()
             assert first <= indices[0] and indices[-1] < after
-        whole = one.whole(times, 3)
+        whole = part.whole(times, 3)
         assert first <= whole[0] and whole[-1] < after
 
 
@@ -113,36 +117,36 @@ def manifest(tmp_path):
     return write_manifest(table, tmp_path / "manifest.csv")
 
 
-WANTED = [[2, 3], [2], [8, 9, 10, 11], [2, 3], [5]]  # by grey / 20
+EXPECTED = [[2, 3], [2], [8, 9, 10, 11], [2, 3], [5]]  # by grey / 20
 
 
 def test_every_reader_of_a_manifest_sees_the_same_frames_of_its_rows(manifest):
     manifest = read_manifest(manifest.path)
     train = manifest.rows("train")
-    for cells, example, wanted in zip(
-        train.to_dict("records"), examples_of(manifest, "train", [0] * 5), WANTED, strict=True
+    for cells, example, expected in zip(
+        train.to_dict("records"), examples_of(manifest, "train", [0] * 5), EXPECTED, strict=True
     ):
-        one = Row.of(manifest, cells)
-        with one.open() as reader:
-            assert (reader.read(np.arange(*one.frame_range(reader)))[:, 0, 0, 0] // 20).tolist() == wanted
-            assert example.frame_range(reader) == one.frame_range(reader)
+        row = Row.of(manifest, cells)
+        with row.open() as reader:
+            assert (reader.read(np.arange(*row.frame_range(reader)))[:, 0, 0, 0] // 20).tolist() == expected
+            assert example.frame_range(reader) == row.frame_range(reader)
     single = ViewSpec(
         global_frames=(1, 1), local_frames=(), global_shift=0, global_px=8, jitter=0.0, grey=0.0, input=BLACK
     )
     frames = Corpus(manifest, MultiView(single), "train")
-    for number, wanted in enumerate(WANTED):
+    for number, expected in enumerate(EXPECTED):
         shown = [frames.sample(number, seed)[0].mean() * 255 / 20 for seed in range(3)]
-        assert {round(float(grey)) for grey in shown} <= set(wanted)
+        assert {round(float(grey)) for grey in shown} <= set(expected)
     probed = load_probe(manifest, 2, 8).frames[:5, :, 0, 0, 0]
-    for shown, wanted in zip((probed / 20).round().astype(int), WANTED, strict=True):
-        assert set(shown.tolist()) <= set(wanted)
+    for shown, expected in zip((probed / 20).round().astype(int), EXPECTED, strict=True):
+        assert set(shown.tolist()) <= set(expected)
 
 
 def test_views_of_a_row_stay_within_it_and_each_row_has_its_own_frame_rate(manifest):
     spec = ViewSpec(clip_s=1.0, global_frames=(2, 2), local_frames=(), global_shift=0, global_px=8, short_side_px=8)
     table = manifest.rows("train").iloc[[0, 3, 3]].assign(fps=[4, 4, 2], end_s=[1.0, 1.0, 2.0])
     corpus = Corpus(write_manifest(table, manifest.root / "slow.csv"), MultiView(spec))
-    times = [corpus.views.of_row(one, seed=1).times_s.tolist() for one in corpus.rows]
+    times = [corpus.views.of_row(row, seed=1).times_s.tolist() for row in corpus.rows]
     assert times[:2] == [[0.5, 0.75], [0.5, 0.75]]
     assert times[2] == pytest.approx([0.5, 1.0], abs=0.51) and np.diff(times[2]) == pytest.approx([0.5])
     assert all(isinstance(view, torch.Tensor) for view in corpus.sample(0, seed=0))

@@ -40,12 +40,12 @@ def naive_groups(table: pd.DataFrame) -> list[int]:
         changed = False
         for i in range(len(table)):
             for j in range(i):
-                same = any(
+                connected = any(
                     table.loc[i, column] == table.loc[j, column] != ""
                     and (column == "video" or table.loc[i, "dataset"] == table.loc[j, "dataset"])
                     for column in ("patient", "video", "sequence")
                 )
-                if same and group[i] != group[j]:
+                if connected and group[i] != group[j]:
                     group = [min(group[i], group[j]) if g in (group[i], group[j]) else g for g in group]
                     changed = True
     return group
@@ -62,8 +62,8 @@ def test_groups_are_the_connected_components_of_patient_video_and_sequence() -> 
                 "dataset": rng.choice(["x", "y"], 25),
             }
         )
-        ours, truth = group_ids(table), np.array(naive_groups(table))
-        assert ((ours[:, None] == ours) == (truth[:, None] == truth)).all()
+        groups, truth = group_ids(table), np.array(naive_groups(table))
+        assert ((groups[:, None] == groups) == (truth[:, None] == truth)).all()
 
 
 def test_patient_1_of_two_data_sets_is_two_people() -> None:
@@ -87,15 +87,15 @@ def test_no_group_is_torn_and_every_row_has_a_part() -> None:
 def test_the_balance_beats_random_group_splits_by_far() -> None:
     table = patients()
     groups = group_ids(table)
-    ours = holdout(table).deviation
+    deviation = holdout(table).deviation
     rng = np.random.default_rng(0)
     by_chance = []
     for _ in range(200):
         parts = rng.choice(["train", "val", "test"], groups.max() + 1, p=[0.7, 0.15, 0.15])[groups]
         shares = pd.crosstab(table["label"], parts, normalize="index").reindex(columns=["train", "val", "test"])
         by_chance.append((shares.fillna(0) - [0.7, 0.15, 0.15]).abs().to_numpy().mean())
-    assert ours < min(by_chance) / 2, (ours, min(by_chance))
-    assert ours < 0.02
+    assert deviation < min(by_chance) / 2, (deviation, min(by_chance))
+    assert deviation < 0.02
 
 
 def test_folds_are_at_least_as_even_as_those_of_scikit_learn() -> None:
@@ -106,14 +106,14 @@ def test_folds_are_at_least_as_even_as_those_of_scikit_learn() -> None:
         def deviation(fold: np.ndarray, table: pd.DataFrame = table) -> float:
             return float((pd.crosstab(table["label"], fold, normalize="index") - 0.2).abs().to_numpy().mean())
 
-        theirs = np.zeros(len(table), int)
+        reference = np.zeros(len(table), int)
         splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
         for i, (_, test) in enumerate(splitter.split(table, table["label"], groups)):
-            theirs[test] = i
-        ours = np.zeros(len(table), int)
+            reference[test] = i
+        folds = np.zeros(len(table), int)
         for i, split in enumerate(kfold(table, k, seed)):
-            ours[split.parts == "test"] = i
-        assert deviation(ours) <= deviation(theirs)
+            folds[split.parts == "test"] = i
+        assert deviation(folds) <= deviation(reference)
 
 
 def test_every_row_is_tested_once_and_validated_once() -> None:
@@ -134,9 +134,9 @@ def test_the_reported_balance_is_what_a_count_gives() -> None:
     split = holdout(table, {"train": 0.5, "test": 0.5})
     for row in split.balance.itertuples():
         inside = np.ones(len(table), bool) if row.label == "(all rows)" else (table["label"] == row.label).to_numpy()
-        here = inside & (split.parts == row.part)
-        assert row.rows == here.sum() and row.share == pytest.approx(here.sum() / inside.sum())
-        assert row.groups == table["patient"][here].nunique()
+        in_part = inside & (split.parts == row.part)
+        assert row.rows == in_part.sum() and row.share == pytest.approx(in_part.sum() / inside.sum())
+        assert row.groups == table["patient"][in_part].nunique()
     assert "0 torn apart" in split.text()
 
 
@@ -204,10 +204,10 @@ def test_the_command_writes_a_hold_out_or_folds_that_find_their_files(
 ) -> None:
     write_manifest(patients(20), tmp_path / "m.csv")
     (tmp_path / "far").mkdir()
-    made, folds = tmp_path / "far" / "holdout.csv", tmp_path / "folds.parquet"
-    assert main(["data", "split", str(tmp_path / "m.csv"), "--out", str(made), "--test", "0.3"]) == 0
+    path, folds = tmp_path / "far" / "holdout.csv", tmp_path / "folds.parquet"
+    assert main(["data", "split", str(tmp_path / "m.csv"), "--out", str(path), "--test", "0.3"]) == 0
     assert "20 groups (20 patients), 0 torn apart" in capsys.readouterr().out
-    table = read_manifest(made).table
+    table = read_manifest(path).table
     assert set(table["split"]) == {"train", "val", "test"} and official(table).torn == 0
     assert table.loc[0, "video"] == str(tmp_path / "p0-0.mp4")
     assert main(["data", "split", str(tmp_path / "m.csv"), "--out", str(folds), "--folds", "4"]) == 0
@@ -215,5 +215,5 @@ def test_the_command_writes_a_hold_out_or_folds_that_find_their_files(
     assert table.loc[0, "video"] == "p0-0.mp4"
     tested = pd.concat([named_split(table, f"fold-{i}").query("split == 'test'") for i in range(4)])
     assert sorted(tested["video"]) == sorted(table["video"])
-    assert main(["data", "split", str(tmp_path / "m.csv"), "--out", str(made), "--val", "0.6", "--test", "0.5"]) == 2
+    assert main(["data", "split", str(tmp_path / "m.csv"), "--out", str(path), "--val", "0.6", "--test", "0.5"]) == 2
     assert "must be positive and sum to 1" in capsys.readouterr().err

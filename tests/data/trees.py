@@ -65,25 +65,25 @@ def build_tree(recipe: Recipe, layout: Layout, root: Path) -> Tree:
     examples = {}
     for name, piece in (recipe.facts.get("names") or {}).items():
         example = piece["example"]
-        examples[name] = [str(one) for one in (example if isinstance(example, list) else [example])]
+        examples[name] = [str(item) for item in (example if isinstance(example, list) else [example])]
     tree = Tree()
     rows: list[dict[str, str]] = []
     for number, media in enumerate(layout.media):
-        seen = set()
+        paths = set()
         for i in range(3):
             pieces = {name: options[(i + number) % len(options)] for name, options in examples.items()}
             pieces |= {name: pieces.get(name, f"{name}{i}") for name in media.path.placeholders}
             path = media.path.write(pieces)
-            if path in seen:
+            if path in paths:
                 continue
-            seen.add(path)
+            paths.add(path)
             tree.files.append(path)
             full = root / path
             video(full) if layout.unit == "video" else picture(full, len(tree.files))
             row = {name: pieces[name] for name in media.path.placeholders} | {"file": full.name, "path": path}
             row |= {name: value.format(**pieces) for name, value in media.says.items()}
             rows.append(row)
-            tree.masks += _write_mask(layout, row, root, own=path)
+            tree.masks += _write_mask(layout, row, root, target=path)
     for spec in layout.boxes:
         tree.boxes += _write_boxes(spec, layout, rows, root)
     for table in layout.tables:
@@ -100,21 +100,21 @@ def _fits(template_names: tuple[str, ...], row: dict[str, str], all_names: list[
     return bool(fitting) and template_names in fitting and len(template_names) == max(map(len, fitting))
 
 
-def _write_mask(layout: Layout, row: dict[str, str], root: Path, own: str) -> int:
+def _write_mask(layout: Layout, row: dict[str, str], root: Path, target: str) -> int:
     names = [spec.path.placeholders for spec in layout.masks]
     for spec in layout.masks:
         if _fits(spec.path.placeholders, row, names):
             path = spec.path.write(row)
-            if path != own:
+            if path != target:
                 mask(root / path)
             else:
-                mask(root / own)
+                mask(root / target)
             return 1
     return 0
 
 
 def _write_boxes(spec: Boxes, layout: Layout, rows: list[dict[str, str]], root: Path) -> int:
-    names = [other.path.placeholders for other in layout.boxes if other.format == spec.format]
+    names = [item.path.placeholders for item in layout.boxes if item.format == spec.format]
     label = next(iter(spec.labels), "polyp")
     x1, y1, x2, y2 = BOX
     if spec.unit == "fraction":
@@ -167,12 +167,12 @@ def _write_table(recipe: Recipe, table: Table, rows: list[dict[str, str]], root:
     if table.ranges or table.format == "cholect50-json":
         return
     if table.format == "names":
-        given = next(iter(table.gives.values()))
+        output = next(iter(table.gives.values()))
         for row in rows:
-            own = {name for name in table.file.placeholders if name != given}
-            if own != {name for name in row if name in ("patient", "sequence", "frame")}:
+            placeholders = {name for name in table.file.placeholders if name != output}
+            if placeholders != {name for name in row if name in ("patient", "sequence", "frame")}:
                 continue
-            full = root / table.file.write(row | {given: "c01_q01"})
+            full = root / table.file.write(row | {output: "c01_q01"})
             full.parent.mkdir(parents=True, exist_ok=True)
             full.write_bytes(b"")
             row["label"] = "c01|q01"
@@ -189,11 +189,11 @@ def _write_table(recipe: Recipe, table: Table, rows: list[dict[str, str]], root:
         if table.format == "frame-labels":
             full.write_text("Frame\tPhase\n" + "".join(f"{i}\t{'A' if i < 10 else 'B'}\n" for i in range(25)))
             continue
-        given = dict.fromkeys(table.gives.values(), "1") | dict.fromkeys(table.one_hot, "0")
+        output = dict.fromkeys(table.gives.values(), "1") | dict.fromkeys(table.one_hot, "0")
         if table.one_hot:
-            given[table.one_hot[0]] = "1"
-        columns = [*table.match, *given]
-        lines = [[*(template.format(**row) for template in table.match.values()), *given.values()] for row in several]
+            output[table.one_hot[0]] = "1"
+        columns = [*table.match, *output]
+        lines = [[*(template.format(**row) for template in table.match.values()), *output.values()] for row in several]
         if not table.header:
             columns = []
         text = "\n".join(table.separator.join(line) for line in ([columns] if columns else []) + lines)

@@ -32,12 +32,12 @@ def turn(D, seed=1):
 
 
 def test_pca_is_that_of_scikit_learn_with_its_sign_fixed(cloud, tmp_path):
-    pca, theirs = fit_pca(cloud, 3), PCA(3).fit(cloud)
-    np.testing.assert_allclose(pca.explained, theirs.explained_variance_ratio_, rtol=1e-4)
-    np.testing.assert_allclose(np.abs(pca.project(cloud)), np.abs(theirs.transform(cloud)), atol=1e-3)
+    pca, reference = fit_pca(cloud, 3), PCA(3).fit(cloud)
+    np.testing.assert_allclose(pca.explained, reference.explained_variance_ratio_, rtol=1e-4)
+    np.testing.assert_allclose(np.abs(pca.project(cloud)), np.abs(reference.transform(cloud)), atol=1e-3)
     assert all(axis[np.abs(axis).argmax()] > 0 for axis in pca.axes)
-    again = load_pca(pca.save(tmp_path / "pca.npz"))
-    np.testing.assert_array_equal(again.project(cloud), pca.project(cloud))
+    copy = load_pca(pca.save(tmp_path / "pca.npz"))
+    np.testing.assert_array_equal(copy.project(cloud), pca.project(cloud))
     order = np.random.default_rng(1).permutation(60)
     np.testing.assert_allclose(fit_pca(cloud[order], 3).project(cloud), pca.project(cloud), atol=1e-3)
 
@@ -52,26 +52,26 @@ def test_equal_tokens_have_equal_colours_in_every_frame():
     assert (patch_colours(tokens[::-1]) == colours[::-1]).all(), "the basis belongs to the clip, not to a frame"
 
 
-@pytest.mark.parametrize("known", ["patient", "sequence", "video"])
-def test_neighbours_by_brute_force_and_not_from_what_was_recorded_together(cloud, known):
+@pytest.mark.parametrize("column", ["patient", "sequence", "video"])
+def test_neighbours_by_brute_force_and_not_from_what_was_recorded_together(cloud, column):
     rows = pd.DataFrame({"video": [f"v{n}.png" for n in range(60)], "patient": "", "sequence": ""})
-    rows[known] = [f"{n // 6}" for n in range(60)]
+    rows[column] = [f"{n // 6}" for n in range(60)]
     cloud[7] = np.nan
     finder = Neighbours(cloud, rows)
     unit = cloud / np.linalg.norm(cloud, axis=1, keepdims=True)
     for not_same in (None, "recording"):
         allowed = [n for n in range(60) if n not in (7, 20) and (not_same is None or n // 6 != 20 // 6)]
         expected = sorted(allowed, key=lambda n: -float(unit[n] @ unit[20]))[:5]
-        found = finder.of(20, 5, not_same)
-        assert found["row"].tolist() == expected
-        assert found["similarity"].is_monotonic_decreasing
-    for call, said in (
+        neighbours = finder.of(20, 5, not_same)
+        assert neighbours["row"].tolist() == expected
+        assert neighbours["similarity"].is_monotonic_decreasing
+    for call, message in (
         (lambda: finder.of(60), "rows 0 to 59"),
         (lambda: finder.of(7), "no vector"),
         (lambda: finder.of(1, not_same="scope"), "choose 'recording' or None"),
         (lambda: Neighbours(cloud).of(1), "Only the rows say"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             call()
 
 
@@ -93,9 +93,9 @@ def test_a_second_later_is_no_neighbour_in_another_recording():
     result = shortcut_test(smooth, rows).set_index("target").loc["label"]
     assert result["folds"] == "by sequence" and result["units"] == "4 sequences; patients unknown"
     assert result["accuracy"] < 0.4, "a probe with folds of rows would predict more than half of the phases"
-    one = rows.assign(sequence="VID75")
-    assert np.isnan(neighbour_purity(smooth, one, "label")), "one recording has no neighbours in another"
-    result = shortcut_test(smooth, one).set_index("target").loc["label"]
+    recording = rows.assign(sequence="VID75")
+    assert np.isnan(neighbour_purity(smooth, recording, "label")), "one recording has no neighbours in another"
+    result = shortcut_test(smooth, recording).set_index("target").loc["label"]
     assert np.isnan(result["accuracy"]) and "needs at least 3 units, but there are 1" in result["why"]
     assert result["folds"] == "" and result["rows"] == 120 and result["classes"] == 6
 

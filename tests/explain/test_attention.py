@@ -41,10 +41,10 @@ def naive_rollout(maps, first=0):
         in_space = torch.zeros(1 + T * N, 1 + T * N, dtype=torch.float64)
         for t in range(T):
             B = 0.5 * space.mean(1)[t].double() + 0.5 * torch.eye(1 + N, dtype=torch.float64)
-            own = [0, *range(1 + t * N, 1 + (t + 1) * N)]
-            in_space[own[1:]] = 0
-            for i, query in enumerate(own):
-                for j, key in enumerate(own):
+            tokens = [0, *range(1 + t * N, 1 + (t + 1) * N)]
+            in_space[tokens[1:]] = 0
+            for i, query in enumerate(tokens):
+                for j, key in enumerate(tokens):
                     if query == 0:
                         in_space[0, key] += B[i, j] / T
                     else:
@@ -106,8 +106,8 @@ def test_two_frames_of_one_patch_by_hand():
 
 def test_space_only_and_joint_rollouts_by_hand():
     rows = torch.tensor([[0.0, 1.0], [0.0, 1.0]]).expand(2, 1, 2, 2)
-    alone = AttentionMaps((rows,), (), (2, 1, 1), "space_only")
-    torch.testing.assert_close(alone.rollout().flatten(), torch.tensor([0.25, 0.25]))
+    maps = AttentionMaps((rows,), (), (2, 1, 1), "space_only")
+    torch.testing.assert_close(maps.rollout().flatten(), torch.tensor([0.25, 0.25]))
     joint = AttentionMaps((torch.full((1, 1, 3, 3), 1 / 3),), (), (2, 1, 1), "joint")
     torch.testing.assert_close(joint.rollout().flatten(), torch.tensor([1 / 6, 1 / 6]))
     torch.testing.assert_close(joint.rollout((1, 0, 0)).flatten(), torch.tensor([1 / 6, 1 / 2 + 1 / 6]))
@@ -151,14 +151,14 @@ def test_permuting_the_frames_permutes_the_maps():
     with torch.no_grad():
         backbone.time_embed.zero_()
     clip, order = clip_of(1, 3, 4, 32, 32), [2, 0, 3, 1]
-    there, permuted = look(backbone, clip), look(backbone, clip[:, :, order])
+    maps, permuted = look(backbone, clip), look(backbone, clip[:, :, order])
     close = {"rtol": 0, "atol": 1e-5}
-    torch.testing.assert_close(permuted.in_time(1, 0, (1, 1)), there.in_time(1, 0, (1, 1))[order][:, order], **close)
-    torch.testing.assert_close(permuted.rollout(), there.rollout()[order], **close)
-    torch.testing.assert_close(permuted.rollout_in_time(), there.rollout_in_time()[order][:, order], **close)
+    torch.testing.assert_close(permuted.in_time(1, 0, (1, 1)), maps.in_time(1, 0, (1, 1))[order][:, order], **close)
+    torch.testing.assert_close(permuted.rollout(), maps.rollout()[order], **close)
+    torch.testing.assert_close(permuted.rollout_in_time(), maps.rollout_in_time()[order][:, order], **close)
 
 
-def naive_shares(attention, x, y, softmax, then):
+def naive_shares(attention, x, y, softmax, fc):
     """Token by token and head by head: the summands of a residual step, and that they and a bias are its output."""
     n, D = x.shape
     K, d = softmax.shape[0], D // softmax.shape[0]
@@ -170,12 +170,12 @@ def naive_shares(attention, x, y, softmax, then):
         for j in range(n):
             mixed = torch.cat([softmax[k, i, j] * v[j, k * d : (k + 1) * d] for k in range(K)])
             part = attention.proj.weight @ mixed
-            parts.append(part if then is None else then.weight @ part)
+            parts.append(part if fc is None else fc.weight @ part)
         outputs[i] += torch.stack(parts).sum(0)
         parts[i] = parts[i] + x[i]
         length = torch.stack(parts).norm(dim=1)
         rows[i] = length / length.sum()
-    bias = attention.proj.bias if then is None else then.weight @ attention.proj.bias + then.bias
+    bias = attention.proj.bias if fc is None else fc.weight @ attention.proj.bias + fc.bias
     return rows, outputs + bias
 
 
@@ -240,10 +240,10 @@ def test_without_values_nothing_moves():
 def test_an_image_model_with_rotary_positions_attends_in_space_only():
     backbone, _ = build_frame_backbone("eva02_micro")
     clip = clip_of(1, 3, 2, 56, 56)
-    maps, alone = look(backbone.eval(), clip), look(backbone, clip[:, :, 1:])
+    maps, shorter = look(backbone.eval(), clip), look(backbone, clip[:, :, 1:])
     assert maps.grid == (2, 4, 4) and maps.kind == "space_only" and not maps.time
-    torch.testing.assert_close(maps.in_space(1, 0, (2, 3))[1:], alone.in_space(1, 0, (2, 3)))
-    torch.testing.assert_close(maps.rollout()[1:] * 2, alone.rollout())
+    torch.testing.assert_close(maps.in_space(1, 0, (2, 3))[1:], shorter.in_space(1, 0, (2, 3)))
+    torch.testing.assert_close(maps.rollout()[1:] * 2, shorter.rollout())
     with pytest.raises(UserError, match="divided or joint"):
         maps.in_time(0)
     with pytest.raises(UserError, match="video transformers"):
@@ -265,7 +265,7 @@ def test_the_maps_of_base_are_the_released_ones():
 
 
 @pytest.mark.parametrize(
-    ("question", "said"),
+    ("question", "message"),
     [
         (lambda m: m.in_space(5), "no block 5; this model has the blocks 0 to 2"),
         (lambda m: m.in_time(-4), "no block -4; this model has the blocks 0 to 2"),
@@ -279,10 +279,10 @@ def test_the_maps_of_base_are_the_released_ones():
         (lambda m: replace(m, kind="space_only", time=()).in_time(0), "maps in space for the blocks 0 to 2"),
     ],
 )
-def test_what_is_not_there_is_a_sentence_that_says_what_is(question, said):
+def test_what_is_not_there_is_a_sentence_that_says_what_is(question, message):
     with pytest.raises(UserError) as error:
         question(random_maps())
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_batch_and_tokens_without_maps_are_refused():

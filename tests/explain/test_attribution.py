@@ -42,9 +42,9 @@ def test_methods_agree_with_a_linear_score(model, linear):
     clip = small_clip()
     start = baseline_of(clip, model.card.input, "mean")
     truth = by_patch(weights * (clip - start))
-    found = integrated_gradients(model, clip, target, "mean", steps=3)
-    torch.testing.assert_close(found.values, truth, rtol=1e-4, atol=1e-3)
-    assert found.completeness < 1e-4
+    result = integrated_gradients(model, clip, target, "mean", steps=3)
+    torch.testing.assert_close(result.values, truth, rtol=1e-4, atol=1e-3)
+    assert result.completeness < 1e-4
     torch.testing.assert_close(gradient_x_input(model, clip, target).values, by_patch(weights * clip))
     one_by_one = occlusion(model, clip, target, "mean", tube=(1, 1))
     torch.testing.assert_close(one_by_one.values, truth, rtol=1e-3, atol=1e-3)
@@ -69,8 +69,8 @@ def test_integrated_gradients_and_shapley_values_are_complete(model):
 def test_the_batch_changes_memory_and_not_the_map(model):
     clip, target = small_clip(), target_of(model, "finding", "polyp")
     for method, options in ((integrated_gradients, {"steps": 8}), (occlusion, {})):
-        one, many = (method(model, clip, target, batch_clips=n, **options).values for n in (1, 8))
-        torch.testing.assert_close(one, many, rtol=1e-3, atol=1e-4)
+        small, large = (method(model, clip, target, batch_clips=n, **options).values for n in (1, 8))
+        torch.testing.assert_close(small, large, rtol=1e-3, atol=1e-4)
 
 
 def test_every_method_explains_every_head(model):
@@ -80,9 +80,9 @@ def test_every_method_explains_every_head(model):
     for target in targets:
         assert target.score(torch.cat([clip, clip])).shape == (2,)
         for method in (grad_cam, gradient_x_input):
-            found = method(model, clip, target)
-            assert found.values.shape == (4, 2, 2) and found.target == target.name
-            assert found.values.isfinite().all()
+            result = method(model, clip, target)
+            assert result.values.shape == (4, 2, 2) and result.target == target.name
+            assert result.values.isfinite().all()
 
 
 def test_the_methods_are_those_that_point_best_first_and_each_head_has_those_that_can_answer(model):
@@ -138,20 +138,20 @@ def test_the_gradient_of_a_map_is_that_of_the_score(kind):
     """Relevance of a one-block model against gradients from a forward pass written out with the maps as inputs."""
     model = small_model(attention=kind)
     target = target_of(model, "finding", "polyp")
-    found = attention_relevance(model, small_clip(), target)
-    assert torch.equal(METHODS["attention relevance"](model, small_clip(), target).values, found.values)
-    assert found.values.shape == (4, 2, 2) and (found.values >= 0).all() and found.values.sum() > 0
-    assert (found.time is None) == (kind != "divided")
+    result = attention_relevance(model, small_clip(), target)
+    assert torch.equal(METHODS["attention relevance"](model, small_clip(), target).values, result.values)
+    assert result.values.shape == (4, 2, 2) and (result.values >= 0).all() and result.values.sum() > 0
+    assert (result.time is None) == (kind != "divided")
 
 
 def test_relevance_depends_on_the_question(model):
     clip = small_clip()
-    one, other = (
+    first, second = (
         attention_relevance(model, clip, target_of(model, *question))
         for question in (("finding", "polyp"), ("motion", "advancing"))
     )
-    assert (one.values / one.values.sum() - other.values / other.values.sum()).abs().max() > 1e-4
-    assert one.time.shape == (4, 4)
+    assert (first.values / first.values.sum() - second.values / second.values.sum()).abs().max() > 1e-4
+    assert first.time.shape == (4, 4)
 
 
 def test_the_gradient_weighted_map_equals_a_finite_difference(model, monkeypatch):
@@ -168,15 +168,15 @@ def test_the_gradient_weighted_map_equals_a_finite_difference(model, monkeypatch
     step, calls, forward = 1e-3, [], transformer.Attention.forward
 
     def nudged(self, x, axis, maps, fc=None):
-        y, seen = forward(self, x, axis, True, fc)
+        y, softmax = forward(self, x, axis, True, fc)
         calls.append(axis)
         if axis == "time" and calls.count("time") == 2:  # block 1: patch 3, head 1, frame 0 reads frame 2 a little more
             v = self.qkv(x).chunk(3, dim=-1)[2].unflatten(-1, (self.heads, -1))  # (B, T, N, K, d)
-            more = torch.zeros_like(v)
-            more[0, 0, 3, 1] = step * v[0, 2, 3, 1]
-            more = more.flatten(-2) @ self.proj.weight.T
-            y = y + (more if fc is None else more @ fc.weight.T)
-        return y, seen if maps else None
+            change = torch.zeros_like(v)
+            change[0, 0, 3, 1] = step * v[0, 2, 3, 1]
+            change = change.flatten(-2) @ self.proj.weight.T
+            y = y + (change if fc is None else change @ fc.weight.T)
+        return y, softmax if maps else None
 
     with torch.no_grad():
         before = float(target.score(clip))
@@ -198,7 +198,7 @@ def test_only_scores_that_depend_on_order_move_when_frames_change_places():
 
 
 @pytest.mark.parametrize(
-    ("call", "said"),
+    ("call", "message"),
     [
         (lambda m, c: target_of(m, "colour", "red"), "no head 'colour'; choose one of finding, motion, mask, box"),
         (lambda m, c: target_of(m, "finding", "cancer"), "no class 'cancer'; choose one of normal, polyp, ulcer"),
@@ -218,7 +218,7 @@ def test_only_scores_that_depend_on_order_move_when_frames_change_places():
         (lambda m, c: occlusion(m, c, target_of(m, "mask", "finding"), tube=(0, 1)), "at least 1 frame and 1 patch"),
     ],
 )
-def test_bad_questions_are_sentences(model, call, said):
+def test_bad_questions_are_sentences(model, call, message):
     with pytest.raises(UserError) as error:
         call(model, small_clip())
-    assert said in str(error.value)
+    assert message in str(error.value)

@@ -94,21 +94,21 @@ def test_a_store_killed_before_or_after_a_file_gets_its_name_goes_on_to_the_same
     """A full disk or a kill between the move of the vectors and store.json once gave vectors of zeros."""
     whole = embed(manifest, model, tmp_path / "whole", batch_clips=2, progress=False)
     replace_file = Path.replace
-    for when in ("before", "after"):
+    for side in ("before", "after"):
 
-        def killed(path, target, when=when):
-            if when == "after" or Path(target).name != moment:
+        def killed(path, target, side=side):
+            if side == "after" or Path(target).name != moment:
                 replace_file(path, target)
             if Path(target).name == moment:
                 raise OSError(28, "No space left on device")
 
         with monkeypatch.context() as fault, pytest.raises(OSError, match="No space"):
             fault.setattr(Path, "replace", killed)
-            embed(manifest, model, tmp_path / when, batch_clips=2, progress=False)
-        store = embed(manifest, model, tmp_path / when, batch_clips=2, progress=False)
+            embed(manifest, model, tmp_path / side, batch_clips=2, progress=False)
+        store = embed(manifest, model, tmp_path / side, batch_clips=2, progress=False)
         np.testing.assert_array_equal(store.vectors, whole.vectors)
         pd.testing.assert_frame_equal(store.rows, whole.rows)
-        names = sorted(path.name for path in (tmp_path / when).iterdir())
+        names = sorted(path.name for path in (tmp_path / side).iterdir())
         assert names == ["hashes.json", "job.json", "rows.parquet", "store.json", "vectors.npy"]
 
 

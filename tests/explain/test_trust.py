@@ -82,10 +82,10 @@ def test_intervals_are_over_patients():
     right, wrong = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
     mask = np.array([[[True, False]]])
     games = [(f"p{i}", pointing_game(right if i % 4 else wrong, mask)) for i in range(12)]
-    found = pointing_intervals(games)
-    assert found["map"].value == pytest.approx(0.75) and found["map"].units == 12
-    assert found["map"].low < 0.75 < found["map"].high
-    assert found["random"].value == found["random"].low == 0.5
+    intervals = pointing_intervals(games)
+    assert intervals["map"].value == pytest.approx(0.75) and intervals["map"].units == 12
+    assert intervals["map"].low < 0.75 < intervals["map"].high
+    assert intervals["random"].value == intervals["random"].low == 0.5
     with pytest.raises(UserError, match="No frame shows a finding"):
         pointing_intervals([("p", pointing_game(right, ~mask & False))])
     with pytest.raises(UserError, match="1 frames, but there are 2 masks"):
@@ -98,14 +98,14 @@ def test_both_tests_in_steps_give_the_same_figures():
     label = model.card.heads[head].classes[0]
     target = target_of(model, head, label)
     values = gradient_x_input(model, clip, target).values
-    steps, told = trust_steps(model, clip, head, label, gradient_x_input, values, seeds=2), []
+    steps, counts = trust_steps(model, clip, head, label, gradient_x_input, values, seeds=2), []
     while True:
         try:
-            told.append(next(steps))
+            counts.append(next(steps))
         except StopIteration as finished:
             curves, correlation = finished.value
             break
-    assert told == [(done, 7) for done in range(8)]
+    assert counts == [(done, 7) for done in range(8)]
     plain = deletion_insertion(model, clip, target, values)
     np.testing.assert_array_equal(curves.insertion, plain.insertion)
     np.testing.assert_array_equal(curves.random_deletion, plain.random_deletion)

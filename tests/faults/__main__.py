@@ -11,11 +11,11 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=list(campaign.SHARES))
     parser.add_argument("--kills", type=int, help="instead: this many kills and faults of every resumable job")
-    asked = parser.parse_args()
-    if asked.kills:
-        sys.exit(0 if kills.main(asked.kills, asked.seed) else 1)
-    found = campaign.run(asked.cases, asked.seed, asked.only)
-    for kind, name, end, said in campaign.wrong(found):
-        print(f"{kind}: {name}: {end}\n{said[-1500:]}")
-    print(campaign.table(found))
-    sys.exit(1 if campaign.wrong(found) else 0)
+    arguments = parser.parse_args()
+    if arguments.kills:
+        sys.exit(0 if kills.main(arguments.kills, arguments.seed) else 1)
+    results = campaign.run(arguments.cases, arguments.seed, arguments.only)
+    for kind, name, end, message in campaign.wrong(results):
+        print(f"{kind}: {name}: {end}\n{message[-1500:]}")
+    print(campaign.table(results))
+    sys.exit(1 if campaign.wrong(results) else 0)

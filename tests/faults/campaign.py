@@ -58,11 +58,15 @@ def outcome(case: Case) -> tuple[str, str]:
     except Hang:
         return "hang", traceback.format_exc()
     except UserError as error:
-        said = str(error)
-        return ("refused", said) if said.strip() and len(said) < 1000 else ("crash", f"no sentence: {said[:300]!r}")
+        message = str(error)
+        return (
+            ("refused", message)
+            if message.strip() and len(message) < 1000
+            else ("crash", f"no sentence: {message[:300]!r}")
+        )
     except OSError as error:
-        said = storage_sentence(error) or ""
-        return ("refused", said) if said else ("crash", traceback.format_exc())
+        message = storage_sentence(error) or ""
+        return ("refused", message) if message else ("crash", traceback.format_exc())
     except Exception:
         return "crash", traceback.format_exc()
     finally:
@@ -91,7 +95,7 @@ def sources() -> dict[str, Source]:
 
 def run(n_cases: int, seed: int, only: list[str] | None = None) -> list[tuple[str, str, str, str]]:
     """Try about ``n_cases`` cases, shared among the classes: class, name, outcome, what was said."""
-    found = []
+    results = []
     with tempfile.TemporaryDirectory() as root:
         for kind, source in sources().items():
             if only and kind not in only:
@@ -101,24 +105,24 @@ def run(n_cases: int, seed: int, only: list[str] | None = None) -> list[tuple[st
             n = max(1, round(n_cases * SHARES[kind] / sum(SHARES.values())))
             for case in islice(source(folder, seed), n):
                 with _silence():
-                    end, said = outcome(case)
-                found.append((kind, case.name, end, said))
-    return found
+                    end, message = outcome(case)
+                results.append((kind, case.name, end, message))
+    return results
 
 
-def table(found: list[tuple[str, str, str, str]]) -> str:
+def table(results: list[tuple[str, str, str, str]]) -> str:
     """One line per class: how many cases ended how."""
     lines = [f"{'class':<14}" + "".join(f"{name:>16}" for name in (*OUTCOMES, "cases"))]
     for kind in [*SHARES, "all"]:
-        ends = [end for of, _, end, _ in found if kind in (of, "all")]
+        ends = [end for of, _, end, _ in results if kind in (of, "all")]
         if ends:
             lines.append(f"{kind:<14}" + "".join(f"{ends.count(name):>16}" for name in OUTCOMES) + f"{len(ends):>16}")
     return "\n".join(lines)
 
 
-def wrong(found: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
+def wrong(results: list[tuple[str, str, str, str]]) -> list[tuple[str, str, str, str]]:
     """The cases that ended in a crash, a hang or a result that is silently wrong."""
-    return [one for one in found if one[2] not in ("correct", "refused")]
+    return [result for result in results if result[2] not in ("correct", "refused")]
 
 
 @contextlib.contextmanager

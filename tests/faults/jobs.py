@@ -166,7 +166,7 @@ def _plain(value: Any) -> Any:
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file of a finished job by name, without times that were taken and the record of who asked."""
-    found = {}
+    hashes = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or path.name in ("hashes.json", "journal.jsonl"):
@@ -181,5 +181,5 @@ def digests(folder: Path) -> dict[str, str]:
             content = json.dumps(_untimed(json.loads(content))).encode()
         if path.suffix == ".pt":  # its bytes number the tensors as they came; what counts is what they hold
             content = repr(_plain(torch.load(path, weights_only=True))).encode()
-        found[name] = hashlib.sha256(content).hexdigest()
-    return found
+        hashes[name] = hashlib.sha256(content).hexdigest()
+    return hashes

@@ -127,9 +127,9 @@ class Child:
             os.close(self.reader)
             return "hang", ""
         with os.fdopen(self.reader, "rb") as file:
-            said = file.read()
+            answer = file.read()
         self.took_s = time.monotonic() - self.began
-        return ("killed", status) if os.WIFSIGNALED(status) else pickle.loads(said)
+        return ("killed", status) if os.WIFSIGNALED(status) else pickle.loads(answer)
 
 
 class Kills:
@@ -144,9 +144,9 @@ class Kills:
         if name not in self.whole:
             points, folder = Points(-1, die), self._fresh(name)
             child = Child(lambda: (self._run(name, folder), points.count, _largest(folder))[1:], points.install)
-            kind, found = child.end()
-            assert kind == "done", f"{name} without a fault: {kind}: {found}"
-            self.whole[name] = (digests(folder), found[0], child.took_s, found[1])
+            kind, answer = child.end()
+            assert kind == "done", f"{name} without a fault: {kind}: {answer}"
+            self.whole[name] = (digests(folder), answer[0], child.took_s, answer[1])
         return self.whole[name]
 
     def outcome(self, case: Case) -> tuple[str, str]:
@@ -165,18 +165,18 @@ class Kills:
         else:
             act = die if case.kind == "at a fault point" else _no_space
             prepare = Points(at, act).install
-        kind, said = Child(lambda: self._run(case.job, folder), prepare).end()
+        kind, answer = Child(lambda: self._run(case.job, folder), prepare).end()
         if kind in ("crash", "hang"):
-            return kind, str(said)
+            return kind, str(answer)
         return self._again(case.job, folder, whole)
 
     def _again(self, name: str, folder: Path, whole: dict[str, str]) -> tuple[str, str]:
         """Run the same job once more, undisturbed, and compare."""
-        kind, said = Child(lambda: self._run(name, folder)).end()
+        kind, answer = Child(lambda: self._run(name, folder)).end()
         if kind != "done":
-            return ("refused" if kind in ("refused", "in use") else kind), str(said)
-        found = digests(folder)
-        differing = [key for key in whole | found if whole.get(key) != found.get(key)]
+            return ("refused" if kind in ("refused", "in use") else kind), str(answer)
+        hashes = digests(folder)
+        differing = [key for key in whole | hashes if whole.get(key) != hashes.get(key)]
         left = [path.name for path in folder.rglob("*") if ".part" in path.name or path.name == ".lock"]
         return ("different", f"{differing} {left}") if differing or left else ("same", "")
 
@@ -192,17 +192,17 @@ class Kills:
         os.set_blocking(reader, False)
         while time.monotonic() < first.began + LIMIT_S and not _told(reader):
             time.sleep(0.005)
-        kind, said = Child(lambda: self._run(name, folder)).end()
+        kind, answer = Child(lambda: self._run(name, folder)).end()
         os.kill(first.pid, signal.SIGCONT)
-        ended, told = first.end()
+        ended, first_answer = first.end()
         os.close(reader)
         os.close(writer)
         if kind in ("crash", "hang") or ended in ("crash", "hang"):
-            return (kind if kind in ("crash", "hang") else ended), f"{said} {told}"
-        result, more = self._again(name, folder, whole)
+            return (kind if kind in ("crash", "hang") else ended), f"{answer} {first_answer}"
+        result, message = self._again(name, folder, whole)
         if result == "same" and kind == "in use":
             return "refused", ""  # the second one, which is what has to happen
-        return result, more
+        return result, message
 
     def _on_small_disk(self, case: Case, folder: Path, whole: dict[str, str]) -> tuple[str, str]:
         """Work on a disk that is full before the job has ended, then make room."""
@@ -212,9 +212,9 @@ class Kills:
         if not _mounted(folder, size_k):
             return "skipped", "no disk can be mounted here"
         try:
-            kind, said = Child(lambda: self._run(case.job, folder)).end()
+            kind, answer = Child(lambda: self._run(case.job, folder)).end()
             if kind in ("crash", "hang"):
-                return kind, str(said)
+                return kind, str(answer)
             subprocess.run(["mount", "-o", "remount,size=256m", str(folder)], check=True)
             return self._again(case.job, folder, whole)
         finally:
@@ -239,12 +239,12 @@ class Kills:
 
 def cases(per_job: int, seed: int, jobs: list[str] | None = None) -> list[Case]:
     """Cases of every job, the kinds in turn, drawn from a seed."""
-    drawn = []
+    result = []
     for job in jobs or list(JOBS):
         rng = np.random.default_rng([seed, int(hashlib.sha256(job.encode()).hexdigest()[:8], 16)])
         turns = ("at a fault point", *KINDS)  # twice as many of the first kind
-        drawn += [Case(job, turns[n % len(turns)], float(rng.random())) for n in range(per_job)]
-    return drawn
+        result += [Case(job, turns[n % len(turns)], float(rng.random())) for n in range(per_job)]
+    return result
 
 
 def table(results: list[tuple[Case, str, str]]) -> str:
@@ -299,9 +299,9 @@ def main(per_job: int = 60, seed: int = 0, jobs: list[str] | None = None) -> boo
     with tempfile.TemporaryDirectory() as folder:
         kills = Kills(Path(folder))
         for case in cases(per_job, seed, jobs):
-            end, more = kills.outcome(case)
-            results.append((case, end, more))
+            end, message = kills.outcome(case)
+            results.append((case, end, message))
             if end not in ("same", "refused", "skipped"):
-                print(json.dumps([str(case), end, more[-1500:]]), flush=True)
+                print(json.dumps([str(case), end, message[-1500:]]), flush=True)
     print(table(results), flush=True)
     return all(end in ("same", "refused", "skipped") for _, end, _ in results)

@@ -104,11 +104,11 @@ def _parquet(folder: Path, rng: np.random.Generator, form: Any) -> bool:
     else:
         changed = changed.iloc[:0]
     changed.to_parquet(folder / "m.parquet")
-    found = read_manifest(folder / "m.parquet").table
+    table = read_manifest(folder / "m.parquet").table
     if kind in (0, 6):
-        return found[column].astype(str).tolist() == whole[column].astype(found[column].dtype).astype(str).tolist()
-    return len(found) == 2 and kind not in (1, 3, 8) and all(
-        found[name].astype(str).tolist() == whole[name].astype(found[name].dtype).astype(str).tolist()
+        return table[column].astype(str).tolist() == whole[column].astype(table[column].dtype).astype(str).tolist()
+    return len(table) == 2 and kind not in (1, 3, 8) and all(
+        table[name].astype(str).tolist() == whole[name].astype(table[name].dtype).astype(str).tolist()
         for name in whole.columns if name != column
     )  # fmt: skip
 

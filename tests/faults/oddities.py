@@ -56,8 +56,8 @@ def _numbers(path: Path, n: int = N) -> bool:
     """Whether a video shows the numbers from 0 on, by stream and by single reading."""
     with open_video(path) as video:
         shown = [number_in(frame) for _, frame in video.stream()]
-        again = [number_in(frame) for frame in video.read(range(n - 1, -1, -1))]
-        return shown == list(range(n)) == again[::-1] and bool((np.diff(video.times_s) > 0).all())
+        backwards = [number_in(frame) for frame in video.read(range(n - 1, -1, -1))]
+        return shown == list(range(n)) == backwards[::-1] and bool((np.diff(video.times_s) > 0).all())
 
 
 def _odd_size(folder: Path, rng: np.random.Generator, form: Any) -> bool:
@@ -66,8 +66,8 @@ def _odd_size(folder: Path, rng: np.random.Generator, form: Any) -> bool:
     frames = [np.full((height, width, 3), 40 * number, np.uint8) for number in range(N)]
     write_video(folder / f"v{suffix}", frames, Fraction(10), codec)
     with open_video(folder / f"v{suffix}") as video:
-        found = video.read(range(N))
-    return found.shape == (N, height, width, 3) and [round(f.mean() / 40) for f in found] == list(range(N))
+        decoded = video.read(range(N))
+    return decoded.shape == (N, height, width, 3) and [round(f.mean() / 40) for f in decoded] == list(range(N))
 
 
 def _uneven(folder: Path, rng: np.random.Generator, form: Any) -> bool:
@@ -141,8 +141,8 @@ def _tree(folder: Path, rng: np.random.Generator, form: Any) -> bool:
         else:
             path.write_bytes(b"")
     prepared = prepare("private-folder", root, folder / "out", workers=1)
-    found = read_manifest(prepared.manifest).table["video"]
-    return sorted(Path(cell).name for cell in found) == ["p0_0.png", "p1_1.png", "p2_2.png"]
+    videos = read_manifest(prepared.manifest).table["video"]
+    return sorted(Path(cell).name for cell in videos) == ["p0_0.png", "p1_1.png", "p2_2.png"]
 
 
 def _png(width: int, height: int, depth: int, colours: int = 2, data: bytes = b"") -> bytes:
@@ -177,9 +177,9 @@ def _picture_mode(folder: Path, rng: np.random.Generator, form: Any) -> bool:
     mode, suffix = form, {"CMYK": ".jpg", "YCbCr": ".jpg"}.get(form, ".png")
     pixels.convert(mode).save(folder / f"a{suffix}", **({"quality": 95} if suffix == ".jpg" else {}))
     with open_video(folder / f"a{suffix}") as picture:
-        found = picture.read([0])[0]
+        frame = picture.read([0])[0]
     truth = np.asarray(pixels.convert(mode).convert("RGB"), int)
-    return bool(np.abs(found - truth).mean() < (12 if suffix == ".jpg" else 1)) and number_in(found) == 5
+    return bool(np.abs(frame - truth).mean() < (12 if suffix == ".jpg" else 1)) and number_in(frame) == 5
 
 
 def _turned(folder: Path, rng: np.random.Generator, form: Any) -> bool:
@@ -189,14 +189,14 @@ def _turned(folder: Path, rng: np.random.Generator, form: Any) -> bool:
     exif[0x0112] = orientation
     pixels.save(folder / f"a{suffix}", exif=exif)
     with open_video(folder / f"a{suffix}") as picture:
-        found = picture.read([0])[0]
+        frame = picture.read([0])[0]
     with Image.open(folder / f"a{suffix}") as stored:
-        return bool(np.array_equal(found, np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))))
+        return bool(np.array_equal(frame, np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))))
 
 
 def _several(folder: Path, rng: np.random.Generator, form: Any) -> bool:
-    first, *more = (Image.fromarray(numbered(number)) for number in range(3))
-    first.save(folder / f"a{form}", save_all=True, append_images=more)
+    first, *others = (Image.fromarray(numbered(number)) for number in range(3))
+    first.save(folder / f"a{form}", save_all=True, append_images=others)
     with open_video(folder / f"a{form}") as picture:
         picture.read([0])
     return False

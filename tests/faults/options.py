@@ -27,7 +27,7 @@ NUMBERS = (
 TEXTS = ("", " ", "nothing-of-this-name", "-", "--", "../..", "a" * 5000, "a\nb", "<b>bold</b>", "=1+1", "é", "%s", "*")
 LONG = ("small", "base", "endo-fm", "long-video")  # networks that train longer than a case may take: they are stopped
 STOP_S = 8.0
-MANY = ("batch", "clips", "folds", "workers", "smooth")  # 10^9 of these is refused before memory is taken
+COUNTS = ("batch", "clips", "folds", "workers", "smooth")  # 10^9 of these is refused before memory is taken
 
 
 def cases(folder: Path, seed: int) -> Iterator[Case]:
@@ -72,9 +72,9 @@ def _command_lines(inputs: Inputs, folder: Path) -> dict[str, list[str]]:
 
 
 def _options(name: str) -> list[Option]:
-    first, *rest = name.split()
-    found = find(first)
-    command = found[rest[0]] if isinstance(found, dict) else found
+    first, *words = name.split()
+    entry = find(first)
+    command = entry[words[0]] if isinstance(entry, dict) else entry
     return [option for option in command.options if option.kind is not bool and not option.positional]
 
 
@@ -98,7 +98,7 @@ def _value(option: Option, folder: Path, rng: np.random.Generator) -> str:
             "/".join(["d" * 99] * 60),
         )
         return str(folder / names[int(rng.integers(len(names)))])
-    if option.name in MANY and rng.random() < 0.2:
+    if option.name in COUNTS and rng.random() < 0.2:
         return "1000000000"
     values = NUMBERS if "int" in text or "float" in text else (*TEXTS, *option.choices)
     return values[int(rng.integers(len(values)))]
@@ -112,12 +112,12 @@ def _is_answered(words: list[str], out: Path, option: Option) -> bool:
     """
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    said, complaint = io.StringIO(), io.StringIO()
+    output, complaint = io.StringIO(), io.StringIO()
     stop = threading.Timer(STOP_S, _thread.interrupt_main)
     if words[-1] in LONG:
         stop.start()
     try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(complaint):
             ended = main([*words, "--json"])
     finally:
         stop.cancel()
@@ -131,8 +131,8 @@ def _is_answered(words: list[str], out: Path, option: Option) -> bool:
         raise UserError(lines[-1])
     if ended != 0:
         raise AssertionError(f"exit code {ended}: {text[-1500:]}")
-    if said.getvalue().strip():
-        json.loads(said.getvalue(), parse_constant=_no_number)
+    if output.getvalue().strip():
+        json.loads(output.getvalue(), parse_constant=_no_number)
     return True
 
 

@@ -29,11 +29,11 @@ def images(folder: Path, seed: int) -> Iterator[Case]:
         Image.fromarray(numbered(77)).save(path, **options)
         copies = mutations(path, seed)
         if suffix != ".png":
-            copies = (one for one in copies if one[0].startswith(STRUCTURAL))
+            copies = (copy for copy in copies if copy[0].startswith(STRUCTURAL))
         streams.append((folder / f"spoiled{suffix}", copies, np.asarray(Image.open(path).convert("RGB"))))
     for path, copies, truth in cycle(streams):
-        what, data = next(copies)
-        yield Case(f"{path.name}, {what}", partial(_same_pixels, path, data, truth))
+        change, data = next(copies)
+        yield Case(f"{path.name}, {change}", partial(_same_pixels, path, data, truth))
 
 
 def _same_pixels(path: Path, data: bytes, truth: np.ndarray) -> bool:
@@ -108,8 +108,8 @@ def _resized(path: Path) -> None:
 def _animated(path: Path) -> None:
     if not path.exists():
         raise FileNotFoundError(path)
-    first, *more = (Image.fromarray(numbered(number)) for number in (int(path.stem), 9))
-    first.save(path, save_all=True, append_images=more)
+    first, *others = (Image.fromarray(numbered(number)) for number in (int(path.stem), 9))
+    first.save(path, save_all=True, append_images=others)
 
 
 def _looped(path: Path) -> None:

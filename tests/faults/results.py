@@ -46,49 +46,49 @@ def checkpoints(folder: Path, seed: int) -> Iterator[Case]:
          partial(_state_is_whole, folder / "spoiled.safetensors", bare)),
     ]  # fmt: skip
     for turn, (kind, stream, attempt) in enumerate(cycle(copies)):
-        what, data = next(stream)
-        yield Case(f"{kind}, {what}", partial(attempt, data))
+        change, data = next(stream)
+        yield Case(f"{kind}, {change}", partial(attempt, data))
         if turn % 3 == 2:
             name, tensors = _odd(bare, rng)
             yield Case(name, partial(_odd_is_refused, folder / "odd.safetensors", tensors))
 
 
 def _structural(copies: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    return (one for one in copies if one[0].startswith(("truncate", "append", "delete", "insert", "repeat")))
+    return (copy for copy in copies if copy[0].startswith(("truncate", "append", "delete", "insert", "repeat")))
 
 
 def _model_is_whole(model: Path, copy: Path, whole: Tensors, data: bytes) -> bool:
     shutil.copytree(model, copy, dirs_exist_ok=True)
     (copy / "model.safetensors").write_bytes(data)
-    found = load_model(copy).state_dict()
-    return found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
+    tensors = load_model(copy).state_dict()
+    return tensors.keys() == whole.keys() and all(torch.equal(tensors[name], whole[name]) for name in whole)
 
 
 def _state_is_whole(path: Path, bare: Tensors, data: bytes) -> bool:
     path.write_bytes(data)
-    found = load_state(path).tensors
-    return found.keys() == bare.keys() and all(torch.equal(found[name], bare[name]) for name in bare)
+    tensors = load_state(path).tensors
+    return tensors.keys() == bare.keys() and all(torch.equal(tensors[name], bare[name]) for name in bare)
 
 
 def _odd(bare: Tensors, rng: np.random.Generator) -> tuple[str, Tensors]:
     """Weights with one tensor that cannot be: of another shape, name, kind of number, or not finite."""
     name = str(rng.choice(list(bare)))
-    how = str(rng.choice(["nan", "inf", "shape", "gone", "renamed", "integers", "booleans", "complex", "block"]))
+    change = str(rng.choice(["nan", "inf", "shape", "gone", "renamed", "integers", "booleans", "complex", "block"]))
     tensors, tensor = dict(bare), bare[name]
-    if how in ("nan", "inf"):
-        tensors[name] = torch.full_like(tensor, float(how))
-    elif how == "shape":
+    if change in ("nan", "inf"):
+        tensors[name] = torch.full_like(tensor, float(change))
+    elif change == "shape":
         tensors[name] = torch.zeros((*tensor.shape, 2))
-    elif how in ("integers", "booleans", "complex"):
-        kind = {"integers": torch.int64, "booleans": torch.bool, "complex": torch.complex64}[how]
+    elif change in ("integers", "booleans", "complex"):
+        kind = {"integers": torch.int64, "booleans": torch.bool, "complex": torch.complex64}[change]
         tensors[name] = tensor.to(kind)
-    elif how == "block":
+    elif change == "block":
         tensors["backbone.blocks.1000000000.norm1.weight"] = torch.zeros(32)
     else:
         tensors[f"{name}s"] = tensors.pop(name)
-        if how == "gone":
+        if change == "gone":
             del tensors[f"{name}s"]
-    return f"{how} {name}", tensors
+    return f"{change} {name}", tensors
 
 
 def _odd_is_refused(path: Path, tensors: Tensors) -> bool:
@@ -98,8 +98,8 @@ def _odd_is_refused(path: Path, tensors: Tensors) -> bool:
     backbone = build_backbone("micro")
     record = initialise(backbone, path)
     # Not refused: then what was left out is named, and nothing that is no number came in.
-    named = bool(record.get("new") or record.get("not_taken") or record.get("resized"))
-    return named and all(bool(torch.isfinite(p).all()) for p in backbone.parameters())
+    has_record = bool(record.get("new") or record.get("not_taken") or record.get("resized"))
+    return has_record and all(bool(torch.isfinite(p).all()) for p in backbone.parameters())
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
@@ -118,15 +118,15 @@ def results(folder: Path, seed: int) -> Iterator[Case]:
             streams.append((name, path, mutations(path, seed), read, truth))
     for turn in count():
         name, path, copies, read, truth = streams[turn % len(streams)]
-        what, data = next(copies)
+        change, data = next(copies)
         if turn % 7 == 3:
-            what, data = "is gone", None
+            change, data = "is gone", None
         elif path.suffix == ".json" and turn % 2:
-            what, changed = spoiled(json.loads(path.read_text()), rng)
+            change, changed = spoiled(json.loads(path.read_text()), rng)
             data = json.dumps(changed).encode()
         relative = path.relative_to(folder / name)
         attempt = partial(_is_read, folder / name, folder / "spoiled" / name, relative, data, read, truth)
-        yield Case(f"{name}, {relative}, {what}", attempt)
+        yield Case(f"{name}, {relative}, {change}", attempt)
 
 
 def _is_read(

@@ -41,29 +41,29 @@ def spoiled(value: Any, rng: np.random.Generator) -> tuple[str, Any]:
         if not isinstance(place[key], dict | list) or not len(place[key]) or rng.random() < 0.3:
             break
         place = place[key]
-    how = str(rng.choice(["remove", "replace", "replace", "replace", "rename", "add"]))
-    if how == "remove":
+    change = str(rng.choice(["remove", "replace", "replace", "replace", "rename", "add"]))
+    if change == "remove":
         del place[key]
-    elif how == "rename" and isinstance(place, dict):
+    elif change == "rename" and isinstance(place, dict):
         place[f"{key}s"] = place.pop(key)
-    elif how == "add" and isinstance(place, dict):
+    elif change == "add" and isinstance(place, dict):
         place["further"] = VALUES[int(rng.integers(len(VALUES)))]
     else:
         new = VALUES[int(rng.integers(len(VALUES)))]
         place[key] = new
-        how = f"replace by {str(new)[:20]!r}"
-    return f"{how} {'.'.join(at)}", changed
+        change = f"replace by {str(new)[:20]!r}"
+    return f"{change} {'.'.join(at)}", changed
 
 
-def same(one: Any, other: Any) -> bool:
+def same(first: Any, second: Any) -> bool:
     """Whether two JSON values are equal; NaN is itself, and whole numbers may be written as fractions."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, float) and isinstance(other, float) and math.isnan(one):
-        return math.isnan(other)
-    return bool(one == other)
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(same, first, second))
+    if isinstance(first, float) and isinstance(second, float) and math.isnan(first):
+        return math.isnan(second)
+    return bool(first == second)
 
 
 def cards(folder: Path, seed: int) -> Iterator[Case]:
@@ -71,10 +71,10 @@ def cards(folder: Path, seed: int) -> Iterator[Case]:
     demo, rng = load_model("demo"), np.random.default_rng(seed)
     value = demo.card.to_json()
     for turn in count():
-        what, changed = spoiled(value, rng)
+        change, changed = spoiled(value, rng)
         if turn % 4 == 3:
-            what, changed = f"{what}; text", _spoiled_text(json.dumps(changed), rng)
-        yield Case(what, partial(_card_is_read, changed, value))
+            change, changed = f"{change}; text", _spoiled_text(json.dumps(changed), rng)
+        yield Case(change, partial(_card_is_read, changed, value))
 
 
 def _spoiled_text(text: str, rng: np.random.Generator) -> str:
@@ -88,9 +88,9 @@ def _card_is_read(changed: Any, value: Any) -> bool:
             changed = json.loads(changed)
         except ValueError:
             changed = None  # what read_card says of text that is no JSON is tried with the models
-    found = ModelCard.from_json(changed).to_json()
+    card = ModelCard.from_json(changed).to_json()
     changed = changed if isinstance(changed, dict) else {}
-    return same(found, json.loads(json.dumps({**_defaults(value), **changed}))) or _only_absent(found, changed)
+    return same(card, json.loads(json.dumps({**_defaults(value), **changed}))) or _only_absent(card, changed)
 
 
 def _defaults(value: dict[str, Any]) -> dict[str, Any]:
@@ -99,11 +99,11 @@ def _defaults(value: dict[str, Any]) -> dict[str, Any]:
     return ModelCard.from_json(needed).to_json()
 
 
-def _only_absent(found: Any, written: Any) -> bool:
+def _only_absent(card: Any, written: Any) -> bool:
     """Whether everything that is written was read, entries that say nothing (null) apart."""
-    if isinstance(found, dict) and isinstance(written, dict):
-        return all(item is None or (key in found and _only_absent(found[key], item)) for key, item in written.items())
-    return same(found, written)
+    if isinstance(card, dict) and isinstance(written, dict):
+        return all(item is None or (key in card and _only_absent(card[key], item)) for key, item in written.items())
+    return same(card, written)
 
 
 def manifests(folder: Path, seed: int) -> Iterator[Case]:
@@ -123,19 +123,19 @@ def manifests(folder: Path, seed: int) -> Iterator[Case]:
     bytes_csv, bytes_parquet = mutations(text, seed), mutations(binary, seed)
     for turn in count():
         if turn % 3 == 0:
-            what, data = next(bytes_csv)
-            yield Case(f"csv, {what}", partial(_csv_is_read, folder / "spoiled" / "m.csv", data))
+            change, data = next(bytes_csv)
+            yield Case(f"csv, {change}", partial(_csv_is_read, folder / "spoiled" / "m.csv", data))
         elif turn % 3 == 1:
             table = whole.astype(object)
             row, column = int(rng.integers(len(rows))), columns[int(rng.integers(len(columns)))]
             value = VALUES[int(rng.integers(len(VALUES)))]
             table.loc[row, column] = str(value)
             data = table.to_csv(index=False).encode()
-            what = f"csv, {column} of row {row + 1} is {str(value)[:20]!r}"
-            yield Case(what, partial(_csv_is_read, folder / "spoiled" / "m.csv", data))
+            change = f"csv, {column} of row {row + 1} is {str(value)[:20]!r}"
+            yield Case(change, partial(_csv_is_read, folder / "spoiled" / "m.csv", data))
         else:
-            what, data = next(bytes_parquet)
-            yield Case(f"parquet, {what}", partial(_parquet_is_read, folder / "spoiled" / "m.parquet", data, truth))
+            change, data = next(bytes_parquet)
+            yield Case(f"parquet, {change}", partial(_parquet_is_read, folder / "spoiled" / "m.parquet", data, truth))
 
 
 def _csv_is_read(path: Path, data: bytes) -> bool:
@@ -145,17 +145,17 @@ def _csv_is_read(path: Path, data: bytes) -> bool:
     head[0] = head[0].removeprefix("\ufeff")
     if list(manifest.table.columns) != head or len(manifest) != len(rows):
         return False
-    again = read_manifest(write_manifest(manifest.table, path.with_name("again.csv")).path or path)
-    if again.fingerprint != manifest.fingerprint:
+    copy = read_manifest(write_manifest(manifest.table, path.with_name("again.csv")).path or path)
+    if copy.fingerprint != manifest.fingerprint:
         return False
     for number, row in enumerate(rows):
         for name, cell in zip(head, row, strict=True):
-            found = manifest.table[name][number]
+            number_read = manifest.table[name][number]
             if name in ("start_s", "end_s"):
                 expected = float(cell) if cell.strip() else math.nan
-                if not (found == expected or (math.isnan(found) and math.isnan(expected))):
+                if not (number_read == expected or (math.isnan(number_read) and math.isnan(expected))):
                     return False
-            elif str(found) != cell:
+            elif str(number_read) != cell:
                 return False
     return True
 
@@ -173,11 +173,11 @@ def recipes(folder: Path, seed: int) -> Iterator[Case]:
     for turn in count():
         path = paths[turn % len(paths)]
         if turn % 3 == 0:
-            what, data = next(texts[path])
+            change, data = next(texts[path])
         else:
-            what, changed = spoiled(yaml.safe_load(path.read_text(encoding="utf-8")), rng)
+            change, changed = spoiled(yaml.safe_load(path.read_text(encoding="utf-8")), rng)
             data = yaml.safe_dump(changed, allow_unicode=True).encode()
-        yield Case(f"{path.stem}, {what}", partial(_recipe_is_read, folder / path.name, data))
+        yield Case(f"{path.stem}, {change}", partial(_recipe_is_read, folder / path.name, data))
 
 
 def _recipe_is_read(path: Path, data: bytes) -> bool:
@@ -207,31 +207,33 @@ def scores(folder: Path, seed: int) -> Iterator[Case]:
         path, copies, truth = sheets[suffix]
         spoiled_path = folder / f"spoiled{suffix}"
         if turn % 4 < 2:
-            what, data = next(copies)
-            yield Case(f"{suffix}, {what}", partial(_score_is_true, labels, spoiled_path, data, truth))
+            change, data = next(copies)
+            yield Case(f"{suffix}, {change}", partial(_score_is_true, labels, spoiled_path, data, truth))
         else:
-            what, sheet = _spoiled_sheet(pd.read_csv(sheets[".csv"][0]), rng)
+            change, sheet = _spoiled_sheet(pd.read_csv(sheets[".csv"][0]), rng)
             data = sheet.to_csv(index=False).encode()
-            yield Case(what, partial(_score_is_true, labels, folder / "spoiled.csv", data, sheets[".csv"][2]))
+            yield Case(change, partial(_score_is_true, labels, folder / "spoiled.csv", data, sheets[".csv"][2]))
 
 
 def _spoiled_sheet(sheet: pd.DataFrame, rng: np.random.Generator) -> tuple[str, pd.DataFrame]:
-    how = str(rng.choice(["shuffle rows", "drop a row", "repeat a row", "swap columns", "a cell", "rename an image"]))
+    change = str(
+        rng.choice(["shuffle rows", "drop a row", "repeat a row", "swap columns", "a cell", "rename an image"])
+    )
     row, column = int(rng.integers(len(sheet))), str(rng.choice(list(capsule_vision.CLASSES)))
-    if how == "shuffle rows":
-        return how, sheet.sample(frac=1, random_state=int(rng.integers(1 << 30)))
-    if how == "drop a row":
-        return how, sheet.drop(row)
-    if how == "repeat a row":
-        return how, pd.concat([sheet, sheet.iloc[[row]]])
-    if how == "swap columns":
+    if change == "shuffle rows":
+        return change, sheet.sample(frac=1, random_state=int(rng.integers(1 << 30)))
+    if change == "drop a row":
+        return change, sheet.drop(row)
+    if change == "repeat a row":
+        return change, pd.concat([sheet, sheet.iloc[[row]]])
+    if change == "swap columns":
         columns = list(sheet.columns)
         columns[1], columns[5] = columns[5], columns[1]
-        return how, sheet[columns]
+        return change, sheet[columns]
     sheet = sheet.astype(object)
-    if how == "rename an image":
+    if change == "rename an image":
         sheet.loc[row, sheet.columns[0]] = "other.jpg"
-        return how, sheet
+        return change, sheet
     value = [math.nan, math.inf, -0.1, 1.5, "abc", "", "0,5", "1e400"][int(rng.integers(8))]
     sheet.loc[row, column] = value
     return f"{column} of row {row} is {value!r}", sheet
@@ -239,8 +241,8 @@ def _spoiled_sheet(sheet: pd.DataFrame, rng: np.random.Generator) -> tuple[str, 
 
 def _score_is_true(labels: Path, path: Path, data: bytes, truth: dict[str, Any]) -> bool:
     path.write_bytes(data)
-    found = capsule_vision.score_files(labels, path)
-    if same(found, truth):
+    result = capsule_vision.score_files(labels, path)
+    if same(result, truth):
         return True
     # A digit of a probability that is another digit can be told by nobody; the score must be that of the table.
     if path.suffix == ".csv":
@@ -250,6 +252,6 @@ def _score_is_true(labels: Path, path: Path, data: bytes, truth: dict[str, Any])
         rows = [row for row in rows if row[image]]
         target = [capsule_vision.CLASSES.index(names[Path(row[image]).name]) for row in rows]
         table = np.array([[float(row[name]) for name in capsule_vision.CLASSES] for row in rows])
-        again = capsule_vision.score(np.array(target), table)
-        return abs(again["ranking_score"] - found["ranking_score"]) < 1e-9 and len(rows) == 40
+        repeat = capsule_vision.score(np.array(target), table)
+        return abs(repeat["ranking_score"] - result["ranking_score"]) < 1e-9 and len(rows) == 40
     return False

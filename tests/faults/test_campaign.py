@@ -7,14 +7,14 @@ from tests.faults.campaign import SHARES, run, table, wrong
 
 @pytest.mark.parametrize("kind", list(SHARES))
 def test_of_spoiled_inputs_none_crashes_hangs_or_is_silently_wrong(kind):
-    found = run(200, 1, [kind])
-    assert not wrong(found), wrong(found)
+    results = run(200, 1, [kind])
+    assert not wrong(results), wrong(results)
 
 
 @pytest.mark.faults
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", list(SHARES))
 def test_of_three_thousand_spoiled_inputs_none_crashes_hangs_or_is_silently_wrong(kind):
-    found = run(3000, 0, [kind])
-    print(f"\n{table(found)}")
-    assert not wrong(found), wrong(found)
+    results = run(3000, 0, [kind])
+    print(f"\n{table(results)}")
+    assert not wrong(results), wrong(results)

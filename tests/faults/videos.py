@@ -126,8 +126,8 @@ def cases(folder: Path, seed: int) -> Iterator[Case]:
         times_s = np.arange(N_FRAMES) / float(ENCODINGS[name].get("fps", 25))
         streams.append((folder / f"spoiled-{name}" / name, mutations(path, seed), times_s, truth))
     for path, copies, times_s, truth in cycle(streams):
-        what, data = next(copies)
-        yield Case(f"{path.name}, {what}", partial(_is_true, path, data, times_s, truth))
+        change, data = next(copies)
+        yield Case(f"{path.name}, {change}", partial(_is_true, path, data, times_s, truth))
 
 
 def _is_true(path: Path, data: bytes, times_s: np.ndarray, truth: np.ndarray | None) -> bool:

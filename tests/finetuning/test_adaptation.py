@@ -126,9 +126,9 @@ def test_a_strongly_augmented_sample_is_a_function_of_its_index_and_seed(manifes
     _, examples = examples_of(manifest)
     data = ClipData(examples, ClipSpec(1, stride=1), replace(IMAGENET, size_px=56), Classification(), "strong")
     state = torch.random.get_rng_state()
-    one, again, other = (data.sample(3, seed)["clip"] for seed in (7, 7, 8))
+    first, second, third = (data.sample(3, seed)["clip"] for seed in (7, 7, 8))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(one, again) and not torch.equal(one, other) and one.shape == (3, 1, 56, 56)
+    assert torch.equal(first, second) and not torch.equal(first, third) and first.shape == (3, 1, 56, 56)
     plain = replace(data, augmentation="none")
     assert torch.equal(plain.sample(3, 7)["clip"], plain.sample(3, 8)["clip"])
 
@@ -151,9 +151,9 @@ def test_the_recipe_learns_resumes_bit_for_bit_and_says_what_it_was(manifest, tm
     for _ in range(9):
         next(steps)
     steps.close()
-    rest = list(finetune(stopped))
+    records = list(finetune(stopped))
     assert [r["loss"] for r in read_log(stopped.out / "seed-0" / "log.jsonl")] == [r["loss"] for r in log]
-    assert rest[-1]["test"] == whole[-1]["test"]
+    assert records[-1]["test"] == whole[-1]["test"]
 
 
 def test_validation_chooses_by_a_metric_of_which_more_is_better(manifest, tmp_path):

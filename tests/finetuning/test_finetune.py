@@ -80,8 +80,8 @@ def test_a_model_that_is_evaluated_again_gives_the_same_numbers(phantom, probe, 
     pd.testing.assert_frame_equal(run.predictions, read_run(config.out).predictions, atol=1e-6)
     assert run.audit["findings"] == [] and "LEAK" not in run.audit["verdict"]
     assert main(["evaluate", str(model), str(phantom), "--out", str(tmp_path / "told")]) == 0
-    told = capsys.readouterr().out
-    assert f"{records[-1]['test']['auc']:.3f}" in told and run.audit["verdict"] in told
+    output = capsys.readouterr().out
+    assert f"{records[-1]['test']['auc']:.3f}" in output and run.audit["verdict"] in output
     assert main(["evaluate", str(model), str(phantom), "--out", str(tmp_path / "told")]) == 0
     assert f"{records[-1]['test']['auc']:.3f}" in capsys.readouterr().out, "a finished run is read back"
     assert main(["evaluate", str(model), str(phantom), "--out", str(tmp_path / "told"), "--clips", "1"]) == 2
@@ -93,13 +93,13 @@ def test_a_model_that_is_evaluated_again_gives_the_same_numbers(phantom, probe, 
 def test_the_folder_of_a_run_is_evaluated_with_its_own_manifest_and_settings(phantom, probe, tmp_path, capsys):
     config, _ = probe
     assert main(["evaluate", str(config.out), "--out", str(tmp_path / "again"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    run, again = read_run(config.out), read_run(tmp_path / "again")
-    pd.testing.assert_frame_equal(again.predictions, run.predictions, atol=1e-6)
-    assert (again.method, again.seeds, again.protocol) == (run.method, run.seeds, run.protocol)
+    output = json.loads(capsys.readouterr().out)
+    run, second = read_run(config.out), read_run(tmp_path / "again")
+    pd.testing.assert_frame_equal(second.predictions, run.predictions, atol=1e-6)
+    assert (second.method, second.seeds, second.protocol) == (run.method, run.seeds, run.protocol)
     report = read_json(config.out / "report.json")
-    assert told["metrics"]["auc"]["value"] == pytest.approx(report["metrics"]["auc"]["value"], abs=1e-6)
-    assert not any("differ" in reason for reason in compare([run, again], n=20).reasons)
+    assert output["metrics"]["auc"]["value"] == pytest.approx(report["metrics"]["auc"]["value"], abs=1e-6)
+    assert not any("differ" in reason for reason in compare([run, second], n=20).reasons)
     assert main(["evaluate", str(config.out), "--out", str(tmp_path / "other"), "--clips", "1"]) == 0
     assert read_run(tmp_path / "other").protocol["clips"] == 1
     assert main(["evaluate", str(config.out / "seed-0" / "model"), "--out", str(tmp_path / "none")]) == 2
@@ -124,12 +124,12 @@ def test_the_command_tells_start_split_audit_and_result_and_predict_opens_the_mo
         "2",
     ]
     assert main(["finetune", str(phantom), "--out", str(tmp_path / "run"), *options]) == 0
-    told = capsys.readouterr().out
-    assert "Initialisation: Random" in told and "24 train, 8 val, 8 test" in told
-    assert told.count("Audit: ") == 2 and "dice" in told and "For research only" in told
+    output = capsys.readouterr().out
+    assert "Initialisation: Random" in output and "24 train, 8 val, 8 test" in output
+    assert output.count("Audit: ") == 2 and "dice" in output and "For research only" in output
     video = phantom.parent / read_manifest(phantom).rows("test")["video"][0]
-    found = predict_video(video, tmp_path / "run" / "seed-0" / "model", progress=False)
-    assert len(found.masks) == TINY.n_frames, "a model of single frames sees every frame"
+    prediction = predict_video(video, tmp_path / "run" / "seed-0" / "model", progress=False)
+    assert len(prediction.masks) == TINY.n_frames, "a model of single frames sees every frame"
 
 
 def test_a_split_by_name_is_the_one_that_is_used(phantom, tmp_path):
@@ -141,8 +141,8 @@ def test_a_split_by_name_is_the_one_that_is_used(phantom, tmp_path):
     config = FinetuneConfig(changed, tmp_path / "run", method="knn", start=SCRATCH, split_name="released")
     list(finetune(config))
     run = read_run(config.out)
-    wanted = set(read_manifest(phantom).rows("val")["patient"])
-    assert {patient.split("/")[1] for patient in run.predictions["patient"]} == wanted
+    expected = set(read_manifest(phantom).rows("val")["patient"])
+    assert {patient.split("/")[1] for patient in run.predictions["patient"]} == expected
     assert run.test["split"] == "released"
     with pytest.raises(UserError, match="has no split 'paper'"):
         next(finetune(replace(config, split_name="paper", out=tmp_path / "other")))
@@ -332,8 +332,8 @@ def test_masks_that_jpeg_has_blurred_are_refused_by_name_with_the_count(phantom,
         Image.open(file).convert("L").save(file.with_suffix(".jpg"), quality=75)
         file.with_suffix(".jpg").replace(file)  # the names stay in order
     assert main(["finetune", str(path), "--out", str(tmp_path / "run"), "--task", "segmentation"]) == 2
-    told = capsys.readouterr().err
-    assert "3 masks of test are not binary" in told and shown[0].name in told and folder.name in told
+    output = capsys.readouterr().err
+    assert "3 masks of test are not binary" in output and shown[0].name in output and folder.name in output
     assert not (tmp_path / "run").exists()
 
 
@@ -361,11 +361,11 @@ def test_learning_rates_fall_from_the_head_to_the_embeddings_and_every_tensor_is
     counted = [id(p) for group in groups for p in group["params"]]
     assert sorted(counted) == sorted(id(p) for p in model.parameters())
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
-    named = {name: scale[id(p)] for name, p in model.named_parameters()}
-    assert named["heads.label.linear.weight"] == named["backbone.norm.weight"] == 1
-    assert named["backbone.blocks.1.mlp.fc1.weight"] == 0.5
-    assert named["backbone.blocks.0.mlp.fc1.weight"] == 0.25
-    assert named["backbone.pos_embed"] == named["backbone.patch_embed.proj.weight"] == 0.125
+    rates = {name: scale[id(p)] for name, p in model.named_parameters()}
+    assert rates["heads.label.linear.weight"] == rates["backbone.norm.weight"] == 1
+    assert rates["backbone.blocks.1.mlp.fc1.weight"] == 0.5
+    assert rates["backbone.blocks.0.mlp.fc1.weight"] == 0.25
+    assert rates["backbone.pos_embed"] == rates["backbone.patch_embed.proj.weight"] == 0.125
 
 
 def test_a_frozen_backbone_does_not_learn_and_stays_in_evaluation():
@@ -405,9 +405,9 @@ def test_fresh_adapters_change_nothing_and_trained_ones_mix_neighbouring_frames_
     torch.testing.assert_close(adapted(clip).patches, plain(clip).patches)
     for p in adapted.parameters():
         p.data += 0.05 * torch.randn_like(p)
-    other = clip.clone()
-    other[:, :, 5] += 1.0
-    moved = (adapted(clip).patches - adapted(other).patches).abs().amax(dim=(0, 2, 3, 4)) > 1e-12
+    changed = clip.clone()
+    changed[:, :, 5] += 1.0
+    moved = (adapted(clip).patches - adapted(changed).patches).abs().amax(dim=(0, 2, 3, 4)) > 1e-12
     # two blocks with two adapters each reach four frames
     assert moved.tolist() == [False, True, True, True, True, True]
 
@@ -424,12 +424,12 @@ def test_frames_from_memory_are_those_that_were_read(phantom, monkeypatch, task)
     model = SCRATCH.build("x", head, seed=0)
     small = replace(model.card.input, size_px=32)
     data = ClipData(task.examples(manifest, "train", head), model.card.clip, small, task)
-    first, again = data.collate([data.sample(3, 7)]), data.collate([data.sample(3, 7)])
+    first, second = data.collate([data.sample(3, 7)]), data.collate([data.sample(3, 7)])
     monkeypatch.setattr("endofm_lab.tasks.clips.MEMORY", 0)
     unkept = ClipData(data.examples, model.card.clip, small, task)
-    for other in (again, unkept.collate([unkept.sample(3, 7)])):
-        assert first.keys() == other.keys()
-        assert all(torch.equal(first[k].nan_to_num(-1.0), other[k].nan_to_num(-1.0)) for k in first)
+    for batch in (second, unkept.collate([unkept.sample(3, 7)])):
+        assert first.keys() == batch.keys()
+        assert all(torch.equal(first[k].nan_to_num(-1.0), batch[k].nan_to_num(-1.0)) for k in first)
 
 
 def test_boxes_and_masks_of_reduced_frames_still_agree(phantom):
@@ -487,10 +487,10 @@ def test_averaged_weights_follow_the_weights_and_are_those_of_the_model(phantom,
     with training.averaged():
         torch.testing.assert_close(weight.detach() - before, torch.full_like(weight, expected[-1]))
     torch.testing.assert_close(weight.detach() - before, torch.full_like(weight, 3.0))
-    other = full(phantom, tmp_path / "plain", task="segmentation")
-    plain = list(finetune(other))
+    second = full(phantom, tmp_path / "plain", task="segmentation")
+    plain = list(finetune(second))
     assert [r["loss"] for r in records if "loss" in r] == [r["loss"] for r in plain if "loss" in r]
-    models = [load_model(c.out / "seed-0" / "model").state_dict()[name] for c in (config, other)]
+    models = [load_model(c.out / "seed-0" / "model").state_dict()[name] for c in (config, second)]
     assert not torch.equal(*models)
 
 

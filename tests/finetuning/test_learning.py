@@ -24,5 +24,5 @@ def test_a_short_fine_tuning_learns_and_predict_opens_the_model(phantom, tmp_pat
     print({name: round(value, 3) for name, value in last["test"].items()})
     assert last["test"]["auc"] > 0.7
     video = phantom.parent / read_manifest(phantom).rows("test").query("label == 'polyp'")["video"].iloc[0]
-    found = predict_video(video, config.out / "seed-0" / "model", progress=False)
-    assert found.provenance["training_data"]["fingerprint"] == read_manifest(phantom).fingerprint
+    prediction = predict_video(video, config.out / "seed-0" / "model", progress=False)
+    assert prediction.provenance["training_data"]["fingerprint"] == read_manifest(phantom).fingerprint

@@ -26,8 +26,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs" / "presets.md"
 def test_a_preset_has_the_released_values(name, phantom, tmp_path):
     config = PRESETS[name].build(phantom, tmp_path, "demo")
     epoch = -(-len(read_manifest(phantom).rows("train")) // config.batch)
-    found = of_finetuning(to_plain(asdict(config)), epoch)
-    assert {key: found[key] for key in RELEASED[name]} == RELEASED[name]
+    values = of_finetuning(to_plain(asdict(config)), epoch)
+    assert {key: values[key] for key in RELEASED[name]} == RELEASED[name]
 
 
 def test_endo_fm_has_the_published_settings():

@@ -38,12 +38,12 @@ def test_the_layers_of_an_image_model_hold_every_parameter_once_and_learn_faster
     groups = layer_groups(model, 0.5)
     scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in model.parameters())
-    named = {name: scale[id(p)] for name, p in model.named_parameters()}
-    assert named["heads.label.linear.weight"] == 1
-    of_blocks = [value for name, value in named.items() if "blocks." in name]
+    rates = {name: scale[id(p)] for name, p in model.named_parameters()}
+    assert rates["heads.label.linear.weight"] == 1
+    of_blocks = [value for name, value in rates.items() if "blocks." in name]
     assert max(of_blocks) == 0.5 and of_blocks == sorted(of_blocks)
     embedding = "stem" if name.startswith("convnext") else "patch_embed"
-    assert all(value == min(named.values()) for name, value in named.items() if embedding in name)
+    assert all(value == min(rates.values()) for name, value in rates.items() if embedding in name)
 
 
 def test_an_image_model_is_fine_tuned_from_the_command_line_frame_by_frame(phantom, frame_model, tmp_path, capsys):
@@ -70,8 +70,8 @@ def test_an_image_model_takes_part_in_every_task(phantom, frame_model, tmp_path,
 
 def test_a_new_head_starts_on_the_weights_of_the_source_and_other_sizes_are_resized(frame_model):
     source = lab.load_model(frame_model).backbone.state_dict()
-    same = Start(str(frame_model)).build("label", LABEL, seed=0)
-    assert all(torch.equal(tensor, source[name]) for name, tensor in same.backbone.state_dict().items())
+    model = Start(str(frame_model)).build("label", LABEL, seed=0)
+    assert all(torch.equal(tensor, source[name]) for name, tensor in model.backbone.state_dict().items())
     larger = Start(str(frame_model), image_px=96).build("label", LABEL, seed=0)
     assert larger.card.input.size_px == 96 and larger.card.initialisation["resized"][0]["key"] == "net.pos_embed"
     assert larger.predict(torch.randn(1, 3, 2, 96, 96))["label"].shape == (1, 2)

@@ -42,8 +42,8 @@ def test_a_folder_of_ones_own_becomes_a_table_and_a_figure_for_a_paper(clinic, c
     capsys.readouterr()
     runs = ["runs/full", "runs/linear-probe"]
     assert main(["compare", *runs, "--format", "latex", "--figures", "figures"]) == 0
-    printed = capsys.readouterr().out
-    assert r"\toprule" in printed and "patients" in printed and re.search(r"full & .* \\\\", printed)
+    output = capsys.readouterr().out
+    assert r"\toprule" in output and "patients" in output and re.search(r"full & .* \\\\", output)
     assert len(list((clinic / "figures").glob("*.html"))) >= 2
 
 
@@ -76,5 +76,5 @@ def test_a_thousand_frames_become_sequences_that_probes_keep_apart(tmp_path):
         assert not set(sequences[fit]) & set(sequences[test])
         probe = LogisticRegression(max_iter=200).fit(features[fit], truth[fit])
         answers[test] = probe.predict_proba(features[test])[:, 1]
-    found = pd.DataFrame({"truth": truth, "answer": answers}).groupby(sequences).mean()
-    assert len(found) == 25 and ((found["answer"] > 0.5) == (found["truth"] > 0.5)).mean() > 0.8
+    means = pd.DataFrame({"truth": truth, "answer": answers}).groupby(sequences).mean()
+    assert len(means) == 25 and ((means["answer"] > 0.5) == (means["truth"] > 0.5)).mean() > 0.8
