@@ -100,33 +100,33 @@ def imports() -> dict[str, set[str]]:
     }
     graph: dict[str, set[str]] = {}
     for name, path in modules.items():
-        found = set()
+        names = set()
         for node in parsed(path).body:
             if isinstance(node, ast.ImportFrom) and node.module:
-                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        graph[name] = (found & set(modules)) - {name}
+                names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        graph[name] = (names & set(modules)) - {name}
     return graph
 
 
 def circles() -> list[list[str]]:
     """Circular imports, each as the modules along it."""
-    graph, state, path, found = imports(), {}, [], []
+    graph, state, path, rings = imports(), {}, [], []
 
     def visit(module: str) -> None:
         state[module] = "open"
         path.append(module)
-        for other in sorted(graph[module]):
-            if state.get(other) == "open":
-                found.append([*path[path.index(other) :], other])
-            elif other not in state:
-                visit(other)
+        for target in sorted(graph[module]):
+            if state.get(target) == "open":
+                rings.append([*path[path.index(target) :], target])
+            elif target not in state:
+                visit(target)
         path.pop()
         state[module] = "done"
 
     for module in graph:
         if module not in state:
             visit(module)
-    return found
+    return rings
 
 
 def figures() -> list[Figure]:

@@ -97,9 +97,9 @@ def test_no_test_imports_another_test_or_fixtures():
 
 
 def test_environment_yaml_is_python_plus_this_project():
-    wanted = yaml.safe_load((ROOT / "environment.yaml").read_text())
+    environment = yaml.safe_load((ROOT / "environment.yaml").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    *conda, pip = wanted["dependencies"]
+    *conda, pip = environment["dependencies"]
     assert conda[0].startswith(f"python{project['requires-python']}")
     assert conda[1:] == ["pip"]
     install = pip["pip"][-1]
@@ -110,8 +110,11 @@ def test_environment_yaml_is_python_plus_this_project():
 
 def test_every_direct_dependency_is_pinned_and_no_pin_is_idle():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *(r for extra in project["optional-dependencies"].values() for r in extra)]
-    names = {re.match(r"[A-Za-z0-9_.-]+", requirement).group(0).lower() for requirement in wanted}
+    requirements = [
+        *project["dependencies"],
+        *(r for extra in project["optional-dependencies"].values() for r in extra),
+    ]
+    names = {re.match(r"[A-Za-z0-9_.-]+", requirement).group(0).lower() for requirement in requirements}
     pins = {
         line.split("==")[0].lower()
         for line in (ROOT / "constraints.txt").read_text().splitlines()

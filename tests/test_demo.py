@@ -43,7 +43,7 @@ def manifest(phantom):
 
 
 @pytest.fixture(scope="module")
-def few(manifest):
+def patients(manifest):
     """Four training clips, because decoding more of them would take longer than the steps."""
     return replace(manifest, table=manifest.rows("train").head(4))
 
@@ -77,18 +77,18 @@ def test_the_weights_find_polyps_in_patients_drawn_now(demo):
         clip = render(spec)
         x = torch.cat([to_input(clip.frames[start : start + 32 : 4], demo.card.input) for start in (0, 8, 16)])
         score.setdefault(spec.finding, []).append(demo.predict(x)["finding"][:, 1].mean().item())
-    others = np.concatenate([score["normal"], score["ulcer"], score["bleeding"]])
-    assert np.mean(np.array(score["polyp"])[:, None] > others) >= 0.75
+    negatives = np.concatenate([score["normal"], score["ulcer"], score["bleeding"]])
+    assert np.mean(np.array(score["polyp"])[:, None] > negatives) >= 0.75
 
 
 @pytest.mark.slow  # the test below shows that a stopped training reaches the same weights
-def test_training_is_reproducible_and_another_seed_is_another_training(few):
+def test_training_is_reproducible_and_another_seed_is_another_training(patients):
     def losses(seed):
         model = build_demo_model(n_frames=4, seed=seed)
         return [
             log["loss"]
             for log in train_demo(
-                model, few, DemoConfig(order_steps=1, small_steps=1, steps=1, frame_steps=(1,), batch=2, seed=seed)
+                model, patients, DemoConfig(order_steps=1, small_steps=1, steps=1, frame_steps=(1,), batch=2, seed=seed)
             )
         ]
 
@@ -97,12 +97,12 @@ def test_training_is_reproducible_and_another_seed_is_another_training(few):
 
 
 @pytest.mark.parametrize("stop", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
-def test_a_training_that_was_stopped_continues_to_the_same_weights(few, tmp_path, stop):
+def test_a_training_that_was_stopped_continues_to_the_same_weights(patients, tmp_path, stop):
     config = DemoConfig(order_steps=2, small_steps=1, steps=1, frame_steps=(1, 1), batch=2)
 
     def fit(checkpoints, stop_after):
         model, losses = build_demo_model(n_frames=4), []
-        training = train_demo(model, few, config, checkpoints)
+        training = train_demo(model, patients, config, checkpoints)
         for log in training:
             losses.append(log["loss"])
             if log["step"] == stop_after:
@@ -184,8 +184,8 @@ def test_demo_train_pre_trains_once_then_fits_the_heads_and_measures_what_it_sto
     assert read_json(tmp_path / "demo-pretraining" / "config.json")["config"]["seed"] == 3
     card = load_model(tmp_path / "demo").card
     assert "come from vcl pre-training, 2 steps" in card.initialisation["words"]
-    printed = capsys.readouterr().out
-    assert "Probe (balanced accuracy" in printed and card.initialisation["words"] in printed
+    output = capsys.readouterr().out
+    assert "Probe (balanced accuracy" in output and card.initialisation["words"] in output
     assert {metric["seed"] for metric in card.metrics} == {3} and len(card.metrics) == 4
     before = (tmp_path / "demo-pretraining" / "log.jsonl").stat().st_mtime_ns
     assert main(command) == 0
@@ -204,5 +204,5 @@ def test_the_card_of_few_patients_has_numbers_without_intervals_and_none_that_is
         "undefined": replace(lone, value=math.nan),
     }
     save_model(carded(build_demo_model(n_frames=2), manifest, DemoConfig(seed=3), numbers), tmp_path / "m")
-    told = load_model(tmp_path / "m").card.metrics
-    assert [(metric["name"], metric.get("interval")) for metric in told] == [("AUC", None), ("Dice", [0.25, 0.75])]
+    metrics = load_model(tmp_path / "m").card.metrics
+    assert [(metric["name"], metric.get("interval")) for metric in metrics] == [("AUC", None), ("Dice", [0.25, 0.75])]

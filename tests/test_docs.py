@@ -27,8 +27,8 @@ def options() -> str:
     """Every command with all its options, as the command line has them."""
     parts = []
     for name in COMMANDS:
-        found = find(name)
-        for part, command in sorted(found.items()) if isinstance(found, dict) else [("", found)]:
+        entry = find(name)
+        for part, command in sorted(entry.items()) if isinstance(entry, dict) else [("", entry)]:
             rows = [
                 f"| {_spelling(option)} | {_default(option)} | {_cell(option.help)} |" for option in command.options
             ]
@@ -82,13 +82,13 @@ def interface() -> str:
     """The names of the library: every public class and function with its signature and docstring."""
     parts = []
     for name in sorted(set(lab.__all__) - {"NOTICE", "__version__"}, key=str.lower):
-        thing = getattr(lab, name)
-        if not callable(thing):
-            words = ", ".join(thing) if isinstance(thing, Mapping) else inspect.cleandoc(thing.__doc__ or "")
+        value = getattr(lab, name)
+        if not callable(value):
+            words = ", ".join(value) if isinstance(value, Mapping) else inspect.cleandoc(value.__doc__ or "")
             parts.append(f"## {name}\n\n```text\n{words}\n```")
             continue
-        parts.append(f"## {name}\n\n{_described(name, thing)}")
-        members = vars(thing).items() if isinstance(thing, type) and not issubclass(thing, Exception) else ()
+        parts.append(f"## {name}\n\n{_described(name, value)}")
+        members = vars(value).items() if isinstance(value, type) and not issubclass(value, Exception) else ()
         for key, member in members:
             inner = getattr(member, "__func__", getattr(member, "fget", member))
             if key[0] != "_" and inspect.isfunction(inner) and inner.__doc__:
@@ -97,25 +97,25 @@ def interface() -> str:
     return "\n\n".join(parts)
 
 
-def _described(name: str, thing: object, signed: str | None = None) -> str:
+def _described(name: str, value: object, signed: str | None = None) -> str:
     """Signature and docstring of a class, function or property, as text that Markdown leaves alone."""
     if signed is None:
-        kind = f"class {name}" if isinstance(thing, type) else name
-        signed = "" if isinstance(thing, type) and issubclass(thing, Exception) else _signature(thing)
+        kind = f"class {name}" if isinstance(value, type) else name
+        signed = "" if isinstance(value, type) and issubclass(value, Exception) else _signature(value)
         signed = f"```python\n{kind}{signed}\n```\n\n"
-    text = inspect.cleandoc(thing.__doc__ or "")
-    first, _, rest = text.partition("\n\n")
-    return signed + " ".join(first.split()) + (f"\n\n```text\n{rest}\n```" if rest else "")
+    text = inspect.cleandoc(value.__doc__ or "")
+    first, _, details = text.partition("\n\n")
+    return signed + " ".join(first.split()) + (f"\n\n```text\n{details}\n```" if details else "")
 
 
-def _signature(thing: object) -> str:
+def _signature(value: object) -> str:
     """The parameters as they stand in the code, one per line where they are many."""
-    found = inspect.signature(thing)
-    shown = ", ".join(_parameter(parameter) for parameter in found.parameters.values() if parameter.name != "self")
+    signature = inspect.signature(value)
+    shown = ", ".join(_parameter(parameter) for parameter in signature.parameters.values() if parameter.name != "self")
     if len(shown) > 100:
-        shown = "\n    " + ",\n    ".join(map(_parameter, found.parameters.values())) + ",\n"
-    given = found.return_annotation
-    return f"({shown})" if given in (inspect.Signature.empty, None) else f"({shown}) -> {_kind(given)}"
+        shown = "\n    " + ",\n    ".join(map(_parameter, signature.parameters.values())) + ",\n"
+    result = signature.return_annotation
+    return f"({shown})" if result in (inspect.Signature.empty, None) else f"({shown}) -> {_kind(result)}"
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
@@ -147,15 +147,15 @@ BLOCKS = {
 
 def block(path: Path, name: str) -> re.Match[str]:
     """What stands between the marks of a generated list."""
-    found = re.search(rf"(?<=<!-- {name} -->\n)(.*?)(?=\n<!-- end -->)", path.read_text(encoding="utf-8"), re.S)
-    assert found, f"{path.name} has no list {name}"
-    return found
+    match = re.search(rf"(?<=<!-- {name} -->\n)(.*?)(?=\n<!-- end -->)", path.read_text(encoding="utf-8"), re.S)
+    assert match, f"{path.name} has no list {name}"
+    return match
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_generated_list_is_what_the_code_says(name):
-    path, made = BLOCKS[name]
-    assert block(path, name).group() == made(), "write it again: python -m tests.test_docs"
+    path, generate = BLOCKS[name]
+    assert block(path, name).group() == generate(), "write it again: python -m tests.test_docs"
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))])

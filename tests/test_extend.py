@@ -80,8 +80,8 @@ def test_objects_from_outside_are_trained_and_what_they_save_names_their_classes
 def test_another_process_reads_goes_on_evaluates_and_reports(folder, used):
     assert "needs my_lab.encoder:Tubelets, which is code from outside endofm_lab" in used
     assert "mean over all patches" in used and "worst_error" in used and "not ranked" in used.lower()
-    again, first = (json.loads((folder / f"runs/{name}/report.json").read_text()) for name in ("task-again", "task"))
-    assert again["metrics"]["mean_absolute_error"] == pytest.approx(first["metrics"]["mean_absolute_error"])
+    second, first = (json.loads((folder / f"runs/{name}/report.json").read_text()) for name in ("task-again", "task"))
+    assert second["metrics"]["mean_absolute_error"] == pytest.approx(first["metrics"]["mean_absolute_error"])
     page = (folder / "runs/objective/report.html").read_text()
     assert "Terms of the loss" in page and "objective_settings.redundancy" in page
     card = json.loads((folder / "runs/objective/model/card.json").read_text())
@@ -92,8 +92,8 @@ def test_another_process_reads_goes_on_evaluates_and_reports(folder, used):
 def test_the_commands_of_the_page_run_once_the_package_is_allowed(folder, used):
     lines = [line.split()[1:] for line in COMMANDS]
     program = f"import sys\nfrom endofm_lab.cli.main import main\nsys.exit(max(main(line) for line in {lines!r}))"
-    printed = run(["-c", program], folder)
-    assert "worst_error" in printed and "Tubelets" in printed
+    output = run(["-c", program], folder)
+    assert "worst_error" in output and "Tubelets" in output
     assert (folder / "reports/task").exists()
 
 

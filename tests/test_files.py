@@ -79,9 +79,9 @@ def test_content_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
 
 
 def test_an_error_of_the_disk_names_the_target_not_the_temporary_file(tmp_path):
-    with pytest.raises(OSError, match=r"No space left.*result\.json") as caught, atomic_path(tmp_path / "result.json"):
+    with pytest.raises(OSError, match=r"No space left.*result\.json") as error, atomic_path(tmp_path / "result.json"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    assert str(tmp_path / "result.json") in storage_sentence(caught.value)
+    assert str(tmp_path / "result.json") in storage_sentence(error.value)
 
 
 @pytest.mark.parametrize(
@@ -95,16 +95,16 @@ def test_an_error_of_the_disk_names_the_target_not_the_temporary_file(tmp_path):
     ],
 )
 def test_errors_of_the_disk_are_one_sentence_with_file_and_remedy_and_exit_code_2(number, words, monkeypatch, capsys):
-    def fail(name, rest):
+    def fail(name, arguments):
         raise OSError(number, os.strerror(number), "/data/run/log.jsonl")
 
     monkeypatch.setattr(command_line, "_call", fail)
     assert command_line.main(["doctor"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("Error: /data/run/log.jsonl: ")
-    assert words in said
-    assert "defect" not in said
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert message.startswith("Error: /data/run/log.jsonl: ")
+    assert words in message
+    assert "defect" not in message
+    assert "Traceback" not in message
 
 
 def test_a_short_write_of_numpy_counts_as_a_full_disk_and_other_errors_stay_defects(monkeypatch, capsys):

@@ -37,18 +37,18 @@ VERSION_1 = Path(__file__).parent / "goldens" / "version_1"
 
 @pytest.mark.parametrize("kind", ["run", "prediction", "store", "study"])
 def test_they_are_whole_as_far_as_can_be_told(kind):
-    found = check_folder(VERSION_1 / kind)
-    assert found.whole and found.kind == kind and found.hashes is None
+    check = check_folder(VERSION_1 / kind)
+    assert check.whole and check.kind == kind and check.hashes is None
 
 
 def test_a_run_has_the_metrics_that_were_written_beside_it(tmp_path, capsys):
     run, written = read_run(VERSION_1 / "run"), read_json(VERSION_1 / "run" / "report.json")
     assert run.unit["kind"] == "patient" and run.n_units == 2
     write_run(tmp_path / "again", run)
-    again = read_json(tmp_path / "again" / "report.json")
+    second = read_json(tmp_path / "again" / "report.json")
     for name, metric in written["metrics"].items():
         for number in ("value", "seed_std"):
-            assert again["metrics"][name][number] == pytest.approx(metric[number], rel=1e-12, nan_ok=True), name
+            assert second["metrics"][name][number] == pytest.approx(metric[number], rel=1e-12, nan_ok=True), name
     assert main(["compare", str(VERSION_1 / "run")]) == 0
     assert "full fine-tuning" in capsys.readouterr().out
 

@@ -60,10 +60,10 @@ KINDS = ("model", "prediction", "study", "store", "run", "phantom", "pre-trainin
 def test_a_whole_folder_passes_also_after_it_was_moved_and_a_report_was_added(folders, tmp_path, kind):
     copy = shutil.copytree(folders / kind, tmp_path / "moved")
     (copy / "report.html").write_text("added")
-    found = check_folder(copy)
-    assert found.whole and found.kind == kind
+    check = check_folder(copy)
+    assert check.whole and check.kind == kind
     if kind != "model":
-        assert found.hashes.added == ("report.html",) and found.hashes.n_files >= 2
+        assert check.hashes.added == ("report.html",) and check.hashes.n_files >= 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -72,20 +72,20 @@ def test_every_file_that_lost_a_byte_or_is_gone_is_named(folders, tmp_path, kind
     parts = {path: path.relative_to(folders / kind).parts for path in files}
     files = [path for path in files if not any(p.startswith(".") for p in parts[path]) and path.name != HASHES][:8]
     for at, path in enumerate(files):
-        for how in ("changed", "missing"):
-            copy = shutil.copytree(folders / kind, tmp_path / f"{at}-{how}")
+        for damage in ("changed", "missing"):
+            copy = shutil.copytree(folders / kind, tmp_path / f"{at}-{damage}")
             victim = copy / path.relative_to(folders / kind)
             content = bytearray(victim.read_bytes())
             content[len(content) // 2] ^= 1
-            victim.unlink() if how == "missing" else victim.write_bytes(content)
-            if kind == "model" and how == "missing" and path.name == "card.json":
+            victim.unlink() if damage == "missing" else victim.write_bytes(content)
+            if kind == "model" and damage == "missing" and path.name == "card.json":
                 with pytest.raises(UserError, match="holds no model"):
                     check_folder(copy)
                 continue
-            found = check_folder(copy) if _known(copy) else None
-            assert found is None or not found.whole, f"{victim.name} {how}"
-            if found is not None and kind != "model":
-                assert victim.name in found.text() and f"{how}" in found.text()
+            check = check_folder(copy) if _known(copy) else None
+            assert check is None or not check.whole, f"{victim.name} {damage}"
+            if check is not None and kind != "model":
+                assert victim.name in check.text() and f"{damage}" in check.text()
 
 
 def _known(folder):
@@ -102,8 +102,8 @@ def test_the_command_ends_with_2_for_damage_and_for_an_unfinished_job(folders, t
     copy = shutil.copytree(folders / "study", tmp_path / "study")
     (copy / "frames.parquet").write_bytes((copy / "frames.parquet").read_bytes()[:-9])
     assert main(["check", str(copy), "--json"]) == 2
-    told = json.loads(capsys.readouterr().out)
-    assert told["whole"] is False and told["hashes"]["changed"] == ["frames.parquet"]
+    output = json.loads(capsys.readouterr().out)
+    assert output["whole"] is False and output["hashes"]["changed"] == ["frames.parquet"]
     steps = prediction_steps(folders / "video.mp4", folders / "model", out=tmp_path / "begun")
     next(steps)
     steps.close()

@@ -191,9 +191,9 @@ def test_the_lesson_opens_with_its_aims_and_ends_with_exercises_and_sources(path
     aims, cost, guesses = (opening.index(f"**{part}") for part in ("After this lesson you can", "Cost", "Guess first"))
     assert aims < cost < guesses
     assert len(re.findall(r"^\d\. ", opening[guesses:], re.MULTILINE)) == 3, "three questions to guess"
-    everything = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     for part in ("## Your guesses", "## Exercises", "real data", "## References", "**Next:**"):
-        assert part in everything, part
+        assert part in text, part
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

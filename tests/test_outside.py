@@ -53,17 +53,17 @@ class Worse(Confidence):
     lower_is_better = True
 
 
-@pytest.mark.parametrize("given", [NAME, "tests.test_outside", ["tests"], [OwnHead], OwnHead])
-def test_a_class_is_found_by_every_name_that_allows_it(given):
-    with allowing(given):
+@pytest.mark.parametrize("permission", [NAME, "tests.test_outside", ["tests"], [OwnHead], OwnHead])
+def test_a_class_is_found_by_every_name_that_allows_it(permission):
+    with allowing(permission):
         assert class_named(NAME, lab.Head, "card") is OwnHead
     with pytest.raises(UserError, match=r"card needs tests.test_outside:OwnHead.*allow=\['tests'\].*--allow"):
         class_named(NAME, lab.Head, "card")
 
 
-@pytest.mark.parametrize("given", ["test", "tests.test_out", "outside", "tests.test_outside:Own", [Confidence]])
-def test_a_name_that_is_only_similar_allows_nothing(given):
-    with allowing(given), pytest.raises(UserError, match="only if you allow it"):
+@pytest.mark.parametrize("permission", ["test", "tests.test_out", "outside", "tests.test_outside:Own", [Confidence]])
+def test_a_name_that_is_only_similar_allows_nothing(permission):
+    with allowing(permission), pytest.raises(UserError, match="only if you allow it"):
         class_named(NAME, lab.Head, "card")
 
 
@@ -112,10 +112,10 @@ def test_a_head_and_a_metric_of_ones_own_go_with_a_task_of_the_library(phantom, 
     model = lab.load_model(tmp_path / "run" / "seed-0" / "model", allow=NAME)
     assert isinstance(model.head("label"), OwnHead) and replace(model.card) == model.card
     assert torch.allclose(model.predict(torch.zeros(1, 3, 2, 64, 64))["label"].sum(), torch.tensor(1.0))
-    again = lab.evaluate(model, phantom, tmp_path / "again", clips=1)
-    assert "confidence" not in again.samples(n=20).values
+    second = lab.evaluate(model, phantom, tmp_path / "again", clips=1)
+    assert "confidence" not in second.samples(n=20).values
     with pytest.raises(RunError, match="Not every run has the metric confidence, doubt"):
-        compare([run, again])
+        compare([run, second])
     line = ["evaluate", str(tmp_path / "run" / "seed-0" / "model"), str(phantom), "--out", str(tmp_path / "terminal")]
     assert main([*line, "--clips", "1", "--allow", "tests", "--metrics", "tests.test_outside:Confidence"]) == 0
     assert "confidence" in lab.read_run(tmp_path / "terminal", allow="tests").samples(n=20).values
@@ -132,9 +132,9 @@ def test_a_model_in_memory_is_fine_tuned_as_from_its_folder(phantom, tmp_path):
     small = {"steps": 2, "batch": 2, "validate_every": 2, "clips": 1}
     from_folder = lab.FinetuneConfig(phantom, tmp_path / "folder", start=lab.Start(str(folder), n_frames=2), **small)
     in_memory = lab.FinetuneConfig(phantom, tmp_path / "memory", start=lab.Start(n_frames=2), **small)
-    ours, theirs = list(lab.finetune(in_memory, start=model)), list(lab.finetune(from_folder))
-    assert [r.get("loss") for r in ours] == [r.get("loss") for r in theirs]
-    assert "model of endofm_lab in memory" in ours[0]["initialisation"]
+    actual, expected = list(lab.finetune(in_memory, start=model)), list(lab.finetune(from_folder))
+    assert [r.get("loss") for r in actual] == [r.get("loss") for r in expected]
+    assert "model of endofm_lab in memory" in actual[0]["initialisation"]
     with torch.no_grad():
         model.backbone.cls_token.add_(1)
     with pytest.raises(UserError, match="start_weights"):

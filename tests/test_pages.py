@@ -60,14 +60,14 @@ def test_your_own_videos_go_from_a_table_to_a_tested_model_and_predictions(reade
     assert read_manifest("mine/manifest.csv").table["patient"].nunique() == table["patient"].nunique()
     patients = read_manifest("mine/split.csv").table.groupby("split")["patient"].unique()
     assert not set(patients["train"]) & set(patients["test"]) and set(patients.index) == {"train", "val", "test"}
-    first, again = read_json("runs/probe/report.json"), read_json("runs/probe-again/report.json")
-    assert first["metrics"]["auc"]["value"] == pytest.approx(again["metrics"]["auc"]["value"])
+    first, second = read_json("runs/probe/report.json"), read_json("runs/probe-again/report.json")
+    assert first["metrics"]["auc"]["value"] == pytest.approx(second["metrics"]["auc"]["value"])
     assert {path.name for path in Path("predictions").iterdir()} == {"p001_0", "p002_0"}
     assert Path("reports/audit.html").is_file() and Path("reports/comparison/comparison.csv").is_file()
     (program,) = blocks("your_own_videos", "python")
     capsys.readouterr()
     exec(compile(program, "your_own_videos", "exec"), {})
-    assert "polyp" in (printed := capsys.readouterr().out) and "| auc" in printed.lower()
+    assert "polyp" in (output := capsys.readouterr().out) and "| auc" in output.lower()
 
 
 def test_released_weights_are_inspected_used_and_trained_from(reader, capsys):
@@ -77,16 +77,16 @@ def test_released_weights_are_inspected_used_and_trained_from(reader, capsys):
     table = read_manifest("corpus/manifest.csv").table
     finding = table["label"].map({"normal": "normal"}).fillna("abnormal")
     table["video"] = [f"corpus/{video}" for video in table["video"]]
-    said = {}
+    outputs = {}
     for words in commands("released_weights"):
         if words[:2] == ["evaluate", "polypdiag.pth"]:
             table.drop(columns=["masks", "boxes"]).assign(finding=finding).to_csv("labelled.csv", index=False)
             words = [word.replace("corpus/manifest.csv", "labelled.csv") for word in words]
         assert main(words) == 0, f"{words}: {capsys.readouterr().err}"
-        said[" ".join(words[:4])] = capsys.readouterr().out
-    assert "teacher" in said["inspect endo_fm.pth"]
-    assert "the model has no head" in said["predict video.mp4 --model endo_fm.pth"]
-    assert "normal" in said["predict video.mp4 --model polypdiag.pth"]
+        outputs[" ".join(words[:4])] = capsys.readouterr().out
+    assert "teacher" in outputs["inspect endo_fm.pth"]
+    assert "the model has no head" in outputs["predict video.mp4 --model endo_fm.pth"]
+    assert "normal" in outputs["predict video.mp4 --model polypdiag.pth"]
     assert "endo_fm.pth" in read_json("runs/endo_fm/report.json")["initialisation"]
     (program,) = blocks("released_weights", "python")
     exec(compile(program, "released_weights", "exec"), {})
@@ -117,10 +117,10 @@ def job(reader):
         line = next(line for block in blocks("on_a_cluster", "sh") for line in block.splitlines() if "sbatch" in line)
         longer = {"--steps": "400", "--save-every": "1000"}
         changes = [longer.get(before, word) for before, word in zip(["", *SETTINGS], SETTINGS, strict=False)][2:]
-        own = {"SLURM_JOB_ID": "71", "SLURM_RESTART_COUNT": str(restarts), "PYTHONPATH": str(ROOT)}
+        variables = {"SLURM_JOB_ID": "71", "SLURM_RESTART_COUNT": str(restarts), "PYTHONPATH": str(ROOT)}
         path = {"PATH": f"{reader / 'bin'}{os.pathsep}{os.environ['PATH']}"}
         words = ["bash", *shlex.split(line)[1:], *changes]
-        return subprocess.Popen(words, env=os.environ | own | path, cwd=reader, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(words, env=os.environ | variables | path, cwd=reader, stderr=subprocess.PIPE, text=True)
 
     return start
 

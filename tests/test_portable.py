@@ -57,11 +57,11 @@ class Pairs(lab.Encoder):
 
 def made_model(depth):
     torch.manual_seed(0)
-    made = model_on(build_backbone("micro", depth=depth), HEADS, "micro").eval()
+    model = model_on(build_backbone("micro", depth=depth), HEADS, "micro").eval()
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    return made
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,10 @@ def test_a_program_of_torch_gives_the_scores_of_the_model_for_clips_of_any_numbe
     files = {"card.json": ""}
     module = torch.export.load(tmp_path / "m.pt2", extra_files=files).module()
     clip = torch.randn(3, 3, 7, 64, 64)
-    found, wanted = module(clip), model.predict(clip)
-    assert list(found) == ["label", "mask"] and all(torch.allclose(found[k], wanted[k], atol=1e-5) for k in wanted)
+    actual, expected = module(clip), model.predict(clip)
+    assert list(actual) == ["label", "mask"] and all(
+        torch.allclose(actual[k], expected[k], atol=1e-5) for k in expected
+    )
     assert json.loads(files["card.json"]) == model.card.to_json()
     assert "any number of clips of any length" in str(done)
 
@@ -97,9 +99,9 @@ def test_onnx_gives_the_scores_of_the_model(tmp_path, capsys, depth):
     assert "largest difference to the model" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
     clip = torch.randn(1, 3, 6, 64, 64)
-    found = dict(zip(("label", "mask"), session.run(None, {"clip": clip.numpy()}), strict=True))
-    wanted = model.predict(clip)
-    assert all(np.allclose(found[name], wanted[name], atol=1e-4) for name in wanted)
+    actual = dict(zip(("label", "mask"), session.run(None, {"clip": clip.numpy()}), strict=True))
+    expected = model.predict(clip)
+    assert all(np.allclose(actual[name], expected[name], atol=1e-4) for name in expected)
     card = json.loads(session.get_modelmeta().custom_metadata_map["card"])
     assert card["heads"]["label"]["classes"] == ["a", "b"]
 
@@ -128,8 +130,8 @@ def test_outputs_and_tokens_are_pytrees(model):
     output = model(torch.randn(1, 3, 4, 64, 64), attention=True)
     leaves, shape = pytree.tree_flatten(output)
     assert all(isinstance(leaf, torch.Tensor) for leaf in leaves if leaf is not None) and len(leaves) > 5
-    again = pytree.tree_unflatten(leaves, shape)
-    assert again.logits["mask"] is output.logits["mask"] and again.tokens.frames_per_token == 1
+    copy = pytree.tree_unflatten(leaves, shape)
+    assert copy.logits["mask"] is output.logits["mask"] and copy.tokens.frames_per_token == 1
     halved = pytree.tree_map(lambda x: x / 2 if isinstance(x, torch.Tensor) else x, output)
     assert torch.equal(halved.tokens.cls, output.tokens.cls / 2)
     assert len(halved.tokens.temporal) == len(output.tokens.temporal)
@@ -137,8 +139,8 @@ def test_outputs_and_tokens_are_pytrees(model):
 
 def test_a_model_is_saved_and_read_in_the_manner_of_hugging_face(model, tmp_path):
     folder = model.save_pretrained(tmp_path / "model")
-    again = lab.VideoModel.from_pretrained(folder)
-    assert again.card == model.card and torch.equal(again.backbone.cls_token, model.backbone.cls_token)
+    copy = lab.VideoModel.from_pretrained(folder)
+    assert copy.card == model.card and torch.equal(copy.backbone.cls_token, model.backbone.cls_token)
     with pytest.raises(CheckpointError, match="no such file or folder"):
         lab.VideoModel.from_pretrained(tmp_path / "nothing")
 
@@ -188,13 +190,15 @@ def test_features_go_through_a_pipeline_of_scikit_learn(phantom, model, tmp_path
     assert len(answers) == 6 and set(answers) <= {0, 1}
     extractor = lab.FeatureExtractor(model, batch=4).fit(videos)
     features = extractor.transform(videos)
-    one = lab.read_clip(videos[2], model.card.clip, "centre").frames
+    frames = lab.read_clip(videos[2], model.card.clip, "centre").frames
     with torch.inference_mode():
-        wanted = model.backbone(lab.to_input(one, model.card.input)).pooled()[0].numpy()
+        expected = model.backbone(lab.to_input(frames, model.card.input)).pooled()[0].numpy()
     assert features.shape == (6, 32) and features.dtype == np.float32
-    assert np.allclose(features[2], wanted, atol=1e-4) and np.allclose(extractor.transform([one])[0], wanted, atol=1e-4)
+    assert np.allclose(features[2], expected, atol=1e-4) and np.allclose(
+        extractor.transform([frames])[0], expected, atol=1e-4
+    )
     assert list(extractor.get_feature_names_out()[:2]) == ["feature0", "feature1"]
     assert extractor.transform([]).shape == (0, 32) and "FeatureExtractor" in repr(extractor)
-    for wrong, sentence in ((str(videos[0]), "is one video; give a list"), ([one / 2], "give uint8 RGB frames")):
+    for wrong, sentence in ((str(videos[0]), "is one video; give a list"), ([frames / 2], "give uint8 RGB frames")):
         with pytest.raises(UserError, match=sentence):
             extractor.transform(wrong)

@@ -90,11 +90,11 @@ def test_a_prediction_equals_every_clip_read_and_run_on_its_own(video, model):
         np.testing.assert_allclose(prediction.masks[at] / 255, mean, atol=0.51 / 255 + 1e-5)
         raw = torch.stack(boxes[frame]).mean(0)[None, :, None]
         ((xyxy, score, _),) = model.heads["box"].decode(raw)[0]
-        found = prediction.boxes(frame)
-        assert len(found) == len(score)
-        np.testing.assert_allclose(found["score"], score, atol=1e-5)
+        detections = prediction.boxes(frame)
+        assert len(detections) == len(score)
+        np.testing.assert_allclose(detections["score"], score, atol=1e-5)
         scale = np.array([96, 80, 96, 80])
-        np.testing.assert_allclose(found[["x1", "y1", "x2", "y2"]], xyxy * scale, atol=1e-2)
+        np.testing.assert_allclose(detections[["x1", "y1", "x2", "y2"]], xyxy * scale, atol=1e-2)
 
 
 def test_every_instant_of_the_video_is_in_a_clip(video, model):
@@ -183,21 +183,21 @@ def test_a_prediction_killed_before_or_after_a_file_gets_its_name_goes_on(video,
     monkeypatch.setattr("endofm_lab.predict.PART_BATCHES", 2)
     whole = predict_video(video, model, step_s=0.2, batch_clips=2, progress=False)
     replace_file = Path.replace
-    for when in ("before", "after"):
+    for side in ("before", "after"):
 
-        def killed(path, target, when=when):
-            if when == "after" or Path(target).name != moment:
+        def killed(path, target, side=side):
+            if side == "after" or Path(target).name != moment:
                 replace_file(path, target)
             if Path(target).name == moment:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as fault, pytest.raises(KeyboardInterrupt):
             fault.setattr(Path, "replace", killed)
-            predict_video(video, model, step_s=0.2, batch_clips=2, out=tmp_path / when, progress=False)
-        resumed = predict_video(video, model, step_s=0.2, batch_clips=2, out=tmp_path / when, progress=False)
+            predict_video(video, model, step_s=0.2, batch_clips=2, out=tmp_path / side, progress=False)
+        resumed = predict_video(video, model, step_s=0.2, batch_clips=2, out=tmp_path / side, progress=False)
         np.testing.assert_array_equal(resumed.masks, whole.masks)
         pd.testing.assert_frame_equal(resumed.boxes_xyxy, whole.boxes_xyxy)
-        assert not (tmp_path / when / "parts").exists()
+        assert not (tmp_path / side / "parts").exists()
 
 
 def test_two_predictions_in_one_folder_and_models_or_frames_that_changed_are_refused(video, model, tmp_path):
@@ -297,7 +297,7 @@ def test_the_opening_frame_is_the_one_with_the_most_evidence_in_the_clip_surest_
         "motion": np.array([[0.99, 0.01], [0.5, 0.5]], np.float32),
         "finding": np.array([[0.9, 0.1], [0.2, 0.8]], np.float32),
     }
-    found = VideoPrediction(
+    prediction = VideoPrediction(
         times_s=np.array([[0.0, 3.0], [4.0, 7.0]]),
         scores=scores,
         classes={
@@ -312,12 +312,19 @@ def test_the_opening_frame_is_the_one_with_the_most_evidence_in_the_clip_surest_
         boxes_xyxy=pd.DataFrame({"frame": [2, 8, 14], "score": [0.9, 0.3, 0.6]}),
         video=None,
     )
-    assert found.opening_frame() == 12
-    assert found.telling_frames(9)[0] == 12 and len(set(found.telling_frames(9))) == len(found.telling_frames(9)) > 1
-    assert replace(found, maps={}).opening_frame() == 14, "the surest box of that clip"
+    assert prediction.opening_frame() == 12
+    assert (
+        prediction.telling_frames(9)[0] == 12
+        and len(set(prediction.telling_frames(9))) == len(prediction.telling_frames(9)) > 1
+    )
+    assert replace(prediction, maps={}).opening_frame() == 14, "the surest box of that clip"
     empty = pd.DataFrame({"frame": [], "score": []})
-    assert replace(found, maps={"mask": masks * 0}, boxes_xyxy=empty).opening_frame() == 10, "the middle of that clip"
-    assert replace(found, scores={"motion": scores["motion"]}).opening_frame() == 2, "the largest mask of the video"
+    assert replace(prediction, maps={"mask": masks * 0}, boxes_xyxy=empty).opening_frame() == 10, (
+        "the middle of that clip"
+    )
+    assert replace(prediction, scores={"motion": scores["motion"]}).opening_frame() == 2, (
+        "the largest mask of the video"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -345,26 +352,29 @@ def test_two_heads_of_a_kind_are_kept_apart_and_each_answers_as_if_it_were_alone
     monkeypatch.setattr("endofm_lab.predict.PART_BATCHES", 2)
     stopped(video, twin, tmp_path / "both")
     predict_video(video, twin, step_s=0.2, batch_clips=2, out=tmp_path / "both", progress=False)
-    both = load_prediction(tmp_path / "both")
-    assert list(both.maps) == ["polyp", "tools"] and both.box_heads == ["near", "far"]
+    prediction = load_prediction(tmp_path / "both")
+    assert list(prediction.maps) == ["polyp", "tools"] and prediction.box_heads == ["near", "far"]
     assert (tmp_path / "both" / "masks_tools" / "000000_1.png").is_file()
-    assert both.boxes_xyxy["frame"].is_monotonic_increasing and set(both.boxes_xyxy["head"]) == {"near", "far"}
-    for head in both.maps:
+    assert prediction.boxes_xyxy["frame"].is_monotonic_increasing and set(prediction.boxes_xyxy["head"]) == {
+        "near",
+        "far",
+    }
+    for head in prediction.maps:
         single = predict_video(video, alone(twin, head), step_s=0.2, batch_clips=2, progress=False)
-        np.testing.assert_array_equal(both.maps[head], single.masks)
-        np.testing.assert_array_equal(both.mask(4, head=head), single.mask(4))
-    for head in both.box_heads:
+        np.testing.assert_array_equal(prediction.maps[head], single.masks)
+        np.testing.assert_array_equal(prediction.mask(4, head=head), single.mask(4))
+    for head in prediction.box_heads:
         single = predict_video(video, alone(twin, head), step_s=0.2, batch_clips=2, progress=False)
-        own = both.boxes_xyxy[both.boxes_xyxy["head"] == head].reset_index(drop=True)
-        pd.testing.assert_frame_equal(own, single.boxes_xyxy)
-    for call in (lambda: both.masks, lambda: both.mask(4), lambda: both.mask(4, head="near")):
+        head_boxes = prediction.boxes_xyxy[prediction.boxes_xyxy["head"] == head].reset_index(drop=True)
+        pd.testing.assert_frame_equal(head_boxes, single.boxes_xyxy)
+    for call in (lambda: prediction.masks, lambda: prediction.mask(4), lambda: prediction.mask(4, head="near")):
         with pytest.raises(UserError, match="name one of the mask heads polyp, tools"):
             call()
-    mask, boxes = both.overlay(4, ["polyp", "far"])
-    np.testing.assert_array_equal(mask, both.mask(4, head="polyp")[0])
-    assert set(boxes["head"]) <= {"far"} and both.overlay(4, [])[0] is None
-    drawn = {trace.name for trace in frame_timeline(both).data}
-    assert {"polyp", "tools", "box: r"} <= drawn
+    mask, boxes = prediction.overlay(4, ["polyp", "far"])
+    np.testing.assert_array_equal(mask, prediction.mask(4, head="polyp")[0])
+    assert set(boxes["head"]) <= {"far"} and prediction.overlay(4, [])[0] is None
+    traces = {trace.name for trace in frame_timeline(prediction).data}
+    assert {"polyp", "tools", "box: r"} <= traces
 
 
 def test_the_command_names_the_mask_heads_where_there_are_several(video, twin, tmp_path, capsys):
@@ -484,5 +494,5 @@ def test_a_damaged_part_is_computed_again(model, video, tmp_path):
     steps.close()
     (part,) = (tmp_path / "out" / "parts").glob("part_*.npz")
     part.write_bytes(part.read_bytes()[:-400] + bytes(400))
-    again = predict_video(video, model, out=tmp_path / "out", batch_clips=1, progress=False)
-    assert all(np.array_equal(again.scores[head], values) for head, values in whole.scores.items())
+    repeat = predict_video(video, model, out=tmp_path / "out", batch_clips=1, progress=False)
+    assert all(np.array_equal(repeat.scores[head], values) for head, values in whole.scores.items())

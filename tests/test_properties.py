@@ -43,7 +43,9 @@ def rows(text=TEXT):
         **dict.fromkeys(("label", "patient", "dataset", "split", "sequence"), text),
     }
     return st.lists(st.fixed_dictionaries(cells), min_size=1, max_size=12).map(
-        lambda made: pd.DataFrame(made).assign(end_s=lambda t: t["start_s"] + t["length_s"]).drop(columns="length_s")
+        lambda records: (
+            pd.DataFrame(records).assign(end_s=lambda t: t["start_s"] + t["length_s"]).drop(columns="length_s")
+        )
     )
 
 
@@ -70,8 +72,8 @@ def test_a_manifest_that_is_written_is_read_again_cell_by_cell(table, ending):
 def test_a_card_that_goes_through_json_is_the_same_card(name, heads, temperature, fps, mean, size_px):
     specs = {head: HeadSpec("multiclass", tuple(classes), temperature=temperature) for head, classes in heads.items()}
     card = ModelCard(name, {"kind": "video_transformer"}, InputSpec(size_px, mean), ClipSpec(8, fps=fps), specs)
-    again = ModelCard.from_json(json.loads(json.dumps(card.to_json())))
-    assert again == card and again.fingerprint == card.fingerprint
+    copy = ModelCard.from_json(json.loads(json.dumps(card.to_json())))
+    assert copy == card and copy.fingerprint == card.fingerprint
     assert replace(card, name=name + "x").fingerprint != card.fingerprint
 
 
@@ -109,8 +111,8 @@ def test_an_embedding_that_is_interrupted_anywhere_ends_with_the_same_vectors(ve
 )
 def test_no_patient_sequence_or_video_is_on_two_sides_of_a_split(table, shares, seed):
     table = checked(table, "the table")
-    groups, wanted = group_ids(table), np.array(shares) / sum(shares)
-    parts = dict(zip("abc", wanted, strict=False))
+    groups, weights = group_ids(table), np.array(shares) / sum(shares)
+    parts = dict(zip("abc", weights, strict=False))
     if groups.max() + 1 < len(parts):
         with pytest.raises(UserError):
             holdout(table, parts, seed)
@@ -124,9 +126,9 @@ def test_no_patient_sequence_or_video_is_on_two_sides_of_a_split(table, shares, 
     for split in splits:
         assert split.torn == 0 and split.n_groups == groups.max() + 1
         for column in ("patient", "sequence"):
-            known = table[column] != ""
+            filled = table[column] != ""
             whose = table["dataset"] + "/" + table[column]
-            assert (pd.Series(split.parts)[known].groupby(whose[known]).nunique() == 1).all()
+            assert (pd.Series(split.parts)[filled].groupby(whose[filled]).nunique() == 1).all()
         assert (pd.Series(split.parts).groupby(table["video"]).nunique() == 1).all()
 
 
@@ -206,12 +208,12 @@ def test_balanced_accuracy_is_the_mean_recall_of_the_classes_that_occur(pairs):
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
 def test_dice_and_iou_count_pixels(pixels):
     truth, answer = (np.array(side)[None] for side in zip(*pixels, strict=True))
-    both, either = sum(t and a for t, a in pixels), sum(t or a for t, a in pixels)
+    overlap, either = sum(t and a for t, a in pixels), sum(t or a for t, a in pixels)
     if not truth.any():
         assert np.isnan(dice(truth, answer)) and np.isnan(iou(truth, answer))
         return
-    assert dice(truth, answer) == pytest.approx(2 * both / (truth.sum() + answer.sum()))
-    assert iou(truth, answer) == pytest.approx(both / either)
+    assert dice(truth, answer) == pytest.approx(2 * overlap / (truth.sum() + answer.sum()))
+    assert iou(truth, answer) == pytest.approx(overlap / either)
 
 
 @PROPERTY
@@ -220,7 +222,7 @@ def test_the_nearest_neighbours_vote_by_their_cosine(n, k, n_classes, seed):
     draw = np.random.default_rng(seed)
     bank, query = draw.normal(size=(n, 1, 3)), draw.normal(size=(2, 2, 3))
     target = draw.integers(n_classes, size=n)
-    found = knn_scores(torch.from_numpy(bank), target, torch.from_numpy(query), n_classes, k)
+    result = knn_scores(torch.from_numpy(bank), target, torch.from_numpy(query), n_classes, k)
     for q, clips in enumerate(query):
         scores = np.zeros(n_classes)
         for clip in clips:
@@ -229,7 +231,7 @@ def test_the_nearest_neighbours_vote_by_their_cosine(n, k, n_classes, seed):
             votes = np.array([np.exp(cosine[i] / 0.07) for i in nearest])
             for i, vote in zip(nearest, votes / votes.sum(), strict=True):
                 scores[target[i]] += vote / len(clips)
-        assert found[q] == pytest.approx(scores, abs=1e-6)
+        assert result[q] == pytest.approx(scores, abs=1e-6)
 
 
 @PROPERTY

@@ -76,40 +76,42 @@ def objects(phantom, tmp_path_factory):
 
 def test_every_public_class_and_every_result_of_a_public_function_is_among_the_objects(objects):
     public = [getattr(lab, name) for name in lab.__all__]
-    classes = {thing for thing in public if isinstance(thing, type) and not issubclass(thing, Exception)}
-    results = {get_type_hints(thing)["return"] for thing in public if isfunction(thing)}
+    classes = {item for item in public if isinstance(item, type) and not issubclass(item, Exception)}
+    results = {get_type_hints(item)["return"] for item in public if isfunction(item)}
     classes |= {kind for kind in results if isinstance(kind, type) and kind.__module__.startswith("endofm_lab.")}
     classes -= {lab.Measure}  # a metric is handed over as its class
-    assert not [kind.__name__ for kind in classes if not any(isinstance(thing, kind) for thing in objects)]
+    assert not [kind.__name__ for kind in classes if not any(isinstance(item, kind) for item in objects)]
 
 
 def test_what_a_terminal_shows_of_an_object_is_short(objects):
-    for thing in objects:
-        assert len(repr(thing)) < 500, repr(thing)[:200]
-        assert type(thing).__name__ in repr(thing) and " object at 0x" not in repr(thing)
-    assert sum(isinstance(thing, Brief) for thing in objects) >= 25
+    for item in objects:
+        assert len(repr(item)) < 500, repr(item)[:200]
+        assert type(item).__name__ in repr(item) and " object at 0x" not in repr(item)
+    assert sum(isinstance(item, Brief) for item in objects) >= 25
 
 
 def test_a_class_with_arrays_or_tables_shows_sizes_and_is_equal_to_itself_only():
-    found = 0
+    count = 0
     for path in Path(lab.__file__).parent.rglob("*.py"):
         module = ast.parse(path.read_text(encoding="utf-8"))
         for node in (node for node in ast.walk(module) if isinstance(node, ast.ClassDef) and node.name[0] != "_"):
-            made = [ast.unparse(decorator) for decorator in node.decorator_list]
-            held = " ".join(ast.unparse(line.annotation) for line in node.body if isinstance(line, ast.AnnAssign))
-            if any(text.startswith("dataclass") for text in made) and re.search(
-                r"\b(ndarray|DataFrame|Tensor)\b", held
+            decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+            annotations = " ".join(
+                ast.unparse(line.annotation) for line in node.body if isinstance(line, ast.AnnAssign)
+            )
+            if any(text.startswith("dataclass") for text in decorators) and re.search(
+                r"\b(ndarray|DataFrame|Tensor)\b", annotations
             ):
-                found += 1
+                count += 1
                 assert "Brief" in map(ast.unparse, node.bases), f"{path}: {node.name}"
-                assert any("eq=False" in text and "repr=False" in text for text in made), f"{path}: {node.name}"
-    assert found > 30
+                assert any("eq=False" in text and "repr=False" in text for text in decorators), f"{path}: {node.name}"
+    assert count > 30
 
 
 def test_objects_compare_without_an_exception(objects):
-    for thing in objects:
-        same, other = thing == thing, thing == object()
-        assert same is True and other is False and hash(type(thing)) is not None
+    for item in objects:
+        equal, equal_to_another = item == item, item == object()
+        assert equal is True and equal_to_another is False and hash(type(item)) is not None
 
 
 def test_what_is_left_out_of_a_short_text_is_the_default():
@@ -119,9 +121,7 @@ def test_what_is_left_out_of_a_short_text_is_the_default():
 
 
 def test_a_notebook_shows_escaped_text(objects):
-    shown = [
-        thing for thing in objects if hasattr(thing, "_repr_html_") and not isinstance(thing, lab.FeatureExtractor)
-    ]
+    shown = [item for item in objects if hasattr(item, "_repr_html_") and not isinstance(item, lab.FeatureExtractor)]
     tables = {
         "VideoPrediction",
         "Manifest",
@@ -133,9 +133,9 @@ def test_a_notebook_shows_escaped_text(objects):
         "Run",
         "Audit",
     }
-    assert {type(thing).__name__ for thing in shown} == tables | {"ImportedTable", "Prepared"}
-    for thing in shown:
-        assert "<table" in thing._repr_html_()
+    assert {type(item).__name__ for item in shown} == tables | {"ImportedTable", "Prepared"}
+    for item in shown:
+        assert "<table" in item._repr_html_()
     table = pd.DataFrame({"video": ["<script>x</script>"], "label": ["<b>"]})
     html = type(next(t for t in shown if type(t).__name__ == "Manifest"))(table, Path("<i>"))._repr_html_()
     assert "<script>" not in html and "<b>" not in html and "<i>" not in html and "&lt;script&gt;" in html
@@ -174,9 +174,9 @@ def test_a_pretraining_goes_on_from_another_folder(phantom, tmp_path, monkeypatc
     next(steps)
     steps.close()
     monkeypatch.chdir(tmp_path)
-    again = run_config("run")
-    assert again.manifest.is_absolute() and again.manifest.is_file()
-    assert list(pretrain(again))
+    loaded = run_config("run")
+    assert loaded.manifest.is_absolute() and loaded.manifest.is_file()
+    assert list(pretrain(loaded))
     (tmp_path / "later").mkdir()
     monkeypatch.chdir(tmp_path / "later")
     typed = replace(config, manifest=Path(os.path.relpath(phantom)), out=Path("../run"))
@@ -223,20 +223,20 @@ def test_a_tracker_that_is_not_installed_is_refused(phantom, tmp_path):
 def functions():
     """Public functions, and the public methods of public classes, by name."""
     for name in lab.__all__:
-        thing = getattr(lab, name)
-        if isfunction(thing):
-            yield name, thing
-        elif isinstance(thing, type) and not issubclass(thing, Exception):
-            for key, member in vars(thing).items():
+        item = getattr(lab, name)
+        if isfunction(item):
+            yield name, item
+        elif isinstance(item, type) and not issubclass(item, Exception):
+            for key, member in vars(item).items():
                 inner = getattr(member, "__func__", getattr(member, "fget", member))
                 if key[0] != "_" and isfunction(inner):
                     yield f"{name}.{key}", inner
 
 
 def test_public_functions_are_annotated_and_documented_and_take_text_for_a_path():
-    known = {"HeadSpec": lab.HeadSpec, "PretrainConfig": lab.PretrainConfig}
+    names = {"HeadSpec": lab.HeadSpec, "PretrainConfig": lab.PretrainConfig}
     for name, function in functions():
-        hints = get_type_hints(function, localns=known)
+        hints = get_type_hints(function, localns=names)
         parameters = [key for key in signature(function).parameters if key not in ("self", "cls")]
         assert "return" in hints and set(parameters) <= set(hints), name
         assert function.__doc__ or name.split(".")[0] in ("FeatureExtractor",), name

@@ -53,12 +53,12 @@ def test_the_lock_goes_when_the_work_ends_in_an_error(tmp_path):
 def test_another_request_is_refused_by_naming_what_differs(tmp_path):
     with claim(tmp_path, REQUEST, "a run"):
         pass
-    other = {"steps": 200, "seeds": [0, 1], "views": {"px": 64, "frames": 8}, "model": "b" * 64, "new": 1}
+    request = {"steps": 200, "seeds": [0, 1], "views": {"px": 64, "frames": 8}, "model": "b" * 64, "new": 1}
     sentence = (
         "holds a run with other settings: steps is 100 there, 200 here; views.frames is 4 there, 8 here; different "
         "model; new is not recorded there. Choose another folder, or delete this one."
     )
-    with pytest.raises(UserError) as refused, claim(tmp_path, other, "a run"):
+    with pytest.raises(UserError) as refused, claim(tmp_path, request, "a run"):
         pass
     assert str(refused.value).endswith(sentence)
     assert not (tmp_path / LOCK).exists()
@@ -85,8 +85,8 @@ def test_a_living_process_is_named_and_a_killed_one_is_noticed(tmp_path):
 
 
 def test_another_process_with_the_number_of_a_dead_one_is_not_its_holder(tmp_path):
-    own = Holder.this_process(tmp_path)
-    (tmp_path / LOCK).write_text(json.dumps({**vars(own), "born_s": own.born_s - 1000}))
+    holder = Holder.this_process(tmp_path)
+    (tmp_path / LOCK).write_text(json.dumps({**vars(holder), "born_s": holder.born_s - 1000}))
     with claim(tmp_path, REQUEST, "a run"):
         pass
 
@@ -117,8 +117,8 @@ def test_the_command_in_a_folder_that_is_held_is_a_sentence_and_exit_code_2(tmp_
     video = sample_video("Polyp, advancing")
     with claim(tmp_path, {}, "a prediction"):
         assert main(["predict", str(video), "--out", str(tmp_path)]) == 2
-    said = capsys.readouterr().err
-    assert f"is being worked on by process {os.getpid()} here since" in said and "Traceback" not in said
+    message = capsys.readouterr().err
+    assert f"is being worked on by process {os.getpid()} here since" in message and "Traceback" not in message
 
 
 def test_nobody_works_in_a_copy_of_a_folder(tmp_path):
@@ -148,9 +148,9 @@ def test_of_processes_that_find_a_dead_holder_at_once_one_works(tmp_path):
         "    print('worked')\n"
         "except UserError: print('refused')"
     )
-    own = Holder.this_process(tmp_path)
+    holder = Holder.this_process(tmp_path)
     (tmp_path / "job.json").write_text("{}")
-    (tmp_path / LOCK).write_text(json.dumps({**vars(own), "born_s": own.born_s - 1000}))
+    (tmp_path / LOCK).write_text(json.dumps({**vars(holder), "born_s": holder.born_s - 1000}))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     racers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], **pipes) for _ in range(3)]
     for racer in racers:

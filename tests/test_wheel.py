@@ -36,10 +36,10 @@ def carried(name: str) -> set[str]:
 
 
 def test_the_build_lists_every_package_and_every_folder_that_the_wheel_carries() -> None:
-    found = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "endofm_lab").rglob("__init__.py")}
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "endofm_lab").rglob("__init__.py")}
     beside = {f"endofm_lab.{name}" for name in BESIDE}
     beside |= {f"endofm_lab.{'.'.join(p.parent.relative_to(ROOT).parts)}" for p in (ROOT / "app").rglob("*.py")}
-    assert set(SETUP["packages"]) == found | beside
+    assert set(SETUP["packages"]) == packages | beside
 
 
 @pytest.mark.parametrize("name", BESIDE)
@@ -95,14 +95,14 @@ def commands(tmp_path_factory) -> Path:
     subprocess.run(pip, check=True, capture_output=True)
     shutil.rmtree(source)
     (wheel,) = folder.glob("*.whl")
-    made = folder / "environment"
-    venv.create(made, symlinks=True)
-    (own,) = made.glob("lib/python*/site-packages")
-    (own / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    environment = folder / "environment"
+    venv.create(environment, symlinks=True)
+    (site_packages,) = environment.glob("lib/python*/site-packages")
+    (site_packages / "packages.pth").write_text(sysconfig.get_path("purelib") + "\n")
     install = ["install", "--no-deps", "--no-index", "--ignore-installed", str(wheel)]
-    python = str(made / "bin" / "python")
+    python = str(environment / "bin" / "python")
     subprocess.run([sys.executable, "-m", "pip", "--python", python, *install], check=True, capture_output=True)
-    return made / "bin"
+    return environment / "bin"
 
 
 def surroundings(folder: Path) -> dict[str, str]:
@@ -159,9 +159,9 @@ def test_app_and_lessons_are_served_from_an_installed_wheel(
 ) -> None:
     port = free_port(8700)
     line = [str(commands / "endofm-lab"), command, "--headless", "--port", str(port)]
-    with (tmp_path / "printed.txt").open("w") as printed:
+    with (tmp_path / "printed.txt").open("w") as output:
         server = subprocess.Popen(
-            line, cwd=tmp_path, env=surroundings(tmp_path), stdout=printed, stderr=printed, start_new_session=True
+            line, cwd=tmp_path, env=surroundings(tmp_path), stdout=output, stderr=output, start_new_session=True
         )
     try:
         end, status = time.monotonic() + 300, None

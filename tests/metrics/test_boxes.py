@@ -36,9 +36,9 @@ def coco_ap(frames, label, threshold):
     for frame in frames:
         truth = [b for b, k in zip(frame.true_xyxy, frame.true_labels, strict=True) if k == label]
         n_truth += len(truth)
-        mine = [(s, b) for s, b, k in zip(frame.scores, frame.xyxy, frame.labels, strict=True) if k == label]
+        own_boxes = [(s, b) for s, b, k in zip(frame.scores, frame.xyxy, frame.labels, strict=True) if k == label]
         taken = set()
-        for s, b in sorted(mine, key=lambda d: -d[0])[:100]:
+        for s, b in sorted(own_boxes, key=lambda d: -d[0])[:100]:
             free = [(overlap(b, t), -g) for g, t in enumerate(truth) if g not in taken]
             best = max(free, default=(0, 0))
             hit = best[0] >= threshold
@@ -104,8 +104,8 @@ def test_a_weighted_frame_counts_as_that_many_frames(seed):
     frames = made_frames(seed, digits=12)  # ties go by order, and repeating changes the order
     weights = np.random.default_rng(seed).multinomial(len(frames), np.full(len(frames), 1 / len(frames)), 4)
     measured = detection_metrics(frames)(weights)
-    for r, drawn in enumerate(weights):
-        repeated = [frame for frame, n in zip(frames, drawn, strict=True) for _ in range(n)]
+    for r, counts in enumerate(weights):
+        repeated = [frame for frame, n in zip(frames, counts, strict=True) for _ in range(n)]
         for name, value in detection_metrics(repeated)(None).items():
             assert measured[name][r] == pytest.approx(value, abs=1e-9, nan_ok=True), name
 
@@ -119,20 +119,20 @@ def test_at_most_one_hundred_detections_of_a_frame_take_part():
 
 
 def test_empty_cases():
-    nothing = frame_boxes([], [], [])
+    empty = frame_boxes([], [], [])
     missed, false = frame_boxes([A], [], []), frame_boxes([], [A], [0.9])
-    assert all(np.isnan(value) for value in detection_metrics([nothing])(None).values())
+    assert all(np.isnan(value) for value in detection_metrics([empty])(None).values())
     assert average_precision_50(match_boxes([missed])) == 0
     assert np.isnan(average_precision_50(match_boxes([false])))
     assert average_precision_50(match_boxes([frame_boxes([A], [A], [0.9]), false])) == 1  # a tie: the hit comes first
     assert average_precision_50(match_boxes([false, frame_boxes([A], [A], [0.9])])) == 0.5
     assert all(np.isnan(value) for value in detection_metrics([])(None).values())
-    found = centre_metrics(centre_counts([missed]))
-    assert np.isnan(found["centre_precision"])
-    assert (found["centre_recall"], found["centre_f1"]) == (0, 0)
-    found = centre_metrics(centre_counts([false]))
-    assert np.isnan(found["centre_recall"])
-    assert (found["centre_precision"], found["centre_f2"]) == (0, 0)
+    result = centre_metrics(centre_counts([missed]))
+    assert np.isnan(result["centre_precision"])
+    assert (result["centre_recall"], result["centre_f1"]) == (0, 0)
+    result = centre_metrics(centre_counts([false]))
+    assert np.isnan(result["centre_recall"])
+    assert (result["centre_precision"], result["centre_f2"]) == (0, 0)
 
 
 def test_hand_cases_of_localisation_by_centres():
@@ -146,13 +146,13 @@ def test_hand_cases_of_localisation_by_centres():
     # One detection inside two overlapping truths finds one of them, the nearer.
     assert centre_counts([frame_boxes([A, [15, 15, 45, 45]], [inside], [0.9])]).tolist() == [[1, 0, 1]]
     # It leaves the farther one to a detection that lies in that one only.
-    both = frame_boxes([[15, 15, 45, 45], A], [inside, [40, 40, 44, 44]], [0.9, 0.8])
-    assert centre_counts([both]).tolist() == [[2, 0, 0]]
+    frame = frame_boxes([[15, 15, 45, 45], A], [inside, [40, 40, 44, 44]], [0.9, 0.8])
+    assert centre_counts([frame]).tolist() == [[2, 0, 0]]
     counts = np.array([[3, 1, 0], [0, 1, 2]])  # TP 3, FP 2, FN 2
-    found = centre_metrics(counts)
-    assert (found["centre_precision"], found["centre_recall"], found["centre_f1"]) == pytest.approx((0.6, 0.6, 0.6))
-    found = centre_metrics(np.array([[2, 0, 2]]))  # precision 1, recall 1/2
-    assert found["centre_f2"] == pytest.approx(5 * 1 * 0.5 / (4 * 1 + 0.5))
+    result = centre_metrics(counts)
+    assert (result["centre_precision"], result["centre_recall"], result["centre_f1"]) == pytest.approx((0.6, 0.6, 0.6))
+    result = centre_metrics(np.array([[2, 0, 2]]))  # precision 1, recall 1/2
+    assert result["centre_f2"] == pytest.approx(5 * 1 * 0.5 / (4 * 1 + 0.5))
 
 
 def test_presence_does_not_look_at_where():
@@ -170,10 +170,10 @@ def test_presence_does_not_look_at_where():
 
 def test_intervals_of_all_detection_metrics_come_from_one_call():
     frames = made_frames(1, n=20)
-    found = bootstrap_samples(detection_metrics(frames), np.repeat(np.arange(5), 4), n=50)
-    assert set(found.values) >= {"ap50", "ap50_95", "centre_f1", "centre_f2", "frame_presence_f1"}
-    assert all(found.interval(name).low < found.interval(name).high for name in found.values)
-    assert found.values["ap50"] == average_precision_50(match_boxes(frames))
+    result = bootstrap_samples(detection_metrics(frames), np.repeat(np.arange(5), 4), n=50)
+    assert set(result.values) >= {"ap50", "ap50_95", "centre_f1", "centre_f2", "frame_presence_f1"}
+    assert all(result.interval(name).low < result.interval(name).high for name in result.values)
+    assert result.values["ap50"] == average_precision_50(match_boxes(frames))
 
 
 def test_bad_boxes_are_named():
@@ -192,8 +192,8 @@ def test_the_released_toy_frames_show_where_the_rules_part():
     assert 100 * detection_metrics(frames)(None)["frame_presence_f1"] == pytest.approx(
         golden["detection"]["f1"], abs=1e-5
     )
-    ours = centre_counts(frames).tolist()
+    actual = centre_counts(frames).tolist()
     released = [list(counts) for counts in golden["localization_per_frame_tp_fp_fn"]]
-    differ = {k: (a, b) for k, (a, b) in enumerate(zip(ours, released, strict=True)) if a != b}
+    differ = {k: (a, b) for k, (a, b) in enumerate(zip(actual, released, strict=True)) if a != b}
     # Frame 4 has no lesion and two detections; in frame 6 one detection lies in two overlapping true boxes.
     assert differ == {4: ([0, 2, 0], [0, 0, 0]), 6: ([1, 0, 1], [2, 0, 0])}

@@ -49,10 +49,10 @@ def naive_ece(target, probabilities, n_bins=15):
 def test_ece_equals_the_restatement_and_torchmetrics(seed):
     target, logits = over_confident(300, seed=seed)
     probabilities = softmax(logits, axis=1)
-    found = ece(target, probabilities)
-    assert found == pytest.approx(naive_ece(target, probabilities), abs=1e-12)
+    value = ece(target, probabilities)
+    assert value == pytest.approx(naive_ece(target, probabilities), abs=1e-12)
     library = multiclass_calibration_error(torch.from_numpy(probabilities), torch.from_numpy(target), 4, n_bins=15)
-    assert found == pytest.approx(library.item(), abs=1e-5)
+    assert value == pytest.approx(library.item(), abs=1e-5)
 
 
 def test_hand_cases_of_ece():
@@ -87,9 +87,9 @@ def test_brier_and_likelihood_equal_scikit_learn():
     probabilities = softmax(logits, axis=1)
     assert brier(target, probabilities) == pytest.approx(np.mean(np.sum((probabilities - np.eye(4)[target]) ** 2, 1)))
     assert negative_log_likelihood(target, probabilities) == pytest.approx(log_loss(target, probabilities))
-    two = softmax(logits[:, :2], axis=1)
+    scores = softmax(logits[:, :2], axis=1)
     positive = (target > 1).astype(int)
-    assert brier(positive, two) == pytest.approx(2 * brier_score_loss(positive, two[:, 1]))
+    assert brier(positive, scores) == pytest.approx(2 * brier_score_loss(positive, scores[:, 1]))
     assert brier([0], [[0.0, 1.0]]) == 2
 
 
@@ -97,9 +97,11 @@ def test_weighted_rows_count_as_repeated_rows():
     target, logits = over_confident(60)
     probabilities, groups = softmax(logits, axis=1), np.arange(60) // 5
     for metric in (ece, brier, negative_log_likelihood):
-        ours = bootstrap_interval(metric, groups, target, probabilities, n=30)
+        interval = bootstrap_interval(metric, groups, target, probabilities, n=30)
         repeated = bootstrap_interval(on_repeated_rows(metric), groups, target, probabilities, n=30)
-        assert (ours.value, ours.low, ours.high) == pytest.approx((repeated.value, repeated.low, repeated.high))
+        assert (interval.value, interval.low, interval.high) == pytest.approx(
+            (repeated.value, repeated.low, repeated.high)
+        )
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

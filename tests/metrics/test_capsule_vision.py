@@ -50,7 +50,7 @@ def restated(target, probabilities):
         return a / b if b else 0.0
 
     best = [max(range(10), key=lambda k: row[k]) for row in probabilities]
-    aucs, whole, alone = [], [], {}
+    aucs, whole, single = [], [], {}
     for k, name in enumerate(CLASSES):
         truth = [t == k for t in target]
         column = [row[k] for row in probabilities]
@@ -61,7 +61,7 @@ def restated(target, probabilities):
         whole.append((precision, recall, f1, divide(tn, tn + fp)))
         tp, fp, fn, tn = counts(truth, [c >= 0.5 for c in column])
         precision, recall = divide(tp, tp + fp), divide(tp, tp + fn)
-        alone[name] = {
+        single[name] = {
             "precision": precision,
             "recall": recall,
             "f1_score": divide(2 * precision * recall, precision + recall),
@@ -78,15 +78,15 @@ def restated(target, probabilities):
         "avg_sensitivity": recall,
         "avg_f1": f1,
         "avg_specificity": specificity,
-        "class_wise_metrics": alone,
+        "class_wise_metrics": single,
         "ranking_score": (mean_auc + recall) / 2,
     }
 
 
-def largest_difference(expected, found):
+def largest_difference(expected, actual):
     if isinstance(expected, dict):
-        return max(largest_difference(value, found[key]) for key, value in expected.items())
-    return abs(expected - found)
+        return max(largest_difference(value, actual[key]) for key, value in expected.items())
+    return abs(expected - actual)
 
 
 def submission(n=12):
@@ -106,17 +106,17 @@ def test_every_number_equals_the_restatement(seed):
 def test_a_probability_of_exactly_one_half_counts_as_predicted():
     probabilities = np.eye(10)
     probabilities[0] = [0.5, 0.5, 0, 0, 0, 0, 0, 0, 0, 0]
-    alone = score(np.arange(10), probabilities)["class_wise_metrics"]
-    assert alone["Angioectasia"]["recall"] == 1
-    assert alone["Bleeding"]["precision"] == 0.5
+    by_class = score(np.arange(10), probabilities)["class_wise_metrics"]
+    assert by_class["Angioectasia"]["recall"] == 1
+    assert by_class["Bleeding"]["precision"] == 0.5
 
 
 def test_a_class_without_images_is_none_and_left_out_of_the_means():
-    found = score(np.arange(9), np.eye(10)[:9])
-    assert found["class_wise_metrics"]["Worms"]["auc"] is None
-    assert found["class_wise_metrics"]["Worms"]["recall"] is None
-    assert (found["mean_auc"], found["balanced_accuracy"], found["errors_above_0.9"]) == (1, 1, None)
-    json.dumps(found, allow_nan=False)
+    result = score(np.arange(9), np.eye(10)[:9])
+    assert result["class_wise_metrics"]["Worms"]["auc"] is None
+    assert result["class_wise_metrics"]["Worms"]["recall"] is None
+    assert (result["mean_auc"], result["balanced_accuracy"], result["errors_above_0.9"]) == (1, 1, None)
+    json.dumps(result, allow_nan=False)
 
 
 def test_the_order_of_rows_does_not_matter(tmp_path):
@@ -201,11 +201,11 @@ def test_missing_and_unknown_images_are_counted(tmp_path):
     table.iloc[2:].assign(image_path=table["image_path"].replace("test/005.jpg", "test/other.jpg")).to_csv(
         tmp_path / "p.csv", index=False
     )
-    with pytest.raises(SubmissionError) as caught:
+    with pytest.raises(SubmissionError) as error:
         score_files(tmp_path / "labels.csv", tmp_path / "p.csv")
-    assert "3 of 12 labelled images have no row: '000.jpg', '001.jpg', '005.jpg'" in str(caught.value)
-    assert "1 rows belong to images without a label: 'other.jpg'" in str(caught.value)
-    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert "3 of 12 labelled images have no row: '000.jpg', '001.jpg', '005.jpg'" in str(error.value)
+    assert "1 rows belong to images without a label: 'other.jpg'" in str(error.value)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
 
 
 def test_bad_labels_are_named(tmp_path):
@@ -265,11 +265,11 @@ def test_the_published_team_file_scores_to_its_published_metrics():
     folder = Path(os.environ["ENDOFM_LAB_DATA"]) / "label-lists" / "capsule-vision-2024"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent")
-    found = score_files(folder / "test_labels.csv", folder / "test_probabilities_PuppyOps.csv")
+    result = score_files(folder / "test_labels.csv", folder / "test_probabilities_PuppyOps.csv")
     expected = json.loads((folder / "test_metrics_PuppyOps.json").read_text())
-    assert largest_difference(expected, found) < 1e-9
-    assert found["ece"] == pytest.approx(0.041, abs=5e-4)
-    assert found["errors_above_0.9"] == pytest.approx(0.18, abs=5e-3)
+    assert largest_difference(expected, result) < 1e-9
+    assert result["ece"] == pytest.approx(0.041, abs=5e-4)
+    assert result["errors_above_0.9"] == pytest.approx(0.18, abs=5e-3)
 
 
 def test_image_names_that_a_spreadsheet_would_run_are_text_in_csv_and_read_as_they_were(tmp_path):
@@ -284,9 +284,9 @@ def test_image_names_that_a_spreadsheet_would_run_are_text_in_csv_and_read_as_th
 
 
 def archive(path, entries):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for name, content in entries.items():
-            made.writestr(name, content)
+            file.writestr(name, content)
 
 
 def test_a_spreadsheet_that_is_damaged_or_would_fill_the_memory_is_refused(tmp_path, monkeypatch):

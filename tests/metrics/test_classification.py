@@ -34,10 +34,10 @@ def test_binary_metrics_equal_scikit_learn_for_every_weighting(binary):
         (metrics.auc, sk.roc_auc_score, score),
         (metrics.average_precision, sk.average_precision_score, score),
     ]
-    for ours, theirs, values in pairs:
-        assert ours(target, values) == pytest.approx(theirs(target, values), abs=1e-12)
-        expected = [theirs(target, values, sample_weight=row) for row in weights]
-        assert ours(target, values, weights) == pytest.approx(expected, abs=1e-12)
+    for metric, reference, values in pairs:
+        assert metric(target, values) == pytest.approx(reference(target, values), abs=1e-12)
+        expected = [reference(target, values, sample_weight=row) for row in weights]
+        assert metric(target, values, weights) == pytest.approx(expected, abs=1e-12)
 
 
 def test_several_class_metrics_equal_scikit_learn_on_repeated_rows(several):
@@ -67,12 +67,12 @@ def test_hand_cases():
 
 
 def test_what_is_not_defined_is_nan_and_never_a_number():
-    nothing = np.zeros(3, bool)
-    assert np.isnan(metrics.f1(nothing, nothing))
-    assert metrics.f1(nothing, ~nothing) == 0
-    assert np.isnan(metrics.auc(nothing, [0.1, 0.2, 0.3]))
-    assert np.isnan(metrics.auc(~nothing, [0.1, 0.2, 0.3]))
-    assert np.isnan(metrics.average_precision(nothing, [0.1, 0.2, 0.3]))
+    negatives = np.zeros(3, bool)
+    assert np.isnan(metrics.f1(negatives, negatives))
+    assert metrics.f1(negatives, ~negatives) == 0
+    assert np.isnan(metrics.auc(negatives, [0.1, 0.2, 0.3]))
+    assert np.isnan(metrics.auc(~negatives, [0.1, 0.2, 0.3]))
+    assert np.isnan(metrics.average_precision(negatives, [0.1, 0.2, 0.3]))
     for metric in (metrics.f1, metrics.accuracy, metrics.auc, metrics.average_precision, metrics.balanced_accuracy):
         assert np.isnan(metric(np.zeros(0, bool), np.zeros(0)))
 
@@ -104,22 +104,22 @@ def test_a_monotone_change_of_score_changes_neither_auc_nor_ap(binary):
 def test_all_metrics_of_a_binary_task_are_those_of_class_one(binary):
     target, score, weights = binary
     score = score / 2
-    both = metrics.classification_metrics(target.astype(int), np.stack([1 - score, score], 1), weights)
-    assert both["f1"] == pytest.approx(metrics.f1(target, score > 0.5, weights))
-    assert both["auc"] == pytest.approx(metrics.auc(target, score, weights), nan_ok=True)
-    assert both["average_precision"] == pytest.approx(metrics.average_precision(target, score, weights))
+    result = metrics.classification_metrics(target.astype(int), np.stack([1 - score, score], 1), weights)
+    assert result["f1"] == pytest.approx(metrics.f1(target, score > 0.5, weights))
+    assert result["auc"] == pytest.approx(metrics.auc(target, score, weights), nan_ok=True)
+    assert result["average_precision"] == pytest.approx(metrics.average_precision(target, score, weights))
 
 
 def test_labels_that_exclude_nothing_are_scored_one_by_one():
     draw = np.random.default_rng(4)
     target, scores = draw.random((50, 3)) < 0.3, draw.random((50, 3))
-    found = metrics.classification_metrics(target, scores)
+    result = metrics.classification_metrics(target, scores)
     guess = scores >= 0.5
-    assert found["f1"] == pytest.approx(sk.f1_score(target, guess, average="macro"))
-    assert found["auc"] == pytest.approx(sk.roc_auc_score(target, scores, average="macro"))
-    assert found["accuracy"] == pytest.approx((guess == target).mean())
+    assert result["f1"] == pytest.approx(sk.f1_score(target, guess, average="macro"))
+    assert result["auc"] == pytest.approx(sk.roc_auc_score(target, scores, average="macro"))
+    assert result["accuracy"] == pytest.approx((guess == target).mean())
     expected = np.mean([sk.balanced_accuracy_score(target[:, k], guess[:, k]) for k in range(3)])
-    assert found["balanced_accuracy"] == pytest.approx(expected)
+    assert result["balanced_accuracy"] == pytest.approx(expected)
 
 
 def test_the_mean_of_values_leaves_out_what_is_not_defined():

@@ -32,9 +32,9 @@ def test_intervals_by_weights_equal_intervals_by_repeating_rows(cohort):
     assert bootstrap_interval(metrics.auc, groups, target, score, n=60) == bootstrap_interval(
         on_repeated_rows(lambda t, s: metrics.auc(t, s)), groups, target, score, n=60
     )
-    found = bootstrap_interval(metrics.auc, groups, target, score, n=60)
+    interval = bootstrap_interval(metrics.auc, groups, target, score, n=60)
     library = bootstrap_interval(on_repeated_rows(roc_auc_score), groups, target, score, n=60)
-    assert (found.value, found.low, found.high) == pytest.approx((library.value, library.low, library.high))
+    assert (interval.value, interval.low, interval.high) == pytest.approx((library.value, library.low, library.high))
 
 
 def test_the_interval_is_the_percentiles_over_drawn_patients(cohort):
@@ -45,9 +45,9 @@ def test_the_interval_is_the_percentiles_over_drawn_patients(cohort):
     for counts in draw.multinomial(len(patients), np.full(len(patients), 1 / len(patients)), 200):
         rows = [i for k, c in enumerate(counts) for _ in range(c) for i in np.flatnonzero(groups == patients[k])]
         values.append(f1_score(target[rows], score[rows] > 0.5))
-    found = bootstrap_interval(metrics.f1, groups, target, score > 0.5, n=200, seed=7, level=0.9)
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, [0.05, 0.95])))
-    assert (found.value, found.units, found.undefined) == (f1_score(target, score > 0.5), len(patients), 0)
+    interval = bootstrap_interval(metrics.f1, groups, target, score > 0.5, n=200, seed=7, level=0.9)
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(values, [0.05, 0.95])))
+    assert (interval.value, interval.units, interval.undefined) == (f1_score(target, score > 0.5), len(patients), 0)
 
 
 def test_memory_blocks_do_not_change_the_draw(cohort, monkeypatch):
@@ -59,32 +59,32 @@ def test_memory_blocks_do_not_change_the_draw(cohort, monkeypatch):
 
 def test_resamples_without_both_classes_are_left_out_and_counted():
     groups, target = np.arange(5), np.array([True, False, False, False, False])
-    found = bootstrap_interval(metrics.auc, groups, target, np.array([0.9, 0.1, 0.2, 0.1, 0.2]), n=2000)
+    interval = bootstrap_interval(metrics.auc, groups, target, np.array([0.9, 0.1, 0.2, 0.1, 0.2]), n=2000)
     # all five draws negative: (4/5)^5; all five the positive patient: (1/5)^5
-    assert found.undefined / found.n == pytest.approx((4 / 5) ** 5 + (1 / 5) ** 5, abs=0.03)
-    assert (found.low, found.value, found.high) == (1, 1, 1)
+    assert interval.undefined / interval.n == pytest.approx((4 / 5) ** 5 + (1 / 5) ** 5, abs=0.03)
+    assert (interval.low, interval.value, interval.high) == (1, 1, 1)
 
 
 def test_one_patient_has_no_interval():
-    found = bootstrap_interval(metrics.accuracy, ["a"] * 4, [0, 1, 1, 0], [0, 1, 0, 0], n=10)
-    assert found.value == 0.75
-    assert np.isnan(found.low)
-    assert np.isnan(found.high)
+    interval = bootstrap_interval(metrics.accuracy, ["a"] * 4, [0, 1, 1, 0], [0, 1, 0, 0], n=10)
+    assert interval.value == 0.75
+    assert np.isnan(interval.low)
+    assert np.isnan(interval.high)
 
 
 def test_below_five_units_there_is_no_interval_and_below_ten_no_p_value():
     values, draw = np.random.default_rng(0).random((2, 300)), np.random.default_rng(1)
     for units in range(1, 13):
         groups = draw.permutation(np.arange(300) % units)
-        found = bootstrap_difference(metrics.weighted_mean, groups, (values[0],), (values[1],), n=100)
-        assert np.isnan(found.low) == np.isnan(found.high) == (units < MIN_UNITS_FOR_INTERVAL)
-        assert np.isnan(found.p_value) == (units < MIN_UNITS_FOR_RANK)
-        assert found.units == units and found.value == pytest.approx(values[1].mean() - values[0].mean())
+        difference = bootstrap_difference(metrics.weighted_mean, groups, (values[0],), (values[1],), n=100)
+        assert np.isnan(difference.low) == np.isnan(difference.high) == (units < MIN_UNITS_FOR_INTERVAL)
+        assert np.isnan(difference.p_value) == (units < MIN_UNITS_FOR_RANK)
+        assert difference.units == units and difference.value == pytest.approx(values[1].mean() - values[0].mean())
 
 
 def test_a_value_without_an_interval_says_how_many_units_are_needed():
-    few = bootstrap_interval(metrics.accuracy, ["a", "b"], [0, 1], [0, 0], n=10)
-    assert str(few) == "0.500 (no interval: 2 units, at least 5 are needed)"
+    interval = bootstrap_interval(metrics.accuracy, ["a", "b"], [0, 1], [0, 0], n=10)
+    assert str(interval) == "0.500 (no interval: 2 units, at least 5 are needed)"
     assert str(bootstrap_interval(metrics.accuracy, np.arange(5), np.ones(5), np.ones(5))) == "1.000 [1.000, 1.000]"
 
 
@@ -114,8 +114,10 @@ def test_merging_units_does_not_make_intervals_narrower_on_average():
 def test_the_coverage_that_the_limits_rest_on(units, expected):
     draw, covered = np.random.default_rng(units), 0
     for trial in range(400):
-        found = bootstrap_interval(metrics.weighted_mean, np.arange(units), draw.normal(0, 1, units), n=300, seed=trial)
-        covered += found.low <= 0 <= found.high
+        interval = bootstrap_interval(
+            metrics.weighted_mean, np.arange(units), draw.normal(0, 1, units), n=300, seed=trial
+        )
+        covered += interval.low <= 0 <= interval.high
     assert covered / 400 == pytest.approx(expected, abs=0.055)
 
 
@@ -133,24 +135,24 @@ def test_the_interval_covers_the_true_value_about_as_often_as_it_says():
     covered = 0
     for trial in range(200):
         values = np.repeat(draw.normal(0.0, 1.0, 40), 3)
-        found = bootstrap_interval(metrics.weighted_mean, np.repeat(np.arange(40), 3), values, n=300, seed=trial)
-        covered += found.low <= 0 <= found.high
+        interval = bootstrap_interval(metrics.weighted_mean, np.repeat(np.arange(40), 3), values, n=300, seed=trial)
+        covered += interval.low <= 0 <= interval.high
     assert 0.88 <= covered / 200 <= 0.98  # 0.95 less the small-sample loss, plus or minus 3 standard errors
 
 
 def test_several_metrics_share_one_draw(cohort):
     groups, target, score = cohort
-    found = bootstrap_samples(
+    samples = bootstrap_samples(
         lambda w: {"auc": metrics.auc(target, score, w), "f1": metrics.f1(target, score > 0.5, w)}, groups, n=40
     )
-    assert found.interval("auc") == bootstrap_interval(metrics.auc, groups, target, score, n=40)
-    assert found.interval("f1") == bootstrap_interval(metrics.f1, groups, target, score > 0.5, n=40)
+    assert samples.interval("auc") == bootstrap_interval(metrics.auc, groups, target, score, n=40)
+    assert samples.interval("f1") == bootstrap_interval(metrics.f1, groups, target, score > 0.5, n=40)
 
 
 def test_a_model_does_not_differ_from_itself(cohort):
     groups, target, score = cohort
-    found = bootstrap_difference(metrics.auc, groups, (target, score), (target, score), n=100)
-    assert (found.value, found.low, found.high, found.p_value) == (0, 0, 0, 1)
+    difference = bootstrap_difference(metrics.auc, groups, (target, score), (target, score), n=100)
+    assert (difference.value, difference.low, difference.high, difference.p_value) == (0, 0, 0, 1)
 
 
 def test_a_paired_difference_is_narrower_than_two_separate_intervals_suggest():
@@ -158,11 +160,13 @@ def test_a_paired_difference_is_narrower_than_two_separate_intervals_suggest():
     hard = draw.normal(0, 1, 50)  # what makes a patient hard is common to both models
     first, second = hard + draw.normal(0, 0.1, 50), hard + 0.2 + draw.normal(0, 0.1, 50)
     groups = np.arange(50)
-    found = bootstrap_difference(metrics.weighted_mean, groups, (first,), (second,))
-    alone = bootstrap_interval(metrics.weighted_mean, groups, first)
-    assert found.low > 0
-    assert found.p_value == pytest.approx(2 / 1001)  # no resample on the other side: the smallest p that 1000 can give
-    assert alone.high - alone.low > 4 * (found.high - found.low)
+    difference = bootstrap_difference(metrics.weighted_mean, groups, (first,), (second,))
+    interval = bootstrap_interval(metrics.weighted_mean, groups, first)
+    assert difference.low > 0
+    assert difference.p_value == pytest.approx(
+        2 / 1001
+    )  # no resample on the other side: the smallest p that 1000 can give
+    assert interval.high - interval.low > 4 * (difference.high - difference.low)
 
 
 def test_the_p_value_is_uniform_when_there_is_no_difference():
@@ -170,8 +174,8 @@ def test_the_p_value_is_uniform_when_there_is_no_difference():
     p = []
     for trial in range(150):
         first, second = draw.normal(0, 1, (2, 40))
-        found = bootstrap_difference(metrics.weighted_mean, np.arange(40), (first,), (second,), n=200, seed=trial)
-        p.append(found.p_value)
+        difference = bootstrap_difference(metrics.weighted_mean, np.arange(40), (first,), (second,), n=200, seed=trial)
+        p.append(difference.p_value)
     assert 0.02 <= np.mean(np.array(p) < 0.1) <= 0.2
 
 

@@ -76,8 +76,8 @@ def test_iou_and_dice_are_the_same_order():
 
 
 def test_the_four_empty_cases_are_as_the_table_says():
-    lesion, nothing = box(2, 6, 2, 6), np.zeros((20, 30), bool)
-    table = mask_metrics([lesion, lesion, nothing, nothing], [lesion, nothing, lesion, nothing])
+    lesion, empty = box(2, 6, 2, 6), np.zeros((20, 30), bool)
+    table = mask_metrics([lesion, lesion, empty, empty], [lesion, empty, lesion, empty])
     assert table["lesion"].tolist() == [True, True, False, False]
     np.testing.assert_array_equal(table["dice"], [1, 0, np.nan, np.nan])
     np.testing.assert_array_equal(table["iou"], [1, 0, np.nan, np.nan])

@@ -35,8 +35,10 @@ def test_several_labels_are_as_many_separate_regressions():
     scores = linear_scores(x[:, None], weight, bias, HeadSpec("multilabel", ("a", "b", "c")))
     for k in range(3):
         # the mean is over rows and labels
-        one = LogisticRegression(C=1 / (3 * 0.05 * len(x)), tol=1e-10, max_iter=5000).fit(scaled, labels[:, k].numpy())
-        np.testing.assert_allclose(scores[:, k], one.predict_proba(scaled)[:, 1], atol=2e-4)
+        regression = LogisticRegression(C=1 / (3 * 0.05 * len(x)), tol=1e-10, max_iter=5000).fit(
+            scaled, labels[:, k].numpy()
+        )
+        np.testing.assert_allclose(scores[:, k], regression.predict_proba(scaled)[:, 1], atol=2e-4)
 
 
 def test_scores_of_several_clips_are_averaged_after_the_softmax():
@@ -70,14 +72,14 @@ def test_a_view_moves_frames_masks_and_boxes_together(seed):
     masks[0, 40:60, 50:80] = True
     masks[1, 45:65, 55:85] = True
     frames = np.repeat(masks[..., None], 3, axis=-1).astype(np.uint8) * 255
-    seen = replace(view, colour=(1.0, 1.0, 1.0)).frames(frames).numpy()[..., 0] > 127
+    visible = replace(view, colour=(1.0, 1.0, 1.0)).frames(frames).numpy()[..., 0] > 127
     size = 64
     moved = view.masks(masks, size).numpy()
-    shrunk = View(0, 0, view.height, view.width).masks(seen, size).numpy()
+    shrunk = View(0, 0, view.height, view.width).masks(visible, size).numpy()
     np.testing.assert_allclose(moved, shrunk)
     for t, box in enumerate([[50, 40, 80, 60], [55, 45, 85, 65]]):
         boxes, kept = view.boxes(np.array([box], float))
-        rows, columns = np.nonzero(seen[t])
+        rows, columns = np.nonzero(visible[t])
         assert kept.all()
         around = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
         expected = np.array(around) / [view.width, view.height, view.width, view.height]

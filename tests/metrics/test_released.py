@@ -13,7 +13,7 @@ from endofm_lab.metrics.released import (
 from tests.model.released_goldens import golden_json
 
 TOY = golden_json("metrics_toy")
-FRAMES = [frame_boxes(true, found, scores) for true, _labels, found, scores in TOY["frames"]]
+FRAMES = [frame_boxes(true, predictions, scores) for true, _labels, predictions, scores in TOY["frames"]]
 
 
 def test_frame_presence_equals_the_released_detection_metric_in_total_and_frame_by_frame():
@@ -50,11 +50,11 @@ def test_without_any_case_a_ratio_is_zero_and_without_frames_it_is_refused():
 
 
 def test_the_released_dice_is_backwards_where_the_truth_is_empty():
-    empty, some = np.zeros((4, 4), bool), np.eye(4, dtype=bool)
-    assert released_dice(empty, some) == 1
+    empty, mask = np.zeros((4, 4), bool), np.eye(4, dtype=bool)
+    assert released_dice(empty, mask) == 1
     assert released_dice(empty, empty) == 0
-    assert released_dice(some, empty) == 0
-    assert released_dice(some, some) == 1
-    half = some.copy()
+    assert released_dice(mask, empty) == 0
+    assert released_dice(mask, mask) == 1
+    half = mask.copy()
     half[2:] = False
-    assert released_dice(some, half) == pytest.approx(2 * 2 / (2 + 4))
+    assert released_dice(mask, half) == pytest.approx(2 * 2 / (2 + 4))

@@ -104,8 +104,8 @@ def test_the_median_where_nothing_is_left_is_undecided():
 
 
 def test_transitions_are_counts_plus_one():
-    found = transition_from_labels([[0, 0, 1], [1, 1], [], [0]], 3)
-    np.testing.assert_allclose(found, [[2 / 5, 2 / 5, 1 / 5], [1 / 4, 2 / 4, 1 / 4], [1 / 3, 1 / 3, 1 / 3]])
+    matrix = transition_from_labels([[0, 0, 1], [1, 1], [], [0]], 3)
+    np.testing.assert_allclose(matrix, [[2 / 5, 2 / 5, 1 / 5], [1 / 4, 2 / 4, 1 / 4], [1 / 3, 1 / 3, 1 / 3]])
     np.testing.assert_allclose(stay_transition(3, 0.8), [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]])
 
 

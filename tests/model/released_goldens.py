@@ -84,7 +84,7 @@ def small_detector_state():
     return state
 
 
-def error(ours, theirs):
+def error(actual, expected):
     """Largest difference."""
-    assert ours.shape == theirs.shape
-    return (ours - theirs.to(ours)).abs().max().item()
+    assert actual.shape == expected.shape
+    return (actual - expected.to(actual)).abs().max().item()

@@ -118,13 +118,13 @@ def released_shapes():
 
 def test_a_file_of_the_released_shapes_is_the_base_model(tmp_path):
     one_number_each = {key: torch.zeros(1).expand(shape) for key, shape in released_shapes().items()}
-    drawn = tensor_for("blocks.11.temporal_fc.weight", (768, 768))
-    teacher = made.prefixed(one_number_each | {"blocks.11.temporal_fc.weight": drawn}, "backbone.")
+    tensor = tensor_for("blocks.11.temporal_fc.weight", (768, 768))
+    teacher = made.prefixed(one_number_each | {"blocks.11.temporal_fc.weight": tensor}, "backbone.")
     torch.save({"student": made.prefixed(one_number_each, "module.backbone."), "teacher": teacher}, tmp_path / "x.pth")
     model = load_model(tmp_path / "x.pth")
     assert model.backbone.config == BackboneConfig()
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 121.3
-    assert torch.equal(model.backbone.blocks[11].temporal_fc.weight, drawn)
+    assert torch.equal(model.backbone.blocks[11].temporal_fc.weight, tensor)
 
 
 @pytest.mark.parametrize(("name", "n_backbone"), [("segmenter", 243), ("detector", 247)])
@@ -158,11 +158,11 @@ def test_a_training_checkpoint_of_the_base_model_reproduces_the_released_feature
 
 def test_a_model_folder_gives_back_the_same_model(tmp_path):
     model = saved(tmp_path / "model")
-    again = load_model(tmp_path / "model")
-    assert again.card == model.card and again.card.fingerprint == model.card.fingerprint
+    copy = load_model(tmp_path / "model")
+    assert copy.card == model.card and copy.card.fingerprint == model.card.fingerprint
     with torch.inference_mode():
-        ours, theirs = model(CLIP).logits, again(CLIP).logits
-    assert all(torch.equal(ours[name], theirs[name]) for name in ("finding", "area"))
+        logits, copy_logits = model(CLIP).logits, copy(CLIP).logits
+    assert all(torch.equal(logits[name], copy_logits[name]) for name in ("finding", "area"))
     by_file = load_model(tmp_path / "model" / "model.safetensors")
     assert by_file.card == model.card
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["card.json", "model.safetensors"]
@@ -206,7 +206,7 @@ def edited(folder, change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda c: c["heads"]["finding"]["classes"].reverse(), r"heads\.finding\.classes was \[.*now \["),
         (lambda c: c["input"].update(mean=[0.5, 0.5, 0.5]), r"input\.mean was \[0\.485.*now \[0\.5, 0\.5, 0\.5\]"),
@@ -216,10 +216,10 @@ def edited(folder, change):
         (lambda c: c.update(weights_sha256=None), "weights_sha256 is missing"),
     ],
 )
-def test_a_card_that_was_edited_is_refused_and_the_change_is_named(change, said, tmp_path):
+def test_a_card_that_was_edited_is_refused_and_the_change_is_named(change, message, tmp_path):
     saved(tmp_path)
     edited(tmp_path, change)
-    with pytest.raises(CheckpointError, match=rf"was changed after the model was saved: {said}"):
+    with pytest.raises(CheckpointError, match=rf"was changed after the model was saved: {message}"):
         load_model(tmp_path)
     with pytest.raises(CheckpointError, match="was changed after the model was saved"):
         inspect_checkpoint(tmp_path)
@@ -231,8 +231,8 @@ def test_a_model_of_an_older_version_has_no_seal_and_says_so(tmp_path):
     edited(tmp_path, lambda c: c.update(weights_sha256=sha256_of(tmp_path / "model.safetensors")))
     report = inspect_checkpoint(tmp_path)
     assert report.sealed is False and "not sealed" in str(report)
-    again = load_model(tmp_path)
-    save_model(again, tmp_path)
+    copy = load_model(tmp_path)
+    save_model(copy, tmp_path)
     report = inspect_checkpoint(tmp_path)
     assert report.sealed is True and "sealed with the weights" in str(report)
     assert load_model(tmp_path).card.heads == model.card.heads
@@ -327,8 +327,8 @@ def test_inspection_describes_every_layout(name, tmp_path):
     assert report.backbone_parameters == sum(t.numel() for t in load_state(path).backbone.values())
     assert json.loads(json.dumps(report.to_json()))["layout"] == layout
     assert bool(report.problems) == (layout == "segmenter")
-    gone = ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "time_embed")
-    assert report.missing == (gone if layout == "segmenter" else ()) and report.unexpected == ()
+    names = ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias", "time_embed")
+    assert report.missing == (names if layout == "segmenter" else ()) and report.unexpected == ()
 
 
 def test_inspection_of_a_model_folder_shows_its_card(tmp_path):

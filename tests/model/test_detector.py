@@ -40,10 +40,10 @@ def loaded(folder, tuned):
     return model
 
 
-def tokens_of(model, clip, alone):
+def tokens_of(model, clip, frames_alone):
     """Patch tokens of a clip seen jointly, as in the released training, or frame by frame, as in the released test."""
     config = model.backbone.config
-    model.backbone.config = replace(config, frames_alone=alone)
+    model.backbone.config = replace(config, frames_alone=frames_alone)
     patches = model.backbone(clip).patches
     model.backbone.config = config
     return patches
@@ -56,9 +56,9 @@ class Released:
         self.model = loaded(folder, tuned=False).double()
         pyramid = self.model.heads["box"].pyramid
         with torch.inference_mode():
-            seen = {name: tokens_of(self.model, CLIP.double(), name == "perframe") for name in ("head", "perframe")}
-            self.maps = pyramid.token_maps(seen["head"])
-            self.levels = {name: pyramid(patches) for name, patches in seen.items()}
+            tokens = {name: tokens_of(self.model, CLIP.double(), name == "perframe") for name in ("head", "perframe")}
+            self.maps = pyramid.token_maps(tokens["head"])
+            self.levels = {name: pyramid(patches) for name, patches in tokens.items()}
 
 
 @pytest.fixture(scope="module")
@@ -95,35 +95,35 @@ def case(request, released):
 
 def test_the_pyramid_equals_the_released_one_seen_jointly_and_frame_by_frame(released):
     for features, name in (("head", "detector_3x224_pyramid"), ("perframe", "detector_3x224_perframe")):
-        wanted = golden(name)
+        expected = golden(name)
         worst = 0.0
         for i, x in enumerate(released.levels[features]):
-            kept = wanted[f"P{i + 3}"]
+            kept = expected[f"P{i + 3}"]
             worst = max(worst, error(x[0, :, :: x.shape[2] // kept.shape[1]], kept))
-            worst = max(worst, error(x[0].mean(1), wanted[f"P{i + 3}.channel_mean"]))
-            worst = max(worst, error(x[0].mean((2, 3)), wanted[f"P{i + 3}.spatial_mean"]))
+            worst = max(worst, error(x[0].mean(1), expected[f"P{i + 3}.channel_mean"]))
+            worst = max(worst, error(x[0].mean((2, 3)), expected[f"P{i + 3}.spatial_mean"]))
         print(f"pyramid, {features}: {worst:.1e}")
         assert worst < MAPS
 
 
 def test_the_maps_before_the_pyramid_equal_the_released_ones(released):
-    wanted = golden("detector_3x224_pyramid")
+    expected = golden("detector_3x224_pyramid")
     for stride, x in zip((8, 16, 32), released.maps, strict=True):
-        kept = wanted[f"body.s{stride}"]
+        kept = expected[f"body.s{stride}"]
         assert error(x[:, :: x.shape[1] // kept.shape[1]], kept) < MAPS
-        assert error(x.mean(1), wanted[f"body.s{stride}.channel_mean"]) < MAPS
+        assert error(x.mean(1), expected[f"body.s{stride}.channel_mean"]) < MAPS
 
 
 @pytest.mark.parametrize("features", ["head", "perframe"])
 def test_raw_predictions_equal_the_released_ones(case, features):
-    wanted = case.golden(features)
+    expected = case.golden(features)
     worst = {"maps": 0.0, "distances": 0.0}
     for i, x in enumerate(case.outputs[features]):
         pairs = {"logits": x.logits, "centerness": x.centerness}
         pairs |= {"stft_logits": x.stft_logits, "stft_bbox_reg": x.stft_deltas}
-        worst["maps"] = max(worst["maps"], *(error(ours, wanted[f"{name}.{i}"]) for name, ours in pairs.items()))
+        worst["maps"] = max(worst["maps"], *(error(actual, expected[f"{name}.{i}"]) for name, actual in pairs.items()))
         pairs = {"bbox_reg": x.ltrb_px, "pre_bbox": x.prior_xyxy}
-        worst["distances"] = max(worst["distances"], *(error(y, wanted[f"{name}.{i}"]) for name, y in pairs.items()))
+        worst["distances"] = max(worst["distances"], *(error(y, expected[f"{name}.{i}"]) for name, y in pairs.items()))
     print(f"{case.name} {features}: logits and deltas {worst['maps']:.1e}, distances {worst['distances']:.1e} px")
     assert worst["maps"] < MAPS
     assert worst["distances"] < DISTANCES_PX[case.name]
@@ -131,84 +131,84 @@ def test_raw_predictions_equal_the_released_ones(case, features):
 
 @pytest.mark.parametrize("features", ["head", "perframe"])
 def test_detections_equal_the_released_ones_as_a_set(case, features):
-    wanted = case.golden(features)
-    found = detections(case.outputs[features], 224, 224)[0]
-    boxes, scores = wanted["det.boxes"].double(), wanted["det.scores"].double()
-    assert len(found.scores) == len(scores)
-    distance = torch.cdist(found.boxes_xyxy, boxes, p=math.inf)
-    distance += 1e3 * (found.labels[:, None] + 1 != wanted["det.labels"])
-    distance += 1e3 * ((found.scores[:, None] - scores).abs() > SCORES)
+    expected = case.golden(features)
+    actual = detections(case.outputs[features], 224, 224)[0]
+    boxes, scores = expected["det.boxes"].double(), expected["det.scores"].double()
+    assert len(actual.scores) == len(scores)
+    distance = torch.cdist(actual.boxes_xyxy, boxes, p=math.inf)
+    distance += 1e3 * (actual.labels[:, None] + 1 != expected["det.labels"])
+    distance += 1e3 * ((actual.scores[:, None] - scores).abs() > SCORES)
     partner = distance.argmin(dim=1)
     worst = distance[torch.arange(len(partner)), partner].max().item()
     print(f"{case.name} {features}: {len(partner)} detections, boxes {worst:.1e} px")
     assert len(partner.unique()) == len(partner)
     assert worst < BOXES_PX[case.name]
-    assert (found.scores.diff() <= 0).all()
+    assert (actual.scores.diff() <= 0).all()
 
 
 def test_losses_equal_the_released_ones(case):
-    wanted = golden_json(case.prefix + "losses")["losses"]
-    ours = detection_losses(case.outputs["head"], [case.targets()])
+    expected = golden_json(case.prefix + "losses")["losses"]
+    losses = detection_losses(case.outputs["head"], [case.targets()])
     names = {"cls": "cls", "box": "reg", "centerness": "centerness", "stft_cls": "stft_cls", "stft_box": "stft_reg"}
-    for name, theirs in names.items():
-        print(f"{case.name} {name}: {ours[name].item():.7f}, released {wanted[f'loss_{theirs}']:.7f}")
-        assert ours[name].item() == pytest.approx(wanted[f"loss_{theirs}"], rel=1e-6, abs=1e-9)
+    for name, key in names.items():
+        print(f"{case.name} {name}: {losses[name].item():.7f}, released {expected[f'loss_{key}']:.7f}")
+        assert losses[name].item() == pytest.approx(expected[f"loss_{key}"], rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.slow
 def test_gradients_equal_the_released_ones_and_reach_all_but_the_offset_layers(tmp_path):
     """In float32, the way it is trained; drop path is off here and in the goldens."""
-    wanted = golden_json("detector_3x224_tuned_losses")
+    expected = golden_json("detector_3x224_tuned_losses")
     model = loaded(tmp_path, tuned=True)  # in evaluation mode: no drop path
     head = model.heads["box"]
     outputs = head.layers(head.pyramid(tokens_of(model, CLIP, alone=False)), [0])
     targets = assign(TRUE_BOXES, TRUE_LABELS, one_image(outputs, 0), head.strides_px)
     total = sum(detection_losses(outputs, [targets]).values())
-    assert total.item() == pytest.approx(wanted["total"], rel=2e-6)
+    assert total.item() == pytest.approx(expected["total"], rel=2e-6)
     total.backward()
     norms = {name: None if p.grad is None else p.grad.norm().item() for name, p in model.named_parameters()}
-    theirs = {k: v for k, v in wanted["grad_l2_norms_of_total_loss"].items() if ".fpn1." not in k}
-    theirs = renamed(theirs, DETECTOR_NAMES)
+    released = {k: v for k, v in expected["grad_l2_norms_of_total_loss"].items() if ".fpn1." not in k}
+    released = renamed(released, DETECTOR_NAMES)
     without = {name for name, value in norms.items() if value is None}
     assert without == {f"{HEAD}cls_align.offset.weight", f"{HEAD}bbox_align.offset.weight"}
-    assert {name for name, value in theirs.items() if value is None} <= without
-    worst = max(abs(norms[name] - value) / max(value, 1e-3) for name, value in theirs.items() if value is not None)
+    assert {name for name, value in released.items() if value is None} <= without
+    worst = max(abs(norms[name] - value) / max(value, 1e-3) for name, value in released.items() if value is not None)
     print(f"{len(norms)} gradient norms within {worst:.1e} of the released ones")
-    assert norms.keys() == theirs.keys()
+    assert norms.keys() == released.keys()
     assert worst < 1e-3
 
 
 def test_assigned_targets_equal_the_released_ones(case):
-    wanted, ours = case.golden("targets"), case.targets()
-    for labels, name in ((ours.labels, "gt_classes"), (ours.stft_labels, "stft_gt_classes")):
-        assert torch.equal(labels == 0, wanted[name][0] == 1)
-        assert torch.equal(labels == -1, wanted[name][0] == 7)  # their mark for background
-    fg, stft_fg = ours.labels == 0, ours.stft_labels == 0
+    expected, targets = case.golden("targets"), case.targets()
+    for labels, name in ((targets.labels, "gt_classes"), (targets.stft_labels, "stft_gt_classes")):
+        assert torch.equal(labels == 0, expected[name][0] == 1)
+        assert torch.equal(labels == -1, expected[name][0] == 7)  # their mark for background
+    fg, stft_fg = targets.labels == 0, targets.stft_labels == 0
     assert (int(fg.sum()), int(stft_fg.sum())) == ((22, 356) if case.name == "tuned" else (22, 0))
-    assert error(ours.ltrb_px[fg], wanted["gt_deltas"][0][fg]) == 0
-    assert error(ours.centerness[fg], wanted["gt_centerness"][0][fg]) < 1e-6
-    theirs = wanted["stft_gt_deltas"][0][stft_fg].double()
-    torch.testing.assert_close(ours.stft_deltas[stft_fg], theirs, rtol=0, atol=1e-4)
+    assert error(targets.ltrb_px[fg], expected["gt_deltas"][0][fg]) == 0
+    assert error(targets.centerness[fg], expected["gt_centerness"][0][fg]) < 1e-6
+    deltas = expected["stft_gt_deltas"][0][stft_fg].double()
+    torch.testing.assert_close(targets.stft_deltas[stft_fg], deltas, rtol=0, atol=1e-4)
 
 
 def test_sampling_offsets_and_aligned_features_equal_the_released_ones(case):
-    wanted = case.golden("head")
+    expected = case.golden("head")
     head, level = case.head, 2
-    seen = {}
+    calls = {}
     hooks = [
-        getattr(head, f"{name}_align").register_forward_hook(lambda m, x, y, name=name: seen.update({name: (m, x, y)}))
+        getattr(head, f"{name}_align").register_forward_hook(lambda m, x, y, name=name: calls.update({name: (m, x, y)}))
         for name in ("cls", "bbox")
     ]
     with torch.inference_mode():
         head._level(case.levels["head"][level], head.scales[level], head.strides_px[level], [0])
     for hook in hooks:
         hook.remove()
-    module, (_, guide), _ = seen["cls"]
+    module, (_, guide), _ = calls["cls"]
     scale = DISTANCES_PX[case.name]
-    assert error(guide.flatten(2).transpose(1, 2), wanted[f"stft_input_ltrb.{level}"]) < scale
-    assert error(module.offsets(guide), wanted[f"dcn_cls_offset.{level}"]) < scale
+    assert error(guide.flatten(2).transpose(1, 2), expected[f"stft_input_ltrb.{level}"]) < scale
+    assert error(module.offsets(guide), expected[f"dcn_cls_offset.{level}"]) < scale
     for name in ("cls", "bbox"):
-        assert error(seen[name][2], wanted[f"dcn_{name}_feats.{level}"]) < MAPS + scale
+        assert error(calls[name][2], expected[f"dcn_{name}_feats.{level}"]) < MAPS + scale
 
 
 def test_every_tensor_of_a_released_file_is_loaded_and_the_channels_are_turned_around(released):
@@ -224,23 +224,23 @@ def test_every_tensor_of_a_released_file_is_loaded_and_the_channels_are_turned_a
 
 def test_missing_and_foreign_tensors_of_a_released_file_are_named(tmp_path):
     state = small_detector_state()
-    for wrong, named in (
+    for wrong, message in (
         ({k: v for k, v in state.items() if k != "rpn.head.centerness.bias"}, r"centerness\.bias"),
         (state | {"anything": torch.zeros(1)}, "anything"),
         ({k: v for k, v in state.items() if k != "rpn.head.cls_logits.bias"}, r"no tensor rpn\.head\.cls_logits"),
     ):
         torch.save({"model": wrong}, tmp_path / "kumc.pth")
-        with pytest.raises(CheckpointError, match=named):
+        with pytest.raises(CheckpointError, match=message):
             load_model(tmp_path / "kumc.pth")
 
 
 def test_the_official_input_equals_the_released_one():
     """Up to the rounding of resized pixels: one grey level."""
-    wanted = golden("transform_300x400")
-    frames = wanted["image_rgb_uint8"].numpy()[None]
+    expected = golden("transform_300x400")
+    frames = expected["image_rgb_uint8"].numpy()[None]
     x = to_input(frames, KUMC_INPUT).flip(1)
     assert x.shape == (1, 3, 1, 640, 640)
-    assert error(x[0, :, 0, ::16, ::16], wanted["out_0_16"]) < 1.001
+    assert error(x[0, :, 0, ::16, ::16], expected["out_0_16"]) < 1.001
 
 
 # --- the light detector -------------------------------------------------------------------------------------------
@@ -274,8 +274,8 @@ class Light(nn.Module):
     @torch.inference_mode()
     def detect(self, clip, min_score=0.0):
         """Boxes in the first frame of every clip, in pixels."""
-        found = self.box.decode(self(clip), min_score, 300)
-        return [(frames[0][0] * clip.shape[-1], *frames[0][1:]) for frames in found]
+        decoded = self.box.decode(self(clip), min_score, 300)
+        return [(frames[0][0] * clip.shape[-1], *frames[0][1:]) for frames in decoded]
 
 
 def light(n_classes=1, seed=0, **backbone):
@@ -306,8 +306,8 @@ def test_the_deformable_convolution_equals_torchvisions_with_its_gradients(size)
     results = []
     for y in (deformable_conv(x, offsets, weight), deform_conv2d(x, offsets, weight, padding=1)):
         results.append((y, *torch.autograd.grad((y * out).sum(), (x, weight))))
-    for ours, theirs in zip(*results, strict=True):
-        assert error(ours, theirs) < 1e-12
+    for actual, expected in zip(*results, strict=True):
+        assert error(actual, expected) < 1e-12
 
 
 @pytest.mark.slow
@@ -337,14 +337,14 @@ def test_a_batch_gives_what_its_clips_give_alone_and_an_image_without_boxes_is_a
     assert together.shape == (2, 2 * 2 + 13, 3, 8 * 8 + 4 * 4 + 2 * 2 + 1 + 1, 1)
     for i in range(2):
         torch.testing.assert_close(together[i : i + 1], model(x[i : i + 1]), rtol=0, atol=2e-5)
-    nothing = [torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.long)] * 2
-    assert torch.isfinite(model.loss(x, [boxes[0], nothing[0][0]], [labels[0], nothing[1][0]]))
-    background = model.loss(x, *nothing)
+    empty = [torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.long)] * 2
+    assert torch.isfinite(model.loss(x, [boxes[0], empty[0][0]], [labels[0], empty[1][0]]))
+    background = model.loss(x, *empty)
     background.backward()
     assert background > 0
     losses = detection_losses(
         model.box.outputs(together),
-        [assign(*(y[0] for y in nothing), one_image(model.box.outputs(together), 0), ())] * 6,
+        [assign(*(y[0] for y in empty), one_image(model.box.outputs(together), 0), ())] * 6,
     )
     assert losses["box"] == losses["centerness"] == losses["stft_box"] == 0 and losses["cls"] > 0
 
@@ -357,10 +357,10 @@ def test_what_is_packed_is_what_the_layers_gave_and_every_frame_is_a_target_once
         unpacked = model.box.outputs(model(clip))
         for t in range(3):  # naive: the target first, as in a clip of its own
             order = [t, *(i for i in range(3) if i != t)]
-            alone = model.head([x[:, order] for x in model.box.pyramid(patches)], [0])
-            for level, wanted in zip(unpacked, alone, strict=True):
-                for ours, theirs in zip(level, wanted, strict=True):
-                    torch.testing.assert_close(ours.unflatten(0, (2, 3))[:, t], theirs, rtol=0, atol=1e-5)
+            single = model.head([x[:, order] for x in model.box.pyramid(patches)], [0])
+            for level, single_level in zip(unpacked, single, strict=True):
+                for actual, expected in zip(level, single_level, strict=True):
+                    torch.testing.assert_close(actual.unflatten(0, (2, 3))[:, t], expected, rtol=0, atol=1e-5)
 
 
 def test_the_loss_of_the_head_is_the_sum_of_the_five_losses_of_every_frame():
@@ -374,8 +374,8 @@ def test_the_loss_of_the_head_is_the_sum_of_the_five_losses_of_every_frame():
             for i in range(2)
             for t in range(2)
         ]
-        wanted = sum(detection_losses(outputs, targets).values())
-        assert model.loss(x, boxes, labels).item() == pytest.approx(wanted.item(), rel=1e-5)
+        expected = sum(detection_losses(outputs, targets).values())
+        assert model.loss(x, boxes, labels).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_prior_box_without_area_cannot_be_foreground():
@@ -398,9 +398,9 @@ def test_supports_change_the_detections_and_their_order_does_not():
         levels = model.box.pyramid(model.backbone(clip).patches)
         a = model.head(levels, [0])[0].stft_logits
         b = model.head([x[:, order] for x in levels], [0])[0].stft_logits
-        alone = model.head([x[:, :1] for x in levels], [0])[0].stft_logits
+        single = model.head([x[:, :1] for x in levels], [0])[0].stft_logits
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
-    assert (a - alone).abs().max() > 1e-2
+    assert (a - single).abs().max() > 1e-2
 
 
 def test_detections_are_sorted_inside_the_image_and_free_of_overlapping_twins():

@@ -99,8 +99,8 @@ def test_what_computed_is_printed_and_noted(tmp_path, capsys):
     video = sample_video(next(iter(SAMPLES)))
     assert main(["predict", str(video), "--out", str(tmp_path / "p"), "--device", "cpu"]) == 0
     assert "Device: cpu." in capsys.readouterr().out
-    noted = json.loads((tmp_path / "p" / "prediction.json").read_text())["provenance"]
-    assert noted["device"] == "cpu" and set(noted["packages"]) == {"torch", "timm", "numpy", "av"}
-    assert noted["platform"] and noted["time"].endswith("+00:00") and "command" in noted and "git" in noted
+    record = json.loads((tmp_path / "p" / "prediction.json").read_text())["provenance"]
+    assert record["device"] == "cpu" and set(record["packages"]) == {"torch", "timm", "numpy", "av"}
+    assert record["platform"] and record["time"].endswith("+00:00") and "command" in record and "git" in record
     assert main(["predict", str(video), "--out", str(tmp_path / "q"), "--device", "cuda:7"]) == 2
     assert "The device is 'cuda:7', but this machine has" in capsys.readouterr().err

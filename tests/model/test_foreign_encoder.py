@@ -115,9 +115,9 @@ def test_a_saved_model_is_read_only_by_a_class_that_the_caller_names(folder, mod
     for allowed in (NAME, "tests.model.test_foreign_encoder", "tests"):
         by_name = lab.load_model(folder, allow=allowed)
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), by_name.parameters(), strict=True))
-    for others in ((), ["test"], ["tests.model.test_foreign"], ["json"], [f"{NAME}s"]):
+    for names in ((), ["test"], ["tests.model.test_foreign"], ["json"], [f"{NAME}s"]):
         with pytest.raises(CheckpointError, match=r"tubelets needs tests\.model.*only if you allow it"):
-            lab.load_model(folder, allow=others)
+            lab.load_model(folder, allow=names)
 
 
 def test_a_prediction_has_masks_and_boxes_of_every_frame_that_a_tubelet_shows(model, clip, video):
@@ -126,8 +126,10 @@ def test_a_prediction_has_masks_and_boxes_of_every_frame_that_a_tubelet_shows(mo
     assert scores["mask"].shape == (1, 1, 4, 16, 16) and scores["box"].shape == (1, 5, 4, 4, 4)
     assert torch.equal(scores["mask"][:, :, 0], scores["mask"][:, :, 1])
     assert not torch.equal(scores["mask"][:, :, 1], scores["mask"][:, :, 2])
-    found = lab.predict_video(video, model, progress=False)
-    assert len(found.scores["label"]) == len(found.times_s) and len(found.masks) == len(found.frames)
+    prediction = lab.predict_video(video, model, progress=False)
+    assert len(prediction.scores["label"]) == len(prediction.times_s) and len(prediction.masks) == len(
+        prediction.frames
+    )
 
 
 def test_the_feature_of_a_clip_is_the_mean_over_patches_and_embeddings_say_so(model, clip, phantom, tmp_path):

@@ -134,9 +134,9 @@ def test_maps_carry_gradients_and_leave_the_model_as_it_was():
 def test_frames_do_not_see_each_other():
     backbone = built("eva02_micro")
     clip = clip_for(backbone)
-    other = clip.clone()
-    other[:, :, 2] = 0
-    torch.testing.assert_close(backbone(clip).patches[:, :2], backbone(other).patches[:, :2])
+    changed = clip.clone()
+    changed[:, :, 2] = 0
+    torch.testing.assert_close(backbone(clip).patches[:, :2], backbone(changed).patches[:, :2])
 
 
 def test_a_model_without_maps_says_which_have_them():
@@ -161,10 +161,10 @@ def test_a_model_folder_gives_back_the_same_model(name, tmp_path):
     clip = clip_for(model.backbone)
     expected = model.predict(clip)
     save_model(model, tmp_path / "m")
-    again = load_model(tmp_path / "m")
-    assert again.card == model.card
+    copy = load_model(tmp_path / "m")
+    assert copy.card == model.card
     assert ModelCard.from_json(json.loads(json.dumps(model.card.to_json()))) == model.card
-    for head, values in again.predict(clip).items():
+    for head, values in copy.predict(clip).items():
         assert torch.equal(values, expected[head])
     report = inspect_checkpoint(tmp_path / "m")
     assert not report.problems and report.architecture["architecture"] == model.backbone.config.architecture

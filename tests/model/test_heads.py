@@ -24,8 +24,8 @@ def test_heads_give_the_shapes_that_they_promise(tokens):
 
 @pytest.mark.parametrize("head", [ClipClassifier(32, 2), MaskHead(32), BoxHead(32)], ids=["class", "mask", "box"])
 def test_a_batch_of_two_equals_two_batches_of_one(tokens, head):
-    alone = [head(VideoTokens(tokens.cls[i : i + 1], tokens.patches[i : i + 1])) for i in range(2)]
-    torch.testing.assert_close(head(tokens), torch.cat(alone), atol=1e-6, rtol=1e-5)
+    singles = [head(VideoTokens(tokens.cls[i : i + 1], tokens.patches[i : i + 1])) for i in range(2)]
+    torch.testing.assert_close(head(tokens), torch.cat(singles), atol=1e-6, rtol=1e-5)
 
 
 def test_the_mask_of_a_frame_comes_from_the_tokens_of_that_frame(tokens):
@@ -92,9 +92,9 @@ def test_box_loss_falls_from_a_wrong_to_a_right_answer_and_is_small_for_an_empty
     other_class = head.loss(perfect(head, box, 0), {"boxes": truth, "labels": torch.tensor([[[1]]])})
     assert right < 0.5 * moved
     assert right < 0.1 * other_class
-    nothing = torch.full((1, 6, 1, 6, 8), -12.0)
+    empty = torch.full((1, 6, 1, 6, 8), -12.0)
     missing = torch.full((1, 1, 1, 4), torch.nan)
-    assert head.loss(nothing, {"boxes": missing, "labels": torch.tensor([[[-1]]])}) < 1e-4
+    assert head.loss(empty, {"boxes": missing, "labels": torch.tensor([[[-1]]])}) < 1e-4
 
 
 def test_where_boxes_overlap_a_patch_belongs_to_the_smaller_one():
@@ -104,8 +104,8 @@ def test_where_boxes_overlap_a_patch_belongs_to_the_smaller_one():
     small = perfect(head, [0.4, 0.35, 0.65, 0.7], 1)
     big = perfect(head, [0.0, 0.0, 1.0, 1.0], 0)
     inside = small[:, 1:2] > 0
-    both = torch.where(inside, small, big)
-    assert head.loss(both, {"boxes": boxes, "labels": labels}) < head.loss(big, {"boxes": boxes, "labels": labels})
+    combined = torch.where(inside, small, big)
+    assert head.loss(combined, {"boxes": boxes, "labels": labels}) < head.loss(big, {"boxes": boxes, "labels": labels})
 
 
 def test_every_parameter_of_every_head_receives_a_gradient(tokens):
@@ -147,9 +147,9 @@ def test_every_head_of_the_table_keeps_the_contract(kind, variant):
 def test_scores_of_fit_are_trained_to_be_the_overlap():
     torch.manual_seed(0)
     head = IouBoxHead(32)
-    found = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.2, 0.2, 0.4, 0.4], [0.0, 0.0, 0.1, 0.1]])
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.2, 0.2, 0.4, 0.4], [0.0, 0.0, 0.1, 0.1]])
     truth = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.2, 0.2, 0.4, 0.4], [0.5, 0.5, 1.0, 1.0]])
-    torch.testing.assert_close(head.worth(found, truth), torch.tensor([0.5, 1.0, 0.0]))
+    torch.testing.assert_close(head.worth(boxes, truth), torch.tensor([0.5, 1.0, 0.0]))
     target = torch.tensor([0.0, 0.3, 1.0])
     right = torch.logit(target.clamp(1e-6, 1 - 1e-6))
     assert head.class_loss(right, target) < 1e-9

@@ -30,9 +30,9 @@ def clip_of(*shape):
 def test_the_arranged_model_gives_the_tokens_and_maps_of_the_readable_one(attention, maps):
     backbone = lively(attention=attention)
     clip = clip_of(2, 3, 3, 48, 32)
-    ours, theirs = for_inference(backbone, torch.float32)(clip, attention=maps), backbone(clip, attention=maps)
+    actual, expected = for_inference(backbone, torch.float32)(clip, attention=maps), backbone(clip, attention=maps)
     for name in ("cls", "patches", "spatial", "temporal", "joint"):
-        torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=0, atol=2e-5)
+        torch.testing.assert_close(getattr(actual, name), getattr(expected, name), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -41,7 +41,7 @@ def test_clips_of_changing_sizes_from_several_threads_are_answered_as_alone(dtyp
     quick = for_inference(backbone, dtype)
     clips = [clip_of(n, 3, 2, 32, 32).to(dtype) for n in (1, 2, 3)] * 10
     with torch.inference_mode():
-        alone = [for_inference(backbone, dtype)(clip).cls for clip in clips[:3]]
+        expected = [for_inference(backbone, dtype)(clip).cls for clip in clips[:3]]
 
     @torch.inference_mode()
     def answer(clip):
@@ -49,7 +49,7 @@ def test_clips_of_changing_sizes_from_several_threads_are_answered_as_alone(dtyp
 
     with ThreadPoolExecutor(4) as pool:
         for nth, cls in enumerate(pool.map(answer, clips)):
-            torch.testing.assert_close(cls, alone[nth % 3], rtol=0, atol=1e-5 if dtype == torch.float32 else 0.02)
+            torch.testing.assert_close(cls, expected[nth % 3], rtol=0, atol=1e-5 if dtype == torch.float32 else 0.02)
 
 
 @torch.inference_mode()
@@ -64,9 +64,9 @@ def test_in_bfloat16_it_is_as_near_to_float32_as_the_readable_model_is():
 @torch.inference_mode()
 def test_the_model_itself_stays_as_it_is_and_the_input_too():
     backbone, clip = lively(), clip_of(1, 3, 4, 64, 64)
-    before, seen = deepcopy(backbone.state_dict()), clip.clone()
+    before, clip_before = deepcopy(backbone.state_dict()), clip.clone()
     for_inference(backbone, torch.bfloat16)(clip)
-    assert torch.equal(clip, seen)
+    assert torch.equal(clip, clip_before)
     assert not any(isinstance(module, PackedBlock) for module in backbone.modules())
     for key, tensor in backbone.state_dict().items():
         assert tensor.dtype == torch.float32 and torch.equal(tensor, before[key])

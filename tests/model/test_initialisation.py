@@ -115,7 +115,7 @@ def test_a_resized_position_grid_keeps_cls_and_linear_slopes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"),
+    ("settings", "message"),
     [
         ({"reg_tokens": 4}, "reg_token"),
         ({"qk_norm": True}, "q_norm"),
@@ -129,11 +129,11 @@ def test_a_resized_position_grid_keeps_cls_and_linear_slopes(tmp_path):
         ({"in_chans": 1}, r"patch_embed\.proj\.weight has shape \(128, 1, 16, 16\)"),
     ],
 )
-def test_an_image_model_that_does_not_fit_is_refused_and_nothing_changes(settings, named, tmp_path):
+def test_an_image_model_that_does_not_fit_is_refused_and_nothing_changes(settings, message, tmp_path):
     _, path = timm_vit(tmp_path, **settings)
     backbone = fresh()
     before = {k: v.clone() for k, v in backbone.state_dict().items()}
-    with pytest.raises(CheckpointError, match=named):
+    with pytest.raises(CheckpointError, match=message):
         initialise(backbone, path)
     assert all(torch.equal(before[k], v) for k, v in backbone.state_dict().items())
 
@@ -216,10 +216,10 @@ def test_from_scratch_is_drawn_anew_and_repeatable():
     record = initialise(backbone, "scratch")
     assert record["words"].startswith("Random") and "source" not in record
     assert not backbone.blocks[0].temporal_fc.weight.any()
-    other = fresh(4)
+    second = fresh(4)
     torch.manual_seed(3)
-    initialise(other, "scratch")
-    assert all(torch.equal(v, other.state_dict()[k]) for k, v in backbone.state_dict().items())
+    initialise(second, "scratch")
+    assert all(torch.equal(v, second.state_dict()[k]) for k, v in backbone.state_dict().items())
 
 
 def test_an_unknown_part_is_refused():
@@ -253,11 +253,11 @@ def test_real_image_weights_start_a_small_video_transformer():
     torch.manual_seed(0)
     scene = F.interpolate(torch.randn(4, 3, 12, 12), size=224, mode="bicubic")
     with torch.inference_mode():
-        ours = backbone(scene[:, :, None]).cls
-        theirs = vit.forward_features(scene)[:, 0]
-    same = F.cosine_similarity(ours, theirs)
-    print(f"cosine similarity of CLS with the image model: {same.min():.3f} to {same.max():.3f}")
-    assert same.min() > 0.8
+        actual = backbone(scene[:, :, None]).cls
+        expected = vit.forward_features(scene)[:, 0]
+    similarity = F.cosine_similarity(actual, expected)
+    print(f"cosine similarity of CLS with the image model: {similarity.min():.3f} to {similarity.max():.3f}")
+    assert similarity.min() > 0.8
 
 
 def test_a_temporal_part_that_is_left_behind_is_named_as_such(tmp_path):

@@ -21,8 +21,8 @@ GOLDENS = Path(__file__).parents[1] / "goldens"
 CLOSE = {"rtol": 0, "atol": 2e-5}
 
 
-def same(ours, theirs, **tolerance):
-    torch.testing.assert_close(ours, theirs, **(tolerance or CLOSE))
+def same(actual, expected, **tolerance):
+    torch.testing.assert_close(actual, expected, **(tolerance or CLOSE))
 
 
 # ---- the released model -------------------------------------------------------------------------------------------
@@ -48,10 +48,10 @@ def test_base_gives_the_released_numbers(base):
     golden = load_file(GOLDENS / "backbone_clip_8x224.safetensors")
     clip = input_for("clip_8x224", (1, 3, 8, 224, 224))
     tokens, looked_into = base(clip), base(clip, attention=True)
-    for ours in (tokens, looked_into):
+    for output in (tokens, looked_into):
         # the released order: CLS, then (h w t) with t fastest
-        sequence = torch.cat([ours.cls[:, None], ours.patches.permute(0, 2, 3, 1, 4).flatten(1, 3)], dim=1)
-        same(ours.cls, golden["cls"], rtol=0, atol=1e-4)
+        sequence = torch.cat([output.cls[:, None], output.patches.permute(0, 2, 3, 1, 4).flatten(1, 3)], dim=1)
+        same(output.cls, golden["cls"], rtol=0, atol=1e-4)
         same(sequence[0, :64], golden["tokens_head"].reshape(64, 768), rtol=0, atol=1e-4)
         same(sequence.mean(dim=1), golden["tokens_mean"].reshape(1, 768), rtol=0, atol=1e-4)
     cls_row = looked_into.spatial[-1][0, :, :, 0, 1:]  # (T, heads, P)
@@ -75,8 +75,8 @@ def test_any_length_and_size_gives_the_textbook_numbers(frames, height_px, width
         same(tokens.patches, patches, rtol=0, atol=1e-10)
     assert fast.spatial is fast.temporal is fast.joint is looked_into.joint is None
     assert len(looked_into.spatial) == len(looked_into.temporal) == 3
-    for ours, theirs in zip(looked_into.spatial + looked_into.temporal, spatial + temporal, strict=True):
-        same(ours, theirs, rtol=0, atol=1e-10)
+    for actual, expected in zip(looked_into.spatial + looked_into.temporal, spatial + temporal, strict=True):
+        same(actual, expected, rtol=0, atol=1e-10)
 
 
 @torch.inference_mode()
@@ -132,13 +132,13 @@ def test_maps_of_a_bfloat16_model_are_float32_and_their_rows_still_sum_to_one():
 def test_a_batch_of_two_equals_two_batches_of_one_and_eval_twice_is_bit_identical(attention):
     backbone = lively(attention=attention, drop_path=0.5)
     clips = clip_of(2, 3, 4, 64, 64)
-    both, again = backbone(clips), backbone(clips)
-    assert both.cls.equal(again.cls)
-    assert both.patches.equal(again.patches)
+    batch, repeat = backbone(clips), backbone(clips)
+    assert batch.cls.equal(repeat.cls)
+    assert batch.patches.equal(repeat.patches)
     for i in range(2):
-        alone = backbone(clips[i : i + 1])
-        same(both.cls[i], alone.cls[0])
-        same(both.patches[i], alone.patches[0])
+        single = backbone(clips[i : i + 1])
+        same(batch.cls[i], single.cls[0])
+        same(batch.patches[i], single.patches[0])
 
 
 @pytest.mark.parametrize("attention", ["divided", "joint"])
@@ -146,18 +146,18 @@ def test_a_batch_of_two_equals_two_batches_of_one_and_eval_twice_is_bit_identica
 def test_permuting_frames_matters_only_through_the_time_embedding(attention):
     backbone = lively(attention=attention)
     clip, order = clip_of(1, 3, 4, 64, 64), torch.tensor([2, 0, 3, 1])
-    there = backbone(clip, attention=True)
+    original = backbone(clip, attention=True)
     shuffled = backbone(clip[:, :, order])
-    assert (there.cls - shuffled.cls).abs().max() > 1e-2
+    assert (original.cls - shuffled.cls).abs().max() > 1e-2
     backbone.time_embed.copy_(backbone.time_embed[:, order])
     permuted = backbone(clip[:, :, order], attention=True)
-    same(permuted.cls, there.cls)
-    same(permuted.patches, there.patches[:, order])
+    same(permuted.cls, original.cls)
+    same(permuted.patches, original.patches[:, order])
     if attention == "divided":
-        for ours, theirs in zip(permuted.temporal, there.temporal, strict=True):
-            same(ours, theirs[..., order, :][..., order])
-        for ours, theirs in zip(permuted.spatial, there.spatial, strict=True):
-            same(ours, theirs[:, order])
+        for actual, expected in zip(permuted.temporal, original.temporal, strict=True):
+            same(actual, expected[..., order, :][..., order])
+        for actual, expected in zip(permuted.spatial, original.spatial, strict=True):
+            same(actual, expected[:, order])
 
 
 @torch.inference_mode()
@@ -166,10 +166,10 @@ def test_space_only_equals_running_each_frame_alone_and_has_no_temporal_paramete
     assert not [name for name in backbone.state_dict() if "tempor" in name or "time" in name]
     clip = clip_of(2, 3, 3, 64, 48)
     together = backbone(clip, attention=True)
-    alone = [backbone(clip[:, :, t : t + 1], attention=True) for t in range(3)]
-    same(together.patches, torch.cat([one.patches for one in alone], dim=1))
-    same(together.cls, torch.stack([one.cls for one in alone]).mean(dim=0))
-    same(together.spatial[1], torch.cat([one.spatial[1] for one in alone], dim=1))
+    singles = [backbone(clip[:, :, t : t + 1], attention=True) for t in range(3)]
+    same(together.patches, torch.cat([single.patches for single in singles], dim=1))
+    same(together.cls, torch.stack([single.cls for single in singles]).mean(dim=0))
+    same(together.spatial[1], torch.cat([single.spatial[1] for single in singles], dim=1))
 
 
 @torch.inference_mode()
@@ -307,9 +307,9 @@ def test_the_mask_hides_the_pixels_under_it_and_nothing_else():
     mask = torch.zeros(1, 4, 4, 4, dtype=torch.bool)
     same(backbone(clip, mask=mask).cls, backbone(clip).cls)
     mask[0, 1, 2, 3] = True
-    other = clip.clone()
-    other[0, :, 1, 32:48, 48:64] = 7.0
-    same(backbone(clip, mask=mask).patches, backbone(other, mask=mask).patches)
+    changed = clip.clone()
+    changed[0, :, 1, 32:48, 48:64] = 7.0
+    same(backbone(clip, mask=mask).patches, backbone(changed, mask=mask).patches)
     assert (backbone(clip, mask=mask).cls - backbone(clip).cls).abs().max() > 1e-3
 
 
@@ -317,10 +317,10 @@ def test_the_mask_hides_the_pixels_under_it_and_nothing_else():
 
 
 def test_every_preset_builds_and_its_stated_size_is_true():
-    stated = {"micro": 0.06, "tiny": 3.3, "small": 30.5, "base": 121.3}
-    assert stated.keys() == PRESETS.keys()
+    sizes = {"micro": 0.06, "tiny": 3.3, "small": 30.5, "base": 121.3}
+    assert sizes.keys() == PRESETS.keys()
     with torch.device("meta"):
-        for name, millions in stated.items():
+        for name, millions in sizes.items():
             n = sum(p.numel() for p in build_backbone(name).parameters()) / 1e6
             assert round(n, 2 if millions < 1 else 1) == millions
 

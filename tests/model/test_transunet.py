@@ -49,10 +49,10 @@ def test_the_released_file_loads_strictly_and_gives_the_released_logits(state, t
     clip = frames.permute(1, 0, 2, 3)[None]
     with torch.inference_mode():
         logits = model.heads["mask"].class_logits(model.backbone(clip))[0].transpose(0, 1)  # (T, K, H, W)
-    wanted = golden("segmenter_seg_3x224")
+    expected = golden("segmenter_seg_3x224")
     deviation = logits.std()
-    at_points = (logits[:, :, ::4, ::4] - wanted["logits"]).abs().max() / deviation
-    of_means = (logits.mean((2, 3)) - wanted["logits_mean"]).abs().max() / deviation
+    at_points = (logits[:, :, ::4, ::4] - expected["logits"]).abs().max() / deviation
+    of_means = (logits.mean((2, 3)) - expected["logits_mean"]).abs().max() / deviation
     print(f"segmenter: error {at_points:.1e} of the deviation {deviation:.4f}, of the means {of_means:.1e}")
     assert deviation == pytest.approx(0.0076, abs=1e-4)
     assert at_points < 1e-3
@@ -60,18 +60,18 @@ def test_the_released_file_loads_strictly_and_gives_the_released_logits(state, t
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("change", "message"),
     [
         (lambda s: s.pop("transformer.encoder.encoder_norm.bias"), r"lacks backbone\.norm\.bias"),
         (lambda s: s.pop("segmentation_head.0.bias"), r"no tensor segmentation_head\.0\.bias"),
         (lambda s: s.update({"extra.weight": torch.zeros(1)}), r"also has extra\.weight"),
     ],
 )
-def test_a_missing_or_foreign_tensor_of_a_released_file_is_named(change, named, tmp_path):
+def test_a_missing_or_foreign_tensor_of_a_released_file_is_named(change, message, tmp_path):
     state = dict(small_segmenter_state())
     change(state)
     torch.save(state, tmp_path / "cvc.pth")
-    with pytest.raises(CheckpointError, match=named):
+    with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path / "cvc.pth")
 
 
@@ -80,10 +80,10 @@ def test_probabilities_are_those_of_a_softmax_over_background_and_classes():
     clip = torch.randn(1, 3, 2, 64, 64)
     with torch.inference_mode():
         tokens = model.backbone(clip)
-        wanted = model.head.class_logits(tokens).softmax(dim=1)[:, 1:]
+        expected = model.head.class_logits(tokens).softmax(dim=1)[:, 1:]
         torch.testing.assert_close(
             model.head.scores(model.head(tokens), HeadSpec("mask", ("a", "b"), form="transunet")),
-            wanted,
+            expected,
             rtol=0,
             atol=1e-6,
         )
@@ -114,8 +114,8 @@ def test_the_masks_of_a_frame_depend_on_the_other_frames_but_not_on_their_order(
     clip = torch.randn(1, 3, 3, 64, 64)
     order = [0, 2, 1]
     with torch.inference_mode():
-        together, alone = model(clip), model(clip[:, :, :1])
-        assert (together[:, :, :1] - alone).abs().max() > 1e-3 * together.std()
+        together, single = model(clip), model(clip[:, :, :1])
+        assert (together[:, :, :1] - single).abs().max() > 1e-3 * together.std()
         torch.testing.assert_close(model(clip[:, :, order]), together[:, :, order], rtol=0, atol=1e-6)
 
 
@@ -132,9 +132,9 @@ def test_attention_on_request_changes_no_token():
     hybrid = small().backbone.eval()
     clip = torch.randn(1, 3, 2, 64, 64)
     with torch.inference_mode():
-        plain, asked = hybrid(clip), hybrid(clip, attention=True)
-    torch.testing.assert_close(plain.patches, asked.patches, rtol=0, atol=1e-5)
-    assert asked.spatial[0].shape == (1, 2, 2, 17, 17) and asked.temporal[0].shape == (1, 4, 4, 2, 2, 2)
+        plain, with_maps = hybrid(clip), hybrid(clip, attention=True)
+    torch.testing.assert_close(plain.patches, with_maps.patches, rtol=0, atol=1e-5)
+    assert with_maps.spatial[0].shape == (1, 2, 2, 17, 17) and with_maps.temporal[0].shape == (1, 4, 4, 2, 2, 2)
 
 
 def test_frames_of_another_size_and_joint_attention_are_refused():

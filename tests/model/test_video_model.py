@@ -83,11 +83,11 @@ def test_every_parameter_receives_a_gradient(model):
 
 def test_evaluation_is_repeatable_and_clips_do_not_see_each_other(model):
     with torch.inference_mode():
-        together, again = model(CLIPS).logits, model(CLIPS).logits
-        alone = [model(CLIPS[i : i + 1]).logits for i in range(2)]
+        together, repeat = model(CLIPS).logits, model(CLIPS).logits
+        singles = [model(CLIPS[i : i + 1]).logits for i in range(2)]
     for name, logits in together.items():
-        assert torch.equal(logits, again[name])
-        assert (logits - torch.cat([a[name] for a in alone])).abs().max() < 1e-5
+        assert torch.equal(logits, repeat[name])
+        assert (logits - torch.cat([a[name] for a in singles])).abs().max() < 1e-5
 
 
 def test_the_card_describes_the_backbone_that_is_there(model):
@@ -102,7 +102,7 @@ def test_heads_and_card_must_agree(model):
 
 
 @pytest.mark.parametrize(
-    ("backbone", "said"),
+    ("backbone", "message"),
     [
         ({"kind": "perceiver"}, "'perceiver'"),
         ({}, "kind None"),
@@ -115,8 +115,8 @@ def test_heads_and_card_must_agree(model):
         (VideoTransformer.describe(BackboneConfig()) | {"mlp_ratio": float("inf")}, "mlp_ratio is inf"),
     ],
 )
-def test_an_unknown_backbone_is_refused(backbone, said):
-    with pytest.raises(CheckpointError, match=said):
+def test_an_unknown_backbone_is_refused(backbone, message):
+    with pytest.raises(CheckpointError, match=message):
         build_model(replace(CARD, backbone=backbone))
 
 
@@ -130,9 +130,9 @@ def test_a_head_needs_a_usable_name(name):
 
 
 def test_a_card_survives_json():
-    again = ModelCard.from_json(json.loads(json.dumps(CARD.to_json())))
-    assert again == CARD and again.fingerprint == CARD.fingerprint
-    assert again.clip.fps == Fraction(30000, 1001) and again.heads["signs"].temperature == 2.0
+    copy = ModelCard.from_json(json.loads(json.dumps(CARD.to_json())))
+    assert copy == CARD and copy.fingerprint == CARD.fingerprint
+    assert copy.clip.fps == Fraction(30000, 1001) and copy.heads["signs"].temperature == 2.0
     for clip in (ClipSpec(stride=32), ClipSpec(duration_s=5.0), ClipSpec(fps=12.5)):
         card = replace(CARD, clip=clip)
         assert ModelCard.from_json(card.to_json()).fingerprint == card.fingerprint
@@ -171,7 +171,7 @@ def test_unknown_keys_are_refused_by_name(where, key):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "said"),
+    ("key", "value", "message"),
     [
         ("name", None, "lacks 'name'"),
         ("clip", {"n_frames": 8}, "exactly one of stride, fps and duration_s"),
@@ -211,11 +211,11 @@ def test_unknown_keys_are_refused_by_name(where, key):
         ("initialisation", {}, "lacks 'words'"),
     ],
 )
-def test_malformed_cards_are_refused(key, value, said):
+def test_malformed_cards_are_refused(key, value, message):
     card = CARD.to_json() | {key: value}
     if value is None:
         card.pop(key)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         ModelCard.from_json(card)
 
 

@@ -48,15 +48,15 @@ def test_nan_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "said"), [(torch.int64, "int64"), (torch.bool, "bool"), (torch.complex64, "complex64")]
+    ("dtype", "words"), [(torch.int64, "int64"), (torch.bool, "bool"), (torch.complex64, "complex64")]
 )
-def test_numbers_of_another_kind_are_no_weights(dtype, said, tmp_path):
+def test_numbers_of_another_kind_are_no_weights(dtype, words, tmp_path):
     path = tampered(tmp_path, lambda s: s.update({"blocks.0.mlp.fc1.bias": s["blocks.0.mlp.fc1.bias"].to(dtype)}))
     with pytest.raises(
-        CheckpointError, match=rf"fc1\.bias holds numbers of the type {said}, but the model needs float32"
+        CheckpointError, match=rf"fc1\.bias holds numbers of the type {words}, but the model needs float32"
     ):
         load_model(path)
-    assert said in inspect_checkpoint(path).problems[0]
+    assert words in inspect_checkpoint(path).problems[0]
 
 
 def test_weights_beyond_float32_are_refused(tmp_path):
@@ -134,9 +134,9 @@ def test_an_unsafe_pickle_is_refused_by_name_and_not_executed(form, harmful, tmp
         path.write_bytes(pickle.dumps(content, protocol=int(form[-1])))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    named = r"asks for (posix|nt)\.mkdir" if harmful is Harmful else r"asks for (\w+\.)?exec"
+    message = r"asks for (posix|nt)\.mkdir" if harmful is Harmful else r"asks for (\w+\.)?exec"
     for read in (load_state, load_model, inspect_checkpoint):
-        with pytest.raises(CheckpointError, match="protocols 2 and 3 only" if form == "pickle 5" else named):
+        with pytest.raises(CheckpointError, match="protocols 2 and 3 only" if form == "pickle 5" else message):
             read(path)
     assert not marker.exists()
     if form.startswith("pickle"):
@@ -175,7 +175,7 @@ def test_other_files_are_errors_that_name_them(content, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ({"weight": torch.zeros(3)}, r"patch_embed\.proj\.weight, but has these: weight"),
         ([torch.zeros(3)], "holds a list"),
@@ -183,9 +183,9 @@ def test_other_files_are_errors_that_name_them(content, tmp_path):
         ({"a.patch_embed.proj.weight": torch.zeros(3), "b.patch_embed.proj.weight": torch.zeros(3)}, "2 of them"),
     ],
 )
-def test_weights_of_something_else_are_refused(content, said, tmp_path):
+def test_weights_of_something_else_are_refused(content, message, tmp_path):
     torch.save(content, tmp_path / "else.pth")
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path / "else.pth")
 
 

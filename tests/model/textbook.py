@@ -30,9 +30,9 @@ def attention(x: Tensor, weights: dict[str, Tensor], name: str, heads: int) -> t
 
 def nearest(embedding: Tensor, size: list[int]) -> Tensor:
     """Entries of (A, ..., D) at the nearest positions below on each axis, one line per output index."""
-    for axis, wanted in enumerate(size):
-        have = embedding.shape[axis]
-        embedding = torch.stack([embedding.select(axis, i * have // wanted) for i in range(wanted)], dim=axis)
+    for axis, length in enumerate(size):
+        n_places = embedding.shape[axis]
+        embedding = torch.stack([embedding.select(axis, i * n_places // length) for i in range(length)], dim=axis)
     return embedding
 
 

@@ -52,8 +52,8 @@ def test_near_duplicates_are_on_one_side_of_the_split(built):
 
 def test_a_finished_build_is_read_back_and_another_request_is_refused(data, built):
     recipe, out, records = built
-    again = list(lab.models.build(recipe, data, out, incomplete="accept"))
-    assert again == records[-1:]
+    repeat = list(lab.models.build(recipe, data, out, incomplete="accept"))
+    assert repeat == records[-1:]
     with pytest.raises(lab.UserError, match=r"seed is 0 there, 1 here"):
         list(lab.models.build(recipe, data, out, incomplete="accept", seed=1))
 
@@ -115,8 +115,8 @@ def test_the_command_line_builds_and_the_model_is_known_by_its_name(data, built,
     monkeypatch.setenv("ENDOFM_LAB_MODELS", str(tmp_path / "models"))
     command = ["models", "build", built[0], "--data", str(data), "--incomplete", "accept"]
     assert main([*command, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["name"] == "micro-segmenter" and found["metrics"]["dice"]["value"] is not None
+    entry = json.loads(capsys.readouterr().out)
+    assert entry["name"] == "micro-segmenter" and entry["metrics"]["dice"]["value"] is not None
     assert lab.load_model("micro-segmenter").card.name == "Micro segmenter"
     assert main(["models", "list"]) == 0
     listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}

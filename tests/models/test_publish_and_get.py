@@ -16,9 +16,9 @@ from endofm_lab.models.building import choose_start
 
 @pytest.fixture
 def model(tmp_path):
-    made = build_frame_model("vit_micro", {"mask": HeadSpec("mask", ("lesion",))})
-    made.card = replace(
-        made.card,
+    network = build_frame_model("vit_micro", {"mask": HeadSpec("mask", ("lesion",))})
+    network.card = replace(
+        network.card,
         name="Polyp segmenter",
         data={"description": "Kvasir-SEG", "licence": "Research only", "generated": False},
         audit="No leakage found.",
@@ -26,7 +26,7 @@ def model(tmp_path):
         intended_use="Research.",
         limits=("Has seen polyps only.",),
     )
-    return lab.save_model(made, tmp_path / "models" / "mine")
+    return lab.save_model(network, tmp_path / "models" / "mine")
 
 
 def test_a_published_folder_holds_the_model_and_a_page_in_the_hubs_format(model, tmp_path, monkeypatch, capsys):

@@ -91,11 +91,11 @@ def test_a_run_on_another_machine_is_not_stopped_from_here_and_the_sentence_name
 
 
 def test_another_process_with_that_number_is_not_the_run(tmp_path):
-    own = psutil.Process(os.getpid())
-    write_json(tmp_path / PROCESS, {"pid": own.pid, "created": own.create_time() - 100})
+    process = psutil.Process(os.getpid())
+    write_json(tmp_path / PROCESS, {"pid": process.pid, "created": process.create_time() - 100})
     assert not is_running(tmp_path)
     stop_run(tmp_path)  # would end this test
-    write_json(tmp_path / PROCESS, {"pid": own.pid, "created": own.create_time()})
+    write_json(tmp_path / PROCESS, {"pid": process.pid, "created": process.create_time()})
     assert is_running(tmp_path)
 
 

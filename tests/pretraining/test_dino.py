@@ -78,11 +78,11 @@ def test_the_loss_is_the_mean_over_all_pairs_of_different_views(n_local, B, ts, 
             p = ((teacher[g, b].double() - centre.double()) / tt).softmax(-1)
             q = (student[v, b].double() / ts).softmax(-1)
             (dm if v < 2 else cv).append(-(p * q.log()).sum())
-    got = dino_loss(student, teacher, centre, ts, tt)
+    losses = dino_loss(student, teacher, centre, ts, tt)
     assert len(dm) + len(cv) == B * (2 + 2 * n_local)
-    close(got["loss"].double(), torch.stack(dm + cv).mean())
-    close(got["L_dm"].double(), torch.stack(dm).mean())
-    assert float(got["L_cv"]) == pytest.approx(float(torch.stack(cv).mean()) if cv else 0.0, rel=1e-5)
+    close(losses["loss"].double(), torch.stack(dm + cv).mean())
+    close(losses["L_dm"].double(), torch.stack(dm).mean())
+    assert float(losses["L_cv"]) == pytest.approx(float(torch.stack(cv).mean()) if cv else 0.0, rel=1e-5)
 
 
 def model_and_batch(n_views=4, B=2, config=CONFIG):

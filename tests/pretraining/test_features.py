@@ -68,8 +68,8 @@ def test_block_masks_cover_exactly_their_share_in_blocks(share):
     torch.manual_seed(0)
     masks = block_mask(512, 14, share)
     assert (masks.flatten(1).sum(1) == round(share * 196)).all()
-    alone = F.conv2d(masks[:, None].float(), torch.ones(1, 1, 3, 3), padding=1)[:, 0][masks]
-    assert (alone == 1).float().mean() < 0.05  # hardly a masked patch without a masked neighbour
+    neighbours = F.conv2d(masks[:, None].float(), torch.ones(1, 1, 3, 3), padding=1)[:, 0][masks]
+    assert (neighbours == 1).float().mean() < 0.05  # hardly a masked patch without a masked neighbour
     assert masks.any(0).all()  # every place is masked now and then
 
 

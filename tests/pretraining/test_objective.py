@@ -36,7 +36,7 @@ class Own(ContrastConfig):
         return Signs({"Loss": ("loss",), "Found": ("found",)}, least={"rankme": 1000.0})
 
 
-OWN = Own(hidden=32, width=16, queue=16, momentum=0.9)
+OBJECTIVE = Own(hidden=32, width=16, queue=16, momentum=0.9)
 
 
 def losses(records):
@@ -59,13 +59,13 @@ def test_every_objective_of_the_table_answers_the_contract(manifest, tmp_path, n
 
 
 def test_an_objective_from_outside_runs_resumes_and_is_reported(manifest, tmp_path):
-    whole = losses(pretrain(micro(manifest, tmp_path / "whole", steps=22), objective=OWN))
+    whole = losses(pretrain(micro(manifest, tmp_path / "whole", steps=22), objective=OBJECTIVE))
     config = micro(manifest, tmp_path / "cut", steps=22)
-    run = pretrain(config, objective=OWN)
+    run = pretrain(config, objective=OBJECTIVE)
     for _ in range(3):
         next(run)
     run.close()
-    assert losses(pretrain(config, objective=OWN)) == whole[3:]
+    assert losses(pretrain(config, objective=OBJECTIVE)) == whole[3:]
     described = read_json(config.out / "config.json")
     assert described["config"]["objective"] == "own"
     assert health_of(config.out).state == "collapsed to uniform"  # by the number that it names, here always too low
@@ -76,9 +76,9 @@ def test_an_objective_from_outside_runs_resumes_and_is_reported(manifest, tmp_pa
 
 def test_an_objective_from_outside_is_the_same_or_refused(manifest, tmp_path, capsys):
     config = micro(manifest, tmp_path)
-    next(pretrain(config, objective=OWN))
+    next(pretrain(config, objective=OBJECTIVE))
     with pytest.raises(UserError, match=r"objective_settings.colour is \"green\" there, \"blue\" here"):
-        next(pretrain(config, objective=replace(OWN, colour="blue")))
+        next(pretrain(config, objective=replace(OBJECTIVE, colour="blue")))
     with pytest.raises(UserError, match=r"config.objective is \"own\" there"):
         next(pretrain(config))
     with pytest.raises(UserError, match=r"needs tests\.pretraining.*:Own, which is code from outside"):
@@ -88,9 +88,9 @@ def test_an_objective_from_outside_is_the_same_or_refused(manifest, tmp_path, ca
 
 
 def test_an_objective_from_outside_goes_on_where_its_package_is_allowed(manifest, tmp_path):
-    whole = losses(pretrain(micro(manifest, tmp_path / "whole"), objective=OWN))
+    whole = losses(pretrain(micro(manifest, tmp_path / "whole"), objective=OBJECTIVE))
     for name in ("python", "terminal"):
-        run = pretrain(micro(manifest, tmp_path / name), objective=OWN)
+        run = pretrain(micro(manifest, tmp_path / name), objective=OBJECTIVE)
         next(run), next(run)
         run.close()
     assert losses(resume(tmp_path / "python", allow="tests")) == whole[2:]
@@ -128,9 +128,9 @@ def test_pretraining_starts_from_an_encoder_in_memory_and_goes_on_with_it(manife
     assert [record["loss"] for record in resume(tmp_path / "cut")] == whole[3:]
     card = load_model(tmp_path / "cut" / "model").card
     assert "model of endofm_lab in memory" in card.initialisation["words"]
-    other = build_backbone("micro", drop_path=0.2)
+    second = build_backbone("micro", drop_path=0.2)
     with pytest.raises(UserError, match=r"different start\.weights"):
-        next(pretrain(micro(manifest, tmp_path / "whole"), start=other))
+        next(pretrain(micro(manifest, tmp_path / "whole"), start=second))
     with pytest.raises(UserError, match="Views of 32 px do not divide into patches of 24 px"):
         next(pretrain(micro(manifest, tmp_path / "new"), start=build_backbone("micro", patch_px=24, image_px=48)))
     assert all(math.isfinite(loss) for loss in whole)

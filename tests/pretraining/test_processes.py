@@ -26,7 +26,7 @@ COMMAND = ["-m", "endofm_lab.cli.main", "pretrain"]
 
 
 @pytest.fixture(scope="module")
-def one(manifest, tmp_path_factory) -> Path:
+def single_run(manifest, tmp_path_factory) -> Path:
     """The run of one process, with all its checkpoints."""
     out = tmp_path_factory.mktemp("runs") / "one"
     assert main(["pretrain", str(manifest), "--out", str(out), *SETTINGS, "--keep", "10"]) == 0
@@ -34,20 +34,20 @@ def one(manifest, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module", params=list(KINDS))
-def two(request, manifest, tmp_path_factory) -> tuple[list[str], Path]:
+def double_run(request, manifest, tmp_path_factory) -> tuple[list[str], Path]:
     """The same of two processes, and what starts them."""
     launch, out = [*LAUNCH, *KINDS[request.param], *COMMAND], tmp_path_factory.mktemp("runs") / request.param
     subprocess.run([*launch, str(manifest), "--out", str(out), *SETTINGS, "--keep", "10"], check=True, timeout=300)
     return launch, out
 
 
-def test_two_processes_are_one_process_with_the_same_batch(one, two):
-    _, out = two
-    ones, twos = read_log(one / "log.jsonl"), read_log(out / "log.jsonl")
-    assert losses(twos) == pytest.approx(losses(ones), rel=1e-5)
+def test_two_processes_are_one_process_with_the_same_batch(single_run, double_run):
+    _, out = double_run
+    single_log, double_log = read_log(single_run / "log.jsonl"), read_log(out / "log.jsonl")
+    assert losses(double_log) == pytest.approx(losses(single_log), rel=1e-5)
     for number in ("grad_norm", "centre_norm", "teacher_entropy"):
-        assert [r[number] for r in twos] == pytest.approx([r[number] for r in ones], rel=1e-5)
-    expected = load_file(one / "model" / "model.safetensors")
+        assert [r[number] for r in double_log] == pytest.approx([r[number] for r in single_log], rel=1e-5)
+    expected = load_file(single_run / "model" / "model.safetensors")
     state = load_file(out / "model" / "model.safetensors")
     assert {name: (t.shape, t.dtype) for name, t in state.items()} == {
         name: (t.shape, t.dtype) for name, t in expected.items()
@@ -55,8 +55,8 @@ def test_two_processes_are_one_process_with_the_same_batch(one, two):
     assert max(float((state[name] - t).abs().max()) for name, t in expected.items()) < 1e-4
 
 
-def test_two_processes_killed_without_warning_and_resumed_have_the_losses_of_the_whole(two, manifest, tmp_path):
-    launch, whole = two
+def test_two_processes_killed_without_warning_and_resumed_have_the_losses_of_the_whole(double_run, manifest, tmp_path):
+    launch, whole = double_run
     out, steps = tmp_path / "run", random.Random(0).randint(3, 5)
     process = subprocess.Popen([*launch, str(manifest), "--out", str(out), *SETTINGS])
     end = time.monotonic() + 300
@@ -71,8 +71,8 @@ def test_two_processes_killed_without_warning_and_resumed_have_the_losses_of_the
     assert losses(read_log(out / "log.jsonl")) == losses(read_log(whole / "log.jsonl"))
 
 
-def test_two_processes_that_are_stopped_save_a_step_that_one_goes_on_from(one, two, manifest, tmp_path):
-    launch, _ = two
+def test_two_processes_that_are_stopped_save_a_step_that_one_goes_on_from(single_run, double_run, manifest, tmp_path):
+    launch, _ = double_run
     out = tmp_path / "run"
     settings = [*SETTINGS, "--save-every", "1000"]
     process = subprocess.Popen([*launch, str(manifest), "--out", str(out), *settings])
@@ -84,18 +84,20 @@ def test_two_processes_that_are_stopped_save_a_step_that_one_goes_on_from(one, t
     (saved,) = Checkpoints(out / "checkpoints").all()
     assert 2 <= int(saved.name.removeprefix("step-")) < 8
     assert main(["pretrain", str(out)]) == 0
-    assert losses(read_log(out / "log.jsonl")) == pytest.approx(losses(read_log(one / "log.jsonl")), rel=1e-5)
+    assert losses(read_log(out / "log.jsonl")) == pytest.approx(losses(read_log(single_run / "log.jsonl")), rel=1e-5)
 
 
-def test_two_processes_go_on_with_a_run_of_one(one, two, tmp_path):
-    launch, _ = two
+def test_two_processes_go_on_with_a_run_of_one(single_run, double_run, tmp_path):
+    launch, _ = double_run
     out = tmp_path / "run"
-    shutil.copytree(one, out, ignore=shutil.ignore_patterns("model", "report*", "step-00000006", "step-00000008"))
+    shutil.copytree(
+        single_run, out, ignore=shutil.ignore_patterns("model", "report*", "step-00000006", "step-00000008")
+    )
     subprocess.run([*launch, str(out)], check=True, timeout=300)
-    assert losses(read_log(out / "log.jsonl")) == pytest.approx(losses(read_log(one / "log.jsonl")), rel=1e-5)
+    assert losses(read_log(out / "log.jsonl")) == pytest.approx(losses(read_log(single_run / "log.jsonl")), rel=1e-5)
 
 
-MANY = """
+SCRIPT = """
 import dataclasses, json, os, sys
 from pathlib import Path
 from endofm_lab.pretraining.features import FeatureConfig
@@ -128,7 +130,7 @@ for name, settings in variants.items():
 
 def test_weights_in_shards_learn_what_whole_ones_do(manifest, tmp_path):
     """Each objective, with what computes blocks twice, in pieces or in bfloat16, and with a probe of the teacher."""
-    (tmp_path / "many.py").write_text(MANY)
+    (tmp_path / "many.py").write_text(SCRIPT)
     command = [*LAUNCH, *KINDS["fsdp"], str(tmp_path / "many.py"), str(manifest), str(tmp_path)]
     root = Path(__file__).resolve().parents[2]
     subprocess.run(command, check=True, timeout=600, env=os.environ | {"PYTHONPATH": str(root)})

@@ -120,32 +120,32 @@ def test_a_second_process_is_refused_while_a_run_goes_on(manifest, tmp_path):
 
 
 def test_a_manifest_that_changed_is_refused(manifest, tmp_path):
-    own = tmp_path / "data"
-    shutil.copytree(manifest.parent, own)
-    list(pretrain(micro(own / manifest.name, tmp_path / "run", steps=2)))
-    table = pd.read_csv(own / manifest.name)
-    write_manifest(table[table.index != 1], own / manifest.name)
+    data = tmp_path / "data"
+    shutil.copytree(manifest.parent, data)
+    list(pretrain(micro(data / manifest.name, tmp_path / "run", steps=2)))
+    table = pd.read_csv(data / manifest.name)
+    write_manifest(table[table.index != 1], data / manifest.name)
     with pytest.raises(UserError, match=r"other settings: different manifest\."):
         next(resume(tmp_path / "run"))
 
 
 def test_a_run_does_not_go_on_after_a_video_was_replaced_and_names_it(manifest, tmp_path):
-    own = tmp_path / "data"
-    shutil.copytree(manifest.parent, own)
-    path = own / manifest.name
+    data = tmp_path / "data"
+    shutil.copytree(manifest.parent, data)
+    path = data / manifest.name
     next(pretrain(micro(path, tmp_path / "run", probe=path)))
-    content = (own / "1_polyp.mkv").read_bytes()
-    times = (own / "1_polyp.mkv").stat()
-    (own / "1_polyp.mkv").write_bytes((own / "1_normal.mkv").read_bytes())
+    content = (data / "1_polyp.mkv").read_bytes()
+    times = (data / "1_polyp.mkv").stat()
+    (data / "1_polyp.mkv").write_bytes((data / "1_normal.mkv").read_bytes())
     with pytest.raises(UserError, match=r"other settings: different videos\.1_polyp\.mkv; different probe_videos"):
         next(resume(tmp_path / "run"))
-    (own / "1_polyp.mkv").write_bytes(content)
-    os.utime(own / "1_polyp.mkv", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (data / "1_polyp.mkv").write_bytes(content)
+    os.utime(data / "1_polyp.mkv", ns=(times.st_atime_ns, times.st_mtime_ns))
     assert next(resume(tmp_path / "run"))["step"] == 1
     table = pd.read_csv(path)
-    write_manifest(table.assign(label=table["label"].to_numpy()[::-1]), own / "probe.csv")
-    next(pretrain(micro(path, tmp_path / "probed", probe=own / "probe.csv")))
-    write_manifest(table, own / "probe.csv")
+    write_manifest(table.assign(label=table["label"].to_numpy()[::-1]), data / "probe.csv")
+    next(pretrain(micro(path, tmp_path / "probed", probe=data / "probe.csv")))
+    write_manifest(table, data / "probe.csv")
     with pytest.raises(UserError, match="different probe"):
         next(resume(tmp_path / "probed"))
 
@@ -153,7 +153,7 @@ def test_a_run_does_not_go_on_after_a_video_was_replaced_and_names_it(manifest, 
 def test_a_run_does_not_go_on_after_its_start_or_its_teacher_was_replaced(manifest, tmp_path):
     for name, seed in (("first", 0), ("other", 1)):
         list(pretrain(micro(manifest, tmp_path / name, steps=1, seed=seed)))
-    weights, other = tmp_path / "first" / "model", tmp_path / "other" / "model"
+    weights, replacement = tmp_path / "first" / "model", tmp_path / "other" / "model"
     started = micro(manifest, tmp_path / "started", initialisation=str(weights))
     taught = micro(
         manifest, tmp_path / "taught", objective="features", features=FeatureConfig(teacher=str(weights), share=0.5)
@@ -162,18 +162,18 @@ def test_a_run_does_not_go_on_after_its_start_or_its_teacher_was_replaced(manife
         next(pretrain(config))
     shutil.rmtree(weights)
     assert next(pretrain(started))["step"] == 1  # the checkpoint has the weights
-    shutil.copytree(other, weights)
-    for config, named in ((started, "start_weights"), (taught, "teacher_weights")):
-        with pytest.raises(UserError, match=f"different {named}"):
+    shutil.copytree(replacement, weights)
+    for config, setting in ((started, "start_weights"), (taught, "teacher_weights")):
+        with pytest.raises(UserError, match=f"different {setting}"):
             next(pretrain(config))
 
 
 def test_missing_files_are_listed_before_the_run_begins(manifest, tmp_path):
-    own = tmp_path / "data"
-    shutil.copytree(manifest.parent, own)
-    (own / "1_polyp.mkv").unlink()
+    data = tmp_path / "data"
+    shutil.copytree(manifest.parent, data)
+    (data / "1_polyp.mkv").unlink()
     with pytest.raises(ManifestError, match=r"1 of 8 files are missing: 1_polyp\.mkv"):
-        next(pretrain(micro(own / manifest.name, tmp_path / "run")))
+        next(pretrain(micro(data / manifest.name, tmp_path / "run")))
 
 
 def test_held_out_rows_are_not_learned_from(manifest, tmp_path):
@@ -184,17 +184,17 @@ def test_held_out_rows_are_not_learned_from(manifest, tmp_path):
 
 
 def test_an_unreadable_video_is_in_the_report(manifest, tmp_path):
-    own = tmp_path / "data"
-    shutil.copytree(manifest.parent, own)
-    table = pd.read_csv(own / manifest.name)
-    (own / "0_polyp.mkv").write_bytes(b"no video")
+    data = tmp_path / "data"
+    shutil.copytree(manifest.parent, data)
+    table = pd.read_csv(data / manifest.name)
+    (data / "0_polyp.mkv").write_bytes(b"no video")
     fine = table[table["video"] == "1_polyp.mkv"]
     for n in range(100):  # a hundred readable files beside the broken one
-        (own / f"copy{n}.mkv").symlink_to(own / "1_polyp.mkv")
+        (data / f"copy{n}.mkv").symlink_to(data / "1_polyp.mkv")
     copies = pd.concat([fine.assign(video=f"copy{n}.mkv") for n in range(100)])
     broken = table[table["video"] == "0_polyp.mkv"]
-    write_manifest(pd.concat([copies, broken]), own / "many.csv")
-    records = list(pretrain(micro(own / "many.csv", tmp_path / "run", steps=26)))
+    write_manifest(pd.concat([copies, broken]), data / "many.csv")
+    records = list(pretrain(micro(data / "many.csv", tmp_path / "run", steps=26)))
     assert records[-1]["left_out"] == 1
     report_run(tmp_path / "run")
     assert "0_polyp.mkv" in (tmp_path / "run" / "report.html").read_text()
@@ -260,9 +260,11 @@ def test_what_a_fresh_network_says_depends_on_the_clip(manifest, tmp_path):
 def test_the_shipped_log_is_a_healthy_run_of_the_preset_and_is_drawn_behind_its_like(manifest, tmp_path):
     assert health_of(REFERENCE).state == "healthy"
     shipped = stored_settings(read_json(REFERENCE / "config.json")["config"])
-    ours = json.loads(json.dumps(to_json(PRESETS["tiny"](manifest, tmp_path))))
-    own = {"manifest", "out", "probe", "precision"}  # of the machine
-    assert {name: shipped[name] for name in shipped.keys() - own} == {name: ours[name] for name in ours.keys() - own}
-    log = reference_for(ours)
+    settings = json.loads(json.dumps(to_json(PRESETS["tiny"](manifest, tmp_path))))
+    excluded = {"manifest", "out", "probe", "precision"}  # of the machine
+    assert {name: shipped[name] for name in shipped.keys() - excluded} == {
+        name: settings[name] for name in settings.keys() - excluded
+    }
+    log = reference_for(settings)
     assert len(log) == shipped["steps"] and log[-1]["loss"] < 0.8 * log[30]["loss"]
-    assert reference_for(ours | {"objective": "dino"}) == [] == reference_for(ours | {"batch": 8})
+    assert reference_for(settings | {"objective": "dino"}) == [] == reference_for(settings | {"batch": 8})

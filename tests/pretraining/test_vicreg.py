@@ -44,9 +44,9 @@ def test_the_loss_is_the_formula(n, d, weights, scale):
     torch.manual_seed(0)
     a, b = scale * torch.randn(n, d) + 3, scale * torch.randn(n, d) - 1
     config = VicregConfig(width=d, invariance=weights[0], variance=weights[1], covariance=weights[2])
-    got, expected = vicreg_loss(a, b, config), naive(a, b, config)
+    losses, expected = vicreg_loss(a, b, config), naive(a, b, config)
     for name, value in zip(("loss", "invariance", "variance", "covariance", "embedding_std"), expected, strict=True):
-        assert float(got[name]) == pytest.approx(float(value), rel=1e-4), name
+        assert float(losses[name]) == pytest.approx(float(value), rel=1e-4), name
 
 
 def test_constant_embeddings_agree_and_still_cost_the_whole_variance_term():

@@ -18,24 +18,24 @@ def test_recall_and_precision_of_every_class_are_those_of_a_hand_count():
     scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4]])
     table = pd.DataFrame({"seed": 0, "row": list("abcde"), "patient": list("ppqqr"), "target": [0, 0, 1, 1, 1]})
     table[["score_normal", "score_polyp"]] = scores
-    found = by_class(made_run("a", predictions=table), n=50)
-    assert value(found, "normal", "recall") == 1 / 2 and value(found, "normal", "precision") == 1 / 2
-    assert value(found, "polyp", "recall") == pytest.approx(2 / 3)
-    assert value(found, "polyp", "precision") == pytest.approx(2 / 3)
-    assert found.groupby("class")["items"].first().to_dict() == {"normal": 2, "polyp": 3}
-    assert found["low"].isna().all(), "three patients have no interval"
-    many = by_class(made_run("b"), n=50)
-    assert ((many["low"] <= many["value"]) & (many["value"] <= many["high"])).all()
+    result = by_class(made_run("a", predictions=table), n=50)
+    assert value(result, "normal", "recall") == 1 / 2 and value(result, "normal", "precision") == 1 / 2
+    assert value(result, "polyp", "recall") == pytest.approx(2 / 3)
+    assert value(result, "polyp", "precision") == pytest.approx(2 / 3)
+    assert result.groupby("class")["items"].first().to_dict() == {"normal": 2, "polyp": 3}
+    assert result["low"].isna().all(), "three patients have no interval"
+    patients = by_class(made_run("b"), n=50)
+    assert ((patients["low"] <= patients["value"]) & (patients["value"] <= patients["high"])).all()
 
 
 def test_a_class_of_few_patients_has_no_interval_although_the_test_set_has_many():
     run = made_run("a")
     target = (run.predictions["patient"].isin(["p03", "p07"])).astype(int)
-    found = by_class(replace(run, predictions=run.predictions.assign(target=target)), n=50).set_index(
+    result = by_class(replace(run, predictions=run.predictions.assign(target=target)), n=50).set_index(
         ["class", "metric"]
     )
-    assert found.loc[("polyp", "recall"), "units"] == 2 and np.isnan(found.loc[("polyp", "recall"), "low"])
-    assert found.loc[("normal", "recall"), "units"] == 18 and not np.isnan(found.loc[("normal", "recall"), "low"])
+    assert result.loc[("polyp", "recall"), "units"] == 2 and np.isnan(result.loc[("polyp", "recall"), "low"])
+    assert result.loc[("normal", "recall"), "units"] == 18 and not np.isnan(result.loc[("normal", "recall"), "low"])
 
 
 def test_boxes_have_the_ap_of_their_class_and_masks_have_no_classes():
@@ -52,16 +52,16 @@ def test_boxes_have_the_ap_of_their_class_and_masks_have_no_classes():
         }
     )
     protocol = {"dataset": "made", "chosen_on": "validation", "classes": "polyp, ulcer"}
-    found = by_class(made_run("a", "detection", predictions=table, protocol=protocol), n=20)
-    assert value(found, "polyp", "ap50") == 1 and value(found, "ulcer", "ap50") == 0
+    result = by_class(made_run("a", "detection", predictions=table, protocol=protocol), n=20)
+    assert value(result, "polyp", "ap50") == 1 and value(result, "ulcer", "ap50") == 0
     assert by_class(made_run("b", "segmentation"), n=20).empty
 
 
 def test_phases_are_counted_in_time_steps():
     run = made_run("a", "phases", skill=0.5)
-    found = by_class(run, n=20)
+    result = by_class(run, n=20)
     target, predicted = run.predictions["target"], run.predictions["predicted"]
-    assert value(found, "class 1", "recall") == pytest.approx((predicted[target == 1] == 1).mean())
+    assert value(result, "class 1", "recall") == pytest.approx((predicted[target == 1] == 1).mean())
 
 
 def test_figures_draw_the_numbers_of_the_runs():
@@ -70,8 +70,8 @@ def test_figures_draw_the_numbers_of_the_runs():
     dots = intervals(compared).data[0]
     assert list(dots.y) == ["strong", "weak"] and list(dots.x) == [line.metrics["f1"].value for line in compared.lines]
     tables = {run.run: by_class(run, n=20) for run in runs}
-    drawn = classes(tables)
-    assert len(drawn.data) == 4 and [trace.name for trace in drawn.data if trace.showlegend] == ["weak", "strong"]
+    figure = classes(tables)
+    assert len(figure.data) == 4 and [trace.name for trace in figure.data if trace.showlegend] == ["weak", "strong"]
     assert [trace.name for trace in reliability_of(runs).data] == ["calibrated", "weak", "strong"]
     assert reliability_of([made_run("a", "phases")]) is None
 

@@ -26,10 +26,10 @@ def test_a_written_run_reads_back_and_measures_the_same(tmp_path, task):
     run = made_run("a", task, seeds=(0, 1))
     write_run(tmp_path / "a", run)
     back = read_run(tmp_path / "a")
-    samples, again = run.samples(n=20), back.samples(n=20)
-    assert again.values == samples.values
+    samples, second = run.samples(n=20), back.samples(n=20)
+    assert second.values == samples.values
     for name, values in samples.samples.items():
-        np.testing.assert_array_equal(values, again.samples[name])
+        np.testing.assert_array_equal(values, second.samples[name])
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     keys = {"run", "task", "method", "initialisation", "seeds", "protocol", "test", "unit", "metrics", "audit"}
     assert set(report) == keys | {"provenance"}
@@ -44,30 +44,30 @@ def test_a_written_run_reads_back_and_measures_the_same(tmp_path, task):
 def test_the_better_run_comes_first_whatever_the_order(task):
     runs = [made_run("weak", task, skill=0.5), made_run("strong", task, skill=3.0 if task != "phases" else 1.0)]
     for order in (runs, runs[::-1]):
-        found = compare(order, n=100)
-        assert found.ranked
-        assert [(line.rank, line.run.run) for line in found.lines] == [(1, "strong"), (2, "weak")]
-        assert found.lines[1].to_best[found.by].value < 0
-        assert found.lines[0].to_best is None
+        comparison = compare(order, n=100)
+        assert comparison.ranked
+        assert [(line.rank, line.run.run) for line in comparison.lines] == [(1, "strong"), (2, "weak")]
+        assert comparison.lines[1].to_best[comparison.by].value < 0
+        assert comparison.lines[0].to_best is None
 
 
 def test_values_intervals_and_the_paired_test_are_those_of_the_bootstrap():
     strong, weak = made_run("strong", skill=2.0), made_run("weak", skill=0.5)
-    found = compare([weak, strong], n=200, seed=3)
+    comparison = compare([weak, strong], n=200, seed=3)
     arrays = [
         (run.predictions["target"].to_numpy() == 1, run.predictions["score_polyp"].to_numpy() > 0.5)
         for run in (strong, weak)
     ]
     groups = strong.predictions["patient"].to_numpy()
-    assert found.lines[0].metrics["f1"] == bootstrap_interval(f1, groups, *arrays[0], n=200, seed=3)
-    assert found.lines[1].to_best["f1"] == bootstrap_difference(f1, groups, *arrays, n=200, seed=3)
+    assert comparison.lines[0].metrics["f1"] == bootstrap_interval(f1, groups, *arrays[0], n=200, seed=3)
+    assert comparison.lines[1].to_best["f1"] == bootstrap_difference(f1, groups, *arrays, n=200, seed=3)
 
 
 def test_a_metric_where_less_is_more_ranks_the_other_way():
     runs = [made_run("weak", "segmentation", skill=0.5), made_run("strong", "segmentation", skill=3.0)]
-    found = compare(runs, by="hd95_px", n=20)
-    assert found.lines[0].run.run == "strong"
-    assert found.lines[0].metrics["hd95_px"].value < found.lines[1].metrics["hd95_px"].value
+    comparison = compare(runs, by="hd95_px", n=20)
+    assert comparison.lines[0].run.run == "strong"
+    assert comparison.lines[0].metrics["hd95_px"].value < comparison.lines[1].metrics["hd95_px"].value
 
 
 def test_seeds_are_averaged_and_their_deviation_is_given():
@@ -122,27 +122,29 @@ def test_runs_that_cannot_be_ranked_are_shown_without_ranks_and_every_reason_is_
             ["The test set has 1 patient:", "the same test items have other patients or truths in a than in b"],
         ),
     ]
-    for other, reasons in cases:
-        found = compare([a, other], n=5)
-        assert not found.ranked
-        assert [line.run.run for line in found.lines] == ["a", "b"]  # as given, though b is better
-        assert all(line.rank is None and line.to_best is None for line in found.lines)
-        assert "rank" not in found.cells()[0]
-        assert not any("to_best" in name for name in found.table())
-        assert len(found.reasons) == len(reasons)
+    for second, reasons in cases:
+        comparison = compare([a, second], n=5)
+        assert not comparison.ranked
+        assert [line.run.run for line in comparison.lines] == ["a", "b"]  # as given, though b is better
+        assert all(line.rank is None and line.to_best is None for line in comparison.lines)
+        assert "rank" not in comparison.cells()[0]
+        assert not any("to_best" in name for name in comparison.table())
+        assert len(comparison.reasons) == len(reasons)
         for reason in reasons:
-            assert f"Not ranked: {reason}" in found.to_markdown()
+            assert f"Not ranked: {reason}" in comparison.to_markdown()
 
 
 def test_a_few_patients_give_no_ranks_and_fewer_give_no_intervals(tmp_path):
     for n, words in ((2, "no interval is given below 5 units"), (9, "intervals from so few units are too narrow")):
         runs = [made_run("a", n_patients=n), made_run("b", skill=3.0, n_patients=n)]
-        found = compare(runs, n=50)
-        text = found.to_markdown()
-        assert not found.ranked and all(line.rank is None and line.to_best is None for line in found.lines)
+        comparison = compare(runs, n=50)
+        text = comparison.to_markdown()
+        assert not comparison.ranked and all(line.rank is None and line.to_best is None for line in comparison.lines)
         assert f"Not ranked: The test set has {n} patients:" in text and words in text
-        assert np.isnan(found.lines[0].metrics["f1"].low) == ("Brackets" not in text) == (n < 5)
-        assert found.table()["unit"].tolist() == [f"{n} patients"] * 2 and "to_best" not in " ".join(found.table())
+        assert np.isnan(comparison.lines[0].metrics["f1"].low) == ("Brackets" not in text) == (n < 5)
+        assert comparison.table()["unit"].tolist() == [f"{n} patients"] * 2 and "to_best" not in " ".join(
+            comparison.table()
+        )
     assert compare([made_run("a", n_patients=10), made_run("b", n_patients=10)], n=5).ranked
 
 
@@ -150,10 +152,10 @@ def test_the_unit_is_named_in_the_report_the_table_and_the_notes(tmp_path):
     unit = {"kind": "sequence", "n": 20, "words": "20 sequences; patients unknown"}
     write_run(tmp_path, made_run("a", unit=unit))
     assert json.loads((tmp_path / "report.json").read_text())["unit"] == unit
-    found = compare([read_run(tmp_path)], n=5)
-    assert found.table()["unit"].tolist() == ["20 sequences; patients unknown"]
-    assert "(a: 20 sequences; patients unknown)" in found.to_markdown()
-    assert "20 sequences; patients unknown" in [cell for row in found.cells()[1] for cell in row]
+    comparison = compare([read_run(tmp_path)], n=5)
+    assert comparison.table()["unit"].tolist() == ["20 sequences; patients unknown"]
+    assert "(a: 20 sequences; patients unknown)" in comparison.to_markdown()
+    assert "20 sequences; patients unknown" in [cell for row in comparison.cells()[1] for cell in row]
 
 
 def test_a_report_from_before_units_were_named_speaks_of_patients(tmp_path):
@@ -197,11 +199,11 @@ def test_the_files_hold_the_table_and_escape_what_comes_from_the_runs(tmp_path):
 def test_undefined_values_and_left_out_resamples_are_said():
     run = made_run("a", n_patients=6)
     target = [0] * 15 + [1] * 3
-    found = compare([changed(run, target=target)], n=200)
-    assert "auc is not defined in " in found.to_markdown()
-    found = compare([changed(run, target=0)], n=10)
-    assert "a: auc is not defined on this test set." in found.to_markdown()
-    assert "not defined" in found.cells()[1][0]
+    comparison = compare([changed(run, target=target)], n=200)
+    assert "auc is not defined in " in comparison.to_markdown()
+    comparison = compare([changed(run, target=0)], n=10)
+    assert "a: auc is not defined on this test set." in comparison.to_markdown()
+    assert "not defined" in comparison.cells()[1][0]
 
 
 def test_labels_that_exclude_nothing_are_compared_too():
@@ -209,10 +211,10 @@ def test_labels_that_exclude_nothing_are_compared_too():
     table = run.predictions.rename(columns={"target": "target_polyp"}).assign(
         target_normal=1 - run.predictions["target"]
     )
-    found = compare([replace(run, predictions=table)], n=10).lines[0].metrics
+    comparison = compare([replace(run, predictions=table)], n=10).lines[0].metrics
     single = compare([run], n=10).lines[0].metrics
-    assert found["auc"].value == pytest.approx(single["auc"].value)
-    assert "ece" not in found
+    assert comparison["auc"].value == pytest.approx(single["auc"].value)
+    assert "ece" not in comparison
 
 
 def test_phases_are_measured_per_video_and_resampled_per_patient():
@@ -339,7 +341,7 @@ def test_the_command_prints_the_table_and_writes_the_files(tmp_path, capsys):
 def test_a_run_whose_metric_is_not_defined_comes_last():
     silent = made_run("silent", "detection")
     silent = changed(silent, scores=[[0.0]] * len(silent.predictions))
-    found = compare([silent, made_run("b", "detection")], by="centre_precision", n=5)
-    assert [line.run.run for line in found.lines] == ["b", "silent"]
-    assert "| 2    | silent" in found.to_markdown()
-    assert "silent: centre_precision is not defined on this test set." in found.to_markdown()
+    comparison = compare([silent, made_run("b", "detection")], by="centre_precision", n=5)
+    assert [line.run.run for line in comparison.lines] == ["b", "silent"]
+    assert "| 2    | silent" in comparison.to_markdown()
+    assert "silent: centre_precision is not defined on this test set." in comparison.to_markdown()

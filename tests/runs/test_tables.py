@@ -24,9 +24,9 @@ def test_the_paper_table_has_the_published_rows_and_marks_other_protocols():
     assert any(
         "Endo-FM (published)" in line and "| 90.7" in line and "| 73.9" in line and "| 84.1" in line for line in lines
     )
-    ours, theirs = (next(line for line in lines if line.startswith(f"| {name} (")) for name in ("ours", "theirs"))
-    assert "(1) (2)" in ours
-    assert "(1)" not in theirs
+    first, second = (next(line for line in lines if line.startswith(f"| {name} (")) for name in ("ours", "theirs"))
+    assert "(1) (2)" in first
+    assert "(1)" not in second
     assert "- (1) split 'patient-wise' (published: 'released')" in text
     assert "- (2) epoch chosen on validation (published: test)" in text
     assert "- (3) Dice over frames with a lesion" in text
@@ -53,10 +53,10 @@ def test_the_paper_table_as_csv_has_a_row_per_value_and_as_latex_its_notes_as_co
     runs = [polypdiag("=a_1"), made_run("other")]
     table = pd.read_csv(io.StringIO(paper_table(runs, "csv"))).set_index("run")
     assert len(table) == 3 * 9 + 2 and table.loc["Endo-FM (published)", "percent"].tolist() == [90.7, 73.9, 84.1]
-    own = table.loc["'=a_1 (linear probe; scratch)"]
-    wanted = runs[0].samples().interval("f1")
-    assert [own["percent"], own["low"]] == [round(100 * wanted.value, 2), round(100 * wanted.low, 2)]
-    assert own["differs"].startswith("split 'patient-wise'") and table["differs"].tolist()[-1] == "other data"
+    row = table.loc["'=a_1 (linear probe; scratch)"]
+    expected = runs[0].samples().interval("f1")
+    assert [row["percent"], row["low"]] == [round(100 * expected.value, 2), round(100 * expected.low, 2)]
+    assert row["differs"].startswith("split 'patient-wise'") and table["differs"].tolist()[-1] == "other data"
     text = paper_table(runs, "latex")
     assert r"=a\_1 (linear probe; scratch) & " in text and "% (1) split 'patient-wise'" in text
     assert text.count(r"\begin{tabular}") == 2 and r"Endo-FM (published) & 90.7 & 73.9 & 84.1 \\" in text
@@ -69,14 +69,14 @@ def test_the_command_compare_prints_the_table_in_three_formats(tmp_path, capsys)
     for name in ("a_1", "b&c"):
         write_run(tmp_path / name, made_run(name))
     line = ["compare", str(tmp_path / "a_1"), str(tmp_path / "b&c"), "--format"]
-    printed = {}
+    outputs = {}
     for form in ("markdown", "csv", "latex"):
         assert main([*line, form]) == 0
-        printed[form] = capsys.readouterr().out
+        outputs[form] = capsys.readouterr().out
     assert (
-        printed["markdown"].startswith("| rank | run") and r"a\_1" in printed["latex"] and r"b\&c" in printed["latex"]
+        outputs["markdown"].startswith("| rank | run") and r"a\_1" in outputs["latex"] and r"b\&c" in outputs["latex"]
     )
-    assert set(pd.read_csv(io.StringIO(printed["csv"]))["run"]) == {"a_1", "b&c"}
+    assert set(pd.read_csv(io.StringIO(outputs["csv"]))["run"]) == {"a_1", "b&c"}
     assert main([*line, "word"]) == 2
     assert "--format" in capsys.readouterr().err
 
@@ -87,7 +87,7 @@ def test_every_character_of_a_cell_is_shown_by_latex_as_it_is():
     for text in ("50 % of a_b & $x^2$ ~ {c} \\input{x} #1 <b> ±0.1 | 3×4", "[0.1, 0.2]", "*star", "two\nlines", EVIL):
         cell = tables.latex(text)
         assert not re.search(r"(?<!\\)[&%_#]", cell) and not cell.startswith(("[", "*"))
-        shown = pattern.sub(lambda found: signs[found.group()], re.sub(r"^\{(.)\}", r"\1", cell))
+        shown = pattern.sub(lambda match: signs[match.group()], re.sub(r"^\{(.)\}", r"\1", cell))
         assert shown == " ".join(text.split())
     table = tables.latex_table(["a", "b"], [["x & y", "[1]"]])
     assert table.splitlines()[3:6] == [r"  a & b \\", r"  \midrule", r"  x \& y & {[}1] \\"]

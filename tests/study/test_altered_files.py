@@ -22,7 +22,7 @@ from endofm_lab.video.reader import write_video
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def studies_folder(tmp_path_factory):
     """A video, a model, a finished study without hashes (so that its content is looked at), and a stopped one."""
     root = tmp_path_factory.mktemp("studies")
     torch.manual_seed(0)
@@ -74,47 +74,47 @@ TABLES = {
 def refused(capsys, folder, *args):
     """The sentence of a command that ends with exit code 2."""
     assert main([*map(str, args), "--out", str(folder)]) == 2
-    said = capsys.readouterr().err
-    assert "Traceback" not in said
-    sentence = said.strip().rpartition("\n")[2]  # behind the bar
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    sentence = message.strip().rpartition("\n")[2]  # behind the bar
     assert sentence.startswith("Error: ") and len(sentence) < 700
     return sentence
 
 
-@pytest.mark.parametrize("how", JSON)
-def test_an_altered_study_json_is_a_sentence(made, tmp_path, capsys, how):
-    folder = shutil.copytree(made / "whole", tmp_path / "study")
-    edited(folder / "study.json", JSON[how])
+@pytest.mark.parametrize("kind", JSON)
+def test_an_altered_study_json_is_a_sentence(studies_folder, tmp_path, capsys, kind):
+    folder = shutil.copytree(studies_folder / "whole", tmp_path / "study")
+    edited(folder / "study.json", JSON[kind])
     with pytest.raises(UserError):
         studies.load_study(folder)
-    refused(capsys, folder, "study", made / "video.mp4", "--model", made / "model")
+    refused(capsys, folder, "study", studies_folder / "video.mp4", "--model", studies_folder / "model")
 
 
-@pytest.mark.parametrize("how", TABLES)
-def test_an_altered_table_of_frames_is_a_sentence(made, tmp_path, capsys, how):
-    folder = shutil.copytree(made / "whole", tmp_path / "study")
-    with_columns(folder / "frames.parquet", TABLES[how])
+@pytest.mark.parametrize("kind", TABLES)
+def test_an_altered_table_of_frames_is_a_sentence(studies_folder, tmp_path, capsys, kind):
+    folder = shutil.copytree(studies_folder / "whole", tmp_path / "study")
+    with_columns(folder / "frames.parquet", TABLES[kind])
     with pytest.raises(UserError):
         studies.load_study(folder)
-    refused(capsys, folder, "study", made / "video.mp4", "--model", made / "model")
+    refused(capsys, folder, "study", studies_folder / "video.mp4", "--model", studies_folder / "model")
 
 
-@pytest.mark.parametrize("how", JSON)
-def test_an_altered_job_json_of_a_stopped_study_is_a_sentence(made, tmp_path, how):
-    folder = shutil.copytree(made / "stopped", tmp_path / "study")
-    edited(folder / "job.json", JSON[how])
+@pytest.mark.parametrize("kind", JSON)
+def test_an_altered_job_json_of_a_stopped_study_is_a_sentence(studies_folder, tmp_path, kind):
+    folder = shutil.copytree(studies_folder / "stopped", tmp_path / "study")
+    edited(folder / "job.json", JSON[kind])
     with pytest.raises(UserError):
         studies.load_study(folder, unfinished=True)
 
 
-@pytest.mark.parametrize("how", ["cut off", "empty", "another array", "arrays of another length"])
-def test_an_altered_part_of_a_stopped_study_is_a_sentence_or_is_made_again(made, tmp_path, monkeypatch, how):
+@pytest.mark.parametrize("kind", ["cut off", "empty", "another array", "arrays of another length"])
+def test_an_altered_part_of_a_stopped_study_is_a_sentence_or_is_made_again(studies_folder, tmp_path, monkeypatch, kind):
     monkeypatch.setattr(studies, "PART_FRAMES", 8)
-    folder = shutil.copytree(made / "stopped", tmp_path / "study")
+    folder = shutil.copytree(studies_folder / "stopped", tmp_path / "study")
     part = sorted((folder / "parts").glob("part_*.npz"))[0]
-    if how in ("cut off", "empty"):
-        part.write_bytes(part.read_bytes()[: 40 if how == "cut off" else 0])
-    elif how == "another array":
+    if kind in ("cut off", "empty"):
+        part.write_bytes(part.read_bytes()[: 40 if kind == "cut off" else 0])
+    elif kind == "another array":
         np.savez(part, something=np.zeros(3))
     else:
         arrays = dict(np.load(part))
@@ -122,17 +122,17 @@ def test_an_altered_part_of_a_stopped_study_is_a_sentence_or_is_made_again(made,
     with pytest.raises(UserError):
         studies.load_study(folder, unfinished=True)
     try:
-        found = studies.run_study(made / "video.mp4", made / "model", folder, progress=False)
+        result = studies.run_study(studies_folder / "video.mp4", studies_folder / "model", folder, progress=False)
     except UserError:
         return
-    whole = studies.load_study(made / "whole")
-    np.testing.assert_array_equal(found.times_s, whole.times_s)
-    np.testing.assert_allclose(found.scores["finding"], whole.scores["finding"], atol=1e-5)
+    whole = studies.load_study(studies_folder / "whole")
+    np.testing.assert_array_equal(result.times_s, whole.times_s)
+    np.testing.assert_allclose(result.scores["finding"], whole.scores["finding"], atol=1e-5)
 
 
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\x00\x01", "frame\nten\n"])
-def test_an_altered_review_is_a_sentence(made, tmp_path, text):
-    folder = shutil.copytree(made / "whole", tmp_path / "study")
+def test_an_altered_review_is_a_sentence(studies_folder, tmp_path, text):
+    folder = shutil.copytree(studies_folder / "whole", tmp_path / "study")
     (folder / REVIEW).write_text(text)
     with pytest.raises(UserError, match=REVIEW):
         read_review(folder)
@@ -140,7 +140,17 @@ def test_an_altered_review_is_a_sentence(made, tmp_path, text):
 
 @pytest.mark.parametrize("rate", ["nan", "inf", "-inf", "0", "-25", "1e400"])
 @pytest.mark.parametrize("command", ["study", "predict"])
-def test_a_frame_rate_that_is_no_number_is_a_sentence_before_anything_is_written(made, tmp_path, capsys, rate, command):
-    said = refused(capsys, tmp_path / "out", command, made / "video.mp4", "--model", made / "model", f"--fps={rate}")
-    assert "fps" in said or "frames per second" in said
+def test_a_frame_rate_that_is_no_number_is_a_sentence_before_anything_is_written(
+    studies_folder, tmp_path, capsys, rate, command
+):
+    message = refused(
+        capsys,
+        tmp_path / "out",
+        command,
+        studies_folder / "video.mp4",
+        "--model",
+        studies_folder / "model",
+        f"--fps={rate}",
+    )
+    assert "fps" in message or "frames per second" in message
     assert not (tmp_path / "out").exists()

@@ -36,9 +36,9 @@ def test_the_last_decision_counts_and_earlier_ones_stay_in_the_file(tmp_path):
     decide(tmp_path, findings.iloc[1], CONFIRM)
     decide(tmp_path, findings.iloc[1], OPEN)
     assert (tmp_path / REVIEW).read_bytes().startswith(before)
-    seen = with_decisions(findings, read_review(tmp_path))
-    assert seen["decision"].tolist() == [REJECT, OPEN]
-    assert seen.loc[0, "remark"] == 'a fold, "not" a polyp,\nsecond line'
+    review = with_decisions(findings, read_review(tmp_path))
+    assert review["decision"].tolist() == [REJECT, OPEN]
+    assert review.loc[0, "remark"] == 'a fold, "not" a polyp,\nsecond line'
     assert read_review(tmp_path)["decision"].tolist() == [CONFIRM, REJECT, CONFIRM, OPEN]
     assert read_review(tmp_path)["score"].tolist() == [0.1 + 0.2] * 4
 
@@ -52,8 +52,8 @@ def test_a_decision_holds_for_the_segment_around_its_frame_however_the_scores_ar
 
 def test_a_decision_outside_every_segment_is_still_listed(tmp_path):
     decide(tmp_path, table(POLYP).iloc[0], CONFIRM, "sure")
-    seen = with_decisions(table(ULCER), read_review(tmp_path))
-    assert seen[["number", "finding", "decision", "remark"]].values.tolist() == [
+    review = with_decisions(table(ULCER), read_review(tmp_path))
+    assert review[["number", "finding", "decision", "remark"]].values.tolist() == [
         [1, "ulcer", OPEN, ""],
         [2, "polyp", CONFIRM, "sure"],
     ]
@@ -64,8 +64,8 @@ def test_a_decision_outside_every_segment_is_still_listed(tmp_path):
 def test_listing_adds_new_findings_and_withdraws_no_decision(tmp_path):
     list_findings(tmp_path, table(POLYP, ULCER))
     decide(tmp_path, table(POLYP).iloc[0], REJECT)
-    again = list_findings(tmp_path, table(("polyp", 0.0, 4.0, 30), ULCER))  # other smoothing, other best frame
-    assert again["decision"].tolist() == [REJECT, OPEN]
+    updated = list_findings(tmp_path, table(("polyp", 0.0, 4.0, 30), ULCER))  # other smoothing, other best frame
+    assert updated["decision"].tolist() == [REJECT, OPEN]
     assert read_review(tmp_path)["frame"].tolist() == [20, 50, 20, 30]
     assert decisions(tmp_path, table(("polyp", 0.0, 4.0, 30))) == [REJECT]
 

@@ -108,11 +108,11 @@ def test_every_frame_has_the_scores_of_the_plain_loop(video, model, tmp_path):
 
 def test_a_study_survives_the_way_to_disk_and_back(video, model, tmp_path):
     study = run_study(video, model, tmp_path / "out", progress=False)
-    again = load_study(tmp_path / "out")
+    copy = load_study(tmp_path / "out")
     for head, values in study.scores.items():
-        assert np.array_equal(again.scores[head], values)
-    assert np.array_equal(again.times_s, study.times_s) and again.video == study.video
-    assert again.provenance == json.loads(json.dumps(study.provenance)) and again.classes == study.classes
+        assert np.array_equal(copy.scores[head], values)
+    assert np.array_equal(copy.times_s, study.times_s) and copy.video == study.video
+    assert copy.provenance == json.loads(json.dumps(study.provenance)) and copy.classes == study.classes
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -174,20 +174,20 @@ def test_two_studies_in_one_folder_at_once_are_refused(video, model, tmp_path):
 def test_a_study_killed_before_or_after_a_file_gets_its_name_goes_on(video, model, tmp_path, monkeypatch, moment):
     whole = run_study(video, model, tmp_path / "whole", progress=False)
     replace = Path.replace
-    for when in ("before", "after"):
+    for side in ("before", "after"):
 
-        def killed(path, target, when=when):
-            if when == "after" or Path(target).name != moment:
+        def killed(path, target, side=side):
+            if side == "after" or Path(target).name != moment:
                 replace(path, target)
             if Path(target).name == moment:
                 raise KeyboardInterrupt
 
         with monkeypatch.context() as fault, pytest.raises(KeyboardInterrupt):
             fault.setattr(Path, "replace", killed)
-            run_study(video, model, tmp_path / when, progress=False)
-        study = run_study(video, model, tmp_path / when, progress=False)
+            run_study(video, model, tmp_path / side, progress=False)
+        study = run_study(video, model, tmp_path / side, progress=False)
         assert np.array_equal(study.scores["finding"], whole.scores["finding"])
-        names = sorted(path.name for path in (tmp_path / when).iterdir())
+        names = sorted(path.name for path in (tmp_path / side).iterdir())
         assert names == ["frames.parquet", "hashes.json", "job.json", "study.json"]
 
 
@@ -211,11 +211,11 @@ def test_a_video_or_a_model_that_changed_in_place_is_refused(video, model, tmp_p
 def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_number(
     video, model, tmp_path, monkeypatch
 ):
-    seen, ahead = [], []
+    frames_read, ahead = [], []
     convert = study_stream.resize
 
     def counted(frames, spec):
-        seen.extend(range(len(frames)))
+        frames_read.extend(range(len(frames)))
         return convert(frames, spec)
 
     predict, scored = model.predict, []
@@ -223,7 +223,7 @@ def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_num
     def slow(clips, shown=()):
         time.sleep(0.02)
         scored.extend(range(len(clips)))
-        ahead.append(len(seen) - len(scored))
+        ahead.append(len(frames_read) - len(scored))
         return predict(clips, shown)
 
     monkeypatch.setattr(study_stream, "resize", counted)
@@ -231,7 +231,7 @@ def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_num
     for name, value in {"THREADS": 2, "CHUNK_FRAMES": 3, "QUEUE_CHUNKS": 2, "SEGMENT_FRAMES": 16}.items():
         monkeypatch.setattr(study_stream, name, value)
     run_study(video, model, tmp_path / "out", batch=4, progress=False)
-    assert len(seen) == len(scored) == N
+    assert len(frames_read) == len(scored) == N
     # two decoders, each with its queue, a chunk before it and a chunk after it; and three batches being scored
     assert max(ahead) <= 2 * (2 + 2) * 3 + 3 * 4
 

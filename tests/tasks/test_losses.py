@@ -82,16 +82,16 @@ def test_parameters_out_of_range_are_refused():
 def test_one_allowed_leaf_is_the_plain_cross_entropy():
     logits = torch.randn(16, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     target = torch.arange(16) % 5
-    ours = coarse_cross_entropy(logits, F.one_hot(target, 5).bool())
-    torch.testing.assert_close(ours, F.cross_entropy(logits, target), atol=1e-12, rtol=0)
+    loss = coarse_cross_entropy(logits, F.one_hot(target, 5).bool())
+    torch.testing.assert_close(loss, F.cross_entropy(logits, target), atol=1e-12, rtol=0)
 
 
 def test_a_coarse_label_asks_for_the_summed_probability_of_its_leaves():
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)) + 7.0
-    two = coarse_cross_entropy(logits, torch.tensor([[False, True, True]]))
-    assert two.item() == pytest.approx(-math.log(0.5), abs=1e-12)
-    everything = coarse_cross_entropy(logits, torch.ones(1, 3, dtype=torch.bool))
-    assert everything.item() == pytest.approx(0.0, abs=1e-12)
+    pair = coarse_cross_entropy(logits, torch.tensor([[False, True, True]]))
+    assert pair.item() == pytest.approx(-math.log(0.5), abs=1e-12)
+    total = coarse_cross_entropy(logits, torch.ones(1, 3, dtype=torch.bool))
+    assert total.item() == pytest.approx(0.0, abs=1e-12)
 
 
 def test_the_gradient_does_not_push_between_allowed_leaves_of_equal_logit():

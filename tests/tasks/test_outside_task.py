@@ -91,15 +91,15 @@ class Depth(Task):
     def table(self, model, head, examples, training):
         """One row per frame: the true mean, the mean absolute error, and the share of pixels within 0.1."""
         size, rows = model.card.input.size_px, []
-        for some in in_batches(covering_clips(examples, model.card.clip, model.card.input), 8):
-            found = model.predict(torch.stack([seen.clip for seen in some]))[head][:, 0]
-            found = F.interpolate(found, size=(size, size), mode="bilinear")
-            for seen, values in zip(some, found, strict=True):
-                numbers, first = np.unique(seen.indices, return_index=True)
-                truth = read_depth(seen.example.target, numbers)
-                error = np.abs(masks_to_frame(values[first], seen.frame_hw, model.card.input) - truth)
+        for clips in in_batches(covering_clips(examples, model.card.clip, model.card.input), 8):
+            predicted = model.predict(torch.stack([clip.clip for clip in clips]))[head][:, 0]
+            predicted = F.interpolate(predicted, size=(size, size), mode="bilinear")
+            for clip, values in zip(clips, predicted, strict=True):
+                numbers, first = np.unique(clip.indices, return_index=True)
+                truth = read_depth(clip.example.target, numbers)
+                error = np.abs(masks_to_frame(values[first], clip.frame_hw, model.card.input) - truth)
                 for number, depth, off in zip(numbers, truth, error, strict=True):
-                    values_of_row = (f"{seen.example.row}:{number}", seen.example.patient)
+                    values_of_row = (f"{clip.example.row}:{number}", clip.example.patient)
                     rows.append((*values_of_row, depth.mean(), off.mean(), (off < 0.1).mean()))
         return pd.DataFrame(rows, columns=["row", "patient", *self.columns])
 
@@ -158,20 +158,20 @@ def test_a_task_from_outside_is_trained_tested_evaluated_compared_and_predicts(m
     with pytest.raises(CheckpointError, match=r"needs tests\.tasks.*DepthHead, which is code from outside"):
         evaluate(model, manifest, tmp_path / "again", task=Depth())
     with allowing("tests.tasks"):
-        again = evaluate(model, manifest, tmp_path / "again", task=Depth())
-    pd.testing.assert_frame_equal(again.predictions, run.predictions, atol=1e-6)
+        second = evaluate(model, manifest, tmp_path / "again", task=Depth())
+    pd.testing.assert_frame_equal(second.predictions, run.predictions, atol=1e-6)
 
     list(finetune(config(manifest, tmp_path / "more", steps=20, validate_every=10), task=Depth()))
-    both = [many_patients(run), many_patients(read_run(tmp_path / "more", allow=[Depth]))]
-    compared = compare(both, n=20)
+    runs = [many_patients(run), many_patients(read_run(tmp_path / "more", allow=[Depth]))]
+    compared = compare(runs, n=20)
     assert compared.ranked and [line.run.run for line in compared.lines] == ["more", "few"], "less error is better"
     assert by_class(run).empty
 
     video = manifest.parent / read_manifest(manifest).rows("test")["video"].iloc[0]
     loaded = load_model(model, allow=[DepthHead])
-    found = predict_video(video, loaded, out=tmp_path / "prediction", progress=False)
-    assert list(found.maps) == ["depth"] and len(found.maps["depth"]) == len(found.frames)
-    assert len(frame_timeline(found).data) == 1
+    prediction = predict_video(video, loaded, out=tmp_path / "prediction", progress=False)
+    assert list(prediction.maps) == ["depth"] and len(prediction.maps["depth"]) == len(prediction.frames)
+    assert len(frame_timeline(prediction).data) == 1
 
 
 def test_options_that_a_configuration_does_not_have_come_with_the_task(manifest, tmp_path):

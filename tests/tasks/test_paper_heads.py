@@ -37,7 +37,7 @@ def video_of(manifest: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def few(phantom, tmp_path_factory):
+def patients(phantom, tmp_path_factory):
     """Two rows of each split: the networks are those of the paper, and slow."""
     folder = tmp_path_factory.mktemp("few")
     table = read_manifest(phantom).table.groupby("split").head(2)
@@ -47,36 +47,36 @@ def few(phantom, tmp_path_factory):
 
 
 @pytest.mark.parametrize("head", TASK_OF)
-def test_a_fine_tuned_folder_loads_gives_its_run_again_and_predicts(few, tmp_path, head):
+def test_a_fine_tuned_folder_loads_gives_its_run_again_and_predicts(patients, tmp_path, head):
     options = ["--task", TASK_OF[head], "--head", head, "--start", "scratch", "--size", "micro", "--n-frames", "2"]
     options += ["--steps", "1", "--batch", "2", "--validate-every", "1"]
-    assert main(["finetune", str(few), "--out", str(tmp_path / "run"), *options]) == 0
+    assert main(["finetune", str(patients), "--out", str(tmp_path / "run"), *options]) == 0
     folder = tmp_path / "run" / "seed-0" / "model"
     run, model = read_run(tmp_path / "run"), load_model(folder)
     (name, spec), *_ = model.card.heads.items()
     assert spec.form == head and ("TransUNet" if head == "transunet" else "STFT") in run.method
     task = TASKS[TASK_OF[head]]()
-    again = task.table(model, name, task.examples(read_manifest(few), "test", spec), [])
+    repeat = task.table(model, name, task.examples(read_manifest(patients), "test", spec), [])
     written = run.predictions
     if head == "transunet":
-        np.testing.assert_allclose(again["iou"], written["iou"], atol=1e-6)
+        np.testing.assert_allclose(repeat["iou"], written["iou"], atol=1e-6)
     else:
-        for ours, theirs in zip(again["scores"], written["scores"], strict=True):
-            np.testing.assert_allclose(np.array(ours, float), np.array(theirs, float), atol=1e-6)
+        for actual, expected in zip(repeat["scores"], written["scores"], strict=True):
+            np.testing.assert_allclose(np.array(actual, float), np.array(expected, float), atol=1e-6)
         raw = model.predict(torch.zeros(1, 3, 2, 64, 64))[name]
         assert all(len(scores) for _, scores, _ in model.heads[name].decode(raw, min_score=0.0)[0])
-    found = predict_video(video_of(few), folder, every_frame=True, progress=False)
+    prediction = predict_video(video_of(patients), folder, every_frame=True, progress=False)
     size = PRESETS["tiny"].size_px
     if head == "transunet":
-        assert found.masks.shape == (PRESETS["tiny"].n_frames, 1, size, size)
+        assert prediction.masks.shape == (PRESETS["tiny"].n_frames, 1, size, size)
     else:
-        assert found.masks is None and list(found.classes) == [name]
+        assert prediction.masks is None and list(prediction.classes) == [name]
 
 
 def test_a_released_segmenter_gives_a_mask_for_every_frame_and_for_an_image(phantom, tmp_path):
     torch.save(small_segmenter_state(), tmp_path / "cvc.pth")
-    found = predict_video(video_of(phantom), tmp_path / "cvc.pth", progress=False)
-    assert found.masks.shape == (PRESETS["tiny"].n_frames, 1, 64, 64) and found.classes == {"mask": ["polyp"]}
+    prediction = predict_video(video_of(phantom), tmp_path / "cvc.pth", progress=False)
+    assert prediction.masks.shape == (PRESETS["tiny"].n_frames, 1, 64, 64) and prediction.classes == {"mask": ["polyp"]}
     masks = read_manifest(phantom).rows("test")["masks"].iloc[0]
     image = sorted((phantom.parent / masks).iterdir())[0]  # any picture will do
     assert predict_video(image, tmp_path / "cvc.pth", progress=False).masks.shape == (1, 1, 64, 64)
@@ -89,9 +89,9 @@ def test_a_new_stem_learns_as_fast_as_the_head_and_every_tensor_is_in_one_group(
     groups = layer_groups(model, 0.5)
     assert sorted(id(p) for g in groups for p in g["params"]) == sorted(id(p) for p in model.parameters())
     scale = {id(p): g["lr_scale"] for g in groups for p in g["params"]}
-    named = {name: scale[id(p)] for name, p in model.named_parameters()}
-    assert named["backbone.stem.conv.weight"] == named["heads.mask.out.weight"] == 1
-    assert named["backbone.blocks.0.mlp.fc1.weight"] == 0.25
+    rates = {name: scale[id(p)] for name, p in model.named_parameters()}
+    assert rates["backbone.stem.conv.weight"] == rates["heads.mask.out.weight"] == 1
+    assert rates["backbone.blocks.0.mlp.fc1.weight"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -139,9 +139,9 @@ def test_direct_testing_of_released_layouts_on_official_folders(name, task, cut,
     manifest = official(name, tmp_path, cut)
     weights = write_released(name, tmp_path / "released.pth")
     assert main(["evaluate", str(weights), str(manifest), "--out", str(tmp_path / "run"), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    output = json.loads(capsys.readouterr().out)
     run = read_run(tmp_path / "run")
-    assert run.task == told["task"] == task and "CANNOT TELL" in told["audit"]["verdict"]
+    assert run.task == output["task"] == task and "CANNOT TELL" in output["audit"]["verdict"]
     rows = read_manifest(manifest).rows("test")
     assert len(rows) and {row.split(":")[0] for row in run.predictions["row"].astype(str)} == set(
         map(str, range(len(rows)))
@@ -170,8 +170,8 @@ def test_the_released_cvc_12k_split_is_told_to_share_7_of_9_sequences_and_121_of
     listed = pd.read_csv(root / "frame_to_sequence.csv", dtype=str).set_index("frame")["sequence"]
     assert table["sequence"].tolist() == listed.loc[table["frame"].astype(str)].tolist() and len(table) == 612
     assert main(["audit", str(manifest), "--split", "endo-fm-released"]) == 0
-    told = capsys.readouterr().out
-    assert "121 of 171 test rows (70.8 %)" in told and "7 of 9" in told.replace("the ", "")
+    output = capsys.readouterr().out
+    assert "121 of 171 test rows (70.8 %)" in output and "7 of 9" in output.replace("the ", "")
     options = ["--task", "segmentation", "--split", "endo-fm-released", "--out", str(tmp_path / "run")]
     assert main(["finetune", str(manifest), *options]) == 2
     assert "LEAKAGE: 121 of 171 test rows" in capsys.readouterr().err

@@ -65,11 +65,11 @@ def test_a_causal_answer_does_not_know_the_future(operations):
     model = Start("scratch", size="micro", stride=1).build("phase", head, seed=0).eval()
     with torch.no_grad():
         model.heads["phase"].linear.weight.mul_(50)  # a fresh head is too unsure to be smoothed visibly
-    one = [example for example in test if example.name == test[0].name]
+    video = [example for example in test if example.name == test[0].name]
     for smoother in ("causal", "none"):
         task = Phases(step_s=0.5, smoother=smoother)
-        long = task.table(model, "phase", one, train)
-        short = task.table(model, "phase", one[:3], train)
+        long = task.table(model, "phase", video, train)
+        short = task.table(model, "phase", video[:3], train)
         assert len(short) == 12 and len(long) == 16
         np.testing.assert_allclose(long.filter(like="score_")[:12], short.filter(like="score_"), atol=1e-6)
         assert long["predicted"].tolist()[:12] == short["predicted"].tolist()

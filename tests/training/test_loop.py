@@ -147,9 +147,9 @@ def test_an_unreadable_video_is_named_counted_and_left_out_for_good(tmp_path):
     assert Counter(data.read_indices)[3] == 1
     state = json.loads((Checkpoints(tmp_path / "checkpoints").all()[-1] / "state.json").read_text())
     assert state["left_out"] == {"video3.mp4": "it is broken"}
-    again = Numbers(n=12, bad=[3], n_files=200)
-    assert list(start(tmp_path, replace(CONFIG, steps=20), again))[-1]["left_out"] == 1
-    assert 3 not in again.read_indices
+    numbers = Numbers(n=12, bad=[3], n_files=200)
+    assert list(start(tmp_path, replace(CONFIG, steps=20), numbers))[-1]["left_out"] == 1
+    assert 3 not in numbers.read_indices
 
 
 def test_a_run_with_an_unreadable_video_resumes_bit_for_bit(tmp_path):

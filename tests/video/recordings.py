@@ -149,8 +149,8 @@ def add_sound(container: av.container.OutputContainer, codec: str, seconds: int)
 
 def refused(path: Path) -> VideoError:
     """Opening fails with one sentence that names the path, or a file below it."""
-    with pytest.raises(VideoError) as caught:
+    with pytest.raises(VideoError) as error:
         open_video(path)
-    assert caught.value.path.startswith(str(path)) and caught.value.reason
-    assert str(caught.value).startswith(caught.value.path) and "\n" not in str(caught.value)
-    return caught.value
+    assert error.value.path.startswith(str(path)) and error.value.reason
+    assert str(error.value).startswith(error.value.path) and "\n" not in str(error.value)
+    return error.value

@@ -25,10 +25,10 @@ def test_a_mask_moves_with_its_picture():
     random = torch.Generator().manual_seed(0)
     clip = torch.rand(2, 1, 32, 32, generator=random).round().expand(2, 3, 32, 32)
     for _ in range(20):
-        seen, mask = square_view(clip, clip[:, :1], random)
-        assert seen.shape == clip.shape and mask.shape == (2, 1, 32, 32)
+        view, mask = square_view(clip, clip[:, :1], random)
+        assert view.shape == clip.shape and mask.shape == (2, 1, 32, 32)
         inside = (mask > 0.99) | (mask < 0.01)
-        bright = seen.mean(dim=1, keepdim=True)
+        bright = view.mean(dim=1, keepdim=True)
         assert bright[inside & (mask > 0.5)].min() > bright[inside & (mask < 0.5)].max()
 
 

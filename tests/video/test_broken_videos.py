@@ -70,13 +70,13 @@ def test_damage_inside_a_file_is_an_error_at_the_frame_and_never_another_frame(
 ) -> None:
     path = spoil_packet(video_of(name), tmp_path / name, 30)
     truth = sequential(video_of(name))
-    seen = []
-    with pytest.raises(VideoError, match="cannot be decoded") as caught, open_video(path) as video:
+    numbers = []
+    with pytest.raises(VideoError, match="cannot be decoded") as error, open_video(path) as video:
         for number, frame in video.stream():
             np.testing.assert_array_equal(frame, truth[number])
-            seen.append(number)
-    assert seen == list(range(len(seen))) and 20 <= len(seen) <= 36
-    assert f"Frame {len(seen)} of 60" in str(caught.value)
+            numbers.append(number)
+    assert numbers == list(range(len(numbers))) and 20 <= len(numbers) <= 36
+    assert f"Frame {len(numbers)} of 60" in str(error.value)
     refused = []
     for number in range(20, 60):
         with open_video(path) as video:
@@ -84,7 +84,7 @@ def test_damage_inside_a_file_is_an_error_at_the_frame_and_never_another_frame(
                 np.testing.assert_array_equal(video.read([number])[0], truth[number])
             except VideoError:
                 refused.append(number)
-    assert 30 in refused and len(seen) in refused
+    assert 30 in refused and len(numbers) in refused
     with open_video(path) as video:
         with pytest.raises(VideoError, match="cannot be decoded"):
             video.read(range(60))
@@ -215,7 +215,7 @@ def test_mutated_videos_give_true_frames_or_an_error(video_of: VideoOf, tmp_path
     """A shorter, shifted or longer video is never accepted; what only a checksum can tell is not asked for here."""
     for name in ("h264_short_gop.mp4", "h264.mkv", "h264.ts", "mjpeg.avi", "vp9.webm"):
         n_whole = 0
-        for what, data in islice(mutations(video_of(name), seed=3), 22):
+        for change, data in islice(mutations(video_of(name), seed=3), 22):
             (tmp_path / name).write_bytes(data)
             try:
                 with open_video(tmp_path / name) as video:
@@ -225,9 +225,9 @@ def test_mutated_videos_give_true_frames_or_an_error(video_of: VideoOf, tmp_path
                 assert len(str(error)) < 500 and "\n" not in str(error)
                 continue
             n_whole += 1
-            assert n_frames == 60, f"{name}, {what}: {n_frames} frames"
+            assert n_frames == 60, f"{name}, {change}: {n_frames} frames"
             fps = float(ENCODINGS[name].get("fps", 25))
-            np.testing.assert_allclose(times_s, np.arange(60) / fps, atol=1e-3, err_msg=f"{name}, {what}")
+            np.testing.assert_allclose(times_s, np.arange(60) / fps, atol=1e-3, err_msg=f"{name}, {change}")
         assert n_whole < 22
 
 

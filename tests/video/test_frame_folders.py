@@ -157,9 +157,9 @@ def test_masks_are_paired_by_name(tmp_path: Path) -> None:
         check_masks(frames, shifted)
     with pytest.raises(VideoError, match=r"Frame 3\.jpg has no mask. There are 4 masks for 5 frames"):
         check_masks(frames, open_video(_folder(tmp_path / "fewer", [f"{k}.png" for k in (1, 2, 4, 5)])))
-    named = open_video(_folder(tmp_path / "named", [f"{k}.png" for k in "abcde"]))
+    masks = open_video(_folder(tmp_path / "named", [f"{k}.png" for k in "abcde"]))
     with pytest.raises(VideoError, match="name of its frame"):
-        check_masks(frames, named)
+        check_masks(frames, masks)
     check_masks(*(open_video(_folder(tmp_path / name, [f"{name}.png"])) for name in ("picture", "outline")))
 
 
@@ -221,9 +221,9 @@ def test_paths_that_cannot_be_opened_are_refused_in_a_sentence(tmp_path: Path) -
         (Path("a/" * 2500), "letters"),
         (Path("nul\0.mp4"), "cannot be opened"),
     ):
-        with pytest.raises(VideoError) as caught:
+        with pytest.raises(VideoError) as error:
             open_video(path)
-        assert words in str(caught.value) and len(str(caught.value)) < 500 and "\0" not in str(caught.value)
+        assert words in str(error.value) and len(str(error.value)) < 500 and "\0" not in str(error.value)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")

@@ -179,8 +179,8 @@ def test_the_index_of_a_file_is_read_once_until_the_file_changes(tmp_path: Path,
     plain = decoders.VideoFile._read_index
     monkeypatch.setattr(decoders.VideoFile, "_read_index", lambda *a: (read.append(a[0].path.name), plain(*a))[1])
     monkeypatch.setattr(reader, "_INDICES", reader._Indices())
-    one, other = tmp_path / "one.mp4", tmp_path / "other.mp4"
-    for path, first in ((one, 0), (other, 8)):
+    first_path, second_path = tmp_path / "one.mp4", tmp_path / "other.mp4"
+    for path, first in ((first_path, 0), (second_path, 8)):
         write_video(path, [numbered(first + n) for n in range(8)], 25)
 
     def opened(path: Path) -> list[int]:
@@ -190,18 +190,18 @@ def test_the_index_of_a_file_is_read_once_until_the_file_changes(tmp_path: Path,
 
     monkeypatch.chdir(tmp_path)
     for _ in range(3):
-        assert opened(one) == opened(Path("one.mp4")) == list(range(8))
+        assert opened(first_path) == opened(Path("one.mp4")) == list(range(8))
     assert read == ["one.mp4"] * 2  # once for each name that was given
-    write_video(one, [numbered(20 + n) for n in range(5)], 25)
-    assert opened(one) == list(range(20, 25)) and len(read) == 3
-    one.write_bytes(one.read_bytes()[:-100])
+    write_video(first_path, [numbered(20 + n) for n in range(5)], 25)
+    assert opened(first_path) == list(range(20, 25)) and len(read) == 3
+    first_path.write_bytes(first_path.read_bytes()[:-100])
     with pytest.raises(VideoError, match="cut off"):
-        opened(one)
+        opened(first_path)
     monkeypatch.setattr(reader._Indices, "LIMIT_FRAMES", 10)
     monkeypatch.setattr(reader, "_INDICES", reader._Indices())
-    assert opened(other) == list(range(8, 16)) == opened(other) and len(read) == 4
-    write_video(one, [numbered(n) for n in range(5)], 25)
-    assert opened(one) == list(range(5)) and opened(other) == list(range(8, 16))
+    assert opened(second_path) == list(range(8, 16)) == opened(second_path) and len(read) == 4
+    write_video(first_path, [numbered(n) for n in range(5)], 25)
+    assert opened(first_path) == list(range(5)) and opened(second_path) == list(range(8, 16))
     assert read[4:] == ["one.mp4", "other.mp4"]  # together they are over the limit: the older one had to go
 
 
@@ -241,9 +241,9 @@ def test_a_real_laparoscopy_is_read_frame_by_frame(real_data: Path) -> None:
     with open_video(real_data / "laparoscopy" / "endo.mp4") as video:
         info = video.info
         assert (info.n_frames, info.fps, info.width_px, info.height_px, info.codec) == (250, 25, 1280, 720, "h264")
-        wanted = [249, 0, 100, 101, 32]
-        truth = {number: frame for number, frame in video.stream() if number in wanted}
-        np.testing.assert_array_equal(video.read(wanted), np.stack([truth[number] for number in wanted]))
+        numbers = [249, 0, 100, 101, 32]
+        truth = {number: frame for number, frame in video.stream() if number in numbers}
+        np.testing.assert_array_equal(video.read(numbers), np.stack([truth[number] for number in numbers]))
 
 
 @pytest.mark.real_data

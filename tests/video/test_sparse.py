@@ -10,11 +10,11 @@ from endofm_lab.video.reader import open_video
 from tests.video.recordings import encode, number_in
 
 decord = pytest.importorskip("decord")
-WANTED = [40, 75, 150]
+NUMBERS = [40, 75, 150]
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list[str]:
+def readings(monkeypatch) -> list[str]:
     """The files that decord is asked to open."""
     opened: list[str] = []
     true = decord.VideoReader
@@ -33,36 +33,36 @@ def far(tmp_path) -> Path:
     return encode(tmp_path / "far.mp4", 160, g="250")
 
 
-def test_a_second_reading_is_decords_and_the_same(far, asked):
+def test_a_second_reading_is_decords_and_the_same(far, readings):
     with open_video(far) as video:
-        first = video.read(WANTED)
-        assert not asked, "nothing was decoded before"
-        again = video.read(list(reversed(WANTED)))
-    assert asked == [str(far)]
-    np.testing.assert_array_equal(again, first[::-1])
-    assert [number_in(frame) for frame in first] == WANTED
+        first = video.read(NUMBERS)
+        assert not readings, "nothing was decoded before"
+        second = video.read(list(reversed(NUMBERS)))
+    assert readings == [str(far)]
+    np.testing.assert_array_equal(second, first[::-1])
+    assert [number_in(frame) for frame in first] == NUMBERS
 
 
-def test_a_frame_that_was_never_decoded_is_pyavs(far, asked):
+def test_a_frame_that_was_never_decoded_is_pyavs(far, readings):
     with open_video(far) as video:
-        video.read(WANTED)
-        video.read([*WANTED, 151])
-    assert not asked
+        video.read(NUMBERS)
+        video.read([*NUMBERS, 151])
+    assert not readings
 
 
-def test_where_a_key_frame_is_near_decord_is_not_asked(tmp_path, asked):
+def test_where_a_key_frame_is_near_decord_is_not_asked(tmp_path, readings):
     with open_video(encode(tmp_path / "near.mp4", 160, g="10")) as video:
-        np.testing.assert_array_equal(video.read(WANTED), video.read(WANTED))
-    assert not asked
+        np.testing.assert_array_equal(video.read(NUMBERS), video.read(NUMBERS))
+    assert not readings
 
 
-def test_an_answer_with_another_checksum_is_not_used_and_decord_is_not_asked_again(far, asked, monkeypatch):
+def test_an_answer_with_another_checksum_is_not_used_and_decord_is_not_asked_again(far, readings, monkeypatch):
     with open_video(far) as video:
-        first = video.read(WANTED)
+        first = video.read(NUMBERS)
         video._source.second_reading._checksums[75] += 1  # as if decord had drawn something else
-        np.testing.assert_array_equal(video.read(WANTED), first)
-        np.testing.assert_array_equal(video.read(WANTED), first)
-    assert len(asked) == 1
+        np.testing.assert_array_equal(video.read(NUMBERS), first)
+        np.testing.assert_array_equal(video.read(NUMBERS), first)
+    assert len(readings) == 1
 
 
 def test_a_file_that_decord_cannot_open_is_read_by_pyav(far, monkeypatch):
@@ -71,10 +71,10 @@ def test_a_file_that_decord_cannot_open_is_read_by_pyav(far, monkeypatch):
 
     monkeypatch.setattr(sparse.decord, "VideoReader", broken)
     with open_video(far) as video:
-        np.testing.assert_array_equal(video.read(WANTED), video.read(WANTED))
+        np.testing.assert_array_equal(video.read(NUMBERS), video.read(NUMBERS))
 
 
 def test_without_decord_pyav_reads_everything(far, monkeypatch):
     monkeypatch.setattr(sparse, "decord", None)
     with open_video(far) as video:
-        np.testing.assert_array_equal(video.read(WANTED), video.read(WANTED))
+        np.testing.assert_array_equal(video.read(NUMBERS), video.read(NUMBERS))

@@ -49,11 +49,11 @@ def test_the_three_specifications_are_those_of_their_papers() -> None:
 
 def test_one_clip_is_a_batch_of_one_and_tensors_are_taken_too() -> None:
     frames = noise(4, 60, 80, 3)
-    one = to_input(frames, HALF)
-    assert one.shape == (1, 3, 4, 224, 224)
-    torch.testing.assert_close(one, to_input(frames[None], HALF), rtol=0, atol=0)
-    torch.testing.assert_close(one, to_input(torch.from_numpy(frames), HALF), rtol=0, atol=0)
-    torch.testing.assert_close(one, to_input(frames[:, ::-1], HALF).flip(3), rtol=0, atol=0.01)
+    single = to_input(frames, HALF)
+    assert single.shape == (1, 3, 4, 224, 224)
+    torch.testing.assert_close(single, to_input(frames[None], HALF), rtol=0, atol=0)
+    torch.testing.assert_close(single, to_input(torch.from_numpy(frames), HALF), rtol=0, atol=0)
+    torch.testing.assert_close(single, to_input(frames[:, ::-1], HALF).flip(3), rtol=0, atol=0.01)
     before = frames.copy()
     to_input(frames, InputSpec(60))
     np.testing.assert_array_equal(frames, before)
@@ -88,8 +88,8 @@ def test_resizing_agrees_with_float_interpolation(height_width: tuple[int, int],
         part = part[..., top : top + side, left : left + side]
     exact = torch.nn.functional.interpolate(part, size=(64, 64), mode="bilinear", antialias=True)
     spec = InputSpec(64)
-    got = torch.from_numpy(from_input(to_input(frames, spec, fit), spec)[0]).permute(0, 3, 1, 2)  # type: ignore[arg-type]
-    assert (got - exact).abs().max() <= 1.5  # the uint8 kernel rounds after each axis
+    resized = torch.from_numpy(from_input(to_input(frames, spec, fit), spec)[0]).permute(0, 3, 1, 2)  # type: ignore[arg-type]
+    assert (resized - exact).abs().max() <= 1.5  # the uint8 kernel rounds after each axis
 
 
 @pytest.mark.parametrize(
@@ -140,12 +140,12 @@ def test_what_the_model_sees_comes_back_to_its_place(frame_hw: tuple[int, int], 
     top, left, bottom, right = H // 2 - 40, W // 2 - 60, H // 2 + 30, W // 2 + 50
     frames = np.zeros((1, H, W, 3), np.uint8)
     frames[:, top:bottom, left:right] = 255
-    seen = from_input(to_input(frames, HALF, fit), HALF)[0, ..., 0] > 127  # type: ignore[arg-type]  # (1, 224, 224)
-    back = masks_to_frame(seen, frame_hw, HALF, fit)  # type: ignore[arg-type]
+    mask = from_input(to_input(frames, HALF, fit), HALF)[0, ..., 0] > 127  # type: ignore[arg-type]  # (1, 224, 224)
+    back = masks_to_frame(mask, frame_hw, HALF, fit)  # type: ignore[arg-type]
     truth = frames[..., 0] > 0
     assert back.shape == (1, H, W) and back.dtype == bool
     assert (back & truth).sum() / (back | truth).sum() > 0.95
-    rows, columns = np.nonzero(seen[0])
+    rows, columns = np.nonzero(mask[0])
     box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
     np.testing.assert_allclose(
         boxes_to_frame(box, frame_hw, HALF, fit),  # type: ignore[arg-type]

@@ -83,10 +83,10 @@ def test_another_process_with_another_number_of_threads_writes_the_same_bytes(
     )
     clip = render(PhantomSpec(seed=1, finding="polyp", n_frames=24, size_px=96))
     write_video(tmp_path / name, clip.frames, 24, codec, generated=True)
-    other = tmp_path / f"other{Path(name).suffix}"
+    copy = tmp_path / f"other{Path(name).suffix}"
     threads = {"OMP_NUM_THREADS": "3", "MKL_NUM_THREADS": "3"}
-    subprocess.run([sys.executable, "-c", program, str(other), codec], check=True, env={**os.environ, **threads})
-    assert (tmp_path / name).read_bytes() == other.read_bytes()
+    subprocess.run([sys.executable, "-c", program, str(copy), codec], check=True, env={**os.environ, **threads})
+    assert (tmp_path / name).read_bytes() == copy.read_bytes()
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov", "a.mkv", "a.webm", "a.avi"])
