@@ -19,7 +19,7 @@ from endofm_lab.files import atomic_path
 from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel
 
-What = Literal["scores", "features"]
+Output = Literal["scores", "features"]
 ENDINGS = (".onnx", ".pt2")
 OPSET = 20
 TOLERANCE = 1e-3
@@ -64,7 +64,7 @@ class Portable(nn.Module):
     "patches" (B, T, h, w, D).
     """
 
-    def __init__(self, model: VideoModel, what: What) -> None:
+    def __init__(self, model: VideoModel, what: Output) -> None:
         super().__init__()
         self.model, self.what = model, what
 
@@ -78,7 +78,7 @@ class Portable(nn.Module):
 
 
 def export(
-    model: VideoModel | str | Path, path: str | Path, what: What = "scores", tolerance: float = TOLERANCE
+    model: VideoModel | str | Path, path: str | Path, what: Output = "scores", tolerance: float = TOLERANCE
 ) -> Exported:
     """Write a model as one file that works without this library, and compare it with the model.
 
@@ -131,7 +131,7 @@ def _program(portable: Portable, model: VideoModel) -> tuple[Any, tuple[str, ...
     """The traced model, and which of "batch" and "length" are free: as many as the model allows."""
     tokens = model.backbone.frames_per_token
     frames = model.card.clip.n_frames
-    other = frames + tokens if tokens > 1 else frames  # a length of the example says nothing about others
+    length = frames + tokens if tokens > 1 else frames  # a length of the example says nothing about others
     problem: Exception | None = None
     for free in (("batch", "length"), ("batch",), ()):
         dims: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=1024)} if "batch" in free else {}
@@ -139,7 +139,7 @@ def _program(portable: Portable, model: VideoModel) -> tuple[Any, tuple[str, ...
             dims[2] = tokens * torch.export.Dim("frames", min=2, max=1024)
         try:
             with torch.no_grad(), _silent():
-                clip = _clip(model, 2, max(other, 2) if "length" in free else frames)
+                clip = _clip(model, 2, max(length, 2) if "length" in free else frames)
                 return torch.export.export(portable, (clip,), dynamic_shapes=({**dims},), strict=False), free
         except Exception as error:  # what torch cannot trace it says in many classes of exception
             problem = error
@@ -192,10 +192,10 @@ def _compared(
         clip = _clip(model, batch, length)
         with torch.no_grad():
             expected = portable(clip)
-        for name, found in zip(names, run(clip), strict=True):
-            if found.shape != tuple(expected[name].shape):
-                raise UserError(f"{path.name} gives {name} of shape {found.shape}, not {tuple(expected[name].shape)}.")
-            difference = max(difference, float(np.abs(found - expected[name].numpy()).max()))
+        for name, output in zip(names, run(clip), strict=True):
+            if output.shape != tuple(expected[name].shape):
+                raise UserError(f"{path.name} gives {name} of shape {output.shape}, not {tuple(expected[name].shape)}.")
+            difference = max(difference, float(np.abs(output - expected[name].numpy()).max()))
     if not difference <= tolerance:
         raise UserError(
             f"{path.name} differs from {model.card.name} by {difference:.3g}, more than {tolerance:g}, and was not "

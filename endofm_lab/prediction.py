@@ -150,8 +150,8 @@ class VideoPrediction(Brief):
 
     def boxes(self, frame: int, head: str | None = None) -> pd.DataFrame:
         """The boxes of one frame, of one head or of all box heads."""
-        own = self.boxes_xyxy["frame"] == frame
-        return self.boxes_xyxy[own if head is None else own & (self.boxes_xyxy["head"] == head)]
+        rows = self.boxes_xyxy["frame"] == frame
+        return self.boxes_xyxy[rows if head is None else rows & (self.boxes_xyxy["head"] == head)]
 
     def overlay(self, frame: int, heads: Collection[str] | None = None) -> tuple[np.ndarray | None, pd.DataFrame]:
         """The union of the heads' masks on a frame, bool (H, W) or None, and the heads' boxes, for drawing.
@@ -229,40 +229,45 @@ def load_prediction(folder: str | Path) -> VideoPrediction:
             f"{folder} holds no finished prediction. Run `endofm-lab predict VIDEO --out {folder}` to complete it."
         )
     refuse_changed(folder, "prediction.json", "clips.parquet", "boxes.parquet", *_names(folder, "masks*.npy"))
-    about = read_object(folder / "prediction.json", _ABOUT, _REMEDY)
+    description = read_object(folder / "prediction.json", _ABOUT, _REMEDY)
     with reading(folder, _REMEDY):
-        prediction = _stored(folder, about)
+        prediction = _stored(folder, description)
         _check_sizes(prediction)
     return prediction
 
 
-def _stored(folder: Path, about: dict[str, Any]) -> VideoPrediction:
-    """The prediction in a folder whose ``prediction.json`` holds ``about``."""
+def _stored(folder: Path, description: dict[str, Any]) -> VideoPrediction:
+    """The prediction in a folder whose ``prediction.json`` holds ``description``."""
     table = read_parquet(folder / "clips.parquet")
-    classes = about["classes"]
+    classes = description["classes"]
     spread = {
         head: np.stack([table[[f"{bound} {head}.{name}" for name in classes[head]]] for bound in BOUNDS], axis=-1)
-        for head in about["heads"]
+        for head in description["heads"]
         if f"{BOUNDS[0]} {head}.{classes[head][0]}" in table
     }
-    maps, boxes = _stored_maps(folder, about), read_parquet(folder / "boxes.parquet")
+    maps, boxes = _stored_maps(folder, description), read_parquet(folder / "boxes.parquet")
     if "head" not in boxes:  # written by a version in which a model had at most one box head
-        box_heads = [head for head in classes if head not in about["heads"] and head not in maps]
+        box_heads = [head for head in classes if head not in description["heads"] and head not in maps]
         boxes.insert(BOX_COLUMNS.index("head"), "head", box_heads[0] if box_heads else "")
     return VideoPrediction(
         times_s=table[["start_s", "end_s"]].to_numpy(),
         scores={
-            head: table[[f"{head}.{name}" for name in classes[head]]].to_numpy(np.float32) for head in about["heads"]
+            head: table[[f"{head}.{name}" for name in classes[head]]].to_numpy(np.float32)
+            for head in description["heads"]
         },
         classes=classes,
-        frames=np.array(about["frames"], dtype=np.int64),
-        frame_times_s=np.array(about["frame_times_s"], dtype=np.float64),
+        frames=np.array(description["frames"], dtype=np.int64),
+        frame_times_s=np.array(description["frame_times_s"], dtype=np.float64),
         maps=maps,
         boxes_xyxy=boxes,
         video=VideoInfo(
-            **{**about["video"], "fps": Fraction(about["video"]["fps"]), "path": Path(about["video"]["path"])}
+            **{
+                **description["video"],
+                "fps": Fraction(description["video"]["fps"]),
+                "path": Path(description["video"]["path"]),
+            }
         ),
-        provenance=about["provenance"],
+        provenance=description["provenance"],
         score_spread=spread,
     )
 
@@ -310,17 +315,17 @@ def _stem(head: str, n_heads: int) -> str:
     return "masks" if n_heads == 1 else f"masks_{head}"
 
 
-def _stored_maps(folder: Path, about: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The maps in a folder by head, left on disk until they are used; ``about`` is its ``prediction.json``."""
-    if "maps" in about:
-        paths = {head: folder / f"{_stem(head, len(about['maps']))}.npy" for head in about["maps"]}
+def _stored_maps(folder: Path, description: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The maps in a folder by head, left on disk until they are used; ``description`` is its ``prediction.json``."""
+    if "maps" in description:
+        paths = {head: folder / f"{_stem(head, len(description['maps']))}.npy" for head in description["maps"]}
         return {head: np.load(path, mmap_mode="r", allow_pickle=False) for head, path in paths.items()}
     if not (folder / "masks.npy").exists():
         return {}
     masks = np.load(folder / "masks.npy", mmap_mode="r", allow_pickle=False)
-    classes = about["classes"]
-    fitting = [head for head in classes if head not in about["heads"] and len(classes[head]) == masks.shape[1]]
-    if len(masks) != len(about["frames"]) or not fitting:
+    classes = description["classes"]
+    fitting = [head for head in classes if head not in description["heads"] and len(classes[head]) == masks.shape[1]]
+    if len(masks) != len(description["frames"]) or not fitting:
         raise UserError(f"{folder} was written by an older version that mixed masks of several heads. Predict again.")
     return {"mask" if "mask" in fitting else fitting[0]: masks}
 

@@ -34,16 +34,16 @@ Key = tuple[Content, Content, float]  # video, model, start in seconds
 @kept(512)
 def attention(video: Content, chosen: Content, start_s: float) -> AttentionMaps:
     """All attention of a clip, with norms if the model allows it."""
-    network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
+    network, clip = cache.model(chosen), cache.clip(video, chosen, start_s)
     with soon("Looking inside ..."):
-        return look(network, lab.to_input(seen.frames, network.card.input), norms=network.backbone.has_video_blocks)
+        return look(network, lab.to_input(clip.frames, network.card.input), norms=network.backbone.has_video_blocks)
 
 
 @st.cache_data(max_entries=40, show_spinner=False)
 def top_classes(video: Content, chosen: Content, start_s: float) -> dict[str, int]:
     """The number of the class with the highest score in a clip, for every class head."""
-    network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
-    scores = network.predict(lab.to_input(seen.frames, network.card.input))
+    network, clip = cache.model(chosen), cache.clip(video, chosen, start_s)
+    scores = network.predict(lab.to_input(clip.frames, network.card.input))
     heads = network.card.heads
     return {name: int(scores[name][0].argmax()) for name in heads if heads[name].kind in ("multiclass", "multilabel")}
 
@@ -51,9 +51,9 @@ def top_classes(video: Content, chosen: Content, start_s: float) -> dict[str, in
 @kept(64)
 def attribution(video: Content, chosen: Content, start_s: float, head: str, label: str, method: str) -> Attribution:
     """The map of one method for one class."""
-    network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
+    network, clip = cache.model(chosen), cache.clip(video, chosen, start_s)
     with soon("Attributing ..."):
-        return METHODS[method](network, lab.to_input(seen.frames, network.card.input), target_of(network, head, label))
+        return METHODS[method](network, lab.to_input(clip.frames, network.card.input), target_of(network, head, label))
 
 
 def tested(key: Key, head: str, label: str, method: str) -> tuple[Curves, float]:
@@ -64,8 +64,8 @@ def tested(key: Key, head: str, label: str, method: str) -> tuple[Curves, float]
     results = st.session_state.setdefault("tested maps", {})
     if (name := (key, head, label, method)) not in results:
         video, chosen, start_s = key
-        network, seen = cache.model(chosen), cache.clip(video, chosen, start_s)
-        x = lab.to_input(seen.frames, network.card.input)
+        network, clip = cache.model(chosen), cache.clip(video, chosen, start_s)
+        x = lab.to_input(clip.frames, network.card.input)
         values = attribution(*key, head, label, method).values
         steps = trust_steps(network, x, head, label, METHODS[method], values)
         with heavy("the test", lambda: st.session_state.update({"test the map": False})) as bar:
@@ -105,7 +105,7 @@ def take_patch() -> None:
         st.session_state["patch"] = (int(row), int(column))
 
 
-def show_space(seen, maps: AttentionMaps, generated: bool) -> None:
+def show_space(clip, maps: AttentionMaps, generated: bool) -> None:
     """Show one frame covered by the map of CLS or of a chosen patch."""
     block, head = choose_map(maps)
     T, h, w = maps.grid
@@ -114,7 +114,7 @@ def show_space(seen, maps: AttentionMaps, generated: bool) -> None:
     if patch is not None and not (patch[0] < h and patch[1] < w):
         patch = None
     query = "CLS" if patch is None else f"the patch in row {patch[0]}, column {patch[1]}"
-    figure = patch_picker(seen.frames[t], maps.in_space(block, head, patch)[t], patch)
+    figure = patch_picker(clip.frames[t], maps.in_space(block, head, patch)[t], patch)
     st.plotly_chart(
         marked(figure, generated),
         width="stretch",
@@ -123,12 +123,12 @@ def show_space(seen, maps: AttentionMaps, generated: bool) -> None:
         selection_mode="points",
         config=CONFIG,
     )
-    st.caption(f"Where **{query}** looks in the frame at {seen.times_s[t]:.2f} s. Click a dot to choose another patch.")
+    st.caption(f"Where **{query}** looks in the frame at {clip.times_s[t]:.2f} s. Click a dot to choose another patch.")
     if patch is not None:
         st.button("Back to CLS", on_click=lambda: st.session_state.pop("patch"))
 
 
-def show_time(seen, maps: AttentionMaps) -> None:
+def show_time(clip, maps: AttentionMaps) -> None:
     """Show which frame reads from which, as matrices."""
     block, head = choose_map(maps)
     patch = st.session_state.get("patch")
@@ -137,11 +137,11 @@ def show_time(seen, maps: AttentionMaps) -> None:
         f"block {block}, {where}": maps.in_time(block, head, patch),
         "through all blocks": maps.rollout_in_time(head),
     }
-    st.plotly_chart(temporal_matrices(matrices, seen.times_s), width="content", config=CONFIG)
+    st.plotly_chart(temporal_matrices(matrices, clip.times_s), width="content", config=CONFIG)
     st.caption("Row: the frame that reads. Column: the frame that it reads from. Each row sums to one.")
 
 
-def show_rollout(seen, maps: AttentionMaps, generated: bool) -> None:
+def show_rollout(clip, maps: AttentionMaps, generated: bool) -> None:
     """Show how much of each patch reaches CLS through all blocks, or through the last blocks."""
     left, right = st.columns(2)
     first, last = 0, maps.blocks - 1
@@ -152,7 +152,7 @@ def show_rollout(seen, maps: AttentionMaps, generated: bool) -> None:
     by = steps[right.selectbox("Steps by", list(steps), key="rollout_by", persist_state="session")]
     rollout = maps.since(first).rollout(by=by)
     for figure in (overlay, film_strip):
-        chart = figure(seen.frames, rollout, seen.times_s)
+        chart = figure(clip.frames, rollout, clip.times_s)
         st.plotly_chart(marked(chart, generated), width="stretch", key=figure.__name__, config=CONFIG)
     st.caption(
         "Rollout follows attention and residuals through the blocks, back to the tokens that enter the first block. It "
@@ -162,16 +162,16 @@ def show_rollout(seen, maps: AttentionMaps, generated: bool) -> None:
     )
 
 
-def show_heads(seen, maps: AttentionMaps, generated: bool) -> None:
+def show_heads(clip, maps: AttentionMaps, generated: bool) -> None:
     """Show the maps of all heads of a block, and statistics of the heads of all blocks."""
     block, _ = choose_map(maps)
     grids = {f"head {k}": maps.in_space(block, k)[0] for k in range(maps.heads)}
-    figure = head_grid(seen.frames[0], grids, f"CLS in the first frame, block {block}")
+    figure = head_grid(clip.frames[0], grids, f"CLS in the first frame, block {block}")
     st.plotly_chart(marked(figure, generated), width="stretch", config=CONFIG)
     st.plotly_chart(head_statistics(maps.statistics()), width="stretch", config=CONFIG)
 
 
-def show_attribution(seen, key: Key, heads: dict, generated: bool) -> None:
+def show_attribution(clip, key: Key, heads: dict, generated: bool) -> None:
     """Show the attribution of one class by one method, and how far it can be trusted."""
     if not heads:
         st.info("Only the backbone of this model was loaded. Without a head it has no answer to explain.")
@@ -183,7 +183,7 @@ def show_attribution(seen, key: Key, heads: dict, generated: bool) -> None:
     label = second.selectbox("Class", heads[head].classes, index=top, key=f"class of {head} in {key}")
     method = third.selectbox("Method", methods_for(cache.model(key[1]), head))
     explained = attribution(*key, head, label, method)
-    figure = overlay(seen.frames, explained.values, seen.times_s, explained.target)
+    figure = overlay(clip.frames, explained.values, clip.times_s, explained.target)
     st.plotly_chart(marked(figure, generated), width="stretch", config=CONFIG)
     help_ = "Deletion and insertion, and maps of the same model with shuffled weights. This takes up to a minute."
     if st.toggle("Test this map", key="test the map", help=help_):
@@ -211,28 +211,28 @@ def show_attribution(seen, key: Key, heads: dict, generated: bool) -> None:
         st.plotly_chart(curves(lines, "share of patches", "score"), width="stretch", config=CONFIG)
 
 
-def show_two(key: Key, name: str, maps: AttentionMaps, seen, generated: bool) -> None:
+def show_two(key: Key, name: str, maps: AttentionMaps, clip, generated: bool) -> None:
     """Show rollouts of two models for the same clip, by norms if the models allow it."""
     placeholder = "the folder of a model, or a released checkpoint"
-    other = st.text_input("Second model", placeholder=placeholder, **session.field("second_model")).strip()
-    if not other:
+    second_model = st.text_input("Second model", placeholder=placeholder, **session.field("second_model")).strip()
+    if not second_model:
         st.info("Give a second model to see both models side by side.")
         return
-    second_key = (key[0], cache.model_content(other), key[2])
-    second, second_seen = attention(*second_key), cache.clip(*second_key)
+    second_key = (key[0], cache.model_content(second_model), key[2])
+    second, second_clip = attention(*second_key), cache.clip(*second_key)
     for place, column, title, frames, times, attended in zip(
         ("first", "second"),
         st.columns(2),
-        (name, other),
-        (seen.frames, second_seen.frames),
-        (seen.times_s, second_seen.times_s),
+        (name, second_model),
+        (clip.frames, second_clip.frames),
+        (clip.times_s, second_clip.times_s),
         (maps, second),
         strict=True,
     ):
         rollout = attended.rollout(by="norms" if attended.norms else "attention")
         figure = marked(overlay(frames, rollout, times, title), generated)
         column.plotly_chart(figure, width="stretch", key=f"{place} {title}", config=CONFIG)
-    tables = [each.statistics().groupby("axis")[["distance", "entropy"]].mean() for each in (maps, second)]
+    tables = [item.statistics().groupby("axis")[["distance", "entropy"]].mean() for item in (maps, second)]
     st.dataframe(pd.concat(tables, axis=1, keys=["first", "second"]))
 
 
@@ -245,27 +245,27 @@ try:
     key: Key = (video, chosen, start_s)
     generated = cache.video_info(video).generated
     network = cache.model(chosen)
-    seen, maps = cache.clip(*key), attention(*key)
+    clip, maps = cache.clip(*key), attention(*key)
     T, h, w = maps.grid
     notice = "**Generated** video: it shows no patient. " if generated else ""
     st.caption(
-        f"{notice}{plain(network.card.name)} · {T} frames from {seen.times_s[0]:.2f} s to {seen.times_s[-1]:.2f} s · "
+        f"{notice}{plain(network.card.name)} · {T} frames from {clip.times_s[0]:.2f} s to {clip.times_s[-1]:.2f} s · "
         f"{h} x {w} patches · {maps.blocks} blocks of {maps.heads} heads"
     )
     view = st.segmented_control(
         "View", session.VIEWS["look"], label_visibility="collapsed", required=True, **session.field("look")
     )
     if view == "Space":
-        show_space(seen, maps, generated)
+        show_space(clip, maps, generated)
     elif view == "Time":
-        show_time(seen, maps)
+        show_time(clip, maps)
     elif view == "Rollout":
-        show_rollout(seen, maps, generated)
+        show_rollout(clip, maps, generated)
     elif view == "Heads":
-        show_heads(seen, maps, generated)
+        show_heads(clip, maps, generated)
     elif view == "Attribution":
-        show_attribution(seen, key, network.card.heads, generated)
+        show_attribution(clip, key, network.card.heads, generated)
     else:
-        show_two(key, network.card.name, maps, seen, generated)
+        show_two(key, network.card.name, maps, clip, generated)
 except errors.SHOWN as error:
     errors.show(error)

@@ -30,7 +30,9 @@ SHOWN, ROWS_SHOWN, PAIRS_SHOWN = 12, 1000, 4
 def choose_manifests() -> tuple[tuple[str, ...], bool]:
     """Paths of the chosen manifests, and whether they are generated."""
     names = {False: "Generated sample", True: "Manifests on this machine"}
-    if not st.sidebar.radio("Data", list(names), format_func=lambda own: names[own], **session.field("own_manifests")):
+    if not st.sidebar.radio(
+        "Data", list(names), format_func=lambda index: names[index], **session.field("own_manifests")
+    ):
         return (manifests.sample_set(),), True
     placeholder = "paths of .csv or .parquet files, one per line"
     typed = st.sidebar.text_area("Manifests", placeholder=placeholder, **session.field("manifests"))
@@ -39,11 +41,11 @@ def choose_manifests() -> tuple[tuple[str, ...], bool]:
 
 def choose_split(table: pd.DataFrame) -> tuple:
     """The chosen split, which every view shows, in the form that `manifests.divided` takes."""
-    named = [column.removeprefix("split_") for column in table.columns if column.startswith("split_")]
-    kind = st.sidebar.selectbox("Split", [AS_IT_IS, *named, HOLD_OUT, FOLDS], key="split", persist_state="session")
+    splits = [column.removeprefix("split_") for column in table.columns if column.startswith("split_")]
+    kind = st.sidebar.selectbox("Split", [AS_IT_IS, *splits, HOLD_OUT, FOLDS], key="split", persist_state="session")
     if kind == AS_IT_IS:
         return ("as it is",)
-    if kind in named:
+    if kind in splits:
         return ("official", kind)
     seed = int(st.sidebar.number_input("Seed", 0, value=0))
     if kind == FOLDS:
@@ -83,9 +85,9 @@ def show_manifest(data: Manifest, generated: bool) -> None:
 
 def show_classes(files: Files) -> None:
     """Show the effect of a class mapping on the labels."""
-    own = "own mapping file"
-    name = st.selectbox("Mapping", [*list_mappings(), own], key="mapping", persist_state="session")
-    if name == own:
+    own_mapping = "own mapping file"
+    name = st.selectbox("Mapping", [*list_mappings(), own_mapping], key="mapping", persist_state="session")
+    if name == own_mapping:
         name = st.text_input(
             "Path of the mapping", placeholder="a .yaml file", key="mapping_path", persist_state="session"
         ).strip()

@@ -133,8 +133,8 @@ try:
         )
         near = Neighbours(store.vectors[usable], rows).of(points[0], 11, "recording" if together == "yes" else None)
         st.subheader("The clicked clip and its neighbours")
-        both = pd.concat([rows.iloc[points], rows.iloc[near["row"]]])
-        sheet(store, both, ["(chosen)", *(f"{s:.2f}" for s in near["similarity"])], key="neighbours")
+        selection = pd.concat([rows.iloc[points], rows.iloc[near["row"]]])
+        sheet(store, selection, ["(chosen)", *(f"{s:.2f}" for s in near["similarity"])], key="neighbours")
     elif points:
         limit = f", of which the first {SHOWN} are shown" if len(points) > SHOWN else ""
         st.subheader(f"{len(points)} clips{limit}")
@@ -152,12 +152,12 @@ try:
         sheet(store, rows.iloc[order], [f"{score[n]:.2f}" for n in order], key="outliers")
     second = st.text_input("Compare with a second store of the same manifest").strip()
     if second:
-        other = opened(store_content(second))
-        if other.about["manifest_fingerprint"] != store.about["manifest_fingerprint"]:
+        second_store = opened(store_content(second))
+        if second_store.about["manifest_fingerprint"] != store.about["manifest_fingerprint"]:
             st.error("The second store was made from another manifest. Embed the same manifest with both models.")
         else:
-            both = usable & other.usable()
-            pair = (np.asarray(store.vectors[both]), np.asarray(other.vectors[both]))
+            common = usable & second_store.usable()
+            pair = (np.asarray(store.vectors[common]), np.asarray(second_store.vectors[common]))
             left, right = st.columns(2)
             left.metric("Linear CKA (1 = alike)", f"{linear_cka(*pair):.3f}")
             right.metric("Procrustes distance (0 = alike)", f"{procrustes(*pair):.3f}")

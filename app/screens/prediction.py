@@ -67,8 +67,8 @@ def show_viewer(video: Content, about: str, prediction: VideoPrediction, generat
     index = prediction.opening_frame() if chosen is None else min(chosen, last)
     viewer.show(video, about, prediction, index, move_to)
     label = "Generated picture · " if generated else ""
-    seen = prediction.seen_frame(index)
-    exact = "" if seen == index else f" · mask and boxes of frame {seen}, the nearest that the model saw"
+    nearest = prediction.seen_frame(index)
+    exact = "" if nearest == index else f" · mask and boxes of frame {nearest}, the nearest that the model saw"
     st.caption(
         f"{label}This page shows the numbers of frame {index} of {last} · {when(prediction.video, times[index])}{exact}"
     )
@@ -134,16 +134,18 @@ def show_phases(prediction: VideoPrediction) -> None:
 
 def show_provenance(prediction: VideoPrediction) -> None:
     """Show where the video, the model and the numbers come from."""
-    about = prediction.provenance
+    provenance = prediction.provenance
     with st.expander("Model and provenance"):
-        st.markdown(f"**{plain(about['model_name'])}** · Initialisation: {plain(about['initialisation']['words'])}")
+        st.markdown(
+            f"**{plain(provenance['model_name'])}** · Initialisation: {plain(provenance['initialisation']['words'])}"
+        )
         video = prediction.video
         assumed = " (assumed)" if video.decoder == "frames" else ""
         st.markdown(
             f"Video: {video.width_px} x {video.height_px} px, {video.n_frames} frames, "
             f"{float(video.fps):.3f} per second{assumed}, {plain(video.codec)}, read with {plain(video.decoder)}."
         )
-        st.json({k: v for k, v in about.items() if k != "initialisation"}, expanded=False)
+        st.json({k: v for k, v in provenance.items() if k != "initialisation"}, expanded=False)
         st.download_button(
             "Scores as CSV",
             formulas_as_text(prediction.table()).to_csv(index=False),

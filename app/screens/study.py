@@ -148,9 +148,9 @@ def show_review(content: Content, width: int, rows: pd.DataFrame) -> None:
     names = [
         f"{row.number}: {row.finding} at {clock(row.time_s)}, {STATES[row.decision]}" for row in table.itertuples()
     ]
-    which, remark = st.columns(2, vertical_alignment="bottom")
+    choice, remark = st.columns(2, vertical_alignment="bottom")
     row = st.container(horizontal=True)
-    at = which.selectbox("Finding", range(len(table)), format_func=lambda n: names[n], key="finding")
+    at = choice.selectbox("Finding", range(len(table)), format_func=lambda n: names[n], key="finding")
     chosen = table.iloc[at].to_dict()
     field = f"remark {folder} {chosen['head']} {chosen['finding']} {chosen['frame']}"
     remark.text_input("Remark", chosen["remark"], key=field, placeholder="stored with the decision")
@@ -217,9 +217,9 @@ def show_best(content: Content, best: pd.DataFrame) -> None:
 def show_files(folder: str, study: Study) -> None:
     """Offer the written report, and show where the numbers come from."""
     with st.expander("Model and provenance"):
-        about = study.provenance
-        st.markdown(f"**{plain(about['model_name'])}** · {plain(about['initialisation']['words'])}")
-        st.json({k: v for k, v in about.items() if k != "initialisation"}, expanded=False)
+        provenance = study.provenance
+        st.markdown(f"**{plain(provenance['model_name'])}** · {plain(provenance['initialisation']['words'])}")
+        st.json({k: v for k, v in provenance.items() if k != "initialisation"}, expanded=False)
         report = Path(folder) / "report.html"
         if report.is_file():
             st.download_button("Report", report.read_bytes(), "report.html", "text/html")

@@ -18,13 +18,13 @@ from endofm_lab.reports.pretraining import curves, probe_table, reference_for
 from endofm_lab.training.loop import LOG, read_log
 
 DATA = {"Generated, small (seconds to draw)": "tiny", "Generated, tutorial (minutes to draw)": "tutorial"}
-OWN = "A manifest on this machine"
+LOCAL = "A manifest on this machine"
 VERDICT = {"healthy": st.success, "too early to say": st.info}
 
 
 def manifest_of(data: str, typed: str) -> Path:
     """The chosen manifest; a generated data set is drawn if it is not in the cache."""
-    if data == OWN:
+    if data == LOCAL:
         return Path(typed.strip()).expanduser()
     with st.spinner("Drawing the generated videos ..."):
         return write_phantom(cache_folder("phantom") / DATA[data], DATA[data], progress=False)
@@ -35,7 +35,7 @@ def new_run() -> None:
     with st.form("new run"):
         left, middle, right = st.columns(3)
         name = left.text_input("Name", "first run")
-        data = left.selectbox("Videos", [*DATA, OWN])
+        data = left.selectbox("Videos", [*DATA, LOCAL])
         typed = left.text_input("Manifest", placeholder="path of your own CSV or Parquet manifest")
         default = tiny(Path(), Path()).objective
         objective = middle.selectbox(

@@ -67,14 +67,14 @@ def predict(videos: tuple[Path, ...], out: Path, settings: dict[str, Any], outpu
     output.written(out)
 
 
-def _videos(given: Sequence[Path]) -> list[Path]:
+def _videos(paths: Sequence[Path]) -> list[Path]:
     """The videos in files, folders and manifests, without repetitions.
 
     Raises:
         UserError: a folder contains neither videos nor images.
     """
     videos: list[Path] = []
-    for path in given:
+    for path in paths:
         if path.suffix.lower() in (".csv", ".parquet"):
             manifest = read_manifest(path)
             videos += [manifest.root / name for name in manifest.table["video"].unique()]
@@ -130,12 +130,12 @@ def study(
     result = run_study(video, out=out, **settings, progress=output.progress)
     report = write_study_report(result, out, smooth, labels)
     table = findings(result, smooth)
-    skipped, lost = int((result.state == DUPLICATE).sum()), int((result.state == UNREADABLE).sum())
+    skipped, failed = int((result.state == DUPLICATE).sum()), int((result.state == UNREADABLE).sum())
     exported = [] if figures is None else export_all({"time line": study_timeline(result)}, figures, figure_format)
     output.say(
         table.to_string(index=False, max_rows=24) if len(table) else "No finding scores at least 0.5.",
-        f"\n{len(result.state):,} frames, of which {skipped:,} near-duplicates were not scored and {lost:,} could not "
-        "be read.",
+        f"\n{len(result.state):,} frames, of which {skipped:,} near-duplicates were not scored and {failed:,} could "
+        "not be read.",
         computed_on(result.provenance),
         "Confirm or reject the findings in the app (page Prediction, view Study), or in review.csv.",
     )
@@ -144,7 +144,7 @@ def study(
         "report": report,
         "frames": len(result.state),
         "near_duplicates": skipped,
-        "unreadable": lost,
+        "unreadable": failed,
     }
     output.result({**summary, "findings": table.to_dict("records"), "figures": exported})
     output.written(report, *exported)

@@ -38,12 +38,12 @@ from endofm_lab.training.processes import processes
 
 
 def _pretraining_preset(values: Mapping[Key, Any]) -> PretrainConfig:
-    given = values["manifest",]
-    if (given / "config.json").is_file():
+    manifest = values["manifest",]
+    if (manifest / "config.json").is_file():
         if values["preset",] is not None:
-            raise UserError(f"{given} is a run, which continues with its own settings. Leave out --preset.")
-        return run_config(given)
-    config = PRESETS[values["preset",] or "endo-fm"](given, values["out",])
+            raise UserError(f"{manifest} is a run, which continues with its own settings. Leave out --preset.")
+        return run_config(manifest)
+    config = PRESETS[values["preset",] or "endo-fm"](manifest, values["out",])
     size = values["size",]
     return config if size is None else replace(config, backbone=BACKBONES[size])
 
@@ -100,8 +100,8 @@ def run(config: PretrainConfig, output: Output) -> None:
     main = processes().is_main_process
     bar = tqdm(unit="step", disable=not (main and output.progress), mininterval=2)
     try:
-        given = handed_over(config.out) if (config.out / "config.json").is_file() else ()
-        for record in pretraining(config, *given):
+        parts = handed_over(config.out) if (config.out / "config.json").is_file() else ()
+        for record in pretraining(config, *parts):
             if bar.total is None:
                 described = json.loads((config.out / "config.json").read_text(encoding="utf-8"))
                 bar.total, bar.n = described["steps"], record["step"]
@@ -290,8 +290,8 @@ def show_run(folder: Path, output: Output) -> None:
     output.say(f"\n{report['method']}; {report['initialisation']}")
     for name, metric in report["metrics"].items():
         output.say(f"{name:<28} {_metric_text(metric, unit['words'])}")
-    if few := caution(unit["n"], unit["words"]):
-        output.say(few)
+    if warning := caution(unit["n"], unit["words"]):
+        output.say(warning)
     output.say(f"Audit: {report['audit']['verdict']}", computed_on(report.get("provenance", {})))
     output.written(folder)
 

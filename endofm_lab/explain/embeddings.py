@@ -107,8 +107,8 @@ def embed(
     manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
     steps = embedding_steps(manifest, model_at(model, device), out, batch_clips)
     with progress_bar(total=len(manifest), unit="clip", desc="embed", shown=progress) as bar:
-        for done in steps:
-            bar.update(done - bar.n)
+        for n_done in steps:
+            bar.update(n_done - bar.n)
     return load_store(out)
 
 
@@ -117,7 +117,7 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
     if batch_clips < 1:
         raise UserError(f"batch_clips is {batch_clips}; give at least 1.")
     N, D = len(manifest), model.backbone.width
-    about = {
+    description = {
         "model_name": model.card.name,
         "model_fingerprint": model.card.fingerprint,
         "manifest_fingerprint": manifest.fingerprint,
@@ -137,28 +137,30 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
             (folder / LOG).unlink(missing_ok=True)  # left if the last call was killed at its very end
             yield N
             return
-        done = _Done.resumed(folder, N, D)
-        if not done.entries:
+        journal = _Journal.resumed(folder, N, D)
+        if not journal.entries:
             _check_room(folder, N, D)
-        yield from _embed_rows(manifest, model, done, N, D, batch_clips)
-        rows = manifest.table.assign(**{name: [entry[name] for entry in done.entries] for name in ("time_s", "error")})
+        yield from _embed_rows(manifest, model, journal, N, D, batch_clips)
+        rows = manifest.table.assign(
+            **{name: [entry[name] for entry in journal.entries] for name in ("time_s", "error")}
+        )
         rows["time_s"] = rows["time_s"].astype(float)
         write_parquet(folder / "rows.parquet", rows)
-        done.finish()
+        journal.finish()
         origin = provenance(next(model.parameters()).device)
-        stored = {**about, "root": str(manifest.root.resolve()), "version": __version__, "provenance": origin}
+        stored = {**description, "root": str(manifest.root.resolve()), "version": __version__, "provenance": origin}
         write_json(folder / STORE, stored)
-        done.log.unlink()
+        journal.log.unlink()
 
 
 def _embed_rows(
-    manifest: Manifest, model: VideoModel, done: "_Done", N: int, D: int, batch_clips: int
+    manifest: Manifest, model: VideoModel, journal: "_Journal", N: int, D: int, batch_clips: int
 ) -> Iterator[int]:
     """Compute the missing rows; yields the number of rows done."""
     model.eval()
     first = next(model.parameters())
     backbone = for_inference(model.backbone, first.dtype)
-    for start in range(len(done.entries), N, batch_clips):
+    for start in range(len(journal.entries), N, batch_clips):
         rows = range(start, min(start + batch_clips, N))
         vectors = np.full((len(rows), D), np.nan, np.float32)
         entries: list[dict[str, Any]] = []
@@ -176,8 +178,8 @@ def _embed_rows(
             names = [f"row {start + index + 1} of the manifest" for index, _ in clips]
             check_finite(features, f"The backbone of {model.card.name}", names)
             vectors[[index for index, _ in clips]] = features.float().cpu().numpy()
-        done.add(vectors, entries)
-        yield len(done.entries)
+        journal.add(vectors, entries)
+        yield len(journal.entries)
 
 
 class _Entry(TypedDict):
@@ -189,7 +191,7 @@ class _Entry(TypedDict):
 
 
 @dataclass
-class _Done:
+class _Journal:
     """The finished rows of an unfinished store: their vectors in a file that grows, and a log with an entry per row.
 
     Vectors are written to disk before the log names their rows, so every row in the log has its vector.
@@ -208,26 +210,26 @@ class _Done:
         return self.folder / LOG
 
     @classmethod
-    def resumed(cls, folder: Path, N: int, D: int) -> "_Done":
+    def resumed(cls, folder: Path, N: int, D: int) -> "_Journal":
         """The rows that an earlier call finished, with log entry and vector; anything after them is cut off."""
-        done = cls(folder, (N, D), [])
-        lines = done.log.read_text(encoding="utf-8").splitlines(keepends=True) if done.log.exists() else []
-        with reading(done.log, "Delete the folder and embed again."):
+        journal = cls(folder, (N, D), [])
+        lines = journal.log.read_text(encoding="utf-8").splitlines(keepends=True) if journal.log.exists() else []
+        with reading(journal.log, "Delete the folder and embed again."):
             entries = [entry for line in lines if line.endswith("\n") for entry in json.loads(line)]
             if not fits(entries, list[_Entry]):
                 raise ValueError("it does not list rows")
         n = next((index for index, entry in enumerate(entries) if entry["row"] != index), len(entries))
-        if n == N and (folder / "vectors.npy").exists() and not done.vectors.exists():  # killed at the very end
-            done.entries = entries
-            return done
-        size = done.vectors.stat().st_size if done.vectors.exists() else 0
-        n = min(n, max(0, size - len(done._header())) // (4 * D))
-        with done._opened() as file:
-            file.write(done._header())
-            file.truncate(len(done._header()) + n * 4 * D)
-        done.entries = entries[:n]
-        done.log.write_text("".join(json.dumps([entry]) + "\n" for entry in done.entries), encoding="utf-8")
-        return done
+        if n == N and (folder / "vectors.npy").exists() and not journal.vectors.exists():  # killed at the very end
+            journal.entries = entries
+            return journal
+        size = journal.vectors.stat().st_size if journal.vectors.exists() else 0
+        n = min(n, max(0, size - len(journal._header())) // (4 * D))
+        with journal._opened() as file:
+            file.write(journal._header())
+            file.truncate(len(journal._header()) + n * 4 * D)
+        journal.entries = entries[:n]
+        journal.log.write_text("".join(json.dumps([entry]) + "\n" for entry in journal.entries), encoding="utf-8")
+        return journal
 
     def add(self, vectors: np.ndarray, entries: list[dict[str, Any]]) -> None:
         """Save the next rows."""

@@ -176,8 +176,8 @@ class _Build:
     def _left_out(self, manifest: Manifest, prepared: Prepared) -> list[str]:
         """A sentence about classes of the data set that the model does not know, if there are any."""
         label = self.start.training.get("label", "label")
-        lost = class_names(read_manifest(prepared.manifest).table, label) - class_names(manifest.table, label)
-        return [f"Does not know the classes {', '.join(sorted(lost))} of the data set."] if lost else []
+        classes = class_names(read_manifest(prepared.manifest).table, label) - class_names(manifest.table, label)
+        return [f"Does not know the classes {', '.join(sorted(classes))} of the data set."] if classes else []
 
     def _finish(
         self, config: FinetuneConfig, manifest: Manifest, prepared: Prepared, choice: DataChoice, verdict: str

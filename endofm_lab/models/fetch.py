@@ -30,15 +30,15 @@ def get(name: str, agree: bool = False) -> Iterator[tuple[int, int]]:
         UserError: no such repository or network, the licence is not agreed to, or a file is not as stated.
     """
     hub_id = hub_id_in(name) or _weights_of(name)
-    source, about = described(hub_id)
+    source, description = described(hub_id)
     refuse_unless_agreed(source, agree)
     folder = fetched_folder(hub_id)
-    request = {"repository": hub_id, "commit": about["commit"]}
+    request = {"repository": hub_id, "commit": description["commit"]}
     with claim(folder, request, "a fetched model"):
         yield from download(source, folder / WEIGHTS_FILE)
         if (sealed := metadata_of(folder / WEIGHTS_FILE).get(SEAL)) is not None:  # a model of this library
             write_json(folder / CARD_FILE, json.loads(sealed) | {"weights_sha256": source.sha256})
-        write_json(folder / ORIGIN, about)
+        write_json(folder / ORIGIN, description)
 
 
 def _weights_of(name: str) -> str:

@@ -117,10 +117,10 @@ class ModelRecipe:
     def config(self, choice: StartChoice, manifest: Path, out: Path, **given: Any) -> FinetuneConfig:
         """The fine-tuning that a start asks for; ``given`` are settings of this machine and this build."""
         start = {key: value for key, value in choice.training.items() if key in _START}
-        rest = {key: value for key, value in choice.training.items() if key not in _START}
-        rest = {key: tuple(value) if isinstance(value, list) else value for key, value in rest.items()}
+        options = {key: value for key, value in choice.training.items() if key not in _START}
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
         source = given.pop("source", choice.source)
-        return FinetuneConfig(manifest, out, task=self.task, start=Start(source, **start), **{**rest, **given})
+        return FinetuneConfig(manifest, out, task=self.task, start=Start(source, **start), **{**options, **given})
 
 
 def models_recipes_folder() -> Path:
@@ -141,8 +141,8 @@ def load_model_recipe(name: str) -> ModelRecipe:
     """
     path = Path(name) if name.endswith(".yaml") else models_recipes_folder() / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(other.stem for other in models_recipes_folder().glob("*.yaml")))
-        raise RecipeError(f"There is no model recipe {name!r}. Choose one of: {known}; or give the path of a file.")
+        names = ", ".join(sorted(file.stem for file in models_recipes_folder().glob("*.yaml")))
+        raise RecipeError(f"There is no model recipe {name!r}. Choose one of: {names}; or give the path of a file.")
     return read_model_recipe(path)
 
 
@@ -193,55 +193,55 @@ def _recipe(facts: Any, path: Path) -> ModelRecipe:
     return recipe
 
 
-def _data(path: Path, where: str, value: Any) -> DataChoice:
-    _check(path, where, value, _DATA, {"recipe", "split"})
+def _data(path: Path, place: str, value: Any) -> DataChoice:
+    _check(path, place, value, _DATA, {"recipe", "split"})
     types = get_type_hints(DataChoice) | {"split": dict[str, float], "where": dict[str, str]}
-    _check_types(path, where, value, types)
+    _check_types(path, place, value, types)
     if value.get("rows", ROWS[0]) not in ROWS:
-        raise _fault(path, f"{where}.rows", f"{value['rows']!r} is not one of {', '.join(ROWS)}")
+        raise _fault(path, f"{place}.rows", f"{value['rows']!r} is not one of {', '.join(ROWS)}")
     parts = set(value["split"])
     if parts != ({"val"} if value.get("official") else {"train", "val", "test"}):
-        raise _fault(path, f"{where}.split", "give shares of train, val and test, or with `official` that of val")
+        raise _fault(path, f"{place}.split", "give shares of train, val and test, or with `official` that of val")
     return DataChoice(**value)
 
 
-def _start(path: Path, where: str, value: Any, common: Mapping[str, Any]) -> StartChoice:
-    _check(path, where, value, _CHOICE, _CHOICE)
+def _start(path: Path, place: str, value: Any, common: Mapping[str, Any]) -> StartChoice:
+    _check(path, place, value, _CHOICE, _CHOICE)
     training = {**common, **(value["training"] or {})}
     settings = {f.name for f in fields(FinetuneConfig)} - set(_SET_BY_BUILD)
-    _check(path, f"{where}.training", training, settings | set(_START), {"steps"})
-    _check_types(path, f"{where}.training", training, get_type_hints(FinetuneConfig) | get_type_hints(Start))
+    _check(path, f"{place}.training", training, settings | set(_START), {"steps"})
+    _check_types(path, f"{place}.training", training, get_type_hints(FinetuneConfig) | get_type_hints(Start))
     expected = []
     for entry in value["expected"] or []:
-        _check(path, f"{where}.expected", entry, _EXPECTED, _EXPECTED)
-        _check_types(path, f"{where}.expected", entry, get_type_hints(Expected))
+        _check(path, f"{place}.expected", entry, _EXPECTED, _EXPECTED)
+        _check_types(path, f"{place}.expected", entry, get_type_hints(Expected))
         expected.append(Expected(**entry))
-    _check(path, f"{where}.minutes", value["minutes"], _MINUTES, _MINUTES)
-    _check_types(path, f"{where}.minutes", value["minutes"], dict.fromkeys(_MINUTES, float | None))
+    _check(path, f"{place}.minutes", value["minutes"], _MINUTES, _MINUTES)
+    _check_types(path, f"{place}.minutes", value["minutes"], dict.fromkeys(_MINUTES, float | None))
     return StartChoice(str(value["name"]), str(value["source"]), training, tuple(expected), value["minutes"])
 
 
-def _fault(path: Path, where: str, problem: str) -> RecipeError:
-    return RecipeError(f"{path.name}, {where}: {problem}.")
+def _fault(path: Path, place: str, problem: str) -> RecipeError:
+    return RecipeError(f"{path.name}, {place}: {problem}.")
 
 
-def _check(path: Path, where: str, value: Any, known: set[str], needed: set[str]) -> None:
+def _check(path: Path, place: str, value: Any, allowed: set[str], needed: set[str]) -> None:
     """Refuse a value that is no mapping, or has unknown or missing keys."""
     if not isinstance(value, dict):
-        raise _fault(path, where, f"expected a list of `key: value`, found {value!r}")
-    if strange := sorted(set(map(str, value)) - known):
-        raise _fault(path, where, f"unknown key {_quoted(strange)}; known are {', '.join(sorted(known))}")
+        raise _fault(path, place, f"expected a list of `key: value`, found {value!r}")
+    if strange := sorted(set(map(str, value)) - allowed):
+        raise _fault(path, place, f"unknown key {_quoted(strange)}; known are {', '.join(sorted(allowed))}")
     if missing := sorted(needed - set(value)):
-        raise _fault(path, where, f"{_quoted(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+        raise _fault(path, place, f"{_quoted(missing)} {'is' if len(missing) == 1 else 'are'} missing")
 
 
-def _check_types(path: Path, where: str, value: Mapping[str, Any], types: Mapping[str, Any]) -> None:
+def _check_types(path: Path, place: str, value: Mapping[str, Any], types: Mapping[str, Any]) -> None:
     for name, entry in value.items():
         if not fits(entry, types[name]):
             hint = ""
             if isinstance(entry, str) and entry[:1].isdigit():
                 hint = "; a number with an exponent needs a point, such as 3.0e-4"
-            raise _fault(path, f"{where}.{name}", f"{entry!r} has the wrong form{hint}")
+            raise _fault(path, f"{place}.{name}", f"{entry!r} has the wrong form{hint}")
 
 
 def _quoted(names: Sequence[str]) -> str:

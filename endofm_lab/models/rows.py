@@ -42,13 +42,13 @@ def prepared_data(
         if dataset not in (None, choice.recipe):
             continue
         try:
-            found = prepare(recipe.data_recipe(choice), data, work / PREPARED, layout=choice.layout, kind="csv")
+            prepared = prepare(recipe.data_recipe(choice), data, work / PREPARED, layout=choice.layout, kind="csv")
         except LayoutError as fault:
             faults.append(fault)
             continue
         if incomplete == "refuse":
-            refuse_incomplete(found, data)
-        return choice, found
+            refuse_incomplete(prepared, data)
+        return choice, prepared
     raise faults[0] if len(faults) == 1 else UserError(f"{data} holds none of {', '.join(names)}. {faults[0]}")
 
 
@@ -63,12 +63,12 @@ def refuse_incomplete(prepared: Prepared, data: Path) -> None:
         for row in prepared.counts.to_dict("records")
         if row["status"] not in ("as published", "not published")
     ]
-    lost = [f"{problem.path}: {problem.message}" for problem in prepared.problems if problem.left_out]
-    if found := differing + lost:
-        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    problems = [f"{problem.path}: {problem.message}" for problem in prepared.problems if problem.left_out]
+    if faults := differing + problems:
+        suffix = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise UserError(
-            f"{data} is not {prepared.recipe} as published ({'; '.join(found[:3])}{more}), so the expected number does "
-            "not hold. Complete the download, or build from what is there with --incomplete accept."
+            f"{data} is not {prepared.recipe} as published ({'; '.join(faults[:3])}{suffix}), so the expected number "
+            "does not hold. Complete the download, or build from what is there with --incomplete accept."
         )
 
 
@@ -100,8 +100,8 @@ def split_manifest(
         train = table["split"] == "train"
         parts = holdout(table[train], {"train": 1 - choice.split["val"], "val": choice.split["val"]}, seed).parts
         table.loc[train, "split"] = parts
-    known = class_names(table[table["split"] == "train"], label)
-    unseen = table[label].map(lambda cell: bool(cell) and not set(cell.split("|")) <= known)
+    trained = class_names(table[table["split"] == "train"], label)
+    unseen = table[label].map(lambda cell: bool(cell) and not set(cell.split("|")) <= trained)
     return write_manifest(table[~unseen].reset_index(drop=True), prepared.manifest.with_name(SPLIT))
 
 
@@ -125,8 +125,8 @@ def stretches(table: pd.DataFrame, fps: float | None) -> pd.DataFrame:
 def near_duplicates_together(manifest: Manifest) -> pd.DataFrame:
     """The table with one sequence for all rows that are near-duplicates, so that no split tears them apart."""
     table = manifest.table
-    found = picture_neighbours(gather([manifest]), progress=False).pairs
-    links = found[["row", "other"]].to_numpy(np.int64)
+    pairs = picture_neighbours(gather([manifest]), progress=False).pairs
+    links = pairs[["row", "other"]].to_numpy(np.int64)
     joined, apart = group_ids(table, links), group_ids(table)
     several = pd.Series(apart).groupby(joined).transform("nunique").to_numpy() > 1
     names = np.array([f"near-duplicates {number}" for number in joined], dtype=object)

@@ -47,9 +47,9 @@ def folder_of(name: str) -> Path:
 def list_models() -> list[Listed]:
     """The demo, the models with a recipe, and all other models in the folder of models, by name."""
     recipes = {recipe.name: recipe for recipe in list_model_recipes()}
-    there = {path.name for path in models_folder().glob("*") if path.is_dir()} if models_folder().is_dir() else set()
+    folders = {path.name for path in models_folder().glob("*") if path.is_dir()} if models_folder().is_dir() else set()
     demo = Listed("demo", "", "in the package", "the model of the lessons; it knows generated clips only", _demo())
-    return [demo, *(_listed(name, recipes.get(name)) for name in sorted(recipes.keys() | there))]
+    return [demo, *(_listed(name, recipes.get(name)) for name in sorted(recipes.keys() | folders))]
 
 
 def _demo() -> Path:
@@ -58,11 +58,11 @@ def _demo() -> Path:
 
 def _listed(name: str, recipe: ModelRecipe | None) -> Listed:
     folder = folder_of(name)
-    about = [] if recipe is None else [recipe.title]
+    sentences = [] if recipe is None else [recipe.title]
     state = state_of(folder)
     if state == "built":
-        about += [_reached(read_card(folder))]
-    return Listed(name, recipe.task if recipe else "", state, "; ".join(filter(None, about)), folder)
+        sentences += [_reached(read_card(folder))]
+    return Listed(name, recipe.task if recipe else "", state, "; ".join(filter(None, sentences)), folder)
 
 
 def state_of(folder: Path) -> str:

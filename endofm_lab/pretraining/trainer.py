@@ -232,11 +232,11 @@ class _Pretraining:
 
     def _weights_request(self) -> dict[str, str]:
         """Fingerprints of the weights on this disk; a run can continue although its start was deleted."""
-        named = {"start_weights": self.config.initialisation, **self.objective.sources()}
+        sources = {"start_weights": self.config.initialisation, **self.objective.sources()}
         paths = {
-            name: locate(source) if source == "demo" else Path(source).expanduser() for name, source in named.items()
+            name: locate(source) if source == "demo" else Path(source).expanduser() for name, source in sources.items()
         }
-        return {name: fingerprint_of(path) for name, path in paths.items() if named[name] and path.exists()}
+        return {name: fingerprint_of(path) for name, path in paths.items() if sources[name] and path.exists()}
 
     def _probe_request(self) -> dict[str, Any]:
         """Fingerprints of the labelled rows and videos of the probe."""

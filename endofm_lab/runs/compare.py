@@ -165,9 +165,11 @@ def compare(
     if len({run.task_class for run in runs}) > 1:
         raise RunError(f"The runs have different tasks of the name {runs[0].task}; compare one task at a time.")
     samples = [run.samples(n, seed) for run in runs]
-    every = [set(found.values) for found in samples]
-    if own := set().union(*every) - every[0].intersection(*every[1:]):
-        raise RunError(f"Not every run has the metric {', '.join(sorted(own))}: evaluate all with the same metrics.")
+    every = [set(sample.values) for sample in samples]
+    if missing := set().union(*every) - every[0].intersection(*every[1:]):
+        raise RunError(
+            f"Not every run has the metric {', '.join(sorted(missing))}: evaluate all with the same metrics."
+        )
     by = by or runs[0].task_class.primary
     if by not in samples[0].values:
         raise RunError(f"There is no metric '{by}'; choose one of {', '.join(samples[0].values)}.")
@@ -193,19 +195,19 @@ def why_not_ranked(runs: Sequence[Run]) -> list[str]:
         for key in ("fingerprint", "split"):
             if run.test[key] != first.test[key]:
                 reasons.append(_differs(f"test {key}", first, first.test[key], run, run.test[key]))
-        ours, theirs = first.truth(), run.truth()
-        if not ours.index.equals(theirs.index):
-            counts = f"test items differ: {first.run} has {len(ours)}, {run.run} has {len(theirs)}"
+        first_truth, truth = first.truth(), run.truth()
+        if not first_truth.index.equals(truth.index):
+            counts = f"test items differ: {first.run} has {len(first_truth)}, {run.run} has {len(truth)}"
             if run.test["fingerprint"] == first.test["fingerprint"]:  # otherwise equal ids are not equal items
-                counts += f", {len(ours.index.intersection(theirs.index))} are common"
+                counts += f", {len(first_truth.index.intersection(truth.index))} are common"
             reasons.append(f"{counts}.")
-        elif not _same(ours, theirs):
+        elif not _same(first_truth, truth):
             reasons.append(f"the same test items have other patients or truths in {first.run} than in {run.run}.")
-        before, after = _flat(first.protocol), _flat(run.protocol)
-        for key in sorted({*before, *after}):
-            if before.get(key, "not given") != after.get(key, "not given"):
+        left, right = _flat(first.protocol), _flat(run.protocol)
+        for key in sorted({*left, *right}):
+            if left.get(key, "not given") != right.get(key, "not given"):
                 reasons.append(
-                    _differs(f"protocol '{key}'", first, before.get(key, "not given"), run, after.get(key, "not given"))
+                    _differs(f"protocol '{key}'", first, left.get(key, "not given"), run, right.get(key, "not given"))
                 )
     return reasons
 
@@ -214,10 +216,10 @@ def _differs(name: str, first: Run, first_value: Any, run: Run, value: Any) -> s
     return f"{name} differs: {first.run} has {first_value}, {run.run} has {value}."
 
 
-def _same(ours: pd.DataFrame, theirs: pd.DataFrame) -> bool:
-    if list(ours.columns) != list(theirs.columns):
+def _same(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    if list(first.columns) != list(second.columns):
         return False
-    return all(_plain(a) == _plain(b) for a, b in zip(ours.to_numpy().ravel(), theirs.to_numpy().ravel(), strict=True))
+    return all(_plain(a) == _plain(b) for a, b in zip(first.to_numpy().ravel(), second.to_numpy().ravel(), strict=True))
 
 
 def _plain(value: Any) -> Any:

@@ -140,8 +140,8 @@ def render(spec: PhantomSpec) -> PhantomClip:
     """
     scene = _scene(spec)
     mucosa = mucosa_of(spec.patient)
-    drawn = [_draw(spec, mucosa, scene, slice(at, at + _CHUNK)) for at in range(0, spec.n_frames, _CHUNK)]
-    frames, masks = (torch.cat(parts).numpy() for parts in zip(*drawn, strict=True))
+    chunks = [_draw(spec, mucosa, scene, slice(at, at + _CHUNK)) for at in range(0, spec.n_frames, _CHUNK)]
+    frames, masks = (torch.cat(parts).numpy() for parts in zip(*chunks, strict=True))
     if spec.motion == "withdrawing":
         frames, masks = frames[::-1].copy(), masks[::-1].copy()
     return PhantomClip(frames, masks, boxes_of(masks), spec)
@@ -215,9 +215,9 @@ def _draw(spec: PhantomSpec, mucosa: Mucosa, scene: _Scene, at: slice) -> tuple[
     wall = F.grid_sample(mucosa.texture.expand(len(s), -1, -1, -1), grid_of(s, phi), align_corners=False)
     colour, relief = wall[:, :3], wall[:, 3]
     bump = gloss = torch.zeros(())
-    seen = torch.zeros_like(s, dtype=torch.bool)
+    visible = torch.zeros_like(s, dtype=torch.bool)
     if spec.finding != "normal":
-        seen, colour, bump, gloss = _finding(spec.finding, mucosa, scene, colour, s, phi, z)
+        visible, colour, bump, gloss = _finding(spec.finding, mucosa, scene, colour, s, phi, z)
 
     # The light is at the camera: it falls off with depth, and walls that face it are brighter. The slope of the folds
     # along the tube turns them towards the light or away from it.
@@ -238,7 +238,7 @@ def _draw(spec: PhantomSpec, mucosa: Mucosa, scene: _Scene, at: slice) -> tuple[
     picture = _device(picture, spec, scene, axis, at)
     edge = _aperture(spec.device, axis)
     picture = torch.where(edge, picture, 0.015).clamp_(0, 1).mul_(255).round_().byte()
-    return picture.permute(0, 2, 3, 1).contiguous(), seen & edge
+    return picture.permute(0, 2, 3, 1).contiguous(), visible & edge
 
 
 def _geometry(n: int, lens: float, mucosa: Mucosa, scene: _Scene, at: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
