@@ -17,7 +17,7 @@ from endofm_lab.data.manifest import checked, read_manifest, write_manifest
 from endofm_lab.data.splits import holdout, kfold
 from endofm_lab.data.units import group_ids
 from endofm_lab.errors import UserError
-from endofm_lab.explain.embeddings import _Done
+from endofm_lab.explain.embeddings import _Journal
 from endofm_lab.metrics.classification import average_precision, balanced_accuracy
 from endofm_lab.metrics.intervals import bootstrap_interval
 from endofm_lab.metrics.masks import dice, iou
@@ -89,18 +89,18 @@ def test_an_embedding_that_is_interrupted_anywhere_ends_with_the_same_vectors(ve
     whole = np.array(vectors, np.float32)
     with tempfile.TemporaryDirectory() as folder:
         for cut, n_bytes in zip(cuts, lost, strict=True):
-            done = _Done.resumed(Path(folder), *whole.shape)
-            start = len(done.entries)
+            journal = _Journal.resumed(Path(folder), *whole.shape)
+            start = len(journal.entries)
             entries = [{"row": row, "time_s": 0.0, "error": ""} for row in range(start, min(start + cut, len(whole)))]
-            done.add(whole[start : start + cut], entries)
-            log = done.log.read_bytes()
-            done.log.write_bytes(log[: len(log) - n_bytes])  # the end of the log did not reach the disk
-        done = _Done.resumed(Path(folder), *whole.shape)
-        start = len(done.entries)
-        done.add(whole[start:], [{"row": row, "time_s": 0.0, "error": ""} for row in range(start, len(whole))])
-        done.finish()
+            journal.add(whole[start : start + cut], entries)
+            log = journal.log.read_bytes()
+            journal.log.write_bytes(log[: len(log) - n_bytes])  # the end of the log did not reach the disk
+        journal = _Journal.resumed(Path(folder), *whole.shape)
+        start = len(journal.entries)
+        journal.add(whole[start:], [{"row": row, "time_s": 0.0, "error": ""} for row in range(start, len(whole))])
+        journal.finish()
         stored = np.load(Path(folder) / "vectors.npy")
-    assert stored.tobytes() == whole.tobytes() and [entry["row"] for entry in done.entries] == list(range(len(whole)))
+    assert stored.tobytes() == whole.tobytes() and [entry["row"] for entry in journal.entries] == list(range(len(whole)))
 
 
 @PROPERTY
