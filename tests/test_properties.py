@@ -100,7 +100,8 @@ def test_an_embedding_that_is_interrupted_anywhere_ends_with_the_same_vectors(ve
         journal.add(whole[start:], [{"row": row, "time_s": 0.0, "error": ""} for row in range(start, len(whole))])
         journal.finish()
         stored = np.load(Path(folder) / "vectors.npy")
-    assert stored.tobytes() == whole.tobytes() and [entry["row"] for entry in journal.entries] == list(range(len(whole)))
+    assert stored.tobytes() == whole.tobytes()
+    assert [entry["row"] for entry in journal.entries] == list(range(len(whole)))
 
 
 @PROPERTY
