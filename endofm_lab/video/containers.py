@@ -204,14 +204,17 @@ def _element(head: bytes, at: int, end: int) -> tuple[int, int, int]:
 
 
 def _broken_avi(file: BinaryIO, size: int) -> Iterator[Span]:
-    """The rest of a list of frames after an invalid chunk, and an index that disagrees with the frames."""
-    at, frames = 0, []
+    """The rest of a list after an invalid chunk, and an index that disagrees with the frames."""
+    at, frames, riff_stop = 0, [], 0
     while at + 12 <= size:
         head = _read(file, at, 12)
         stop = min(size, at + 8 + int.from_bytes(head[4:8], "little"))
         if head[:4] == b"RIFF":  # a list of lists: look inside
-            at += 12
+            at, riff_stop = at + 12, stop
             continue
+        if at + 12 <= riff_stop and not head[:4].replace(b" ", b"a").isalnum():
+            yield at, riff_stop
+            return
         if head[:4] == b"LIST" and head[8:12] == b"movi":
             chunks, broken = _avi_chunks(file, at + 12, stop)
             frames += chunks

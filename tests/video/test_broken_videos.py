@@ -154,6 +154,18 @@ def test_frames_that_a_damaged_container_loses_are_noticed(video_of: VideoOf, tm
     assert sum(1 for _ in marked.stream()) >= 58 and marked.damaged
 
 
+def test_an_avi_whose_list_of_frames_has_lost_its_head_is_not_shorter(video_of: VideoOf, tmp_path: Path) -> None:
+    """A lost sector can take the head of the list, and the first frame with it; the demuxer searches for the next."""
+    data = video_of("mjpeg.avi").read_bytes()
+    movi = data.index(b"movi")
+    path = tmp_path / "a.avi"
+    for lost in (16, 40, 512):  # the head of the list; with the head of the first frame; with all of that frame
+        path.write_bytes(data[: movi - 8] + bytes(lost) + data[movi - 8 + lost :])
+        with pytest.raises(VideoError, match="damage"), open_video(path) as video:
+            for _ in video.stream():
+                pass
+
+
 def test_a_live_recording_without_lengths_is_whole(tmp_path: Path) -> None:
     """Clusters of unknown length end where the next one begins."""
     path = encode(tmp_path / "live.mkv", g="12", container={"live": "1", "cluster_time_limit": "500"})
