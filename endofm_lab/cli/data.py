@@ -25,12 +25,19 @@ from endofm_lab.reports.audit import write_audit_html
 
 
 @command(positional=("out",))
-def phantom(out: Path, output: Output, preset: Literal["tiny", "tutorial", "demo"] = "tutorial", seed: int = 0) -> None:
+def phantom(
+    out: Path,
+    output: Output,
+    preset: Literal["tiny", "tutorial", "demo", "examinations", "examinations-tiny"] = "tutorial",
+    seed: int = 0,
+) -> None:
     """Write a data set of generated endoscopy: videos, masks, boxes and a manifest, split by patient.
 
     Args:
         preset: size of the data set: tiny (10 patients, 32 frames of 64 px each), tutorial (40 patients, 48 frames of
-            256 px) or demo (68 patients, 48 frames of 160 px).
+            256 px) or demo (68 patients, 48 frames of 160 px). examinations has 72 patients with a video of about 14
+            minutes each, one frame of 64 px per second, whose phases only the context tells; examinations-tiny has 8
+            patients with a minute each.
         seed: other seeds give other patients.
     """
     path = write_phantom(out, preset, seed, progress=output.progress)

@@ -196,7 +196,8 @@ def explain(
 def embed(manifest: Path, out: Path, settings: dict[str, Any], output: Output, model: str = "demo") -> None:
     """Compute one vector per row of a manifest, and print a test of neighbours and of shortcuts.
 
-    The folder, called an embedding store, contains vectors.npy, rows.parquet, pca.npz and store.json.
+    The folder, called an embedding store, contains vectors.npy, rows.parquet, pca.npz and store.json. With --step-s it
+    contains one vector per instant instead, for `endofm-lab temporal`, and no test is made.
 
     Args:
         manifest: a manifest (CSV or Parquet).
@@ -217,7 +218,7 @@ def _summary_of(store: embeddings.EmbeddingStore) -> dict[str, Any]:
         "units": units(rows).described(),
         "unreadable": store.rows.loc[~usable, ["video", "error"]].to_dict("records"),
     }
-    if len(rows) < 2:
+    if len(rows) < 2 or "step_s" in store.about:  # neighbouring instants are alike, whatever they show
         return summary
     pca = fit_pca(vectors, min(8, vectors.shape[1]))
     pca.save(store.path / "pca.npz")

@@ -1,8 +1,12 @@
 """A data set of the phantom on disk: videos, masks, boxes and a manifest, split by patient."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from joblib import Parallel, delayed, parallel_config
@@ -14,6 +18,7 @@ from endofm_lab.files import atomic_path, write_json
 from endofm_lab.folders.run_folder import LOCK, check_request, claim, held_by
 from endofm_lab.machine import cores
 from endofm_lab.messages import progress_bar
+from endofm_lab.video.generated.examination import ExaminationSpec, frames_of, plan
 from endofm_lab.video.phantom import DEVICES, FINDINGS, MOTIONS, PhantomSpec, render
 from endofm_lab.video.reader import write_video
 
@@ -44,6 +49,27 @@ PRESETS = {
     "demo": PhantomSet(train=48, val=4, test=16, n_frames=48, size_px=160),  # the demo weights
 }
 
+
+@dataclass(frozen=True)
+class ExaminationSet:
+    """How large a set of phantom examinations is: patients per split, each with one examination of minutes.
+
+    ``pace`` is a factor on the durations of practice; see `video.generated.examination`.
+    """
+
+    train: int
+    val: int
+    test: int
+    size_px: int
+    fps: float
+    pace: float
+
+
+EXAMINATIONS = {
+    "examinations": ExaminationSet(train=24, val=8, test=40, size_px=64, fps=1.0, pace=1.0),  # models of time
+    "examinations-tiny": ExaminationSet(train=4, val=2, test=2, size_px=32, fps=1.0, pace=0.1),  # tests: seconds
+}
+
 RECORD = "phantom.json"
 _ALONE_PX = 10_000_000  # about six seconds
 
@@ -51,17 +77,20 @@ _ALONE_PX = 10_000_000  # about six seconds
 def write_phantom(out: str | Path, preset: str = "tutorial", seed: int = 0, progress: bool = True) -> Path:
     """Write a phantom data set and return the path of its manifest.
 
-    ``out`` then holds ``videos/*.mp4`` (H.264, 24 frames per second), ``masks/<clip>/*.png`` (1-bit), ``boxes.csv``
-    (pixels), ``manifest.csv`` and ``README.txt``. Clips are drawn side by side, each whole or absent; a run
-    that was stopped continues where it was, and the manifest is written last.
+    ``out`` then holds ``videos/*.mp4`` (H.264), ``manifest.csv`` and ``README.txt``. Presets of clips (24 frames per
+    second) also have ``masks/<clip>/*.png`` (1-bit) and ``boxes.csv`` (pixels). The presets of examinations have one
+    video of minutes per patient; a row of their manifest is a stretch with one phase (``label``) and one set of tools
+    (``tools``, joined by ``|``). Videos are drawn side by side, each whole or absent; a run that was stopped continues
+    where it was, and the manifest is written last.
 
     Raises:
         UserError: the preset is unknown, or ``out`` holds other files or a phantom of another preset or seed.
     """
-    if preset not in PRESETS:
-        raise UserError(f"There is no phantom preset {preset!r}. Choose one of {', '.join(PRESETS)}.")
-    out, plan = Path(out), clips_of(PRESETS[preset], seed)
-    request = {"preset": preset, "seed": seed, **asdict(PRESETS[preset])}
+    if preset not in PRESETS and preset not in EXAMINATIONS:
+        raise UserError(f"There is no phantom preset {preset!r}. Choose one of {', '.join([*PRESETS, *EXAMINATIONS])}.")
+    out = Path(out)
+    size = PRESETS[preset] if preset in PRESETS else EXAMINATIONS[preset]
+    request = {"preset": preset, "seed": seed, **asdict(size)}
     manifest = out / "manifest.csv"
     left = (out / LOCK).exists() and held_by(out) is None  # by a process that was killed at its very end
     if manifest.exists() and (out / RECORD).exists() and not left:
@@ -69,25 +98,36 @@ def write_phantom(out: str | Path, preset: str = "tutorial", seed: int = 0, prog
         return manifest
     with claim(out, request, "a phantom", record=RECORD):
         if not manifest.exists():
-            _draw(out, plan, seed, progress)
+            rows = (
+                _clips(out, size, seed, progress) if isinstance(size, PhantomSet) else _long(out, size, seed, progress)
+            )
+            (out / "README.txt").write_text(NOTICE + "\n", encoding="utf-8")
+            write_manifest(pd.DataFrame(rows), manifest)
     return manifest
 
 
-def _draw(out: Path, plan: list[tuple[str, str, PhantomSpec]], seed: int, progress: bool) -> None:
-    """Write the missing clips, their boxes, and the manifest."""
-    # Workers take seconds to start, as long as drawing this many pixels without them.
-    is_small = sum(spec.n_frames * spec.size_px**2 for _, _, spec in plan) < _ALONE_PX
+def _side_by_side(
+    write: Callable[..., list[dict]], jobs: Sequence[tuple[Any, ...]], pixels: float, unit: str, progress: bool
+) -> list[list[dict]]:
+    """The results of ``write`` for the arguments of every job, in their order; ``pixels`` are those of all pictures."""
+    is_small = pixels < _ALONE_PX  # workers take seconds to start, as long as drawing this many pixels without them
     # They do not load the running script again, as those of multiprocessing do: it may be a page of the app.
     with parallel_config(backend="loky", inner_max_num_threads=1):
-        renderings = Parallel(n_jobs=1 if is_small else min(cores(), 4), return_as="generator")(
-            delayed(_write_clip)(spec, name, out) for name, _, spec in plan
+        results = Parallel(n_jobs=1 if is_small else min(cores(), 4), return_as="generator")(
+            delayed(write)(*job) for job in jobs
         )
-        bar = progress_bar(renderings, total=len(plan), unit="clip", desc="phantom", shown=progress)
-        boxes = dict(zip((name for name, _, _ in plan), bar, strict=True))
+        return list(progress_bar(results, total=len(jobs), unit=unit, desc="phantom", shown=progress))
+
+
+def _clips(out: Path, size: PhantomSet, seed: int, progress: bool) -> list[dict]:
+    """Write the missing clips and their boxes; returns the rows of the manifest."""
+    clips = clips_of(size, seed)
+    pixels = sum(spec.n_frames * spec.size_px**2 for _, _, spec in clips)
+    drawn = _side_by_side(_write_clip, [(spec, name, out) for name, _, spec in clips], pixels, "clip", progress)
+    boxes = dict(zip((name for name, _, _ in clips), drawn, strict=True))
     with atomic_path(out / "boxes.csv") as temporary:
         pd.DataFrame([box for name in sorted(boxes) for box in boxes[name]]).to_csv(temporary, index=False)
-    (out / "README.txt").write_text(NOTICE + "\n", encoding="utf-8")
-    rows = [
+    return [
         {
             "video": f"videos/{name}.mp4",
             "start_s": 0.0,
@@ -101,9 +141,43 @@ def _draw(out: Path, plan: list[tuple[str, str, PhantomSpec]], seed: int, progre
             "device": f"scope-{spec.device}",
             "motion": spec.motion,
         }
-        for name, split, spec in plan
+        for name, split, spec in clips
     ]
-    write_manifest(pd.DataFrame(rows), out / "manifest.csv")
+
+
+def _long(out: Path, size: ExaminationSet, seed: int, progress: bool) -> list[dict]:
+    """Write the missing examinations; returns the rows of the manifest."""
+    jobs, patient = [], 1000 * seed
+    for split in ("train", "val", "test"):
+        for nth in range(getattr(size, split)):
+            rate = Fraction(size.fps).limit_denominator(1000)
+            spec = ExaminationSpec(seed, patient, nth % DEVICES, size.size_px, rate, size.pace)
+            jobs.append((spec, split, out))
+            patient += 1
+    pixels = len(jobs) * 800 * size.fps * size.pace * size.size_px**2
+    return list(chain.from_iterable(_side_by_side(_write_examination, jobs, pixels, "examination", progress)))
+
+
+def _write_examination(spec: ExaminationSpec, split: str, out: Path) -> list[dict]:
+    """Draw and write one examination unless it exists; returns its rows of the manifest."""
+    name, examination = f"videos/e{spec.patient:04d}.mp4", plan(spec)
+    if not (out / name).exists():
+        frames = chain.from_iterable(frames_of(examination))
+        write_video(out / name, frames, spec.fps, generated=True)
+    return [
+        {
+            "video": name,
+            "start_s": start_s,
+            "end_s": end_s,
+            "label": phase,
+            "patient": f"phantom-{spec.seed}-{spec.patient}",
+            "dataset": "phantom",
+            "split": split,
+            "device": f"scope-{spec.device}",
+            "tools": tools,
+        }
+        for start_s, end_s, phase, tools in examination.intervals()
+    ]
 
 
 def clips_of(size: PhantomSet, seed: int) -> list[tuple[str, str, PhantomSpec]]:

@@ -1,4 +1,4 @@
-"""Embeddings of a manifest's clips on disk: one vector per row, computed by a job that can be resumed.
+"""Embeddings of a manifest's clips on disk: a vector per row or per instant, computed by a job that can be resumed.
 
 A store is a folder: ``vectors.npy`` (N, D) float32, memory-mapped; ``rows.parquet``, the manifest's rows in the same
 order; ``store.json``, which is written last and names the model. While the job runs, ``vectors.part.npy`` grows by the
@@ -9,10 +9,10 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import Any, BinaryIO, Literal, TypedDict, get_args
 
 import numpy as np
 import pandas as pd
@@ -23,11 +23,13 @@ from endofm_lab.brief import Brief, html_of
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.rows import Row
 from endofm_lab.errors import UserError, VideoError
+from endofm_lab.explain.instants import clips_ending_at, instants_of
 from endofm_lab.files import fits, read_object, read_parquet, reading, write_json, write_parquet
 from endofm_lab.folders.hashes import refuse_changed
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import claim
 from endofm_lab.messages import progress_bar
+from endofm_lab.model.encoder import VideoTokens
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel, check_finite
@@ -35,6 +37,7 @@ from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.video.transforms import to_input
 
 STORE, LOG = "store.json", "done.jsonl"
+Tokens = Literal["pooled", "mean", "both"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -43,7 +46,8 @@ class EmbeddingStore(Brief):
 
     Attributes:
         vectors: (N, D) float32, memory-mapped; rows that could not be read are NaN.
-        rows: the manifest's rows, with ``time_s``, the start of the clip, and ``error``, the reason if it was not read.
+        rows: the manifest's rows, with ``time_s``, the start of the clip, and ``error``, the reason if it was not read;
+            or a row per instant, with ``time_s``, the instant at which the clip ends.
         about: name and fingerprint of the model, fingerprint of the manifest, versions.
         path: folder of the store.
     """
@@ -83,8 +87,14 @@ def embed(
     batch_clips: int = 8,
     device: str = "auto",
     progress: bool = True,
+    step_s: float | None = None,
+    tokens: Tokens = "pooled",
 ) -> EmbeddingStore:
     """One vector per row of a manifest, saved in a folder: CLS of the clip in the middle of each row's time span.
+
+    With ``step_s``, the vectors are those of instants: one every ``step_s`` seconds of every video, of the clip that
+    ends there. Models of time learn from them. They depend on the videos alone, so that manifests with other labels or
+    splits of the same videos find them computed.
 
     Encoders without a CLS token give the mean over all patches; ``vector`` in ``store.json`` records which it is.
 
@@ -98,6 +108,9 @@ def embed(
         batch_clips: clips that go through the model together.
         device: where the model computes, as in `predict_video`.
         progress: show a progress bar.
+        step_s: seconds from one instant to the next; None computes one vector per row.
+        tokens: "pooled" is the CLS token or what the encoder has in its place, "mean" the mean over all patches, and
+            "both" one after the other.
 
     Raises:
         ManifestError: the manifest is malformed.
@@ -105,33 +118,51 @@ def embed(
             message names the differences), or another process works there.
     """
     manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
-    steps = embedding_steps(manifest, model_at(model, device), out, batch_clips)
+    if step_s is not None:
+        manifest = instants_of(manifest, step_s)
+    steps = embedding_steps(manifest, model_at(model, device), out, batch_clips, step_s, tokens)
     with progress_bar(total=len(manifest), unit="clip", desc="embed", shown=progress) as bar:
         for n_done in steps:
             bar.update(n_done - bar.n)
     return load_store(out)
 
 
-def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batch_clips: int = 8) -> Iterator[int]:
-    """`embed` in steps, for callers with a progress bar of their own: yields the number of rows done."""
+def embedding_steps(
+    manifest: Manifest,
+    model: VideoModel,
+    out: str | Path,
+    batch_clips: int = 8,
+    step_s: float | None = None,
+    tokens: Tokens = "pooled",
+) -> Iterator[int]:
+    """`embed` in steps, for callers with a progress bar of their own: yields the number of rows done.
+
+    With ``step_s``, ``manifest`` is one of `instants_of`.
+    """
     if batch_clips < 1:
         raise UserError(f"batch_clips is {batch_clips}; give at least 1.")
-    N, D = len(manifest), model.backbone.width
-    description = {
+    N, (D, vector) = len(manifest), _vector(model, tokens)
+    contents = manifest.contents()
+    description: dict[str, Any] = {
         "model_name": model.card.name,
         "model_fingerprint": model.card.fingerprint,
         "manifest_fingerprint": manifest.fingerprint,
         "generated": bool(model.card.data.get("generated")),
         "rows": N,
         "width": D,
-        "vector": "CLS token" if model.backbone.has_cls else "mean over all patches, as the backbone has no CLS token",
+        "vector": vector,
     }
-    request = {
+    request: dict[str, Any] = {
         "model": model.card.fingerprint,
         "weights": state_fingerprint(model),
         "manifest": manifest.fingerprint,
-        "videos": manifest.contents(),
+        "videos": contents,
     }
+    if tokens != "pooled":
+        request["tokens"] = tokens
+    if step_s is not None:
+        request["step_s"] = step_s
+        description |= {"step_s": step_s, "videos": contents}
     with claim(out, request, "embeddings") as folder:
         if (folder / STORE).exists():
             (folder / LOG).unlink(missing_ok=True)  # left if the last call was killed at its very end
@@ -140,7 +171,8 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
         journal = _Journal.resumed(folder, N, D)
         if not journal.entries:
             _check_room(folder, N, D)
-        yield from _embed_rows(manifest, model, journal, N, D, batch_clips)
+        read = _middle_clips if step_s is None else clips_ending_at
+        yield from _embed_rows(manifest, model, journal, batch_clips, read, tokens)
         rows = manifest.table.assign(
             **{name: [entry[name] for entry in journal.entries] for name in ("time_s", "error")}
         )
@@ -153,33 +185,57 @@ def embedding_steps(manifest: Manifest, model: VideoModel, out: str | Path, batc
         journal.log.unlink()
 
 
+Read = Callable[[Manifest, VideoModel, Sequence[int]], Iterator[tuple[torch.Tensor, float] | VideoError]]
+
+
 def _embed_rows(
-    manifest: Manifest, model: VideoModel, journal: "_Journal", N: int, D: int, batch_clips: int
+    manifest: Manifest, model: VideoModel, journal: "_Journal", batch_clips: int, read: Read, tokens: Tokens
 ) -> Iterator[int]:
     """Compute the missing rows; yields the number of rows done."""
     model.eval()
-    first = next(model.parameters())
+    first, (N, D) = next(model.parameters()), journal.shape
     backbone = for_inference(model.backbone, first.dtype)
     for start in range(len(journal.entries), N, batch_clips):
         rows = range(start, min(start + batch_clips, N))
         vectors = np.full((len(rows), D), np.nan, np.float32)
         entries: list[dict[str, Any]] = []
         clips = []
-        for row in rows:
-            try:
-                pixels, time_s = _middle_clip(Row.of(manifest, manifest.table.iloc[row]), model)
-                clips.append((row - start, pixels))
-                entries.append({"row": row, "time_s": time_s, "error": ""})
-            except VideoError as error:
-                entries.append({"row": row, "time_s": None, "error": error.reason})
+        for row, found in zip(rows, read(manifest, model, rows), strict=True):
+            if isinstance(found, VideoError):
+                entries.append({"row": row, "time_s": None, "error": found.reason})
+            else:
+                clips.append((row - start, found[0]))
+                entries.append({"row": row, "time_s": found[1], "error": ""})
         if clips:
             with torch.inference_mode():
-                features = backbone(torch.cat([pixels for _, pixels in clips]).to(first.device)).pooled()
+                features = _vectors(backbone(torch.cat([pixels for _, pixels in clips]).to(first.device)), tokens)
             names = [f"row {start + index + 1} of the manifest" for index, _ in clips]
             check_finite(features, f"The backbone of {model.card.name}", names)
             vectors[[index for index, _ in clips]] = features.float().cpu().numpy()
         journal.add(vectors, entries)
         yield len(journal.entries)
+
+
+def _vector(model: VideoModel, tokens: Tokens) -> tuple[int, str]:
+    """Length and description of the vectors."""
+    if tokens not in get_args(Tokens):
+        raise UserError(f"tokens is {tokens!r}; choose one of {', '.join(get_args(Tokens))}.")
+    width, has_cls = model.backbone.width, model.backbone.has_cls
+    if tokens == "mean":
+        return width, "mean over all patches"
+    if tokens == "pooled":
+        return width, "CLS token" if has_cls else "mean over all patches, as the backbone has no CLS token"
+    if not has_cls:
+        raise UserError("The encoder has no CLS token, so tokens='both' is not possible. Choose 'mean'.")
+    return 2 * width, "CLS token and mean over all patches"
+
+
+def _vectors(found: VideoTokens, tokens: Tokens) -> torch.Tensor:
+    """The vectors (B, D) of clips: CLS, the mean over patches, or both (B, 2 D)."""
+    if tokens == "pooled":
+        return found.pooled()
+    mean = found.patches.mean(dim=(1, 2, 3))
+    return mean if tokens == "mean" else torch.cat([found.pooled(), mean], dim=1)
 
 
 class _Entry(TypedDict):
@@ -298,8 +354,15 @@ def load_store(path: str | Path) -> EmbeddingStore:
     return EmbeddingStore(vectors, rows, about, path)
 
 
-def _middle_clip(row: Row, model: VideoModel) -> tuple[torch.Tensor, float]:
-    """The clip (1, 3, T, S, S) in the middle of a row's time span, and its start in seconds."""
-    with row.open() as reader:
-        index = row.middle(reader, model.card.clip)
-        return to_input(reader.read(index), model.card.input), float(reader.times_s[index[0]])
+def _middle_clips(
+    manifest: Manifest, model: VideoModel, rows: Sequence[int]
+) -> Iterator[tuple[torch.Tensor, float] | VideoError]:
+    """The clip (1, 3, T, S, S) in the middle of each row's time span and its start in seconds, or the error."""
+    for number in rows:
+        row = Row.of(manifest, manifest.table.iloc[number])
+        try:
+            with row.open() as reader:
+                index = row.middle(reader, model.card.clip)
+                yield to_input(reader.read(index), model.card.input), float(reader.times_s[index[0]])
+        except VideoError as error:
+            yield error

@@ -19,15 +19,15 @@ from torch import Tensor
 
 from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
-from endofm_lab.video.mucosa import PERIOD, Mucosa, bell, folds, generator, grid_of, mucosa_of, noise
+from endofm_lab.video.generated.mucosa import PERIOD, Mucosa, bell, folds, generator, grid_of, mucosa_of, noise
 
 FINDINGS = ("normal", "polyp", "ulcer", "bleeding")
 MOTIONS = ("advancing", "withdrawing")
 DEVICES = 3
 
-_ADVANCE = 0.85  # units along the tube per unit of depth: the view is a little oblique
+ADVANCE = 0.85  # units along the tube per unit of depth: the view is a little oblique
 _SPEED = 0.50  # tube radii per second
-_CHUNK = 4  # frames drawn together: small enough for the processor's cache
+CHUNK = 4  # frames drawn together: small enough for the processor's cache
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class PhantomClip(Brief):
 
 
 @dataclass(frozen=True)
-class _Bubble:
+class Bubble:
     """A bubble that drifts on the lens: centre (T, 1, 1) and radius in half frame widths."""
 
     x: Tensor
@@ -110,7 +110,7 @@ class _Bubble:
 
 
 @dataclass(frozen=True)
-class _Scene:
+class Scene:
     """The part of the phantom that belongs to the clip; paths are (T, 1, 1)."""
 
     camera: Tensor  # place along the tube
@@ -118,7 +118,7 @@ class _Scene:
     look: tuple[Tensor, Tensor]  # where the tube's centre appears, in half frame widths
     bend: tuple[Tensor, Tensor]  # how far it moves aside per unit of depth
     wall: Tensor  # depth of the wall that closes the view at the next bend of the tube
-    bubbles: list[_Bubble]
+    bubbles: list[Bubble]
     finding_s: float
     finding_phi: float
     finding_shape: list[float]  # numbers in 0..1
@@ -140,7 +140,7 @@ def render(spec: PhantomSpec) -> PhantomClip:
     """
     scene = _scene(spec)
     mucosa = mucosa_of(spec.patient)
-    chunks = [_draw(spec, mucosa, scene, slice(at, at + _CHUNK)) for at in range(0, spec.n_frames, _CHUNK)]
+    chunks = [draw_frames(spec, mucosa, scene, slice(at, at + CHUNK)) for at in range(0, spec.n_frames, CHUNK)]
     frames, masks = (torch.cat(parts).numpy() for parts in zip(*chunks, strict=True))
     if spec.motion == "withdrawing":
         frames, masks = frames[::-1].copy(), masks[::-1].copy()
@@ -157,7 +157,7 @@ def boxes_of(masks: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def _scene(spec: PhantomSpec) -> _Scene:
+def _scene(spec: PhantomSpec) -> Scene:
     """Draw all random values of a clip, before its frames are drawn in chunks."""
     random = generator("clip", spec.seed, spec.patient)
     time = torch.arange(spec.n_frames) / float(spec.fps)
@@ -176,17 +176,17 @@ def _scene(spec: PhantomSpec) -> _Scene:
     speed = _SPEED * uniform(0.8, 1.3)
     camera = uniform(0, PERIOD) + speed * middle[:, None, None] + path(0.03, 1.5)
     bubbles = [
-        _Bubble(uniform(-0.8, 0.8) + path(0.10, 0.7), uniform(-0.8, 0.8) + path(0.10, 0.7), uniform(0.02, 0.055))
+        Bubble(uniform(-0.8, 0.8) + path(0.10, 0.7), uniform(-0.8, 0.8) + path(0.10, 0.7), uniform(0.02, 0.055))
         for _ in range(int(uniform(0, 6)))
     ]
-    return _Scene(
+    return Scene(
         camera=camera,
         roll=path(0.10, 0.8) + uniform(0, 2 * math.pi),
         look=(uniform(-0.2, 0.2) + path(0.07, 0.9), uniform(-0.2, 0.2) + path(0.07, 0.9)),
         bend=(path(0.03, 0.5) + uniform(-0.13, 0.13), path(0.03, 0.5) + uniform(-0.13, 0.13)),
-        wall=uniform(2.2, 3.2) - (camera - camera.mean()) / _ADVANCE,
+        wall=uniform(2.2, 3.2) - (camera - camera.mean()) / ADVANCE,
         bubbles=bubbles,
-        finding_s=float(camera.mean()) + _ADVANCE * uniform(1.15, 1.6),
+        finding_s=float(camera.mean()) + ADVANCE * uniform(1.15, 1.6),
         finding_phi=uniform(0, 2 * math.pi),
         finding_shape=[uniform(0, 1) for _ in range(6)],
         ripple=torch.stack([noise((64, 64), (8, 8), random), noise((64, 64), (16, 16), random)])[None],
@@ -196,7 +196,7 @@ def _scene(spec: PhantomSpec) -> _Scene:
     )
 
 
-def _draw(spec: PhantomSpec, mucosa: Mucosa, scene: _Scene, at: slice) -> tuple[Tensor, Tensor]:
+def draw_frames(spec: PhantomSpec, mucosa: Mucosa, scene: Scene, at: slice) -> tuple[Tensor, Tensor]:
     """Some frames (t, H, W, 3) uint8 and masks (t, H, W) bool of the advancing clip."""
     n = spec.size_px
     camera, roll = scene.camera[at], scene.roll[at]
@@ -204,13 +204,13 @@ def _draw(spec: PhantomSpec, mucosa: Mucosa, scene: _Scene, at: slice) -> tuple[
     dx, dy, tube_z, crest = _geometry(n // 2, lens, mucosa, scene, at)
     wall = scene.wall[at]
     z = (tube_z**-4 + wall**-4) ** -0.25  # the nearer of tube and wall, without an edge between
-    slope = (folds(camera + _ADVANCE * z + 0.07, torch.atan2(dy, dx) + roll, mucosa) - crest) / 0.07
+    slope = (folds(camera + ADVANCE * z + 0.07, torch.atan2(dy, dx) + roll, mucosa) - crest) / 0.07
     # Geometry is smooth: it is computed on every second pixel and interpolated; texture, finding and light are not.
     across = 0.6 * (1 - wall / tube_z).clamp(min=0)  # along the wall, towards where the tube's axis meets it
     fields = torch.stack([dx, dy, z, slope, across], dim=1)
     dx, dy, z, slope, across = F.interpolate(fields, size=(n, n), mode="bilinear", align_corners=False).unbind(1)
     phi = torch.atan2(dy, dx) + roll
-    s = camera + _ADVANCE * z + across
+    s = camera + ADVANCE * z + across
 
     wall = F.grid_sample(mucosa.texture.expand(len(s), -1, -1, -1), grid_of(s, phi), align_corners=False)
     colour, relief = wall[:, :3], wall[:, 3]
@@ -236,12 +236,12 @@ def _draw(spec: PhantomSpec, mucosa: Mucosa, scene: _Scene, at: slice) -> tuple[
     for bubble in scene.bubbles:
         bubble.draw_on(picture, axis, at)
     picture = _device(picture, spec, scene, axis, at)
-    edge = _aperture(spec.device, axis)
+    edge = aperture(spec.device, axis)
     picture = torch.where(edge, picture, 0.015).clamp_(0, 1).mul_(255).round_().byte()
     return picture.permute(0, 2, 3, 1).contiguous(), visible & edge
 
 
-def _geometry(n: int, lens: float, mucosa: Mucosa, scene: _Scene, at: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _geometry(n: int, lens: float, mucosa: Mucosa, scene: Scene, at: slice) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Offset from the tube's centre as seen (dx, dy), depth z, and fold height there; each (t, n, n)."""
     axis = (torch.arange(n) + 0.5) / n * 2 - 1
     y, x = axis[:, None], axis[None, :]
@@ -252,13 +252,13 @@ def _geometry(n: int, lens: float, mucosa: Mucosa, scene: _Scene, at: slice) -> 
         reach = z.clamp(max=4.0)
         dx, dy = x - scene.bend[0][at] * reach, y - scene.bend[1][at] * reach
         phi = torch.atan2(dy, dx) + scene.roll[at]
-        crest = folds(scene.camera[at] + _ADVANCE * z, phi, mucosa)
+        crest = folds(scene.camera[at] + ADVANCE * z, phi, mucosa)
         z = 0.62 * (1 - mucosa.fold_depth * crest) / (dx * dx + dy * dy).sqrt().clamp(min=0.04)
     return dx, dy, z, crest
 
 
 def _finding(
-    finding: str, mucosa: Mucosa, scene: _Scene, colour: Tensor, s: Tensor, phi: Tensor, z: Tensor
+    finding: str, mucosa: Mucosa, scene: Scene, colour: Tensor, s: Tensor, phi: Tensor, z: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The mask (t, H, W), and the colour, extra shading and extra gloss of the wall with the finding on it.
 
@@ -299,7 +299,7 @@ def _finding(
     return inside & (z < 3.4), colour.lerp(painted, soft[:, None]), bump, gloss
 
 
-def _aperture(device: int, axis: Tensor) -> Tensor:
+def aperture(device: int, axis: Tensor) -> Tensor:
     """Where the device shows a picture, (H, W) bool: a circle, an octagon, a square with cut corners."""
     x, y = axis.abs()[None, :], axis.abs()[:, None]
     if device == 0:
@@ -308,7 +308,7 @@ def _aperture(device: int, axis: Tensor) -> Tensor:
     return (torch.maximum(x, y) < side) & (x + y < cut)
 
 
-def _device(picture: Tensor, spec: PhantomSpec, scene: _Scene, axis: Tensor, at: slice) -> Tensor:
+def _device(picture: Tensor, spec: PhantomSpec, scene: Scene, axis: Tensor, at: slice) -> Tensor:
     """White balance, vignette, exposure, sharpness and noise of a device; (t, 3, H, W) in about 0..1."""
     balance = torch.tensor([[1.00, 1.00, 1.00], [1.05, 0.97, 0.88], [0.94, 1.03, 1.10]][spec.device])
     vignette = 1 - (0.22, 0.14, 0.28)[spec.device] * (axis[None, :] ** 2 + axis[:, None] ** 2)

@@ -1,0 +1,1 @@
+"""Parts of the phantom: the wall of the tube, and whole examinations."""
