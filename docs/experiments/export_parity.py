@@ -17,9 +17,9 @@ from endofm_lab.finetuning.start import Start
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.transformer import build_backbone
 from endofm_lab.model.video_model import VideoModel, model_on
-from endofm_lab.portable import ENDINGS, What
+from endofm_lab.portable import ENDINGS, Output
 
-WHAT: tuple[What, ...] = ("scores", "features")
+WHAT: tuple[Output, ...] = ("scores", "features")
 LABEL = {"finding": HeadSpec("multiclass", ("normal", "polyp"))}
 
 
