@@ -16,6 +16,7 @@ from texts import plain
 
 from endofm_lab.data.samples import SAMPLES
 from endofm_lab.files import cache_folder, read_json, write_json
+from endofm_lab.study.stretches import DEFAULT
 
 SAMPLE, FILE, UPLOAD = "Generated sample", "File or folder on this machine", "Upload"
 SOURCES = {"sample": SAMPLE, "file": FILE, "upload": UPLOAD}  # by their names in the address
@@ -42,6 +43,9 @@ class Session:
         start_s: start in seconds of the clip on the page Attention.
         frame: frame on the page Prediction; None for the frame with the most evidence.
         every_frame: predict masks for every frame.
+        threshold: lowest score of a finding, and of a pixel in a mask.
+        box_threshold: lowest score of a box.
+        uncalibrated: show the scores of the page Prediction without their calibration.
         store: folder of an embedding store, as typed.
         runs: folder with finished runs, as typed.
         view: view of the page Prediction, a video or a study.
@@ -61,6 +65,9 @@ class Session:
     start_s: float = 0.0
     frame: int | None = None
     every_frame: bool = False
+    threshold: float = DEFAULT.score
+    box_threshold: float = DEFAULT.box
+    uncalibrated: bool = False
     store: str = ""
     runs: str = ""
     view: str = VIEWS["view"][0]
@@ -197,6 +204,8 @@ def value_of(name: str, text: str) -> Any:
             return float(text)
         case "frame" if re.fullmatch(r"[0-9]{1,9}", text):
             return int(text)
-        case "every_frame" | "own_manifests" if text == "yes":
+        case "threshold" | "box_threshold" if re.fullmatch(r"0\.[0-9]{1,2}", text) and float(text) > 0:
+            return float(text)
+        case "every_frame" | "own_manifests" | "uncalibrated" if text == "yes":
             return True
     raise ValueError(f"The address of this page has {text[:80]!r} for {name}, which is not possible. It was left out.")

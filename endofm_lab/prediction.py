@@ -102,7 +102,7 @@ class VideoPrediction(Brief):
         """
         scores = {head: values for head, values in self.scores.items() if NORMAL & set(self.classes[head])}
         if not scores:
-            return [self._most_evidence(self.times_s.min(), self.times_s.max())]
+            return [self.most_evidence(self.times_s.min(), self.times_s.max())]
         of_finding = [
             values[:, [name not in NORMAL for name in self.classes[head]]].max(axis=1, initial=0.0)
             for head, values in scores.items()
@@ -111,9 +111,9 @@ class VideoPrediction(Brief):
         for start_s, end_s in self.times_s[np.argsort(-np.max(of_finding, axis=0), kind="stable")]:
             if len(chosen) < n and all(end_s <= span[0] or start_s >= span[1] for span in chosen):
                 chosen.append(np.array([start_s, end_s]))
-        return list(dict.fromkeys(self._most_evidence(*span) for span in chosen))
+        return list(dict.fromkeys(self.most_evidence(*span) for span in chosen))
 
-    def _most_evidence(self, start_s: float, end_s: float) -> int:
+    def most_evidence(self, start_s: float, end_s: float) -> int:
         """The frame between two times with the largest mask; without masks, the one with the most confident box.
 
         Without masks and boxes, it is the frame in the middle.

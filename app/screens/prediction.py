@@ -9,6 +9,7 @@ import streamlit as st
 from cache import Content
 from choose import choose_model, choose_video
 from components.viewer import viewer
+from screens.findings import choose_thresholds, show_findings
 from screens.study import show_study
 from texts import plain
 
@@ -19,12 +20,13 @@ from endofm_lab.files import formulas_as_text
 from endofm_lab.metrics.smoothing import hmm_filter, hmm_smooth, stay_transition
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.prediction import VideoPrediction
+from endofm_lab.study.stretches import Thresholds, video_findings
 from endofm_lab.tasks.phases import Phases
 from endofm_lab.video.reader import VideoInfo
 
 MASKS_HELP = (
-    "Slower. Without this option only the frames in the clips have masks. The scores stay the same and are shown with "
-    "their spread."
+    "Slower. Without this option only the frames in the clips have masks. The scores stay the same, and their "
+    "uncertainty is shown: the spread over clips that start a few frames later."
 )
 
 
@@ -56,17 +58,19 @@ def when(video: VideoInfo, time_s: float) -> str:
     return f"{time_s:.3f} s"
 
 
-def show_viewer(video: Content, about: str, prediction: VideoPrediction, generated: bool) -> int:
+def show_viewer(
+    video: Content, about: str, prediction: VideoPrediction, findings: pd.DataFrame, thresholds: Thresholds
+) -> int:
     """Show the viewer, and for which frame the page shows numbers; returns the number of this frame.
 
-    ``about`` names the model and the settings of the prediction.
+    ``about`` names the model and the settings of the prediction, ``findings`` are those of `video_findings`.
     """
     last = prediction.video.n_frames - 1
     times = cache.frame_times(video)
     chosen = session.current().frame
     index = prediction.opening_frame() if chosen is None else min(chosen, last)
-    viewer.show(video, about, prediction, index, move_to)
-    label = "Generated picture · " if generated else ""
+    viewer.show(video, about, prediction, index, findings, thresholds, move_to)
+    label = "Generated picture · " if prediction.video.generated else ""
     nearest = prediction.seen_frame(index)
     exact = "" if nearest == index else f" · mask and boxes of frame {nearest}, the nearest that the model saw"
     st.caption(
@@ -76,12 +80,14 @@ def show_viewer(video: Content, about: str, prediction: VideoPrediction, generat
 
 
 def show_scores(prediction: VideoPrediction, heads: dict[str, HeadSpec], time_s: float) -> None:
-    """Show the scores of the clip at ``time_s``, and whether they were calibrated."""
+    """Show the scores of the clip at ``time_s`` with their spread, and whether they are calibrated."""
     clip = prediction.clip_at(time_s)
     start, end = prediction.times_s[clip]
     st.subheader(f"Clip {clip}: {start:.2f} s to {end:.2f} s")
     for head, values in prediction.scores.items():
         table = pd.DataFrame({"class": prediction.classes[head], "score": values[clip]})
+        if head in prediction.score_spread:
+            table["spread"] = [f"{low:.2f} to {high:.2f}" for low, high in prediction.score_spread[head][clip]]
         st.dataframe(
             table.sort_values("score", ascending=False),
             hide_index=True,
@@ -90,12 +96,9 @@ def show_scores(prediction: VideoPrediction, heads: dict[str, HeadSpec], time_s:
                 "score": st.column_config.ProgressColumn("score", min_value=0.0, max_value=1.0, format="%.3f"),
             },
         )
-        temperature = heads[head].temperature
-        st.caption(
-            "Not calibrated: these scores rank the classes, but they are not probabilities."
-            if temperature is None
-            else f"Calibrated on validation patients: temperature {temperature:.2f}."
-        )
+        st.caption(calibration_in_words(heads[head].temperature, session.current().uncalibrated))
+    if prediction.score_spread:
+        st.caption("Spread: the lowest and the highest score of this clip and of clips that start a few frames later.")
     if not prediction.classes:
         st.info("Only the backbone of this model was loaded. Without a head it gives no scores, masks or boxes.")
     elif not prediction.scores:
@@ -103,6 +106,15 @@ def show_scores(prediction: VideoPrediction, heads: dict[str, HeadSpec], time_s:
             {"map": "masks", "boxes": "boxes"}[answer] for answer in sorted({h.answer for h in heads.values()})
         )
         st.info(f"This model predicts {kinds} for each frame. They are shown in the picture, and over time below.")
+
+
+def calibration_in_words(temperature: float | None, switched_off: bool) -> str:
+    """Whether scores are calibrated."""
+    if temperature is None:
+        return "Not calibrated: these scores rank the classes, but they are not probabilities."
+    if switched_off:
+        return f"Calibration is switched off: these are the scores without the temperature {temperature:.2f}."
+    return f"Calibrated on validation patients: temperature {temperature:.2f}."
 
 
 def show_phases(prediction: VideoPrediction) -> None:
@@ -166,7 +178,7 @@ if view == "Study":
     st.stop()
 video, chosen = choose_video(), choose_model()
 every_frame = st.sidebar.toggle(
-    "Masks for every frame",
+    "Uncertainty, and masks for every frame",
     help=MASKS_HELP,
     **session.field("every_frame"),
 )
@@ -178,6 +190,8 @@ try:
         generated = cache.video_info(video).generated
         prediction = cache.prediction(video, chosen, every_frame)
         heads = cache.model(chosen).card.heads
+    prediction, thresholds = choose_thresholds(prediction, heads)
+    findings = video_findings(prediction, thresholds)
     if generated:
         st.caption("The video below is **generated**. It shows no patient.")
     elif prediction.provenance["training_data"].get("generated"):
@@ -185,17 +199,18 @@ try:
     row = st.container(horizontal=True, gap="medium")  # on narrow screens the columns are below each other
     left, right = row.container(width="stretch"), row.container(width=360)
     with left:
-        shown = show_viewer(video, f"{chosen} {every_frame}", prediction, generated)
+        shown = show_viewer(video, f"{chosen} {every_frame}", prediction, findings, thresholds)
     time_s = float(cache.frame_times(video)[shown])
     with right:
         show_scores(prediction, heads, time_s)
         if st.button("What did the model look at in this clip?", icon=":material/visibility:"):
             session.change(start_s=float(prediction.times_s[prediction.clip_at(time_s), 0]))
             st.switch_page("screens/attention.py")
+    show_findings(prediction, findings, thresholds, move_to)
     if prediction.scores:
         spread = bool(prediction.score_spread)
         st.plotly_chart(
-            timeline(prediction, time_s),
+            timeline(prediction, time_s, thresholds.score),
             width="stretch",
             key="timeline",
             on_select=lambda: follow_click(prediction),

@@ -1,25 +1,22 @@
 """The view Study of the page Prediction: a folder written by `endofm-lab study`, and decisions on its findings."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
 import session
 import streamlit as st
 from cache import Content, content_of
+from screens.review import SCORE, show_review
 from texts import plain
 
 import endofm_lab as lab
-from endofm_lab.figures.study import clock, frames_figure, study_timeline
+from endofm_lab.figures.study import frames_figure, study_timeline
 from endofm_lab.figures.style import STILL, marked
 from endofm_lab.reports.study import calibration, readable, smoothing_words, summary
 from endofm_lab.study.findings import findings, segments, smoothing_table, top_frames
-from endofm_lab.study.review import CONFIRM, OPEN, REJECT, decide, read_review, with_decisions
+from endofm_lab.study.review import REVIEW
 from endofm_lab.study.study import Study, load_study
-
-SCORE = st.column_config.ProgressColumn(min_value=0.0, max_value=1.0, format="%.3f")
-STATES = {CONFIRM: "confirmed", REJECT: "rejected", OPEN: "open"}
 
 
 def study_content(folder: str) -> Content:
@@ -86,7 +83,7 @@ def show_study() -> None:
     timeline, best = best_frames(content)
     st.plotly_chart(timeline, width="stretch", key="study timeline", config=STILL)
     st.caption(plain(calibration(study)))
-    show_review(content, width, table)
+    show_findings(content, width, table)
     show_best(content, best)
     st.subheader("Segments")
     for head, table in segments_of.items():
@@ -114,81 +111,19 @@ def show_summary(study: Study) -> None:
             st.dataframe(readable(study.unreadable), hide_index=True, key="unreadable")
 
 
-def show_review(content: Content, width: int, rows: pd.DataFrame) -> None:
-    """Show the findings with their decisions, the pictures of the chosen finding, and the buttons to decide on it."""
+def show_findings(content: Content, width: int, rows: pd.DataFrame) -> None:
+    """Show the findings with their decisions, and the pictures of the chosen finding."""
     st.subheader("To confirm or reject")
-    folder = content.path
-    try:
-        table = with_decisions(rows, read_review(folder))
-    except lab.UserError as error:
-        st.error(plain(error))
-        return
-    if table.empty:
+    if rows.empty and not (Path(content.path) / REVIEW).exists():
         st.info("No finding scores at least 0.5.")
         return
-    is_other_table = st.session_state.get("review of") != (folder, width)
-    if is_other_table or st.session_state.get("finding", len(table)) >= len(table):
-        st.session_state["review of"] = (folder, width)
-        st.session_state["finding"] = next_open(table, 0)
-    shown = readable(table).assign(decision=table["decision"].map(STATES))
-    st.dataframe(
-        shown[["number", "decision", "finding", "score", "at", "head", "from", "to", "remark"]],
-        hide_index=True,
-        key="findings",
-        on_select=follow_row,
-        selection_mode="single-row",
-        column_config={"score": SCORE},
+    about = (
+        "segments whose best frame scores at least 0.5, the highest score first. Select a row to see its frames. Every "
+        "decision is immediately added to review.csv in the study's folder; earlier decisions are not overwritten."
     )
-    n_open = int((table["decision"] == OPEN).sum())
-    st.caption(
-        f"{len(table)} findings, **{n_open} open**: segments whose best frame scores at least 0.5, the highest score "
-        "first. Select a row to see its frames. Every decision is immediately added to review.csv in the study's "
-        "folder; earlier decisions are not overwritten."
-    )
-    names = [
-        f"{row.number}: {row.finding} at {clock(row.time_s)}, {STATES[row.decision]}" for row in table.itertuples()
-    ]
-    choice, remark = st.columns(2, vertical_alignment="bottom")
-    row = st.container(horizontal=True)
-    at = choice.selectbox("Finding", range(len(table)), format_func=lambda n: names[n], key="finding")
-    chosen = table.iloc[at].to_dict()
-    field = f"remark {folder} {chosen['head']} {chosen['finding']} {chosen['frame']}"
-    remark.text_input("Remark", chosen["remark"], key=field, placeholder="stored with the decision")
-    following = next_open(table, at + 1, but=at)
-    for text, decision in (("Confirm", CONFIRM), ("Reject", REJECT), ("Undo", OPEN)):
-        row.button(
-            text,
-            disabled=decision == chosen["decision"] == OPEN,
-            type="primary" if decision == chosen["decision"] != OPEN else "secondary",
-            on_click=keep,
-            args=(folder, chosen, decision, field, at if decision == OPEN else following),
-        )
-    if chosen["decided_at"]:
-        decision = STATES[chosen["decision"]].capitalize()
-        st.caption(f"{decision} at {plain(chosen['decided_at'][:16]).replace('T', ' ')} UTC.")
-    show_frames(content, [(int(chosen["frame"]), float(chosen["score"]))], "found")
-
-
-def next_open(table: pd.DataFrame, start: int, but: int | None = None) -> int:
-    """The first open finding from ``start`` on, continuing at the top; ``but`` itself if no other finding is open."""
-    open_ = [at for at in table.index[table["decision"] == OPEN] if at != but]
-    return next((at for at in open_ if at >= start), open_[0] if open_ else but or 0)
-
-
-def follow_row() -> None:
-    """Show the finding whose row was selected."""
-    rows = st.session_state["findings"]["selection"]["rows"]
-    if rows:
-        st.session_state["finding"] = rows[0]
-
-
-def keep(folder: str, chosen: dict[str, Any], decision: str, field: str, following: int) -> None:
-    """Store a decision on the finding that the reader saw, and show the next open finding."""
-    try:
-        decide(folder, chosen, decision, st.session_state[field])
-        st.session_state["finding"] = following
-    except lab.UserError as error:
-        st.error(plain(error))
+    chosen = show_review(content.path, rows, f"{content.path} {width}", about)
+    if chosen is not None:
+        show_frames(content, [(int(chosen["frame"]), float(chosen["score"]))], "found")
 
 
 def show_frames(content: Content, frames: list[tuple[int, float]], key: str) -> None:

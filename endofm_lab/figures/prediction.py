@@ -10,13 +10,14 @@ from PIL import Image
 from plotly.subplots import make_subplots
 
 from endofm_lab.figures.style import MASK_RGB, color_of, tidy
-from endofm_lab.prediction import VideoPrediction
+from endofm_lab.prediction import NORMAL, VideoPrediction
 
 
-def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Figure:
+def timeline(prediction: VideoPrediction, time_s: float | None = None, threshold: float | None = None) -> go.Figure:
     """One row per classification head: a marker per clip and class at the clip's middle, and a line at ``time_s``.
 
-    A band shows `VideoPrediction.score_spread` if clips in between were run.
+    A band shows `VideoPrediction.score_spread` if clips in between were run. A line marks the ``threshold`` in heads
+    that distinguish findings from normal.
     Markers can be clicked: their ``customdata`` is the clip's number and its start and end in seconds.
     """
     heads = list(prediction.scores)
@@ -49,6 +50,8 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Fig
                 col=1,
             )
         figure.update_yaxes(range=[-0.04, 1.04], title_text="score", row=row, col=1)
+        if threshold is not None and NORMAL & set(prediction.classes[head]):
+            figure.add_hline(y=threshold, line={"color": "#444444", "dash": "dash", "width": 1}, row=row, col=1)
     if time_s is not None:
         figure.add_vline(x=time_s, line={"color": "#444444", "dash": "dot", "width": 2})
     figure.update_xaxes(title_text="time in the video (s)", row=max(len(heads), 1), col=1)

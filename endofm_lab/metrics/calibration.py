@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_softmax, logit, softmax
 
 from endofm_lab.metrics.classification import (
     MetricError,
@@ -159,6 +159,21 @@ def fit_vector_scaling(target: ArrayLike, logits: ArrayLike) -> Scaling:
 def logits_of(probabilities: ArrayLike) -> NDArray[np.float64]:
     """Logits whose softmax is ``probabilities`` (N, K), for scores without saved logits; zeros count as 1e-12."""
     return np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), _TINY))
+
+
+def uncalibrated(probabilities: ArrayLike, temperature: float, exclusive: bool = True) -> NDArray[np.float64]:
+    """The probabilities before their logits were divided by a temperature; the shape stays.
+
+    Args:
+        probabilities: softmax along the last axis if ``exclusive``, otherwise sigmoids; 0 and 1 count as 1e-12 and
+            1 - 1e-12.
+        temperature: of the calibration that is undone.
+        exclusive: whether the classes exclude each other.
+    """
+    if exclusive:
+        return softmax(temperature * logits_of(probabilities), axis=-1)
+    inner = np.clip(np.asarray(probabilities, dtype=np.float64), _TINY, 1 - _TINY)
+    return expit(temperature * logit(inner))
 
 
 def selective_curve(target: ArrayLike, probabilities: ArrayLike) -> pd.DataFrame:

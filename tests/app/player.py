@@ -50,7 +50,7 @@ def facts_of(app) -> dict:
 
 def overlays_of(app, frame: int) -> dict:
     """Masks and boxes of a seen frame."""
-    return json.loads(answered(app, f"overlays/{frame}/{frame + 1}").body)[str(frame)]
+    return json.loads(answered(app, f"overlays/{frame}/{frame + 1}/0.5").body)[str(frame)]
 
 
 def pictures_in(body: bytes) -> dict[int, np.ndarray]:

@@ -26,7 +26,9 @@ def test_the_first_page_shows_a_generated_sample_with_its_scores(app):
     app.run()
     assert not app.exception
     assert "Generated picture" in captions(app)
-    assert [table.value.columns.tolist() for table in app.dataframe] == [["class", "score"]] * 2
+    tables = [table.value for table in app.dataframe]
+    assert [table.columns.tolist() for table in tables[:2]] == [["class", "score"]] * 2
+    assert tables[2]["finding"].tolist() == ["bleeding", "polyp"] and set(tables[2]["decision"]) == {"open"}
     assert "For research only" in captions(app)
 
 

@@ -13,6 +13,7 @@ from starlette.requests import Request
 import endofm_lab as lab
 from endofm_lab.data.samples import SAMPLES, sample_video
 from endofm_lab.predict import predict_video
+from endofm_lab.study.stretches import video_findings
 from tests.app.player import pictures_in
 from tests.explain.models import small_model
 from tests.video.recordings import encode, number_in
@@ -150,26 +151,23 @@ def test_runs_begin_with_the_background_and_large_masks_are_thinned(frames, mask
         np.testing.assert_array_equal(back.astype(bool), large[::step, ::step])
 
 
-def test_findings_are_the_stretches_where_the_sample_shows_them(frames, predicted):
-    findings = sys.modules["components.viewer.overlays"].findings(predicted)
-    assert [finding["label"] for finding in findings] == ["polyp", "bleeding"]
-    quarter = predicted.video.n_frames // 4
-    for finding, scene in zip(findings, (1, 3), strict=True):
-        shared = min(finding["last"], (scene + 1) * quarter) - max(finding["first"], scene * quarter)
-        assert shared > 0.8 * quarter and finding["first"] <= finding["frame"] <= finding["last"]
-        assert finding["frame"] in predicted.frames and 0.5 < finding["score"] <= 1
-        assert finding["colour"].startswith("#")
+def test_masks_and_boxes_follow_their_thresholds(frames, predicted):
+    overlays = sys.modules["components.viewer.overlays"]
+    frame = predicted.opening_frame()
+    sizes = []
+    for threshold in (0.1, 0.5, 0.9):
+        (head, mask), *_ = overlays.overlays(predicted, frame, frame + 1, threshold)[str(frame)]["masks"].items()
+        sizes.append(sum(mask["runs"][1::2]))
+        assert sizes[-1] == predicted.mask(frame, threshold, head).any(axis=0).sum()
+    assert sizes[0] > sizes[1] > sizes[2] > 0
+    boxes = overlays.overlays(predicted, frame, frame + 1)[str(frame)]["boxes"]
+    assert [box["score"] for box in boxes] == pytest.approx(predicted.boxes(frame)["score"].tolist(), abs=1e-4)
 
 
-def test_without_classes_findings_are_neighbouring_frames_with_a_mask_or_a_box(frames, predicted):
-    from dataclasses import replace
-
-    only = replace(predicted, scores={}, score_spread={})
-    findings = sys.modules["components.viewer.overlays"].findings(only)
-    rows = {frame for frame in only.frames if only.overlay(frame)[0].any() or len(only.boxes(frame))}
-    inside = {n for finding in findings for n in only.frames if finding["first"] <= n <= finding["last"]}
-    assert findings and inside == rows
-    assert all(finding["frame"] in only.frames for finding in findings)
+def test_marks_are_the_findings_in_order_of_time(frames, predicted):
+    marks = sys.modules["components.viewer.overlays"].marks(video_findings(predicted))
+    assert [mark["label"] for mark in json.loads(json.dumps(marks))] == ["polyp", "bleeding"]
+    assert all(mark["colour"].startswith("#") and mark["frame"] in predicted.frames for mark in marks)
 
 
 def test_facts_name_times_size_and_seen_frames(frames, tmp_path):

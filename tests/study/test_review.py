@@ -73,7 +73,7 @@ def test_listing_adds_new_findings_and_withdraws_no_decision(tmp_path):
 def test_a_table_filled_in_by_hand_is_read(tmp_path):
     list_findings(tmp_path, table(POLYP, ULCER))
     text = (tmp_path / REVIEW).read_text().splitlines()
-    text[1] = text[1].removesuffix(",,,") + ",Confirm ,seen twice,"
+    text[1] = text[1].removesuffix(",,,,") + ",Confirm ,seen twice,,"
     (tmp_path / REVIEW).write_text("\ufeff" + "\r\n".join(text), encoding="utf-8")  # without a line break at the end
     assert decisions(tmp_path, table(POLYP, ULCER)) == [CONFIRM, OPEN]
     decide(tmp_path, table(ULCER).iloc[0], REJECT)
@@ -120,3 +120,16 @@ def test_cells_that_a_spreadsheet_would_run_are_written_as_text_and_read_back_un
         cells = [cell for row in csv.reader(file) for cell in row]
     runs = [cell for cell in cells if cell[:1] in tuple("=+-@") and not re.fullmatch(r"-[0-9.]+", cell)]
     assert not runs and "'=cmd|' /C calc'!A0" in cells and "-1.5" in cells
+
+
+def test_a_table_of_an_older_version_is_read_and_completed_by_the_column_for_the_reader(tmp_path):
+    decide(tmp_path, table(POLYP).iloc[0], REJECT, "=fold")
+    text = (tmp_path / REVIEW).read_text()
+    (tmp_path / REVIEW).write_text("\n".join(line.rpartition(",")[0] for line in text.splitlines()) + "\n")
+    assert decisions(tmp_path, table(POLYP, ULCER)) == [REJECT, OPEN]
+    decide(tmp_path, table(ULCER).iloc[0], CONFIRM, by=" A. Reader ")
+    seen = with_decisions(table(POLYP, ULCER), read_review(tmp_path))
+    assert seen[["decision", "remark", "decided_by"]].values.tolist() == [
+        [REJECT, "=fold", ""],
+        [CONFIRM, "", "A. Reader"],
+    ]

@@ -5,8 +5,8 @@ const MOST_PICTURES = 40; // decoded frames that are kept
 const MOST_BYTES = 192 * 2 ** 20; // of JPEG
 
 class Frames {
-  constructor(address, facts, onProblem) {
-    Object.assign(this, { address, facts, onProblem });
+  constructor(address, facts, threshold, onProblem) {
+    Object.assign(this, { address, facts, threshold, onProblem });
     this.jpegs = new Map(); // number -> Blob
     this.bytes = 0;
     this.pictures = new Map(); // number -> ImageBitmap
@@ -79,11 +79,19 @@ class Frames {
 
   loadOverlays(number) {
     const first = number - (number % CHUNK);
-    return this.once(`overlays/${first}`, async () => {
+    const threshold = this.threshold;
+    return this.once(`overlays/${first}/${threshold}`, async () => {
       const stop = Math.min(first + CHUNK, this.facts.frames);
-      const found = await (await this.ask(`overlays/${first}/${stop}`)).json();
+      const found = await (await this.ask(`overlays/${first}/${stop}/${threshold.toFixed(2)}`)).json();
+      if (threshold !== this.threshold) return;
       for (const [frame, overlay] of Object.entries(found)) this.overlays.set(Number(frame), overlay);
     });
+  }
+
+  // Masks contain the pixels from this probability on.
+  setThreshold(threshold) {
+    this.threshold = threshold;
+    this.overlays.clear();
   }
 
   // Whether a frame and its overlays can be drawn at once.

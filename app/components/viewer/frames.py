@@ -174,7 +174,7 @@ def refusal(status: int, sentence: str) -> Response:
 
 
 def of_video(request: Request) -> Response:
-    """Number, size and times of the frames, the frames that the model saw, the names of overlays, and findings."""
+    """Number, size and times of the frames, the frames that the model saw, and the names of overlays."""
 
     def content(opened: Opened, *_: int) -> Response:
         with lab.open_video(opened.video.path) as reader:
@@ -193,9 +193,10 @@ def of_frames(request: Request) -> Response:
 
 def of_overlays(request: Request) -> Response:
     """See `overlays.overlays`."""
+    threshold = min(1.0, request.path_params["threshold"])
     return answer(
         request,
-        lambda opened, *span: JSONResponse(overlays(opened.prediction, *span), headers=_HEADERS),
+        lambda opened, *span: JSONResponse(overlays(opened.prediction, *span, threshold), headers=_HEADERS),
     )
 
 
@@ -210,6 +211,6 @@ def of_thumbnail(request: Request) -> Response:
 ROUTES = [
     Route("/viewer/{token}/video", of_video),
     Route("/viewer/{token}/frames/{first:int}/{stop:int}", of_frames),
-    Route("/viewer/{token}/overlays/{first:int}/{stop:int}", of_overlays),
+    Route("/viewer/{token}/overlays/{first:int}/{stop:int}/{threshold:float}", of_overlays),
     Route("/viewer/{token}/thumbnails/{first:int}", of_thumbnail),
 ]

@@ -3,9 +3,11 @@
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from endofm_lab.figures.style import MASK_RGB, color_of
-from endofm_lab.prediction import NORMAL, VideoPrediction
+from endofm_lab.prediction import VideoPrediction
+from endofm_lab.study.stretches import DEFAULT
 
 MASK_PX = 640  # masks are sent with at most so many pixels along their longer side
 
@@ -35,24 +37,28 @@ def facts(times_s: np.ndarray, prediction: VideoPrediction) -> dict[str, Any]:
         "seen": prediction.frames.tolist(),
         "overlays": overlay_names(prediction),
         "mask_rgb": list(MASK_RGB),
-        "findings": findings(prediction),
     }
 
 
-def overlays(prediction: VideoPrediction, first: int, stop: int) -> dict[str, dict[str, Any]]:
+def overlays(
+    prediction: VideoPrediction, first: int, stop: int, threshold: float = DEFAULT.score
+) -> dict[str, dict[str, Any]]:
     """Masks and boxes of the seen frames from ``first`` up to, not including, ``stop``, by their numbers, as JSON.
 
-    A mask is its size and its runs row by row: the lengths of background and mask in turn, background first.
-    Boxes are in pixels of the video.
+    A mask contains the pixels whose probability is at least ``threshold``. It is its size and its runs row by row: the
+    lengths of background and mask in turn, background first. Boxes are in pixels of the video.
     """
     frames = prediction.frames[(prediction.frames >= first) & (prediction.frames < stop)]
     return {
         str(frame): {
-            "masks": {head: runs_of(prediction.mask(int(frame), head=head).any(axis=0)) for head in prediction.maps},
+            "masks": {
+                head: runs_of(prediction.mask(int(frame), threshold, head).any(axis=0)) for head in prediction.maps
+            },
             "boxes": [
                 {
                     "head": str(box["head"]),
                     "text": f"{box['label']} {box['score']:.2f}",
+                    "score": round(float(box["score"]), 4),
                     "colour": color_of(str(box["label"]), 1),
                     "xyxy": [round(float(box[corner]), 1) for corner in ("x1", "y1", "x2", "y2")],
                 }
@@ -72,66 +78,17 @@ def runs_of(mask: np.ndarray) -> dict[str, Any]:
     return {"height": mask.shape[0], "width": mask.shape[1], "runs": np.diff(ends, prepend=0).tolist()}
 
 
-def findings(prediction: VideoPrediction) -> list[dict[str, Any]]:
-    """Stretches with a finding, in order: label, colour, highest score, first and last frame, and the best frame.
-
-    A stretch consists of neighbouring clips with the same class on top, unless it means that there is no finding. If no
-    head distinguishes findings from normal, a stretch consists of neighbouring frames with a mask or a box.
-    """
-    heads = [head for head in prediction.scores if NORMAL & set(prediction.classes[head])]
-    stretches = (
-        [finding for head in heads for finding in _of_scores(prediction, head)] if heads else _of_frames(prediction)
-    )
-    for finding in stretches:
-        finding["colour"] = color_of(finding["label"], 1)
-    return sorted(stretches, key=lambda finding: (finding["first"], finding["label"]))
-
-
-def _of_scores(prediction: VideoPrediction, head: str) -> list[dict[str, Any]]:
-    """The stretches of one classification head."""
-    scores, names, times = prediction.scores[head], prediction.classes[head], prediction.times_s
-    best = prediction.telling_frames(len(times))
-    stretches = []
-    for rows, top in _runs(scores.argmax(axis=1)):
-        if names[top] in NORMAL:
-            continue
-        inside = (prediction.frame_times_s >= times[rows[0], 0]) & (prediction.frame_times_s < times[rows[-1], 1])
-        frames = prediction.frames[inside]
-        if not len(frames):
-            continue
-        first, last = int(frames[0]), int(frames[-1])
-        frame = next((frame for frame in best if first <= frame <= last), int(frames[len(frames) // 2]))
-        score = float(scores[rows, top].max())
-        stretches.append({"label": names[top], "score": score, "first": first, "last": last, "frame": frame})
-    return stretches
-
-
-def _of_frames(prediction: VideoPrediction) -> list[dict[str, Any]]:
-    """The stretches of frames with masks or boxes; the best frame has the largest mask or the most certain box."""
-    stretches = []
-    for head, values in prediction.maps.items():
-        covered = (np.asarray(values) >= 128).any(axis=1).mean(axis=(1, 2))
-        stretches += [
-            (prediction.classes[head][0], rows, covered, None) for rows, positive in _runs(covered > 0) if positive
-        ]
-    for head in prediction.box_heads:
-        boxes = prediction.boxes_xyxy[prediction.boxes_xyxy["head"] == head]
-        for label, label_boxes in boxes.groupby("label"):
-            scores = label_boxes.groupby("frame")["score"].max().reindex(prediction.frames).fillna(0.0).to_numpy()
-            stretches += [(str(label), rows, scores, scores) for rows, positive in _runs(scores > 0) if positive]
+def marks(findings: pd.DataFrame) -> list[dict[str, Any]]:
+    """Findings of `video_findings` in order of time, for the marks and buttons of the viewer, as JSON."""
+    ordered = findings.sort_values(["first", "finding"], kind="stable")
     return [
         {
-            "label": label,
-            "score": None if scores is None else float(scores[rows].max()),
-            "first": int(prediction.frames[rows[0]]),
-            "last": int(prediction.frames[rows[-1]]),
-            "frame": int(prediction.frames[rows[evidence[rows].argmax()]]),
+            "label": row.finding,
+            "score": round(float(row.score), 4),
+            "first": int(row.first),
+            "last": int(row.last),
+            "frame": int(row.frame),
+            "colour": color_of(row.finding, 1),
         }
-        for label, rows, evidence, scores in stretches
+        for row in ordered.itertuples()
     ]
-
-
-def _runs(values: np.ndarray) -> list[tuple[np.ndarray, Any]]:
-    """Stretches of equal neighbouring values: their rows and the value."""
-    borders = np.flatnonzero(values[1:] != values[:-1]) + 1
-    return [(rows, values[rows[0]].item()) for rows in np.split(np.arange(len(values)), borders)]

@@ -11,6 +11,7 @@ class Picture {
     this.zoom = { scale: 1, x: 0.5, y: 0.5 }; // the point of the video in the middle, 0 to 1
     this.beside = false;
     this.opacity = 0.4;
+    this.boxesFrom = 0; // the lowest score of boxes that are drawn
     this.shown = new Set(Object.values(facts.overlays)); // heads
   }
 
@@ -72,8 +73,8 @@ class Picture {
     }
     pen.globalAlpha = Math.min(1, 2.5 * this.opacity);
     const one = this.ratio / scale; // a CSS pixel in pixels of the video
-    for (const { head, text, colour, xyxy: [x1, y1, x2, y2] } of overlay.boxes) {
-      if (!this.shown.has(head)) continue;
+    for (const { head, text, score, colour, xyxy: [x1, y1, x2, y2] } of overlay.boxes) {
+      if (!this.shown.has(head) || score < this.boxesFrom) continue;
       pen.strokeStyle = pen.fillStyle = colour;
       pen.lineWidth = 3 * one;
       pen.strokeRect(x1, y1, x2 - x1, y2 - y1);

@@ -8,9 +8,12 @@ const SETTINGS = "endofm_lab viewer"; // of this tab, kept while other pages are
 class Viewer {
   constructor(root, facts, data, tell) {
     Object.assign(this, { root, facts, tell, video: data.video, message: data.message, known: data.frame });
+    const { findings, thresholds } = data;
+    Object.assign(this, { findings, thresholds });
     this.at = (selector) => root.querySelector(selector);
-    this.frames = new Frames(data.address, facts, (sentence) => this.problem(sentence));
+    this.frames = new Frames(data.address, facts, thresholds.mask, (sentence) => this.problem(sentence));
     this.picture = new Picture(this.at("canvas"), facts, this.frames);
+    this.picture.boxesFrom = thresholds.box;
     this.shown = -1; // the frame on the canvas
     this.wanted = 0; // the frame that the reader asked for
     this.playing = false;
@@ -67,7 +70,6 @@ class Viewer {
     this.at(".opacity").value = picture.opacity;
     this.pressed();
     for (const name of ["first", "back", "play", "forward", "last", "loop"]) this.button(name).disabled = last === 0;
-    for (const name of ["previous", "next"]) this.button(name).disabled = !facts.findings.length;
     this.at(".if-overlays").hidden = !Object.keys(facts.overlays).length;
     this.at(".overlays").replaceChildren(
       ...Object.entries(facts.overlays).map(([name, head]) => {
@@ -81,8 +83,15 @@ class Viewer {
         return label;
       }),
     );
+    this.mark();
+  }
+
+  // The findings above the slider, and whether there are any to go to.
+  mark() {
+    const { facts, findings } = this;
+    for (const name of ["previous", "next"]) this.button(name).disabled = !findings.length;
     this.at(".marks").replaceChildren(
-      ...facts.findings.map((finding) => {
+      ...findings.map((finding) => {
         const mark = document.createElement("button");
         mark.title = mark.ariaLabel = this.words(finding);
         mark.tabIndex = -1; // the buttons for findings lead there with the keyboard
@@ -286,9 +295,28 @@ class Viewer {
   // The page has moved the viewer, unless it has not heard the last message yet.
   update(data, tell) {
     this.tell = tell;
+    this.take(data);
     if (data.message !== this.message || data.frame === this.known) return;
     this.known = data.frame;
     this.goTo(data.frame);
+  }
+
+  // Other findings and thresholds of the same video.
+  take({ findings, thresholds }) {
+    if (JSON.stringify(findings) !== JSON.stringify(this.findings)) {
+      this.findings = findings;
+      this.mark();
+    }
+    if (thresholds.mask === this.thresholds.mask && thresholds.box === this.thresholds.box) return;
+    this.picture.boxesFrom = thresholds.box;
+    if (thresholds.mask !== this.thresholds.mask) {
+      this.frames.setThreshold(thresholds.mask);
+      this.picture.masks.clear();
+    }
+    this.thresholds = thresholds;
+    if (this.shown < 0) return;
+    const shown = this.shown;
+    this.frames.fetch(shown).then(() => this.shown === shown && this.redraw()).catch(() => {});
   }
 
   play() {
@@ -356,7 +384,7 @@ class Viewer {
 
   // The next finding after the shown frame, or the previous one before it; round at the ends.
   find(direction) {
-    const found = [...this.facts.findings].sort((one, other) => one.frame - other.frame);
+    const found = [...this.findings].sort((one, other) => one.frame - other.frame);
     const later = direction > 0
       ? found.find(({ frame }) => frame > this.wanted) || found[0]
       : found.findLast(({ frame }) => frame < this.wanted) || found.at(-1);
@@ -366,8 +394,8 @@ class Viewer {
   show(finding) {
     this.scrub(finding.frame);
     this.report(REST_MS);
-    const number = this.facts.findings.indexOf(finding) + 1;
-    this.at(".said").textContent = `Finding ${number} of ${this.facts.findings.length}: ${this.words(finding)}.`;
+    const number = this.findings.indexOf(finding) + 1;
+    this.at(".said").textContent = `Finding ${number} of ${this.findings.length}: ${this.words(finding)}.`;
   }
 
   // Small pictures of the whole video, one after the other, so that the frames come first.

@@ -7,11 +7,14 @@ not run again for every frame.
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import streamlit as st
 from cache import Content
 from components.viewer.frames import new_secret, open_for
+from components.viewer.overlays import marks
 
 from endofm_lab.prediction import VideoPrediction
+from endofm_lab.study.stretches import Thresholds
 
 KEY = "viewer"
 _FOLDER = Path(__file__).parent
@@ -25,11 +28,20 @@ _component = st.components.v2.component(
 )
 
 
-def show(video: Content, about: str, prediction: VideoPrediction, frame: int, move_to: Callable[[int], None]) -> None:
-    """Show a video at a frame, with the overlays of the prediction ``about`` (its model and settings).
+def show(
+    video: Content,
+    about: str,
+    prediction: VideoPrediction,
+    frame: int,
+    findings: pd.DataFrame,
+    thresholds: Thresholds,
+    move_to: Callable[[int], None],
+) -> None:
+    """Show a video at a frame, with its findings and the overlays of the prediction ``about`` (model and settings).
 
-    ``move_to`` is called with the frame at which the user paused the video or to which the user moved. Every such
-    message has a number, and the page names the last one that it knows: the browser ignores older answers.
+    ``findings`` are those of `video_findings`; masks and boxes are drawn from the ``thresholds`` on. ``move_to`` is
+    called with the frame at which the user paused the video or to which the user moved. Every such message has a
+    number, and the page names the last one that it knows: the browser ignores older answers.
     """
     secret = st.session_state.setdefault("secret of the viewer", new_secret())
     base = st.get_option("server.baseUrlPath").strip("/")
@@ -41,6 +53,8 @@ def show(video: Content, about: str, prediction: VideoPrediction, frame: int, mo
             "address": f"{'/' + base if base else ''}/viewer/{token}",
             "video": token,
             "frame": frame,
+            "findings": marks(findings),
+            "thresholds": {"mask": thresholds.score, "box": thresholds.box},
             "message": at["message"] if at else 0,
         },
         default={"at": None},

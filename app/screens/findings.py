@@ -1,0 +1,60 @@
+"""The findings of a video on the page Prediction: the thresholds that they must reach, and the decisions on them."""
+
+from collections.abc import Callable
+
+import pandas as pd
+import session
+import streamlit as st
+from screens.review import show_review
+
+from endofm_lab.model.card import HeadSpec
+from endofm_lab.prediction import VideoPrediction
+from endofm_lab.study.review import REVIEW, video_reviews
+from endofm_lab.study.stretches import Thresholds, without_calibration
+
+
+def choose_thresholds(prediction: VideoPrediction, heads: dict[str, HeadSpec]) -> tuple[VideoPrediction, Thresholds]:
+    """Show the sliders of thresholds and the switch of the calibration; returns the prediction as it is to be shown."""
+    if prediction.scores or prediction.maps:
+        st.sidebar.slider(
+            "Threshold",
+            0.01,
+            0.99,
+            step=0.01,
+            help="The lowest score of a finding, and the lowest probability of a pixel in a mask.",
+            **session.field("threshold"),
+        )
+    if prediction.box_heads:
+        help_ = "The lowest score of a box that is shown."
+        st.sidebar.slider("Threshold of boxes", 0.3, 0.99, step=0.01, help=help_, **session.field("box_threshold"))
+    if any(heads[head].temperature is not None for head in prediction.scores):
+        help_ = "Shows the scores that the model gives without the temperature that was fitted on validation patients."
+        if st.sidebar.toggle("Without calibration", help=help_, **session.field("uncalibrated")):
+            prediction = without_calibration(prediction, heads)
+    chosen = session.current()
+    return prediction, Thresholds(chosen.threshold, chosen.box_threshold)
+
+
+def show_findings(
+    prediction: VideoPrediction, findings: pd.DataFrame, thresholds: Thresholds, move_to: Callable[[int], None]
+) -> None:
+    """Show the table of findings with the reader's decisions; choosing a finding moves the viewer to its frame."""
+    st.subheader("Findings")
+    folder = video_reviews(prediction.provenance["video"])
+    if findings.empty and not (folder / REVIEW).exists():
+        st.info("Nothing reaches the threshold. A lower threshold shows less certain findings.")
+        return
+    frame = session.current().frame
+    inside = findings.index[(findings["first"] <= frame) & (frame <= findings["last"])] if frame is not None else []
+    about = (
+        "stretches of the video that reach the threshold, the highest score first. Select a row to move the viewer to "
+        "its frame. Every decision is stored with the content of the video, and earlier decisions are not overwritten."
+    )
+    show_review(
+        str(folder),
+        findings,
+        f"{folder} {prediction.provenance['model']} {thresholds} {session.current().uncalibrated}",
+        about,
+        at_first=int(inside[0]) if len(inside) else None,
+        chosen=lambda finding: move_to(int(finding["frame"])),
+    )
