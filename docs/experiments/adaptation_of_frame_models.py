@@ -54,10 +54,10 @@ def tools(data: Path, out: Path) -> Question:
     """Instruments of CholecT50, and everything else that is there."""
     frames = pd.read_csv(data / "cholect50" / "frames.csv")
     frames = frames[frames["labelled"] == 1]
-    others = (
+    other_tools = (
         frames["instruments"].fillna("").map(lambda names: [n for n in names.split("|") if n not in ("", "grasper")])
     )
-    alone = frames["instruments"].eq("grasper")
+    only_grasper = frames["instruments"].eq("grasper")
     common = {
         "video": [str((data / "cholect50" / file).resolve()) for file in frames["file"]],
         "patient": frames["video"],
@@ -65,7 +65,10 @@ def tools(data: Path, out: Path) -> Question:
     }
     split = frames["video"].map({"VID68": "train", "VID70": "train", "VID75": "val", "VID74": "test"})
     second = pd.DataFrame(common).assign(
-        label=[names[0] if len(names) == 1 else "grasper" if a else "" for names, a in zip(others, alone, strict=True)],
+        label=[
+            names[0] if len(names) == 1 else "grasper" if a else ""
+            for names, a in zip(other_tools, only_grasper, strict=True)
+        ],
         split=split,
     )
     first = pd.DataFrame(common).assign(label=frames["phase"], split=split)
@@ -76,8 +79,8 @@ def tools(data: Path, out: Path) -> Question:
     sinus = sorted((data / "sinus" / "seq_002603").glob("*.jpg"))[::2]
     noses = pd.DataFrame({"video": [str(path.resolve()) for path in sinus], "patient": "sinus", "dataset": "sinus"})
     noses = noses.assign(label="sinus", split="train")
-    both = pd.concat([first, polyps, noses], ignore_index=True)
-    return Question(_written(both, out / "first.csv"), _written(second[second["label"] != ""], out / "second.csv"))
+    table = pd.concat([first, polyps, noses], ignore_index=True)
+    return Question(_written(table, out / "first.csv"), _written(second[second["label"] != ""], out / "second.csv"))
 
 
 def phantom(manifest: Path, out: Path) -> Question:
@@ -86,9 +89,9 @@ def phantom(manifest: Path, out: Path) -> Question:
     table = source.table.assign(video=[str(source.resolve(video)) for video in source.table["video"]])
     table = table.drop(columns=["masks", "boxes"])
     patients = sorted(table.loc[table["split"] == "train", "patient"].unique())
-    few, coarse = set(patients[:8]), table["label"].where(table["label"] == "normal", "finding")
-    first = table[~table["patient"].isin(few)].assign(label=coarse)
-    second = table[table["patient"].isin(few) | (table["split"] != "train")]
+    chosen, coarse = set(patients[:8]), table["label"].where(table["label"] == "normal", "finding")
+    first = table[~table["patient"].isin(chosen)].assign(label=coarse)
+    second = table[table["patient"].isin(chosen) | (table["split"] != "train")]
     return Question(write_manifest(first, out / "first.csv"), write_manifest(second, out / "second.csv"))
 
 

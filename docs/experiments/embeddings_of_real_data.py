@@ -59,10 +59,10 @@ def mean_colours(manifest: Manifest) -> np.ndarray:
 def report(name: str, vectors: np.ndarray, rows: pd.DataFrame) -> None:
     """Print what is known to these vectors."""
     surgery = (rows["dataset"] == "cholect50").to_numpy()
-    phases, own = rows[surgery].reset_index(drop=True), vectors[surgery]
+    phases, phase_vectors = rows[surgery].reset_index(drop=True), vectors[surgery]
     chance = float(sum(((phases["label"] == p).mean()) ** 2 for p in phases["label"].unique()))
-    within = neighbour_purity(own, phases, "label", not_same=None)
-    across = neighbour_purity(own, phases, "label", not_same="recording")
+    within = neighbour_purity(phase_vectors, phases, "label", not_same=None)
+    across = neighbour_purity(phase_vectors, phases, "label", not_same="recording")
     print(f"\n{name}: {vectors.shape[1]} numbers per row")
     print(
         f"phase purity of 5 neighbours: {across:.3f} in other operations, {within:.3f} in any "
@@ -74,7 +74,7 @@ def report(name: str, vectors: np.ndarray, rows: pd.DataFrame) -> None:
         for n in np.flatnonzero(surgery)[::5]
     ]
     print(f"neighbours of a CholecT50 frame outside its video: {np.mean(alike):.3f} are CholecT50")
-    print(shortcut_test(own, phases.drop(columns=["dataset"])).round(3).to_string(index=False))
+    print(shortcut_test(phase_vectors, phases.drop(columns=["dataset"])).round(3).to_string(index=False))
     print(shortcut_test(vectors, rows.drop(columns=["label"])).round(3).to_string(index=False))
 
 

@@ -19,7 +19,7 @@ from endofm_lab.model.transformer import build_backbone
 from endofm_lab.model.video_model import VideoModel, model_on
 from endofm_lab.portable import ENDINGS, Output
 
-WHAT: tuple[Output, ...] = ("scores", "features")
+OUTPUTS: tuple[Output, ...] = ("scores", "features")
 LABEL = {"finding": HeadSpec("multiclass", ("normal", "polyp"))}
 
 
@@ -52,16 +52,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--files", nargs="+", choices=ENDINGS, default=ENDINGS)
-    parser.add_argument("--outputs", nargs="+", choices=WHAT, default=WHAT)
+    parser.add_argument("--outputs", nargs="+", choices=OUTPUTS, default=OUTPUTS)
     args = parser.parse_args()
     print("| model | file | outputs | any number | any length | largest difference | MB | s |\n" + "|---" * 8 + "|")
     for name in args.only:
         model = MODELS[name]()
         for ending in args.files:
-            for what in args.outputs:
+            for output in args.outputs:
                 with tempfile.TemporaryDirectory() as folder:
                     begin = time.monotonic()
-                    done = lab.export(model, Path(folder) / f"{name}{ending}", what)
+                    done = lab.export(model, Path(folder) / f"{name}{ending}", output)
                     size, seconds = done.path.stat().st_size / 1e6, time.monotonic() - begin
                 free = ["yes" if yes else "no" for yes in (done.any_batch, done.any_length)]
                 row = [

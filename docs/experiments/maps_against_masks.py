@@ -43,18 +43,18 @@ def clip_and_mask(manifest: Manifest, row: dict, model: VideoModel) -> tuple[tor
 def maps_of(model: VideoModel, x: torch.Tensor, head: str, label: str, quick: bool) -> dict[str, torch.Tensor]:
     """Method -> map (T, h, w); ``quick`` leaves out what needs dozens of passes."""
     target = target_of(model, head, label)
-    found = {}
+    maps = {}
     for name in methods_for(model, head):
         if name != SLOW and not (quick and name in ("integrated gradients", "occlusion")):
             options = {"tube": (x.shape[2], 2)} if name == "occlusion" else {}
-            found[name] = METHODS[name](model, x, target, **options).values  # type: ignore[call-arg]
+            maps[name] = METHODS[name](model, x, target, **options).values  # type: ignore[call-arg]
     video = model.backbone.has_video_blocks
     attention = lab.look(model, x, norms=video)
-    found["rollout"] = attention.rollout()
+    maps["rollout"] = attention.rollout()
     if video:
-        found["rollout by norms"] = attention.rollout(by="norms")
-    found["rollout of the last two blocks"] = attention.since(-2).rollout()
-    return found
+        maps["rollout by norms"] = attention.rollout(by="norms")
+    maps["rollout of the last two blocks"] = attention.since(-2).rollout()
+    return maps
 
 
 def in_time(model: VideoModel, x: torch.Tensor, row: dict, head: str) -> dict[str, float]:
@@ -63,15 +63,15 @@ def in_time(model: VideoModel, x: torch.Tensor, row: dict, head: str) -> dict[st
     Unlike: 1 - cosine of gradient-weighted attention between frames (T, T). Motion against the finding, which one frame
     tells, beside two classes of the finding against each other: what two questions differ by anyway.
     """
-    own, motion = (head, row["label"]), ("motion", row["motion"])
-    other = (head, next(name for name in model.card.heads[head].classes if name != row["label"]))
+    finding, motion = (head, row["label"]), ("motion", row["motion"])
+    second_finding = (head, next(name for name in model.card.heads[head].classes if name != row["label"]))
     flat = []
-    for question in (motion, own, other):
+    for question in (motion, finding, second_finding):
         time = attention_relevance(model, x, target_of(model, *question)).time
         assert time is not None
         flat.append(time.flatten())
     pairs = torch.triu_indices(x.shape[2], x.shape[2], 1)
-    moved = [float(exchange_matrix(x, target_of(model, *question))[*pairs].mean()) for question in (motion, own)]
+    moved = [float(exchange_matrix(x, target_of(model, *question))[*pairs].mean()) for question in (motion, finding)]
     return {
         "maps in time, 1 - cosine: motion and finding": 1 - float(torch.cosine_similarity(flat[0], flat[1], dim=0)),
         "maps in time, 1 - cosine: two findings": 1 - float(torch.cosine_similarity(flat[1], flat[2], dim=0)),
@@ -125,16 +125,16 @@ def main() -> None:
         table[name] = {key: str(bootstrap_interval(weighted_mean, whose, v)) for key, v in values.items()}
     print(pd.DataFrame(table).T.to_string())
     if times:
-        told = pd.DataFrame(times)
-        print(f"In time, mean over {len(told)} clips")
-        names = [name for name in told if name != "unit"]
+        times_table = pd.DataFrame(times)
+        print(f"In time, mean over {len(times_table)} clips")
+        names = [name for name in times_table if name != "unit"]
         for first, second in (names[:2], names[2:]):
             for name, numbers in {
-                first: told[first],
-                second: told[second],
-                "difference": told[first] - told[second],
+                first: times_table[first],
+                second: times_table[second],
+                "difference": times_table[first] - times_table[second],
             }.items():
-                print(f"{name:<46} {bootstrap_interval(weighted_mean, told['unit'], numbers)}")
+                print(f"{name:<46} {bootstrap_interval(weighted_mean, times_table['unit'], numbers)}")
 
 
 if __name__ == "__main__":

@@ -57,9 +57,9 @@ def labelled(data: Path, out: Path) -> Path:
     for video, table in frames.groupby("video"):
         files = sorted(path.name for path in (data / "cholect50" / str(video)).glob("*.jpg"))
         place = {name: n for n, name in enumerate(files)}
-        known = table[table["phase"].notna()]
+        labelled_frames = table[table["phase"].notna()]
         held_out = video == HELD_OUT
-        for frame in known[:: 1 if held_out else 2].itertuples():
+        for frame in labelled_frames[:: 1 if held_out else 2].itertuples():
             first = min(max(place[Path(frame.file).name] - 2, 0), len(files) - 4)
             rows.append(
                 {
@@ -130,12 +130,12 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--backbone", default="small")
     parser.add_argument("--objectives", nargs="*", default=list(OBJECTIVES))
     parser.add_argument("--most", type=int, help="labelled frames to use, for a trial")
-    given = parser.parse_args(arguments)
-    given.out.mkdir(parents=True, exist_ok=True)
-    corpus = unlabelled(given.data, given.out / "unlabelled.csv")
-    manifest = read_manifest(labelled(given.data, given.out / "labelled.csv"))
-    if given.most:
-        rows = manifest.table.iloc[:: math.ceil(len(manifest) / given.most)].reset_index(drop=True)
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    corpus = unlabelled(options.data, options.out / "unlabelled.csv")
+    manifest = read_manifest(labelled(options.data, options.out / "labelled.csv"))
+    if options.most:
+        rows = manifest.table.iloc[:: math.ceil(len(manifest) / options.most)].reset_index(drop=True)
         manifest = Manifest(rows, manifest.root, manifest.path)
     data, table = load_probe(manifest, n_frames=4, size_px=INPUT.size_px), []  # one patient is asked: no intervals
     print(
@@ -151,20 +151,20 @@ def main(arguments: list[str] | None = None) -> pd.DataFrame:
         print(pd.DataFrame(table).to_string(index=False), flush=True)
 
     small = data.frames[:, :, ::7, ::7].astype(np.float32).mean(axis=1)  # every seventh pixel, mean over the frames
-    add("raw pixels (16 x 16)", given.out / "pixels.json", lambda: small.reshape(len(small), -1))
-    for start in ("scratch", *([str(given.weights)] if given.weights else [])):
-        known = "random" if start == "scratch" else "ViT-S weights"
-        config = settings(corpus, given.out / "none", "dino", start, given.steps, given.backbone)
-        path = given.out / f"{known.split()[0]}_before.json"
-        add(f"{known}, as it starts", path, lambda config=config: encode(untrained(config), data.frames, INPUT))
-        for objective in given.objectives:
-            run = given.out / f"{known.split()[0]}_{objective}"
-            config = settings(corpus, run, objective, start, given.steps, given.backbone)
+    add("raw pixels (16 x 16)", options.out / "pixels.json", lambda: small.reshape(len(small), -1))
+    for start in ("scratch", *([str(options.weights)] if options.weights else [])):
+        origin = "random" if start == "scratch" else "ViT-S weights"
+        config = settings(corpus, options.out / "none", "dino", start, options.steps, options.backbone)
+        path = options.out / f"{origin.split()[0]}_before.json"
+        add(f"{origin}, as it starts", path, lambda config=config: encode(untrained(config), data.frames, INPUT))
+        for objective in options.objectives:
+            run = options.out / f"{origin.split()[0]}_{objective}"
+            config = settings(corpus, run, objective, start, options.steps, options.backbone)
             for _ in pretrain(config):
                 pass
             minutes = sum(record["step_s"] + record["data_s"] for record in read_log(run / LOG)) / 60
             add(
-                f"{known}, {objective}, {given.steps} steps", run / "phases.json",
+                f"{origin}, {objective}, {options.steps} steps", run / "phases.json",
                 lambda run=run: encode(load_model(run / "model").backbone, data.frames, INPUT),
                 minutes, health_of(run).state,
             )  # fmt: skip

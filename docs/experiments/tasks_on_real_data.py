@@ -112,8 +112,8 @@ def guessed(tables: list[pd.DataFrame]) -> float:
     """Share of all instants that have the phase that is longest in the other videos."""
     right = 0
     for nth, table in enumerate(tables):
-        others = pd.concat([other["target"] for at, other in enumerate(tables) if at != nth])
-        right += int((table["target"] == others.mode()[0]).sum())
+        remaining = pd.concat([video_table["target"] for at, video_table in enumerate(tables) if at != nth])
+        right += int((table["target"] == remaining.mode()[0]).sum())
     return right / sum(map(len, tables))
 
 
