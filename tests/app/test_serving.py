@@ -30,7 +30,14 @@ def free_port():
 @contextmanager
 def served(line, folder, path="/_stcore/health", **environment):
     """A running server: its output's path; it is stopped at the end."""
-    environment = {**os.environ, "HOME": str(folder), "BROWSER": "true", "DISPLAY": "", **environment}
+    environment = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "HOME": str(folder),
+        "BROWSER": "true",
+        "DISPLAY": "",
+        **environment,
+    }
     port = int(re.search(r"port[= ](\d+)", " ".join(line)).group(1))
     with (folder / "printed").open("w") as output:
         server = subprocess.Popen(
@@ -79,34 +86,40 @@ def stream_status(port, host, origin=None, cookie=None):
             return refused.response.status_code
 
 
-def test_the_first_start_asks_no_questions_and_answers(tmp_path):
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """The app as a new user starts it: its port, and the path of what it printed."""
+    port = free_port()
+    with served(command_line(port, headless=False), tmp_path_factory.mktemp("app")) as output:
+        yield port, output
+
+
+def test_the_app_answers_under_this_machines_names_only(app):
+    """A page on the web whose host name points to 127.0.0.1 must not reach the app: neither pages nor the websocket."""
+    port, _ = app
+    for host in ("attacker.invalid", f"attacker.invalid:{port}", "127.0.0.1.attacker.invalid", "localhost@a", ""):
+        for path in ("/", "/_stcore/health", "/_stcore/host-config", "/media/x.png"):
+            status, _, text = request(port, path, Host=host)
+            assert status in (400, 421), (host, path)
+            assert status == 400 or "does not accept the host name" in text
+    for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}", "LOCALHOST"):
+        assert request(port, Host=host)[0] == 200, host
+    assert stream_status(port, "attacker.invalid") == 421
+    assert stream_status(port, "attacker.invalid", f"http://attacker.invalid:{port}") == 421
+    assert stream_status(port, "127.0.0.1", f"http://attacker.invalid:{port}") == 403
+    assert stream_status(port, "127.0.0.1", f"http://127.0.0.1:{port + 1}") == 403
+    assert stream_status(port, "127.0.0.1", f"http://127.0.0.1:{port}") == 101
+    assert stream_status(port, "localhost", f"http://localhost:{port}") == 101
+    assert request(port, "/login", "POST", "password=x", Origin="http://attacker.invalid")[0] == 403
+
+
+def test_the_first_start_asks_no_questions_and_answers(app):
     """Streamlit would ask a new user for an e-mail address, and wait; it would also offer to
     install skills for agents, in the terminal and over every page."""
-    port = free_port()
-    with served(command_line(port, headless=False), tmp_path) as output:
-        assert request(port, "/_stcore/health")[2] == "ok"
-    output = output.read_text().lower()
-    assert "mail" not in output and "skills" not in output
-
-
-def test_the_app_answers_under_this_machines_names_only(tmp_path):
-    """A page on the web whose host name points to 127.0.0.1 must not reach the app: neither pages nor the websocket."""
-    port = free_port()
-    with served(command_line(port, headless=True), tmp_path):
-        for host in ("attacker.invalid", f"attacker.invalid:{port}", "127.0.0.1.attacker.invalid", "localhost@a", ""):
-            for path in ("/", "/_stcore/health", "/_stcore/host-config", "/media/x.png"):
-                status, _, text = request(port, path, Host=host)
-                assert status in (400, 421), (host, path)
-                assert status == 400 or "does not accept the host name" in text
-        for host in (f"127.0.0.1:{port}", f"localhost:{port}", f"[::1]:{port}", "LOCALHOST"):
-            assert request(port, Host=host)[0] == 200, host
-        assert stream_status(port, "attacker.invalid") == 421
-        assert stream_status(port, "attacker.invalid", f"http://attacker.invalid:{port}") == 421
-        assert stream_status(port, "127.0.0.1", f"http://attacker.invalid:{port}") == 403
-        assert stream_status(port, "127.0.0.1", f"http://127.0.0.1:{port + 1}") == 403
-        assert stream_status(port, "127.0.0.1", f"http://127.0.0.1:{port}") == 101
-        assert stream_status(port, "localhost", f"http://localhost:{port}") == 101
-        assert request(port, "/login", "POST", "password=x", Origin="http://attacker.invalid")[0] == 403
+    port, output = app
+    assert request(port, "/_stcore/health")[2] == "ok"
+    printed = output.read_text().lower()
+    assert "mail" not in printed and "skills" not in printed
 
 
 def test_streamlit_alone_refuses_foreign_names_too(tmp_path):
