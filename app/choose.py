@@ -21,8 +21,8 @@ def choose_video() -> Content | None:
     if source == session.UPLOAD:
         return choose_upload()
     placeholder = "a video file, or a folder of frames"
-    typed = st.sidebar.text_input("Path", placeholder=placeholder, **session.field("path")).strip()
-    return cache.video_content(Path(typed).expanduser()) if typed else None
+    text = st.sidebar.text_input("Path", placeholder=placeholder, **session.field("path")).strip()
+    return cache.video_content(Path(text).expanduser()) if text else None
 
 
 def choose_model() -> Content:

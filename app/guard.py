@@ -94,8 +94,8 @@ class Guard:
         return None
 
     def _is_signed_in(self, scope: Scope) -> bool:
-        now = time.monotonic()
-        self._sessions = {token: ends for token, ends in self._sessions.items() if ends > now}
+        time_s = time.monotonic()
+        self._sessions = {token: ends for token, ends in self._sessions.items() if ends > time_s}
         cookies = [part.strip().partition("=") for line in _header(scope, b"cookie") for part in line.split(";")]
         return any(name == COOKIE and token in self._sessions for name, _, token in cookies)
 

@@ -112,9 +112,9 @@ def typed_paths() -> list[str]:
 
 def remember(paths: list[str]) -> None:
     """Store typed paths, so that an address with one of them is opened without asking the user."""
-    typed = typed_paths()
-    if new := [path for path in paths if path and path not in typed]:
-        write_json(cache_folder("app") / "typed.json", [*typed, *new][-TYPED_KEPT:])
+    known_paths = typed_paths()
+    if new := [path for path in paths if path and path not in known_paths]:
+        write_json(cache_folder("app") / "typed.json", [*known_paths, *new][-TYPED_KEPT:])
 
 
 def ask_for_paths() -> None:

@@ -76,8 +76,8 @@ def _settle(path: Path) -> None:
             continue
         mode = file.stat().st_mode
         file.chmod(mode | (0o666 & ~_UMASK))
-        with file.open("r+b") as opened:  # Windows flushes only files that are open for writing
-            os.fsync(opened.fileno())
+        with file.open("r+b") as stream:  # Windows flushes only files that are open for writing
+            os.fsync(stream.fileno())
 
 
 def _remove(path: Path) -> None:
@@ -304,10 +304,10 @@ def _add_facts(digest: "hashlib._Hash", file: Path, name: str) -> None:
 
 def _add_samples(digest: "hashlib._Hash", file: Path) -> None:
     size = file.stat().st_size
-    with file.open("rb") as opened:
+    with file.open("rb") as stream:
         for start in sorted({0, max(0, (size - SAMPLE_BYTES) // 2), max(0, size - SAMPLE_BYTES)}):
-            opened.seek(start)
-            digest.update(opened.read(SAMPLE_BYTES))
+            stream.seek(start)
+            digest.update(stream.read(SAMPLE_BYTES))
 
 
 def cache_folder(*names: str) -> Path:

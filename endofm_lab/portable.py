@@ -179,14 +179,14 @@ def _write(program: Any, path: Path, ending: str, model: VideoModel, names: list
 
 
 def _compared(
-    portable: Portable, model: VideoModel, written: Path, path: Path, free: tuple[str, ...], tolerance: float
+    portable: Portable, model: VideoModel, temporary: Path, path: Path, free: tuple[str, ...], tolerance: float
 ) -> Exported:
     """The record of a file whose outputs agree with the model's."""
     frames, tokens = model.card.clip.n_frames, model.backbone.frames_per_token
     shapes = [(2, frames)]
     shapes += [(3, frames)] if "batch" in free else []
     shapes += [(1, frames + 3 * tokens), (1, 2 * tokens)] if "length" in free else []
-    run = _runner(written, path.suffix)
+    run = _runner(temporary, path.suffix)
     difference, names = 0.0, tuple(_names(portable))
     for batch, length in shapes:
         clip = _clip(model, batch, length)

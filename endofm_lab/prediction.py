@@ -229,7 +229,7 @@ def load_prediction(folder: str | Path) -> VideoPrediction:
             f"{folder} holds no finished prediction. Run `endofm-lab predict VIDEO --out {folder}` to complete it."
         )
     refuse_changed(folder, "prediction.json", "clips.parquet", "boxes.parquet", *_names(folder, "masks*.npy"))
-    description = read_object(folder / "prediction.json", _ABOUT, _REMEDY)
+    description = read_object(folder / "prediction.json", _FIELDS, _REMEDY)
     with reading(folder, _REMEDY):
         prediction = _stored(folder, description)
         _check_sizes(prediction)
@@ -296,7 +296,7 @@ def _check_sizes(prediction: VideoPrediction) -> None:
 
 
 _REMEDY = "Predict again into another folder, or copy this one again."
-_ABOUT = {  # of prediction.json
+_FIELDS = {  # of prediction.json
     "video": dict[str, str | int | float | bool | None],
     "classes": dict[str, list[str]],
     "heads": list[str],

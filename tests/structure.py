@@ -5,9 +5,10 @@ Lengths of files and functions, modules per folder, documentation, circular impo
 """
 
 import ast
+import re
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,16 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ("endofm_lab", "app")
+
+# Participles, pronouns and adverbs say nothing about a value; a variable is named by a noun instead.
+NO_NOUNS = frozenset(
+    re.findall(
+        r"\w+",
+        """alike alone again anything asked both described did drawn each everything few found given gone got have held
+        here known lacking made many meant mine named nothing now one ours own said same seen some theirs then there
+        these thing those told twice typed wanted which whole""",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,34 @@ def unannotated() -> list[str]:
     ]
 
 
+def stored_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and name of every variable, parameter and attribute that is assigned; fields of classes are interfaces."""
+    fields = {
+        id(statement.target)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and id(node) not in fields:
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.attr
+
+
+def misnamed(paths: Iterable[Path]) -> list[str]:
+    """File, line and name of every variable with a name of `NO_NOUNS`."""
+    return [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in paths
+        for line, name in sorted(stored_names(parsed(path)))
+        if name.strip("_").lower() in NO_NOUNS
+    ]
+
+
 def imports() -> dict[str, set[str]]:
     """Module -> modules of the library that it imports when it is loaded."""
     modules = {
@@ -140,7 +179,7 @@ def figures() -> list[Figure]:
     fullest = max(folders, key=lambda folder: folders[folder])
     longest = max(files, key=lambda path: files[path])
     tests = sum(line_count(path) for path in (ROOT / "tests").rglob("*.py"))
-    rings = circles()
+    rings, wrong_names = circles(), misnamed(sources())
 
     def at_most(name: str, value: float, bound: float, where: Any = "") -> Figure:
         return Figure(name, round(value, 3), bound, value <= bound, str(where))
@@ -155,6 +194,7 @@ def figures() -> list[Figure]:
         at_most("most modules in a folder", folders[fullest], 12, fullest.relative_to(ROOT)),
         at_most("public functions without a docstring", len(undocumented()), 0, ", ".join(undocumented()[:5])),
         at_most("public functions without annotations", len(unannotated()), 0, ", ".join(unannotated()[:5])),
+        at_most("variables that are not named by a noun", len(wrong_names), 0, ", ".join(wrong_names[:5])),
         at_most("circular imports", len(rings), 0, " -> ".join(rings[0]) if rings else ""),
         Figure("lines of tests per line of source", round(ratio, 3), 0.65, ratio >= 0.65),
     ]

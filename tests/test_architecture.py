@@ -7,6 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from tests.structure import misnamed, sources
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # A module may import from its own room and from rooms of a lower rank.
@@ -84,6 +86,18 @@ def test_only_widgets_import_notebook_packages_and_nothing_imports_streamlit():
 def test_no_module_holds_two_ideas():
     long = {str(path.relative_to(ROOT)): n for path, _ in modules() if (n := len(path.read_text().splitlines())) > 420}
     assert not long, f"over 420 lines: {long}"
+
+
+def test_variables_are_named_by_nouns():
+    wrong = misnamed(sources())
+    assert not wrong, "Name these variables by a noun that says what they hold:\n" + "\n".join(wrong)
+
+
+def test_a_variable_that_is_not_named_by_a_noun_is_reported_with_file_and_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("tests.structure.ROOT", tmp_path)
+    path = tmp_path / "module.py"
+    path.write_text("class A:\n    found: int\n\ndef f(told, *given):\n    self.said = [one for one in told]\n")
+    assert misnamed([path]) == [f"module.py:{line}" for line in ("4: given", "4: told", "5: one", "5: said")]
 
 
 def test_no_test_imports_another_test_or_fixtures():

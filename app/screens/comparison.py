@@ -148,8 +148,8 @@ st.markdown(
     "patients."
 )
 placeholder = "default: the runs of this app"
-typed = st.sidebar.text_input("Folder with runs", placeholder=placeholder, **session.field("runs")).strip()
-root = Path(typed).expanduser() if typed else cache_folder("runs")
+folder_text = st.sidebar.text_input("Folder with runs", placeholder=placeholder, **session.field("runs")).strip()
+root = Path(folder_text).expanduser() if folder_text else cache_folder("runs")
 try:
     available, chosen = choose_runs(root)
     if not available:

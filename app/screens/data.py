@@ -35,8 +35,8 @@ def choose_manifests() -> tuple[tuple[str, ...], bool]:
     ):
         return (manifests.sample_set(),), True
     placeholder = "paths of .csv or .parquet files, one per line"
-    typed = st.sidebar.text_area("Manifests", placeholder=placeholder, **session.field("manifests"))
-    return tuple(str(Path(line.strip()).expanduser()) for line in typed.splitlines() if line.strip()), False
+    text = st.sidebar.text_area("Manifests", placeholder=placeholder, **session.field("manifests"))
+    return tuple(str(Path(line.strip()).expanduser()) for line in text.splitlines() if line.strip()), False
 
 
 def choose_split(table: pd.DataFrame) -> tuple:

@@ -125,16 +125,18 @@ try:
     st.caption(words)
     points = [int(cache.clicked(point)[0]) for point in chosen["selection"]["points"]]
     if len(points) == 1:
-        together = st.radio(
+        leave_out = st.radio(
             "Leave out neighbours that were recorded together with the clip",
             ["yes", "no"],
             horizontal=True,
             help="Clips of the same patient, or of the same sequence or video if patients are unknown",
         )
-        near = Neighbours(store.vectors[usable], rows).of(points[0], 11, "recording" if together == "yes" else None)
+        neighbours = Neighbours(store.vectors[usable], rows).of(
+            points[0], 11, "recording" if leave_out == "yes" else None
+        )
         st.subheader("The clicked clip and its neighbours")
-        selection = pd.concat([rows.iloc[points], rows.iloc[near["row"]]])
-        sheet(store, selection, ["(chosen)", *(f"{s:.2f}" for s in near["similarity"])], key="neighbours")
+        selection = pd.concat([rows.iloc[points], rows.iloc[neighbours["row"]]])
+        sheet(store, selection, ["(chosen)", *(f"{s:.2f}" for s in neighbours["similarity"])], key="neighbours")
     elif points:
         limit = f", of which the first {SHOWN} are shown" if len(points) > SHOWN else ""
         st.subheader(f"{len(points)} clips{limit}")

@@ -19,14 +19,14 @@ Chosen = Callable[[dict[str, Any]], object]
 
 
 def show_review(
-    folder: str, rows: pd.DataFrame, which: str, about: str, at_first: int | None = None, chosen: Chosen | None = None
+    folder: str, rows: pd.DataFrame, subject: str, about: str, at_first: int | None = None, chosen: Chosen | None = None
 ) -> dict[str, Any] | None:
     """Show findings with their decisions, and the fields and buttons to decide on the chosen finding.
 
     Args:
         folder: the folder of the table of decisions.
         rows: the findings, see `with_decisions`.
-        which: names the findings; with other findings the first open one is chosen.
+        subject: names the findings; with other findings the first open one is chosen.
         about: what the findings are, and where the decisions are stored.
         at_first: position of the finding that is chosen at first, in place of the first open one.
         chosen: called with the finding that the reader has just chosen.
@@ -41,8 +41,8 @@ def show_review(
         return None
     if table.empty:
         return None
-    if st.session_state.get("review of") != which or st.session_state.get("finding", len(table)) >= len(table):
-        st.session_state["review of"] = which
+    if st.session_state.get("review of") != subject or st.session_state.get("finding", len(table)) >= len(table):
+        st.session_state["review of"] = subject
         st.session_state["finding"] = next_open(table, 0) if at_first is None else at_first
 
     def take(at: int) -> None:

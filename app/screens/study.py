@@ -60,7 +60,7 @@ def pictures(folder: Content, frames: tuple[tuple[int, float], ...]) -> go.Figur
 def show_study() -> None:
     """Show everything that is in the study's report, and the table of findings with the reader's decisions."""
     placeholder = "a folder written by endofm-lab study"
-    typed = st.sidebar.text_input("Study", placeholder=placeholder, **session.field("study")).strip()
+    text = st.sidebar.text_input("Study", placeholder=placeholder, **session.field("study")).strip()
     widths = list(range(1, 52, 2))
     width = st.sidebar.select_slider(
         "Smoothing (frames)",
@@ -70,12 +70,12 @@ def show_study() -> None:
         persist_state="session",
         help="Width of the running median from which findings and segments are made; 1 does not smooth.",
     )
-    if not typed:
+    if not text:
         st.info(
             "Give the folder of a study in the sidebar. `endofm-lab study VIDEO --model MODEL --out FOLDER` writes it."
         )
         return
-    folder = str(Path(typed).expanduser())
+    folder = str(Path(text).expanduser())
     content = study_content(folder)
     study = opened(content)
     show_summary(study)

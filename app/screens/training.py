@@ -22,10 +22,10 @@ LOCAL = "A manifest on this machine"
 VERDICT = {"healthy": st.success, "too early to say": st.info}
 
 
-def manifest_of(data: str, typed: str) -> Path:
+def manifest_of(data: str, text: str) -> Path:
     """The chosen manifest; a generated data set is drawn if it is not in the cache."""
     if data == LOCAL:
-        return Path(typed.strip()).expanduser()
+        return Path(text.strip()).expanduser()
     with st.spinner("Drawing the generated videos ..."):
         return write_phantom(cache_folder("phantom") / DATA[data], DATA[data], progress=False)
 
@@ -36,7 +36,7 @@ def new_run() -> None:
         left, middle, right = st.columns(3)
         name = left.text_input("Name", "first run")
         data = left.selectbox("Videos", [*DATA, LOCAL])
-        typed = left.text_input("Manifest", placeholder="path of your own CSV or Parquet manifest")
+        text = left.text_input("Manifest", placeholder="path of your own CSV or Parquet manifest")
         default = tiny(Path(), Path()).objective
         objective = middle.selectbox(
             "Objective",
@@ -61,7 +61,7 @@ def new_run() -> None:
         )
         if not st.form_submit_button("Start", type="primary", icon=":material/play_arrow:"):
             return
-    manifest = manifest_of(data, typed)
+    manifest = manifest_of(data, text)
     folder = cache_folder("runs") / (re.sub(r"[^\w-]+", "-", name.strip()).strip("-") or "run")
     settings = [
         "--dino.centring" if centring else "--dino.no-centring",
@@ -86,9 +86,9 @@ def choose_run() -> Path | None:
     names = ("process.json", "config.json")
     runs = {path.parent for name in names for path in cache_folder("runs").glob(f"*/{name}")}
     folders = [str(run) for run in sorted(runs, key=lambda run: run.stat().st_mtime, reverse=True)]
-    typed = st.sidebar.text_input("Folder of another run", help="Written by endofm-lab pretrain --out").strip()
-    if typed:
-        return Path(typed).expanduser()
+    text = st.sidebar.text_input("Folder of another run", help="Written by endofm-lab pretrain --out").strip()
+    if text:
+        return Path(text).expanduser()
     if not folders:
         return None
     if st.session_state.get("run") not in folders:
@@ -96,9 +96,9 @@ def choose_run() -> Path | None:
     return Path(st.sidebar.selectbox("Run", folders, key="run", format_func=lambda path: Path(path).name))
 
 
-def show_state(run: Path, running: bool, described: dict, n_records: int) -> None:
+def show_state(run: Path, running: bool, description: dict, n_records: int) -> None:
     """Show the progress of the run, and the button that stops or resumes it."""
-    done, steps = n_records, int(described["steps"])
+    done, steps = n_records, int(description["steps"])
     words = "running" if running else "finished" if done >= steps else "stopped"
     text, button = st.columns([5, 1], vertical_alignment="center")
     text.progress(min(done / steps, 1.0), text=f"**{plain(run.name)}** · {words} · {done} of {steps} steps")
@@ -126,25 +126,25 @@ def show_run(run: Path) -> None:
                 else f"The run ended before its first step: {plain(printed(run, 3))}"
             )
         return
-    described, records = read_json(run / "config.json"), read_log(run / LOG)
-    show_state(run, running, described, len(records))
+    description, records = read_json(run / "config.json"), read_log(run / LOG)
+    show_state(run, running, description, len(records))
     if not running and (last := printed(run, 1)).startswith("Error:"):
         st.error(plain(last.removeprefix("Error: ")))
     st.caption(
-        f"{plain(described['n_clips'])} clips of {plain(described['n_files'])} videos · "
-        f"{plain(described['initialisation']['words'])}"
+        f"{plain(description['n_clips'])} clips of {plain(description['n_files'])} videos · "
+        f"{plain(description['initialisation']['words'])}"
     )
     if not records:
         st.info("No step is finished yet. With a probe, the untrained network is measured first.")
         return
-    if not running and len(records) < described["steps"]:
+    if not running and len(records) < description["steps"]:
         st.caption(f"Last output of the run: {plain(printed(run, 2))}" if printed(run) else "")
-    health = verdict(records, signs_of(described))
+    health = verdict(records, signs_of(description))
     VERDICT.get(health.state, st.warning)(plain(health))
     if left_out := records[-1].get("left_out"):
         st.warning(f"{plain(left_out)} videos cannot be read and were left out. The report of the run names them.")
-    reference = reference_for(described["config"]) if st.session_state.get("reference", True) else []
-    figures = curves(described, records, reference)
+    reference = reference_for(description["config"]) if st.session_state.get("reference", True) else []
+    figures = curves(description, records, reference)
     for place, (title, figure) in enumerate(figures.items()):
         if place % 2 == 0:
             columns = st.columns(2)

@@ -121,10 +121,10 @@ def show(views: Views, spec: ViewSpec, generated: bool) -> None:
             "cross-view matching."
         )
     with tabs[2]:
-        described = views.describe()
-        table = pd.DataFrame(described).drop(columns="kind").set_index("name")
+        descriptions = views.describe()
+        table = pd.DataFrame(descriptions).drop(columns="kind").set_index("name")
         st.dataframe(table.map(lambda cell: str(cell) if isinstance(cell, tuple | list) else cell))
-        st.download_button("As JSON", json.dumps(described, indent=2), "views.json", "application/json")
+        st.download_button("As JSON", json.dumps(descriptions, indent=2), "views.json", "application/json")
 
 
 st.title("Views")

@@ -170,9 +170,9 @@ def explain(
         video: a video file, a folder of frames, or one image.
     """
     result = explanation.explain(video, **settings)
-    written = explanation.write_explanation(result, out)
+    paths = explanation.write_explanation(result, out)
     if figures is not None:
-        written += export_all(explanation.explanation_figures(result), figures, figure_format)
+        paths += export_all(explanation.explanation_figures(result), figures, figure_format)
     trust = {
         entry.attribution.method: {
             "target": entry.attribution.target,
@@ -181,7 +181,7 @@ def explain(
         }
         for entry in result.attributions
     }
-    summary = {"out": out, "written": written, "trust": trust, "refused": result.refused}
+    summary = {"out": out, "written": paths, "trust": trust, "refused": result.refused}
     output.result({**summary, "provenance": result.provenance})
     output.say(computed_on(result.provenance))
     for name, numbers in trust.items():
@@ -189,7 +189,7 @@ def explain(
             f"{numbers['target']}, by {name}: insertion minus deletion {numbers['gap']:.2f}, correlation with shuffled "
             f"weights {numbers['randomised']:.2f}"
         )
-    output.written(*written)
+    output.written(*paths)
 
 
 @command(embeddings.embed, positional=("manifest",))

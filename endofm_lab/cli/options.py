@@ -217,8 +217,8 @@ def _option(key: Key, name: str, kind: Any, default: Any, description: str, posi
 def _words(description: str, choices: Mapping[str, Any]) -> str:
     """A description as the help shows it: without code markup, and with choices as they are typed."""
     words = " ".join(description.replace("``", "").split())
-    for typed, value in choices.items():
-        words = words.replace(f'"{value}"', f'"{typed}"')
+    for word, value in choices.items():
+        words = words.replace(f'"{value}"', f'"{word}"')
     return words
 
 
@@ -330,11 +330,13 @@ def _field(number: int, option: Option) -> Any:
     if option.choices:
         choice: Any = Literal[tuple(option.choices)]
         kind = tuple[choice, ...] if get_origin(kind) is tuple else choice  # type: ignore[valid-type]
-        typed = {value: word for word, value in option.choices.items()}
-        default = tuple(map(typed.get, default)) if isinstance(default, tuple) else typed.get(default, default)
+        words = {value: word for word, value in option.choices.items()}
+        default = tuple(map(words.get, default)) if isinstance(default, tuple) else words.get(default, default)
     hint = "(required)" if default is MISSING else "" if default is None or default is False or default == () else None
-    about = tyro.conf.arg(name=option.name, metavar=option.metavar or None, help=option.help, help_behavior_hint=hint)
-    annotated: Any = Annotated[kind | None if default is None else kind, about]  # type: ignore[valid-type]
+    argument = tyro.conf.arg(
+        name=option.name, metavar=option.metavar or None, help=option.help, help_behavior_hint=hint
+    )
+    annotated: Any = Annotated[kind | None if default is None else kind, argument]  # type: ignore[valid-type]
     if option.positional:
         annotated = Annotated[annotated, tyro.conf.Positional]
     if option.kind is bool and not option.is_pair:

@@ -40,16 +40,16 @@ def compare(
         table_format: format of the printed table: markdown, csv, or latex for the LaTeX package booktabs.
     """
     comparison = compare_runs([read_run(folder) for folder in runs], by)
-    written = [] if out is None else write_comparison(comparison, out)
+    paths = [] if out is None else write_comparison(comparison, out)
     if figures is not None:
         charts = {f"intervals of {name}": intervals(comparison, name) for name in comparison.lines[0].metrics}
-        written += export_all(charts, figures, figure_format)
+        paths += export_all(charts, figures, figure_format)
     table = _rows(comparison.table())
     summary = {"task": comparison.task, "by": comparison.by, "ranked": comparison.ranked, "runs": table}
-    output.result({**summary, "reasons": comparison.reasons, "notes": comparison.notes(), "written": written})
+    output.result({**summary, "reasons": comparison.reasons, "notes": comparison.notes(), "written": paths})
     output.say(comparison.text(table_format))
-    if written:
-        output.written(*written)
+    if paths:
+        output.written(*paths)
 
 
 def _rows(table: Any) -> list[dict[str, Any]]:

@@ -103,13 +103,13 @@ def run(config: PretrainConfig, output: Output) -> None:
         parts = handed_over(config.out) if (config.out / "config.json").is_file() else ()
         for record in pretraining(config, *parts):
             if bar.total is None:
-                described = json.loads((config.out / "config.json").read_text(encoding="utf-8"))
-                bar.total, bar.n = described["steps"], record["step"]
+                description = json.loads((config.out / "config.json").read_text(encoding="utf-8"))
+                bar.total, bar.n = description["steps"], record["step"]
                 if main and output.progress:
-                    bar.write(f"Initialisation: {described['initialisation']['words']}")
-                    for line in mixture_lines(described):
+                    bar.write(f"Initialisation: {description['initialisation']['words']}")
+                    for line in mixture_lines(description):
                         bar.write(line)
-                    bar.write(computed_on(described.get("provenance", {})))
+                    bar.write(computed_on(description.get("provenance", {})))
             bar.update(record["step"] + 1 - bar.n)
             bar.set_postfix({"loss": f"{record['loss']:.3f}", "health": record["health"]}, refresh=False)
     finally:
@@ -123,11 +123,11 @@ def run(config: PretrainConfig, output: Output) -> None:
         output.written(config.out / "model")
 
 
-def mixture_lines(described: Mapping[str, Any]) -> list[str]:
+def mixture_lines(description: Mapping[str, Any]) -> list[str]:
     """A line for each of several manifests: its clips, and its share of what is shown."""
     return [
         f"{part['share']:.1%} of what is shown: {part['manifest']} ({part['n_clips']} clips)"
-        for part in described.get("manifests", ())
+        for part in description.get("manifests", ())
     ]
 
 
@@ -144,11 +144,11 @@ def _dry_run(config: PretrainConfig, output: Output) -> None:
     check_memory(estimate, planned["device"], output, _SMALLER_PRETRAINING)
     with tempfile.TemporaryDirectory() as folder:
         trial = replace(config, out=Path(folder) / "run", trackers=(), save_every=10**9, probe=None)
-        described, measured = _measured(pretraining(trial), trial.out / "config.json")
+        description, measured = _measured(pretraining(trial), trial.out / "config.json")
     hours = planned["steps"] * measured["step_s"] / 3600
-    plain = {**planned, "config": to_json(config), "initialisation": described["initialisation"]}
+    plain = {**planned, "config": to_json(config), "initialisation": description["initialisation"]}
     output.result({**plain, "estimate": estimate.to_json(), **measured, "hours": hours})
-    output.say(f"Initialisation: {described['initialisation']['words']}", *measured_lines(measured))
+    output.say(f"Initialisation: {description['initialisation']['words']}", *measured_lines(measured))
     output.say(f"{hours:.2f} h in all")
 
 
@@ -169,20 +169,20 @@ def check_memory(estimate: MemoryEstimate, device: str, output: Output, advice: 
     estimate.refuse_if_too_large(free, advice)
 
 
-def _measured(running: Iterator[dict[str, Any]], config: Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _measured(records: Iterator[dict[str, Any]], config: Path | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """What up to ten steps tell of a run, at most for half a minute: its configuration, and memory and time."""
     seconds: list[float] = []
-    for record in running:
+    for record in records:
         if "step_s" in record:
             seconds.append(record["step_s"] + record["data_s"])
         if len(seconds) == 10 or sum(seconds) > 30:
             break
-    described = read_json(config) if config is not None else {}
-    getattr(running, "close", lambda: None)()
+    description = read_json(config) if config is not None else {}
+    getattr(records, "close", lambda: None)()
     gpu = torch.cuda.is_available()
     peak = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     step_s = statistics.median(seconds[1:] or seconds) if seconds else 0.0
-    return described, {"memory_gb": peak / 1e9, "step_s": step_s, "steps_measured": len(seconds)}
+    return description, {"memory_gb": peak / 1e9, "step_s": step_s, "steps_measured": len(seconds)}
 
 
 def measured_lines(measured: Mapping[str, Any]) -> list[str]:

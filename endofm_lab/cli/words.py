@@ -103,7 +103,7 @@ def _check_values(option: Option, shown: str, values: Sequence[str]) -> None:
         if value == "None" and option.default is None:
             continue
         if option.choices and value not in option.choices:
-            spelled = next((typed for typed, old in option.choices.items() if value == old), None)
+            spelled = next((word for word, old in option.choices.items() if value == old), None)
             if spelled:
                 raise UserError(f"{shown} {value!r} is now written {spelled}.")
             raise UserError(unknown(f"{shown} value", value, option.choices))

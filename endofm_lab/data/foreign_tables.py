@@ -53,8 +53,8 @@ def read_foreign_table(path: str | Path) -> ForeignTable:
         needed = "install it by pip install 'endofm-lab[export]', or save the table as CSV"
         raise UserError(f"{path}: A spreadsheet needs openpyxl: {needed}.") from error
     names = Counter(table.cells.columns)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise UserError(f"{path}: The column {', '.join(map(repr, twice))} is there twice. Give each its own name.")
+    if repeats := [name for name, count in names.items() if count > 1]:
+        raise UserError(f"{path}: The column {', '.join(map(repr, repeats))} is there twice. Give each its own name.")
     if table.cells.empty:
         raise UserError(f"{path}: There is no row below the header. Give a table with a header and at least one row.")
     return table

@@ -123,8 +123,8 @@ def _clips(out: Path, size: PhantomSet, seed: int, progress: bool) -> list[dict]
     """Write the missing clips and their boxes; returns the rows of the manifest."""
     clips = clips_of(size, seed)
     pixels = sum(spec.n_frames * spec.size_px**2 for _, _, spec in clips)
-    drawn = _side_by_side(_write_clip, [(spec, name, out) for name, _, spec in clips], pixels, "clip", progress)
-    boxes = dict(zip((name for name, _, _ in clips), drawn, strict=True))
+    renderings = _side_by_side(_write_clip, [(spec, name, out) for name, _, spec in clips], pixels, "clip", progress)
+    boxes = dict(zip((name for name, _, _ in clips), renderings, strict=True))
     with atomic_path(out / "boxes.csv") as temporary:
         pd.DataFrame([box for name in sorted(boxes) for box in boxes[name]]).to_csv(temporary, index=False)
     return [

@@ -30,8 +30,10 @@ class Loader(_SAFE):
             yaml.YAMLError: a key stands in it twice.
         """
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((name for name in keys if keys.count(name) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice in one place", node.start_mark)
+        if repeat := next((name for name in keys if keys.count(name) > 1), None):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{repeat!r} stands twice in one place", node.start_mark
+            )
         return dict(super().construct_mapping(node, deep=deep))
 
 

@@ -200,12 +200,12 @@ def _embed_rows(
         vectors = np.full((len(rows), D), np.nan, np.float32)
         entries: list[dict[str, Any]] = []
         clips = []
-        for row, found in zip(rows, read(manifest, model, rows), strict=True):
-            if isinstance(found, VideoError):
-                entries.append({"row": row, "time_s": None, "error": found.reason})
+        for row, result in zip(rows, read(manifest, model, rows), strict=True):
+            if isinstance(result, VideoError):
+                entries.append({"row": row, "time_s": None, "error": result.reason})
             else:
-                clips.append((row - start, found[0]))
-                entries.append({"row": row, "time_s": found[1], "error": ""})
+                clips.append((row - start, result[0]))
+                entries.append({"row": row, "time_s": result[1], "error": ""})
         if clips:
             with torch.inference_mode():
                 features = _vectors(backbone(torch.cat([pixels for _, pixels in clips]).to(first.device)), tokens)
@@ -230,12 +230,12 @@ def _vector(model: VideoModel, tokens: Tokens) -> tuple[int, str]:
     return 2 * width, "CLS token and mean over all patches"
 
 
-def _vectors(found: VideoTokens, tokens: Tokens) -> torch.Tensor:
+def _vectors(output: VideoTokens, tokens: Tokens) -> torch.Tensor:
     """The vectors (B, D) of clips: CLS, the mean over patches, or both (B, 2 D)."""
     if tokens == "pooled":
-        return found.pooled()
-    mean = found.patches.mean(dim=(1, 2, 3))
-    return mean if tokens == "mean" else torch.cat([found.pooled(), mean], dim=1)
+        return output.pooled()
+    mean = output.patches.mean(dim=(1, 2, 3))
+    return mean if tokens == "mean" else torch.cat([output.pooled(), mean], dim=1)
 
 
 class _Entry(TypedDict):
@@ -309,8 +309,8 @@ class _Journal:
     def _header(self) -> bytes:
         """The beginning of a ``.npy`` file of all vectors."""
         header = io.BytesIO()
-        described = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(header, described)
+        header_fields = {"descr": "<f4", "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(header, header_fields)
         return header.getvalue()
 
 
@@ -319,7 +319,7 @@ def _check_room(folder: Path, N: int, D: int) -> None:
         raise UserError(f"{folder} has no room for {N} vectors of {D} numbers. Choose another disk.")
 
 
-_ABOUT = {  # of store.json
+_STORE_FIELDS = {  # of store.json
     "model_name": str,
     "model_fingerprint": str,
     "manifest_fingerprint": str,
@@ -339,19 +339,19 @@ def load_store(path: str | Path) -> EmbeddingStore:
     if not (path / STORE).exists():
         raise UserError(f"{path} holds no finished embeddings. Run `endofm-lab embed MANIFEST --out {path}`.")
     remedy = "Delete the folder and embed again, or copy it again."
-    about = read_object(path / STORE, _ABOUT, remedy)
+    description = read_object(path / STORE, _STORE_FIELDS, remedy)
     refuse_changed(path, STORE, "rows.parquet", "vectors.npy")
     with reading(path, remedy):
         vectors = np.load(path / "vectors.npy", mmap_mode="r", allow_pickle=False)
         rows = read_parquet(path / "rows.parquet")
         if vectors.dtype != np.float32 or not {"video", "time_s", "error"} <= set(rows):
             raise ValueError("its vectors or rows are not in the form that embed writes")
-    if vectors.shape != (len(rows), about["width"]):
+    if vectors.shape != (len(rows), description["width"]):
         raise UserError(
             f"{path} is damaged: it has vectors of shape {vectors.shape} for {len(rows)} rows of width "
-            f"{about['width']}. Delete it and embed again."
+            f"{description['width']}. Delete it and embed again."
         )
-    return EmbeddingStore(vectors, rows, about, path)
+    return EmbeddingStore(vectors, rows, description, path)
 
 
 def _middle_clips(

@@ -81,4 +81,7 @@ def _read(row: Row, model: VideoModel, times: Sequence[float]) -> list[tuple[tor
         shown, places = np.unique(indices, return_inverse=True)
         frames = reader.read(shown)
         places = places.reshape(indices.shape)
-        return [(to_input(frames[own], model.card.input), at_s) for own, at_s in zip(places, times, strict=True)]
+        return [
+            (to_input(frames[indices_of_clip], model.card.input), at_s)
+            for indices_of_clip, at_s in zip(places, times, strict=True)
+        ]

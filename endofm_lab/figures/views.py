@@ -68,8 +68,8 @@ def in_time(views: Views, time_s: float | None = None, title: str = "") -> go.Fi
     """A row per view: its time window as a bar, its frames as dots; a line at ``time_s``."""
     figure = go.Figure()
     descriptions = views.describe()
-    for draw, described, colour in zip(views.draws, descriptions, colours(views), strict=True):
-        start_s, end_s = described["window_s"]
+    for draw, description, colour in zip(views.draws, descriptions, colours(views), strict=True):
+        start_s, end_s = description["window_s"]
         row = f"{draw.name} · {len(draw.frames)} frames"
         figure.add_trace(
             go.Bar(
@@ -84,7 +84,7 @@ def in_time(views: Views, time_s: float | None = None, title: str = "") -> go.Fi
         )
         figure.add_trace(
             go.Scatter(
-                x=described["times_s"],
+                x=description["times_s"],
                 y=[row] * len(draw.frames),
                 mode="markers",
                 marker={"color": colour, "size": 8},

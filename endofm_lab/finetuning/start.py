@@ -26,7 +26,7 @@ from endofm_lab.video.transforms import IMAGENET, InputSpec
 PAPER_WIDTH = 384
 LIGHT_STEM, LIGHT_CHANNELS = {"stem_width": 32, "stem_units": (1, 1, 1)}, 64
 TIMM = "timm:"  # before the name of an image model
-Described = tuple[type[Encoder], Any, InputSpec, ClipSpec]  # class of the encoder, configuration, its input and clips
+Description = tuple[type[Encoder], Any, InputSpec, ClipSpec]  # class of the encoder, configuration, its input and clips
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Start:
             return ""
         return fingerprint_of(locate(self.source))
 
-    def _described(self, checkpoint: Checkpoint | None) -> Described:
+    def _described(self, checkpoint: Checkpoint | None) -> Description:
         """Encoder class, configuration, input and clips of the source, before any change."""
         if checkpoint is not None:
             return self._of_checkpoint(checkpoint)
@@ -139,7 +139,7 @@ class Start:
             )
         return self._of_checkpoint(load_state(locate(self.source)))
 
-    def _of_checkpoint(self, checkpoint: Checkpoint) -> Described:
+    def _of_checkpoint(self, checkpoint: Checkpoint) -> Description:
         card = checkpoint.card
         if card is None and not checkpoint.is_image and NETWORKS[checkpoint.layout].input is not None:
             card = card_of(checkpoint, {"words": ""})

@@ -114,13 +114,13 @@ class ModelRecipe:
         name = str(self.path.parent / choice.recipe) if choice.recipe.endswith(".yaml") else choice.recipe
         return load_recipe(name)
 
-    def config(self, choice: StartChoice, manifest: Path, out: Path, **given: Any) -> FinetuneConfig:
-        """The fine-tuning that a start asks for; ``given`` are settings of this machine and this build."""
+    def config(self, choice: StartChoice, manifest: Path, out: Path, **settings: Any) -> FinetuneConfig:
+        """The fine-tuning that a start asks for; ``settings`` are those of this machine and this build."""
         start = {key: value for key, value in choice.training.items() if key in _START}
         options = {key: value for key, value in choice.training.items() if key not in _START}
         options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
-        source = given.pop("source", choice.source)
-        return FinetuneConfig(manifest, out, task=self.task, start=Start(source, **start), **{**options, **given})
+        source = settings.pop("source", choice.source)
+        return FinetuneConfig(manifest, out, task=self.task, start=Start(source, **start), **{**options, **settings})
 
 
 def models_recipes_folder() -> Path:

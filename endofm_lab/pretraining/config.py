@@ -388,12 +388,12 @@ def own_objective(tree: dict[str, Any], source: str) -> Objective | None:
     return from_plain(kind, tree[SETTINGS], SETTINGS)
 
 
-def signs_of(described: dict[str, Any]) -> Signs:
+def signs_of(description: dict[str, Any]) -> Signs:
     """The signs of health in the log of a run, from the content of its ``config.json``.
 
     A folder of an older version without signs is read by the name of its objective.
     """
-    if "signs" in described:
-        return from_plain(Signs, described["signs"], "signs")
-    config = from_json(described["config"])
+    if "signs" in description:
+        return from_plain(Signs, description["signs"], "signs")
+    config = from_json(description["config"])
     return config.chosen.signs(config)

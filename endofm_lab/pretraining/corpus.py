@@ -43,9 +43,9 @@ class Corpus:
         paths = {row.name: row.video for row in self.rows}
         self.n_files = len(paths)
         if missing := [name for name, path in paths.items() if not path.exists()]:
-            listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise ManifestError(
-                f"{self.manifest.path}: {len(missing)} of {self.n_files} files are missing: {listed}. "
+                f"{self.manifest.path}: {len(missing)} of {self.n_files} files are missing: {names}. "
                 "Restore the files or remove their rows."
             )
 

@@ -107,9 +107,9 @@ def handed_over(out: str | Path) -> tuple[Objective | None, VideoModel | None]:
         UserError: they need code that is not allowed, or the run was stopped before its start was saved.
     """
     out = Path(out)
-    described = read_json(out / CONFIG)
-    objective = own_objective(described.get("config", {}), str(out))
-    if "start" not in described:
+    description = read_json(out / CONFIG)
+    objective = own_objective(description.get("config", {}), str(out))
+    if "start" not in description:
         return objective, None
     if not (out / START).is_dir():
         raise UserError(f"{out} was stopped before it saved its start: call pretrain(config, start=...) again.")
@@ -172,15 +172,15 @@ class _Pretraining:
         config = self.config
         self.steps_done = steps_done(config.out)
         path = config.out / CONFIG
-        described = read_json(path) if path.is_file() else {}  # only the main process writes the file
+        description = read_json(path) if path.is_file() else {}  # only the main process writes the file
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             backbone = self.encoder(self.shapes)
             if self.steps_done:  # the checkpoint holds the weights
-                self.initialisation: InitialisationRecord = described["initialisation"]
+                self.initialisation: InitialisationRecord = description["initialisation"]
             else:
                 self.initialisation = self._initialised(backbone)
-                described["initialisation"] = self.initialisation
+                description["initialisation"] = self.initialisation
             self.model = self.objective.build(backbone, config, self.steps, self.per_epoch)
         if config.compile:
             for module in self.model.backbones():
@@ -189,7 +189,7 @@ class _Pretraining:
         if processes().is_main_process:
             if self.start is not None and not (config.out / START).is_dir():
                 save_model(self.start, config.out / START)
-            write_json(path, described)
+            write_json(path, description)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -211,7 +211,7 @@ class _Pretraining:
                 check_request(out, request, kind, CONFIG, _completed)
             yield
             return
-        about = {
+        description = {
             "config": tree,
             "signs": to_plain(dataclasses.asdict(self.signs)),
             "n_clips": len(self.corpus),
@@ -223,7 +223,7 @@ class _Pretraining:
             "initialisation": {"words": "Not known yet: the network is being built."},
         }
         with claim(
-            out, shorter or request, kind, record=CONFIG, about=about, allowed_files=(PROCESS, OUTPUT),
+            out, shorter or request, kind, record=CONFIG, about=description, allowed_files=(PROCESS, OUTPUT),
             completed=_completed,
         ):  # fmt: skip
             if shorter is not None:
@@ -361,9 +361,9 @@ class _Pretraining:
                 yield metric
 
 
-def _completed(described: dict[str, Any]) -> dict[str, Any]:
+def _completed(description: dict[str, Any]) -> dict[str, Any]:
     """The content of ``config.json``, with the defaults of settings that are newer than the file."""
-    return {**described, "config": _absolute(stored_settings(described["config"]))}
+    return {**description, "config": _absolute(stored_settings(description["config"]))}
 
 
 def _absolute(tree: dict[str, Any]) -> dict[str, Any]:

@@ -31,16 +31,16 @@ CURVES = {
 
 
 def curves(
-    described: dict[str, Any], records: Sequence[Record], reference: Sequence[Record] = ()
+    description: dict[str, Any], records: Sequence[Record], reference: Sequence[Record] = ()
 ) -> dict[str, go.Figure]:
     """The figures of a run by title, those of its objective first; figures without data in the log are left out.
 
     Args:
-        described: the content of the run's ``config.json``.
+        description: the content of the run's ``config.json``.
         records: the run's log.
         reference: log of another run, which is drawn as dotted lines.
     """
-    titles = signs_of(described).curves | CURVES
+    titles = signs_of(description).curves | CURVES
     figures = {title: _curve(records, title, names, reference) for title, names in titles.items()}
     return {title: figure for title, figure in figures.items() if figure.data}
 
@@ -71,8 +71,8 @@ def health_of(run: str | Path) -> Health:
     Raises:
         UserError: the folder contains no pre-training run.
     """
-    described = _described(Path(run))
-    return verdict(read_log(Path(run) / LOG), signs_of(described))
+    description = _described(Path(run))
+    return verdict(read_log(Path(run) / LOG), signs_of(description))
 
 
 def reference_for(config: dict[str, Any]) -> list[Record]:
@@ -81,9 +81,9 @@ def reference_for(config: dict[str, Any]) -> list[Record]:
     It is the log of `endofm-lab pretrain --preset tiny` on the phantom's preset "demo" with seed 0. The losses of other
     objectives, settings of the objective or batch sizes have another scale, so the log is empty for such runs.
     """
-    described = read_json(REFERENCE / "config.json")["config"]
-    names = ("objective", OBJECTIVES[described["objective"]], "batch")
-    matches = all(config.get(name) == described[name] for name in names)
+    description = read_json(REFERENCE / "config.json")["config"]
+    names = ("objective", OBJECTIVES[description["objective"]], "batch")
+    matches = all(config.get(name) == description[name] for name in names)
     return read_log(REFERENCE / LOG) if matches else []
 
 
@@ -96,12 +96,12 @@ def report_run(run: str | Path) -> Path:
         UserError: the folder contains no pre-training run.
     """
     run = Path(run)
-    described, records = _described(run), read_log(run / LOG)
-    health, reference = verdict(records, signs_of(described)), reference_for(described["config"])
+    description, records = _described(run), read_log(run / LOG)
+    health, reference = verdict(records, signs_of(description)), reference_for(description["config"])
     left_out = _left_out(run)
     probes = _probes(run)
     summary = {
-        **described,
+        **description,
         "steps_done": len(records),
         "health": {"state": health.state, "words": health.words, "advice": health.advice},
         "last": {k: v for k, v in records[-1].items() if v is None or math.isfinite(v)} if records else {},
@@ -111,13 +111,13 @@ def report_run(run: str | Path) -> Path:
     write_json(run / "report.json", summary)
     items: list[Item] = [
         f"Health: {health}",
-        f"Initialisation: {described['initialisation']['words']}",
-        f"{len(records)} of {described['steps']} steps on {described['n_clips']} clips of {described['n_files']} "
-        f"videos (manifest {described['manifest_fingerprint'][:16]}).",
-        *(extension["words"] for extension in described.get("extensions", ())),
+        f"Initialisation: {description['initialisation']['words']}",
+        f"{len(records)} of {description['steps']} steps on {description['n_clips']} clips of {description['n_files']} "
+        f"videos (manifest {description['manifest_fingerprint'][:16]}).",
+        *(extension["words"] for extension in description.get("extensions", ())),
         *(
             f"{part['share']:.1%} of the training clips: {Path(part['manifest']).name} ({part['n_clips']} clips)."
-            for part in described.get("manifests", ())
+            for part in description.get("manifests", ())
         ),
         f"Videos left out because they cannot be read: {len(left_out)}.",
     ]
@@ -127,10 +127,10 @@ def report_run(run: str | Path) -> Path:
         items.append(probe_table(run))
     sections: list[tuple[str, Sequence[Item]]] = [
         ("Summary", items),
-        ("Curves", list(curves(described, records, reference).values())),
-        ("Configuration", [pd.DataFrame(_rows(described["config"]), columns=["setting", "value"])]),
+        ("Curves", list(curves(description, records, reference).values())),
+        ("Configuration", [pd.DataFrame(_rows(description["config"]), columns=["setting", "value"])]),
     ]
-    return write_report(run / "report.html", f"Pre-training: {run.name}", sections, described.get("provenance", {}))
+    return write_report(run / "report.html", f"Pre-training: {run.name}", sections, description.get("provenance", {}))
 
 
 def _described(run: Path) -> dict[str, Any]:

@@ -158,8 +158,8 @@ def compare(
     if not runs:
         raise RunError("There are no runs to compare. Name at least one folder.")
     names = [run.run for run in runs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise RunError(f"Several runs are called {', '.join(twice)}. Give each run a different name.")
+    if repeats := sorted({name for name in names if names.count(name) > 1}):
+        raise RunError(f"Several runs are called {', '.join(repeats)}. Give each run a different name.")
     if len(tasks := {run.task for run in runs}) > 1:
         raise RunError(f"The runs are of different tasks ({', '.join(sorted(tasks))}); compare one task at a time.")
     if len({run.task_class for run in runs}) > 1:

@@ -37,8 +37,8 @@ def video_reviews(video: str) -> Path:
     Args:
         video: the fingerprint of the video's content (`VideoPrediction.provenance`, entry ``video``).
     """
-    given = os.environ.get("ENDOFM_LAB_REVIEWS")
-    root = Path(given) if given else Path.home() / ".local" / "share" / "endofm_lab" / "reviews"
+    setting = os.environ.get("ENDOFM_LAB_REVIEWS")
+    root = Path(setting) if setting else Path.home() / ".local" / "share" / "endofm_lab" / "reviews"
     return root / hashlib.sha256(video.encode()).hexdigest()[:32]
 
 

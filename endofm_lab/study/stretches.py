@@ -103,8 +103,8 @@ def _of_boxes(prediction: VideoPrediction, min_score: float) -> list[tuple]:
     rows = []
     for head in prediction.box_heads:
         boxes = prediction.boxes_xyxy[prediction.boxes_xyxy["head"] == head]
-        for label, own in boxes.groupby("label"):
-            scores = own.groupby("frame")["score"].max().reindex(prediction.frames).fillna(0.0).to_numpy()
+        for label, label_boxes in boxes.groupby("label"):
+            scores = label_boxes.groupby("frame")["score"].max().reindex(prediction.frames).fillna(0.0).to_numpy()
             for at in _runs((scores > 0) & (scores >= min_score)):
                 best = at[scores[at].argmax()]
                 rows.append(_of_frames(prediction, head, str(label), at, best, scores[best]))

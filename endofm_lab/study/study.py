@@ -223,11 +223,11 @@ def load_study(folder: str | Path, unfinished: bool = False) -> Study:
         return _of_parts(job["about"], parts)
 
 
-def _check_form(folder: Path, written: dict[str, Any]) -> None:
-    if written.get("form") != FORM:
+def _check_form(folder: Path, description: dict[str, Any]) -> None:
+    if description.get("form") != FORM:
         raise UserError(
-            f"The study in {folder} has file format {written.get('form', 0)}, written by endofm_lab "
-            f"{written.get('version', 'of unknown version')}; this version, {__version__}, reads format {FORM}. "
+            f"The study in {folder} has file format {description.get('form', 0)}, written by endofm_lab "
+            f"{description.get('version', 'of unknown version')}; this version, {__version__}, reads format {FORM}. "
             "Run the study again into another folder."
         )
 
@@ -251,8 +251,8 @@ def _describe(video: VideoInfo, model: VideoModel, request: dict[str, Any]) -> d
     }
 
 
-def _video(stored: dict[str, Any]) -> VideoInfo:
-    video = VideoInfo(**{**stored, "fps": Fraction(stored["fps"]), "path": Path(stored["path"])})
+def _video(description: dict[str, Any]) -> VideoInfo:
+    video = VideoInfo(**{**description, "fps": Fraction(description["fps"]), "path": Path(description["path"])})
     if video.n_frames < 1 or video.fps <= 0:
         raise ValueError(f"{video.n_frames} frames at {video.fps} per second")
     return video
@@ -298,9 +298,9 @@ def _of_parts(description: dict[str, Any], parts: Sequence[Path]) -> Study:
             for name in part.files:
                 collected.setdefault(name, []).append(part[name])
             n_frames += len(part["state"])
-    joined = {name: np.concatenate(values) for name, values in collected.items() if not name.startswith("kept")}
-    state, stands_for, times_s, rows = (joined[name] for name in ("state", "stands_for", "times_s", "unreadable"))
-    scores = {name: joined[f"scores/{name}"] for name in description["classes"]}
+    arrays = {name: np.concatenate(values) for name, values in collected.items() if not name.startswith("kept")}
+    state, stands_for, times_s, rows = (arrays[name] for name in ("state", "stands_for", "times_s", "unreadable"))
+    scores = {name: arrays[f"scores/{name}"] for name in description["classes"]}
     copies = state == DUPLICATE
     for values in scores.values():
         values[copies] = values[stands_for[copies]]
@@ -312,7 +312,7 @@ def _of_parts(description: dict[str, Any], parts: Sequence[Path]) -> Study:
         kinds=description["kinds"],
         state=state,
         stands_for=stands_for,
-        unreadable=pd.DataFrame({"frame": rows, "time_s": times_s[rows], "reason": joined["reasons"].astype(object)}),
+        unreadable=pd.DataFrame({"frame": rows, "time_s": times_s[rows], "reason": arrays["reasons"].astype(object)}),
         provenance=description["provenance"],
     )
 

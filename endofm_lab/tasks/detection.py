@@ -111,8 +111,8 @@ class Detection(Task):
         """``ap50`` of every class with a true box; ``protocol`` lists the names of the classes."""
         frames = boxes_of(rows)
         labels = np.unique(np.concatenate([frame.true_labels for frame in frames])).tolist()
-        listed = str(protocol.get("classes", "")).split(", ")
-        titles = {k: listed[k] if k < len(listed) and listed[k] else f"class {k}" for k in labels}
+        names = str(protocol.get("classes", "")).split(", ")
+        titles = {k: names[k] if k < len(names) and names[k] else f"class {k}" for k in labels}
         return [(titles[k], *_of_class(frames, k)) for k in labels]
 
 

@@ -187,7 +187,7 @@ def of_frames(request: Request) -> Response:
     """See `pictures`."""
     return answer(
         request,
-        lambda *asked: Response(pictures(*asked), media_type="application/octet-stream", headers=_HEADERS),
+        lambda *span: Response(pictures(*span), media_type="application/octet-stream", headers=_HEADERS),
     )
 
 

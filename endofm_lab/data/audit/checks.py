@@ -160,10 +160,10 @@ class Checks:
         i, j = pairs["row"].to_numpy(), pairs["other"].to_numpy()
         sure = pairs["score"].to_numpy() >= result.sure
         for a, b in rows.pairs:
-            across = [(rows.part[i] == a) & (rows.part[j] == b), (rows.part[i] == b) & (rows.part[j] == a)]
-            evaluated_row, learned_row = np.where(across[0], j, i), np.where(across[0], i, j)
+            directions = [(rows.part[i] == a) & (rows.part[j] == b), (rows.part[i] == b) & (rows.part[j] == a)]
+            evaluated_row, learned_row = np.where(directions[0], j, i), np.where(directions[0], i, j)
             for dataset, inside in self._datasets:
-                hits = np.flatnonzero((across[0] | across[1]) & inside[evaluated_row] & sure)
+                hits = np.flatnonzero((directions[0] | directions[1]) & inside[evaluated_row] & sure)
                 touched = np.zeros(len(rows.table), bool)
                 touched[evaluated_row[hits]] = True
                 n = int(((rows.part == b) & inside).sum())

@@ -268,8 +268,8 @@ class _Import:
         self.table.loc[image, ["start_s", "end_s"]] = 0.0
         existing = self.table.loc[lines]
         stretch = ["video", "start_s", "end_s"]
-        twice = existing.duplicated([*stretch, "label"])
-        self._complain("repeated row", twice.reindex(self.table.index, fill_value=False), "video", "is there before")
+        repeats = existing.duplicated([*stretch, "label"])
+        self._complain("repeated row", repeats.reindex(self.table.index, fill_value=False), "video", "is there before")
         several = existing.groupby(stretch, dropna=False)["label"].transform("nunique") > 1
         several = several.reindex(self.table.index, fill_value=False)
         self._complain("conflicting labels", several, "label", "is not the only label of this stretch; see A|B")

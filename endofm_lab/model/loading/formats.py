@@ -327,5 +327,5 @@ def _settings(content: dict[str, Any]) -> dict[str, Any]:
 
 def _some(names: Any) -> str:
     """The first names of a long list, in words."""
-    listed = [str(name) for name in names]
-    return ", ".join(listed[:6]) + (f", ... ({len(listed)} in all)" if len(listed) > 6 else "")
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:6]) + (f", ... ({len(texts)} in all)" if len(texts) > 6 else "")

@@ -265,15 +265,15 @@ def frames_of(examination: Examination) -> Iterator[NDArray[np.uint8]]:
     in_view = _in_view(examination)
     starts = np.flatnonzero(np.r_[True, in_view[1:] != in_view[:-1]]).tolist()
     for first, after in zip(starts, [*starts[1:], len(examination)], strict=True):
-        phantom, seen = PhantomSpec(spec.seed, spec.patient, spec.device, size_px=spec.size_px), scene
+        phantom, view = PhantomSpec(spec.seed, spec.patient, spec.device, size_px=spec.size_px), scene
         if (number := int(in_view[first])) >= 0:
             lesion = examination.lesions[number % len(examination.lesions)]
             kind = lesion.kind if number < len(examination.lesions) else "ulcer"
             phantom = replace(phantom, finding=kind)
-            seen = replace(scene, finding_s=lesion.s, finding_phi=lesion.phi, finding_shape=lesion.shape)
+            view = replace(scene, finding_s=lesion.s, finding_phi=lesion.phi, finding_shape=lesion.shape)
         for at in range(first, after, _CHUNK):
             part = slice(at, min(at + _CHUNK, after))
-            frames, _ = draw_frames(phantom, mucosa, seen, part)
+            frames, _ = draw_frames(phantom, mucosa, view, part)
             yield _covered(frames, examination, part, cover)
 
 
@@ -282,9 +282,9 @@ def _in_view(examination: Examination) -> NDArray[np.int64]:
     in_view = np.full(len(examination), -1)
     for number, lesion in enumerate(examination.lesions):
         ahead = lesion.s - examination.camera
-        seen = (ahead > 0.1) & (ahead < _SIGHT)
-        gone = np.arange(len(examination)) >= examination.removed[number]
-        in_view[seen] = np.where(gone, number + len(examination.lesions), number)[seen]
+        visible = (ahead > 0.1) & (ahead < _SIGHT)
+        removed = np.arange(len(examination)) >= examination.removed[number]
+        in_view[visible] = np.where(removed, number + len(examination.lesions), number)[visible]
     return in_view
 
 
