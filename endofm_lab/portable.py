@@ -169,11 +169,17 @@ def _write(program: Any, path: Path, ending: str, model: VideoModel, names: list
         with path.open("wb") as file:
             torch.export.save(program, file, extra_files={"card.json": card})
         return
+    from onnxscript import optimizer
+
+    # Torch's own optimisation also looks for patterns, in a time that grows with the square of the number of nodes.
+    # Runtimes do that when they load a file, so that folding the constants is enough here.
     with _silent():
         converted = torch.onnx.export(
             program, output_names=names, dynamo=True, opset_version=OPSET, verbose=False, optimize=False
         )
-    assert converted is not None
+        assert converted is not None
+        optimizer.fold_constants(converted.model)
+        optimizer.remove_unused_nodes(converted.model)
     converted.model.metadata_props["card"] = card
     converted.save(str(path), external_data=False)
 

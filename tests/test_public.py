@@ -147,6 +147,9 @@ def test_paths_may_be_text():
     config = lab.PretrainConfig("m.csv", "runs/a", probe="p.csv")
     assert (config.manifest, config.out, config.probe) == (Path("m.csv"), Path("runs/a"), Path("p.csv"))
     assert {f.name for f in fields(config)} >= {"device", "manifest"}
+    for kind in (lab.FinetuneConfig, lab.PretrainConfig):
+        for name, hint in get_type_hints(kind).items():
+            assert "Path" not in str(hint) or "str" in str(hint), f"{kind.__name__}.{name} says that text is no path"
 
 
 def test_a_researcher_finds_the_names_in_the_library():

@@ -20,6 +20,7 @@ from endofm_lab.runs.by_class import by_class
 from endofm_lab.runs.compare import Comparison, compare
 from endofm_lab.runs.paper_table import paper_table
 from endofm_lab.runs.run import REPORT, Run, read_run, run_folders
+from endofm_lab.runs.tables import with_provenance
 
 
 def run_content(folder: Path) -> Content:
@@ -102,7 +103,7 @@ def show_comparison(comparison: Comparison) -> None:
     for column, (text, ending, kind) in zip(
         st.columns(3),
         [
-            (comparison.to_markdown(), "md", "text/markdown"),
+            (with_provenance(comparison.to_markdown(), "markdown"), "md", "text/markdown"),
             (comparison.to_csv(), "csv", "text/csv"),
             (comparison_page(comparison), "html", "text/html"),
         ],

@@ -227,6 +227,8 @@ def _plain_kind(kind: Any) -> Any:
     if get_origin(kind) in (Union, types.UnionType):
         kinds = [k for k in get_args(kind) if k is not type(None)]
         return next((k for k in (Path, str) if k in kinds), _plain_kind(kinds[0]))
+    if get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis:
+        return tuple[_plain_kind(get_args(kind)[0]), ...]  # type: ignore[misc]
     if get_origin(kind) is not None and get_origin(kind) is not tuple and issubclass_of(get_origin(kind), Sequence):
         return tuple[_plain_kind(get_args(kind)[0]), ...]  # type: ignore[misc]
     return kind

@@ -9,14 +9,15 @@ from endofm_lab.cli.command import Output, command
 from endofm_lab.cli.train import record_text
 from endofm_lab.figures.comparison import intervals
 from endofm_lab.figures.export import FigureFormat, export_all
+from endofm_lab.folders.provenance import provenance
 from endofm_lab.metrics.capsule_vision import read_probabilities, score_files, write_submission
 from endofm_lab.models import building, fetch, publishing, shelf
 from endofm_lab.models.recipe import list_model_recipes
-from endofm_lab.reports.comparison import write_comparison
+from endofm_lab.reports.comparison import rows, summary, write_comparison, write_paper_table
 from endofm_lab.runs import paper_table as published
 from endofm_lab.runs.compare import compare as compare_runs
 from endofm_lab.runs.run import find_runs, read_run
-from endofm_lab.runs.tables import TableFormat
+from endofm_lab.runs.tables import TableFormat, with_provenance
 
 
 @command(positional=("runs",))
@@ -32,7 +33,8 @@ def compare(
     """Compare finished runs in one table with intervals over patients and a paired test, ranked only if that is fair.
 
     Runs whose test sets or protocols differ are shown in the given order without ranks, and the reasons are printed.
-    The folder contains comparison.md, .csv, .tex and .html; without --out nothing is written.
+    The folder contains comparison.md, .csv, .tex, .html and .json; without --out nothing is written. The provenance of
+    the table is below it; that of the CSV table, which stays machine-readable, is in comparison.json.
 
     Args:
         runs: folders with report.json and predictions.parquet.
@@ -44,22 +46,20 @@ def compare(
     if figures is not None:
         charts = {f"intervals of {name}": intervals(comparison, name) for name in comparison.lines[0].metrics}
         paths += export_all(charts, figures, figure_format)
-    table = _rows(comparison.table())
-    summary = {"task": comparison.task, "by": comparison.by, "ranked": comparison.ranked, "runs": table}
-    output.result({**summary, "reasons": comparison.reasons, "notes": comparison.notes(), "written": paths})
-    output.say(comparison.text(table_format))
+    facts = {**summary(comparison), "runs": rows(comparison.table()), "provenance": provenance()}
+    output.result({**facts, "written": paths})
+    output.say(with_provenance(comparison.text(table_format), table_format))
     if paths:
         output.written(*paths)
 
 
-def _rows(table: Any) -> list[dict[str, Any]]:
-    """The rows of a table; undefined values are None."""
-    return table.astype(object).where(table.notna(), None).to_dict("records")
-
-
 @command()
-def paper_table(output: Output, runs: Path = Path("runs"), table_format: TableFormat = "markdown") -> None:
+def paper_table(
+    output: Output, runs: Path = Path("runs"), out: Path | None = None, table_format: TableFormat = "markdown"
+) -> None:
     """Show the published results next to your own runs, with differences between the protocols marked.
+
+    The folder contains paper_table.md, .csv, .tex and .json; without --out nothing is written.
 
     Args:
         runs: folder that is searched for finished runs.
@@ -67,8 +67,12 @@ def paper_table(output: Output, runs: Path = Path("runs"), table_format: TableFo
     """
     finished, problems = find_runs(runs)
     table = published.paper_table(finished, table_format)
-    output.result({"table": table, "values": _rows(published.paper_values(finished)), "left_out": problems})
-    output.say(table, *(f"Left out: {problem}" for problem in problems))
+    paths = [] if out is None else write_paper_table(finished, out)
+    facts = {"table": table, "values": rows(published.paper_values(finished)), "left_out": problems}
+    output.result({**facts, "provenance": provenance(), "written": paths})
+    output.say(with_provenance(table, table_format), *(f"Left out: {problem}" for problem in problems))
+    if paths:
+        output.written(*paths)
 
 
 @command()

@@ -83,7 +83,7 @@ def pretrain(
             to ten steps; write nothing.
         explain: print where the preset differs from the published training, and stop.
     """
-    if (config.manifest / "config.json").is_file():
+    if (Path(config.manifest) / "config.json").is_file():
         config = replace(config, manifest=run_config(config.manifest).manifest, out=config.manifest)
     elif out is None and not dry_run:
         raise UserError("endofm-lab pretrain needs --out FOLDER (folder of the run).")
@@ -97,13 +97,13 @@ def pretrain(
 
 def run(config: PretrainConfig, output: Output) -> None:
     """Pre-train in the terminal: show the progress, and at the end the report, the health and the probe."""
-    main = processes().is_main_process
+    main, out = processes().is_main_process, Path(config.out)
     bar = tqdm(unit="step", disable=not (main and output.progress), mininterval=2)
     try:
-        parts = handed_over(config.out) if (config.out / "config.json").is_file() else ()
+        parts = handed_over(out) if (out / "config.json").is_file() else ()
         for record in pretraining(config, *parts):
             if bar.total is None:
-                description = json.loads((config.out / "config.json").read_text(encoding="utf-8"))
+                description = json.loads((out / "config.json").read_text(encoding="utf-8"))
                 bar.total, bar.n = description["steps"], record["step"]
                 if main and output.progress:
                     bar.write(f"Initialisation: {description['initialisation']['words']}")
@@ -114,13 +114,13 @@ def run(config: PretrainConfig, output: Output) -> None:
             bar.set_postfix({"loss": f"{record['loss']:.3f}", "health": record["health"]}, refresh=False)
     finally:
         bar.close()
-        if main and read_log(config.out / LOG):
-            output.say(f"Report: {report_run(config.out)}", f"Health: {health_of(config.out)}")
-            if len(table := probe_table(config.out)):
+        if main and read_log(out / LOG):
+            output.say(f"Report: {report_run(out)}", f"Health: {health_of(out)}")
+            if len(table := probe_table(out)):
                 output.say(f"Probe (balanced accuracy, 95 % interval over units):\n{table.to_string(index=False)}")
     if main:
-        output.result({"out": config.out, "model": config.out / "model", **read_json(config.out / "report.json")})
-        output.written(config.out / "model")
+        output.result({"out": out, "model": out / "model", **read_json(out / "report.json")})
+        output.written(out / "model")
 
 
 def mixture_lines(description: Mapping[str, Any]) -> list[str]:
@@ -143,8 +143,8 @@ def _dry_run(config: PretrainConfig, output: Output) -> None:
     estimate = memory_of(config)
     check_memory(estimate, planned["device"], output, _SMALLER_PRETRAINING)
     with tempfile.TemporaryDirectory() as folder:
-        trial = replace(config, out=Path(folder) / "run", trackers=(), save_every=10**9, probe=None)
-        description, measured = _measured(pretraining(trial), trial.out / "config.json")
+        trial = replace(config, out=f"{folder}/run", trackers=(), save_every=10**9, probe=None)
+        description, measured = _measured(pretraining(trial), Path(trial.out) / "config.json")
     hours = planned["steps"] * measured["step_s"] / 3600
     plain = {**planned, "config": to_json(config), "initialisation": description["initialisation"]}
     output.result({**plain, "estimate": estimate.to_json(), **measured, "hours": hours})
@@ -254,7 +254,7 @@ def finetune(
         return
     for record in finetuning(config, metrics=_own_metrics(metrics)):
         output.say(*record_text(record, config.chosen_by or config.configured_task.chosen_by))
-    show_run(config.out, output)
+    show_run(Path(config.out), output)
 
 
 def _own_metrics(names: Sequence[str]) -> list[type[Measure]]:

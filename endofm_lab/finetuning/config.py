@@ -81,8 +81,8 @@ class FinetuneConfig(Brief):
         device: device of the computation: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu.
     """
 
-    manifest: Path
-    out: Path
+    manifest: str | Path
+    out: str | Path
     task: str = Classification.name
     method: Method = "full"
     head: Head = "light"

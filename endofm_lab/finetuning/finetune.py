@@ -77,8 +77,8 @@ def finetune(
     manifest = {"manifest": str(Path(config.manifest).absolute())}  # for readers; requests compare its content
     request = job.request()
     job.refuse_other_steps(request)
-    with claim(config.out, request, "a run", record=CONFIG, about=manifest, completed=_completed):
-        if (config.out / REPORT).is_file():
+    with claim(job.out, request, "a run", record=CONFIG, about=manifest, completed=_completed):
+        if (job.out / REPORT).is_file():
             return
         for seed in config.seeds:
             if not (job.folder(seed) / PREDICTIONS).is_file():
@@ -178,6 +178,11 @@ class _Job:
         checkpoint = None if start is None else in_memory(start)
         return cls(config, task, manifest, head, examples, audit_result.verdict, leaks, device, checkpoint, measures)
 
+    @property
+    def out(self) -> Path:
+        """The folder of the run."""
+        return Path(self.config.out)
+
     def request(self) -> dict[str, Any]:
         """Everything that the run's numbers depend on."""
         settings = {**asdict(self.config), **asdict(self.task), "task": self.task.name}
@@ -202,7 +207,7 @@ class _Job:
         Raises:
             UserError: this is the case.
         """
-        out, steps = self.config.out, self.config.steps
+        out, steps = self.out, self.config.steps
         before = read_json(out / CONFIG).get("steps") if agrees(out, {}, CONFIG) else steps
         if before != steps and agrees(out, {**request, "steps": before}, CONFIG, _completed):
             raise UserError(
@@ -226,7 +231,7 @@ class _Job:
         return self.config.chosen_by or self.task.chosen_by
 
     def folder(self, seed: int) -> Path:
-        return self.config.out / f"seed-{seed}"
+        return self.out / f"seed-{seed}"
 
     def one_seed(self, seed: int) -> Iterator[Record]:
         """Train, choose and test with one seed."""
@@ -280,7 +285,7 @@ class _Job:
             **self.task.protocol(),
         }
         run = Run(
-            run=config.out.name,
+            run=self.out.name,
             task=self.task.name,
             method=self.method,
             initialisation=read_json(self.folder(config.seeds[0]) / "start.json")["words"],
@@ -297,7 +302,7 @@ class _Job:
             outside_task=type(self.task) if name_of(type(self.task)) else None,
             measures=self.measures,
         )
-        write_run(config.out, run)
+        write_run(self.out, run)
 
     def _save(self, seed: int, model: VideoModel, metrics: dict[str, float]) -> None:
         """Save the model with a card that records its training data and its results."""

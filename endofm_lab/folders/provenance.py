@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,16 @@ def provenance(device: object = "cpu") -> dict[str, Any]:
         "command": _command(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def in_words(origin: Mapping[str, Any]) -> str:
+    """A `provenance` as one line of text, for tables that stand outside a report."""
+    versions = {"endofm_lab": origin["endofm_lab"], "git": origin["git"] or "not known", "Python": origin["python"]}
+    words = ", ".join(f"{name} {version}" for name, version in (versions | origin["packages"]).items())
+    return (
+        f"Provenance: {words}, {origin['platform']}, host {origin['host']}, device {origin['device']}, "
+        f"{origin['time']}, command: {origin['command']}"
+    )
 
 
 def _command() -> str:

@@ -183,8 +183,8 @@ class _Build:
         self, config: FinetuneConfig, manifest: Manifest, prepared: Prepared, choice: DataChoice, verdict: str
     ) -> None:
         """Write the model with its whole card, and what was reached."""
-        report = read_json(config.out / REPORT)
-        model = load_model(config.out / f"seed-{self.seed}" / "model")
+        report = read_json(Path(config.out) / REPORT)
+        model = load_model(Path(config.out) / f"seed-{self.seed}" / "model")
         data = self.recipe.data_recipe(choice)
         limits = [*self.recipe.limits, *self._left_out(manifest, prepared)]
         if self.incomplete == "accept":

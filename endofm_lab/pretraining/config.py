@@ -85,9 +85,9 @@ class PretrainConfig(Brief):
         probe_every: steps between probes; a probe always runs before the first step and at the end.
     """
 
-    manifest: Path
-    out: Path
-    others: tuple[Path, ...] = ()
+    manifest: str | Path
+    out: str | Path
+    others: tuple[str | Path, ...] = ()
     weights: tuple[float, ...] = ()
     objective: str = "dino"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -117,7 +117,7 @@ class PretrainConfig(Brief):
     device: str = "auto"
     compile: bool = False
     trackers: tuple[str, ...] = ("tensorboard",)
-    probe: Path | None = None
+    probe: str | Path | None = None
     probe_label: str = "label"
     probe_every: int = 500
 

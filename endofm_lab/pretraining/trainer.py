@@ -79,7 +79,7 @@ def pretrain(
     run = _Pretraining(config, objective, start)
     with run.claimed():
         run.prepare()
-        records = read_log(config.out / LOG)[: run.steps_done]
+        records = read_log(run.out / LOG)[: run.steps_done]
         for record in run.train():
             records.append(record)
             yield record | {"health": verdict(records, run.signs).state}
@@ -153,7 +153,7 @@ class _Pretraining:
         self.device = train_on(config.device)
         self.objective = config.chosen if objective is None else objective
         self.objective.check()
-        self.config, self.signs = config, self.objective.signs(config)
+        self.config, self.signs, self.out = config, self.objective.signs(config), Path(config.out)
         self.start = None if start is None else without_heads(start)
         self.encoder, shapes = config.network
         if self.start is not None:
@@ -170,8 +170,8 @@ class _Pretraining:
     def prepare(self) -> None:
         """Build the network and record the origin of its weights; a resumed run keeps its record."""
         config = self.config
-        self.steps_done = steps_done(config.out)
-        path = config.out / CONFIG
+        self.steps_done = steps_done(self.out)
+        path = self.out / CONFIG
         description = read_json(path) if path.is_file() else {}  # only the main process writes the file
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
@@ -187,8 +187,8 @@ class _Pretraining:
                 module.compile()
         self.probe, self.last_probe = self._load_probes()
         if processes().is_main_process:
-            if self.start is not None and not (config.out / START).is_dir():
-                save_model(self.start, config.out / START)
+            if self.start is not None and not (self.out / START).is_dir():
+                save_model(self.start, self.out / START)
             write_json(path, description)
 
     @contextmanager
@@ -203,7 +203,7 @@ class _Pretraining:
             weights = state_fingerprint(self.start)
             request["start"] = {"backbone": self.start.card.backbone, "weights": weights}
         request |= {"videos": self.corpus.contents(), **self._weights_request(), **self._probe_request()}
-        kind, out = "a pre-training run", self.config.out
+        kind, out = "a pre-training run", self.out
         own_values = self.objective.depends_on_length
         shorter = shorter_run(out, request, self.steps, self.schedule, own_values, CONFIG, _completed)
         if not processes().is_main_process:
@@ -277,9 +277,9 @@ class _Pretraining:
         )  # fmt: skip
         optimiser = torch.optim.AdamW(parameter_groups(self.model), fused=True)  # one pass over the weights
         if self.last_probe is not None and not self.steps_done:
-            write_json(c.out / PROBE, {"untrained": self._probed(self.teacher(), self.last_probe, n_resamples=1000)})
+            write_json(self.out / PROBE, {"untrained": self._probed(self.teacher(), self.last_probe, n_resamples=1000)})
         return train(
-            self.model, optimiser, partial(self.schedule, steps=self.steps), self.corpus, loop, c.out, self.measure
+            self.model, optimiser, partial(self.schedule, steps=self.steps), self.corpus, loop, self.out, self.measure
         )
 
     def schedule(self, step: int, steps: int) -> dict[str, float]:
@@ -303,7 +303,7 @@ class _Pretraining:
                 numbers |= self._probed(teacher, self.probe, n_resamples=0)
             if self.last_probe is not None and last:
                 trained = self._probed(teacher, self.last_probe, n_resamples=1000)
-                write_json(self.config.out / PROBE, read_json(self.config.out / PROBE) | {"trained": trained})
+                write_json(self.out / PROBE, read_json(self.out / PROBE) | {"trained": trained})
         return numbers
 
     def _probed(self, teacher: Encoder, data: ProbeData, n_resamples: int) -> Record:
@@ -343,17 +343,17 @@ class _Pretraining:
             audit=audit(self.manifests, progress=False).verdict,
             metrics=tuple(self._metrics()),
         )
-        save_model(VideoModel(backbone.cpu(), nn.ModuleDict(), card), c.out / MODEL)
+        save_model(VideoModel(backbone.cpu(), nn.ModuleDict(), card), self.out / MODEL)
 
     def _metrics(self) -> Iterator[Metric]:
         if self.config.probe is None:
             return
-        for state, numbers in read_json(self.config.out / PROBE).items():
+        for state, numbers in read_json(self.out / PROBE).items():
             for name in ("knn", "linear"):
                 metric = Metric(
                     name=f"{name} probe of {self.config.probe_label}, balanced accuracy, {state}",
                     value=numbers[name],
-                    data=self.config.probe.name,
+                    data=Path(self.config.probe).name,
                     seed=self.config.seed,
                 )
                 if numbers[f"{name}_low"] is not None:

@@ -5,6 +5,8 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+from endofm_lab.folders.provenance import in_words, provenance
+
 TableFormat = Literal["markdown", "csv", "latex"]
 
 _LATEX = {
@@ -54,6 +56,18 @@ def latex_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def latex_comments(notes: Sequence[str]) -> str:
     """Notes as comments of LaTeX, a line each."""
     return "\n".join(f"% {' '.join(note.split())}" for note in notes)
+
+
+def with_provenance(text: str, table_format: TableFormat) -> str:
+    """A table with the provenance of this process in a line below it; CSV, which has no comments, stays as it is."""
+    if table_format == "csv":
+        return text
+    line = in_words(provenance())
+    return (
+        f"{text.rstrip()}\n{latex_comments([line])}\n"
+        if table_format == "latex"
+        else f"{text.rstrip()}\n\n{markdown(line)}\n"
+    )
 
 
 def markdown(text: str) -> str:

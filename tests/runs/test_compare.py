@@ -10,6 +10,7 @@ import pytest
 from endofm_lab.cli.command import Output
 from endofm_lab.cli.main import main
 from endofm_lab.cli.train import show_run
+from endofm_lab.files import read_json
 from endofm_lab.metrics.classification import f1
 from endofm_lab.metrics.intervals import bootstrap_difference, bootstrap_interval
 from endofm_lab.reports.comparison import write_comparison
@@ -179,8 +180,8 @@ def test_moved_true_boxes_are_another_test_set():
 def test_the_files_hold_the_table_and_escape_what_comes_from_the_runs(tmp_path):
     a = made_run("<script>alert(1)</script>", skill=2.0, audit={"findings": ["2 patients | in train & test"]})
     paths = write_comparison(compare([a, made_run("b|c")], n=20), tmp_path)
-    assert [path.name for path in paths] == [f"comparison.{ending}" for ending in ("md", "csv", "tex", "html")]
-    markdown, _, _, page = (path.read_text() for path in paths)
+    assert [path.name for path in paths] == [f"comparison.{ending}" for ending in ("md", "csv", "tex", "html", "json")]
+    markdown, _, tex, page, _ = (path.read_text() for path in paths)
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "2 patients | in train &amp; test" in page
@@ -192,6 +193,13 @@ def test_the_files_hold_the_table_and_escape_what_comes_from_the_runs(tmp_path):
     assert np.isnan(table["f1_to_best"][0])
     assert {"f1", "f1_low", "f1_high", "f1_seed_std", "f1_to_best_p", "ece", "brier", "auc"} <= set(table)
     assert table["run"].tolist() == ["<script>alert(1)</script>", "b|c"]
+    origin = read_json(paths[4])["provenance"]
+    for text in (markdown, tex, page):
+        assert all(str(origin[name]) in text for name in ("endofm_lab", "python", "host", "device"))
+    assert tex.splitlines()[-1].startswith("% Provenance: endofm_lab ")
+    assert "Provenance" not in paths[1].read_text()
+    facts = read_json(paths[4])
+    assert list(facts["sources"]) == table["run"].tolist() and facts["runs"][0]["f1"] == pytest.approx(table["f1"][0])
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in lines}) == 1  # every row has every column
 
@@ -333,6 +341,7 @@ def test_the_command_prints_the_table_and_writes_the_files(tmp_path, capsys):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "comparison.csv",
         "comparison.html",
+        "comparison.json",
         "comparison.md",
         "comparison.tex",
     ]

@@ -6,6 +6,8 @@ import re
 import pandas as pd
 
 from endofm_lab.cli.main import main
+from endofm_lab.files import read_json
+from endofm_lab.folders.provenance import provenance
 from endofm_lab.runs import tables
 from endofm_lab.runs.paper_table import paper_table
 from endofm_lab.runs.run import find_runs, write_run
@@ -62,7 +64,26 @@ def test_the_paper_table_as_csv_has_a_row_per_value_and_as_latex_its_notes_as_co
     assert text.count(r"\begin{tabular}") == 2 and r"Endo-FM (published) & 90.7 & 73.9 & 84.1 \\" in text
     write_run(tmp_path / "a", runs[0])
     assert main(["paper-table", "--runs", str(tmp_path), "--format", "csv"]) == 0
-    assert capsys.readouterr().out.startswith("run,data set,task,metric,percent,low,high,differs\n")
+    printed = capsys.readouterr().out
+    assert printed.startswith("run,data set,task,metric,percent,low,high,differs\n") and "Provenance" not in printed
+    pd.testing.assert_frame_equal(
+        pd.read_csv(io.StringIO(printed)), pd.read_csv(io.StringIO(paper_table(runs[:1], "csv")))
+    )
+
+
+def test_the_files_of_the_paper_table_name_their_provenance_and_its_csv_stays_a_table(tmp_path, capsys):
+    write_run(tmp_path / "runs" / "a", polypdiag("a"))
+    out = tmp_path / "table"
+    assert main(["paper-table", "--runs", str(tmp_path / "runs"), "--out", str(out), "--format", "latex"]) == 0
+    assert "\n% Provenance: endofm_lab " in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == [f"paper_table.{e}" for e in ("csv", "json", "md", "tex")]
+    facts = read_json(out / "paper_table.json")
+    assert set(facts["provenance"]) == set(provenance()) and list(facts["sources"]) == ["a"]
+    table = pd.read_csv(out / "paper_table.csv")
+    assert len(table) == len(facts["values"]) == 3 * 9 + 1 and table["metric"].notna().all()
+    for ending, beginning in (("md", "Provenance: "), ("tex", "% Provenance: ")):
+        last = (out / f"paper_table.{ending}").read_text().splitlines()[-1]
+        assert last.startswith(beginning) and facts["provenance"]["host"] in last
 
 
 def test_the_command_compare_prints_the_table_in_three_formats(tmp_path, capsys):
