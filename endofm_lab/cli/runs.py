@@ -65,10 +65,10 @@ def paper_table(
         runs: folder that is searched for finished runs.
         table_format: format of the table: markdown, csv with one row per value, or latex with the package booktabs.
     """
-    finished, problems = find_runs(runs)
-    table = published.paper_table(finished, table_format)
-    paths = [] if out is None else write_paper_table(finished, out)
-    facts = {"table": table, "values": rows(published.paper_values(finished)), "left_out": problems}
+    own_runs, problems = find_runs(runs)
+    table = published.paper_table(own_runs, table_format)
+    paths = [] if out is None else write_paper_table(own_runs, out)
+    facts = {"table": table, "values": rows(published.paper_values(own_runs)), "left_out": problems}
     output.result({**facts, "provenance": provenance(), "written": paths})
     output.say(with_provenance(table, table_format), *(f"Left out: {problem}" for problem in problems))
     if paths:

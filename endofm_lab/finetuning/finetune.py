@@ -208,11 +208,11 @@ class _Job:
             UserError: this is the case.
         """
         out, steps = self.out, self.config.steps
-        before = read_json(out / CONFIG).get("steps") if agrees(out, {}, CONFIG) else steps
-        if before != steps and agrees(out, {**request, "steps": before}, CONFIG, _completed):
+        n_before = read_json(out / CONFIG).get("steps") if agrees(out, {}, CONFIG) else steps
+        if n_before != steps and agrees(out, {**request, "steps": n_before}, CONFIG, _completed):
             raise UserError(
-                f"{out} holds a run with other settings: steps is {before} there, {steps} here. The number of steps of "
-                "a fine-tuning cannot be changed later, because its schedule, its choice on validation and its only "
+                f"{out} holds a run with other settings: steps is {n_before} there, {steps} here. The number of steps "
+                "of a fine-tuning cannot be changed later, because its schedule, its choice on validation and its only "
                 "test belong to that number. Choose another folder, or delete this one."
             )
 

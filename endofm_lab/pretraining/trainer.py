@@ -205,9 +205,9 @@ class _Pretraining:
         request |= {"videos": self.corpus.contents(), **self._weights_request(), **self._probe_request()}
         kind, out = "a pre-training run", self.out
         own_values = self.objective.depends_on_length
-        shorter = shorter_run(out, request, self.steps, self.schedule, own_values, CONFIG, _completed)
+        request_there = shorter_run(out, request, self.steps, self.schedule, own_values, CONFIG, _completed)
         if not processes().is_main_process:
-            if (out / CONFIG).is_file() and shorter is None:
+            if (out / CONFIG).is_file() and request_there is None:
                 check_request(out, request, kind, CONFIG, _completed)
             yield
             return
@@ -223,10 +223,10 @@ class _Pretraining:
             "initialisation": {"words": "Not known yet: the network is being built."},
         }
         with claim(
-            out, shorter or request, kind, record=CONFIG, about=description, allowed_files=(PROCESS, OUTPUT),
+            out, request_there or request, kind, record=CONFIG, about=description, allowed_files=(PROCESS, OUTPUT),
             completed=_completed,
         ):  # fmt: skip
-            if shorter is not None:
+            if request_there is not None:
                 extend(out, tree, self.steps, self.device, CONFIG)
             yield
 

@@ -51,42 +51,44 @@ def shorter_run(
         UserError: the steps that were made would have had other values in the longer run; the message names one.
     """
     try:
-        recorded = read_json(folder / record)
-        before, length = recorded["steps"], {name: recorded["config"][name] for name in ("epochs", "steps")}
+        entries = read_json(folder / record)
+        n_before, length = entries["steps"], {name: entries["config"][name] for name in ("epochs", "steps")}
     except (OSError, ValueError, LookupError, TypeError):  # no run, or a damaged record, which `claim` refuses
         return None
-    shorter = {**request, "config": {**request["config"], **length}}
-    if before >= steps or not agrees(folder, shorter, record, completed):
+    request_there = {**request, "config": {**request["config"], **length}}
+    if n_before >= steps or not agrees(folder, request_there, record, completed):
         return None
-    if done := steps_done(folder):
+    if n_done := steps_done(folder):
         reason = own_values and f"{own_values} in every step depends on the number of steps"
-        if reason := reason or _first_difference(schedule, before, steps, done):
+        if reason := reason or _first_difference(schedule, n_before, steps, n_done):
             raise UserError(
-                f"{folder} holds a run with other settings: config.steps is {before} there, {steps} here. It cannot be "
-                f"extended, because {reason}. Choose another folder, and go on from the model of this run with --start."
+                f"{folder} holds a run with other settings: config.steps is {n_before} there, {steps} here. It cannot "
+                f"be extended, because {reason}. Choose another folder, and go on from the model "
+                "of this run with --start."
             )
-    return shorter
+    return request_there
 
 
-def _first_difference(schedule: Schedule, before: int, after: int, done: int) -> str:
-    """The first of the ``done`` steps that has another value in the longer run, in words; "" if there is none."""
-    for step in range(done):
-        longer = schedule(step, after)
-        for name, value in schedule(step, before).items():
-            if not math.isclose(value, longer[name], rel_tol=1e-9):
+def _first_difference(schedule: Schedule, n_before: int, n_after: int, n_done: int) -> str:
+    """The first of the ``n_done`` steps that has another value in the longer run, in words; "" if there is none."""
+    for step in range(n_done):
+        values_there = schedule(step, n_after)
+        for name, value in schedule(step, n_before).items():
+            if not math.isclose(value, values_there[name], rel_tol=1e-9):
                 words = {"lr": "learning rate"}.get(name, name.replace("_", " "))
-                return f"the {words} of step {step} was {value:.3g} and would be {longer[name]:.3g} in the longer run"
+                value_there = f"{values_there[name]:.3g} in the longer run"
+                return f"the {words} of step {step} was {value:.3g} and would be {value_there}"
     return ""
 
 
 def extend(folder: Path, config: Mapping[str, Any], steps: int, device: object, record: str) -> None:
     """Write a larger number of steps into the record of a run folder that is held; its steps stay as they are."""
-    recorded, done = read_json(folder / record), steps_done(folder)
+    entries, n_done = read_json(folder / record), steps_done(folder)
     words = (
-        f"Extended from {recorded['steps']} to {steps} steps when {done} were done. Learning rate and weight decay of "
-        f"these {done} steps are those of a run of {steps} steps."
+        f"Extended from {entries['steps']} to {steps} steps when {n_done} were done. Learning rate and weight decay of "
+        f"these {n_done} steps are those of a run of {steps} steps."
     )
     messages.info("%s", words)
     unseal(folder, folder)
-    extensions = [*recorded.get("extensions", []), {"words": words, "provenance": provenance(device)}]
-    write_json(folder / record, {**recorded, "config": config, "steps": steps, "extensions": extensions})
+    extensions = [*entries.get("extensions", []), {"words": words, "provenance": provenance(device)}]
+    write_json(folder / record, {**entries, "config": config, "steps": steps, "extensions": extensions})
