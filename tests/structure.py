@@ -21,7 +21,7 @@ SOURCE = ("endofm_lab", "app")
 NO_NOUNS = frozenset(
     re.findall(
         r"\w+",
-        """alike alone again anything asked both described did drawn each everything few found given gone got have held
+        """alike alone again anything asked both did drawn each everything few found given gone got have held
         here known lacking made many meant mine named nothing now one ours own said same seen some theirs then there
         these thing those told twice typed wanted which whole""",
     )

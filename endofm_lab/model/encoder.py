@@ -178,13 +178,13 @@ class Encoder(nn.Module, ABC):
         return {"kind": cls.kind, **settings}
 
     @classmethod
-    def read_config(cls, description: dict[str, Any], source: str) -> Any:
+    def read_config(cls, described: dict[str, Any], source: str) -> Any:
         """The configuration that a card describes.
 
         Raises:
             CheckpointError: a setting is unknown or impossible; the message names it and ``source``.
         """
-        settings = {name: value for name, value in description.items() if name != "kind"}
+        settings = {name: value for name, value in described.items() if name != "kind"}
         names = [field.name for field in fields(cls.Config)]
         if unknown := [name for name in settings if name not in names]:
             raise CheckpointError(

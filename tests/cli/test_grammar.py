@@ -136,7 +136,10 @@ def test_every_option_is_described_and_shown_without_types_of_python(commands, c
         ("compare --by f1", "endofm-lab compare needs RUN"),
         ("inspect", "endofm-lab inspect needs FILE"),
         ("study --out x", "endofm-lab study needs VIDEO"),
-        ("phantom x --preset big", "There is no --preset value 'big'. Choose one of tiny, tutorial, demo."),
+        (
+            "phantom x --preset big",
+            "There is no --preset value 'big'. Choose one of tiny, tutorial, demo, examinations, examinations-tiny.",
+        ),
         ("audit", "endofm-lab audit needs MANIFEST"),
         ("demo shw", "There is no command 'demo shw'. Did you mean demo show?"),
     ],
