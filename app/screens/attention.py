@@ -15,7 +15,7 @@ import endofm_lab as lab
 from endofm_lab.explain.attention import AttentionMaps, By, HeadChoice, look
 from endofm_lab.explain.attribution import METHODS, Attribution, methods_for
 from endofm_lab.explain.targets import target_of
-from endofm_lab.explain.trust import Curves, in_words, trust_steps
+from endofm_lab.explain.trust import in_words, trust_steps
 from endofm_lab.figures.attention import (
     curves,
     film_strip,
@@ -26,6 +26,7 @@ from endofm_lab.figures.attention import (
     temporal_matrices,
 )
 from endofm_lab.figures.style import CONFIG, marked
+from endofm_lab.reports.explanation import Explained
 
 TESTS_KEPT = 40
 Key = tuple[Content, Content, float]  # video, model, start in seconds
@@ -56,8 +57,8 @@ def attribution(video: Content, chosen: Content, start_s: float, head: str, labe
         return METHODS[method](network, lab.to_input(clip.frames, network.card.input), target_of(network, head, label))
 
 
-def tested(key: Key, head: str, label: str, method: str) -> tuple[Curves, float]:
-    """Deletion and insertion of an attribution map, and its rank correlation with maps of shuffled weights.
+def tested(key: Key, head: str, label: str, method: str) -> Explained:
+    """An attribution map with its deletion and insertion, and its rank correlation with maps of shuffled weights.
 
     During the computation a bar shows the progress. A button stops it, because every click runs the page again.
     """
@@ -66,8 +67,8 @@ def tested(key: Key, head: str, label: str, method: str) -> tuple[Curves, float]
         video, chosen, start_s = key
         network, clip = cache.model(chosen), cache.clip(video, chosen, start_s)
         x = lab.to_input(clip.frames, network.card.input)
-        values = attribution(*key, head, label, method).values
-        steps = trust_steps(network, x, head, label, METHODS[method], values)
+        explained = attribution(*key, head, label, method)
+        steps = trust_steps(network, x, head, label, METHODS[method], explained.values)
         with heavy("the test", lambda: st.session_state.update({"test the map": False})) as bar:
             try:
                 while True:
@@ -76,7 +77,7 @@ def tested(key: Key, head: str, label: str, method: str) -> tuple[Curves, float]
             except StopIteration as finished:
                 while len(results) >= TESTS_KEPT:
                     results.pop(next(iter(results)))
-                results[name] = finished.value
+                results[name] = Explained(explained, *finished.value)
     return results[name]
 
 
@@ -187,7 +188,8 @@ def show_attribution(clip, key: Key, heads: dict, generated: bool) -> None:
     st.plotly_chart(marked(figure, generated), width="stretch", config=CONFIG)
     help_ = "Deletion and insertion, and maps of the same model with shuffled weights. This takes up to a minute."
     if st.toggle("Test this map", key="test the map", help=help_):
-        curves_of, correlation = tested(key, head, label, method)
+        test = tested(key, head, label, method)
+        curves_of, correlation = test.curves, test.randomised
         sentences = in_words(curves_of, correlation, explained.completeness)
         st.markdown("\n".join(f"- {sentence}" for sentence in sentences))
         error = "not defined" if explained.completeness is None else f"{explained.completeness:.1%}"

@@ -1,16 +1,21 @@
-"""The findings of a video on the page Prediction: the thresholds that they must reach, and the decisions on them."""
+"""The findings of a video on the page Prediction: their thresholds, the decisions on them, and the report."""
 
 from collections.abc import Callable
 
+import cache
 import pandas as pd
 import session
 import streamlit as st
-from screens.review import show_review
+from cache import Content
+from screens.review import REPORT_HELP, TITLE, show_review
 
-from endofm_lab.model.card import HeadSpec
+from endofm_lab.model.card import HeadSpec, ModelCard
 from endofm_lab.prediction import VideoPrediction
+from endofm_lab.reports.video import ExplainedClip, video_report
 from endofm_lab.study.review import REVIEW, video_reviews
 from endofm_lab.study.stretches import Thresholds, without_calibration
+
+MOST_MAPS = 3  # in a report, the latest ones
 
 
 def choose_thresholds(prediction: VideoPrediction, heads: dict[str, HeadSpec]) -> tuple[VideoPrediction, Thresholds]:
@@ -57,4 +62,29 @@ def show_findings(
         about,
         at_first=int(inside[0]) if len(inside) else None,
         chosen=lambda finding: move_to(int(finding["frame"])),
+    )
+
+
+def show_report(
+    prediction: VideoPrediction, card: ModelCard, thresholds: Thresholds, key: tuple[Content, Content]
+) -> None:
+    """Offer the report of the video; ``key`` is the video and the model, whose tested maps are in the report."""
+    row = st.container(horizontal=True, vertical_alignment="bottom")
+    field = f"report title {prediction.provenance['video']}"  # another video has no title yet
+    title = row.text_input("Title of the report", key=field, placeholder=TITLE, width=300)
+    tested = st.session_state.get("tested maps", {})
+    maps = [(clip[2], explained) for (clip, *_), explained in tested.items() if clip[:2] == key][-MOST_MAPS:]
+
+    def page() -> str:
+        clips = [ExplainedClip(cache.clip(*key, start_s), explained) for start_s, explained in maps]
+        return video_report(prediction, card, title, thresholds, clips)
+
+    row.download_button(
+        "Report",
+        page,
+        "report.html",
+        "text/html",
+        on_click="ignore",
+        icon=":material/description:",
+        help=f"{REPORT_HELP} Maps of this video that were tested on the page Attention are in it.",
     )

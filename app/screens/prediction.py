@@ -9,7 +9,7 @@ import streamlit as st
 from cache import Content
 from choose import choose_model, choose_video
 from components.viewer import viewer
-from screens.findings import choose_thresholds, show_findings
+from screens.findings import choose_thresholds, show_findings, show_report
 from screens.study import show_study
 from texts import plain
 
@@ -190,7 +190,8 @@ try:
         generated = cache.video_info(video).generated
         prediction = cache.prediction(video, chosen, every_frame)
         heads = cache.model(chosen).card.heads
-    prediction, thresholds = choose_thresholds(prediction, heads)
+    calibrated = prediction
+    prediction, thresholds = choose_thresholds(calibrated, heads)
     findings = video_findings(prediction, thresholds)
     if generated:
         st.caption("The video below is **generated**. It shows no patient.")
@@ -207,6 +208,7 @@ try:
             session.change(start_s=float(prediction.times_s[prediction.clip_at(time_s), 0]))
             st.switch_page("screens/attention.py")
     show_findings(prediction, findings, thresholds, move_to)
+    show_report(calibrated, cache.model(chosen).card, thresholds, (video, chosen))
     if prediction.scores:
         spread = bool(prediction.score_spread)
         st.plotly_chart(

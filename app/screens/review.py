@@ -14,6 +14,11 @@ from endofm_lab.reports.study import readable
 from endofm_lab.study.review import CONFIRM, OPEN, REJECT, decide, read_review, with_decisions
 
 SCORE = st.column_config.ProgressColumn(min_value=0.0, max_value=1.0, format="%.3f")
+TITLE = "optional, such as the number of a case"
+REPORT_HELP = (
+    "One HTML file that can be printed: findings with decisions, key frames, timeline, calibration and model card. It "
+    "names no file; its pictures show the video as it was recorded, with any text in it."
+)
 STATES = {CONFIRM: "confirmed", REJECT: "rejected", OPEN: "open"}
 Chosen = Callable[[dict[str, Any]], object]
 

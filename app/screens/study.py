@@ -7,15 +7,15 @@ import plotly.graph_objects as go
 import session
 import streamlit as st
 from cache import Content, content_of
-from screens.review import SCORE, show_review
+from screens.review import REPORT_HELP, SCORE, TITLE, show_review
 from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.figures.study import frames_figure, study_timeline
 from endofm_lab.figures.style import STILL, marked
-from endofm_lab.reports.study import calibration, readable, smoothing_words, summary
+from endofm_lab.reports.study import calibration, readable, smoothing_words, study_report, summary
 from endofm_lab.study.findings import findings, segments, smoothing_table, top_frames
-from endofm_lab.study.review import REVIEW
+from endofm_lab.study.review import REVIEW, read_review, with_decisions
 from endofm_lab.study.study import Study, load_study
 
 
@@ -86,14 +86,14 @@ def show_study() -> None:
     show_findings(content, width, table)
     show_best(content, best)
     st.subheader("Segments")
-    for head, table in segments_of.items():
+    for head, rows in segments_of.items():
         st.caption(plain(head))
-        st.dataframe(readable(table), hide_index=True, key=f"segments {head}", column_config={"mean score": SCORE})
+        st.dataframe(readable(rows), hide_index=True, key=f"segments {head}", column_config={"mean score": SCORE})
     st.subheader("Effect of smoothing")
     share = {"share of frames changed": st.column_config.NumberColumn(format="percent")}
     st.dataframe(smoothing, hide_index=True, key="smoothing", column_config=share)
     st.caption(smoothing_words(width))
-    show_files(folder, study)
+    show_files(folder, study, width, table)
 
 
 def show_summary(study: Study) -> None:
@@ -149,12 +149,19 @@ def show_best(content: Content, best: pd.DataFrame) -> None:
     st.caption("Outlined: the frame with its score. Beside it: frames half a second and a second before and after.")
 
 
-def show_files(folder: str, study: Study) -> None:
-    """Offer the written report, and show where the numbers come from."""
+def show_files(folder: str, study: Study, width: int, rows: pd.DataFrame) -> None:
+    """Offer the report with all decisions so far, and show where the numbers come from."""
     with st.expander("Model and provenance"):
         provenance = study.provenance
         st.markdown(f"**{plain(provenance['model_name'])}** · {plain(provenance['initialisation']['words'])}")
         st.json({k: v for k, v in provenance.items() if k != "initialisation"}, expanded=False)
-        report = Path(folder) / "report.html"
-        if report.is_file():
-            st.download_button("Report", report.read_bytes(), "report.html", "text/html")
+    title = st.text_input("Title of the report", key=f"report title {folder}", placeholder=TITLE)
+    st.download_button(
+        "Report",
+        lambda: study_report(study, with_decisions(rows, read_review(folder)), width, title=title),
+        "report.html",
+        "text/html",
+        on_click="ignore",
+        icon=":material/description:",
+        help=REPORT_HELP,
+    )

@@ -17,11 +17,12 @@ from endofm_lab.explain import embeddings
 from endofm_lab.explain.atlas import fit_pca, neighbour_purity, shortcut_test
 from endofm_lab.figures.export import FigureFormat, export_all
 from endofm_lab.figures.study import study_timeline
-from endofm_lab.model.loading.load import inspect_checkpoint
+from endofm_lab.model.loading.load import inspect_checkpoint, load_model
 from endofm_lab.predict import predict_video
 from endofm_lab.prediction import VideoPrediction
 from endofm_lab.reports import explanation
 from endofm_lab.reports.study import write_study_report
+from endofm_lab.reports.video import write_video_report
 from endofm_lab.study.findings import findings
 from endofm_lab.study.study import DUPLICATE, UNREADABLE, run_study
 from endofm_lab.video.images import IMAGE_SUFFIXES
@@ -44,7 +45,14 @@ def inspect(file: str, output: Output) -> None:
 
 
 @command(predict_video, positional=("videos",), without=("path",))
-def predict(videos: tuple[Path, ...], out: Path, settings: dict[str, Any], output: Output) -> None:
+def predict(
+    videos: tuple[Path, ...],
+    out: Path,
+    settings: dict[str, Any],
+    output: Output,
+    report: Path | None = None,
+    title: str = "",
+) -> None:
     """Predict scores for clips that slide over whole videos, and masks and boxes for the frames of these clips.
 
     The folder contains clips.parquet, boxes.parquet, masks/ and prediction.json; for several videos it contains one
@@ -52,7 +60,11 @@ def predict(videos: tuple[Path, ...], out: Path, settings: dict[str, Any], outpu
 
     Args:
         videos: video files, images, folders of frames, folders of videos, or manifests.
+        report: HTML file for a report that can be printed, with the decisions made in the app; of several videos a
+            folder with a report of each. It names no file.
+        title: heading of the report, such as the number of a case.
     """
+    card = load_model(settings["model"]).card if report is not None else None
     paths = _videos(videos)
     several = len(videos) > 1 or paths != list(videos)
     names = [path.stem if several else "" for path in paths]
@@ -62,9 +74,12 @@ def predict(videos: tuple[Path, ...], out: Path, settings: dict[str, Any], outpu
     for video, name in zip(paths, names, strict=True):
         prediction = predict_video(video, **settings, out=out / name, progress=output.progress)
         summary.append({"out": out / name, "clips": prediction.table().to_dict("records")})
+        if report is not None and card is not None:
+            path = report / f"{name}.html" if several else report
+            summary[-1]["report"] = write_video_report(prediction, card, path, title)
         output.say(f"\n{video}" if several else "", *_prediction_text(prediction))
     output.result({"out": out, "videos": summary} if several else summary[0])
-    output.written(out)
+    output.written(out, *([report] if report is not None else []))
 
 
 def _videos(paths: Sequence[Path]) -> list[Path]:
@@ -114,6 +129,7 @@ def study(
     output: Output,
     smooth: int = 9,
     labels: Path | None = None,
+    title: str = "",
     figures: Path | None = None,
     figure_format: FigureFormat = "html",
 ) -> None:
@@ -126,9 +142,10 @@ def study(
         video: a video file or a folder of frames.
         smooth: width in frames of the running median from which findings are made (odd; 1 does not smooth).
         labels: table of true labels (columns frame, label), to measure the effect of smoothing.
+        title: heading of the report, such as the number of a case; the report names no file.
     """
     result = run_study(video, out=out, **settings, progress=output.progress)
-    report = write_study_report(result, out, smooth, labels)
+    report = write_study_report(result, out, smooth, labels, title)
     table = findings(result, smooth)
     skipped, failed = int((result.state == DUPLICATE).sum()), int((result.state == UNREADABLE).sum())
     exported = [] if figures is None else export_all({"time line": study_timeline(result)}, figures, figure_format)

@@ -203,7 +203,7 @@ def _sections(explanation: Explanation) -> list[Section]:
     sections: list[Section] = [("Clip and model", [words, origin])]
     if explanation.maps is not None:
         sections += _attention(explanation, explanation.maps)
-    sections += [_attribution(clip, entry) for entry in explanation.attributions]
+    sections += [attribution_section(clip, entry) for entry in explanation.attributions]
     if explanation.refused:
         sections.append(("Not shown", [f"{name}: {reason}" for name, reason in explanation.refused.items()]))
     return sections
@@ -223,7 +223,8 @@ def _attention(explanation: Explanation, maps: AttentionMaps) -> list[Section]:
     return sections
 
 
-def _attribution(clip: Clip, explained: Explained) -> Section:
+def attribution_section(clip: Clip, explained: Explained) -> Section:
+    """The section of a report on one map: its film strip, and how far the map can be trusted."""
     attribution, tested = explained.attribution, explained.curves
     complete = "" if attribution.completeness is None else f" Completeness error: {attribution.completeness:.1%}."
     words = " ".join(in_words(tested, explained.randomised, attribution.completeness))

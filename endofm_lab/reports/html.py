@@ -49,8 +49,31 @@ th:first-child, td:first-child { text-align: left; }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: .5rem; }
 figure { margin: 0; font-size: .8rem; overflow-wrap: anywhere; }
 figure img { width: 100%; height: 220px; object-fit: contain; background: #000; }
+.frames { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 1rem; }
+.frames img { height: auto; max-height: 420px; }
 .absent { height: 60px; display: grid; place-items: center; background: #eee; color: #444; }
+@page { size: A4; margin: 14mm 12mm; }
+@media print {
+  body { font-size: 12px; max-width: none; margin: 0; padding: 0; print-color-adjust: exact; }
+  h2 { margin-top: 1.4rem; break-after: avoid; } figure, tr, .pair, .verdict, .js-plotly-plot { break-inside: avoid; }
+  table { font-size: 10px; } th, td { padding: .15rem .4rem; overflow-wrap: anywhere; } .wide { overflow: visible; }
+  .frames { grid-template-columns: 1fr 1fr; }
+}
 """
+# A figure is as wide as the window; printed, it has to be as wide as the page, and afterwards as before.
+_PRINT = """
+const figures = () => [...document.querySelectorAll(".js-plotly-plot")];
+addEventListener("beforeprint", () => figures().forEach((figure) => {
+  const { width, height } = figure._fullLayout;
+  figure.before = [figure.layout.width ?? null, figure.layout.height ?? null];
+  Plotly.relayout(figure, { width: %d, height: figure.before[0] ? (height * %d) / width : height });
+}));
+addEventListener("afterprint", () => figures().forEach((figure) => {
+  const [width, height] = figure.before;
+  Plotly.relayout(figure, { width, height, autosize: width === null });
+}));
+"""
+_PRINTED_PX = 690  # the width between the margins of A4
 
 _COLUMNS = ["item", "value"]
 escape = html.escape
@@ -84,7 +107,8 @@ def report_page(title: str, sections: Sequence[Section], origin: Mapping[str, An
         body.append(f"<h2>{escape(heading)}</h2>" * bool(heading))
         body += [_item(item) for item in items]
     has_figure = any(isinstance(item, go.Figure) for _, items in sections for item in items)
-    plotly = f"<script>{get_plotlyjs()}</script>" if has_figure else ""
+    scripts = f"{get_plotlyjs()}</script><script>{_PRINT % (_PRINTED_PX, _PRINTED_PX)}"
+    plotly = f"<script>{scripts}</script>" if has_figure else ""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style>{plotly}</head><body>{''.join(body)}"

@@ -1,20 +1,25 @@
 """The report of a study: timeline, best frames of each finding with neighbours, segments, and findings to decide on."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from endofm_lab.figures.study import clock, frames_figure, study_timeline
-from endofm_lab.reports.html import Item, write_report
+from endofm_lab.figures.style import marked
+from endofm_lab.files import atomic_path
+from endofm_lab.reports.html import Item, report_page
 from endofm_lab.study.findings import findings, segments, smoothing_metrics, smoothing_table, top_frames
-from endofm_lab.study.review import CONFIRM, REJECT, REVIEW, list_findings
+from endofm_lab.study.review import CONFIRM, REJECT, REVIEW, list_findings, read_review, with_decisions
 from endofm_lab.study.study import DUPLICATE, UNREADABLE, Study
 
 _SHOWN = 200  # rows of long tables
 _SHOWN_UNREADABLE = 50
 
 
-def write_study_report(study: Study, out: str | Path, width: int = 9, labels: str | Path | None = None) -> Path:
+def write_study_report(
+    study: Study, out: str | Path, width: int = 9, labels: str | Path | None = None, title: str = ""
+) -> Path:
     """Write ``report.html`` with all decisions so far into a folder, and add new findings to its ``review.csv``.
 
     Args:
@@ -22,11 +27,27 @@ def write_study_report(study: Study, out: str | Path, width: int = 9, labels: st
         out: the folder of the study.
         width: width in frames of the running median from which the segments are made.
         labels: table of true labels (frame, label) to measure the effect of smoothing; see `smoothing_metrics`.
+        title: what the reader calls the study; the report names no file.
 
     Raises:
         UserError: the video, the labels or ``review.csv`` cannot be read.
     """
     out = Path(out)
+    table = findings(study, width)
+    page = study_report(study, with_decisions(table, read_review(out)), width, labels, title)
+    list_findings(out, table)
+    with atomic_path(out / "report.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return out / "report.html"
+
+
+def study_report(
+    study: Study, review: pd.DataFrame, width: int = 9, labels: str | Path | None = None, title: str = ""
+) -> str:
+    """The report of a study as HTML that needs no network; ``review`` is its findings with their decisions.
+
+    See `write_study_report` for the other arguments and the errors.
+    """
     sections: list[tuple[str, list[Item]]] = [("Video and model", [summary(study)])]
     if len(study.unreadable):
         items = _long(readable(study.unreadable), _SHOWN_UNREADABLE)
@@ -37,21 +58,28 @@ def write_study_report(study: Study, out: str | Path, width: int = 9, labels: st
         for finding, frames in best.groupby("finding", sort=False):
             shared = sum(finding in classes for classes in study.classes.values()) > 1
             name = f"{finding} ({head})" if shared else str(finding)
-            sections.append((f"{name}: best frames and their neighbours", [frames_figure(study, frames)]))
+            figure = marked(frames_figure(study, frames), study.video.generated)
+            sections.append((f"{name}: best frames and their neighbours", [figure]))
         sections.append((f"Segments: {head}", _long(readable(segments(study, head, width)), _SHOWN)))
     sections.append(("Effect of smoothing", [smoothing_words(width), smoothing_table(study, width)]))
     if labels is not None:
         sections[-1][1].append(smoothing_metrics(study, labels, width))
-    review = list_findings(out, findings(study, width))
-    boxes = {CONFIRM: "☒ confirm ☐ reject", REJECT: "☐ confirm ☒ reject"}
-    rows = readable(review.drop(columns="decided_at"))
-    rows["decision"] = review["decision"].map(boxes).fillna("☐ confirm ☐ reject")
     text = (
         f"{len(review)} findings: segments whose best frame scores at least 0.5, the highest score first. Confirm or "
         f"reject them in the app (page Prediction, view Study) or in {REVIEW}."
     )
-    sections.append(("To confirm or reject", [text, *_long(rows, _SHOWN)]))
-    return write_report(out / "report.html", f"Study report: {study.video.path.name}", sections, study.provenance)
+    sections.append(("To confirm or reject", [text, *_long(decision_table(review), _SHOWN)]))
+    origin = {name: value for name, value in study.provenance.items() if name != "command"}  # may name the file
+    return report_page(title.strip() or "Study report", sections, origin)
+
+
+def decision_table(review: pd.DataFrame) -> pd.DataFrame:
+    """Findings with their decisions, as `with_decisions` gives them, for readers: boxes to tick, times, and names."""
+    ticked = {CONFIRM: "☒ confirm ☐ reject", REJECT: "☐ confirm ☒ reject"}
+    table = readable(review)
+    table["decision"] = review["decision"].map(ticked).fillna("☐ confirm ☐ reject")
+    table["decided_at"] = [time.replace("T", " ")[:16] for time in review["decided_at"]]
+    return table.rename(columns={"decided_at": "decided at (UTC)", "decided_by": "by"})
 
 
 def readable(table: pd.DataFrame) -> pd.DataFrame:
@@ -81,7 +109,7 @@ def summary(study: Study) -> str:
     )
     all_read = f"{n_lost:,} frames could not be read." if n_lost else "Every frame could be read."
     return (
-        f"{video.path.name}: {frames} frames of {video.width_px} x {video.height_px} px, "
+        f"{frames[0].upper()}{frames[1:]} frames of {video.width_px} x {video.height_px} px, "
         f"{clock(video.duration_s)} long. {skipped} {all_read} "
         f"Model: {study.provenance['model_name']}.{generated} "
         f"Initialisation: {study.provenance['initialisation']['words']}"
@@ -90,11 +118,20 @@ def summary(study: Study) -> str:
 
 def calibration(study: Study) -> str:
     """Sentences on the content of the timeline and the calibration of its scores."""
+    return f"The timeline shows the highest score in each time bin. {calibration_of(study.provenance['temperature'])}"
+
+
+def calibration_of(temperatures: Mapping[str, float | None]) -> str:
+    """Sentences on the calibration of heads, given their temperatures."""
     sentences = [
-        f"{head}: temperature {t:.2f}" if t else f"{head}: not calibrated, scores may be overconfident"
-        for head, t in study.provenance["temperature"].items()
+        f"{head}: temperature {temperature:.2f}"
+        if temperature
+        else f"{head}: not calibrated, scores may be overconfident"
+        for head, temperature in temperatures.items()
     ]
-    return f"The timeline shows the highest score in each time bin. Calibration: {'; '.join(sentences)}."
+    return (
+        f"Calibration: {'; '.join(sentences)}." if sentences else "The model gives no scores of whole clips or frames."
+    )
 
 
 def smoothing_words(width: int) -> str:

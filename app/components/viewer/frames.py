@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from components.viewer.overlays import facts, overlays
 from memory import Kept
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 import endofm_lab as lab
 from endofm_lab.errors import UserError
+from endofm_lab.figures.pictures import mark_generated
 from endofm_lab.prediction import VideoPrediction
 
 if TYPE_CHECKING:
@@ -79,19 +80,10 @@ def jpeg(frame: np.ndarray, longest_px: int, generated: bool) -> bytes:
     picture = Image.fromarray(frame)
     picture.thumbnail((longest_px, longest_px), Image.Resampling.BILINEAR)
     if generated:
-        mark(picture)
+        mark_generated(picture)
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=85)
     return buffer.getvalue()
-
-
-def mark(picture: Image.Image) -> None:
-    """Write the word "Generated" into the upper right corner of a picture."""
-    draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(max(8, picture.height // 20))
-    left, top, right, bottom = draw.textbbox((picture.width - 3, 2), "Generated", font=font, anchor="ra")
-    draw.rectangle((left - 3, top - 2, right + 3, bottom + 2), fill=(40, 40, 40))
-    draw.text((picture.width - 3, 2), "Generated", font=font, anchor="ra", fill=(255, 255, 255))
 
 
 def pictures(opened: Opened, first: int, stop: int) -> bytes:
