@@ -151,15 +151,15 @@ def _pictures(prediction: VideoPrediction, frames: list[int], thresholds: Thresh
             pictures = list(reader.read(frames))
     except (UserError, OSError):
         return [None] * len(frames)
-    drawn: list[np.ndarray | None] = []
+    overlays: list[np.ndarray | None] = []
     for frame, pixels in zip(frames, pictures, strict=True):
-        seen = prediction.seen_frame(frame)
-        masks = [prediction.mask(seen, thresholds.score, head).any(axis=0) for head in prediction.maps]
-        boxes = prediction.boxes(seen)
+        nearest = prediction.seen_frame(frame)
+        masks = [prediction.mask(nearest, thresholds.score, head).any(axis=0) for head in prediction.maps]
+        boxes = prediction.boxes(nearest)
         boxes = boxes[boxes["score"] >= thresholds.box]
         mask = np.any(masks, axis=0) if masks else None
-        drawn.append(overlaid(pixels, mask, boxes, prediction.video.generated))
-    return drawn
+        overlays.append(overlaid(pixels, mask, boxes, prediction.video.generated))
+    return overlays
 
 
 def _timelines(prediction: VideoPrediction, thresholds: Thresholds) -> list[Item]:
