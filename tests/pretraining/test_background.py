@@ -9,7 +9,6 @@ from dataclasses import asdict
 import psutil
 import pytest
 
-from endofm_lab.cli.main import main
 from endofm_lab.errors import UserError
 from endofm_lab.files import read_json, write_json
 from endofm_lab.folders.run_folder import LOCK, Holder
@@ -26,7 +25,7 @@ def wait_until(condition, run, seconds=250):
         time.sleep(0.05)
 
 
-def test_a_run_in_the_background_stops_with_a_checkpoint_and_goes_on(manifest, tmp_path):
+def test_a_run_in_the_background_stops_with_a_checkpoint_and_goes_on_and_refuses_other_settings(manifest, tmp_path):
     run = tmp_path / "run"
     settings = ["100000" if word == "8" else word for word in SETTINGS]
     start_run(manifest, run, settings)
@@ -51,15 +50,11 @@ def test_a_run_in_the_background_stops_with_a_checkpoint_and_goes_on(manifest, t
     wait_until(lambda: not is_running(run), run)
     records = read_log(run / "log.jsonl")
     assert len(records) > done and [r["step"] for r in records] == list(range(len(records)))
-
-
-def test_a_run_of_other_settings_in_the_folder_is_refused_in_its_last_words(manifest, tmp_path):
-    assert main(["pretrain", str(manifest), "--out", str(tmp_path / "run"), *SETTINGS]) == 0
-    before = (tmp_path / "run" / "config.json").read_bytes()
-    start_run(manifest, tmp_path / "run", [*SETTINGS, "--seed", "7"])
-    wait_until(lambda: not is_running(tmp_path / "run"), tmp_path / "run")
-    assert "with other settings: config.seed is 0 there, 7 here" in printed(tmp_path / "run", 1)
-    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    before = (run / "config.json").read_bytes()
+    start_run(manifest, run, [*settings, "--seed", "7"])  # another request does not, and its last words say why
+    wait_until(lambda: not is_running(run), run)
+    assert "with other settings: config.seed is 0 there, 7 here" in printed(run, 1)
+    assert (run / "config.json").read_bytes() == before
 
 
 def test_a_run_that_was_started_in_a_terminal_can_be_stopped(manifest, tmp_path):
