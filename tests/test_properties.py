@@ -169,7 +169,13 @@ def test_every_clip_lies_inside_its_video_and_its_times_increase(spec, gaps_s, a
         assert (np.diff(times_s[indices]) >= 0).all()
     starts = np.array([start for start, _, _ in sliding])
     assert starts[0] == 0 and (np.diff(starts) > 0).all() and (starts < duration_s).all()
-    assert (np.diff(starts) <= step_s + 1e-6).all()
+    ends = np.array([end for _, end, _ in sliding])
+    assert ((starts[:, None] <= times_s + 1e-9) & (times_s < ends[:, None])).any(axis=0).all()  # no frame is left out
+    if spec.stride is None:
+        assert (np.diff(starts) <= step_s + 1e-6).all()
+    else:  # in whole frames, whose times may lie further apart than the step
+        step = max(1, round(step_s * fps))
+        assert (np.diff(np.searchsorted(times_s, starts - 1e-9)) <= step).all()
     with pytest.raises(UserError):
         clip_indices(spec, info, duration_s, times_s)
 

@@ -86,8 +86,8 @@ class PhantomClip(Brief):
     spec: PhantomSpec
 
 
-@dataclass(frozen=True)
-class Bubble:
+@dataclass(frozen=True, repr=False, eq=False)
+class Bubble(Brief):
     """A bubble that drifts on the lens: centre (T, 1, 1) and radius in half frame widths."""
 
     x: Tensor
