@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from endofm_lab.cli.main import main
+
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 PROGRAMS = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", TEXT, re.S))
@@ -59,7 +61,7 @@ def test_the_page_has_three_examples_and_prepares_its_data():
         "my_lab/cleanliness.py",
         "my_lab/barlow.py",
     ]
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 8
     compile(PROGRAMS["prepare.py"], "prepare.py", "exec")
     assert 'write_phantom("phantom", preset="tiny"' in PROGRAMS["prepare.py"]
 
@@ -74,6 +76,47 @@ def test_objects_from_outside_are_trained_and_what_they_save_names_their_classes
     assert report["measures"] == ["my_lab.cleanliness:WorstError"] and "worst_error" in report["metrics"]
     described = json.loads((folder / "runs/objective/config.json").read_text())
     assert described["config"]["objective_class"] == "my_lab.barlow:Barlow"
+
+
+def in_the_terminal(folder, monkeypatch, *words):
+    """The exit code of a command in the reader's folder, in this process."""
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    return main([*words, "--allow", "my_lab"])
+
+
+def test_the_command_line_names_own_classes_and_makes_them_with_their_default_settings(folder, monkeypatch, capsys):
+    encoder = ["--own-encoder", "my_lab.encoder:Tubelets"]
+    task = ["finetune", "phantom/manifest.csv", "--out", "runs/named", "--own-task"]
+    trainings = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "endofm_lab.cli.train.finetuning", lambda config, task, **more: trainings.append((task, more)) or []
+        )
+        patch.setattr("endofm_lab.cli.train.show_run", lambda *_: None)
+        assert in_the_terminal(folder, monkeypatch, *task, "my_lab.cleanliness:Cleanliness", *encoder) == 0
+    assert repr(trainings[0][0]) == "Cleanliness(column='cleanliness')"
+    assert trainings[0][1]["start"].kind == "tubelets"
+
+    small = ["--views.global-frames", "4", "4", "--views.global-px", "32", "--batch", "2", "--trackers"]
+    own = ["--own-objective", "my_lab.barlow:Barlow", *encoder]
+    line = ["pretrain", "phantom/manifest.csv", "--out", "runs/named-barlow", "--preset", "tiny", *own, *small]
+    assert in_the_terminal(folder, monkeypatch, *line, "--steps", "2") == 0
+    described = json.loads((folder / "runs/named-barlow/config.json").read_text())["config"]
+    assert described["objective_class"] == "my_lab.barlow:Barlow"
+    assert described["objective_settings"] == {"redundancy": 0.005}
+
+    capsys.readouterr()
+    for words, sentence in (
+        ([*task, "my_lab.cleanliness:Cleanliness"], "The manifest has no column 'cleanliness'"),
+        ([*task, "my_lab.barlow:Barlow"], "my_lab.barlow:Barlow is not Task"),
+        ([*task, "my_lab.encoder:Nothing"], "--own-task needs my_lab.encoder:Nothing, which cannot be imported"),
+        ([*line, "--start", "demo"], "--own-encoder has its own size and weights. Leave out --start"),
+    ):
+        assert in_the_terminal(folder, monkeypatch, *words) == 2
+        assert sentence in capsys.readouterr().err
+    assert main([*task, "my_lab.cleanliness:Cleanliness"]) == 2
+    assert "--own-task needs my_lab.cleanliness:Cleanliness, which is code from outside" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -34,8 +34,8 @@ class Output:
         return not (self.json or self.quiet)
 
     def say(self, *lines: Any) -> None:
-        """Print lines for people."""
-        if self.progress:
+        """Print lines for people; without lines nothing."""
+        if self.progress and lines:
             print(*lines, sep="\n", flush=True)
 
     def result(self, value: Any) -> None:

@@ -231,7 +231,7 @@ def split(
         table = table.assign(**{f"split_fold_{i}": fold.parts for i, fold in enumerate(splits)})
     write_manifest(table.assign(split=splits[0].parts), out)
     output.result({"manifest": out, "rows": [pd.Series(entry.parts).value_counts().to_dict() for entry in splits]})
-    output.say("\n\n".join(entry.text() for entry in splits))
+    output.say("\n\n".join(entry.text() for entry in splits), f"\nWritten to {out}.")
 
 
 @command(positional=("manifests",))

@@ -50,6 +50,13 @@ GRAMMAR: dict[str, tuple[Any, str, str]] = {
         "MODULE:CLASS [MODULE:CLASS ...]",
         "Metrics of your own, beside those of the task: classes in a package that --allow names.",
     ),
+    "own-task": (str, "MODULE:CLASS", "A task of your own, in place of --task and its options; see --own-encoder."),
+    "own-objective": (str, "MODULE:CLASS", "An objective of your own, in place of --objective; see --own-encoder."),
+    "own-encoder": (
+        str,
+        "MODULE:CLASS",
+        "An encoder of your own to start from: a class in a package that --allow names, with its default settings.",
+    ),
     "json": (bool, "", "Print the result as one JSON value and nothing else."),
     "quiet": (bool, "", "Print nothing but errors."),
 }

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -21,20 +21,25 @@ from endofm_lab.finetuning import presets as released
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.finetune import finetune as finetuning
 from endofm_lab.finetuning.finetune import plan_of
+from endofm_lab.finetuning.start import Start
 from endofm_lab.metrics.intervals import caution
 from endofm_lab.metrics.measure import Measure
+from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.transformer import PRESETS as BACKBONES
 from endofm_lab.outside import class_named
 from endofm_lab.pretraining.config import FROM_SCRATCH, OBJECTIVES, PRESETS, PretrainConfig, explained, to_json
+from endofm_lab.pretraining.objective import Objective
 from endofm_lab.pretraining.trainer import handed_over, plan, run_config
 from endofm_lab.pretraining.trainer import pretrain as pretraining
 from endofm_lab.reports.plans import memory_of
 from endofm_lab.reports.pretraining import health_of, probe_table, report_run
-from endofm_lab.runs.run import REPORT, unit_of
-from endofm_lab.tasks import TASKS
+from endofm_lab.runs.run import REPORT, short_start, unit_of
+from endofm_lab.tasks import TASKS, Task
 from endofm_lab.training.loop import LOG, read_log
 from endofm_lab.training.memory import MemoryEstimate, free_mb
 from endofm_lab.training.processes import processes
+
+T = TypeVar("T")
 
 
 def _pretraining_preset(values: Mapping[Key, Any]) -> PretrainConfig:
@@ -64,6 +69,8 @@ def pretrain(
     size: str | None = None,
     dry_run: bool = False,
     explain: bool = False,
+    own_objective: str | None = None,
+    own_encoder: str | None = None,
 ) -> None:
     """Pre-train a video transformer or an image model on unlabelled videos or pictures.
 
@@ -82,6 +89,8 @@ def pretrain(
         dry_run: print the configuration, the clips and the estimated memory, and if that is free, memory and time of up
             to ten steps; write nothing.
         explain: print where the preset differs from the published training, and stop.
+        own_objective: an objective of your own.
+        own_encoder: an encoder of your own.
     """
     if (Path(config.manifest) / "config.json").is_file():
         config = replace(config, manifest=run_config(config.manifest).manifest, out=config.manifest)
@@ -89,19 +98,27 @@ def pretrain(
         raise UserError("endofm-lab pretrain needs --out FOLDER (folder of the run).")
     if preset in (None, "endo-fm") and config.initialisation == "scratch":
         output.say(f"Note: {FROM_SCRATCH}")
+    if own_encoder is not None and (size is not None or config.initialisation != "scratch" or config.image_model):
+        raise UserError("--own-encoder has its own size and weights. Leave out --start, --size and --image-model.")
+    objective, start = _own(own_objective, Objective, "--own-objective"), _own(own_encoder, Encoder, "--own-encoder")  # type: ignore[type-abstract]
     if dry_run:
-        _dry_run(config, output)
+        _dry_run(config, output, objective, start)
     else:
-        run(config, output)
+        run(config, output, objective, start)
 
 
-def run(config: PretrainConfig, output: Output) -> None:
-    """Pre-train in the terminal: show the progress, and at the end the report, the health and the probe."""
+def run(
+    config: PretrainConfig, output: Output, objective: Objective | None = None, start: Encoder | None = None
+) -> None:
+    """Pre-train in the terminal: show the progress, and at the end the report, the health and the probe.
+
+    A run that is continued has the objective and the start that it was begun with, unless others are given.
+    """
     main, out = processes().is_main_process, Path(config.out)
     bar = tqdm(unit="step", disable=not (main and output.progress), mininterval=2)
     try:
-        parts = handed_over(out) if (out / "config.json").is_file() else ()
-        for record in pretraining(config, *parts):
+        parts = handed_over(out) if (out / "config.json").is_file() else (None, None)
+        for record in pretraining(config, objective or parts[0], start or parts[1]):
             if bar.total is None:
                 description = json.loads((out / "config.json").read_text(encoding="utf-8"))
                 bar.total, bar.n = description["steps"], record["step"]
@@ -131,20 +148,20 @@ def mixture_lines(description: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _dry_run(config: PretrainConfig, output: Output) -> None:
+def _dry_run(config: PretrainConfig, output: Output, objective: Objective | None, start: Encoder | None) -> None:
     """The plan and the estimated memory; if that is free, up to ten steps in a folder that is thrown away."""
-    planned = plan(config)
+    planned = plan(config, objective, start)
     output.say(
         json.dumps(to_json(config), indent=2),
         f"\n{planned['n_clips']} clips of {planned['n_files']} videos",
         *mixture_lines(planned),
         f"{planned['steps']} steps, {planned['steps_per_epoch']} per epoch, {config.batch} clips each",
     )
-    estimate = memory_of(config)
+    estimate = memory_of(config, objective, start)
     check_memory(estimate, planned["device"], output, _SMALLER_PRETRAINING)
     with tempfile.TemporaryDirectory() as folder:
         trial = replace(config, out=f"{folder}/run", trackers=(), save_every=10**9, probe=None)
-        description, measured = _measured(pretraining(trial), Path(trial.out) / "config.json")
+        description, measured = _measured(pretraining(trial, objective, start), Path(trial.out) / "config.json")
     hours = planned["steps"] * measured["step_s"] / 3600
     plain = {**planned, "config": to_json(config), "initialisation": description["initialisation"]}
     output.result({**plain, "estimate": estimate.to_json(), **measured, "hours": hours})
@@ -194,16 +211,16 @@ def measured_lines(measured: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _finetuning_dry_run(config: FinetuneConfig, output: Output) -> None:
+def _finetuning_dry_run(config: FinetuneConfig, output: Output, task: Task | None, start: Encoder | None) -> None:
     """The plan of a fine-tuning and its estimated memory; if that is free, up to ten steps in a folder thrown away."""
-    planned = plan_of(config)
+    planned = plan_of(config, task, start)
     estimate = planned.pop("estimate")
     output.say(json.dumps(planned["config"], indent=2), *(f"{k}: {v}" for k, v in planned.items() if k != "config"))
     check_memory(
         estimate, planned["device"], output, "give a smaller --batch, --image-px or --n-frames, or --method frozen"
     )
     with tempfile.TemporaryDirectory() as folder:
-        _, measured = _measured(finetuning(replace(config, out=Path(folder) / "run")))
+        _, measured = _measured(finetuning(replace(config, out=f"{folder}/run"), task, start=start))
     output.result({**planned, "estimate": estimate.to_json(), **measured})
     output.say(*measured_lines(measured))
 
@@ -239,6 +256,8 @@ def finetune(
     dry_run: bool = False,
     explain: bool = False,
     metrics: tuple[str, ...] = (),
+    own_task: str | None = None,
+    own_encoder: str | None = None,
 ) -> None:
     """Train on the train rows of a manifest, choose on val, test once on test, and write a run to compare with others.
 
@@ -248,13 +267,36 @@ def finetune(
             to ten steps; write nothing.
         explain: print where the preset differs from the released recipe, and stop.
         metrics: metrics of your own.
+        own_task: a task of your own.
+        own_encoder: an encoder of your own.
     """
+    if own_encoder is not None and (config.start.source != Start().source or config.start.size is not None):
+        raise UserError("--own-encoder has its own size and weights. Leave out --start and --size.")
+    task, start = _own(own_task, Task, "--own-task"), _own(own_encoder, Encoder, "--own-encoder")  # type: ignore[type-abstract]
     if dry_run:
-        _finetuning_dry_run(config, output)
+        _finetuning_dry_run(config, output, task, start)
         return
-    for record in finetuning(config, metrics=_own_metrics(metrics)):
-        output.say(*record_text(record, config.chosen_by or config.configured_task.chosen_by))
+    for record in finetuning(config, task, start=start, metrics=_own_metrics(metrics)):
+        output.say(*record_text(record, config.chosen_by or (task or config.configured_task).chosen_by))
     show_run(Path(config.out), output)
+
+
+def _own(name: str | None, base: type[T], option: str) -> T | None:
+    """An object of the class that an option names, with its default settings; None without a name.
+
+    Raises:
+        UserError: the class is not allowed, not there, of another kind, or has settings without a default.
+    """
+    if name is None:
+        return None
+    kind: Any = class_named(name, base, option)
+    try:
+        return kind(kind.Config()) if issubclass(kind, Encoder) else kind()
+    except TypeError as error:
+        raise UserError(
+            f"{name} cannot be made with its default settings ({error}). Give them defaults, or call the library in "
+            "Python with an object."
+        ) from error
 
 
 def _own_metrics(names: Sequence[str]) -> list[type[Measure]]:
@@ -279,6 +321,8 @@ def record_text(record: dict[str, Any], chosen_by: str = "") -> list[str]:
     shown = ("seed", "step", "l2", "k", "loss", "lr", "step_s", "chosen", "validation")
     validation = f"validation {record.get('chosen_by', chosen_by)}".rstrip()
     values = {validation if name == "validation" else name: record[name] for name in shown if name in record}
+    if isinstance(choice := values.get("chosen"), dict):
+        values["chosen"] = ", ".join(f"{name} {value}" for name, value in choice.items())
     return ["  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())]
 
 
@@ -287,7 +331,7 @@ def show_run(folder: Path, output: Output) -> None:
     report = read_json(folder / REPORT)
     unit = unit_of(report)
     output.result({"out": folder, **report})
-    output.say(f"\n{report['method']}; {report['initialisation']}")
+    output.say(f"\n{report['method']}; {short_start(report['initialisation'])}")
     for name, metric in report["metrics"].items():
         output.say(f"{name:<28} {_metric_text(metric, unit['words'])}")
     if warning := caution(unit["n"], unit["words"]):

@@ -86,15 +86,19 @@ def finetune(
         job.finish()
 
 
-def plan_of(config: FinetuneConfig) -> dict[str, Any]:
+def plan_of(
+    config: FinetuneConfig, task: Task | None = None, start: VideoModel | Encoder | None = None
+) -> dict[str, Any]:
     """What a run would do: "config", rows per split, audit, device, initialisation, and "estimate" (`MemoryEstimate`).
+
+    The arguments are those of `finetune`.
 
     Raises:
         UserError: as `finetune`.
     """
-    job = _Job.open(config, config.configured_task, None, None, ())
+    job = _Job.open(config, task or config.configured_task, None, start, ())
     method = config.method
-    model = config.start.build(job.task.head_name, job.head, config.seeds[0], adapters=method == "ST-Adapter")
+    model = config.start.build(job.task.head_name, job.head, config.seeds[0], method == "ST-Adapter", job.start)
     training = HeadTraining(model, job.task.head_name, frozen=method != "full").train()
     px = model.card.input.size_px
     clips = [] if method in ("linear probe", "knn") else [[(config.batch, 3, model.card.clip.n_frames, px, px)]]

@@ -128,13 +128,15 @@ def run_config(out: str | Path) -> PretrainConfig:
     return dataclasses.replace(known_settings(read_json(path)["config"]), out=Path(out))
 
 
-def plan(config: PretrainConfig) -> dict[str, Any]:
-    """What a run would do, before any network is built: configuration, clips, videos, steps.
+def plan(
+    config: PretrainConfig, objective: Objective | None = None, start: VideoModel | Encoder | None = None
+) -> dict[str, Any]:
+    """What a run would do, before any network is built: configuration, clips, videos, steps. Arguments of `pretrain`.
 
     Raises:
         UserError: as `pretrain`.
     """
-    run = _Pretraining(config, None, None)
+    run = _Pretraining(config, objective, start)
     return {
         "config": to_plain(dataclasses.asdict(config)),
         "n_clips": len(run.corpus),

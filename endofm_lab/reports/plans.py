@@ -3,6 +3,7 @@
 import torch
 
 from endofm_lab.errors import UserError
+from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.precision import dtype_of
 from endofm_lab.pretraining.config import PretrainConfig
 from endofm_lab.pretraining.objective import Objective
@@ -10,14 +11,16 @@ from endofm_lab.training.memory import MemoryEstimate, estimated
 from endofm_lab.training.processes import train_on
 
 
-def memory_of(config: PretrainConfig, objective: Objective | None = None) -> MemoryEstimate:
-    """The memory of one training step, before any of it is allocated.
+def memory_of(
+    config: PretrainConfig, objective: Objective | None = None, start: Encoder | None = None
+) -> MemoryEstimate:
+    """The memory of one training step, before any of it is allocated. Arguments of `pretrain`.
 
     Raises:
         UserError: the batch does not divide into the pieces of ``accumulation``.
     """
     objective = config.chosen if objective is None else objective
-    encoder, shapes = config.network
+    encoder, shapes = config.network if start is None else (type(start), start.config)
     with torch.device("meta"):
         model = objective.build(encoder(objective.backbone(shapes)), config, 1, 1).train()
     if config.batch % config.accumulation:

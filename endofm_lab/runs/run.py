@@ -53,6 +53,7 @@ from endofm_lab.folders.hashes import HASHES, refuse_changed
 from endofm_lab.metrics.classification import Values
 from endofm_lab.metrics.intervals import MetricSet, Samples, bootstrap_samples
 from endofm_lab.metrics.measure import Measure, with_measures
+from endofm_lab.model.card import SCRATCH
 from endofm_lab.outside import Allowed, allowing, class_named, name_of
 from endofm_lab.tasks import TASKS, Task
 
@@ -109,12 +110,7 @@ class Run(Brief):
     @property
     def start(self) -> str:
         """A short form of `initialisation` for tables, such as "endo_fm.pth, 150/150 tensors"."""
-        words = self.initialisation
-        if match := re.match(r"(\d+) of the backbone's (\d+) tensors come from (.+?)(?: \(|;|\.$|$)", words):
-            return f"{match[3]}, {match[1]}/{match[2]} tensors"
-        if match := re.match(r"All (\d+) tensors come from (.+?)(?: \(|;|\.$|$)", words):
-            return f"{match[2]}, {match[1]}/{match[1]} tensors"
-        return shortened(words.split("; ")[0].rstrip("."), 60)
+        return short_start(self.initialisation)
 
     @property
     def units_in_words(self) -> str:
@@ -330,3 +326,14 @@ def _check(run: Run, folder: Path) -> None:
 
 def _json(value: float | int) -> float | int | None:
     return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def short_start(words: str) -> str:
+    """A record of initialisation in a few words: "from scratch", "endo_fm.pth, 150/150 tensors", or its beginning."""
+    if words == SCRATCH["words"]:
+        return "from scratch"
+    if match := re.match(r"(\d+) of the backbone's (\d+) tensors come from (.+?)(?: \(|;|\.$|$)", words):
+        return f"{match[3]}, {match[1]}/{match[2]} tensors"
+    if match := re.match(r"All (\d+) tensors come from (.+?)(?: \(|;|\.$|$)", words):
+        return f"{match[2]}, {match[1]}/{match[1]} tensors"
+    return shortened(words.split("; ")[0].rstrip("."), 60)

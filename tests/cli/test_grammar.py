@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from endofm_lab.cli.command import Command
+from endofm_lab.cli.command import Command, Output
 from endofm_lab.cli.doctor import completion_script
 from endofm_lab.cli.main import COMMANDS, find, main
 from endofm_lab.cli.options import GRAMMAR
@@ -271,4 +271,9 @@ def test_bash_completes_commands_options_and_choices(typed, completed):
 def test_the_metric_that_chooses_is_named_beside_its_value():
     assert record_text({"seed": 0, "l2": 0.1, "validation": 0.94}, "auc") == ["seed 0  l2 0.1  validation auc 0.94"]
     ended = {"seed": 0, "chosen": {"step": 50}, "chosen_by": "dice", "validation": 0.5, "step": 50}
-    assert record_text(ended, "dice")[0].endswith("validation dice 0.5")
+    assert record_text(ended, "dice") == ["seed 0  step 50  chosen step 50  validation dice 0.5"]
+
+
+def test_a_record_without_words_prints_no_empty_line(capsys):
+    Output().say(*record_text({"seed": 0, "step": 3, "loss": 1.0}))
+    assert capsys.readouterr().out == ""

@@ -13,6 +13,7 @@ from endofm_lab.cli.train import show_run
 from endofm_lab.files import read_json
 from endofm_lab.metrics.classification import f1
 from endofm_lab.metrics.intervals import bootstrap_difference, bootstrap_interval
+from endofm_lab.model.card import SCRATCH
 from endofm_lab.reports.comparison import write_comparison
 from endofm_lab.runs.compare import compare
 from endofm_lab.runs.run import RunError, read_run, write_run
@@ -168,6 +169,14 @@ def test_a_report_from_before_units_were_named_speaks_of_patients(tmp_path):
     (tmp_path / "report.json").write_text(json.dumps(report))
     assert read_run(tmp_path).units_in_words == "20 patients"
     show_run(tmp_path, Output())
+
+
+def test_the_terminal_shows_where_a_run_began_in_a_few_words(tmp_path, capsys):
+    words = "107 of the backbone's 107 tensors come from demo (model folder); 14 tensors were not taken: heads.box"
+    write_run(tmp_path, made_run("a", initialisation=words, audit={"findings": [], "verdict": "No leakage found."}))
+    show_run(tmp_path, Output())
+    assert "; demo, 107/107 tensors\n" in capsys.readouterr().out
+    assert made_run("a", initialisation=SCRATCH["words"]).start == "from scratch"
 
 
 def test_moved_true_boxes_are_another_test_set():
