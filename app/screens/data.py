@@ -11,6 +11,7 @@ import streamlit as st
 from cache import content_of
 from screens import manifests
 from screens.manifests import Files
+from sheets import show_sheet
 from texts import plain
 
 from endofm_lab.data.audit.checks import Example, Finding
@@ -19,8 +20,7 @@ from endofm_lab.data.manifest import Manifest
 from endofm_lab.data.splits import Split
 from endofm_lab.data.units import units
 from endofm_lab.figures.data import class_counts, split_balance
-from endofm_lab.figures.embeddings import picture_sheet
-from endofm_lab.figures.style import STILL, marked
+from endofm_lab.figures.style import STILL
 from endofm_lab.files import formulas_as_text
 
 AS_IT_IS, HOLD_OUT, FOLDS = "as in the manifest", "hold-out", "k-fold"
@@ -70,7 +70,7 @@ def show_manifest(data: Manifest, generated: bool) -> None:
     shown = [(picture, title) for picture, title in zip(opened, titles, strict=True) if picture is not None]
     if shown:
         pictures, names = zip(*shown, strict=True)
-        st.plotly_chart(marked(picture_sheet(pictures, names), generated), width="stretch", config=STILL)
+        show_sheet(pictures, names)
         notice = "**Generated** pictures: they show no patient. " if generated else ""
         st.caption(f"{notice}The first frame of {len(shown)} of {int((table['label'] == label).sum()):,} rows.")
     if len(shown) < len(rows):

@@ -11,6 +11,7 @@ import session
 import streamlit as st
 from cache import Content, content_of
 from memory import kept
+from sheets import show_sheet
 from texts import plain
 from turns import soon
 
@@ -26,8 +27,9 @@ from endofm_lab.explain.atlas import (
     umap,
 )
 from endofm_lab.explain.embeddings import EmbeddingStore, load_store
-from endofm_lab.figures.embeddings import picture_sheet, scatter
-from endofm_lab.figures.style import CONFIG, STILL
+from endofm_lab.figures.embeddings import scatter
+from endofm_lab.figures.pictures import with_mark
+from endofm_lab.figures.style import CONFIG
 
 SHOWN = 18  # largest number of pictures shown at a time
 MAPS = ["PCA", "t-SNE", *(["UMAP"] if find_spec("umap") else [])]  # umap-learn is an optional package
@@ -72,20 +74,20 @@ def store_content(folder: str) -> Content:
 
 
 def picture(store: EmbeddingStore, row: pd.Series) -> np.ndarray:
-    """The first frame of a row's clip."""
+    """The first frame of a row's clip; a generated frame carries the mark."""
     path = Path(row["video"]) if Path(row["video"]).is_absolute() else Path(store.about["root"]) / row["video"]
     video = cache.video_content(path)
-    return cache.frame(video, int(np.abs(cache.frame_times(video) - row["time_s"]).argmin()))
+    frame = cache.frame(video, int(np.abs(cache.frame_times(video) - row["time_s"]).argmin()))
+    return with_mark(frame) if cache.video_info(video).generated else frame
 
 
-def sheet(store: EmbeddingStore, rows: pd.DataFrame, extra: list[str] | None = None, key: str = "") -> None:
+def sheet(store: EmbeddingStore, rows: pd.DataFrame, extra: list[str] | None = None) -> None:
     """Show the pictures of rows with their labels."""
     rows = rows.head(SHOWN)
     titles = [
         f"{row['label'] or 'no label'}{' ' + extra[n] if extra else ''}" for n, (_, row) in enumerate(rows.iterrows())
     ]
-    figure = picture_sheet([picture(store, row) for _, row in rows.iterrows()], titles)
-    st.plotly_chart(figure, width="stretch", key=key, config=STILL)
+    show_sheet([picture(store, row) for _, row in rows.iterrows()], titles)
 
 
 st.title("Embeddings")
@@ -136,11 +138,11 @@ try:
         )
         st.subheader("The clicked clip and its neighbours")
         selection = pd.concat([rows.iloc[points], rows.iloc[neighbours["row"]]])
-        sheet(store, selection, ["(chosen)", *(f"{s:.2f}" for s in neighbours["similarity"])], key="neighbours")
+        sheet(store, selection, ["(chosen)", *(f"{s:.2f}" for s in neighbours["similarity"])])
     elif points:
         limit = f", of which the first {SHOWN} are shown" if len(points) > SHOWN else ""
         st.subheader(f"{len(points)} clips{limit}")
-        sheet(store, rows.iloc[points], key="lasso")
+        sheet(store, rows.iloc[points])
     with st.expander("Shortcut test"):
         st.dataframe(shortcut_test(store.vectors[usable], rows), hide_index=True)
         st.caption(
@@ -151,7 +153,7 @@ try:
     with st.expander("Outliers"):
         score = outlier_scores(store.vectors[usable])
         order = np.argsort(-score)[:6]
-        sheet(store, rows.iloc[order], [f"{score[n]:.2f}" for n in order], key="outliers")
+        sheet(store, rows.iloc[order], [f"{score[n]:.2f}" for n in order])
     second = st.text_input("Compare with a second store of the same manifest").strip()
     if second:
         second_store = opened(store_content(second))

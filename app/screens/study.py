@@ -12,7 +12,7 @@ from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.figures.study import frames_figure, study_timeline
-from endofm_lab.figures.style import STILL, marked
+from endofm_lab.figures.style import STILL
 from endofm_lab.reports.study import calibration, readable, smoothing_words, study_report, summary
 from endofm_lab.study.findings import findings, segments, smoothing_table, top_frames
 from endofm_lab.study.review import REVIEW, read_review, with_decisions
@@ -54,7 +54,7 @@ def best_frames(folder: Content) -> tuple[go.Figure, pd.DataFrame]:
 def pictures(folder: Content, frames: tuple[tuple[int, float], ...]) -> go.Figure:
     """Frames (number, score) of a study between their neighbours."""
     study = opened(folder)
-    return marked(frames_figure(study, pd.DataFrame(frames, columns=["frame", "score"])), study.video.generated)
+    return frames_figure(study, pd.DataFrame(frames, columns=["frame", "score"]))
 
 
 def show_study() -> None:

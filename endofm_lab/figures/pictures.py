@@ -30,6 +30,13 @@ def overlaid(frame: np.ndarray, mask: np.ndarray | None, boxes: pd.DataFrame, ge
     return np.asarray(picture)
 
 
+def with_mark(frame: np.ndarray) -> np.ndarray:
+    """A copy of a generated frame (H, W, 3) uint8 with the mark, see `mark_generated`."""
+    picture = Image.fromarray(frame)
+    mark_generated(picture)
+    return np.asarray(picture)
+
+
 def mark_generated(picture: Image.Image) -> None:
     """Write the word "Generated" into the upper right corner of a picture."""
     draw = ImageDraw.Draw(picture)

@@ -9,6 +9,7 @@ from PIL import Image
 from plotly.subplots import make_subplots
 
 from endofm_lab.errors import VideoError
+from endofm_lab.figures.pictures import mark_generated
 from endofm_lab.figures.prediction import data_uri
 from endofm_lab.figures.style import tidy
 from endofm_lab.study.study import Study
@@ -129,4 +130,7 @@ def _tile(reader: VideoReader, frame: int, height: int) -> np.ndarray | None:
         picture = reader.read([frame])[0]
     except VideoError:
         return None
-    return np.asarray(Image.fromarray(picture).resize((_TILE_PX, height)))
+    tile = Image.fromarray(picture).resize((_TILE_PX, height))
+    if reader.info.generated:
+        mark_generated(tile)
+    return np.asarray(tile)

@@ -7,6 +7,7 @@ import pandas as pd
 
 from endofm_lab.data.audit.audit import Audit
 from endofm_lab.data.audit.checks import N_EXAMPLES, Example, Finding
+from endofm_lab.figures.pictures import with_mark
 from endofm_lab.reports.html import Markup, Section, bullets, escape, picture, verdict, write_report
 from endofm_lab.video.reader import open_video
 
@@ -54,9 +55,13 @@ def _side(path: str, start_s: float, split: str, label: str) -> str:
 
 
 def picture_at(path: str | Path, start_s: float) -> np.ndarray | None:
-    """An image, or the frame of a video nearest to ``start_s``, as uint8 (H, W, 3); None if it cannot be opened."""
+    """An image, or the frame of a video nearest to ``start_s``, as uint8 (H, W, 3); None if it cannot be opened.
+
+    A picture of a generated video carries the mark.
+    """
     try:
         with open_video(path) as reader:
-            return reader.read([int(np.abs(reader.times_s - start_s).argmin())])[0]
+            frame = reader.read([int(np.abs(reader.times_s - start_s).argmin())])[0]
+            return with_mark(frame) if reader.info.generated else frame
     except (OSError, ValueError):  # includes UserError; the page says that the picture is missing
         return None

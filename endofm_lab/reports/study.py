@@ -6,7 +6,6 @@ from pathlib import Path
 import pandas as pd
 
 from endofm_lab.figures.study import clock, frames_figure, study_timeline
-from endofm_lab.figures.style import marked
 from endofm_lab.files import atomic_path
 from endofm_lab.reports.html import Item, report_page
 from endofm_lab.study.findings import findings, segments, smoothing_metrics, smoothing_table, top_frames
@@ -58,8 +57,7 @@ def study_report(
         for finding, frames in best.groupby("finding", sort=False):
             shared = sum(finding in classes for classes in study.classes.values()) > 1
             name = f"{finding} ({head})" if shared else str(finding)
-            figure = marked(frames_figure(study, frames), study.video.generated)
-            sections.append((f"{name}: best frames and their neighbours", [figure]))
+            sections.append((f"{name}: best frames and their neighbours", [frames_figure(study, frames)]))
         sections.append((f"Segments: {head}", _long(readable(segments(study, head, width)), _SHOWN)))
     sections.append(("Effect of smoothing", [smoothing_words(width), smoothing_table(study, width)]))
     if labels is not None:
