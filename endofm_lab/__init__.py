@@ -72,6 +72,12 @@ _PUBLIC = {
     "Objective": "pretraining.objective",
     "Learner": "pretraining.objective",
     "Measure": "metrics.measure",
+    "fit_temporal": "temporal.fit",
+    "TemporalConfig": "temporal.config",
+    "NetworkConfig": "temporal.networks",
+    "InputConfig": "temporal.inputs",
+    "load_temporal": "temporal.model",
+    "predict_temporal": "temporal.predict",
 }
 
 _PACKAGES = ("models",)  # public as a whole: lab.models.build(...)

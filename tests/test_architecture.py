@@ -31,6 +31,7 @@ RANK = {
     "runs": 6,
     "finetuning": 7,
     "explain": 7,
+    "temporal": 8,
     "parts": 6,
     "prediction": 7,
     "portable": 4,

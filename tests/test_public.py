@@ -26,6 +26,7 @@ from endofm_lab.pretraining.config import tiny
 from endofm_lab.pretraining.trainer import pretrain, run_config
 from endofm_lab.reports.explanation import explain
 from endofm_lab.tasks.classification import Classification
+from endofm_lab.temporal.model import TemporalCard, TemporalModel
 from tests.builders import frame_model, made_run
 from tests.model.weight_layouts import dino_image as image_weights
 
@@ -34,6 +35,13 @@ def learner(config):
     """What the objective of a configuration trains, on a small backbone."""
     objective = config.contrast
     return objective.build(lab.build_backbone("micro"), config, 4, 2)
+
+
+def over_time():
+    """A small model of time."""
+    encoder = {"name": "micro", "fingerprint": "f", "vector": "CLS token"}
+    card = TemporalCard("a", ("x", "y"), False, False, 8, lab.NetworkConfig(width=4), lab.InputConfig(), 1.0, encoder)
+    return TemporalModel(card)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +78,7 @@ def objects(phantom, tmp_path_factory):
         lab.run_study(folder / "frames", still, folder / "study", progress=False),
         lab.import_table(table, video="file", label="finding", out=folder / "own" / "manifest.csv"), Classification(),
         pretraining.contrast, learner(pretraining), lab.export(micro, folder / "m.pt2", "features"),
+        lab.TemporalConfig(phantom, folder / "store", folder), lab.NetworkConfig(), lab.InputConfig(), over_time(),
         next(iter(lab.kfold(manifest.table))), Prepared(folder, "a@1", "b", 0, pd.DataFrame(), [], "no rows"),
     ]  # fmt: skip
 

@@ -71,7 +71,7 @@ NAMES = {
     "probe_label": "probe-label-column",
 }
 _METAVARS = {int: "N", float: "NUMBER", str: "TEXT", Path: "FILE"}
-_FOLDERS = {"root", "lists", "recipes", "runs", "data", "into"}
+_FOLDERS = {"root", "features", "lists", "recipes", "runs", "data", "into"}
 _NAMES = {"head", "layout", "dataset", "by", "mapping", "name", "size", "label"}
 
 

@@ -194,7 +194,7 @@ class Fit:
         rows = balanced(self.examples["train"]) if config.balanced else self.examples["train"]
         loss = self.task.criterion(model.head(self.head), rows)
         training = HeadTraining(model, self.head, config.method != "full", loss, config.average)
-        optimiser, validations = self._optimiser(), _Validations(self.folder)
+        optimiser, validations = self._optimiser(), Validations(self.folder)
         data = ClipData(rows, model.card.clip, model.card.input, self.task, config.augmentation)
 
         def validate(n_steps: int) -> Record:
@@ -229,7 +229,7 @@ class Fit:
         )
         for record in train(training, optimiser, schedule, data, loop, self.folder, lambda step: validate(step + 1)):
             yield {"seed": self.seed, **record}
-        model.load_state_dict(load_file(self.folder / _Validations.WEIGHTS))
+        model.load_state_dict(load_file(self.folder / Validations.WEIGHTS))
         model.eval()
         return validations.best
 
@@ -281,7 +281,7 @@ class Fit:
         return best, predictions("test", int(best.chosen["k"]))
 
 
-class _Validations:
+class Validations:
     """The validations of a training by step, and the weights of the best one."""
 
     WEIGHTS, SCORES = "chosen.safetensors", "validation.json"

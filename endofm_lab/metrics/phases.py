@@ -1,4 +1,4 @@
-"""Phase recognition in long videos: frame-wise accuracy and Jaccard, and F1 of whole segments, one row per video.
+"""Phase recognition in long videos, one row per video: accuracy and Jaccard of time steps, F1 and order of segments.
 
 Means are taken over videos, so that a long operation does not count more than a short one.
 """
@@ -9,11 +9,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from endofm_lab.metrics.classification import MetricError, accuracy, nan_mean, ratio
+from endofm_lab.metrics.classification import MetricError, accuracy, balanced_accuracy, nan_mean, ratio
 
 
 def phase_metrics(videos: ArrayLike, target: ArrayLike, predicted: ArrayLike) -> pd.DataFrame:
-    """``accuracy``, ``jaccard`` and ``segment_f1`` of every video, indexed by video in order of appearance.
+    """The metrics of every video, indexed by video in order of appearance.
+
+    ``accuracy``, ``balanced_accuracy`` (mean recall of the phases that occur) and ``jaccard`` of time steps;
+    ``segment_f1`` at an overlap of one half, ``segment_f1_25`` and ``segment_f1_10`` at a quarter and a tenth; and
+    ``edit_score``. Publications write F1@50, F1@25, F1@10 and Edit.
 
     Args:
         videos: (N,) name of the video of every time step; the steps of a video are in temporal order.
@@ -28,10 +32,14 @@ def phase_metrics(videos: ArrayLike, target: ArrayLike, predicted: ArrayLike) ->
         truth, guess = part["target"].to_numpy(), part["predicted"].to_numpy()
         rows[video] = {
             "accuracy": accuracy(truth, guess),
+            "balanced_accuracy": balanced_accuracy(truth, guess),
             "jaccard": jaccard(truth, guess),
             "segment_f1": segment_f1(truth, guess),
+            "segment_f1_25": segment_f1(truth, guess, overlap=0.25),
+            "segment_f1_10": segment_f1(truth, guess, overlap=0.10),
+            "edit_score": edit_score(truth, guess),
         }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy", "jaccard", "segment_f1"])
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def jaccard(target: ArrayLike, predicted: ArrayLike) -> float:
@@ -69,6 +77,63 @@ def segment_f1(target: ArrayLike, predicted: ArrayLike, overlap: float = 0.5) ->
             free[best] = False
             hits += 1
     return float(ratio(2 * hits, len(truth) + len(guess)))
+
+
+def edit_score(target: ArrayLike, predicted: ArrayLike) -> float:
+    """Agreement in the order of segments of one video, in [0, 1], whatever their lengths. NaN without time steps.
+
+    1 minus the Levenshtein distance of the two sequences of segments over the length of the longer one.
+
+    Source: Lea et al. 2016 (arXiv 1602.02995), section 5; publications multiply it by 100.
+    """
+    target, predicted = _steps(target, predicted)
+    truth, guess = ([phase for phase, _, _ in segments(steps)] for steps in (target, predicted))
+    if not truth:
+        return float("nan")
+    costs = np.arange(len(guess) + 1)
+    for phase in truth:
+        above, costs = costs, np.full(len(guess) + 1, costs[0] + 1)
+        for n, other in enumerate(guess, 1):
+            costs[n] = min(above[n] + 1, costs[n - 1] + 1, above[n - 1] + (phase != other))
+    return float(1 - costs[-1] / max(len(truth), len(guess)))
+
+
+def cholec80_relaxed(target: ArrayLike, predicted: ArrayLike, boundary_steps: int = 10) -> dict[str, float]:
+    """The relaxed metrics of Cholec80 for one video, all in [0, 1]; results with and without them are not comparable.
+
+    Within ``boundary_steps`` after the start of a true segment, the previous phase counts as correct; within as many
+    before its end, the next phase does. From phase 4 on phases may be skipped: the last steps of phases 4 to 7 may be
+    two phases ahead, and the first steps of phases 6 and 7 two phases behind (counted from 1). Jaccard, precision and
+    recall are means over the phases that occur.
+
+    The released Matlab script applies the rule for the end of a segment to its beginning, and counts relaxed steps as
+    hits of a phase that was neither true nor predicted there, so that precision may exceed 1 and is cut at 1. Here the
+    rule for the end applies to the end; counting and cutting are those of the script.
+
+    Args:
+        target: (T,) true phase from 0 to 6, in the order of Cholec80.
+        predicted: (T,) predicted phase.
+        boundary_steps: steps in 10 seconds, which is 10 at one step per second.
+
+    Returns:
+        "cholec80_relaxed_" followed by accuracy, jaccard, precision and recall.
+
+    Source: the evaluation of the M2CAI 2016 workflow challenge; Funke et al. 2023 (arXiv 2305.13961), section 3.
+    """
+    target, predicted = _steps(target, predicted)
+    early = {3: (1, 2), 4: (1, 2), 5: (1, 2), 6: (1, 2)}
+    late = {5: (-1, -2), 6: (-1, -2)}
+    correct = target == predicted
+    for phase, start, stop in segments(target):
+        t, ahead = min(boundary_steps, stop - start), predicted[start:stop] - phase
+        correct[start : start + t] |= np.isin(ahead[:t], late.get(phase, (-1,)))
+        correct[stop - t : stop] |= np.isin(ahead[len(ahead) - t :], early.get(phase, (1,)))
+    truth, guess = (steps[:, None] == np.unique(target) for steps in (target, predicted))
+    hits = (correct[:, None] & (truth | guess)).sum(0)
+    shares = {"jaccard": (truth | guess).sum(0), "precision": guess.sum(0), "recall": truth.sum(0)}
+    found = {name: float(nan_mean(np.minimum(ratio(hits, sizes), 1))) for name, sizes in shares.items()}
+    found = {"accuracy": float(ratio(correct.sum(), len(target))), **found}
+    return {f"cholec80_relaxed_{name}": value for name, value in found.items()}
 
 
 def segments(phases: ArrayLike) -> list[tuple[int, int, int]]:

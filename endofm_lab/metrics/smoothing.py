@@ -122,7 +122,7 @@ def smoothing_effect(
     width: int,
     prior: ArrayLike | None = None,
 ) -> pd.DataFrame:
-    """The effect of smoothing on a test set: ``causal``, ``accuracy``, ``jaccard``, ``segment_f1`` of every method.
+    """The effect of smoothing on a test set: ``causal`` and the means of `phase_metrics` of every method.
 
     Rows: raw, median (causal and centred), hmm filter (causal), hmm smooth, viterbi. Metrics are means over videos of
     ``metrics.phases``. ``videos`` (N,), ``target`` (N,), ``scores`` (N, K), each video's steps in temporal order.

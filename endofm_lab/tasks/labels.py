@@ -25,7 +25,8 @@ def class_head(manifest: Manifest, column: str, several: bool = False) -> HeadSp
     Raises:
         ManifestError: the column or a label is missing, or there are fewer than two classes.
     """
-    classes = class_matrix(_labelled(manifest, column, several).query("split == 'train'"))[1]
+    rows = _labelled(manifest, column, several).query("split == 'train'")
+    classes = [name for name in class_matrix(rows)[1] if name]  # no label at all is no class
     if len(classes) < 2 and not several:
         raise ManifestError(f"Training has the classes {classes} in the column {column!r}. Give at least two classes.")
     return HeadSpec("multilabel" if several else "multiclass", tuple(classes))

@@ -109,8 +109,8 @@ class Bubble(Brief):
         window.mul_((1 + 0.10 * (d < 1))[:, None]).add_((ring + spark)[:, None])
 
 
-@dataclass(frozen=True)
-class Scene:
+@dataclass(frozen=True, eq=False, repr=False)
+class Scene(Brief):
     """The part of the phantom that belongs to the clip; paths are (T, 1, 1)."""
 
     camera: Tensor  # place along the tube

@@ -1,0 +1,1 @@
+"""Models of time: from stored vectors of instants to an answer at every instant of a recording."""
