@@ -131,9 +131,9 @@ def cholec80_relaxed(target: ArrayLike, predicted: ArrayLike, boundary_steps: in
     truth, guess = (steps[:, None] == np.unique(target) for steps in (target, predicted))
     hits = (correct[:, None] & (truth | guess)).sum(0)
     shares = {"jaccard": (truth | guess).sum(0), "precision": guess.sum(0), "recall": truth.sum(0)}
-    found = {name: float(nan_mean(np.minimum(ratio(hits, sizes), 1))) for name, sizes in shares.items()}
-    found = {"accuracy": float(ratio(correct.sum(), len(target))), **found}
-    return {f"cholec80_relaxed_{name}": value for name, value in found.items()}
+    values = {name: float(nan_mean(np.minimum(ratio(hits, sizes), 1))) for name, sizes in shares.items()}
+    values = {"accuracy": float(ratio(correct.sum(), len(target))), **values}
+    return {f"cholec80_relaxed_{name}": value for name, value in values.items()}
 
 
 def segments(phases: ArrayLike) -> list[tuple[int, int, int]]:

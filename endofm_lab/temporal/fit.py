@@ -142,7 +142,7 @@ class _Job:
     def one_seed(self, seed: int) -> Iterator[Record]:
         """Fit, choose and test with one seed."""
         folder, config = self.folder(seed), self.config
-        counts = ", ".join(f"{len(found)} {split}" for split, found in self.recordings.items())
+        counts = ", ".join(f"{len(of_split)} {split}" for split, of_split in self.recordings.items())
         yield {"seed": seed, "split": f"{config.split_name}: recordings {counts}", "audit": self.verdict}
         torch.manual_seed(seed)
         model = TemporalModel(self._card())

@@ -118,8 +118,8 @@ class TemporalModel(nn.Module):
                 f"(T, {self.card.width}) of {self.card.encoder['name']}, and T times."
             )
         logits = self.eval()(torch.from_numpy(vectors), torch.from_numpy(times))[-1].double()
-        found = self._probabilities(logits).numpy()
-        return self.smoothed(found) if (self.card.smooth if smooth is None else smooth) else found
+        scores = self._probabilities(logits).numpy()
+        return self.smoothed(scores) if (self.card.smooth if smooth is None else smooth) else scores
 
     def smoothed(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
         """Scores (T, K) after the smoother, which is causal for causal networks."""
@@ -143,13 +143,13 @@ class TemporalModel(nn.Module):
         belief: NDArray[np.float64] | None = None
         for vector, time_s in instants:
             x = self.inputs.step(torch.from_numpy(np.asarray(vector, np.float32)), float(np.float32(time_s)), past)
-            found = self._probabilities(self.network.step(x, state).double()).numpy()
+            scores = self._probabilities(self.network.step(x, state).double()).numpy()
             if self.card.smooth:  # the recursion of hmm_filter
                 expected = self.prior.numpy() if belief is None else belief @ self.transition.numpy()
-                belief = expected * np.clip(found, 1e-9, None) / self.prior.numpy()
+                belief = expected * np.clip(scores, 1e-9, None) / self.prior.numpy()
                 belief = belief / belief.sum()
-                found = belief
-            yield found
+                scores = belief
+            yield scores
 
     def _probabilities(self, logits: Tensor) -> Tensor:
         return logits.sigmoid() if self.card.several else logits.softmax(-1)
@@ -160,12 +160,12 @@ class TemporalModel(nn.Module):
         Raises:
             UserError: the message names both.
         """
-        about, own = store.about, self.card.encoder
-        if about["model_fingerprint"] != own["fingerprint"] or about["vector"] != own["vector"]:
+        about, encoder = store.about, self.card.encoder
+        if about["model_fingerprint"] != encoder["fingerprint"] or about["vector"] != encoder["vector"]:
             raise UserError(
                 f"{store.path} holds vectors of {about['model_name']} ({about['model_fingerprint'][:12]}, "
-                f"{about['vector']}), but {self.card.name} takes those of {own['name']} ({own['fingerprint'][:12]}, "
-                f"{own['vector']}). Embed the videos with that encoder."
+                f"{about['vector']}), but {self.card.name} takes those of {encoder['name']} "
+                f"({encoder['fingerprint'][:12]}, {encoder['vector']}). Embed the videos with that encoder."
             )
 
 
@@ -206,8 +206,8 @@ def load_temporal(folder: str | Path) -> TemporalModel:
         value = read_object(folder / CARD, {**_TYPES, "network": dict, "inputs": dict}, remedy)
         for name, kind in (("network", NetworkConfig), ("inputs", InputConfig)):
             value[name] = _config(kind, value[name], f"{folder / CARD}: {name}")
-        known = {item.name for item in fields(TemporalCard)}
-        card = TemporalCard(**{**{k: v for k, v in value.items() if k in known}, "classes": tuple(value["classes"])})
+        names = {item.name for item in fields(TemporalCard)}
+        card = TemporalCard(**{**{k: v for k, v in value.items() if k in names}, "classes": tuple(value["classes"])})
     except CheckpointError:
         raise
     except UserError as error:

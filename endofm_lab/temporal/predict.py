@@ -38,7 +38,7 @@ def predict_temporal(model: str | Path, features: str | Path, out: str | Path, s
         scores = network.scores(np.array(store.vectors[rows]), times, smooth or None)
         table = pd.DataFrame({"recording": name, "time_s": times})
         if network.card.several:
-            table["predicted"] = ["|".join(classes[own >= 0.5]) for own in scores]
+            table["predicted"] = ["|".join(classes[row >= 0.5]) for row in scores]
         else:
             table["predicted"] = classes[scores.argmax(1)]
         table[[f"score_{name}" for name in classes]] = scores

@@ -73,14 +73,14 @@ def recordings_of(store: EmbeddingStore) -> dict[str, tuple[NDArray[np.int64], N
     times = table["start_s"].to_numpy(float).copy()
     if images.any() and "frame" in table:
         rate = pd.to_numeric(table.get("fps", np.nan), errors="coerce") if "fps" in table else IMAGES_PER_SECOND
-        numbers = pd.to_numeric(table["frame"], errors="coerce") / pd.Series(rate, index=table.index).fillna(1.0)
-        times = np.where(images & numbers.notna(), numbers, times)
-    found = {}
+        seconds = pd.to_numeric(table["frame"], errors="coerce") / pd.Series(rate, index=table.index).fillna(1.0)
+        times = np.where(images & seconds.notna(), seconds, times)
+    recordings = {}
     for key, rows in name.groupby(name, sort=False).groups.items():
-        own = np.asarray(rows, dtype=np.int64)
-        own = own[np.argsort(times[own], kind="stable")]
-        found[str(key)] = (own, times[own])
-    return found
+        numbers = np.asarray(rows, dtype=np.int64)
+        numbers = numbers[np.argsort(times[numbers], kind="stable")]
+        recordings[str(key)] = (numbers, times[numbers])
+    return recordings
 
 
 def labelled_recordings(
@@ -102,8 +102,8 @@ def labelled_recordings(
     for cell, fingerprint in store.about.get("videos", {}).items():
         kept.setdefault(fingerprint, cell)
     recordings = recordings_of(store)
-    wanted = dict.fromkeys(example.name for example in examples)
-    if missing := [name for name in wanted if content.get(name, "") not in kept]:
+    names = dict.fromkeys(example.name for example in examples)
+    if missing := [name for name in names if content.get(name, "") not in kept]:
         raise UserError(
             f"{store.path} has no vectors of {len(missing)} videos, for example {missing[0]}: they are not in it or "
             "have changed. Run `endofm-lab embed` on this manifest into a new folder."
@@ -112,12 +112,12 @@ def labelled_recordings(
     for example in examples:
         by_cell.setdefault(kept[content[example.name]], []).append(example)
     cells, starts = store.rows["video"].to_numpy(), store.rows["start_s"].to_numpy(float)
-    found = []
+    labelled = []
     for name, (rows, times) in recordings.items():
         target, owner = _targets(cells[rows], starts[rows], by_cell, n_labels)
         if owner is not None:
-            found.append(Recording(name, owner.patient, store, rows, times, target))
-    return found
+            labelled.append(Recording(name, owner.patient, store, rows, times, target))
+    return labelled
 
 
 def _targets(

@@ -81,13 +81,15 @@ class TemporalTraining(Trainable):
 def temporal_loss(logits: Tensor, target: Tensor, steady: float) -> Tensor:
     """The loss of stages (S, T, K): targets are (T,) classes or (T, K) of 0 and 1, and -1 where there is no label."""
     several = target.ndim == 2
-    known = (target[:, 0] if several else target) >= 0
+    is_labelled = (target[:, 0] if several else target) >= 0
     total = logits.new_zeros(())
     for stage in logits:
-        if bool(known.any()):
-            own, truth = stage[known], target[known]
+        if bool(is_labelled.any()):
+            labelled, truth = stage[is_labelled], target[is_labelled]
             total = total + (
-                F.binary_cross_entropy_with_logits(own, truth.to(own.dtype)) if several else F.cross_entropy(own, truth)
+                F.binary_cross_entropy_with_logits(labelled, truth.to(labelled.dtype))
+                if several
+                else F.cross_entropy(labelled, truth)
             )
         log_p = F.logsigmoid(stage) if several else F.log_softmax(stage, dim=-1)
         if steady and len(stage) > 1:
@@ -116,9 +118,9 @@ def fit_exactly(model: TemporalModel, training: Sequence[Recording], l2: float) 
     """Fit the network "linear" on all labelled instants, by the logistic regression of the linear probe."""
     inputs, targets = [], []
     for sample in map(RecordingData(training).sample, range(len(training)), [0] * len(training)):
-        known = (sample["target"] if sample["target"].ndim == 1 else sample["target"][:, 0]) >= 0
-        inputs.append(model.inputs(sample["vectors"], sample["times_s"])[known])
-        targets.append(sample["target"][known])
+        is_labelled = (sample["target"] if sample["target"].ndim == 1 else sample["target"][:, 0]) >= 0
+        inputs.append(model.inputs(sample["vectors"], sample["times_s"])[is_labelled])
+        targets.append(sample["target"][is_labelled])
     weight, bias = fit_linear(torch.cat(inputs), torch.cat(targets), len(model.card.classes), l2)
     assert isinstance(model.network, Linear)
     with torch.no_grad():
@@ -130,15 +132,15 @@ def answers(model: TemporalModel, recordings: Sequence[Recording]) -> pd.DataFra
     """The table of answers at labelled instants, with the columns of the tasks phases or classification."""
     tables = []
     for recording in recordings:
-        scores, known = model.scores(recording.vectors(), recording.times_s), recording.labelled
-        table = pd.DataFrame({"row": [f"{recording.name}@{at:.3f}" for at in recording.times_s[known]]})
+        scores, is_labelled = model.scores(recording.vectors(), recording.times_s), recording.labelled
+        table = pd.DataFrame({"row": [f"{recording.name}@{at:.3f}" for at in recording.times_s[is_labelled]]})
         table["patient"], table["video"] = recording.patient, recording.name
-        target: NDArray[np.int64] = recording.target[known]
+        target: NDArray[np.int64] = recording.target[is_labelled]
         if model.card.several:
             table[[f"target_{name}" for name in model.card.classes]] = target
         else:
-            table["target"], table["predicted"] = target, scores[known].argmax(1)
-        table[[f"score_{name}" for name in model.card.classes]] = scores[known]
+            table["target"], table["predicted"] = target, scores[is_labelled].argmax(1)
+        table[[f"score_{name}" for name in model.card.classes]] = scores[is_labelled]
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
