@@ -78,6 +78,10 @@ def predict(
             path = report / f"{name}.html" if several else report
             summary[-1]["report"] = write_video_report(prediction, card, path, title)
         output.say(f"\n{video}" if several else "", *_prediction_text(prediction))
+    origin = prediction.provenance  # the same model and device for all videos
+    output.say(
+        f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}", computed_on(origin)
+    )
     output.result({"out": out, "videos": summary} if several else summary[0])
     output.written(out, *([report] if report is not None else []))
 
@@ -105,20 +109,23 @@ def _videos(paths: Sequence[Path]) -> list[Path]:
 
 def _prediction_text(prediction: VideoPrediction) -> list[str]:
     """A prediction as lines for people."""
-    table, origin, heads = prediction.table(), prediction.provenance, []
+    table, heads = prediction.table(), []
     if prediction.maps:
         names = f" of {', '.join(prediction.maps)}" if len(prediction.maps) > 1 else ""
-        heads.append(f"{len(prediction.frames)} frames with masks{names}")
+        heads.append(f"{_counted(len(prediction.frames), 'frame')} with masks{names}")
     if len(prediction.boxes_xyxy):
-        heads.append(f"{len(prediction.boxes_xyxy)} boxes")
+        heads.append(f"{len(prediction.boxes_xyxy)} box{'' if len(prediction.boxes_xyxy) == 1 else 'es'}")
     if not (prediction.scores or heads):
         heads = ["the model has no head, so there are no scores, masks or boxes; `endofm-lab finetune` trains a head"]
     return [
         table.to_string(index=False, float_format=lambda value: f"{value:.3f}", max_rows=24),
-        f"\n{len(table)} clips, {', '.join(heads)}." if heads else f"\n{len(table)} clips.",
-        f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}",
-        computed_on(origin),
+        f"\n{', '.join([_counted(len(table), 'clip'), *heads])}.",
     ]
+
+
+def _counted(n: int, word: str) -> str:
+    """A number with its word: "1 clip", "2 clips"."""
+    return f"{n} {word}{'' if n == 1 else 's'}"
 
 
 @command(run_study, positional=("video",), without=("path",))

@@ -268,6 +268,10 @@ def read_card(folder: str | Path) -> ModelCard:
     """
     path = Path(folder) / CARD_FILE
     if not path.is_file():
+        places = (f"seed-*/model/{CARD_FILE}", f"model/{CARD_FILE}")
+        cards = [card for place in places for card in sorted(Path(folder).glob(place))]
+        if cards:
+            raise CheckpointError(f"{folder} is the folder of a run. Give the folder of its model: {cards[0].parent}.")
         raise CheckpointError(
             f"{folder} is a folder without {CARD_FILE}; a model folder holds {WEIGHTS_FILE} and {CARD_FILE}, as "
             "save_model writes them."

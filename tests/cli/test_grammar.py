@@ -222,6 +222,9 @@ def test_each_of_several_videos_is_predicted_into_its_own_folder(tmp_path, capsy
     result = json.loads(capsys.readouterr().out)
     assert [Path(video["out"]).name for video in result["videos"]] == ["a", "b"]
     assert all((tmp_path / "out" / name / "prediction.json").is_file() for name in ("a", "b"))
+    assert main(["predict", str(tmp_path / "videos"), "--out", str(tmp_path / "out")]) == 0
+    text = capsys.readouterr().out
+    assert text.count("Model: demo") == text.count("Device: ") == 1 and text.count(" with masks") == 2
     twice = [str(tmp_path / "videos" / f"a{video.suffix}"), str(video.with_name(f"a{video.suffix}"))]
     assert main(["predict", *twice, "--out", str(tmp_path / "twice")]) == 2
     (tmp_path / "empty").mkdir()

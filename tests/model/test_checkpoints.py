@@ -260,6 +260,12 @@ def test_a_folder_without_card_and_a_broken_card_are_named(tmp_path):
         load_model(tmp_path)
 
 
+def test_the_folder_of_a_run_is_answered_by_the_folder_of_its_model(tmp_path):
+    model = save_model(build_model(card()), tmp_path / "run" / "seed-0" / "model")
+    with pytest.raises(CheckpointError, match=rf"run is the folder of a run. Give the folder of its model: {model}\."):
+        load_model(tmp_path / "run")
+
+
 def test_a_model_is_not_saved_over_a_file(tmp_path):
     (tmp_path / "model").write_text("")
     with pytest.raises(CheckpointError, match="is a file"):
