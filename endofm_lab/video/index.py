@@ -64,6 +64,7 @@ class FrameIndex(Brief):
 def list_packets(container: Any, stream: Any, codec: str) -> np.ndarray:
     """The packets of a stream in the order of the file (no decoding), 44 bytes each: 4 MB for an hour."""
     extradata = stream.codec_context.extradata or b""
+    by_start_codes = codec in ("h264", "hevc") and extradata[:1] != b"\x01"
     fields = (
         (
             _NO_STAMP if packet.pts is None else packet.pts,
@@ -73,7 +74,7 @@ def list_packets(container: Any, stream: Any, codec: str) -> np.ndarray:
             packet.size,
             packet.is_keyframe and packet.size > 0 and _can_start(packet, codec, extradata),
             packet.is_discard,
-            packet.is_corrupt,
+            packet.is_corrupt or (by_start_codes and _has_long_delimiter(memoryview(packet)[:64].tobytes(), codec)),
             ffv1_checksums_hold(bytes(packet)) if codec == "ffv1" else 0,
         )
         for packet in container.demux(stream)
@@ -107,7 +108,13 @@ def read_index(path: Path, container: Any, stream: Any, packets: np.ndarray, cod
     even = "mov" in container.format.name and len(np.unique(filled["duration"][:-1])) == 1
     lost = _lost(path, frames, step, bounds, filled[shown], spans, even)
     damaged = _in_broken_parts(container, filled, starts, spans)[shown]
-    if seekable and container.format.name == "mpegts":
+    if even and _hides_frames(stream, frames, step):
+        raise VideoError(
+            path,
+            f"Its list of edits shows {float(stream.duration / step):.2f} of {stream.frames} frames, and {len(frames)} "
+            "have times within it: the file is damaged. Copy it again from its source, or convert it.",
+        )
+    if seekable and (even or container.format.name == "mpegts"):
         damaged |= _off_the_grid(frames, step)
     if len(lost):
         if not seekable:  # it is unknown which frames after the first broken place are lost
@@ -274,11 +281,22 @@ def _in_broken_parts(container: Any, packets: np.ndarray, starts: np.ndarray, sp
     return numbers >= first[group]
 
 
+def _hides_frames(stream: Any, frames: np.ndarray, step: int) -> bool:
+    """Whether an MP4 of a constant rate hides frames that its list of edits does not leave out.
+
+    A cut that was made with an edit ends between two frames, up to rounding. An edit that ends within a frame has
+    another time scale than it was made with, and a frame far outside a list that shows all frames has a wrong time.
+    """
+    hidden, length = stream.frames - len(frames), stream.duration or 0
+    return hidden > 0 and abs(length / step - len(frames)) > 0.12
+
+
 def _off_the_grid(frames: np.ndarray, step: int) -> np.ndarray:
     """Frames ``(n,)`` bool whose stamp alone does not fit a constant rate of one frame per ``step`` ticks.
 
-    MPEG-TS has no checksum for time stamps. A changed bit moves one frame between its neighbours, which stay where the
-    rate puts them; a pause or a lost frame moves all frames that follow, too. Files of variable rate have no such grid.
+    MPEG-TS and MP4 have no checksum for times. A changed bit moves one frame between its neighbours, which stay where
+    the rate puts them; a pause or a lost frame moves all frames that follow, too. Files of variable rate have no such
+    grid.
     """
     tolerance = max(2, step // 50)  # ticks; rates such as 24000/1001 round to neighbouring ticks
     even = np.abs(np.diff(frames) - step) <= tolerance
@@ -322,6 +340,17 @@ def _can_start(packet: Any, codec: str, extradata: bytes) -> bool:
                 slice_type, _ = _exp_golomb(bits)
                 return slice_type % 5 == 2
     return False
+
+
+def _has_long_delimiter(head: bytes, codec: str) -> bool:
+    """Whether the delimiter at the head of a packet is longer than its own bytes: it has swallowed a damaged slice.
+
+    H.264, 7.3.2.4: an access unit delimiter is a unit of 2 bytes. HEVC, 7.3.2.5: 3 bytes.
+    """
+    at = 4 if head.startswith(b"\0\0\0\1") else 3
+    unit = head[at:].split(b"\0\0\1")[0].rstrip(b"\0") if head[at - 3 : at] == b"\0\0\1" else b""
+    is_delimiter = unit and (unit[0] & 31 == 9 if codec == "h264" else unit[0] >> 1 & 63 == 35)
+    return bool(is_delimiter) and len(unit) > (2 if codec == "h264" else 3)
 
 
 def _nal_units(data: bytes, codec: str, extradata: bytes) -> Iterator[bytes]:

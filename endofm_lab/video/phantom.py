@@ -86,7 +86,7 @@ class PhantomClip(Brief):
     spec: PhantomSpec
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bubble(Brief):
     """A bubble that drifts on the lens: centre (T, 1, 1) and radius in half frame widths."""
 
