@@ -140,7 +140,8 @@ def _predict(video: Content, network: VideoModel, every_frame: bool, folder: Pat
         st.info("The prediction was cancelled. The clips that were finished are kept.")
         st.button("Go on", on_click=lambda: st.session_state.pop("cancelled prediction"), icon=":material/play_arrow:")
         st.stop()
-    with heavy("prediction", lambda: st.session_state.update({"cancelled prediction": folder.name})) as bar:
+    name = f"prediction {folder.name}"  # a page may show the predictions of two models
+    with heavy(name, lambda: st.session_state.update({"cancelled prediction": folder.name})) as bar:
         if (folder / "prediction.json").exists():  # another session had asked for the same
             return
         with closing(prediction_steps(video.path, network, every_frame=every_frame, out=folder)) as steps:

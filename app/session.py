@@ -51,7 +51,7 @@ class Session:
         view: view of the page Prediction, a video or a study.
         study: folder of a study, as typed.
         look: view of the page Attention.
-        second_model: second model for comparison on the page Attention, as typed.
+        second_model: second model for comparison on the pages Prediction and Attention, as typed.
         data_view: view of the page Data.
         own_manifests: show manifests of this machine instead of the generated sample.
         manifests: paths of these manifests as typed, one per line.

@@ -9,6 +9,7 @@ import streamlit as st
 from cache import Content
 from screens.review import REPORT_HELP, TITLE, show_review
 
+from endofm_lab.figures.study import clock
 from endofm_lab.model.card import HeadSpec, ModelCard
 from endofm_lab.prediction import VideoPrediction
 from endofm_lab.reports.video import ExplainedClip, video_report
@@ -41,21 +42,27 @@ def choose_thresholds(prediction: VideoPrediction, heads: dict[str, HeadSpec]) -
 
 
 def show_findings(
-    prediction: VideoPrediction, findings: pd.DataFrame, thresholds: Thresholds, move_to: Callable[[int], None]
+    prediction: VideoPrediction,
+    findings: pd.DataFrame,
+    thresholds: Thresholds,
+    time_s: float,
+    move_to: Callable[[int], None],
 ) -> None:
-    """Show the table of findings with the reader's decisions; choosing a finding moves the viewer to its frame."""
+    """Show the table of findings with the reader's decisions; choosing a finding moves the viewer to its frame.
+
+    ``time_s`` is the time of the frame that the viewer shows.
+    """
     st.subheader("Findings")
     folder = video_reviews(prediction.provenance["video"])
     if findings.empty and not (folder / REVIEW).exists():
         st.info("Nothing reaches the threshold. A lower threshold shows less certain findings.")
         return
-    frame = session.current().frame
-    inside = findings.index[(findings["first"] <= frame) & (frame <= findings["last"])] if frame is not None else []
+    inside = findings.index[(findings["start_s"] <= time_s) & (time_s < findings["end_s"])]
     about = (
         "stretches of the video that reach the threshold, the highest score first. Select a row to move the viewer to "
         "its frame. Every decision is stored with the content of the video, and earlier decisions are not overwritten."
     )
-    show_review(
+    chosen = show_review(
         str(folder),
         findings,
         f"{folder} {prediction.provenance['model']} {thresholds} {session.current().uncalibrated}",
@@ -63,6 +70,10 @@ def show_findings(
         at_first=int(inside[0]) if len(inside) else None,
         chosen=lambda finding: move_to(int(finding["frame"])),
     )
+    if chosen is not None and not chosen["start_s"] <= time_s < chosen["end_s"]:
+        row = st.container(horizontal=True, vertical_alignment="center")
+        row.caption(f"The viewer shows the frame at {clock(time_s)}, which is not in this finding.", width="content")
+        row.button("Show this finding", on_click=move_to, args=(int(chosen["frame"]),))
 
 
 def show_report(

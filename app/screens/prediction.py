@@ -10,6 +10,7 @@ from cache import Content
 from choose import choose_model, choose_video
 from components.viewer import viewer
 from screens.findings import choose_thresholds, show_findings, show_report
+from screens.second import show_second
 from screens.study import show_study
 from texts import plain
 
@@ -207,7 +208,7 @@ try:
         if st.button("What did the model look at in this clip?", icon=":material/visibility:"):
             session.change(start_s=float(prediction.times_s[prediction.clip_at(time_s), 0]))
             st.switch_page("screens/attention.py")
-    show_findings(prediction, findings, thresholds, move_to)
+    show_findings(prediction, findings, thresholds, time_s, move_to)
     show_report(calibrated, cache.model(chosen).card, thresholds, (video, chosen))
     if prediction.scores:
         spread = bool(prediction.score_spread)
@@ -237,6 +238,7 @@ try:
         st.caption(
             "Masks and boxes of every frame that the model saw. Click a marker to move the viewer to that frame."
         )
+    show_second(video, calibrated, thresholds, time_s, move_to)
     show_provenance(prediction)
 except errors.SHOWN as error:
     errors.show(error)

@@ -52,6 +52,27 @@ def video_findings(prediction: VideoPrediction, thresholds: Thresholds = DEFAULT
     return table
 
 
+def disagreements(first: VideoPrediction, second: VideoPrediction, thresholds: Thresholds = DEFAULT) -> pd.DataFrame:
+    """The findings of one prediction of a video during which the other has no finding of this name.
+
+    Columns: those of `video_findings`, numbered anew in order of time; only (0: of the first prediction alone, 1: of
+    the second alone) and possible (whether the other model knows a class of this name). Upper and lower case are alike.
+    """
+    predictions = (first, second)
+    tables = [video_findings(prediction, thresholds) for prediction in predictions]
+    rows = []
+    for only, (table, other, other_prediction) in enumerate(zip(tables, tables[::-1], predictions[::-1], strict=True)):
+        names = {name.casefold() for classes in other_prediction.classes.values() for name in classes}
+        for _, finding in table.iterrows():
+            equal_name = other["finding"].str.casefold() == finding["finding"].casefold()
+            overlap = (other["start_s"] < finding["end_s"]) & (other["end_s"] > finding["start_s"])
+            if not (equal_name & overlap).any():
+                rows.append({**finding, "only": only, "possible": finding["finding"].casefold() in names})
+    result = pd.DataFrame(rows, columns=["number", *COLUMNS, "only", "possible"])
+    result = result.sort_values(["start_s", "only"], kind="stable", ignore_index=True)
+    return result.assign(number=np.arange(1, len(result) + 1))
+
+
 def without_calibration(prediction: VideoPrediction, heads: Mapping[str, HeadSpec]) -> VideoPrediction:
     """The prediction as the model would have made it without the temperatures of its heads, as its card states them."""
     scores, spread = dict(prediction.scores), dict(prediction.score_spread)

@@ -11,7 +11,7 @@ from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
 from tests.app.addresses import typed_before
 from tests.app.player import told
-from tests.builders import frame_model
+from tests.builders import EVIL, frame_model
 
 APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
 
@@ -76,6 +76,18 @@ def test_choosing_a_finding_moves_the_viewer(opened):
     assert told(app)["frame"] == frame and app.query_params["frame"] == str(frame)
 
 
+def test_a_finding_that_the_viewer_does_not_show_is_shown_by_a_button_and_not_chosen_at_first(opened):
+    app = opened()
+    press(app, "Confirm")
+    again = opened()
+    assert again.selectbox(key="finding").value == 0, "the viewer opens at the decided finding, so that one is chosen"
+    again.query_params["frame"] = "0"
+    again.run()
+    assert "The viewer shows the frame at 0:00.00" in captions(again)
+    press(again, "Show this finding")
+    assert told(again)["frame"] == told(again)["findings"][1]["frame"] and "The viewer shows" not in captions(again)
+
+
 def test_a_threshold_changes_findings_masks_and_marks_and_is_in_the_address(opened):
     app = opened()
     assert told(app)["thresholds"] == {"mask": 0.5, "box": 0.3}
@@ -119,3 +131,17 @@ def test_the_spread_over_shifted_clips_stands_beside_the_scores(opened):
     for score, spread in tables[0][["score", "spread"]].itertuples(index=False):
         low, high = map(float, spread.split(" to "))
         assert low - 0.006 <= score <= high + 0.006
+
+
+def test_a_second_model_stands_beside_the_first_with_the_findings_that_only_one_has(opened, tmp_path):
+    frames = render(PhantomSpec(0, finding="polyp", n_frames=24, size_px=64)).frames
+    save_model(frame_model(frames), tmp_path / "model")
+    app = opened(sample="Polyp, advancing", second_model=typed_before(tmp_path / "model"))
+    table = app.dataframe(key="disagreements").value
+    assert set(table["finding"]) <= {"polyp", EVIL} and "polyp" in set(table["finding"])
+    assert set(table.loc[table["finding"] == "polyp", "the other model"]) == {"has no such class"}
+    both = next(table.value for table in app.dataframe if EVIL in table.value.index)
+    assert set(both.index) == {"normal", "polyp", "ulcer", "bleeding", EVIL} and both.shape[1] == 2
+    assert "timeline of the second model" in {chart.key for chart in app.get("plotly_chart")}
+    same = opened(sample="Polyp, advancing", second_model="demo")
+    assert "same findings" in same.success[0].value

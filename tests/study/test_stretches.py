@@ -14,7 +14,7 @@ from endofm_lab.model.card import HeadSpec
 from endofm_lab.predict import predict_video
 from endofm_lab.prediction import VideoPrediction
 from endofm_lab.study.review import CONFIRM, decide, read_review, video_reviews, with_decisions
-from endofm_lab.study.stretches import Thresholds, video_findings, without_calibration
+from endofm_lab.study.stretches import Thresholds, disagreements, video_findings, without_calibration
 
 POLYP = [0.1, 0.6, 0.9, 0.4, 0.0, 0.7]  # of clips that start every second and last for two
 
@@ -97,6 +97,24 @@ def test_every_finding_of_a_video_can_be_decided_on_and_the_decision_is_found_ag
         assert set(again["decided_by"]) == {"A. Reader"}
         decisions = with_decisions(video_findings(prediction, Thresholds(0.4)), read_review(folder))["decision"]
         assert set(decisions) == {CONFIRM}, "a lower threshold withdraws nothing"
+
+
+def test_models_disagree_where_only_one_has_a_finding_of_this_name(made):
+    other = np.array([0.1, 0.1, 0.8, 0.1, 0.0, 0.1], np.float32)  # of clip 2 only
+    ulcer = np.array([0.9, 0.0, 0.0, 0.0, 0.0, 0.0], np.float32)
+    second = replace(
+        made,
+        scores={"finding": np.column_stack([1 - other, other, ulcer])},
+        classes={"finding": ["normal", "Polyp", "ulcer"]},
+    )
+    table = disagreements(made, second)
+    assert table[["number", "finding", "start_s", "only", "possible"]].values.tolist() == [
+        [1, "ulcer", 0.0, 1, False],
+        [2, "polyp", 5.0, 0, True],
+    ]
+    swapped = disagreements(second, made)
+    assert swapped["only"].tolist() == [0, 1] and disagreements(made, made).empty
+    assert disagreements(made, second, Thresholds(0.95)).empty
 
 
 def test_decisions_belong_to_the_content_of_a_video(monkeypatch, tmp_path):
