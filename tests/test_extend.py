@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -119,16 +120,34 @@ def test_the_command_line_names_own_classes_and_makes_them_with_their_default_se
     assert "--own-task needs my_lab.cleanliness:Cleanliness, which is code from outside" in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_another_process_reads_goes_on_evaluates_and_reports(folder, used):
-    assert "needs my_lab.encoder:Tubelets, which is code from outside endofm_lab" in used
-    assert "mean over all patches" in used and "worst_error" in used and "not ranked" in used.lower()
+def test_the_programs_of_the_page_read_what_was_saved_once_the_package_is_allowed(folder, trained, monkeypatch, capsys):
+    monkeypatch.setattr("endofm_lab.outside._always", [])  # what a program allows for its whole process ends here
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    for name in PROGRAMS:
+        if name.startswith("use"):
+            runpy.run_path(name)
+    text = capsys.readouterr().out
+    assert "needs my_lab.encoder:Tubelets, which is code from outside endofm_lab" in text
+    assert "mean over all patches" in text and "worst_error" in text and "not ranked" in text.lower()
+    check_what_was_written(folder)
+
+
+def check_what_was_written(folder):
+    """The evaluation, the report and the model of the programs that use what was trained."""
     second, first = (json.loads((folder / f"runs/{name}/report.json").read_text()) for name in ("task-again", "task"))
     assert second["metrics"]["mean_absolute_error"] == pytest.approx(first["metrics"]["mean_absolute_error"])
     page = (folder / "runs/objective/report.html").read_text()
     assert "Terms of the loss" in page and "objective_settings.redundancy" in page
     card = json.loads((folder / "runs/objective/model/card.json").read_text())
     assert card["name"] == "barlow pre-training, 6 steps" and card["backbone"]["class"] == "my_lab.encoder:Tubelets"
+
+
+@pytest.mark.slow
+def test_another_process_reads_goes_on_evaluates_and_reports(folder, used):
+    assert "needs my_lab.encoder:Tubelets, which is code from outside endofm_lab" in used
+    assert "mean over all patches" in used and "worst_error" in used and "not ranked" in used.lower()
+    check_what_was_written(folder)
 
 
 @pytest.mark.slow
