@@ -92,11 +92,12 @@ def pretrain(
         own_objective: an objective of your own.
         own_encoder: an encoder of your own.
     """
-    if (Path(config.manifest) / "config.json").is_file():
+    is_run = (Path(config.manifest) / "config.json").is_file()
+    if is_run:
         config = replace(config, manifest=run_config(config.manifest).manifest, out=config.manifest)
     elif out is None and not dry_run:
         raise UserError("endofm-lab pretrain needs --out FOLDER (folder of the run).")
-    if preset in (None, "endo-fm") and config.initialisation == "scratch":
+    if preset in (None, "endo-fm") and config.initialisation == "scratch" and not (is_run or own_encoder):
         output.say(f"Note: {FROM_SCRATCH}")
     if own_encoder is not None and (size is not None or config.initialisation != "scratch" or config.image_model):
         raise UserError("--own-encoder has its own size and weights. Leave out --start, --size and --image-model.")
@@ -114,7 +115,7 @@ def run(
 
     A run that is continued has the objective and the start that it was begun with, unless others are given.
     """
-    main, out = processes().is_main_process, Path(config.out)
+    main, out, has_result = processes().is_main_process, Path(config.out), True
     bar = tqdm(unit="step", disable=not (main and output.progress), mininterval=2)
     try:
         parts = handed_over(out) if (out / "config.json").is_file() else (None, None)
@@ -129,9 +130,12 @@ def run(
                     bar.write(computed_on(description.get("provenance", {})))
             bar.update(record["step"] + 1 - bar.n)
             bar.set_postfix({"loss": f"{record['loss']:.3f}", "health": record["health"]}, refresh=False)
+    except UserError:
+        has_result = bar.total is not None  # a run that made some steps is reported, as after Ctrl-C
+        raise
     finally:
         bar.close()
-        if main and read_log(out / LOG):
+        if main and has_result and read_log(out / LOG):
             output.say(f"Report: {report_run(out)}", f"Health: {health_of(out)}")
             if len(table := probe_table(out)):
                 output.say(f"Probe (balanced accuracy, 95 % interval over units):\n{table.to_string(index=False)}")

@@ -47,6 +47,7 @@ from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import InputSpec
 
 CONFIG, MODEL, PROBE = "config.json", "model", "probe.json"
+_NO_HASHES = (PROCESS, OUTPUT, "report.html", "report.json")  # written again after the run has ended
 START = "start"  # folder of the backbone that was given as an object
 _FEATURES_EVERY = 10  # steps between measurements of the features' spread and rank
 
@@ -225,7 +226,7 @@ class _Pretraining:
             "initialisation": {"words": "Not known yet: the network is being built."},
         }
         with claim(
-            out, request_there or request, kind, record=CONFIG, about=description, allowed_files=(PROCESS, OUTPUT),
+            out, request_there or request, kind, record=CONFIG, about=description, allowed_files=_NO_HASHES,
             completed=_completed,
         ):  # fmt: skip
             if request_there is not None:

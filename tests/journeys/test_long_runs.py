@@ -25,7 +25,12 @@ def test_changed_settings_are_refused_by_name_and_the_model_goes_on_in_a_run_of_
     ):
         capsys.readouterr()
         assert main([*line, *changed]) == 2
-        assert sentence in capsys.readouterr().err
+        printed = capsys.readouterr()
+        assert sentence in printed.err and "Report: " not in printed.out
+    assert main(["pretrain", first, "--steps", "8"]) == 2
+    printed = capsys.readouterr()
+    assert "config.steps is 4 there, 8 here. It cannot be extended, because the momentum" in printed.err
+    assert "published recipe" not in printed.out and main(["check", first]) == 0
     assert read_log(tmp_path / "first" / "log.jsonl") == before
     assert main(line) == 0 and read_log(tmp_path / "first" / "log.jsonl") == before
     longer = [*SETTINGS, "--steps", "4", "--start", f"{first}/model"]

@@ -29,6 +29,7 @@ def test_an_extended_run_has_the_numbers_of_a_run_of_that_length(manifest, tmp_p
     whole = list(pretrain(constant(manifest, tmp_path / "whole", steps=7)))
     config = constant(manifest, tmp_path / "run", steps=4)
     first = list(pretrain(config))
+    report_run(config.out)
     added = list(pretrain(replace(config, steps=7)))
     assert [record["step"] for record in added] == [4, 5, 6]
     assert losses(first + added) == losses(whole)
@@ -41,6 +42,7 @@ def test_an_extended_run_has_the_numbers_of_a_run_of_that_length(manifest, tmp_p
     (extension,) = described["extensions"]
     assert extension["words"].startswith("Extended from 4 to 7 steps when 4 were done") and extension["provenance"]
     assert "Extended from 4 to 7 steps" in report_run(config.out).read_text()
+    assert check_folder(config.out).whole, "a report that is written again is no damage"
     assert list(pretrain(replace(config, steps=7))) == []
     with pytest.raises(UserError, match=r"config\.steps is 7 there, 4 here"):
         next(pretrain(config))
