@@ -46,6 +46,7 @@ class Session:
         threshold: lowest score of a finding, and of a pixel in a mask.
         box_threshold: lowest score of a box.
         uncalibrated: show the scores of the page Prediction without their calibration.
+        unfamiliar: show masks and boxes also where the video looks unlike what the model learned.
         store: folder of an embedding store, as typed.
         runs: folder with finished runs, as typed.
         view: view of the page Prediction, a video or a study.
@@ -68,6 +69,7 @@ class Session:
     threshold: float = DEFAULT.score
     box_threshold: float = DEFAULT.box
     uncalibrated: bool = False
+    unfamiliar: bool = False
     store: str = ""
     runs: str = ""
     view: str = VIEWS["view"][0]
@@ -206,6 +208,6 @@ def value_of(name: str, text: str) -> Any:
             return int(text)
         case "threshold" | "box_threshold" if re.fullmatch(r"0\.[0-9]{1,2}", text) and float(text) > 0:
             return float(text)
-        case "every_frame" | "own_manifests" | "uncalibrated" if text == "yes":
+        case "every_frame" | "own_manifests" | "uncalibrated" | "unfamiliar" if text == "yes":
             return True
     raise ValueError(f"The address of this page has {text[:80]!r} for {name}, which is not possible. It was left out.")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from endofm_lab import __version__
 from endofm_lab.errors import UserError
+from endofm_lab.familiarity.quality import FAULTS, faults_of
 from endofm_lab.files import fingerprint_of, sha256_of
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import claim
@@ -23,14 +24,15 @@ from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.precision import Precision, dtype_of
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
-from endofm_lab.parts import PredictionPart, joined_parts
-from endofm_lab.prediction import VideoPrediction, assemble, load_prediction
+from endofm_lab.parts import PredictionPart, assemble, joined_parts
+from endofm_lab.prediction import VideoPrediction, load_prediction
 from endofm_lab.video.clips import sliding_clips
 from endofm_lab.video.reader import VideoReader, open_video
 from endofm_lab.video.transforms import to_input
 
 T = TypeVar("T")
 
+QUALITY = "picture quality"  # among the outputs for frames, beside those of heads, whose names have no spaces
 PART_BATCHES = 16  # batches per part on disk; a kill loses at most the work on this many batches
 
 
@@ -65,6 +67,9 @@ def predict_video(
     progress: bool = True,
 ) -> VideoPrediction:
     """Scores for sliding clips over a whole video, and masks and boxes for the frames in them.
+
+    If the model has statistics of its training features, each clip also gets its distance from them, and clips beyond
+    the limit are marked as unlike what the model learned (`VideoPrediction.familiar`).
 
     Each frame is decoded once, and the memory for decoding and inference does not grow with the video. A frame that
     several clips show gets the mean of their mask probabilities and of their raw box outputs. Clip length and frame
@@ -214,35 +219,45 @@ def _run(
     first_frames = [int(clip.indices.min()) for clip in reversed(clips)]
     oldest = [*np.minimum.accumulate(first_frames)[::-1].tolist(), reader.info.n_frames]
     buffer: dict[int, Tensor] = {}  # index -> (3, S, S)
+    faults: dict[int, np.ndarray] = {}  # index -> (4,)
     for start in range(first, len(clips), PART_BATCHES * batch_clips):
         stop = min(start + PART_BATCHES * batch_clips, len(clips))
         scores: dict[str, list[np.ndarray]] = {}
+        distances: list[np.ndarray] = []
         finished: list[tuple[int, dict[str, np.ndarray]]] = []
         for first_clip in range(start, stop, batch_clips):
             planned = clips[first_clip : min(first_clip + batch_clips, stop)]
             batch = [clip.indices for clip in planned]
             while any(int(i) not in buffer for indices in batch for i in indices):
-                index, frame = next(stream)
+                index, frame, faults[index] = next(stream)
                 buffer[index] = frame
             x = torch.stack([torch.stack([buffer[int(i)] for i in indices], dim=1) for indices in batch])
             clip_names = [f"the clip at {clip.start_s:.2f} s" for clip in planned]
-            outputs = {name: values.numpy() for name, values in model.predict(x, clip_names).items()}
+            answers, features = model.answer(x, clip_names)
+            if model.familiarity is not None:
+                distances.append(model.familiarity.distances(features))
+            outputs = {name: values.numpy() for name, values in answers.items()}
             per_frame = [name for name in outputs if model.card.heads[name].answer != "clip"]
             for name in (name for name in outputs if name not in per_frame):  # in the model's order
                 scores.setdefault(name, []).append(outputs[name])
-            dense.add(batch, {name: outputs[name] for name in per_frame})
+            quality = np.stack([np.stack([faults[int(i)] for i in indices], axis=1) for indices in batch])
+            dense.add(batch, {name: outputs[name] for name in per_frame} | {QUALITY: quality})
             horizon = oldest[min(first_clip + batch_clips, len(clips))]
             buffer = {index: frame for index, frame in buffer.items() if index >= horizon}
+            faults = {index: values for index, values in faults.items() if index >= horizon}
             finished += dense.release(horizon)
-        yield _part(model, start, stop, {k: np.concatenate(v) for k, v in scores.items()}, finished, dense)
+        joined = {name: np.concatenate(values) for name, values in scores.items()}
+        yield _part(model, start, stop, joined, np.concatenate([np.empty(0), *distances]), finished, dense)
 
 
-def _needed_frames(model: VideoModel, reader: VideoReader, clips: list[PlannedClip]) -> Iterator[tuple[int, Tensor]]:
-    """(index, float32 (3, S, S)) of every frame that a clip shows, in order; each frame is decoded once."""
+def _needed_frames(
+    model: VideoModel, reader: VideoReader, clips: list[PlannedClip]
+) -> Iterator[tuple[int, Tensor, np.ndarray]]:
+    """(index, float32 (3, S, S), faults (4,)) of every frame that a clip shows, in order; each is decoded once."""
     needed = set(np.concatenate([clip.indices for clip in clips]).tolist())
     for index, frame in reader.stream(start=min(needed), stop=max(needed) + 1):
         if index in needed:
-            yield index, to_input(frame[None], model.card.input)[0, :, 0]
+            yield index, to_input(frame[None], model.card.input)[0, :, 0], faults_of(frame)
 
 
 class _DenseSums:
@@ -284,12 +299,14 @@ def _part(
     start: int,
     stop: int,
     scores: dict[str, np.ndarray],
+    distance: np.ndarray,
     finished: list[tuple[int, dict[str, np.ndarray]]],
     dense: _DenseSums,
 ) -> PredictionPart:
     """Pack the finished frames (masks as uint8, boxes decoded) and the sums that later clips still need."""
     maps: dict[str, list[np.ndarray]] = {}
     boxes: dict[str, list[np.ndarray]] = {}
+    quality = np.stack([outputs.pop(QUALITY) for _, outputs in finished]) if finished else np.empty((0, len(FAULTS)))
     for frame, outputs in finished:
         for name, values in outputs.items():
             if model.card.heads[name].answer == "map":
@@ -304,9 +321,11 @@ def _part(
         start_clip=start,
         stop_clip=stop,
         scores=scores,
+        distance=distance,
         frames=np.array([frame for frame, _ in finished], dtype=np.int64),
         maps={name: np.stack(values) for name, values in maps.items()},
         boxes={name: np.concatenate(rows) for name, rows in boxes.items()},
+        quality=quality.astype(np.float32),
         carry={name: np.stack([dense.sums[frame][name] for frame in waiting]) for name in names},
         carry_frames=np.array(waiting, dtype=np.int64),
         carry_counts=np.array([dense.counts[frame] for frame in waiting], dtype=np.int64),

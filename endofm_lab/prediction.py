@@ -1,7 +1,6 @@
 """A prediction, in memory and on disk."""
 
-import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -16,11 +15,13 @@ from PIL import Image
 from endofm_lab import NOTICE
 from endofm_lab.brief import Brief, html_of
 from endofm_lab.errors import UserError
+from endofm_lab.familiarity.clips import summary_of, text_of, unfamiliar_frames
+from endofm_lab.familiarity.quality import FAULTS, fault_counts, fault_text
 from endofm_lab.files import atomic_path, read_object, read_parquet, reading, write_json, write_parquet
 from endofm_lab.folders.hashes import HASHES, refuse_changed
-from endofm_lab.parts import BOX_COLUMNS, PredictionPart, box_table
 from endofm_lab.video.reader import VideoInfo
 
+BOX_COLUMNS = ["frame", "time_s", "head", "label", "score", "x1", "y1", "x2", "y2"]
 BOUNDS = ("lowest", "highest")  # of a score over a clip and the clips up to the next one
 NORMAL = frozenset({"normal", "normal clean mucosa", "background"})  # classes that do not count as findings
 
@@ -41,6 +42,10 @@ class VideoPrediction(Brief):
         provenance: fingerprints of video and model, options, initialisation, versions.
         score_spread: classification head -> (N, K, 2) float32, the lowest and the highest score over each clip and the
             clips between it and the next one; empty if no clips in between were run.
+        distance: (N,) float64, how far each clip is from what the model learned; beyond 1, it is unlike that. None if
+            the model has no statistics of its training features (see `endofm_lab.familiarity`).
+        quality: (M, 4) float32 in 0..1, the probability of each of `familiarity.quality.FAULTS` in each frame; None for
+            a prediction that an older version saved.
     """
 
     times_s: np.ndarray
@@ -53,6 +58,8 @@ class VideoPrediction(Brief):
     video: VideoInfo
     provenance: dict[str, Any] = field(default_factory=dict)
     score_spread: dict[str, np.ndarray] = field(default_factory=dict)
+    distance: np.ndarray | None = None
+    quality: np.ndarray | None = None
 
     def _repr_html_(self) -> str:
         return html_of(self, self.table())
@@ -71,8 +78,34 @@ class VideoPrediction(Brief):
         """The names of the box heads, also of those that found no box."""
         return [head for head in self.classes if head not in self.scores and head not in self.maps]
 
+    @property
+    def familiar(self) -> np.ndarray | None:
+        """(N,) bool, whether each clip looks like what the model learned; None if that is unknown."""
+        return None if self.distance is None else self.distance <= 1
+
+    def unfamiliar_frames(self) -> np.ndarray:
+        """(M,) bool, frames whose clips look unlike what the model learned; all False if that is unknown."""
+        return unfamiliar_frames(self.distance, self.times_s, self.frame_times_s)
+
+    def unfamiliar_stretches(self) -> list[tuple[int, int]]:
+        """First and last row of ``frames`` of every stretch that looks unlike what the model learned."""
+        marked = np.concatenate([[False], self.unfamiliar_frames(), [False]])
+        changes = np.flatnonzero(marked[1:] != marked[:-1])
+        return [(int(first), int(after) - 1) for first, after in changes.reshape(-1, 2)]
+
+    def quality_text(self) -> str:
+        """A sentence on how many frames are blurred, dark, covered by foam or out of the body."""
+        return fault_text(self.quality)
+
+    def familiarity_text(self) -> str:
+        """A sentence on how many clips look unlike what the model learned."""
+        return text_of(self.distance)
+
     def table(self) -> pd.DataFrame:
-        """One row per clip: clip, start_s, end_s, one column ``head.class`` per score, and the bounds of its spread."""
+        """One row per clip: clip, start_s, end_s, one column ``head.class`` per score, and the bounds of its spread.
+
+        If familiarity is known, also the distance of the clip, and whether the clip is familiar.
+        """
         columns: dict[str, Any] = {"clip": np.arange(len(self.times_s))}
         columns["start_s"], columns["end_s"] = self.times_s.T
         for head, values in self.scores.items():
@@ -80,6 +113,8 @@ class VideoPrediction(Brief):
         for head, values in self.score_spread.items():
             for k, name in enumerate(self.classes[head]):
                 columns |= {f"{bound} {head}.{name}": values[:, k, index] for index, bound in enumerate(BOUNDS)}
+        if self.distance is not None:
+            columns |= {"distance": self.distance, "familiar": self.familiar}
         return pd.DataFrame(columns)
 
     def clip_at(self, time_s: float) -> int:
@@ -97,8 +132,9 @@ class VideoPrediction(Brief):
     def telling_frames(self, n: int) -> list[int]:
         """At most ``n`` frames, each with the most evidence in its clip.
 
-        The clips are those with the highest scores for a finding that do not overlap, best first. If no head
-        distinguishes findings from normal, the whole video is searched for one frame.
+        The clips are those with the highest scores for a finding that do not overlap, best first, those that look
+        unlike what the model learned last. If no head distinguishes findings from normal, the whole video is searched
+        for one frame.
         """
         scores = {head: values for head, values in self.scores.items() if NORMAL & set(self.classes[head])}
         if not scores:
@@ -108,7 +144,8 @@ class VideoPrediction(Brief):
             for head, values in scores.items()
         ]
         chosen: list[np.ndarray] = []
-        for start_s, end_s in self.times_s[np.argsort(-np.max(of_finding, axis=0), kind="stable")]:
+        strange = np.zeros(len(self.times_s)) if self.distance is None else self.distance > 1
+        for start_s, end_s in self.times_s[np.lexsort((-np.max(of_finding, axis=0), strange))]:
             if len(chosen) < n and all(end_s <= span[0] or start_s >= span[1] for span in chosen):
                 chosen.append(np.array([start_s, end_s]))
         return list(dict.fromkeys(self.most_evidence(*span) for span in chosen))
@@ -153,11 +190,18 @@ class VideoPrediction(Brief):
         rows = self.boxes_xyxy["frame"] == frame
         return self.boxes_xyxy[rows if head is None else rows & (self.boxes_xyxy["head"] == head)]
 
-    def overlay(self, frame: int, heads: Collection[str] | None = None) -> tuple[np.ndarray | None, pd.DataFrame]:
+    def overlay(
+        self, frame: int, heads: Collection[str] | None = None, unfamiliar: bool = False
+    ) -> tuple[np.ndarray | None, pd.DataFrame]:
         """The union of the heads' masks on a frame, bool (H, W) or None, and the heads' boxes, for drawing.
 
-        ``heads`` None stands for all heads.
+        Args:
+            frame: a frame in a clip.
+            heads: the heads to draw; None stands for all heads.
+            unfamiliar: also draw on a frame that looks unlike what the model learned.
         """
+        if not unfamiliar and frame in self.frames[self.unfamiliar_frames()]:
+            return None, self.boxes_xyxy[:0]
         mask_heads = [head for head in self.maps if heads is None or head in heads]
         masks = [self.mask(frame, head=head).any(axis=0) for head in mask_heads]
         mask = np.any(masks, axis=0) if masks else None
@@ -175,7 +219,7 @@ class VideoPrediction(Brief):
         return head
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``clips.parquet``, ``boxes.parquet``, ``masks.npy``, ``masks/<frame>.png`` (1-bit) and, last, JSON.
+        """Write ``clips``, ``boxes`` and ``quality.parquet``, ``masks.npy``, ``masks/<frame>.png`` and, last, JSON.
 
         With several mask heads, each has a ``masks_<head>.npy`` and a ``masks_<head>/``. ``prediction.json`` is written
         last, so a folder that contains it is complete. `load_prediction` reads it back.
@@ -185,6 +229,9 @@ class VideoPrediction(Brief):
         (folder / HASHES).unlink(missing_ok=True)
         write_parquet(folder / "clips.parquet", self.table())
         write_parquet(folder / "boxes.parquet", self.boxes_xyxy)
+        if self.quality is not None:
+            columns = dict(zip(FAULTS, self.quality.T, strict=True))
+            write_parquet(folder / "quality.parquet", pd.DataFrame({"frame": self.frames, **columns}))
         for head, values in self.maps.items():
             stem = _stem(head, len(self.maps))
             if not isinstance(values, np.memmap):
@@ -207,6 +254,8 @@ class VideoPrediction(Brief):
                 "maps": list(self.maps),
                 "frames": self.frames.tolist(),
                 "frame_times_s": self.frame_times_s.tolist(),
+                "familiarity": summary_of(self.distance, len(self.times_s)),
+                "quality": fault_counts(self.quality),
                 "provenance": self.provenance,
             },
         )
@@ -228,7 +277,14 @@ def load_prediction(folder: str | Path) -> VideoPrediction:
         raise UserError(
             f"{folder} holds no finished prediction. Run `endofm-lab predict VIDEO --out {folder}` to complete it."
         )
-    refuse_changed(folder, "prediction.json", "clips.parquet", "boxes.parquet", *_names(folder, "masks*.npy"))
+    refuse_changed(
+        folder,
+        "prediction.json",
+        "clips.parquet",
+        "boxes.parquet",
+        *_names(folder, "masks*.npy"),
+        *_names(folder, "quality.parquet"),
+    )
     description = read_object(folder / "prediction.json", _FIELDS, _REMEDY)
     with reading(folder, _REMEDY):
         prediction = _stored(folder, description)
@@ -269,7 +325,14 @@ def _stored(folder: Path, description: dict[str, Any]) -> VideoPrediction:
         ),
         provenance=description["provenance"],
         score_spread=spread,
+        distance=table["distance"].to_numpy(np.float64) if "distance" in table else None,
+        quality=_stored_quality(folder / "quality.parquet"),
     )
+
+
+def _stored_quality(path: Path) -> np.ndarray | None:
+    """The faults of frames in a folder; None for a prediction of an older version."""
+    return read_parquet(path)[list(FAULTS)].to_numpy(np.float32) if path.is_file() else None
 
 
 def _check_sizes(prediction: VideoPrediction) -> None:
@@ -277,6 +340,12 @@ def _check_sizes(prediction: VideoPrediction) -> None:
     N, M = len(prediction.times_s), len(prediction.frames)
     if not N or not np.isfinite(prediction.times_s).all():
         raise ValueError("the clips have no times")
+    if prediction.quality is not None and (
+        prediction.quality.shape[0] != M or not np.isfinite(prediction.quality).all()
+    ):
+        raise ValueError("the faults of the frames hold NaN or are not one per frame")
+    if prediction.distance is not None and not (prediction.distance >= 0).all():
+        raise ValueError("the distances of the clips hold NaN or negative numbers")
     for head, scores in prediction.scores.items():
         if not np.isfinite(scores).all():
             raise ValueError(f"the scores of {head} hold NaN")
@@ -328,73 +397,3 @@ def _stored_maps(folder: Path, description: dict[str, Any]) -> dict[str, np.ndar
     if len(masks) != len(description["frames"]) or not fitting:
         raise UserError(f"{folder} was written by an older version that mixed masks of several heads. Predict again.")
     return {"mask" if "mask" in fitting else fitting[0]: masks}
-
-
-def assemble(
-    parts: Iterable[PredictionPart | Path],
-    times_s: np.ndarray,
-    grid_clip: np.ndarray,
-    between: np.ndarray,
-    frame_times_s: np.ndarray,
-    video: VideoInfo,
-    classes: dict[str, list[str]],
-    provenance: dict[str, Any],
-    folder: Path | None,
-) -> VideoPrediction:
-    """Join the parts of a finished run; with a folder, save the result there and remove the parts.
-
-    Args:
-        parts: the parts or their files, in order.
-        times_s: (n, 2) start and end of every clip that was run.
-        grid_clip: int (n,), the clip of the prediction that each of these clips belongs to.
-        between: bool (n,), true for clips that were run for their masks and boxes only.
-        frame_times_s: the times of all frames of the video.
-        video: facts about the video.
-        classes: head -> its class names.
-        provenance: entries of the result's provenance.
-        folder: where to save the result; None keeps it in memory.
-
-    Raises:
-        UserError: a part is missing.
-    """
-    scores: dict[str, list[np.ndarray]] = {}
-    maps: dict[str, list[np.ndarray]] = {}
-    boxes: dict[str, list[np.ndarray]] = {}
-    frames, clip = [], 0
-    for part in parts:
-        part = PredictionPart.read(part) if isinstance(part, Path) else part
-        if part.start_clip != clip:
-            raise UserError(f"The part with clip {clip} is missing. Predict again to compute the missing clips.")
-        clip = part.stop_clip
-        for into, of_part in ((scores, part.scores), (maps, part.maps), (boxes, part.boxes)):
-            for head, values in of_part.items():
-                into.setdefault(head, []).append(values)
-        frames.append(part.frames)
-    if clip != len(times_s):
-        raise UserError(f"{clip} of {len(times_s)} clips were predicted. Predict again to compute the missing clips.")
-    index = np.concatenate(frames)
-    prediction = VideoPrediction(
-        times_s=times_s[~between],
-        scores={head: np.concatenate(values)[~between] for head, values in scores.items()},
-        classes=classes,
-        frames=index,
-        frame_times_s=frame_times_s[index],
-        maps={head: np.concatenate(values) for head, values in maps.items()},
-        boxes_xyxy=box_table({head: np.concatenate(v) for head, v in boxes.items()}, classes, frame_times_s, video),
-        video=video,
-        provenance=provenance,
-        score_spread={h: _spread(np.concatenate(v), grid_clip) for h, v in scores.items() if between.any()},
-    )
-    if folder is not None:
-        prediction.save(folder)
-        shutil.rmtree(folder / "parts")
-    return prediction
-
-
-def _spread(scores: np.ndarray, grid_clip: np.ndarray) -> np.ndarray:
-    """(N, K, 2): lowest and highest score over the clips that belong to each clip of the grid; scores (n, K)."""
-    low = np.full((grid_clip.max() + 1, scores.shape[1]), np.inf, dtype=np.float32)
-    high = -low
-    np.minimum.at(low, grid_clip, scores)
-    np.maximum.at(high, grid_clip, scores)
-    return np.stack([low, high], axis=-1)

@@ -240,6 +240,7 @@ def test_a_saved_prediction_reads_back_the_same(video, model, tmp_path):
         "masks",
         "masks.npy",
         "prediction.json",
+        "quality.parquet",
     ]
     with open_video(tmp_path / "p" / "masks") as reader:
         assert reader.info.n_frames == len(kept.frames)

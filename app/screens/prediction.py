@@ -31,6 +31,12 @@ MASKS_HELP = (
 )
 
 
+UNFAMILIAR_HELP = (
+    "Stretches that look unlike what the model learned have no masks and no boxes, because there they mean nothing. "
+    "They are grey in the timelines."
+)
+
+
 def move_to(frame: int) -> None:
     """Show another frame from the next rerun on."""
     session.change(frame=frame)
@@ -70,7 +76,8 @@ def show_viewer(
     times = cache.frame_times(video)
     chosen = session.current().frame
     index = prediction.opening_frame() if chosen is None else min(chosen, last)
-    viewer.show(video, about, prediction, index, findings, thresholds, move_to)
+    unfamiliar = session.current().unfamiliar
+    viewer.show(video, about, prediction, index, findings, thresholds, move_to, unfamiliar)
     label = "Generated picture · " if prediction.video.generated else ""
     nearest = prediction.seen_frame(index)
     exact = "" if nearest == index else f" · mask and boxes of frame {nearest}, the nearest that the model saw"
@@ -80,11 +87,41 @@ def show_viewer(
     return index
 
 
+def show_familiarity(prediction: VideoPrediction, generated: bool) -> None:
+    """Say above the viewer whether the clips look like what the model learned."""
+    trained_on_phantom = bool(prediction.provenance["training_data"].get("generated"))
+    if prediction.distance is not None and not prediction.familiar.all():
+        sentence = prediction.familiarity_text()
+        if trained_on_phantom and not generated:
+            sentence += " It was trained on generated video only."
+        st.warning(sentence, icon=":material/help:")
+    elif trained_on_phantom and not generated:
+        st.warning("This model was trained on generated video only. On a real video its scores mean nothing.")
+    elif prediction.distance is None:
+        st.caption(prediction.familiarity_text())
+    if prediction.quality is not None and (prediction.quality >= 0.5).any():
+        st.caption(prediction.quality_text())
+
+
+def show_familiarity_of_clip(prediction: VideoPrediction, clip: int) -> None:
+    """Say beside the scores of a clip how far it is from what the model learned."""
+    if prediction.distance is None:
+        return
+    distance = prediction.distance[clip]
+    words = "unlike what the model learned" if distance > 1 else "familiar to the model"
+    st.badge(
+        f"{words} (distance {distance:.2f}, limit 1)",
+        icon=":material/help:" if distance > 1 else ":material/check:",
+        color="gray" if distance > 1 else "green",
+    )
+
+
 def show_scores(prediction: VideoPrediction, heads: dict[str, HeadSpec], time_s: float) -> None:
     """Show the scores of the clip at ``time_s`` with their spread, and whether they are calibrated."""
     clip = prediction.clip_at(time_s)
     start, end = prediction.times_s[clip]
     st.subheader(f"Clip {clip}: {start:.2f} s to {end:.2f} s")
+    show_familiarity_of_clip(prediction, clip)
     for head, values in prediction.scores.items():
         table = pd.DataFrame({"class": prediction.classes[head], "score": values[clip]})
         if head in prediction.score_spread:
@@ -183,6 +220,7 @@ every_frame = st.sidebar.toggle(
     help=MASKS_HELP,
     **session.field("every_frame"),
 )
+st.sidebar.toggle("Masks and boxes in unfamiliar clips", help=UNFAMILIAR_HELP, **session.field("unfamiliar"))
 if video is None:
     st.info("Choose a video in the sidebar: a generated sample, a file or folder on this machine, or an upload.")
     st.stop()
@@ -193,11 +231,10 @@ try:
         heads = cache.model(chosen).card.heads
     calibrated = prediction
     prediction, thresholds = choose_thresholds(calibrated, heads)
-    findings = video_findings(prediction, thresholds)
+    findings = video_findings(prediction, thresholds, session.current().unfamiliar)
     if generated:
         st.caption("The video below is **generated**. It shows no patient.")
-    elif prediction.provenance["training_data"].get("generated"):
-        st.warning("This model was trained on generated video only. On a real video its scores mean nothing.")
+    show_familiarity(prediction, generated)
     row = st.container(horizontal=True, gap="medium")  # on narrow screens the columns are below each other
     left, right = row.container(width="stretch"), row.container(width=360)
     with left:
@@ -228,7 +265,7 @@ try:
         show_phases(prediction)
     if any(head.answer != "clip" for head in heads.values()):
         st.plotly_chart(
-            frame_timeline(prediction, time_s),
+            frame_timeline(prediction, time_s, session.current().unfamiliar),
             width="stretch",
             key="frames",
             on_select=follow_frame,

@@ -1,4 +1,4 @@
-"""Commands for the demo: `endofm-lab demo show`, `train` and `evaluate`."""
+"""Commands for the demo: `endofm-lab demo show`, `train`, `familiarity` and `evaluate`."""
 
 import shutil
 import subprocess
@@ -18,6 +18,7 @@ from endofm_lab.demo.config import DemoConfig
 from endofm_lab.demo.evaluation import evaluate_demo
 from endofm_lab.demo.model import build_demo_model, carded
 from endofm_lab.demo.training import train_demo
+from endofm_lab.explain.familiarity import fit_familiarity
 from endofm_lab.figures.prediction import frame_figure, timeline
 from endofm_lab.metrics.intervals import Interval
 from endofm_lab.model.loading.load import load_model, save_model
@@ -60,7 +61,8 @@ def _write_demo_report(prediction: VideoPrediction, path: Path, title: str) -> P
     ]
     origin = prediction.provenance
     caption = f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}"
-    sections = [("Scores over time", [caption, timeline(prediction)]), ("Frames", figures)]
+    notes = [prediction.familiarity_text(), prediction.quality_text()]
+    sections = [("Scores over time", [caption, *notes, timeline(prediction)]), ("Frames", figures)]
     return write_report(path, title, sections, origin)
 
 
@@ -113,8 +115,36 @@ def train(
     stored = load_model(out)  # the metrics must be those of the stored weights, which are rounded to half precision
     _numbers(stored, manifest, "val", output)
     numbers = _numbers(stored, manifest, "test", output)
-    save_model(carded(stored, manifest, config, numbers).half(), out)
+    finished = carded(stored, manifest, config, numbers)
+    finished.familiarity = fit_familiarity(stored, manifest, seed=seed)
+    output.say(finished.familiarity.words)
+    save_model(finished.half(), out)
     output.result({"out": out, "test": {name: vars(interval) for name, interval in numbers.items()}})
+    output.written(out)
+
+
+@command()
+def familiarity(
+    output: Output,
+    model: str = "demo",
+    out: Path = Path("outputs/demo_model"),
+    data: Path = Path("outputs/phantom"),
+    seed: int = 0,
+) -> None:
+    """Measure the features of the demo model's training clips, and write the model with these statistics.
+
+    Weights and numbers of the model stay as they are. `demo train` does the same at its end.
+
+    Args:
+        data: folder of the phantom data set with the preset demo; it is generated if it does not exist.
+        seed: seed of the phantom.
+    """
+    manifest = read_manifest(write_phantom(data, preset="demo", seed=seed, progress=output.progress))
+    network = load_model(model)
+    network.familiarity = fit_familiarity(network, manifest, seed=seed)
+    save_model(network.half(), out)
+    output.say(network.familiarity.words)
+    output.result({"out": out, "limit": network.familiarity.limit, **network.familiarity.about})
     output.written(out)
 
 
@@ -140,4 +170,4 @@ def _numbers(model: VideoModel, manifest: Manifest, split: str, output: Output) 
     return numbers
 
 
-DEMO = {"show": show, "train": train, "evaluate": evaluate}
+DEMO = {"show": show, "train": train, "familiarity": familiarity, "evaluate": evaluate}

@@ -15,6 +15,8 @@ from endofm_lab.data.units import units
 from endofm_lab.errors import UserError
 from endofm_lab.explain import embeddings
 from endofm_lab.explain.atlas import fit_pca, neighbour_purity, shortcut_test
+from endofm_lab.familiarity.clips import summary_of
+from endofm_lab.familiarity.quality import fault_counts
 from endofm_lab.figures.export import FigureFormat, export_all
 from endofm_lab.figures.study import study_timeline
 from endofm_lab.model.loading.load import inspect_checkpoint, load_model
@@ -55,8 +57,8 @@ def predict(
 ) -> None:
     """Predict scores for clips that slide over whole videos, and masks and boxes for the frames of these clips.
 
-    The folder contains clips.parquet, boxes.parquet, masks/ and prediction.json; for several videos it contains one
-    such folder per video.
+    The folder contains clips.parquet, boxes.parquet, quality.parquet, masks/ and prediction.json; for several videos
+    it contains one such folder per video.
 
     Args:
         videos: video files, images, folders of frames, folders of videos, or manifests.
@@ -73,7 +75,14 @@ def predict(
     summary = []
     for video, name in zip(paths, names, strict=True):
         prediction = predict_video(video, **settings, out=out / name, progress=output.progress)
-        summary.append({"out": out / name, "clips": prediction.table().to_dict("records")})
+        summary.append(
+            {
+                "out": out / name,
+                "familiarity": summary_of(prediction.distance, len(prediction.times_s)),
+                "quality": fault_counts(prediction.quality),
+                "clips": prediction.table().to_dict("records"),
+            }
+        )
         if report is not None and card is not None:
             path = report / f"{name}.html" if several else report
             summary[-1]["report"] = write_video_report(prediction, card, path, title)
@@ -120,6 +129,8 @@ def _prediction_text(prediction: VideoPrediction) -> list[str]:
     return [
         table.to_string(index=False, float_format=lambda value: f"{value:.3f}", max_rows=24),
         f"\n{', '.join([_counted(len(table), 'clip'), *heads])}.",
+        prediction.familiarity_text(),
+        prediction.quality_text(),
     ]
 
 

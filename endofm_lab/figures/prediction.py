@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from endofm_lab.figures.style import MASK_RGB, color_of, tidy
+from endofm_lab.figures.style import MASK_RGB, UNFAMILIAR, color_of, tidy
 from endofm_lab.prediction import NORMAL, VideoPrediction
 
 
@@ -17,7 +17,8 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None, threshold
     """One row per classification head: a marker per clip and class at the clip's middle, and a line at ``time_s``.
 
     A band shows `VideoPrediction.score_spread` if clips in between were run. A line marks the ``threshold`` in heads
-    that distinguish findings from normal.
+    that distinguish findings from normal. Stretches that look unlike what the model learned are grey, and the markers
+    of such clips are hollow.
     Markers can be clicked: their ``customdata`` is the clip's number and its start and end in seconds.
     """
     heads = list(prediction.scores)
@@ -26,6 +27,9 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None, threshold
     )
     middle = prediction.times_s.mean(axis=1)
     clips = np.column_stack([np.arange(len(middle)), prediction.times_s])
+    symbols = (
+        "circle" if prediction.familiar is None else np.where(prediction.familiar, "circle", "circle-open").tolist()
+    )
     for row, head in enumerate(heads, start=1):
         for k, name in enumerate(prediction.classes[head]):
             group = {"legendgroup": f"{head} {name}"}  # a click in the legend hides a line together with its band
@@ -41,7 +45,7 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None, threshold
                     legendgrouptitle_text=head if k == 0 else None,
                     **group,
                     line={"color": color_of(name, k), "width": 2},
-                    marker={"size": 8},
+                    marker={"size": 8, "symbol": symbols},
                     customdata=clips.tolist(),  # as lists: Plotly returns rows of arrays as dicts
                     hovertemplate="%{fullData.name}: %{y:.3f}<br>clip %{customdata[0]}: "
                     "%{customdata[1]:.2f} s to %{customdata[2]:.2f} s<extra></extra>",
@@ -52,6 +56,7 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None, threshold
         figure.update_yaxes(range=[-0.04, 1.04], title_text="score", row=row, col=1)
         if threshold is not None and NORMAL & set(prediction.classes[head]):
             figure.add_hline(y=threshold, line={"color": "#444444", "dash": "dash", "width": 1}, row=row, col=1)
+    _shade_unfamiliar(figure, prediction)
     if time_s is not None:
         figure.add_vline(x=time_s, line={"color": "#444444", "dash": "dot", "width": 2})
     figure.update_xaxes(title_text="time in the video (s)", row=max(len(heads), 1), col=1)
@@ -74,12 +79,26 @@ def _band(middle: np.ndarray, bounds: np.ndarray, colour: str) -> go.Scatter:
     )
 
 
-def frame_timeline(prediction: VideoPrediction, time_s: float | None = None) -> go.Figure:
+def _shade_unfamiliar(figure: go.Figure, prediction: VideoPrediction) -> None:
+    """Shade the stretches that look unlike what the model learned, in every row, with an entry in the legend."""
+    times_s = prediction.frame_times_s
+    stretches = prediction.unfamiliar_stretches()
+    for first, last in stretches:
+        after = times_s[last + 1] if last + 1 < len(times_s) else prediction.video.duration_s
+        figure.add_vrect(x0=times_s[first], x1=after, fillcolor=UNFAMILIAR, opacity=0.35, line_width=0, layer="below")
+    if stretches:
+        patch = {"size": 14, "symbol": "square", "color": UNFAMILIAR}
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker=patch, name="unfamiliar")
+
+
+def frame_timeline(prediction: VideoPrediction, time_s: float | None = None, unfamiliar: bool = False) -> go.Figure:
     """The share of each frame that the mask covers (%), and the highest box score of every class in each frame.
 
     There is one row for the masks of all mask heads, and one for each box head; a line marks ``time_s``. Frames without
-    a box have the score 0. The ``customdata`` of a marker is its frame.
+    a box have the score 0. The ``customdata`` of a marker is its frame. Frames that look unlike what the model learned
+    are grey and have no values, unless ``unfamiliar`` is set.
     """
+    hidden = prediction.unfamiliar_frames() & (not unfamiliar)
     rows: dict[str, dict[str, np.ndarray]] = {}
     for head, values in prediction.maps.items():
         covered = (np.asarray(values) >= 128).any(axis=1).mean(axis=(1, 2))  # uint8: 128 is the first >= 0.5
@@ -97,7 +116,7 @@ def frame_timeline(prediction: VideoPrediction, time_s: float | None = None) -> 
             colour = f"rgb{MASK_RGB}" if name == "mask" else color_of(name.removeprefix("box: "), k + 1)
             figure.add_scatter(
                 x=prediction.frame_times_s,
-                y=values,
+                y=np.where(hidden, np.nan, values),
                 name=name,
                 mode="lines+markers",
                 line={"color": colour, "width": 2},
@@ -108,6 +127,7 @@ def frame_timeline(prediction: VideoPrediction, time_s: float | None = None) -> 
                 col=1,
             )
         figure.update_yaxes(title_text=title, rangemode="tozero", row=row, col=1)
+    _shade_unfamiliar(figure, prediction)
     if time_s is not None:
         figure.add_vline(x=time_s, line={"color": "#444444", "dash": "dot", "width": 2})
     figure.update_xaxes(title_text="time in the video (s)", row=max(len(rows), 1), col=1)

@@ -22,6 +22,7 @@ COLOUR_OF = {
     "advancing": "#0072B2",
     "withdrawing": "#009E73",
 }
+UNFAMILIAR = "#B0B0B0"  # stretches of a video that look unlike what the model learned
 MASK_RGB = (0, 229, 255)  # unlike every colour of tissue
 WIDEST_PX = 860  # the output of a cell in JupyterLab shows this width in a window of 1300 px
 

@@ -190,6 +190,8 @@ class ModelCard(Brief):
         weights_sha256: of the weights file; None for a model that was never saved.
         intended_use: what the model is for; None if nobody has said it.
         limits: what the model cannot do, a sentence each.
+        familiarity_sha256: of the file with the statistics of its training features (`endofm_lab.familiarity`); None
+            for a model without them.
     """
 
     name: str
@@ -206,6 +208,7 @@ class ModelCard(Brief):
     weights_sha256: str | None = None
     intended_use: str | None = None
     limits: tuple[str, ...] = ()
+    familiarity_sha256: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -305,7 +308,7 @@ def _refuse_types(value: dict[str, Any], types: dict[str, Any], place: str) -> N
             )
 
 
-_OPTIONAL = ("intended_use", "limits")  # entries that a card without them leaves out
+_OPTIONAL = ("intended_use", "limits", "familiarity_sha256")  # entries that a card without them leaves out
 
 # Of a card's entries that are no specifications of their own.
 _TYPES = {
@@ -319,6 +322,7 @@ _TYPES = {
     "weights_sha256": str | None,
     "intended_use": str | None,
     "limits": list[str],
+    "familiarity_sha256": str | None,
 }
 
 

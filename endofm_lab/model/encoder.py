@@ -49,7 +49,11 @@ class VideoTokens(Brief):
 
     def pooled(self) -> Tensor:
         """The feature of the clip, ``(B, D)``: CLS, or the mean over all patches if there is no CLS."""
-        return self.patches.mean(dim=(1, 2, 3)) if self.cls is None else self.cls
+        return self.average() if self.cls is None else self.cls
+
+    def average(self) -> Tensor:
+        """The mean over all patches, ``(B, D)``."""
+        return self.patches.mean(dim=(1, 2, 3))
 
     def every(self) -> Tensor:
         """All tokens in a row, CLS first if there is one: ``(B, 1 + T h w, D)`` or ``(B, T h w, D)``."""

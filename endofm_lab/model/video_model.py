@@ -11,6 +11,7 @@ from torch.utils._pytree import register_pytree_node
 
 from endofm_lab.brief import Brief, brief, cut
 from endofm_lab.errors import CheckpointError, UserError
+from endofm_lab.familiarity.statistics import Familiarity
 from endofm_lab.model import frame
 from endofm_lab.model.card import SCRATCH, HeadSpec, InitialisationRecord, ModelCard
 from endofm_lab.model.encoder import Encoder, VideoTokens
@@ -45,6 +46,8 @@ class VideoModel(nn.Module):
     """One backbone and any number of heads on its tokens.
 
     ``card`` defines the meaning of each head; its description of the backbone is taken from the backbone itself.
+    ``familiarity`` holds the statistics of the training features, for a model that has them; they belong to the weights
+    they were fitted with.
 
     Raises:
         CheckpointError: heads and card name different heads.
@@ -58,6 +61,7 @@ class VideoModel(nn.Module):
             )
         self.backbone = backbone
         self.heads = heads
+        self.familiarity: Familiarity | None = None
         self.card = replace(card, backbone=described(type(backbone), backbone.config))
 
     def forward(self, clip: Tensor, attention: bool = False) -> VideoOutput:
@@ -80,6 +84,15 @@ class VideoModel(nn.Module):
         Raises:
             UserError: an output is NaN or infinite; the message names model, head and clip.
         """
+        return self.answer(clip, shown)[0]
+
+    @torch.inference_mode()
+    def answer(self, clip: Tensor, shown: Sequence[str] = ()) -> tuple[dict[str, Tensor], Tensor]:
+        """The scores of clips as `predict` returns them, and the mean of their patches, (B, D) float32 on the CPU.
+
+        Raises:
+            UserError: as `predict`, also for features.
+        """
         output = self(clip.to(next(self.parameters()).device))
         scores_by_head = {}
         for name, logits in output.logits.items():
@@ -87,7 +100,9 @@ class VideoModel(nn.Module):
             for values in (logits, scores):
                 check_finite(values, f"The head {name!r} of {self.card.name}", shown)
             scores_by_head[name] = scores.cpu()
-        return scores_by_head
+        features = output.tokens.average().float()
+        check_finite(features, f"The backbone of {self.card.name}", shown)
+        return scores_by_head, features.cpu()
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, allow: Allowed = (), device: str = "cpu") -> "VideoModel":

@@ -1,10 +1,12 @@
 """Build a model by its recipe: prepare, split, fine-tune, calibrate, test once, and write a model with its card.
 
+Its last step measures the features of the training clips, so that the model can tell unfamiliar clips.
+
 >>> for record in build("polyp-segmenter", data="Kvasir-SEG"):
 ...     print(record)
 
-The folder of a model holds the model itself (``card.json``, ``model.safetensors``), ``built.json`` and, in ``build/``,
-the prepared data and the run.
+The folder of a model holds the model itself (``card.json``, ``model.safetensors``, ``familiarity.safetensors``),
+``built.json`` and, in ``build/``, the prepared data and the run.
 """
 
 import hashlib
@@ -18,6 +20,7 @@ from huggingface_hub import try_to_load_from_cache
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.prepare.prepared import Prepared
 from endofm_lab.errors import UserError
+from endofm_lab.explain.familiarity import fit_familiarity
 from endofm_lab.files import fingerprint_of, read_json, write_json
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.finetune import finetune
@@ -25,6 +28,7 @@ from endofm_lab.folders.run_folder import claim
 from endofm_lab.model.card import WEIGHTS_FILE, Metric
 from endofm_lab.model.loading.load import load_model, save_model
 from endofm_lab.model.loading.locate import ORIGIN, fetched_folder, hub_id_in
+from endofm_lab.model.video_model import VideoModel
 from endofm_lab.models.recipe import DataChoice, ModelRecipe, StartChoice, load_model_recipe
 from endofm_lab.models.rows import (
     AUDIT,
@@ -162,7 +166,10 @@ class _Build:
         assert manifest.path is not None
         config = self.recipe.config(self.start, manifest.path, self.work / RUN, **settings)
         yield from finetune(config)
-        self._finish(config, manifest, prepared, choice, verdict)
+        model = load_model(Path(config.out) / f"seed-{self.seed}" / "model", device=device)
+        model.familiarity = fit_familiarity(model, manifest, seed=self.seed)
+        yield {"stage": "familiarity", "words": model.familiarity.words}
+        self._finish(model.cpu(), config, manifest, prepared, choice, verdict)
 
     def _split(self, choice: DataChoice, prepared: Prepared) -> Manifest:
         """The manifest with its parts; made once, since the data is the same in every call of a build."""
@@ -180,11 +187,16 @@ class _Build:
         return [f"Does not know the classes {', '.join(sorted(classes))} of the data set."] if classes else []
 
     def _finish(
-        self, config: FinetuneConfig, manifest: Manifest, prepared: Prepared, choice: DataChoice, verdict: str
+        self,
+        model: VideoModel,
+        config: FinetuneConfig,
+        manifest: Manifest,
+        prepared: Prepared,
+        choice: DataChoice,
+        verdict: str,
     ) -> None:
         """Write the model with its whole card, and what was reached."""
         report = read_json(Path(config.out) / REPORT)
-        model = load_model(Path(config.out) / f"seed-{self.seed}" / "model")
         data = self.recipe.data_recipe(choice)
         limits = [*self.recipe.limits, *self._left_out(manifest, prepared)]
         if self.incomplete == "accept":

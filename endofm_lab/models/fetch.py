@@ -6,6 +6,7 @@ from pathlib import Path
 
 from endofm_lab.data.download import Source, download, refuse_unless_agreed
 from endofm_lab.errors import UserError
+from endofm_lab.familiarity.statistics import FAMILIARITY_FILE
 from endofm_lab.files import write_json
 from endofm_lab.folders.run_folder import claim
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE
@@ -37,7 +38,10 @@ def get(name: str, agree: bool = False) -> Iterator[tuple[int, int]]:
     with claim(folder, request, "a fetched model"):
         yield from download(source, folder / WEIGHTS_FILE)
         if (sealed := metadata_of(folder / WEIGHTS_FILE).get(SEAL)) is not None:  # a model of this library
-            write_json(folder / CARD_FILE, json.loads(sealed) | {"weights_sha256": source.sha256})
+            card = json.loads(sealed) | {"weights_sha256": source.sha256}
+            if card.get("familiarity_sha256") is not None:
+                yield from download(described(hub_id, FAMILIARITY_FILE)[0], folder / FAMILIARITY_FILE)
+            write_json(folder / CARD_FILE, card)
         write_json(folder / ORIGIN, description)
 
 
@@ -49,8 +53,8 @@ def _weights_of(name: str) -> str:
     raise UserError(f"The recipe {name} names no weights on the Hugging Face Hub. Give a file with --start.")
 
 
-def described(hub_id: str) -> tuple[Source, dict[str, str]]:
-    """The weights of a repository, and its name, commit and licence. The card is not fetched: weights carry a copy.
+def described(hub_id: str, name: str = WEIGHTS_FILE) -> tuple[Source, dict[str, str]]:
+    """A file of a repository, and its name, commit and licence. The card is not fetched: weights carry a copy.
 
     Raises:
         UserError: there is no such repository, no network, or a file without a checksum.
@@ -71,13 +75,11 @@ def described(hub_id: str) -> tuple[Source, dict[str, str]]:
         reason = " ".join(str(error).split())[:150]
         raise UserError(f"{hub_id} cannot be reached on the Hub ({reason}). Check name and network.") from error
     licence = str(info.card_data.get("license") or "not stated") if info.card_data else "not stated"
-    weights = [entry for entry in info.siblings or () if entry.rfilename == WEIGHTS_FILE]
-    if not weights or weights[0].lfs is None or weights[0].size is None:
-        raise UserError(
-            f"{hub_id} has no {WEIGHTS_FILE} with a SHA-256. Fetch its weights by hand and give their path."
-        )
-    url = hf_hub_url(hub_id, WEIGHTS_FILE, revision=str(info.sha))
-    source = Source(url, weights[0].size, weights[0].lfs.sha256, licence, HUB_HOSTS)
+    files = [entry for entry in info.siblings or () if entry.rfilename == name]
+    if not files or files[0].lfs is None or files[0].size is None:
+        raise UserError(f"{hub_id} has no {name} with a SHA-256. Fetch its files by hand and give their folder.")
+    url = hf_hub_url(hub_id, name, revision=str(info.sha))
+    source = Source(url, files[0].size, files[0].lfs.sha256, licence, HUB_HOSTS)
     return source, {"repository": hub_id, "commit": str(info.sha), "licence": licence}
 
 

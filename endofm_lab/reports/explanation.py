@@ -19,6 +19,7 @@ from endofm_lab.explain.attention import AttentionMaps, look
 from endofm_lab.explain.attribution import METHODS, Attribution
 from endofm_lab.explain.targets import target_of
 from endofm_lab.explain.trust import Curves, deletion_insertion, in_words, randomisation_test
+from endofm_lab.familiarity.clips import text_of
 from endofm_lab.figures.attention import curves, film_strip, head_statistics, overlay, temporal_matrices
 from endofm_lab.files import atomic_path
 from endofm_lab.folders.provenance import provenance
@@ -65,6 +66,7 @@ class Explanation(Brief):
         attributions: one per method that works with the model.
         refused: method, or "attention" -> the reason why it does not work with the model.
         provenance: see `endofm_lab.folders.provenance`.
+        distance: (1,), how far the clip is from what the model learned, as `VideoPrediction.distance`; None if unknown.
     """
 
     video: Path
@@ -75,6 +77,7 @@ class Explanation(Brief):
     attributions: tuple[Explained, ...]
     refused: dict[str, str]
     provenance: dict[str, Any] = field(default_factory=dict)
+    distance: np.ndarray | None = None
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The content of ``maps.npz``: all maps by name, and the numbers and times of their frames."""
@@ -138,7 +141,15 @@ def explain(
             except UserError as error:
                 refused[name] = str(error)
     return Explanation(
-        Path(video), clip, network.card, maps, rollouts, tuple(explained), refused, provenance(network_device)
+        Path(video),
+        clip,
+        network.card,
+        maps,
+        rollouts,
+        tuple(explained),
+        refused,
+        provenance(network_device),
+        _distance(network, x),
     )
 
 
@@ -163,6 +174,13 @@ def explanation_figures(explanation: Explanation) -> dict[str, go.Figure]:
 def _refuse_unknown(methods: Sequence[str]) -> None:
     if unknown := [name for name in methods if name not in METHODS]:
         raise UserError(f"There is no attribution method {unknown[0]!r}. The methods are {', '.join(METHODS)}.")
+
+
+def _distance(network: VideoModel, x: Tensor) -> np.ndarray | None:
+    """(1,), how far a clip is from what the model learned; None if the model has no statistics."""
+    if network.familiarity is None:
+        return None
+    return network.familiarity.distances(network.answer(x, ["this clip"])[1])
 
 
 def _head_and_class(network: VideoModel, x: Tensor, head: str | None, label: str | None) -> tuple[str, str]:
@@ -200,7 +218,7 @@ def _sections(explanation: Explanation) -> list[Section]:
     words = f"{len(clip.indices)} frames from {clip.times_s[0]:.2f} s to {clip.times_s[-1]:.2f} s."
     generated = " It was trained on generated video only." if card.data.get("generated") else ""
     origin = f"Model: {card.name}. Initialisation: {card.initialisation['words']}{generated}"
-    sections: list[Section] = [("Clip and model", [words, origin])]
+    sections: list[Section] = [("Clip and model", [words, origin, text_of(explanation.distance)])]
     if explanation.maps is not None:
         sections += _attention(explanation, explanation.maps)
     sections += [attribution_section(clip, entry) for entry in explanation.attributions]

@@ -91,12 +91,16 @@ def video_report(
 
 def _warnings(prediction: VideoPrediction) -> list[Item]:
     """What the reader must not miss."""
+    warnings: list[Item] = []
     if prediction.video.generated:
-        return [verdict("The video is generated. It shows no patient.", "unsure")]
-    if prediction.provenance["training_data"].get("generated"):
+        warnings.append(verdict("The video is generated. It shows no patient.", "unsure"))
+    elif prediction.provenance["training_data"].get("generated"):
         sentence = "This model was trained on generated video only. On a real video its scores mean nothing."
-        return [verdict(sentence, "bad")]
-    return []
+        warnings.append(verdict(sentence, "bad"))
+    if prediction.familiar is not None and not prediction.familiar.all():
+        hidden = "Masks, boxes and findings of such stretches are not shown; the timeline is grey there."
+        warnings.append(verdict(f"{prediction.familiarity_text()} {hidden}", "bad"))
+    return warnings
 
 
 def _about(prediction: VideoPrediction) -> list[Item]:
@@ -107,7 +111,9 @@ def _about(prediction: VideoPrediction) -> list[Item]:
         f"The video has {video.n_frames:,} frames of {video.width_px} x {video.height_px} px at {float(video.fps):.3f} "
         f"per second{assumed} and is {clock(video.duration_s)} long. SHA-256 of its content: {origin['video']}.",
         f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}",
-        f"The model saw {len(prediction.times_s):,} clips. This report was written on "
+        f"The model saw {len(prediction.times_s):,} clips. {prediction.familiarity_text()}",
+        prediction.quality_text(),
+        f"This report was written on "
         f"{datetime.now(UTC).isoformat(sep=' ', timespec='minutes').removesuffix('+00:00')} UTC. It names no file. Its "
         "pictures are as they were recorded, with any text in them.",
     ]
@@ -152,8 +158,12 @@ def _pictures(prediction: VideoPrediction, frames: list[int], thresholds: Thresh
     except (UserError, OSError):
         return [None] * len(frames)
     overlays: list[np.ndarray | None] = []
+    hidden = set(prediction.frames[prediction.unfamiliar_frames()].tolist())
     for frame, pixels in zip(frames, pictures, strict=True):
         nearest = prediction.seen_frame(frame)
+        if nearest in hidden:
+            overlays.append(overlaid(pixels, None, prediction.boxes_xyxy[:0], prediction.video.generated))
+            continue
         masks = [prediction.mask(nearest, thresholds.score, head).any(axis=0) for head in prediction.maps]
         boxes = prediction.boxes(nearest)
         boxes = boxes[boxes["score"] >= thresholds.box]

@@ -29,12 +29,15 @@ class Thresholds(NamedTuple):
 DEFAULT = Thresholds()
 
 
-def video_findings(prediction: VideoPrediction, thresholds: Thresholds = DEFAULT) -> pd.DataFrame:
+def video_findings(
+    prediction: VideoPrediction, thresholds: Thresholds = DEFAULT, unfamiliar: bool = False
+) -> pd.DataFrame:
     """The findings that a reader should decide on, sorted by score, the highest first.
 
     A finding is a stretch of neighbouring clips in which a class reaches the threshold; classes that mean that there is
     no finding (`NORMAL`) are left out. If no head distinguishes findings from normal, a finding is a stretch of
-    neighbouring frames with a mask or a box that reaches its threshold.
+    neighbouring frames with a mask or a box that reaches its threshold. Findings whose frame looks unlike what the
+    model learned are left out, unless ``unfamiliar`` is set.
 
     Columns: number, head, finding, start_s, end_s, frame (the frame with the most evidence), time_s (of that frame),
     score (the highest), lowest and highest (the score of that clip and of the clips that start a few frames later; NaN
@@ -47,6 +50,8 @@ def video_findings(prediction: VideoPrediction, thresholds: Thresholds = DEFAULT
     if not heads:
         rows = [*_of_masks(prediction, thresholds.score), *_of_boxes(prediction, thresholds.box)]
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"lowest": float, "highest": float})
+    if not unfamiliar:
+        table = table[~table["frame"].isin(prediction.frames[prediction.unfamiliar_frames()])]
     table = table.sort_values(["score", "start_s"], ascending=[False, True], kind="stable", ignore_index=True)
     table.insert(0, "number", np.arange(1, len(table) + 1))
     return table

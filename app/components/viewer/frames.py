@@ -47,6 +47,7 @@ class Opened:
 
     video: "Content"
     prediction: VideoPrediction
+    unfamiliar: bool = False  # whether masks and boxes are shown where the video looks unlike what the model learned
     lock: threading.Lock = field(default_factory=threading.Lock)
     stream: Iterator[tuple[int, np.ndarray]] | None = None
     next: int = 0  # the frame that the stream yields next
@@ -58,12 +59,15 @@ _decoding = threading.BoundedSemaphore(2)  # requests that decode at a time
 _kept = Kept(KEPT_MB)  # JPEG pictures by video, number and longest side
 
 
-def open_for(secret: str, video: "Content", about: str, prediction: VideoPrediction) -> str:
-    """The token under which a session with a secret of its own asks for a video and for its prediction ``about``."""
-    token = hmac.new(secret.encode(), f"{video} {about}".encode(), hashlib.sha256).hexdigest()[:40]
+def open_for(secret: str, video: "Content", about: str, prediction: VideoPrediction, unfamiliar: bool = False) -> str:
+    """The token under which a session with a secret of its own asks for a video and for its prediction ``about``.
+
+    ``unfamiliar`` shows masks and boxes also where the video looks unlike what the model learned.
+    """
+    token = hmac.new(secret.encode(), f"{video} {about} {unfamiliar}".encode(), hashlib.sha256).hexdigest()[:40]
     with _lock:
         if token not in _opened:
-            _opened[token] = Opened(video, prediction)
+            _opened[token] = Opened(video, prediction, unfamiliar)
         _opened.move_to_end(token)
         while len(_opened) > OPEN_VIDEOS:
             _opened.popitem(last=False)
@@ -188,7 +192,9 @@ def of_overlays(request: Request) -> Response:
     threshold = min(1.0, request.path_params["threshold"])
     return answer(
         request,
-        lambda opened, *span: JSONResponse(overlays(opened.prediction, *span, threshold), headers=_HEADERS),
+        lambda opened, *span: JSONResponse(
+            overlays(opened.prediction, *span, threshold, opened.unfamiliar), headers=_HEADERS
+        ),
     )
 
 

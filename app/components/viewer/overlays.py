@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from endofm_lab.familiarity.quality import words_of
 from endofm_lab.figures.style import MASK_RGB, color_of
 from endofm_lab.prediction import VideoPrediction
 from endofm_lab.study.stretches import DEFAULT
@@ -24,7 +25,8 @@ def facts(times_s: np.ndarray, prediction: VideoPrediction) -> dict[str, Any]:
     """What the viewer must know about a video before it shows the first frame, as JSON.
 
     ``times_s`` are the times of all frames. ``seen`` are the frames that have masks and boxes of their own; the other
-    frames show those of the nearest.
+    frames show those of the nearest. ``unfamiliar`` are the first and last frames of stretches that look unlike what
+    the model learned. ``faults`` are words for seen frames whose picture has a fault, by their numbers.
     """
     video = prediction.video
     return {
@@ -37,19 +39,24 @@ def facts(times_s: np.ndarray, prediction: VideoPrediction) -> dict[str, Any]:
         "seen": prediction.frames.tolist(),
         "overlays": overlay_names(prediction),
         "mask_rgb": list(MASK_RGB),
+        "faults": {str(prediction.frames[row]): words for row, words in words_of(prediction.quality).items()},
+        "unfamiliar": [prediction.frames[list(ends)].tolist() for ends in prediction.unfamiliar_stretches()],
     }
 
 
 def overlays(
-    prediction: VideoPrediction, first: int, stop: int, threshold: float = DEFAULT.score
+    prediction: VideoPrediction, first: int, stop: int, threshold: float = DEFAULT.score, unfamiliar: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Masks and boxes of the seen frames from ``first`` up to, not including, ``stop``, by their numbers, as JSON.
 
     A mask contains the pixels whose probability is at least ``threshold``. It is its size and its runs row by row: the
-    lengths of background and mask in turn, background first. Boxes are in pixels of the video.
+    lengths of background and mask in turn, background first. Boxes are in pixels of the video. Frames that look unlike
+    what the model learned have neither, unless ``unfamiliar`` is set.
     """
-    frames = prediction.frames[(prediction.frames >= first) & (prediction.frames < stop)]
-    return {
+    inside = (prediction.frames >= first) & (prediction.frames < stop)
+    hidden = prediction.unfamiliar_frames() & (not unfamiliar)
+    empty: dict[str, Any] = {"masks": {}, "boxes": []}
+    return {str(frame): empty for frame in prediction.frames[inside & hidden]} | {
         str(frame): {
             "masks": {
                 head: runs_of(prediction.mask(int(frame), threshold, head).any(axis=0)) for head in prediction.maps
@@ -65,7 +72,7 @@ def overlays(
                 for _, box in prediction.boxes(int(frame)).iterrows()
             ],
         }
-        for frame in frames
+        for frame in prediction.frames[inside & ~hidden]
     }
 
 

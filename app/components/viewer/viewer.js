@@ -100,6 +100,13 @@ class Viewer {
         this.on(mark, "click", () => this.show(finding));
         return mark;
       }),
+      ...facts.unfamiliar.map(([first, last]) => {
+        const mark = Object.assign(document.createElement("span"), { className: "unfamiliar" });
+        mark.title = `Unlike what the model learned, frames ${first} to ${last}`;
+        const [from, to] = [first, last + 1].map((frame) => (100 * frame) / facts.frames);
+        Object.assign(mark.style, { left: `${from}%`, width: `${to - from}%` });
+        return mark;
+      }),
     );
   }
 
@@ -246,6 +253,10 @@ class Viewer {
     const seen = this.frames.seen(number);
     const nearest = seen === number || !Object.keys(facts.overlays).length ? "" : ` · overlay of frame ${seen}`;
     const words = `Frame ${number} of ${facts.frames - 1} · ${facts.times_s[number].toFixed(3)} s`;
+    const strange = facts.unfamiliar.some(([first, last]) => first <= seen && seen <= last);
+    const remarks = [strange ? "unlike what the model learned" : "", facts.faults[seen] || ""].filter(Boolean).join(" · ");
+    this.at(".strange").hidden = !remarks;
+    this.at(".strange").textContent = remarks;
     this.at(".status").textContent = words + nearest;
     const seek = this.at(".seek");
     seek.value = this.playing ? number : this.wanted;

@@ -36,16 +36,18 @@ def show(
     findings: pd.DataFrame,
     thresholds: Thresholds,
     move_to: Callable[[int], None],
+    unfamiliar: bool = False,
 ) -> None:
     """Show a video at a frame, with its findings and the overlays of the prediction ``about`` (model and settings).
 
-    ``findings`` are those of `video_findings`; masks and boxes are drawn from the ``thresholds`` on. ``move_to`` is
-    called with the frame at which the user paused the video or to which the user moved. Every such message has a
-    number, and the page names the last one that it knows: the browser ignores older answers.
+    ``findings`` are those of `video_findings`; masks and boxes are drawn from the ``thresholds`` on, on frames that
+    look unlike what the model learned only if ``unfamiliar`` is set. ``move_to`` is called with the frame at which the
+    user paused the video or to which the user moved. Every such message has a number, and the page names the last one
+    that it knows: the browser ignores older answers.
     """
     secret = st.session_state.setdefault("secret of the viewer", new_secret())
     base = st.get_option("server.baseUrlPath").strip("/")
-    token = open_for(secret, video, about, prediction)
+    token = open_for(secret, video, about, prediction, unfamiliar)
     at = st.session_state.get(KEY, {}).get("at")
     _component(
         key=KEY,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from endofm_lab.errors import UserError
+from endofm_lab.familiarity.statistics import FAMILIARITY_FILE
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, Metric, ModelCard
 from endofm_lab.model.loading.locate import HUB_ID
 
@@ -26,7 +27,7 @@ def push(model: "VideoModel", name: str, private: bool, token: str | None) -> st
 
     if not HUB_ID.fullmatch(name):
         raise UserError(f"{name!r} is not a name on the Hugging Face Hub; the form is owner/name.")
-    files = [WEIGHTS_FILE, CARD_FILE, "README.md"]
+    files = [WEIGHTS_FILE, CARD_FILE, FAMILIARITY_FILE, "README.md"]
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         (Path(folder) / "README.md").write_text(page(model.card, name), encoding="utf-8")

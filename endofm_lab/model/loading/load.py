@@ -1,5 +1,8 @@
 """Save and load models: load any known weights, save models, start a backbone from weights, and inspect files."""
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from endofm_lab.errors import CheckpointError
+from endofm_lab.familiarity.statistics import FAMILIARITY_FILE, Familiarity, read_familiarity
 from endofm_lab.files import atomic_path, sha256_of, write_json
 from endofm_lab.model import frame
 from endofm_lab.model.card import CARD_FILE, HANDED_OVER, WEIGHTS_FILE, ModelCard
@@ -45,10 +49,11 @@ Parts = dict[str, dict[str, Tensor]]  # part of a model, "" for all of it -> its
 
 
 def save_model(model: VideoModel, folder: str | Path) -> Path:
-    """Write ``model.safetensors`` and ``card.json`` into a folder, which may exist. Either both are written or neither.
+    """Write ``model.safetensors`` and ``card.json`` into a folder, which may exist. Either all are written or none.
 
-    The card is given the hash of the weights file, also in ``model``, and the weights file a copy of the card:
-    `load_model` refuses a folder whose parts do not belong together, or whose card was edited. Other files stay.
+    A model with statistics of its training features (``model.familiarity``) also gets ``familiarity.safetensors``. The
+    card is given the hashes of these files, also in ``model``, and the weights file a copy of the card: `load_model`
+    refuses a folder whose parts do not belong together, or whose card was edited. Other files stay.
 
     Raises:
         CheckpointError: ``folder`` is a file, or the weights cannot be written there.
@@ -56,17 +61,36 @@ def save_model(model: VideoModel, folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder} is a file, but a model is saved as a folder. Choose another name.")
-    with atomic_path(folder / CARD_FILE) as card_part, atomic_path(folder / WEIGHTS_FILE) as weights_part:
+    statistics = None if model.familiarity is None else model.familiarity.to_bytes()
+    digest = None if statistics is None else hashlib.sha256(statistics).hexdigest()
+    with (
+        atomic_path(folder / CARD_FILE) as card_part,
+        atomic_path(folder / WEIGHTS_FILE) as weights_part,
+        _optional(folder / FAMILIARITY_FILE, statistics),
+    ):
+        card = replace(model.card, familiarity_sha256=digest)
         try:
-            write_weights(model.state_dict(), weights_part, metadata_with_seal(model.card))
+            write_weights(model.state_dict(), weights_part, metadata_with_seal(card))
         except SafetensorError as error:
             raise CheckpointError(
                 f"{folder / WEIGHTS_FILE} cannot be written ({error}). Make room, or choose another folder."
             ) from error
-        card = replace(model.card, weights_sha256=sha256_of(weights_part))
+        card = replace(card, weights_sha256=sha256_of(weights_part))
         write_json(card_part, card.to_json())
     model.card = card
     return folder
+
+
+@contextmanager
+def _optional(path: Path, content: bytes | None) -> Iterator[None]:
+    """Write a file when the block succeeds; without content, a file of that name is removed then."""
+    if content is None:
+        yield
+        path.unlink(missing_ok=True)
+        return
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+        yield
 
 
 def load_model(path_or_name: str | Path, allow: Allowed = (), device: str = "cpu") -> VideoModel:
@@ -101,7 +125,9 @@ def _loaded(path_or_name: str | Path) -> VideoModel:
     checkpoint = load_state(locate(path_or_name))
     if checkpoint.card is not None:
         card = replace(checkpoint.card, weights_sha256=checkpoint.sha256)
-        return _filled(card, {"": checkpoint.tensors}, checkpoint.path)
+        model = _filled(card, {"": checkpoint.tensors}, checkpoint.path)
+        model.familiarity = _statistics_beside(checkpoint.path, model)
+        return model
     if checkpoint.layout in downstream.RENAMES:
         card, tensors = downstream.parts_of(checkpoint, public_name(path_or_name, checkpoint))
         return _filled(card, {"": tensors}, checkpoint.path)
@@ -111,6 +137,30 @@ def _loaded(path_or_name: str | Path) -> VideoModel:
     record = record_of(checkpoint, public_name(path_or_name, checkpoint), keys, keys, resized=[], folded=[])
     parts = {"backbone": checkpoint.backbone, "heads": head_tensors(checkpoint)}
     return _filled(card_of(checkpoint, record), parts, checkpoint.path)
+
+
+def _statistics_beside(weights: Path, model: VideoModel) -> Familiarity | None:
+    """The statistics of training features that the card of a model names; None for a card that names none.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, is not the one that the card names, or is of another model.
+    """
+    path, card = weights.with_name(FAMILIARITY_FILE), model.card
+    if card.familiarity_sha256 is None:
+        return None
+    if not path.is_file() or sha256_of(path) != card.familiarity_sha256:
+        state = "was changed" if path.is_file() else "is missing"
+        raise CheckpointError(
+            f"{path} {state}, although the model's card names it (SHA-256 {card.familiarity_sha256[:12]}...). Copy the "
+            "whole model folder again."
+        )
+    statistics = read_familiarity(path)
+    if statistics.width != model.backbone.width:
+        raise CheckpointError(
+            f"{path} is of features of width {statistics.width}, but those of {card.name} have width "
+            f"{model.backbone.width}. Copy the whole model folder again."
+        )
+    return statistics
 
 
 def _frame_encoder(checkpoint: Checkpoint, name: str) -> VideoModel:

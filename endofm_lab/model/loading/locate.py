@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from endofm_lab.errors import CheckpointError
+from endofm_lab.familiarity.statistics import FAMILIARITY_FILE
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE
 
 PACKAGE_WEIGHTS = Path(__file__).parents[2] / "weights"  # endofm_lab/weights/<name>/
@@ -44,7 +45,7 @@ def locate(path_or_name: str | Path) -> Path:
 
     A hub id is read from this disk if `endofm-lab models get` or the Hub's own programs have put it there. Otherwise
     ``hf://owner/name`` is refused, while ``hf:owner/name``, and ``owner/name`` if neither it nor its first part exists
-    on this disk, are fetched (card and weights only, into the Hub's own cache).
+    on this disk, are fetched (card, weights and statistics only, into the Hub's own cache).
 
     Raises:
         CheckpointError: there are no such weights, or they cannot be fetched; the message says what to do.
@@ -93,7 +94,8 @@ def _fetched(hub_id: str, reference: str) -> Path:
 
     try:
         local_only = reference.startswith("hf://")
-        folder = Path(snapshot_download(hub_id, allow_patterns=[WEIGHTS_FILE, CARD_FILE], local_files_only=local_only))
+        patterns = [WEIGHTS_FILE, CARD_FILE, FAMILIARITY_FILE]
+        folder = Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=local_only))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         if local_only:
             raise CheckpointError(
