@@ -144,7 +144,8 @@ class VideoPrediction(Brief):
             for head, values in scores.items()
         ]
         chosen: list[np.ndarray] = []
-        strange = np.zeros(len(self.times_s)) if self.distance is None else self.distance > 1
+        middle = np.searchsorted(self.frame_times_s, self.times_s.mean(axis=1)).clip(max=len(self.frames) - 1)
+        strange = self.unfamiliar_frames()[middle]
         for start_s, end_s in self.times_s[np.lexsort((-np.max(of_finding, axis=0), strange))]:
             if len(chosen) < n and all(end_s <= span[0] or start_s >= span[1] for span in chosen):
                 chosen.append(np.array([start_s, end_s]))
