@@ -10,7 +10,7 @@ from endofm_lab.data.manifest import read_manifest
 from endofm_lab.data.phantom_set import RECORD
 from endofm_lab.errors import UserError
 from endofm_lab.explain.embeddings import STORE, load_store
-from endofm_lab.files import read_json
+from endofm_lab.files import read_json, read_parquet
 from endofm_lab.folders.hashes import HASHES, Changes, changes
 from endofm_lab.model.card import CARD_FILE
 from endofm_lab.model.loading.load import load_model
@@ -18,6 +18,8 @@ from endofm_lab.prediction import load_prediction
 from endofm_lab.pretraining.trainer import CONFIG, MODEL
 from endofm_lab.runs.run import REPORT, read_run
 from endofm_lab.study.study import load_study
+from endofm_lab.temporal.model import CARD, load_temporal
+from endofm_lab.temporal.predict import ANSWERS
 from endofm_lab.training.loop import LOG
 
 
@@ -131,11 +133,13 @@ def _read_prepared(folder: Path) -> None:
 
 _KINDS: tuple[tuple[str, str, Callable[[Path], Any]], ...] = (
     (CARD_FILE, "model", load_model),
+    (CARD, "model of time", load_temporal),
     (MODEL, "pre-training run", lambda folder: load_model(folder / MODEL)),
     (REPORT, "run", read_run),
     (STORE, "store", load_store),
     ("study.json", "study", load_study),
     ("prediction.json", "prediction", load_prediction),
+    (ANSWERS, "answers over time", lambda folder: read_parquet(folder / ANSWERS)),
     ("prepare.json", "prepared data set", _read_prepared),
     (RECORD, "phantom", _read_manifest_of),
 )

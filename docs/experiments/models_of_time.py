@@ -1,12 +1,10 @@
 """Models of time against methods that see single instants or short clips.
 
-    python -m docs.experiments.models_of_time phantom OUT
-    python -m docs.experiments.models_of_time cholect50 OUT DATA VIT_S.safetensors
+    python -m docs.experiments.models_of_time OUT
 
-``phantom`` draws examinations of 72 patients, embeds a frame every two seconds with the demo model, and fits every
-method on 24 patients; 8 choose the step, 40 are tested. ``cholect50`` embeds the frames of the four open videos, leaves
-each video out in turn, and chooses the settings of every method by leaving out one of the other three in turn. Both
-continue where they were stopped, and print a table at the end.
+The program draws examinations of 72 patients, embeds a frame every two seconds with the demo model, and fits every
+method on 24 patients; 8 choose the step, 40 are tested. Networks have three seeds. A call that was stopped continues;
+at the end there is a table with intervals over patients, and the paired differences of the best methods.
 """
 
 import argparse
@@ -18,15 +16,21 @@ from typing import Any
 
 import pandas as pd
 
+from endofm_lab.data.manifest import read_manifest
 from endofm_lab.data.phantom_set import write_phantom
-from endofm_lab.explain.embeddings import embed
+from endofm_lab.explain.embeddings import embed, load_store
 from endofm_lab.metrics.intervals import Difference
 from endofm_lab.model.loading.load import load_model
 from endofm_lab.runs.run import REPORT, Run, read_run
+from endofm_lab.tasks.examples import examples_of
+from endofm_lab.tasks.labels import class_head, class_targets
 from endofm_lab.temporal.config import TemporalConfig
 from endofm_lab.temporal.fit import fit_temporal
 from endofm_lab.temporal.inputs import InputConfig
+from endofm_lab.temporal.model import load_temporal
 from endofm_lab.temporal.networks import NetworkConfig
+from endofm_lab.temporal.recordings import labelled_recordings
+from endofm_lab.temporal.training import answers
 from endofm_lab.video.clips import ClipSpec
 
 SEEDS = (0, 1, 2)
@@ -46,9 +50,6 @@ def phantom_methods() -> dict[str, tuple[str, dict[str, Any]]]:
     for name, network in NETWORKS.items():
         methods[f"{name}, causal"] = ("past", {"network": network})
         methods[f"{name}, offline"] = ("whole", {"network": replace(network, offline=True)})
-    for name, network in (("linear", linear), ("tcn", NETWORKS["tcn"])):
-        methods[f"{name}, causal, smoothed"] = ("past", {"network": network, "smooth": True})
-        methods[f"{name}, offline, smoothed"] = ("whole", {"network": replace(network, offline=True), "smooth": True})
     return methods
 
 
@@ -59,13 +60,17 @@ def phantom(out: Path) -> None:
     model.card = replace(model.card, clip=ClipSpec(n_frames=1, stride=1))
     features = embed(manifest, model, out / "features", batch_clips=64, step_s=2.0, tokens="both").path
     runs: dict[str, Run] = {}
+    groups = {name: group for name, (group, _) in phantom_methods().items()}
     for name, (_, settings) in phantom_methods().items():
         folder = out / "runs" / name.replace(", ", "-").replace(" ", "-")
         seeds = (0,) if settings["network"].kind == "linear" else SEEDS
         config = TemporalConfig(manifest, features, folder, seeds=seeds, **settings)
         runs[name] = _fitted(config)
+        if name in ("linear, one frame", "tcn, causal", "tcn, offline"):
+            runs[f"{name}, smoothed"] = _smoothed(runs[name], config)
+            groups[f"{name}, smoothed"] = "past" if groups[name] == "clip" else groups[name]
         print(name, runs[name].values().set_index("metric")["value"].round(3).to_dict(), flush=True)
-    _phantom_table(out, runs)
+    _phantom_table(out, runs, groups)
 
 
 def _fitted(config: TemporalConfig) -> Run:
@@ -79,7 +84,20 @@ def _fitted(config: TemporalConfig) -> Run:
     return read_run(config.out)
 
 
-def _phantom_table(out: Path, runs: dict[str, Run]) -> None:
+def _smoothed(run: Run, config: TemporalConfig) -> Run:
+    """The run with answers that its own models have smoothed."""
+    store, manifest = load_store(config.features), read_manifest(config.manifest)
+    head = class_head(manifest, "label")
+    examples = examples_of(manifest, "test", class_targets(manifest, "test", head, "label"))
+    recordings, tables = labelled_recordings(manifest, store, examples), []
+    for seed in run.seeds:
+        model = load_temporal(config.out / f"seed-{seed}" / "model")
+        model.card = replace(model.card, smooth=True)
+        tables.append(answers(model, recordings).assign(seed=seed))
+    return replace(run, method=f"{run.method}, smoothed", predictions=pd.concat(tables, ignore_index=True))
+
+
+def _phantom_table(out: Path, runs: dict[str, Run], groups: dict[str, str]) -> None:
     """Print every method, and the paired differences of the best ones."""
     shown = ("accuracy", "balanced_accuracy", "jaccard", "segment_f1", "edit_score")
     samples = {name: run.samples() for name, run in runs.items()}
@@ -89,7 +107,6 @@ def _phantom_table(out: Path, runs: dict[str, Run]) -> None:
         seconds = json.loads((out / "runs" / f"{runs[name].run}.seconds.json").read_text())
         rows.append({"method": name, **cells, "processor s": round(seconds)})
     print(pd.DataFrame(rows).to_markdown(index=False))
-    groups = {name: group for name, (group, _) in phantom_methods().items()}
     for metric in ("accuracy", "jaccard"):
         best = {
             g: max((n for n in runs if groups[n] == g), key=lambda n: samples[n].values[metric])
@@ -106,7 +123,5 @@ def _text(gap: Difference) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("question", choices=["phantom", "cholect50"])
-    parser.add_argument("paths", nargs="+", type=Path)
-    arguments = parser.parse_args()
-    {"phantom": phantom}[arguments.question](*arguments.paths)
+    parser.add_argument("out", type=Path)
+    phantom(parser.parse_args().out)

@@ -11,6 +11,8 @@ from endofm_lab.folders.run_folder import claim
 from endofm_lab.temporal.model import CARD, load_temporal
 from endofm_lab.temporal.recordings import recordings_of
 
+ANSWERS = "instants.parquet"
+
 
 def predict_temporal(model: str | Path, features: str | Path, out: str | Path, smooth: bool = False) -> pd.DataFrame:
     """Answer at every instant, and write ``instants.parquet`` into a folder.
@@ -46,5 +48,5 @@ def predict_temporal(model: str | Path, features: str | Path, out: str | Path, s
     result = pd.concat(tables, ignore_index=True)
     request = {"model": network.card.weights_sha256, "store": store.about["videos"], "smooth": smooth}
     with claim(out, request, "answers over time") as target:
-        write_parquet(target / "instants.parquet", result)
+        write_parquet(target / ANSWERS, result)
     return result

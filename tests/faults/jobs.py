@@ -34,6 +34,9 @@ from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.video_model import build_frame_model
 from endofm_lab.pretraining.trainer import pretrain
 from endofm_lab.study import study
+from endofm_lab.temporal.config import TemporalConfig
+from endofm_lab.temporal.fit import fit_temporal
+from endofm_lab.temporal.networks import NetworkConfig
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.video.reader import write_video
 from tests.pretraining.runs import micro
@@ -60,6 +63,7 @@ class Inputs:
         write_video(self.video, random.integers(0, 255, (20, 48, 64, 3)).astype(np.uint8), Fraction(10))
         self.pictures = self._pictures(root / "pictures", random)
         self.clips = self._clips(root / "clips", random)
+        self.features = embed(self.pictures, self.model, root / "features", progress=False, step_s=1.0).path
 
     def _pictures(self, folder: Path, random: np.random.Generator) -> Path:
         """Twelve pictures of two classes, each of its own patient, in three splits."""
@@ -87,6 +91,15 @@ def _predict(inputs: Inputs, out: Path) -> None:
 
 def _embed(inputs: Inputs, out: Path) -> None:
     embed(inputs.pictures, inputs.model, out, batch_clips=4, progress=False)
+
+
+def _instants(inputs: Inputs, out: Path) -> None:
+    embed(inputs.clips, inputs.model, out, batch_clips=2, progress=False, step_s=0.25)
+
+
+def _temporal(inputs: Inputs, out: Path) -> None:
+    network = NetworkConfig(width=8, layers=2)
+    list(fit_temporal(TemporalConfig(inputs.pictures, inputs.features, out, network, steps=4, validate_every=2)))
 
 
 def _study(inputs: Inputs, out: Path) -> None:
@@ -128,6 +141,8 @@ def _demo(inputs: Inputs, out: Path) -> None:
 JOBS: dict[str, Callable[[Inputs, Path], None]] = {
     "predict": _predict,
     "embed": _embed,
+    "instants": _instants,
+    "temporal": _temporal,
     "study": _study,
     "evaluate": _evaluate,
     "finetune": _finetune(Start("scratch", size="micro", n_frames=1, stride=1)),

@@ -12,6 +12,7 @@ import torch
 from endofm_lab.data.manifest import read_manifest, write_manifest
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.explain.embeddings import load_store
+from endofm_lab.integrity import check_folder
 from endofm_lab.metrics.smoothing import hmm_filter
 from endofm_lab.runs.compare import compare
 from endofm_lab.runs.run import read_run
@@ -108,6 +109,9 @@ def test_predictions_of_a_store_have_a_row_per_instant(runs, data, tmp_path):
     table = predict_temporal(runs / "causal", data[1], tmp_path / "out")
     assert len(table) == 12 * 60 and {"recording", "time_s", "predicted", "score_in", "score_out"} <= set(table)
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out" / "instants.parquet"), table)
+    for folder, kind in ((tmp_path / "out", "answers over time"), (runs / "causal", "run")):
+        assert check_folder(folder).whole and check_folder(folder).kind == kind
+    assert check_folder(runs / "causal" / "seed-0" / "model").kind == "model of time"
     own = table[table["recording"] == "v11.mp4"]
     expected = read_run(runs / "causal").predictions.query("video == 'v11.mp4'")
     np.testing.assert_allclose(own["score_in"], expected["score_in"], atol=1e-6)
