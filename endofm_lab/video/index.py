@@ -116,6 +116,8 @@ def read_index(path: Path, container: Any, stream: Any, packets: np.ndarray, cod
         )
     if seekable and (even or container.format.name == "mpegts"):
         damaged |= _off_the_grid(frames, step)
+    elif seekable and bounds[2] is not None and _ends_elsewhere(frames, step, bounds[2]):
+        damaged[-1] = True
     if len(lost):
         if not seekable:  # it is unknown which frames after the first broken place are lost
             damaged |= filled["pos"][shown] >= min((span[0] for span in spans), default=0)
@@ -308,6 +310,13 @@ def _off_the_grid(frames: np.ndarray, step: int) -> np.ndarray:
     multiple = np.abs(np.diff(frames) - step * np.round(np.diff(frames) / step)) <= tolerance  # frames that were lost
     off[0], off[-1] = not multiple[0] and even[1:3].all(), not multiple[-1] and even[-3:-1].all()
     return off
+
+
+def _ends_elsewhere(frames: np.ndarray, step: int, declared: int) -> bool:
+    """Whether the last of otherwise even frames is early or late, and its end is not the declared one either."""
+    tolerance = max(2, step // 50)
+    off = np.abs(np.diff(frames) - step) > tolerance
+    return len(frames) >= 8 and off[-1] and not off[:-1].any() and abs(frames[-1] + step - declared) > tolerance
 
 
 def _can_start(packet: Any, codec: str, extradata: bytes) -> bool:

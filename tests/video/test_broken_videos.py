@@ -53,7 +53,7 @@ def test_a_truncated_file_with_its_index_first_isrefused(
     assert "cut off" in refused(path).reason
 
 
-def test_fragments_cut_inside_one_arerefused(video_of: VideoOf, tmp_path: Path) -> None:
+def test_fragments_cut_inside_one_are_refused(video_of: VideoOf, tmp_path: Path) -> None:
     whole = video_of("h264_fragments.mp4").read_bytes()
     path = tmp_path / "fragments.mp4"
     path.write_bytes(whole[: whole.rindex(b"mdat") + 40])
@@ -164,42 +164,6 @@ def test_an_avi_whose_list_of_frames_has_lost_its_head_is_not_shorter(video_of: 
         with pytest.raises(VideoError, match="damage"), open_video(path) as video:
             for _ in video.stream():
                 pass
-
-
-def is_refused_or_true(path: Path, data: bytes, place: int, mask: int) -> bool:
-    """Whether a video of 60 even frames is refused, or true, with the bits of ``mask`` changed at one place."""
-    changed = bytearray(data)
-    changed[place] ^= mask
-    path.write_bytes(changed)
-    try:
-        with open_video(path) as video:
-            after = np.diff(video.times_s)
-            numbers = numbers_in(frame for _, frame in video.stream())
-            return np.ptp(after) < 2e-3 and numbers == list(range(60))
-    except VideoError:
-        return True
-
-
-def test_a_wrong_time_scale_or_a_wrong_time_in_an_mp4_hides_no_frame_and_moves_none(
-    video_of: VideoOf, tmp_path: Path
-) -> None:
-    data = video_of("h264_short_gop.mp4").read_bytes()
-    scale = data.index(b"mvhd") + 16  # the list of edits is counted in this scale
-    assert all(is_refused_or_true(tmp_path / "a.mp4", data, scale, 1 << bit) for bit in range(8))
-    offsets = data.index(b"ctts") + 12
-    n = int.from_bytes(data[offsets - 4 : offsets], "big")
-    for entry in range(n):  # by how much a frame is shown after it is decoded: count, offset
-        place = offsets + 8 * entry + 4
-        if data[place - 1] == 1:  # alone: the frames of a longer run move together and meet their neighbours
-            assert is_refused_or_true(tmp_path / "a.mp4", data, place + 3, 64), entry  # 5 ms of 40
-            assert is_refused_or_true(tmp_path / "a.mp4", data, place, 1), entry
-
-
-def test_a_frame_without_its_start_code_is_noticed_in_its_delimiter(video_of: VideoOf, tmp_path: Path) -> None:
-    """The decoder repeats the frame before it in silence."""
-    data = video_of("h264.ts").read_bytes()
-    places = [place for place in range(len(data) - 5) if data[place : place + 5] == b"\0\0\0\1\x41"]
-    assert len(places) > 5 and all(is_refused_or_true(tmp_path / "a.ts", data, place + 3, 2) for place in places[:10])
 
 
 def test_a_live_recording_without_lengths_is_whole(tmp_path: Path) -> None:
@@ -353,7 +317,7 @@ def test_odd_names_are_files_and_not_protocols(
 
 
 @pytest.mark.parametrize("indices", [[60], [-1], [0, 5, 1000]])
-def test_frames_outside_the_video_arerefused(video_of: VideoOf, indices: list[int]) -> None:
+def test_frames_outside_the_video_are_refused(video_of: VideoOf, indices: list[int]) -> None:
     with open_video(video_of("h264_short_gop.mp4")) as video:
         with pytest.raises(VideoError, match="0 to 59"):
             video.read(indices)
