@@ -265,7 +265,7 @@ try:
         show_phases(prediction)
     if any(head.answer != "clip" for head in heads.values()):
         st.plotly_chart(
-            frame_timeline(prediction, time_s, session.current().unfamiliar),
+            frame_timeline(prediction, time_s, thresholds, session.current().unfamiliar),
             width="stretch",
             key="frames",
             on_select=follow_frame,

@@ -19,17 +19,14 @@ from endofm_lab.demo.evaluation import evaluate_demo
 from endofm_lab.demo.model import build_demo_model, carded
 from endofm_lab.demo.training import train_demo
 from endofm_lab.explain.familiarity import fit_familiarity
-from endofm_lab.figures.prediction import frame_figure, timeline
 from endofm_lab.metrics.intervals import Interval
 from endofm_lab.model.loading.load import load_model, save_model
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.predict import predict_video
-from endofm_lab.prediction import VideoPrediction
 from endofm_lab.pretraining.config import tiny, with_settings
 from endofm_lab.pretraining.trainer import MODEL
-from endofm_lab.reports.html import write_report
+from endofm_lab.reports.video import write_video_report
 from endofm_lab.training.checkpoints import Checkpoints
-from endofm_lab.video.reader import open_video
 
 
 @command()
@@ -43,27 +40,13 @@ def show(output: Output, headless: bool = False, port: int = 8501, out: Path = P
     name = next(iter(SAMPLES))
     output.say(f"Drawing the generated sample '{name}' ...")
     prediction = predict_video(sample_video(name), "demo", out=out / "prediction", progress=output.progress)
-    report = _write_demo_report(prediction, out / "report.html", f"Demo: {name} (generated)")
+    title = f"Demo: {name} (generated)"
+    report = write_video_report(prediction, load_model("demo").card, out / "report.html", title)
     table = prediction.table()
     output.say(table.to_string(index=False, float_format=lambda value: f"{value:.2f}", max_rows=12))
     output.say(f"\nThe report of the demo prediction is {report}")
     url = _serve(free_port(port), headless, output)
     output.result({"report": report, "app": url, "clips": table.to_dict("records")})
-
-
-def _write_demo_report(prediction: VideoPrediction, path: Path, title: str) -> Path:
-    frames = sorted(prediction.telling_frames(3))
-    with open_video(prediction.video.path) as reader:
-        pictures = reader.read(frames)
-    figures = [
-        frame_figure(picture, *prediction.overlay(frame), f"Generated frame {frame}")
-        for picture, frame in zip(pictures, frames, strict=True)
-    ]
-    origin = prediction.provenance
-    caption = f"Model: {origin['model_name']}. Initialisation: {origin['initialisation']['words']}"
-    notes = [prediction.familiarity_text(), prediction.quality_text()]
-    sections = [("Scores over time", [caption, *notes, timeline(prediction)]), ("Frames", figures)]
-    return write_report(path, title, sections, origin)
 
 
 def _serve(port: int, headless: bool, output: Output) -> str:

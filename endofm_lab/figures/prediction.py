@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from endofm_lab.figures.style import MASK_RGB, UNFAMILIAR, color_of, tidy
 from endofm_lab.prediction import NORMAL, VideoPrediction
+from endofm_lab.study.stretches import DEFAULT, Thresholds
 
 
 def timeline(prediction: VideoPrediction, time_s: float | None = None, threshold: float | None = None) -> go.Figure:
@@ -91,20 +92,27 @@ def _shade_unfamiliar(figure: go.Figure, prediction: VideoPrediction) -> None:
         figure.add_scatter(x=[None], y=[None], mode="markers", marker=patch, name="unfamiliar")
 
 
-def frame_timeline(prediction: VideoPrediction, time_s: float | None = None, unfamiliar: bool = False) -> go.Figure:
+def frame_timeline(
+    prediction: VideoPrediction,
+    time_s: float | None = None,
+    thresholds: Thresholds = DEFAULT,
+    unfamiliar: bool = False,
+) -> go.Figure:
     """The share of each frame that the mask covers (%), and the highest box score of every class in each frame.
 
-    There is one row for the masks of all mask heads, and one for each box head; a line marks ``time_s``. Frames without
-    a box have the score 0. The ``customdata`` of a marker is its frame. Frames that look unlike what the model learned
-    are grey and have no values, unless ``unfamiliar`` is set.
+    A mask contains the pixels that reach its threshold, and boxes below theirs do not count. There is one row for the
+    masks of all mask heads, and one for each box head; a line marks ``time_s``. Frames without a box have the score 0.
+    The ``customdata`` of a marker is its frame. Frames that look unlike what the model learned are grey and have no
+    values, unless ``unfamiliar`` is set.
     """
     hidden = prediction.unfamiliar_frames() & (not unfamiliar)
     rows: dict[str, dict[str, np.ndarray]] = {}
     for head, values in prediction.maps.items():
-        covered = (np.asarray(values) >= 128).any(axis=1).mean(axis=(1, 2))  # uint8: 128 is the first >= 0.5
+        covered = (np.asarray(values) >= 255 * thresholds.score).any(axis=1).mean(axis=(1, 2))  # values are uint8
         rows.setdefault("mask, % of the frame", {})["mask" if len(prediction.maps) == 1 else head] = 100 * covered
     for head in prediction.box_heads:
         boxes = prediction.boxes_xyxy[prediction.boxes_xyxy["head"] == head]
+        boxes = boxes[boxes["score"] >= thresholds.box]
         best = boxes.pivot_table(index="frame", columns="label", values="score", aggfunc="max")
         best = best.reindex(prediction.frames).fillna(0.0)
         lines = {f"box: {label}": best[label].to_numpy() for label in best}

@@ -180,7 +180,7 @@ def _timelines(prediction: VideoPrediction, thresholds: Thresholds) -> list[Item
     if prediction.score_spread:
         items.append("Bands: the lowest and the highest score of clips that start a few frames later.")
     if prediction.maps or prediction.box_heads:
-        items.append(frame_timeline(prediction))
+        items.append(frame_timeline(prediction, thresholds=thresholds))
     return items
 
 

@@ -69,6 +69,16 @@ def test_decisions_move_the_viewer_to_the_next_finding_and_are_there_when_the_vi
     assert told(other)["findings"] == [] and not any("decision" in table.value for table in other.dataframe)
 
 
+def test_the_reader_is_named_again_after_a_reload_unless_the_app_is_served_to_others(opened, monkeypatch):
+    def reviewer(app):
+        return next(field for field in app.text_input if field.label == "Reviewer")
+
+    reviewer(opened(sample="Polyp, advancing")).set_value("B. Reader").run()
+    assert reviewer(opened(sample="Polyp, advancing")).value == "B. Reader"
+    monkeypatch.setenv("ENDOFM_LAB_PASSWORD", "a long password")
+    assert reviewer(opened(sample="Polyp, advancing")).value == ""
+
+
 def test_choosing_a_finding_moves_the_viewer(opened):
     app = opened()
     app.selectbox(key="finding").set_value(1).run()

@@ -10,6 +10,7 @@ from scipy.special import softmax
 
 import endofm_lab as lab
 from endofm_lab.data.samples import SAMPLES, sample_video
+from endofm_lab.figures.prediction import frame_timeline
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.predict import predict_video
 from endofm_lab.prediction import VideoPrediction
@@ -97,6 +98,16 @@ def test_every_finding_of_a_video_can_be_decided_on_and_the_decision_is_found_ag
         assert set(again["decided_by"]) == {"A. Reader"}
         decisions = with_decisions(video_findings(prediction, Thresholds(0.4)), read_review(folder))["decision"]
         assert set(decisions) == {CONFIRM}, "a lower threshold withdraws nothing"
+
+
+def test_the_timeline_of_frames_follows_the_thresholds(predicted):
+    usual, strict = (
+        {trace.name: np.asarray(trace.y) for trace in frame_timeline(predicted, thresholds=thresholds).data}
+        for thresholds in (Thresholds(), Thresholds(0.9, 0.6))
+    )
+    assert (strict["mask"] <= usual["mask"]).all() and 0 < strict["mask"].sum() < usual["mask"].sum()
+    scores = usual["box: finding"]
+    np.testing.assert_array_equal(strict["box: finding"], np.where(scores >= 0.6, scores, 0))
 
 
 def test_models_disagree_where_only_one_has_a_finding_of_this_name(made):
