@@ -51,6 +51,7 @@ _PUBLIC = {
     "look": "explain.attention",
     "embed": "explain.embeddings",
     "load_store": "explain.embeddings",
+    "fit_familiarity": "explain.familiarity",
     "Neighbours": "explain.atlas",
     "METHODS": "explain.attribution",
     "attribute": "explain.attribution",

@@ -55,7 +55,13 @@ def show_findings(
     st.subheader("Findings")
     folder = video_reviews(prediction.provenance["video"])
     if findings.empty and not (folder / REVIEW).exists():
-        st.info("Nothing reaches the threshold. A lower threshold shows less certain findings.")
+        hidden = prediction.unfamiliar_frames().any() and not session.current().unfamiliar
+        st.info(
+            "Nothing reaches the threshold in clips that look like what the model learned. The others can be shown with "
+            "a switch in the sidebar."
+            if hidden
+            else "Nothing reaches the threshold. A lower threshold shows less certain findings."
+        )
         return
     inside = findings.index[(findings["start_s"] <= time_s) & (time_s < findings["end_s"])]
     about = (

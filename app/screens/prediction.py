@@ -32,8 +32,8 @@ MASKS_HELP = (
 
 
 UNFAMILIAR_HELP = (
-    "Stretches that look unlike what the model learned have no masks and no boxes, because there they mean nothing. "
-    "They are grey in the timelines."
+    "Stretches that look unlike what the model learned have no findings, masks and boxes, because there they mean "
+    "nothing. These stretches are grey in the timelines."
 )
 
 
@@ -220,7 +220,7 @@ every_frame = st.sidebar.toggle(
     help=MASKS_HELP,
     **session.field("every_frame"),
 )
-st.sidebar.toggle("Masks and boxes in unfamiliar clips", help=UNFAMILIAR_HELP, **session.field("unfamiliar"))
+st.sidebar.toggle("Findings, masks and boxes in unfamiliar clips", help=UNFAMILIAR_HELP, **session.field("unfamiliar"))
 if video is None:
     st.info("Choose a video in the sidebar: a generated sample, a file or folder on this machine, or an upload.")
     st.stop()

@@ -74,8 +74,8 @@ class Familiarity(Brief):
         """The counts behind the statistics, in a sentence."""
         about = {"train_clips": "?", "train_units": "?", "val_clips": "?", "val_units": "?", **self.about}
         return (
-            f"Features of {about['train_clips']} training clips ({about['train_units']}); the limit is that of 95 % of "
-            f"{about['val_units']} of the validation part ({about['val_clips']} clips)."
+            f"Features of {about['train_clips']} training clips ({about['train_units']}). At the limit, 95 % of the "
+            f"validation part are familiar: {about['val_clips']} clips ({about['val_units']})."
         )
 
     @property

@@ -122,7 +122,10 @@ def _about(prediction: VideoPrediction) -> list[Item]:
 def _findings(findings: pd.DataFrame, thresholds: Thresholds) -> list[Item]:
     """What counts as a finding, and the table of findings with the decisions."""
     boxes = f", and boxes with a score of at least {thresholds.box:.2f}" if thresholds != DEFAULT else ""
-    rule = f"Findings are stretches of the video that score at least {thresholds.score:.2f}{boxes}."
+    rule = (
+        f"Findings are stretches of the video that score at least {thresholds.score:.2f}{boxes}, and that do not look "
+        "unlike what the model learned."
+    )
     if findings.empty:
         return [f"{rule} There are none."]
     n_open = int((findings["decision"] == "").sum())

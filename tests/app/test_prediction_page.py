@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
+import endofm_lab as lab
 from tests.app.player import move_to, told
 
 APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
@@ -97,3 +98,21 @@ def test_a_folder_of_frames_warns_that_the_model_knows_generated_video_only(app,
     assert not app.exception
     assert "generated video only" in app.warning[0].value
     assert "of 11" in captions(app)
+
+
+def test_a_real_video_says_that_the_model_does_not_know_such_pictures_and_a_switch_shows_its_findings(app, tmp_path):
+    """The demo learned generated video; noise stands in for a real one."""
+    path = tmp_path / "noise.mp4"
+    draw = np.random.default_rng(0)
+    lab.write_video(path, [draw.integers(0, 255, (64, 64, 3)).astype(np.uint8) for _ in range(40)], 24)
+    app.query_params["source"] = "file"
+    app.run()
+    app.sidebar.text_input[0].set_value(str(path)).run()
+    assert not app.exception
+    (warning,) = [entry.value for entry in app.warning]
+    assert "look unlike what the model learned" in warning and "trained on generated video only" in warning
+    assert any("The others can be shown" in entry.value for entry in app.info)
+    first = told(app)["address"]
+    next(entry for entry in app.sidebar.toggle if "unfamiliar" in entry.label).set_value(True).run()
+    assert not app.exception and told(app)["address"] != first
+    assert not any("The others can be shown" in entry.value for entry in app.info)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,6 +163,33 @@ def test_masks_and_boxes_follow_their_thresholds(frames, predicted):
     assert sizes[0] > sizes[1] > sizes[2] > 0
     boxes = overlays.overlays(predicted, frame, frame + 1)[str(frame)]["boxes"]
     assert [box["score"] for box in boxes] == pytest.approx(predicted.boxes(frame)["score"].tolist(), abs=1e-4)
+
+
+def test_an_unfamiliar_stretch_has_no_masks_boxes_and_findings_unless_asked_for(frames, predicted):
+    overlays = sys.modules["components.viewer.overlays"]
+    strange = replace(predicted, distance=np.where(predicted.times_s[:, 0] < predicted.times_s.mean(), 3.0, 0.5))
+    rows = strange.unfamiliar_stretches()
+    assert len(rows) == 1 and rows[0][0] == 0
+    last = int(predicted.frames[rows[0][1]])
+    facts = overlays.facts(predicted.frame_times_s, strange)
+    assert facts["unfamiliar"] == [[int(predicted.frames[0]), last]]
+    shown = overlays.overlays(strange, 0, predicted.video.n_frames)
+    assert all(shown[str(n)] == {"masks": {}, "boxes": []} for n in predicted.frames if n <= last)
+    assert any(shown[str(n)]["boxes"] for n in predicted.frames if n > last)
+    asked = overlays.overlays(strange, 0, predicted.video.n_frames, unfamiliar=True)
+    assert asked == overlays.overlays(replace(predicted, distance=None), 0, predicted.video.n_frames)
+    assert set(video_findings(strange)["finding"]) == {"bleeding"}
+    assert set(video_findings(strange, unfamiliar=True)["finding"]) == {"polyp", "bleeding"}
+    assert strange.opening_frame() > last
+
+
+def test_faults_of_the_picture_are_named_by_frame(frames, predicted):
+    quality = np.zeros((len(predicted.frames), 4), np.float32)
+    quality[3] = 1, 0, 0, 0
+    facts = sys.modules["components.viewer.overlays"].facts(
+        predicted.frame_times_s, replace(predicted, quality=quality)
+    )
+    assert facts["faults"] == {str(predicted.frames[3]): "blurred"}
 
 
 def test_marks_are_the_findings_in_order_of_time(frames, predicted):

@@ -40,6 +40,9 @@ def test_a_build_leaves_a_model_whose_card_says_what_it_is_made_of_and_what_it_r
     last = records[-1]["built"]
     assert last["metrics"]["dice"]["value"] == dice["value"] and "as expected" in last["expected"][0]
     assert check_folder(out).whole
+    stage = next(record for record in records if record.get("stage") == "familiarity")
+    assert "training clips" in stage["words"] and model.familiarity.width == model.backbone.width
+    assert model.familiarity.about["val_clips"] >= 3 and card.familiarity_sha256 is not None
 
 
 def test_near_duplicates_are_on_one_side_of_the_split(built):

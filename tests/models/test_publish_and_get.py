@@ -2,12 +2,14 @@ import hashlib
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 import endofm_lab as lab
 from endofm_lab.cli.main import main
+from endofm_lab.familiarity.statistics import Familiarity
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.video_model import build_frame_model
 from endofm_lab.models import fetch
@@ -26,6 +28,8 @@ def model(tmp_path):
         intended_use="Research.",
         limits=("Has seen polyps only.",),
     )
+    width = network.backbone.width
+    network.familiarity = Familiarity(np.zeros(width, np.float32), np.eye(width, dtype=np.float32), 1.0)
     return lab.save_model(network, tmp_path / "models" / "mine")
 
 
@@ -33,7 +37,12 @@ def test_a_published_folder_holds_the_model_and_a_page_in_the_hubs_format(model,
     monkeypatch.setenv("ENDOFM_LAB_MODELS", str(model.parent))
     out = tmp_path / "published"
     assert main(["models", "publish", "mine", "--out", str(out), "--owner", "me"]) == 0
-    assert {path.name for path in out.iterdir()} == {"model.safetensors", "card.json", "README.md"}
+    assert {path.name for path in out.iterdir()} == {
+        "model.safetensors",
+        "card.json",
+        "familiarity.safetensors",
+        "README.md",
+    }
     assert lab.load_model(out).card == lab.load_model("mine").card
     page = ModelCard.load(out / "README.md")
     assert page.data.license == "other" and page.data.metrics == ["dice"] and "endoscopy" in page.data.tags
@@ -55,22 +64,26 @@ class Hub:
     """A Hub with one repository; the weights come from the disk in place of the network."""
 
     def __init__(self, folder, monkeypatch):
-        self.content = (folder / "model.safetensors").read_bytes()
+        names = ("model.safetensors", "familiarity.safetensors")
+        self.content = {name: (folder / name).read_bytes() for name in names}
         monkeypatch.setattr("huggingface_hub.HfApi", lambda: self)
         monkeypatch.setattr(fetch, "download", self.download)
         self.fetched = []
 
     def model_info(self, name, files_metadata):
-        sha256 = hashlib.sha256(self.content).hexdigest()
-        weights = SimpleNamespace(
-            rfilename="model.safetensors", size=len(self.content), lfs=SimpleNamespace(sha256=sha256)
-        )
-        return SimpleNamespace(sha="c0ffee", card_data={"license": "cc-by-4.0"}, siblings=[weights])
+        files = [
+            SimpleNamespace(
+                rfilename=name, size=len(content), lfs=SimpleNamespace(sha256=hashlib.sha256(content).hexdigest())
+            )
+            for name, content in self.content.items()
+        ]
+        return SimpleNamespace(sha="c0ffee", card_data={"license": "cc-by-4.0"}, siblings=files)
 
     def download(self, source, target):
         self.fetched.append(source.url)
-        target.write_bytes(self.content)
-        yield len(self.content), len(self.content)
+        content = self.content[target.name]
+        target.write_bytes(content)
+        yield len(content), len(content)
 
 
 def test_a_hub_model_is_fetched_only_when_asked_and_agreed_to_and_then_known_by_its_id(
@@ -87,6 +100,8 @@ def test_a_hub_model_is_fetched_only_when_asked_and_agreed_to_and_then_known_by_
     assert "/me/mine/resolve/c0ffee/model.safetensors" in hub.fetched[0]
     assert lab.load_model("hf://me/mine").card == lab.load_model(model).card
     assert any(entry.name == "me--mine" and entry.state == "built" for entry in lab.models.list())
+    assert [url.rpartition("/")[2] for url in hub.fetched] == ["model.safetensors", "familiarity.safetensors"]
+    assert lab.load_model("hf://me/mine").familiarity.limit == 1.0
 
 
 def test_the_initial_weights_of_a_recipe_are_fetched_by_the_name_of_the_recipe(model, tmp_path, monkeypatch):
