@@ -57,7 +57,7 @@ def show_findings(
     if findings.empty and not (folder / REVIEW).exists():
         hidden = prediction.unfamiliar_frames().any() and not session.current().unfamiliar
         st.info(
-            "Nothing reaches the threshold in clips that look like what the model learned. The others can be shown with "
+            "Nothing reaches the threshold in clips that look like what the model learned. The others can be shown by "
             "a switch in the sidebar."
             if hidden
             else "Nothing reaches the threshold. A lower threshold shows less certain findings."
