@@ -79,7 +79,8 @@ def objects(phantom, tmp_path_factory):
         lab.import_table(table, video="file", label="finding", out=folder / "own" / "manifest.csv"), Classification(),
         pretraining.contrast, learner(pretraining), lab.export(micro, folder / "m.pt2", "features"),
         lab.TemporalConfig(phantom, folder / "store", folder), lab.NetworkConfig(), lab.InputConfig(), over_time(),
-        next(iter(lab.kfold(manifest.table))), model.familiarity, Prepared(folder, "a@1", "b", 0, pd.DataFrame(), [], "no rows"),
+        model.familiarity, next(iter(lab.kfold(manifest.table))),
+        Prepared(folder, "a@1", "b", 0, pd.DataFrame(), [], "no rows"),
     ]  # fmt: skip
 
 
