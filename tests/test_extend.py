@@ -112,6 +112,7 @@ def test_the_command_line_names_own_classes_and_makes_them_with_their_default_se
         ([*task, "my_lab.cleanliness:Cleanliness"], "The manifest has no column 'cleanliness'"),
         ([*task, "my_lab.barlow:Barlow"], "my_lab.barlow:Barlow is not Task"),
         ([*task, "my_lab.encoder:Nothing"], "--own-task needs my_lab.encoder:Nothing, which cannot be imported"),
+        ([*line, "--backbone.depth", "3"], "--own-encoder has its own configuration. Leave out the options --backbone"),
         ([*line, "--start", "demo"], "--own-encoder has its own size and weights. Leave out --start"),
     ):
         assert in_the_terminal(folder, monkeypatch, *words) == 2

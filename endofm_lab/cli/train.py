@@ -26,6 +26,7 @@ from endofm_lab.metrics.intervals import caution
 from endofm_lab.metrics.measure import Measure
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.transformer import PRESETS as BACKBONES
+from endofm_lab.model.transformer import BackboneConfig
 from endofm_lab.outside import class_named
 from endofm_lab.pretraining.config import FROM_SCRATCH, OBJECTIVES, PRESETS, PretrainConfig, explained, to_json
 from endofm_lab.pretraining.objective import Objective
@@ -49,6 +50,9 @@ def _pretraining_preset(values: Mapping[Key, Any]) -> PretrainConfig:
             raise UserError(f"{manifest} is a run, which continues with its own settings. Leave out --preset.")
         return run_config(manifest)
     config = PRESETS[values["preset",] or "endo-fm"](manifest, values["out",])
+    backbone = {key: value for key, value in values.items() if key[0] == "backbone"}
+    if values["own_encoder",] and any(value != getattr(BackboneConfig(), key[1]) for key, value in backbone.items()):
+        raise UserError("--own-encoder has its own configuration. Leave out the options --backbone.*.")
     size = values["size",]
     return config if size is None else replace(config, backbone=BACKBONES[size])
 
