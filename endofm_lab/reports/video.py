@@ -130,6 +130,7 @@ def _findings(findings: pd.DataFrame, thresholds: Thresholds) -> list[Item]:
         return [f"{rule} There are none."]
     n_open = int((findings["decision"] == "").sum())
     table = decision_table(findings.drop(columns=["first", "last"]))
+    table["score"] = [f"{score:.3f}" for score in findings["score"]]
     if findings["lowest"].isna().all():
         return [f"{rule} {n_open} of {len(findings)} are not decided on.", table.drop(columns=["lowest", "highest"])]
     spread = "Lowest and highest: the scores of the clip and of clips that start a few frames later."
