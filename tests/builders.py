@@ -1,8 +1,12 @@
-"""Models, clips and runs that several tests build."""
+"""Models, pictures, clips and runs that several tests build."""
+
+from functools import cache
 
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from endofm_lab.metrics.masks import mask_metrics
@@ -91,3 +95,14 @@ def made_run(name, task="classification", skill=1.0, seeds=(0,), n_patients=20, 
         "predictions": pd.concat(parts, ignore_index=True),
     }
     return Run(**{**fields, **changes})
+
+
+@cache
+def mucosa(seed: int, size: int = 240) -> Image.Image:
+    """A generated picture in the manner of a colonoscope: octagon, dark lumen, folds, fine texture."""
+    rng = np.random.default_rng(seed)
+    noise = sum(gaussian_filter(rng.normal(size=(size, size)), s) * s * g for s, g in ((2, 1.0), (6, 1.2), (20, 1.5)))
+    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
+    lumen = 1 - 0.8 * np.exp(-((x - rng.uniform(-0.5, 0.5)) ** 2 + (y - rng.uniform(-0.5, 0.5)) ** 2) / 0.1)
+    grey = (150 + 30 * noise) * lumen * (np.abs(x) + np.abs(y) < 1.6)
+    return Image.fromarray(np.clip(np.stack([grey * 1.1, grey * 0.6, grey * 0.5], -1), 0, 255).astype(np.uint8))

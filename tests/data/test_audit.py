@@ -4,14 +4,12 @@ import io
 import json
 import os
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageOps
-from scipy.ndimage import gaussian_filter
 
 from endofm_lab.cli.main import main
 from endofm_lab.data.audit.audit import Audit, audit
@@ -23,6 +21,7 @@ from endofm_lab.data.splits import holdout
 from endofm_lab.data.units import group_ids
 from endofm_lab.errors import UserError
 from endofm_lab.reports.audit import write_audit_html
+from tests.builders import mucosa
 
 
 def manifest(root: Path = Path(), **columns: object) -> Manifest:
@@ -107,17 +106,6 @@ def test_hamming_counts_differing_bits() -> None:
 
 
 # Pictures ------------------------------------------------------------------------------------------------------------
-
-
-@cache
-def mucosa(seed: int, size: int = 240) -> Image.Image:
-    """A generated picture in the manner of a colonoscope: octagon, dark lumen, folds, fine texture."""
-    rng = np.random.default_rng(seed)
-    noise = sum(gaussian_filter(rng.normal(size=(size, size)), s) * s * g for s, g in ((2, 1.0), (6, 1.2), (20, 1.5)))
-    y, x = np.mgrid[-1 : 1 : size * 1j, -1 : 1 : size * 1j]
-    lumen = 1 - 0.8 * np.exp(-((x - rng.uniform(-0.5, 0.5)) ** 2 + (y - rng.uniform(-0.5, 0.5)) ** 2) / 0.1)
-    grey = (150 + 30 * noise) * lumen * (np.abs(x) + np.abs(y) < 1.6)
-    return Image.fromarray(np.clip(np.stack([grey * 1.1, grey * 0.6, grey * 0.5], -1), 0, 255).astype(np.uint8))
 
 
 def as_jpeg(picture: Image.Image, quality: int) -> Image.Image:

@@ -1,0 +1,1 @@
+"""The program that writes `docs/leaks.md`: `python -m docs.experiments.leaks`."""
