@@ -11,16 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 
 from endofm_lab.errors import UserError
 from endofm_lab.figures.pictures import overlaid
 from endofm_lab.figures.prediction import frame_timeline, timeline
 from endofm_lab.figures.study import clock
+from endofm_lab.figures.style import marked
 from endofm_lab.files import atomic_path
 from endofm_lab.model.card import ModelCard
 from endofm_lab.prediction import VideoPrediction
 from endofm_lab.reports.explanation import Explained, attribution_section
-from endofm_lab.reports.html import Item, Markup, escape, picture, report_page, verdict
+from endofm_lab.reports.html import Item, Markup, Section, escape, picture, report_page, verdict
 from endofm_lab.reports.study import calibration_of, decision_table
 from endofm_lab.study.review import CONFIRM, REJECT, read_review, video_reviews, with_decisions
 from endofm_lab.study.stretches import DEFAULT, Thresholds, video_findings
@@ -80,7 +82,7 @@ def video_report(
         ("Findings", _findings(findings, thresholds)),
         ("Key frames", [_key_frames(prediction, findings, thresholds)]),
         ("Timeline", _timelines(prediction, thresholds)),
-        *(attribution_section(*entry) for entry in maps),
+        *(_map(entry, prediction.video.generated) for entry in maps),
         ("Calibration", [calibration_of({head: card.heads[head].temperature for head in prediction.scores})]),
         ("Model card", _card(card)),
         ("Audit of the training data", [card.audit or "The model card states no audit of the training data."]),
@@ -186,6 +188,12 @@ def _timelines(prediction: VideoPrediction, thresholds: Thresholds) -> list[Item
     if prediction.maps or prediction.box_heads:
         items.append(frame_timeline(prediction, thresholds=thresholds))
     return items
+
+
+def _map(entry: ExplainedClip, generated: bool) -> Section:
+    """The section on one map, whose film strip is marked if its pictures are generated."""
+    heading, (strip, *items) = attribution_section(*entry)
+    return heading, [marked(strip, generated) if isinstance(strip, go.Figure) else strip, *items]
 
 
 def _card(card: ModelCard) -> list[Item]:

@@ -107,6 +107,8 @@ def test_a_tested_map_is_in_the_report_with_its_figures(model, predicted):
     explained = Explained(attribution, Curves(line, line, line * 0.5, line), 0.125)
     words = words_of(video_report(predicted, model.card, maps=[ExplainedClip(clip, explained)]))
     assert "by Grad-CAM" in words and "shuffled weights: 0.12" in words
+    page = video_report(predicted, model.card, maps=[ExplainedClip(clip, explained)])
+    assert '"text":"Generated"' in page, "the film strip of a generated video is marked"
 
 
 def test_masks_and_boxes_are_drawn_into_the_picture_and_generated_pictures_are_marked():
