@@ -143,7 +143,9 @@ def test_a_picture_with_and_without_the_green_display_is_told_as_one(kvasir: Pat
     assert section.rows[1] == ("Kvasir-SEG, at hand: train, test", "2", "1 (50.0 %)", "near-duplicate pictures")
     assert section.rows[0][2:] == ("cannot be said", "-")  # no patient is named
     assert "| `a` | `h` | train / test |" in text and "without and with the green position display |" in text
-    assert "1 pairs of pictures show the same scene, 1 of them on two sides" in text
+    assert (
+        "1 pairs of pictures show the same scene, 1 of them on two sides of the lists. 1 pairs are one picture" in text
+    )
     assert "test 3 (at hand 2)" in text and "the other 1 pictures are not at hand" in text
 
 

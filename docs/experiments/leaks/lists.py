@@ -99,8 +99,8 @@ def capsule_vision(data: Path) -> Section:
             f"{frequent['accuracy']}, balanced accuracy {frequent['balanced accuracy'].value:.3f}. That is what a "
             "name is worth, not what a published model gained; the latter needs its pictures.",
             *(f"Not a leak, but a shortcut (`dataset` is the source here): {message}" for message in confounder),
-            f"Cannot be said: the {n_test:,} test pictures have random names, SEE-AI and KID name no video, and "
-            "nobody names patients. Names such as `ulcer1_1034` of AIIMS are read as video and frame number.",
+            f"Cannot be said: the {n_test:,} test pictures have random names, SEE-AI and KID name no video, and no "
+            "source names patients. Names such as `ulcer1_1034` of AIIMS are read as video and frame number.",
             folded(videos, "Videos of Kvasir-Capsule on both sides"),
         ],
     )
@@ -158,8 +158,8 @@ def kvasir_capsule(data: Path) -> Section:
             ),
             f"Kvasir-Capsule inside Capsule Vision 2024: {inside.sum():,} of the {len(both):,} frames of the folds "
             f"({percent(int(inside.sum()), len(both))}) are in the challenge's training list, and "
-            f"{both['id'].isin(videos).sum():,} are of a video that is. No model learned from that list can be "
-            "tested on these folds.",
+            f"{both['id'].isin(videos).sum():,} are of a video that is. A result on these folds of a model that "
+            "learned from that list also measures what it remembers.",
         ],
     )
 
