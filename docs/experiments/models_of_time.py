@@ -106,7 +106,7 @@ def _phantom_table(out: Path, runs: dict[str, Run], groups: dict[str, str]) -> N
         cells = {metric: str(sample.interval(metric)) for metric in shown}
         seconds = json.loads((out / "runs" / f"{runs[name].run}.seconds.json").read_text())
         rows.append({"method": name, **cells, "processor s": round(seconds)})
-    print(pd.DataFrame(rows).to_markdown(index=False))
+    print(pd.DataFrame(rows).to_string(index=False))
     for metric in ("accuracy", "jaccard"):
         best = {
             g: max((n for n in runs if groups[n] == g), key=lambda n: samples[n].values[metric])

@@ -232,7 +232,7 @@ def main(arguments: list[str] | None = None) -> None:
             rows.append({"method": method, **table[metric].round(3).to_dict(), "mean": round(table[metric].mean(), 3)})
             rows[-1] |= {key: round(table[key].mean(), 3) for key in ("jaccard", "edit_score") if key in table}
             print(rows[-1], f"{seconds:.0f} s", *table["chosen"], sep="\n    ", flush=True)
-        print(pd.DataFrame(rows).to_markdown(index=False), flush=True)
+        print(pd.DataFrame(rows).to_string(index=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Commands that apply a model: `endofm-lab inspect`, `predict`, `study`, `explain`, `embed` and `export`."""
+"""Commands that apply a model: `inspect`, `predict`, `study`, `explain`, `embed`, `temporal` and `export`."""
 
 import math
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import pandas as pd
 
 from endofm_lab import portable as exporting
 from endofm_lab.cli.command import Output, command, computed_on
+from endofm_lab.cli.train import record_text, show_run
 from endofm_lab.data.manifest import read_manifest
 from endofm_lab.data.units import units
 from endofm_lab.errors import UserError
@@ -27,6 +28,9 @@ from endofm_lab.reports.study import write_study_report
 from endofm_lab.reports.video import write_video_report
 from endofm_lab.study.findings import findings
 from endofm_lab.study.study import DUPLICATE, UNREADABLE, run_study
+from endofm_lab.temporal.config import TemporalConfig
+from endofm_lab.temporal.fit import fit_temporal
+from endofm_lab.temporal.predict import predict_temporal
 from endofm_lab.video.images import IMAGE_SUFFIXES
 
 VIDEOS = {".mp4", ".avi", ".mov", ".mkv", ".m4v", ".webm", ".mpg", ".mpeg", ".wmv", ".ts"}
@@ -297,3 +301,33 @@ def export(settings: dict[str, Any], output: Output) -> None:
     output.result(asdict(exported))
     output.say(exported)
     output.written(exported.path)
+
+
+@command(TemporalConfig, positional=("manifest",), flat=("network", "inputs"))
+def fit_over_time(config: TemporalConfig, output: Output) -> None:
+    """Train a model of time on the vectors of `endofm-lab embed --step-s`, choose on val, and test once on test.
+
+    The result is a run like those of `endofm-lab finetune`; `endofm-lab compare` compares them.
+    """
+    for record in fit_temporal(config):
+        if "test" in record:
+            continue
+        if "step" in record:
+            if lines := record_text(record):
+                output.say(*lines)
+        else:
+            output.say(f"Split {record['split']}", f"Audit: {record['audit']}")
+    show_run(config.out, output)
+
+
+@command(predict_temporal, positional=("model",))
+def predict_over_time(out: Path, settings: dict[str, Any], output: Output) -> None:
+    """Answer at every instant of every recording of a store, and write instants.parquet."""
+    table = predict_temporal(out=out, **settings)
+    counts = table.groupby("recording", sort=False)["predicted"].value_counts().unstack(fill_value=0)
+    output.result({"out": out, "instants": len(table), "recordings": counts.to_dict("index")})
+    output.say(counts.to_string(max_rows=24))
+    output.written(out)
+
+
+TEMPORAL = {"fit": fit_over_time, "predict": predict_over_time}

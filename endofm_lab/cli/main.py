@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "study": ("infer", "study", "score a whole study frame by frame, with findings to confirm or reject"),
     "explain": ("infer", "explain", "write a report on attention and attribution of a clip"),
     "embed": ("infer", "embed", "compute a vector per row of a manifest, for neighbours, shortcuts and the app's map"),
-    "temporal": ("over_time", "TEMPORAL", "train models of time on stored vectors, and apply them"),
+    "temporal": ("infer", "TEMPORAL", "train models of time on stored vectors, and apply them"),
     "export": ("infer", "export", "write a model as one file for use without this library: ONNX or torch.export"),
     "notebooks": ("serve", "notebooks", "copy the lessons into a folder of your own and open them"),
     "finetune": ("train", "finetune", "train a head or a whole model on a manifest, and test it once"),
