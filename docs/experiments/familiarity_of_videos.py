@@ -9,7 +9,8 @@ the phantom (seed 0); its held-out clips are those of the 68 patients of seed 1.
 in its place, learns from 70 % of Kvasir-SEG; the limit comes from 10 %, and 20 % are held out (a built model: its own
 split, read from its folder). Near-duplicate pictures are in one part. Features in OUT are read back.
 
-Printed for Mahalanobis distances and nearest neighbours, of CLS and of the mean patch, as they are and at unit length:
+Printed for Mahalanobis distances and nearest neighbours, of CLS, the mean patch and the mean token of the
+middle block, as they are and at unit length:
 AUC of held-out clips against all other data sets with 95 % intervals over units (patients, pictures of Kvasir-SEG,
 operations), and against the data set that is told worst; then the library's distance against every data set.
 """
@@ -30,7 +31,7 @@ from endofm_lab.data.units import group_ids
 from endofm_lab.familiarity.statistics import familiarity_of, unit_length
 from endofm_lab.metrics.classification import accuracy, auc
 from endofm_lab.metrics.intervals import bootstrap_interval
-from endofm_lab.model.encoder import VideoTokens
+from endofm_lab.model.encoder import VideoTokens, watching
 from endofm_lab.model.video_model import VideoModel, build_frame_model
 from endofm_lab.predict import _plan
 from endofm_lab.video.phantom import FINDINGS
@@ -78,17 +79,19 @@ def _of_video(model: VideoModel, path: Path, facts: dict[str, str], most: int) -
 
 @torch.inference_mode()
 def features(model: VideoModel, data: Path, out: Path, name: str) -> dict[str, np.ndarray]:
-    """``cls`` and ``mean`` (N, D), and ``set``, ``unit``, ``split`` and ``label`` (N,) of all clips."""
+    """``cls``, ``mean`` and ``middle`` (N, D), and ``set``, ``unit``, ``split`` and ``label`` (N,) of all clips."""
     stored = out / f"{name}.npz"
     if not stored.is_file():
-        rows, cls, mean = [], [], []
+        rows, cls, mean, middle = [], [], [], []
         for facts, clip in clips_of(model, data, out):
-            tokens = model.backbone(clip)
+            with watching(model.backbone) as middle_of:
+                tokens = model.backbone(clip)
+                middle.append(middle_of(tokens)[0].numpy())
             rows.append(facts)
             cls.append(tokens.pooled()[0].numpy())
             mean.append(tokens.average()[0].numpy())
         columns = {key: column.to_numpy(str) for key, column in pd.DataFrame(rows).items()}
-        np.savez(stored, cls=np.stack(cls), mean=np.stack(mean), **columns)  # type: ignore[arg-type]
+        np.savez(stored, cls=np.stack(cls), mean=np.stack(mean), middle=np.stack(middle), **columns)  # type: ignore[arg-type]
     with np.load(stored) as file:
         return {key: file[key] for key in file.files}
 
@@ -140,7 +143,7 @@ def compare(values: dict[str, np.ndarray], parts: np.ndarray) -> None:
     test, others = parts == "test", parts == ""
     sets = [name for name in OTHERS if (others & (values["set"] == name)).any()]
     units = np.char.add(np.char.add(values["set"], "/"), values["unit"])
-    for feature in ("cls", "mean"):
+    for feature in ("cls", "mean", "middle"):
         for length in ("as it is", "unit length"):
             x = values[feature].astype(np.float64)
             x = unit_length(x) if length == "unit length" else x
@@ -151,7 +154,7 @@ def compare(values: dict[str, np.ndarray], parts: np.ndarray) -> None:
                 together = bootstrap_interval(auc, units[rows], others[rows], distance[rows])
                 single = {name: auc(others[r], distance[r]) for name, r in _against(values, test, others, sets)}
                 worst = min(single, key=lambda name: single[name])
-                print(f"{feature:<5}{length:<12}{method:<15} all {together}, worst {worst} {single[worst]:.3f}")
+                print(f"{feature:<7}{length:<12}{method:<15} all {together}, worst {worst} {single[worst]:.3f}")
 
 
 def _against(
@@ -163,7 +166,7 @@ def _against(
 
 def report(values: dict[str, np.ndarray], parts: np.ndarray) -> np.ndarray:
     """Print what the library's distance tells, data set by data set; returns the distances (N,)."""
-    x, units = values["mean"], np.char.add(np.char.add(values["set"], "/"), values["unit"])
+    x, units = values["middle"], np.char.add(np.char.add(values["set"], "/"), values["unit"])
     train, val, test, others = (parts == part for part in ("train", "val", "test", ""))
     distance = familiarity_of(x[train], x[val], units[val]).distances(x)
     print(f"held out: {test.sum()} clips of {len(set(units[test]))} units, {(distance[test] <= 1).mean():.3f} familiar")

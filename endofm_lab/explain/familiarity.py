@@ -13,6 +13,7 @@ from endofm_lab.data.rows import Row
 from endofm_lab.data.units import units
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.familiarity.statistics import Familiarity, familiarity_of
+from endofm_lab.model.encoder import watching
 from endofm_lab.model.inference import for_inference
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.video.transforms import to_input
@@ -25,7 +26,7 @@ class Features(Brief):
     """Features of the clips of a split.
 
     Attributes:
-        vectors: (N, D) float32, `VideoTokens.average` of every clip.
+        vectors: (N, D) float32, `endofm_lab.model.encoder.watching` of every clip.
         units: (N,) str, the unit of independence of every clip.
         words: number and kind of the units.
     """
@@ -98,7 +99,8 @@ def _computed(
     vectors, owners = [], []
     while batch := list(islice(clips, batch_clips)):
         x = torch.cat([clip for _, clip in batch]).to(first.device, first.dtype)
-        vectors.append(backbone(x).average().float().cpu().numpy())
+        with watching(backbone) as features:
+            vectors.append(features(backbone(x)).float().cpu().numpy())
         owners += [row for row, _ in batch]
     return vectors, owners
 

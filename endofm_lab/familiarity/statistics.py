@@ -5,8 +5,8 @@ covariance C, all of them divided by their length first (Müller and Hein 2025, 
 
     d(x) = sqrt((x / |x| - m)^T C^-1 (x / |x| - m)) / limit
 
-The feature of a clip is the mean of its patches. CLS is worse: training keeps in it what the task needs, and little of
-how the picture looks (docs/results.md compares both, and with nearest neighbours).
+The feature of a clip is the mean token after the middle block of the encoder. Training for a task removes from the last
+block how a picture looks, so CLS and the last patches are worse (docs/results.md).
 ``limit`` is the distance up to which 95 % of the validation patients are familiar, so 1 is the limit of every model. C
 is shrunk towards a multiple of the identity (Ledoit and Wolf 2004), because there may be fewer clips than dimensions.
 """

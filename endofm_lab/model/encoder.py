@@ -5,7 +5,8 @@ docs/extend.md and tests/model/test_foreign_encoder.py hold whole examples.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, cast
 
@@ -203,6 +204,34 @@ class Encoder(nn.Module, ABC):
             raise CheckpointError(f"{source}: {error}") from error
         except (TypeError, ValueError, ArithmeticError) as error:
             raise CheckpointError(f"{source}: A setting of the backbone has the wrong type ({error}).") from error
+
+
+@contextmanager
+def watching(encoder: Encoder) -> Iterator[Callable[[VideoTokens], Tensor]]:
+    """Watch the middle block of an encoder while it computes; the result gives the features of the clips, ``(B, D)``.
+
+    The feature is the mean token after the middle one of `Encoder.attention_blocks`, and for encoders without blocks
+    the mean over their last patches. In the middle a feature still says how a picture looks; training for a task
+    removes that from the last blocks.
+    """
+    blocks = encoder.attention_blocks()
+    outputs: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    def features(tokens: VideoTokens) -> Tensor:
+        if not outputs:
+            return tokens.average()
+        last = outputs.pop()
+        return last.flatten(1, -2).mean(dim=1).reshape(len(tokens.patches), -1, last.shape[-1]).mean(dim=1)
+
+    hook = blocks[len(blocks) // 2].register_forward_hook(keep) if blocks else None
+    try:
+        yield features
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 def check_sizes(config: Any) -> None:

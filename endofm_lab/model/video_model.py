@@ -14,7 +14,7 @@ from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.familiarity.statistics import Familiarity
 from endofm_lab.model import frame
 from endofm_lab.model.card import SCRATCH, HeadSpec, InitialisationRecord, ModelCard
-from endofm_lab.model.encoder import Encoder, VideoTokens
+from endofm_lab.model.encoder import Encoder, VideoTokens, watching
 from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.head import Head
 from endofm_lab.model.paper.hybrid import HybridTransformer
@@ -88,19 +88,20 @@ class VideoModel(nn.Module):
 
     @torch.inference_mode()
     def answer(self, clip: Tensor, shown: Sequence[str] = ()) -> tuple[dict[str, Tensor], Tensor]:
-        """The scores of clips as `predict` returns them, and the mean of their patches, (B, D) float32 on the CPU.
+        """The scores of clips as `predict` returns them, and their features, (B, D) float32 on the CPU.
 
         Raises:
-            UserError: as `predict`, also for features.
+            UserError: as `predict`, also for features (see `endofm_lab.model.encoder.watching`).
         """
-        output = self(clip.to(next(self.parameters()).device))
+        with watching(self.backbone) as features_of:
+            output = self(clip.to(next(self.parameters()).device))
+            features = features_of(output.tokens).float()
         scores_by_head = {}
         for name, logits in output.logits.items():
             scores = self.head(name).scores(logits.float(), self.card.heads[name])
             for values in (logits, scores):
                 check_finite(values, f"The head {name!r} of {self.card.name}", shown)
             scores_by_head[name] = scores.cpu()
-        features = output.tokens.average().float()
         check_finite(features, f"The backbone of {self.card.name}", shown)
         return scores_by_head, features.cpu()
 

@@ -65,7 +65,12 @@ def test_features_are_those_of_the_clips_with_their_patients(known, phantom):
     assert found.vectors.shape == (3 * len(rows), known.backbone.width) and found.words == "2 patients"
     assert set(found.units) == {f"phantom/{patient}" for patient in rows["patient"]}
     with lab.open_video(manifest.resolve(rows["video"][0])) as reader, torch.inference_mode():
-        first = known.backbone(lab.to_input(reader.read([0]), known.card.input)).average()
+        x = lab.to_input(reader.read([0]), known.card.input)
+        tokens = known.backbone.net.forward_intermediates(
+            x[:, :, 0], norm=False, output_fmt="NLC", return_prefix_tokens=True
+        )
+        patches, prefix = tokens[1][len(known.backbone.net.blocks) // 2]
+        first = torch.cat([prefix, patches], dim=1).mean(dim=1)
     assert np.allclose(found.vectors[0], first[0].numpy(), atol=1e-4)
     few = features_of(known, manifest, "val", most_clips=4)
     assert len(few.vectors) == 4, "rows are drawn if there are too many"
