@@ -207,6 +207,7 @@ def test_the_page_says_what_the_command_prints(section) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # 800 pictures through a ViT-S
 @pytest.mark.real_data
 def test_the_whole_page_is_the_output_of_the_command_with_weights() -> None:
     weights = Path(os.environ.get("ENDOFM_LAB_WEIGHTS", ""), "vit_small_patch14_dinov2_224.safetensors")
