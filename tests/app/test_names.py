@@ -37,7 +37,9 @@ def test_a_sample_that_is_uploaded_again_is_still_generated_and_its_picture_says
     copy.write_bytes(sample_video(next(iter(SAMPLES))).read_bytes())
     app.query_params |= {"source": "file", "path": typed_before(copy)}
     app.run()
-    assert not app.exception and "Generated picture" in captions(app) and not app.warning
+    assert not app.exception and "Generated picture" in captions(app) and not app.warning, [
+        w.value for w in app.warning
+    ]
     frame = picture_of(app, told(app)["frame"])
     assert np.abs(frame[4:12, -40:].mean(axis=2) - 40).min() < 12, "the mark's dark ground is in the pixels"
     assert frame[2:20, -60:].min(axis=2).max() > 200, "and its white letters"

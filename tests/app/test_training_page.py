@@ -49,7 +49,7 @@ def test_the_form_starts_the_command_that_it_describes(cache, manifest, monkeypa
     ((path, folder, options),) = started
     assert folder == cache / "runs" / "my-run"  # a name leads nowhere else
     settings = {}
-    monkeypatch.setattr("endofm_lab.cli.train.run", lambda config, output: settings.update(config=config))
+    monkeypatch.setattr("endofm_lab.cli.train.run", lambda config, *_: settings.update(config=config))
     assert main(["pretrain", str(path), "--out", str(folder), *options]) == 0
     config = settings["config"]
     assert (config.manifest, config.steps, config.batch, config.probe) == (manifest, 200, 32, manifest)

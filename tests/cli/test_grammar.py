@@ -180,7 +180,7 @@ def test_a_preset_refuses_options_that_contradict_it_and_accepts_the_others(phan
     assert main([*line, "--steps", "2", "--seeds", "1", "2"]) == 2
     assert "The preset sets --steps to " in capsys.readouterr().err
     configs = []
-    monkeypatch.setattr("endofm_lab.cli.train.finetuning", lambda config, **_: configs.append(config) or [])
+    monkeypatch.setattr("endofm_lab.cli.train.finetuning", lambda config, *_, **__: configs.append(config) or [])
     monkeypatch.setattr("endofm_lab.cli.train.show_run", lambda *_: None)
     assert main([*line, "--seeds", "1", "2", "--start", "scratch", "--label-column", "motion"]) == 0
     (config,) = configs
@@ -190,7 +190,7 @@ def test_a_preset_refuses_options_that_contradict_it_and_accepts_the_others(phan
 
 def test_every_setting_of_a_pretraining_is_available_on_the_command_line(phantom, tmp_path, monkeypatch):
     configs = []
-    monkeypatch.setattr("endofm_lab.cli.train.run", lambda config, output: configs.append(config))
+    monkeypatch.setattr("endofm_lab.cli.train.run", lambda config, *_: configs.append(config))
     line = ["pretrain", str(phantom), "--out", str(tmp_path), "--preset", "tiny", "--size", "micro"]
     assert main([*line, "--views.local-frames", "2", "2", "--dino.no-centring", "--rows", "train", "--trackers"]) == 0
     (config,) = configs

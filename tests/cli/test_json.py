@@ -49,7 +49,7 @@ def test_evaluation_and_comparison(phantom, probe, tmp_path, run_json):
     compared = run_json("compare", probe, tmp_path / "again", "--out", tmp_path / "table")
     assert {row["run"] for row in compared["runs"]} == {"probe", "again"} and compared["by"] == "f1"
     assert not compared["ranked"] and compared["reasons"], "one run was chosen on validation, the other is unknown"
-    assert sorted(Path(path).suffix for path in compared["written"]) == [".csv", ".html", ".md", ".tex"]
+    assert sorted(Path(path).suffix for path in compared["written"]) == [".csv", ".html", ".json", ".md", ".tex"]
 
 
 def test_embedding_and_the_check_of_a_manifest(phantom, probe, tmp_path, run_json):
