@@ -158,17 +158,17 @@ def mixture_lines(description: Mapping[str, Any]) -> list[str]:
 
 def _dry_run(config: PretrainConfig, output: Output, objective: Objective | None, start: Encoder | None) -> None:
     """The plan and the estimated memory; if that is free, up to ten steps in a folder that is thrown away."""
-    planned = plan(config, objective, start)
-    output.say(
-        json.dumps(to_json(config), indent=2),
-        f"\n{planned['n_clips']} clips of {planned['n_files']} videos",
-        *mixture_lines(planned),
-        f"{planned['steps']} steps, {planned['steps_per_epoch']} per epoch, {config.batch} clips each",
-    )
-    estimate = memory_of(config, objective, start)
-    check_memory(estimate, planned["device"], output, _SMALLER_PRETRAINING)
     with tempfile.TemporaryDirectory() as folder:
         trial = replace(config, out=f"{folder}/run", trackers=(), save_every=10**9, probe=None)
+        planned = plan(trial if config.out is None else config, objective, start)
+        output.say(
+            json.dumps(to_json(config), indent=2),
+            f"\n{planned['n_clips']} clips of {planned['n_files']} videos",
+            *mixture_lines(planned),
+            f"{planned['steps']} steps, {planned['steps_per_epoch']} per epoch, {config.batch} clips each",
+        )
+        estimate = memory_of(config, objective, start)
+        check_memory(estimate, planned["device"], output, _SMALLER_PRETRAINING)
         description, measured = _measured(pretraining(trial, objective, start), Path(trial.out) / "config.json")
     hours = planned["steps"] * measured["step_s"] / 3600
     plain = {**planned, "config": to_json(config), "initialisation": description["initialisation"]}

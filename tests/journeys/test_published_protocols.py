@@ -58,9 +58,9 @@ def test_a_published_fine_tuning_makes_its_first_steps(name, line, phantom, caps
     assert planned["steps_measured"] >= 1 and planned["step_s"] > 0
 
 
-def shallow(config):
+def shallow(config, *start):
     """The estimate for one of the twelve blocks, in a second."""
-    return memory_of(replace(config, backbone=replace(config.backbone, depth=1)))
+    return memory_of(replace(config, backbone=replace(config.backbone, depth=1)), *start)
 
 
 @pytest.mark.parametrize("estimate", [shallow, pytest.param(memory_of, marks=pytest.mark.slow)])
