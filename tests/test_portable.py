@@ -170,7 +170,8 @@ def test_a_model_is_uploaded_with_its_card_and_a_page(model, monkeypatch):
     assert model.push_to_hub("me/micro", token="t") == "https://huggingface.co/me/micro"
     created, uploaded = FakeApi.calls
     assert created == ("me/micro", {"private": True, "exist_ok": True}, "t")
-    assert uploaded[:3] == ("me/micro", ["model.safetensors", "card.json", "README.md"], "micro")
+    files = ["model.safetensors", "card.json", "familiarity.safetensors"]
+    assert uploaded[:3] == ("me/micro", [*files, "README.md"], "micro")
     assert "from_pretrained('hf:me/micro')" in uploaded[3] and "not for diagnosis" in uploaded[3]
     with pytest.raises(UserError, match="'micro' is not a name on the Hugging Face Hub"):
         model.push_to_hub("micro")
