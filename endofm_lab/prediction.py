@@ -327,13 +327,13 @@ def _stored(folder: Path, description: dict[str, Any]) -> VideoPrediction:
         provenance=description["provenance"],
         score_spread=spread,
         distance=table["distance"].to_numpy(np.float64) if "distance" in table else None,
-        quality=_stored_quality(folder / "quality.parquet"),
+        quality=_stored_quality(folder) if description.get("quality") is not None else None,
     )
 
 
-def _stored_quality(path: Path) -> np.ndarray | None:
-    """The faults of frames in a folder; None for a prediction of an older version."""
-    return read_parquet(path)[list(FAULTS)].to_numpy(np.float32) if path.is_file() else None
+def _stored_quality(folder: Path) -> np.ndarray:
+    """The faults of frames (M, 4) in a folder; predictions of older versions have none."""
+    return read_parquet(folder / "quality.parquet")[list(FAULTS)].to_numpy(np.float32)
 
 
 def _check_sizes(prediction: VideoPrediction) -> None:

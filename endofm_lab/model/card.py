@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from fractions import Fraction
@@ -241,6 +242,11 @@ class ModelCard(Brief):
         _checked(value.get("initialisation", SCRATCH), *_typed(InitialisationRecord), f"{source}: initialisation")
         _checked(value.get("data", {}), *_typed(DataRecord), f"{source}: data")
         _refuse_types(value, _TYPES, source)
+        if (digest := value.get("familiarity_sha256")) is not None and not re.fullmatch("[0-9a-f]{64}", digest):
+            raise CheckpointError(
+                f"{source}: familiarity_sha256 is {shortened(repr(digest), 80)}, but must be 64 hexadecimal digits, or "
+                "null for a model without statistics of its training features. Copy the model again."
+            )
         for metric in value.get("metrics", []):
             _checked(metric, *_typed(Metric), f"{source}: metrics")
             _refuse_types(metric, get_type_hints(Metric), f"{source}: metrics")

@@ -79,14 +79,15 @@ def broken_spans(path: Path) -> list[Span]:
 
 
 def header_damage(path: Path, codec: str) -> str:
-    """A sentence about damage in the header of a Matroska or AVI file; empty for whole headers and other formats.
+    """A sentence about damage in the header of a Matroska, AVI or MP4 file; empty for whole headers and other formats.
 
     Matroska may have checksums. The header of AVI gives the size of the pictures and the frame rate twice: for the file
     and for its first stream. Old programs are careless with the second one, so that this is asked of FFV1 only, which
-    takes the size from there and shows other pictures if the size is wrong.
+    takes the size from there and shows other pictures if the size is wrong. The tables of an MP4 each count the frames.
 
     Source:
-        RFC 9559; AVI RIFF File Reference (AVIMAINHEADER, AVISTREAMHEADER, BITMAPINFOHEADER), Microsoft.
+        RFC 9559; ISO/IEC 14496-12, 8.6 and 8.7; AVI RIFF File Reference (AVIMAINHEADER, AVISTREAMHEADER,
+        BITMAPINFOHEADER), Microsoft.
     """
     with path.open("rb") as file:
         head = file.read(4096)
@@ -94,6 +95,8 @@ def header_damage(path: Path, codec: str) -> str:
             map(_checksum_holds, _matroska_header(file, path.stat().st_size))
         ):
             return "The checksum of its header is wrong."
+        if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+            return _mp4_contradiction(file, path.stat().st_size)
     return _avi_contradiction(head) if head[:4] == b"RIFF" and codec == "ffv1" else ""
 
 
@@ -125,6 +128,51 @@ def _avi_contradiction(head: bytes) -> str:
     if period_s and abs(period_s * rate - scale) > 1e-3 * scale + 2e-6 * rate:
         return f"Its header gives two frame rates, {1 / period_s:g} and {rate / max(scale, 1):g} per second."
     return ""
+
+
+def _mp4_contradiction(file: BinaryIO, size: int) -> str:
+    at, name, length = 0, b"", 8
+    while at + 8 <= size and name != b"moov" and length >= 8:
+        name, length = _mp4_box(_read(file, at, 16))
+        at += length
+    if name != b"moov" or length < 8:
+        return ""
+    moov = _read(file, at - length, min(length, _LARGEST_CLUSTER))
+    for track, start, stop in _mp4_children(moov, 8, len(moov)):
+        if track != b"trak" or b"vide" not in moov[start:stop]:
+            continue
+        counts = {}
+        for table, begin, end in _mp4_tables(moov, start, stop):
+            numbers = np.frombuffer(moov, ">u4", max(0, end - begin) // 4, begin)
+            if table == b"":
+                return "The tables of its header do not join."
+            if table == b"stsz" and len(numbers) > 2:
+                counts["stsz"] = int(numbers[2])
+            elif table in (b"stts", b"ctts"):  # entries of a count and a time
+                counts[table.decode()] = int(numbers[2::2].sum(dtype=np.int64))
+        if "stsz" in counts and len(set(counts.values())) > 1:
+            return "The tables of its header count " + ", ".join(f"{n} frames ({t})" for t, n in counts.items()) + "."
+    return ""
+
+
+def _mp4_tables(data: bytes, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and stop of the boxes in the sample table of a track; the name is empty where they do not join."""
+    for name, begin, end in _mp4_children(data, start, stop):
+        if name in (b"mdia", b"minf", b"stbl"):
+            yield from _mp4_tables(data, begin, end)
+        else:
+            yield name, begin, end
+
+
+def _mp4_children(data: bytes, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
+    """Name, start and stop of the contents of the boxes in a range; an empty name at the end if they do not fill it."""
+    while start + 8 <= stop:
+        name, length = _mp4_box(data[start : start + 16])
+        if length < 8 or start + length > stop or not name.replace(b" ", b"a").replace(b"\xa9", b"a").isalnum():
+            yield b"", start, stop
+            return
+        yield name, start + 8, start + length
+        start += length
 
 
 def ffv1_checksums_hold(packet: bytes) -> int:

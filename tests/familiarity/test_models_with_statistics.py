@@ -13,7 +13,7 @@ from endofm_lab.data.manifest import read_manifest
 from endofm_lab.explain.familiarity import features_of, fit_familiarity
 from endofm_lab.familiarity.statistics import FAMILIARITY_FILE, Familiarity
 from endofm_lab.figures.prediction import frame_timeline, timeline
-from endofm_lab.model.card import HeadSpec
+from endofm_lab.model.card import HeadSpec, ModelCard
 from endofm_lab.model.video_model import build_frame_model
 from endofm_lab.prediction import load_prediction
 from endofm_lab.reports.video import write_video_report
@@ -168,3 +168,10 @@ def test_no_mask_and_no_box_is_drawn_where_the_video_is_unfamiliar_unless_asked_
     assert {"circle", "circle-open"} == set(shaded.data[0].marker.symbol)
     text = write_video_report(found, known.card, tmp_path / "report.html").read_text()
     assert "look unlike what the model learned" in text
+
+
+@pytest.mark.parametrize("digest", ["", "abc", "g" * 64])
+def test_a_card_names_its_statistics_by_a_whole_hash(digest):
+    card = lab.load_model("demo").card.to_json()
+    with pytest.raises(lab.CheckpointError, match="must be 64 hexadecimal digits"):
+        ModelCard.from_json({**card, "familiarity_sha256": digest})

@@ -9,6 +9,7 @@ import pytest
 
 import endofm_lab as lab
 from endofm_lab.data.manifest import read_manifest
+from endofm_lab.errors import UserError
 from endofm_lab.familiarity.degradations import DEGRADATIONS
 from endofm_lab.familiarity.quality import (
     FAULTS,
@@ -21,6 +22,7 @@ from endofm_lab.familiarity.quality import (
     statistics_of,
     words_of,
 )
+from endofm_lab.folders.hashes import HASHES
 from endofm_lab.metrics.classification import auc
 from endofm_lab.prediction import load_prediction
 
@@ -101,6 +103,12 @@ def test_every_frame_of_a_prediction_has_its_faults_also_from_disk(phantom, tmp_
     assert np.allclose(whole.quality, expected, atol=1e-6)
     assert np.array_equal(load_prediction(tmp_path / "p").quality, whole.quality)
     (tmp_path / "p" / "quality.parquet").unlink()
+    with pytest.raises(UserError, match="is missing"):
+        load_prediction(tmp_path / "p")
+    path = tmp_path / "p" / "prediction.json"  # as an older version wrote it
+    older = {key: value for key, value in json.loads(path.read_text()).items() if key != "quality"}
+    path.write_text(json.dumps(older))
+    (tmp_path / "p" / HASHES).unlink()
     old = load_prediction(tmp_path / "p")
     assert old.quality is None and "not measured" in old.quality_text()
 

@@ -89,10 +89,13 @@ def _noisy(path: Path) -> None:
 
 
 def _turned(path: Path) -> None:
-    """The same picture, stored on its side with a note in its EXIF that it has to be turned."""
-    with Image.open(path) as picture:
-        pixels = picture.transpose(Image.Transpose.ROTATE_90)
-        exif = picture.getexif()
+    """The same picture, stored on its side with a note in its EXIF that it has to be turned; a broken one stays."""
+    try:
+        with Image.open(path) as picture:
+            pixels = picture.transpose(Image.Transpose.ROTATE_90)
+            exif = picture.getexif()
+    except OSError:  # spoiled before
+        return
     exif[0x0112] = 6
     written = io.BytesIO()
     pixels.save(written, "PNG", exif=exif)

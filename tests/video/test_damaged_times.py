@@ -57,3 +57,11 @@ def test_a_frame_without_its_start_code_is_noticed_in_its_delimiter(video_of: Vi
     data = video_of("h264.ts").read_bytes()
     places = [place for place in range(len(data) - 5) if data[place : place + 5] == b"\0\0\0\1\x41"]
     assert len(places) > 5 and all(is_refused_or_true(tmp_path / "a.ts", data, place + 3, 2) for place in places[:10])
+
+
+def test_a_flipped_bit_anywhere_in_the_tables_of_an_mp4_is_refused_or_changes_nothing(
+    video_of: VideoOf, tmp_path: Path
+) -> None:
+    data = video_of("h264_short_gop.mp4").read_bytes()
+    places = range(data.index(b"moov"), len(data), 11)
+    assert [place for place in places if not is_refused_or_true(tmp_path / "a.mp4", data, place, 2)] == []
