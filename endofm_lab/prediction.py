@@ -14,16 +14,17 @@ from PIL import Image
 
 from endofm_lab import NOTICE
 from endofm_lab.brief import Brief, html_of
+from endofm_lab.data.labels import is_finding
 from endofm_lab.errors import UserError
 from endofm_lab.familiarity.clips import summary_of, text_of, unfamiliar_frames
 from endofm_lab.familiarity.quality import FAULTS, fault_counts, fault_text
 from endofm_lab.files import atomic_path, read_object, read_parquet, reading, write_json, write_parquet
 from endofm_lab.folders.hashes import HASHES, refuse_changed
+from endofm_lab.metrics.phases import true_runs
 from endofm_lab.video.reader import VideoInfo
 
 BOX_COLUMNS = ["frame", "time_s", "head", "label", "score", "x1", "y1", "x2", "y2"]
 BOUNDS = ("lowest", "highest")  # of a score over a clip and the clips up to the next one
-NORMAL = frozenset({"normal", "normal clean mucosa", "background"})  # classes that do not count as findings
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -89,9 +90,7 @@ class VideoPrediction(Brief):
 
     def unfamiliar_stretches(self) -> list[tuple[int, int]]:
         """First and last row of ``frames`` of every stretch that looks unlike what the model learned."""
-        marked = np.concatenate([[False], self.unfamiliar_frames(), [False]])
-        changes = np.flatnonzero(marked[1:] != marked[:-1])
-        return [(int(first), int(after) - 1) for first, after in changes.reshape(-1, 2)]
+        return [(start, stop - 1) for start, stop in true_runs(self.unfamiliar_frames())]
 
     def quality_text(self) -> str:
         """A sentence on how many frames are blurred, dark, covered by foam or out of the body."""
@@ -136,11 +135,11 @@ class VideoPrediction(Brief):
         unlike what the model learned last. If no head distinguishes findings from normal, the whole video is searched
         for one frame.
         """
-        scores = {head: values for head, values in self.scores.items() if NORMAL & set(self.classes[head])}
+        scores = {head: values for head, values in self.scores.items() if not all(map(is_finding, self.classes[head]))}
         if not scores:
             return [self.most_evidence(self.times_s.min(), self.times_s.max())]
         of_finding = [
-            values[:, [name not in NORMAL for name in self.classes[head]]].max(axis=1, initial=0.0)
+            values[:, list(map(is_finding, self.classes[head]))].max(axis=1, initial=0.0)
             for head, values in scores.items()
         ]
         chosen: list[np.ndarray] = []

@@ -40,6 +40,14 @@ def same_name(name: str) -> str:
     return "".join(ch for ch in name.casefold() if ch not in " -_\t\xa0")
 
 
+_NORMAL = frozenset({"normal", "normalcleanmucosa", "background"})  # as `same_name` writes them
+
+
+def is_finding(name: str) -> bool:
+    """Whether a class counts as a finding: all do but normal, normal clean mucosa and background, however spelt."""
+    return same_name(name) not in _NORMAL
+
+
 @dataclass(frozen=True, repr=False)
 class LabelMapping(Brief):
     """A tree of targets and the targets of every original label.

@@ -9,8 +9,9 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
+from endofm_lab.data.labels import is_finding
 from endofm_lab.figures.style import MASK_RGB, UNFAMILIAR, color_of, tidy
-from endofm_lab.prediction import NORMAL, VideoPrediction
+from endofm_lab.prediction import VideoPrediction
 from endofm_lab.study.stretches import DEFAULT, Thresholds
 
 
@@ -55,7 +56,7 @@ def timeline(prediction: VideoPrediction, time_s: float | None = None, threshold
                 col=1,
             )
         figure.update_yaxes(range=[-0.04, 1.04], title_text="score", row=row, col=1)
-        if threshold is not None and NORMAL & set(prediction.classes[head]):
+        if threshold is not None and not all(map(is_finding, prediction.classes[head])):
             figure.add_hline(y=threshold, line={"color": "#444444", "dash": "dash", "width": 1}, row=row, col=1)
     _shade_unfamiliar(figure, prediction)
     if time_s is not None:

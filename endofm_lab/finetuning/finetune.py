@@ -10,7 +10,6 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from endofm_lab.data.audit.audit import audit
@@ -33,7 +32,7 @@ from endofm_lab.model.loading.locate import absolute
 from endofm_lab.model.precision import dtype_of
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.outside import name_of
-from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, read_predictions, write_predictions, write_run
+from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, pooled_predictions, write_predictions, write_run
 from endofm_lab.tasks import Task
 from endofm_lab.tasks.classification import Classification
 from endofm_lab.tasks.examples import SPLITS, Example, read_split, refuse_shared_units, units_of
@@ -276,11 +275,6 @@ class _Job:
     def finish(self) -> None:
         """Write the finished run."""
         config, manifest = self.config, self.manifest
-        tables = []
-        for seed in config.seeds:
-            table = read_predictions(self.folder(seed) / PREDICTIONS)
-            table.insert(0, "seed", seed)
-            tables.append(table)
         protocol: dict[str, Any] = {
             "dataset": ", ".join(sorted(set(manifest.table["dataset"]))),
             "chosen_on": "validation",
@@ -300,7 +294,7 @@ class _Job:
                 "split": config.split_name,
             },
             audit={"findings": self.leaks, "verdict": self.verdict},
-            predictions=pd.concat(tables, ignore_index=True),
+            predictions=pooled_predictions(self.out, config.seeds),
             unit=units_of(manifest, "test").described(),
             provenance={**provenance(self.device), "chosen_by": f"validation {self.chosen_by}"},
             outside_task=type(self.task) if name_of(type(self.task)) else None,

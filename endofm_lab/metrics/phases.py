@@ -146,6 +146,11 @@ def segments(phases: ArrayLike) -> list[tuple[int, int, int]]:
     return runs
 
 
+def true_runs(inside: ArrayLike) -> list[tuple[int, int]]:
+    """Runs of true values (T,) as (start, stop), ``stop`` excluded."""
+    return [(start, stop) for value, start, stop in segments(inside) if value]
+
+
 def _steps(target: ArrayLike, predicted: ArrayLike) -> tuple[NDArray, NDArray]:
     target, predicted = np.asarray(target), np.asarray(predicted)
     if target.shape != predicted.shape or target.ndim != 1:

@@ -73,11 +73,32 @@ def hmm_filter(scores: ArrayLike, transition: ArrayLike, prior: ArrayLike | None
         prior: (K,) share of each class in the classifier's training, also used for the first instant; None for equal.
     """
     likelihood, transition, start = _model(scores, transition, prior)
-    filtered = np.empty_like(likelihood)
+    filtered, belief = np.empty_like(likelihood), None
     for t, frame in enumerate(likelihood):
-        expected = start if t == 0 else filtered[t - 1] @ transition
-        filtered[t] = _normalised(expected * frame, t)
+        belief = filtered[t] = _filtered(belief, frame, transition, start, t)
     return filtered
+
+
+def hmm_filter_step(
+    belief: NDArray | None, scores: ArrayLike, transition: ArrayLike, prior: ArrayLike | None = None
+) -> NDArray[np.float64]:
+    """p(class | frames up to this one), (K,), from that of the frame before: `hmm_filter` as frames arrive.
+
+    Args:
+        belief: (K,), the result for the frame before; None for the first frame.
+        scores: (K,) of this frame.
+        transition: as in `hmm_filter`.
+        prior: as in `hmm_filter`.
+    """
+    likelihood, transition, start = _model(np.asarray(scores)[None], transition, prior)
+    return _filtered(belief, likelihood[0], transition, start, 0)
+
+
+def _filtered(
+    belief: NDArray | None, likelihood: NDArray, transition: NDArray, start: NDArray, t: int
+) -> NDArray[np.float64]:
+    """One step of the forward recursion."""
+    return _normalised((start if belief is None else belief @ transition) * likelihood, t)
 
 
 def hmm_smooth(scores: ArrayLike, transition: ArrayLike, prior: ArrayLike | None = None) -> NDArray[np.float64]:

@@ -38,6 +38,7 @@ A clip that could not be read has no row; the writer reports it in ``audit``.
 """  # noqa: E501  (a Markdown table cannot be wrapped)
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,18 @@ def read_predictions(path: str | Path) -> pd.DataFrame:
     if "unit" not in table:
         return table
     return table.drop(columns=["patient", "unit_kind"], errors="ignore").rename(columns={"unit": "patient"})
+
+
+def pooled_predictions(out: Path, seeds: Sequence[int]) -> pd.DataFrame:
+    """The test predictions of all seeds of a run in progress, from ``seed-<n>/``, with the column ``seed``.
+
+    Raises:
+        ValueError: a file is damaged, or no Parquet table.
+    """
+    tables = [read_predictions(out / f"seed-{seed}" / PREDICTIONS) for seed in seeds]
+    for seed, table in zip(seeds, tables, strict=True):
+        table.insert(0, "seed", seed)
+    return pd.concat(tables, ignore_index=True)
 
 
 def read_run(folder: str | Path, allow: Allowed = ()) -> Run:

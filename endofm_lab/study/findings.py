@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from endofm_lab.data.labels import is_finding
 from endofm_lab.errors import UserError
 from endofm_lab.files import reading
+from endofm_lab.metrics.phases import true_runs
 from endofm_lab.metrics.smoothing import median_smooth, smoothing_effect, stay_transition
-from endofm_lab.prediction import NORMAL
 from endofm_lab.study.study import DUPLICATE, UNREADABLE, Study
 
 
@@ -37,7 +38,7 @@ def segments(study: Study, head: str, width: int = 9) -> pd.DataFrame:
     rows = []
     for k, name in enumerate(study.classes[head]):
         inside = best == k if study.kinds[head] == "multiclass" else smooth[:, k] >= 0.5
-        for start, stop in _runs(inside):
+        for start, stop in true_runs(inside):
             scores = study.scores[head][start:stop, k]
             if np.isnan(scores).all():
                 continue
@@ -47,21 +48,16 @@ def segments(study: Study, head: str, width: int = 9) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values(["start_s", "class"], ignore_index=True)
 
 
-def _runs(inside: np.ndarray) -> list[tuple[int, int]]:
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], inside.astype(np.int8), [0]])))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
-
-
 def top_frames(study: Study, head: str, n: int = 4, apart_s: float = 2.0) -> pd.DataFrame:
     """The ``n`` frames with the highest scores of every finding: finding, rank, frame, time_s, score.
 
     They are at least ``apart_s`` apart. Near-duplicates, unreadable frames and classes that are not findings
-    (`NORMAL`) are left out.
+    (`is_finding`) are left out.
     """
     rows = []
     candidates = np.flatnonzero((study.state != DUPLICATE) & (study.state != UNREADABLE))
     for k, name in enumerate(study.classes[head]):
-        if name.lower() in NORMAL:
+        if not is_finding(name):
             continue
         scores = study.scores[head][candidates, k]
         taken: list[int] = []
@@ -84,7 +80,7 @@ def findings(study: Study, width: int = 9, min_score: float = 0.5) -> pd.DataFra
     for head in study.scores:
         for name, start_s, end_s, _, _, frame in segments(study, head, width).itertuples(index=False):
             score = study.scores[head][frame, study.classes[head].index(name)]
-            if name.lower() not in NORMAL and score >= min_score:
+            if is_finding(name) and score >= min_score:
                 rows.append((head, name, start_s, end_s, frame, study.times_s[frame], score))
     columns = ["head", "finding", "start_s", "end_s", "frame", "time_s", "score"]
     table = pd.DataFrame(rows, columns=columns).sort_values("score", ascending=False, kind="stable", ignore_index=True)

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from endofm_lab.data.labels import is_finding
 from endofm_lab.metrics.calibration import uncalibrated
+from endofm_lab.metrics.phases import true_runs
 from endofm_lab.model.card import HeadSpec
-from endofm_lab.prediction import NORMAL, VideoPrediction
+from endofm_lab.prediction import VideoPrediction
 
 COLUMNS = ["head", "finding", "start_s", "end_s", "frame", "time_s", "score", "lowest", "highest", "first", "last"]
 
@@ -35,7 +37,7 @@ def video_findings(
     """The findings that a reader should decide on, sorted by score, the highest first.
 
     A finding is a stretch of neighbouring clips in which a class reaches the threshold; classes that mean that there is
-    no finding (`NORMAL`) are left out. If no head distinguishes findings from normal, a finding is a stretch of
+    no finding are left out (`is_finding`). If no head distinguishes findings from normal, a finding is a stretch of
     neighbouring frames with a mask or a box that reaches its threshold. Findings whose frame looks unlike what the
     model learned are left out, unless ``unfamiliar`` is set.
 
@@ -43,7 +45,7 @@ def video_findings(
     score (the highest), lowest and highest (the score of that clip and of the clips that start a few frames later; NaN
     if these clips were not run), first and last (frames).
     """
-    heads = [head for head in prediction.scores if NORMAL & set(prediction.classes[head])]
+    heads = [head for head in prediction.scores if not all(map(is_finding, prediction.classes[head]))]
     rows: list[tuple] = []
     for head in heads:
         rows += _of_clips(prediction, head, thresholds.score)
@@ -100,7 +102,8 @@ def _of_clips(prediction: VideoPrediction, head: str, min_score: float) -> list[
     spread = prediction.score_spread.get(head)
     for k, name in enumerate(prediction.classes[head]):
         scores = prediction.scores[head][:, k]
-        for clips in [] if name in NORMAL else _runs(scores >= min_score):
+        for start, stop in true_runs(scores >= min_score) if is_finding(name) else []:
+            clips = np.arange(start, stop)
             best = clips[scores[clips].argmax()]
             start_s, end_s = times[clips[0], 0], times[clips, 1].max()
             inside = np.flatnonzero((prediction.frame_times_s >= start_s) & (prediction.frame_times_s < end_s))
@@ -118,7 +121,8 @@ def _of_masks(prediction: VideoPrediction, min_score: float) -> list[tuple]:
     for head, values in prediction.maps.items():
         highest = np.asarray(values).max(axis=(1, 2, 3)) / 255
         covered = (np.asarray(values) >= 255 * min_score).any(axis=1).mean(axis=(1, 2))
-        for at in _runs(covered > 0):
+        for start, stop in true_runs(covered > 0):
+            at = np.arange(start, stop)
             best = at[covered[at].argmax()]
             rows.append(_of_frames(prediction, head, prediction.classes[head][0], at, best, highest[at].max()))
     return rows
@@ -131,7 +135,8 @@ def _of_boxes(prediction: VideoPrediction, min_score: float) -> list[tuple]:
         boxes = prediction.boxes_xyxy[prediction.boxes_xyxy["head"] == head]
         for label, label_boxes in boxes.groupby("label"):
             scores = label_boxes.groupby("frame")["score"].max().reindex(prediction.frames).fillna(0.0).to_numpy()
-            for at in _runs((scores > 0) & (scores >= min_score)):
+            for start, stop in true_runs((scores > 0) & (scores >= min_score)):
+                at = np.arange(start, stop)
                 best = at[scores[at].argmax()]
                 rows.append(_of_frames(prediction, head, str(label), at, best, scores[best]))
     return rows
@@ -161,9 +166,3 @@ def _row(
     first, last = prediction.frames[ends].tolist()
     end_s = max(float(span_s[1]), float(np.nextafter(time_s, np.inf)))  # a stretch does not contain its end
     return (*names, float(span_s[0]), end_s, frame, time_s, float(score), *map(float, bounds), first, last)
-
-
-def _runs(inside: np.ndarray) -> list[np.ndarray]:
-    """The positions in each stretch of neighbouring true values."""
-    borders = np.flatnonzero(inside[1:] != inside[:-1]) + 1
-    return [rows for rows in np.split(np.arange(len(inside)), borders) if len(rows) and inside[rows[0]]]

@@ -7,9 +7,9 @@ and ``model/``; and, last, the files of ``runs.run``.
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from endofm_lab.data.audit.audit import audit
@@ -19,7 +19,7 @@ from endofm_lab.explain.embeddings import EmbeddingStore, load_store
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import claim
 from endofm_lab.model.card import HeadSpec
-from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, read_predictions, write_predictions, write_run
+from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, pooled_predictions, write_predictions, write_run
 from endofm_lab.tasks.classification import Classification
 from endofm_lab.tasks.examples import SPLITS, examples_of, read_split, refuse_shared_units, units_of
 from endofm_lab.tasks.labels import class_head, class_targets
@@ -136,7 +136,7 @@ class _Job:
             words.append("smoothed")
         return ", ".join(words)
 
-    def folder(self, seed: int) -> Any:
+    def folder(self, seed: int) -> Path:
         return self.config.out / f"seed-{seed}"
 
     def one_seed(self, seed: int) -> Iterator[Record]:
@@ -183,11 +183,6 @@ class _Job:
     def finish(self) -> None:
         """Write the finished run."""
         config, manifest = self.config, self.manifest
-        tables = []
-        for seed in config.seeds:
-            table = read_predictions(self.folder(seed) / PREDICTIONS)
-            table.insert(0, "seed", seed)
-            tables.append(table)
         parts = {
             split: Manifest(manifest.rows(split), manifest.root).fingerprint
             for split in SPLITS
@@ -212,9 +207,9 @@ class _Job:
                 protocol=protocol,
                 test={"fingerprint": parts["test"], "split": config.split_name},
                 audit={"findings": self.leaks, "verdict": self.verdict},
-                predictions=pd.concat(tables, ignore_index=True),
+                predictions=pooled_predictions(config.out, config.seeds),
                 unit=units_of(manifest, "test").described(),
-                provenance={**provenance(torch.device("cpu"))},
+                provenance=provenance(torch.device("cpu")),
             ),
         )
 

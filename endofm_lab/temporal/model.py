@@ -16,13 +16,14 @@ from endofm_lab.brief import Brief
 from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.explain.embeddings import EmbeddingStore
 from endofm_lab.files import atomic_path, fits, read_object, sha256_of, write_json
-from endofm_lab.metrics.smoothing import hmm_filter, hmm_smooth
+from endofm_lab.metrics.smoothing import hmm_filter, hmm_filter_step, hmm_smooth
 from endofm_lab.model.card import RESEARCH_USE
 from endofm_lab.model.weight_files import check_fit, read_weights, write_weights
 from endofm_lab.temporal.inputs import InputConfig, Inputs
 from endofm_lab.temporal.networks import MOST, NetworkConfig, build_network
 
 CARD, WEIGHTS = "temporal.json", "model.safetensors"
+_LOWEST = 1e-9  # a score of 0 would rule a class out for good
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,7 +110,7 @@ class TemporalModel(nn.Module):
             smooth: whether the hidden Markov model smooths the scores; by default as the card says.
 
         Raises:
-            UserError: the vectors have another width.
+            UserError: the vectors have another width, or the scores cannot be smoothed (`smoothed`).
         """
         vectors, times = np.asarray(vectors, np.float32), np.asarray(times_s, np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.card.width or times.shape != vectors.shape[:1]:
@@ -122,9 +123,20 @@ class TemporalModel(nn.Module):
         return self.smoothed(scores) if (self.card.smooth if smooth is None else smooth) else scores
 
     def smoothed(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Scores (T, K) after the smoother, which is causal for causal networks."""
+        """Scores (T, K) after the smoother, which is causal for causal networks.
+
+        Raises:
+            UserError: several classes may be true at once, or a class had no instant in training.
+        """
+        if self.card.several:
+            raise UserError(f"{self.card.name} answers with several labels, and the smoother is for exclusive classes.")
+        if missing := [name for name, share in zip(self.card.classes, self.prior, strict=True) if share <= 0]:
+            raise UserError(
+                f"{', '.join(missing)} had no instant in the training of {self.card.name}, so the smoother knows "
+                "nothing of it. Leave out smooth, or embed the videos with a shorter step."
+            )
         method = hmm_smooth if self.card.network.offline else hmm_filter
-        return method(np.clip(scores, 1e-9, None), self.transition.numpy(), self.prior.numpy())
+        return method(np.clip(scores, _LOWEST, None), self.transition.numpy(), self.prior.numpy())
 
     @torch.inference_mode()
     def stream(self, instants: Iterator[tuple[NDArray[np.float32], float]]) -> Iterator[NDArray[np.float64]]:
@@ -144,11 +156,9 @@ class TemporalModel(nn.Module):
         for vector, time_s in instants:
             x = self.inputs.step(torch.from_numpy(np.asarray(vector, np.float32)), float(np.float32(time_s)), past)
             scores = self._probabilities(self.network.step(x, state).double()).numpy()
-            if self.card.smooth:  # the recursion of hmm_filter
-                expected = self.prior.numpy() if belief is None else belief @ self.transition.numpy()
-                belief = expected * np.clip(scores, 1e-9, None) / self.prior.numpy()
-                belief = belief / belief.sum()
-                scores = belief
+            if self.card.smooth:
+                floored = np.clip(scores, _LOWEST, None)
+                scores = belief = hmm_filter_step(belief, floored, self.transition.numpy(), self.prior.numpy())
             yield scores
 
     def _probabilities(self, logits: Tensor) -> Tensor:

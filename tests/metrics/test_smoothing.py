@@ -8,6 +8,7 @@ import pytest
 from endofm_lab.metrics.classification import MetricError
 from endofm_lab.metrics.smoothing import (
     hmm_filter,
+    hmm_filter_step,
     hmm_smooth,
     median_smooth,
     smoothing_effect,
@@ -45,6 +46,15 @@ def test_the_filter_sums_over_every_past(model):
     scores, transition, prior = model
     expected = [marginal(scores, transition, prior, t + 1, t) for t in range(len(scores))]
     np.testing.assert_allclose(hmm_filter(scores, transition, prior), expected, atol=1e-12)
+
+
+def test_frames_that_arrive_one_by_one_get_the_answers_of_the_whole_video(model):
+    scores, transition, prior = model
+    for start in (prior, None):
+        beliefs = [None]
+        for frame in scores:
+            beliefs.append(hmm_filter_step(beliefs[-1], frame, transition, start))
+        np.testing.assert_array_equal(beliefs[1:], hmm_filter(scores, transition, start))
 
 
 def test_the_smoother_sums_over_every_sequence(model):

@@ -56,6 +56,13 @@ def test_a_finding_is_a_stretch_of_clips_that_reach_the_threshold_the_highest_sc
     assert none.empty and list(none.columns) == list(video_findings(made).columns)
 
 
+@pytest.mark.parametrize("name", ["Normal", "normal_clean mucosa", "BACKGROUND"])
+def test_normal_is_no_finding_however_a_data_set_spells_it(made, name):
+    spelt = replace(made, classes={"finding": [name, "polyp"]})
+    assert rows(video_findings(spelt)) == rows(video_findings(made)) and len(rows(video_findings(spelt)))
+    assert spelt.telling_frames(2) == made.telling_frames(2)
+
+
 def test_a_finding_names_its_frames_and_the_spread_of_its_best_clip(made):
     bounds = np.stack([made.scores["finding"] - 0.05, made.scores["finding"] + 0.05], axis=-1)
     findings = video_findings(replace(made, score_spread={"finding": bounds}))

@@ -105,6 +105,13 @@ def test_a_saved_model_gives_the_answers_of_the_run_and_streams_them(runs, data)
         model.scores(vectors[:, :5], times)
 
 
+def test_a_class_that_training_never_saw_is_not_smoothed(runs):
+    model = load_temporal(runs / "causal" / "seed-0" / "model")
+    model.prior[:] = torch.tensor([0.0, 1.0], dtype=model.prior.dtype)
+    with pytest.raises(UserError, match="in had no instant in the training"):
+        model.smoothed(np.full((3, 2), 0.5))
+
+
 def test_predictions_of_a_store_have_a_row_per_instant(runs, data, tmp_path):
     table = predict_temporal(runs / "causal", data[1], tmp_path / "out")
     assert len(table) == 12 * 60 and {"recording", "time_s", "predicted", "score_in", "score_out"} <= set(table)
@@ -123,6 +130,9 @@ def test_several_labels_and_gaps_between_rows(config, data, tmp_path):
     *_, last = fit_temporal(tools)
     assert last["test"]["map"] > 0.8 if "map" in last["test"] else max(last["test"].values()) > 0.8
     assert {"target_snare", "score_forceps"} <= set(read_run(tmp_path / "tools").predictions)
+    with pytest.raises(UserError, match="several labels, and the smoother is for exclusive classes"):
+        predict_temporal(tmp_path / "tools", data[1], tmp_path / "smooth", smooth=True)
+    assert not (tmp_path / "smooth" / "instants.parquet").exists()
     gaps = manifest.table[~((manifest.table["label"] == "out") & (manifest.table["tools"] != ""))]
     table = write_manifest(gaps, data[0].parent / "gaps.csv")
     *_, last = fit_temporal(replace(config(tmp_path / "gaps", "tcn", True), manifest=table.path))
