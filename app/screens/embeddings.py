@@ -29,7 +29,7 @@ from endofm_lab.explain.atlas import (
 from endofm_lab.explain.embeddings import EmbeddingStore, load_store
 from endofm_lab.figures.embeddings import scatter
 from endofm_lab.figures.pictures import with_mark
-from endofm_lab.figures.style import CONFIG
+from endofm_lab.figures.style import CONFIG, UPLOADS
 
 SHOWN = 18  # largest number of pictures shown at a time
 MAPS = ["PCA", "t-SNE", *(["UMAP"] if find_spec("umap") else [])]  # umap-learn is an optional package
@@ -115,7 +115,7 @@ try:
     figure = scatter(projection(content, method), rows, color)
     mouse = st.segmented_control("Mouse", list(MOUSE), default=CLICK, key="mouse", label_visibility="collapsed")
     mode, words = MOUSE[mouse or CLICK]
-    figure.update_layout(dragmode=mode, modebar={"remove": ["lasso2d", "select2d"]})
+    figure.update_layout(dragmode=mode, modebar={"remove": [*UPLOADS, "lasso2d", "select2d"]})
     chosen = st.plotly_chart(
         figure,
         width="stretch",

@@ -23,7 +23,6 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from scipy.linalg import LinAlgError, solve_triangular
-from sklearn.covariance import ledoit_wolf
 
 from endofm_lab.brief import Brief
 from endofm_lab.errors import CheckpointError, UserError
@@ -161,6 +160,8 @@ def familiarity_of(
     x = unit_length(raw)
     if x.std(axis=0).max() < 1e-9:
         raise UserError("All training clips have the same feature, so no distance can be measured. Train the model.")
+    from sklearn.covariance import ledoit_wolf  # imported late: it takes a second, and only training needs it
+
     covariance, _ = ledoit_wolf(x)
     unscaled = Familiarity(x.mean(axis=0).astype(np.float32), covariance.astype(np.float32), 1.0)
     limit = limit_of(unscaled.distances(y), val_units)

@@ -1,16 +1,17 @@
 """The style of all figures: a palette for colour-blind readers, and the same colour for a class name everywhere.
 
 A figure can contain the names of files, classes and patients. Plotly reads text as HTML, so `tidy` escapes it. No
-figure offers to upload itself, because every place that shows a figure passes `CONFIG` or `STILL`.
+figure offers to upload itself: `tidy` removes the buttons for that, and every place that shows a figure passes `CONFIG`
+or `STILL`.
 """
 
 import html
 import re
+import sys
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-import plotly.io as pio
 
 # The palette of Okabe and Ito; grey means that nothing was found.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#5D3A9B", "#B8B800")
@@ -29,6 +30,8 @@ WIDEST_PX = 860  # the output of a cell in JupyterLab shows this width in a wind
 # Plotly's configuration wherever a figure is shown: no button that uploads the figure, and no server to upload it to.
 CONFIG: dict[str, Any] = {"displaylogo": False, "showSendToCloud": False, "plotlyServerURL": ""}
 STILL = {**CONFIG, "displayModeBar": False}  # for figures without a tool bar
+
+UPLOADS = ["sendDataToCloud", "editInChartStudio"]  # Plotly's names of the buttons that upload a figure
 
 _MARKUP = re.compile(r"<(?!/?(?:br|extra)>)")  # every tag in a hover template except <br> and <extra>
 _TEXTS = ("name", "text", "hovertext", "ticktext", "label", "prefix", "suffix", "x", "y", "customdata")
@@ -50,6 +53,7 @@ def tidy(figure: go.Figure) -> go.Figure:
         # Plotly measures text outside the figure, where a family that is not valid CSS would give another font.
         font={"family": "'Source Sans', 'Segoe UI', Helvetica, Arial, sans-serif", "size": 14},
         legend={"groupclick": "toggleitem"},
+        modebar={"remove": UPLOADS},
     )
     for trace in figure.data:
         _show_as_text(trace, trace.to_plotly_json())
@@ -106,10 +110,13 @@ def _escaped(value: Any) -> Any:
 
 def _never_upload() -> None:
     """Set `CONFIG` in every renderer with which a notebook can show a figure."""
-    for name in pio.renderers:
-        renderer = pio.renderers[name]
+    from plotly.io import renderers  # imports nbformat, which takes two seconds
+
+    for name in renderers:
+        renderer = renderers[name]
         if hasattr(renderer, "config"):
             renderer.config = {**(renderer.config or {}), **CONFIG}
 
 
-_never_upload()
+if "IPython" in sys.modules:  # in a notebook, where figures that did not go through `tidy` are shown, too
+    _never_upload()

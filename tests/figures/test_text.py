@@ -2,7 +2,9 @@
 
 import ast
 import html
+import importlib
 import json
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 
 from endofm_lab.data.splits import holdout
 from endofm_lab.errors import UserError
+from endofm_lab.figures import style
 from endofm_lab.figures.attention import overlay
 from endofm_lab.figures.comparison import classes, reliability, ribbons
 from endofm_lab.figures.data import class_counts, split_balance
@@ -81,6 +84,13 @@ def test_no_display_of_a_figure_offers_to_upload_it(tmp_path):
     pages = [export(figure, tmp_path / "one.html"), write_report(tmp_path / "two.html", "t", [("s", [figure])])]
     for page in pages:
         assert '"showSendToCloud": false' in page.read_text()
+    assert set(figure.layout.modebar.remove) == {"sendDataToCloud", "editInChartStudio"}, "whoever shows it"
+
+
+def test_a_notebook_offers_no_upload_of_figures_of_its_own():
+    importlib.import_module("IPython")  # as in a notebook, where the style is imported after it
+    runpy.run_path(style.__file__)
+    figure = go.Figure(go.Scatter(x=[1], y=[1]))
     for name in ("plotly_mimetype", "notebook", "browser", "iframe", "vscode"):
         assert pio.renderers[name].config["showSendToCloud"] is False, name
     shown = pio.renderers["plotly_mimetype"].to_mimebundle(figure.to_dict())
