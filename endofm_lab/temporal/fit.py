@@ -188,6 +188,7 @@ class _Job:
             for split in SPLITS
             if (manifest.table["split"] == split).any()
         }
+        chosen = "val" in parts and config.network.kind != "linear"
         protocol: dict[str, Any] = {
             "dataset": ", ".join(sorted(set(manifest.table["dataset"]))),
             "chosen_on": "validation" if "val" in parts else "nothing",
@@ -209,7 +210,10 @@ class _Job:
                 audit={"findings": self.leaks, "verdict": self.verdict},
                 predictions=pooled_predictions(config.out, config.seeds),
                 unit=units_of(manifest, "test").described(),
-                provenance=provenance(torch.device("cpu")),
+                provenance={
+                    **provenance(torch.device("cpu")),
+                    **({"chosen_by": f"validation {self.task.chosen_by}"} if chosen else {}),
+                },
             ),
         )
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from endofm_lab.errors import UserError
 from endofm_lab.finetuning.fitting import Choice, Validations
+from endofm_lab.metrics.phases import true_runs
 from endofm_lab.metrics.probes import fit_linear
 from endofm_lab.metrics.smoothing import transition_from_labels
 from endofm_lab.tasks.task import Task
@@ -108,9 +109,12 @@ def prepare(model: TemporalModel, training: Sequence[Recording]) -> None:
     model.inputs.fit(vectors, max(float(recording.times_s[-1]) for recording in training))
     if model.card.several:
         return
-    labels = [recording.target[recording.labelled] for recording in training]
-    counts = np.bincount(np.concatenate(labels), minlength=len(model.card.classes))
-    model.transition.copy_(torch.from_numpy(transition_from_labels(labels, len(model.card.classes))))
+    # Instants on both sides of a gap in the labels are more than one step apart.
+    stretches = [
+        recording.target[start:stop] for recording in training for start, stop in true_runs(recording.labelled)
+    ]
+    counts = np.bincount(np.concatenate(stretches), minlength=len(model.card.classes))
+    model.transition.copy_(torch.from_numpy(transition_from_labels(stretches, len(model.card.classes))))
     model.prior.copy_(torch.from_numpy(counts / counts.sum()))
 
 

@@ -22,8 +22,8 @@ from endofm_lab.temporal.inputs import InputConfig, Inputs
 from endofm_lab.temporal.model import load_temporal, save_temporal
 from endofm_lab.temporal.networks import NetworkConfig
 from endofm_lab.temporal.predict import predict_temporal
-from endofm_lab.temporal.recordings import recordings_of
-from endofm_lab.temporal.training import temporal_loss
+from endofm_lab.temporal.recordings import Recording, recordings_of
+from endofm_lab.temporal.training import prepare, temporal_loss
 from tests.temporal.made_store import made
 
 SMALL = {"width": 16, "layers": 4, "dropout": 0.1}
@@ -67,6 +67,8 @@ def test_networks_over_time_learn_what_single_instants_do_not_show(runs):
 def test_runs_are_compared_like_those_of_finetune(runs):
     comparison = compare([read_run(runs / name) for name in ("linear", "causal")])
     assert comparison.task == "phases" and len(comparison.lines) == 2
+    chosen_by = [read_run(runs / name).provenance.get("chosen_by") for name in ("linear", "causal")]
+    assert chosen_by == [None, "validation accuracy"], "the linear probe is fitted exactly, without a choice"
     assert "linear probe of instants, causal" in comparison.to_markdown()
     assert not [note for note in comparison.reasons if "differs" in note]
 
@@ -198,6 +200,15 @@ def test_the_loss_is_that_of_the_paper():
         expected += 0.15 * np.mean(changes)
     found = temporal_loss(torch.from_numpy(logits), torch.from_numpy(target), 0.15)
     assert float(found) == pytest.approx(expected)
+
+
+def test_transitions_are_not_counted_across_gaps_in_the_labels(runs, data):
+    model, store = load_temporal(runs / "causal" / "seed-0" / "model"), load_store(data[1])
+    rows, times = recordings_of(store)["v11.mp4"]
+    target = np.array([0, 0, -1, -1, 1, 1, -1, 0] + [-1] * (len(rows) - 8))
+    prepare(model, [Recording("v11.mp4", "p", store, rows, times, target)])
+    np.testing.assert_allclose(model.transition, [[2 / 3, 1 / 3], [1 / 3, 2 / 3]])  # one 0 -> 0 and one 1 -> 1, plus 1
+    np.testing.assert_allclose(model.prior, [3 / 5, 2 / 5])
 
 
 @pytest.mark.parametrize("offline", [False, True])
