@@ -20,6 +20,7 @@ from endofm_lab.study.study import run_study
 from endofm_lab.video.reader import write_video
 from tests.builders import made_run
 from tests.explain.models import small_model
+from tests.folders.jobs import lost_job
 
 HOSTILE = "![x](http://attacker.invalid/x.png)<img src=http://attacker.invalid/y.png>"
 FILE = "![x](\\\\attacker.invalid\\x.png)<img src=\\\\attacker.invalid\\y.png>"  # browsers read \ as / in addresses
@@ -78,7 +79,7 @@ def write_hostile_runs(runs: Path) -> None:
     write_run(runs / FILE, made_run("broken"))
     (runs / FILE / "report.json").write_text("{}")
     for name in (f"failed {FILE}", f"waits {FILE}"):
-        write_json(runs / name / "process.json", {"pid": 2**22, "created": 0.0})
-        (runs / name / "output.txt").write_text(HOSTILE)
+        (runs / name).mkdir()
+        lost_job(runs / name, HOSTILE, cache=runs.parent)
     described = {"steps": 5, "n_clips": HOSTILE, "n_files": 1, "initialisation": {"words": HOSTILE}, "config": {}}
     write_json(runs / f"waits {FILE}" / "config.json", described)

@@ -6,12 +6,13 @@ from pathlib import Path
 import errors
 import streamlit as st
 from texts import plain
+from turns import place_in_words
 
 import endofm_lab as lab
 from endofm_lab.data.phantom_set import write_phantom
 from endofm_lab.figures.style import CONFIG
 from endofm_lab.files import cache_folder, read_json
-from endofm_lab.pretraining.background import is_running, printed, resume_run, start_run, stop_run
+from endofm_lab.folders.background import WAITING, is_running, job_of, list_jobs, printed, start, stop
 from endofm_lab.pretraining.config import OBJECTIVES, signs_of, tiny
 from endofm_lab.pretraining.health import verdict
 from endofm_lab.reports.pretraining import curves, probe_table, reference_for
@@ -74,18 +75,19 @@ def new_run() -> None:
         "--save-every",
         "20",
     ]
-    options = ["--preset", "tiny", "--objective", str(objective), "--steps", str(steps), "--batch", str(batch)]
-    options += ["--seed", str(seed), *(["--probe", str(manifest)] if probe else []), *settings]
-    start_run(lab.read_manifest(manifest).path, folder, options)
+    command = ["pretrain", str(lab.read_manifest(manifest).path), "--out", str(folder), "--preset", "tiny"]
+    command += ["--objective", str(objective), "--steps", str(steps), "--batch", str(batch), "--seed", str(seed)]
+    command += [*(["--probe", str(manifest)] if probe else []), *settings]
+    start(command, folder, f"Pre-training {folder.name}")
     st.session_state["run"] = str(folder)
     st.rerun()
 
 
 def choose_run() -> Path | None:
     """The chosen run: one of this app, the newest first, or a typed folder."""
-    names = ("process.json", "config.json")
-    runs = {path.parent for name in names for path in cache_folder("runs").glob(f"*/{name}")}
-    folders = [str(run) for run in sorted(runs, key=lambda run: run.stat().st_mtime, reverse=True)]
+    runs = {path.parent: path.stat().st_mtime for path in cache_folder("runs").glob("*/config.json")}
+    runs |= {job.out: job.entered_s for job in list_jobs() if job.command[0] == "pretrain"}
+    folders = [str(run) for run in sorted(runs, key=lambda run: runs[run], reverse=True)]
     text = st.sidebar.text_input("Folder of another run", help="Written by endofm-lab pretrain --out").strip()
     if text:
         return Path(text).expanduser()
@@ -99,15 +101,16 @@ def choose_run() -> Path | None:
 def show_state(run: Path, running: bool, description: dict, n_records: int) -> None:
     """Show the progress of the run, and the button that stops or resumes it."""
     done, steps = n_records, int(description["steps"])
-    words = "running" if running else "finished" if done >= steps else "stopped"
+    waits = (job := job_of(run)) is not None and job.state == WAITING
+    words = "waiting" if waits else "running" if running else "finished" if done >= steps else "stopped"
     text, button = st.columns([5, 1], vertical_alignment="center")
     text.progress(min(done / steps, 1.0), text=f"**{plain(run.name)}** · {words} · {done} of {steps} steps")
     try:
         if running and button.button("Stop", icon=":material/stop:", help="Saves a checkpoint and stops the run"):
-            stop_run(run)
+            stop(run)
             st.toast("The run saves a checkpoint and stops.")
         elif words == "stopped" and button.button("Resume", icon=":material/play_arrow:"):
-            resume_run(run)
+            start(["pretrain", str(run)], run, f"Pre-training {run.name}")
             st.rerun()
     except errors.SHOWN as error:
         errors.show(error)
@@ -117,7 +120,10 @@ def show_run(run: Path) -> None:
     """Show state, health and curves, which are updated every few seconds while the run continues."""
     running = is_running(run)
     if not (run / "config.json").is_file():
-        if running:
+        job = job_of(run)
+        if job is not None and job.state == WAITING:
+            st.info(place_in_words(job.before))
+        elif running:
             st.info("The run is starting: it reads the manifest and builds the network.")
         else:
             st.error(

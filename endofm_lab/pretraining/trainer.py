@@ -32,7 +32,6 @@ from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.model.video_model import VideoModel, described
 from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.outside import Allowed, allowing
-from endofm_lab.pretraining.background import OUTPUT, PROCESS
 from endofm_lab.pretraining.config import PretrainConfig, known_settings, own_objective, settings, stored_settings
 from endofm_lab.pretraining.corpus import Corpus, Mixture, mixed
 from endofm_lab.pretraining.health import ProbeData, encode, feature_measures, load_probe, probe, verdict
@@ -47,7 +46,7 @@ from endofm_lab.video.clips import ClipSpec
 from endofm_lab.video.transforms import InputSpec
 
 CONFIG, MODEL, PROBE = "config.json", "model", "probe.json"
-_NO_HASHES = (PROCESS, OUTPUT, "report.html", "report.json")  # written again after the run has ended
+_NO_HASHES = ("report.html", "report.json")  # written again after the run has ended
 START = "start"  # folder of the backbone that was given as an object
 _FEATURES_EVERY = 10  # steps between measurements of the features' spread and rank
 

@@ -9,9 +9,10 @@ from streamlit.testing.v1 import AppTest
 
 from endofm_lab.cli.main import main
 from endofm_lab.files import write_json
+from endofm_lab.folders import background
 from endofm_lab.folders.run_folder import Holder
-from endofm_lab.pretraining import background
 from endofm_lab.pretraining.trainer import pretrain
+from tests.folders.jobs import lost_job
 from tests.pretraining.runs import micro, write_clips
 
 APP = Path(__file__).resolve().parents[2] / "app"
@@ -37,7 +38,7 @@ def page():
 
 def test_the_form_starts_the_command_that_it_describes(cache, manifest, monkeypatch):
     started = []
-    monkeypatch.setattr(background, "start_run", lambda *arguments: started.append(arguments))
+    monkeypatch.setattr(background, "start", lambda *arguments: started.append(arguments))
     app = page()
     assert "without labels" in app.markdown[0].value
     next(f for f in app.text_input if f.label == "Name").set_value("../my run!")
@@ -46,12 +47,13 @@ def test_the_form_starts_the_command_that_it_describes(cache, manifest, monkeypa
     next(t for t in app.toggle if t.label == "Centring").set_value(False)
     app.button[0].click().run()
     assert not app.exception and not app.error
-    ((path, folder, options),) = started
+    ((command, folder, title),) = started
     assert folder == cache / "runs" / "my-run"  # a name leads nowhere else
     settings = {}
     monkeypatch.setattr("endofm_lab.cli.train.run", lambda config, *_: settings.update(config=config))
-    assert main(["pretrain", str(path), "--out", str(folder), *options]) == 0
+    assert main(command) == 0 and title == "Pre-training my-run"
     config = settings["config"]
+    assert config.out == folder
     assert (config.manifest, config.steps, config.batch, config.probe) == (manifest, 200, 32, manifest)
     assert not config.dino.centring and config.dino.teacher_temperature == 0.03
     assert config.features.teacher == "demo"
@@ -71,16 +73,16 @@ def test_a_stopped_run_is_shown_and_resumed(cache, manifest, monkeypatch):
     for _ in range(12):
         next(going)
     going.close()
-    write_json(run / "process.json", {"pid": 2**22, "created": 0.0})
+    lost_job(run)
     app = page()
     assert "12 steps; the verdict needs 20" in app.info[0].value
     assert [b.label for b in app.button if b.label in ("Stop", "Resume")] == ["Resume"]
     assert "8 clips of 8 videos" in " ".join(c.value for c in app.caption)
     assert app.dataframe[0].value["network"].tolist() == ["untrained"]
     resumed = []
-    monkeypatch.setattr(background, "resume_run", resumed.append)
+    monkeypatch.setattr(background, "start", lambda command, *_: resumed.append(command))
     next(b for b in app.button if b.label == "Resume").click().run()
-    assert resumed == [run]
+    assert resumed == [["pretrain", str(run)]]
 
 
 def test_a_running_run_can_be_stopped(cache, manifest, monkeypatch):
@@ -88,10 +90,9 @@ def test_a_running_run_can_be_stopped(cache, manifest, monkeypatch):
     going = pretrain(micro(manifest, run, steps=30))
     next(going)
     going.close()
-    write_json(run / "process.json", {"pid": 2**22, "created": 0.0})
     stopped = []
     monkeypatch.setattr(background, "is_running", lambda folder: True)
-    monkeypatch.setattr(background, "stop_run", stopped.append)
+    monkeypatch.setattr(background, "stop", stopped.append)
     app = page()
     next(b for b in app.button if b.label == "Stop").click().run()
     assert stopped == [run]
@@ -107,14 +108,12 @@ def test_a_stop_that_cannot_be_and_a_start_that_was_refused_are_sentences_on_the
     next(b for b in app.button if b.label == "Stop").click().run()
     assert not app.exception and "Stop the run on gpu-7" in app.error[0].value
     (run / ".lock").unlink()
-    (run / "output.txt").write_text("Error: the folder holds a pre-training run with other settings\n")
+    lost_job(run, "Error: the folder holds a pre-training run with other settings\n")
     assert "with other settings" in page().error[0].value
 
 
 def test_a_run_that_failed_at_once_says_why(cache):
     run = cache / "runs" / "broken"
-    run.mkdir(parents=True)
-    write_json(run / "process.json", {"pid": 2**22, "created": 0.0})
-    (run / "output.txt").write_text("Error: the manifest has no rows\n")
+    lost_job(run, "Error: the manifest has no rows\n")
     app = page()
     assert re.search("ended before its first step.*no rows", app.error[0].value)
