@@ -31,7 +31,7 @@ RANK = {
     "tasks": 5,
     "runs": 6,
     "finetuning": 7,
-    "explain": 7,
+    "explain": 6,
     "temporal": 8,
     "prediction": 6,
     "parts": 7,

@@ -236,7 +236,8 @@ def embed(manifest: Path, out: Path, settings: dict[str, Any], output: Output, m
     """Compute one vector per row of a manifest, and print a test of neighbours and of shortcuts.
 
     The folder, called an embedding store, contains vectors.npy, rows.parquet, pca.npz and store.json. With --step-s it
-    contains one vector per instant instead, for `endofm-lab temporal`, and no test is made.
+    contains one vector per instant instead, for `endofm-lab temporal`, with --clips those of several clips per row, for
+    the probes of `endofm-lab finetune`, and no test is made.
 
     Args:
         manifest: a manifest (CSV or Parquet).
@@ -257,7 +258,7 @@ def _summary_of(store: embeddings.EmbeddingStore) -> dict[str, Any]:
         "units": units(rows).described(),
         "unreadable": store.rows.loc[~usable, ["video", "error"]].to_dict("records"),
     }
-    if len(rows) < 2 or "step_s" in store.about:  # neighbouring instants are alike, whatever they show
+    if len(rows) < 2 or {"step_s", "clips"} & set(store.about):  # neighbours in time are alike, whatever they show
         return summary
     pca = fit_pca(vectors, min(8, vectors.shape[1]))
     pca.save(store.path / "pca.npz")

@@ -5,6 +5,7 @@ order; ``store.json``, which is written last and names the model. While the job 
 rows that are done, and ``done.jsonl`` lists them.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -23,7 +24,7 @@ from endofm_lab.brief import Brief, html_of
 from endofm_lab.data.manifest import Manifest, read_manifest
 from endofm_lab.data.rows import Row
 from endofm_lab.errors import UserError, VideoError
-from endofm_lab.explain.instants import clips_ending_at, instants_of
+from endofm_lab.explain.instants import clips_ending_at, clips_spread, instants_of, spread_rows
 from endofm_lab.files import fits, read_object, read_parquet, reading, write_json, write_parquet
 from endofm_lab.folders.hashes import refuse_changed
 from endofm_lab.folders.provenance import provenance
@@ -89,12 +90,16 @@ def embed(
     progress: bool = True,
     step_s: float | None = None,
     tokens: Tokens = "pooled",
+    clips: int | None = None,
 ) -> EmbeddingStore:
     """One vector per row of a manifest, saved in a folder: CLS of the clip in the middle of each row's time span.
 
     With ``step_s``, the vectors are those of instants: one every ``step_s`` seconds of every video, of the clip that
     ends there. Models of time learn from them. They depend on the videos alone, so that manifests with other labels or
     splits of the same videos find them computed.
+
+    With ``clips``, they are those of that many clips, evenly spread over every different stretch of video in the
+    manifest. The probes of `endofm_lab.finetune` read them (``features``), whatever labels and splits the rows have.
 
     Encoders without a CLS token give the mean over all patches; ``vector`` in ``store.json`` records which it is.
 
@@ -111,6 +116,7 @@ def embed(
         step_s: seconds from one instant to the next; None computes one vector per row.
         tokens: "pooled" is the CLS token or what the encoder has in its place, "mean" the mean over all patches, and
             "both" one after the other.
+        clips: clips per row, for the probes of `endofm-lab finetune --features`; None computes one vector per row.
 
     Raises:
         ManifestError: the manifest is malformed.
@@ -118,9 +124,13 @@ def embed(
             message names the differences), or another process works there.
     """
     manifest = manifest if isinstance(manifest, Manifest) else read_manifest(manifest)
+    if step_s is not None and clips is not None:
+        raise UserError("step_s and clips are given; give one of them: vectors of instants, or of clips of rows.")
     if step_s is not None:
         manifest = instants_of(manifest, step_s)
-    steps = embedding_steps(manifest, model_at(model, device), out, batch_clips, step_s, tokens)
+    if clips is not None:
+        manifest = spread_rows(manifest, clips)
+    steps = embedding_steps(manifest, model_at(model, device), out, batch_clips, step_s, tokens, clips)
     with progress_bar(total=len(manifest), unit="clip", desc="embed", shown=progress) as bar:
         for n_done in steps:
             bar.update(n_done - bar.n)
@@ -134,10 +144,11 @@ def embedding_steps(
     batch_clips: int = 8,
     step_s: float | None = None,
     tokens: Tokens = "pooled",
+    clips: int | None = None,
 ) -> Iterator[int]:
     """`embed` in steps, for callers with a progress bar of their own: yields the number of rows done.
 
-    With ``step_s``, ``manifest`` is one of `instants_of`.
+    With ``step_s``, ``manifest`` is one of `instants_of`, and with ``clips`` one of `spread_rows`.
     """
     if batch_clips < 1:
         raise UserError(f"batch_clips is {batch_clips}; give at least 1.")
@@ -163,6 +174,9 @@ def embedding_steps(
     if step_s is not None:
         request["step_s"] = step_s
         description |= {"step_s": step_s, "videos": contents}
+    if clips is not None:
+        request["clips"] = clips
+        description |= {"clips": clips, "videos": contents, "encoder": encoder_fingerprint(model)}
     with claim(out, request, "embeddings") as folder:
         if (folder / STORE).exists():
             (folder / LOG).unlink(missing_ok=True)  # left if the last call was killed at its very end
@@ -171,7 +185,7 @@ def embedding_steps(
         journal = _Journal.resumed(folder, N, D)
         if not journal.entries:
             _check_room(folder, N, D)
-        read = _middle_clips if step_s is None else clips_ending_at
+        read = clips_ending_at if step_s is not None else _middle_clips if clips is None else clips_spread
         yield from _embed_rows(manifest, model, journal, batch_clips, read, tokens)
         rows = manifest.table.assign(
             **{name: [entry[name] for entry in journal.entries] for name in ("time_s", "error")}
@@ -183,6 +197,13 @@ def embedding_steps(
         stored = {**description, "root": str(manifest.root.resolve()), "version": __version__, "provenance": origin}
         write_json(folder / STORE, stored)
         journal.log.unlink()
+
+
+def encoder_fingerprint(model: VideoModel) -> str:
+    """SHA-256 of everything that pooled features depend on besides the video: the encoder, its input and its clips."""
+    card = model.card.to_json()
+    texts = [state_fingerprint(model.backbone), *(json.dumps(card[name], sort_keys=True) for name in ("input", "clip"))]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 Read = Callable[[Manifest, VideoModel, Sequence[int]], Iterator[tuple[torch.Tensor, float] | VideoError]]

@@ -10,6 +10,7 @@ from endofm_lab.data.manifest import Manifest
 from endofm_lab.data.rows import Row
 from endofm_lab.errors import UserError, VideoError
 from endofm_lab.model.video_model import VideoModel
+from endofm_lab.tasks.clips import shares_of
 from endofm_lab.tasks.phases import causal_indices
 from endofm_lab.video.transforms import to_input
 
@@ -46,6 +47,44 @@ def _count(row: Row, step_s: float) -> int:
             return max(1, int(np.ceil(reader.info.duration_s / step_s - 1e-6)))
     except VideoError:
         return 1
+
+
+def spread_rows(manifest: Manifest, clips: int) -> Manifest:
+    """A manifest with ``clips`` rows for every different stretch of video, as probes read a row.
+
+    ``share`` is the place of the clip between the first and the last start in its stretch; a single clip is in the
+    middle. Labels and splits are empty, as in `instants_of`.
+
+    Raises:
+        UserError: ``clips`` is less than 1, or gives too many rows.
+    """
+    if not 1 <= clips <= MOST / max(1, len(manifest)):
+        raise UserError(f"clips is {clips} for {len(manifest):,} rows; give from 1 clip to {MOST:,} vectors in all.")
+    columns = [name for name in (*KEPT, "start_s", "end_s") if name in manifest.table and name != "fps"]
+    table = manifest.table[columns]
+    rates = [Row.of(manifest, cells).fps for cells in manifest.table.to_dict("records")]
+    if any(rates):
+        table = table.assign(fps=[float("nan") if rate is None else float(rate) for rate in rates])
+    table = table.drop_duplicates([name for name in ("video", "start_s", "end_s", "fps") if name in table])
+    n, shares = len(table), shares_of(clips)
+    table = table.loc[table.index.repeat(clips)].reset_index(drop=True)
+    return replace(manifest, table=table.assign(share=np.tile(shares, n), label="", split=""), path=None)
+
+
+def clips_spread(
+    manifest: Manifest, model: VideoModel, numbers: Sequence[int]
+) -> Iterator[tuple[torch.Tensor, float] | VideoError]:
+    """The clip (1, 3, T, S, S) at the ``share`` of each row of `spread_rows`, and its start, or the error."""
+    for number in numbers:
+        cells = manifest.table.iloc[number]
+        row = Row.of(manifest, cells)
+        try:
+            with row.open() as reader:
+                earliest, latest = row.starts(reader, model.card.clip)
+                index = row.clip_at(reader, model.card.clip, earliest + float(cells["share"]) * (latest - earliest))
+                yield to_input(reader.read(index), model.card.input), float(reader.times_s[index[0]])
+        except VideoError as error:
+            yield error
 
 
 def clips_ending_at(

@@ -9,6 +9,7 @@ from endofm_lab.errors import UserError
 from endofm_lab.finetuning.start import Start
 from endofm_lab.model.precision import Precision
 from endofm_lab.tasks import TASKS, Task, task_named
+from endofm_lab.tasks.budgets import checked_budget
 from endofm_lab.tasks.classification import Classification, LossName
 from endofm_lab.tasks.clips import Augmentation
 from endofm_lab.tasks.phases import Smoother
@@ -16,7 +17,7 @@ from endofm_lab.tasks.phases import Smoother
 Method = Literal["full", "frozen", "ST-Adapter", "attentive probe", "linear probe", "knn"]
 Head = Literal["light", "transunet", "stft", "iou"]
 
-
+PROBES = ("linear probe", "knn")  # methods that read nothing but pooled features of a frozen encoder
 MOST_LR = 1000.0
 _BOUNDS = {"batch": (1, 65_536), "clips": (1, 10_000), "workers": (0, 1024)}
 
@@ -76,6 +77,10 @@ class FinetuneConfig(Brief):
             the run.
         split_name: "manifest" for its column ``split``, or the name of another split (column ``split_NAME``), such as
             "released" for the lists of a paper.
+        budget: label budget, the training patients that are learned from: "all", a share as in "10 %", or "5 patients";
+            validation and test rows stay.
+        features: folder of vectors from `endofm-lab embed --clips N`, with N as in ``clips``: "linear probe" and "knn"
+            read them instead of computing them.
         precision: precision of the training's arithmetic.
         workers: number of processes that load data.
         device: device of the computation: "cpu", "cuda", "cuda:1", "mps", or "auto" for the first of cuda, mps and cpu.
@@ -115,6 +120,8 @@ class FinetuneConfig(Brief):
     smoother: Smoother = "causal"
     shared_patients: Literal["refuse", "accept"] = "refuse"
     split_name: str = "manifest"
+    budget: str = "all"
+    features: Path | None = None
     precision: Precision = "float32"
     workers: int = 0
     device: str = "auto"
@@ -125,7 +132,13 @@ class FinetuneConfig(Brief):
         self.check_task(self.configured_task)
         if self.head == "transunet" and self.method != "full":
             raise UserError(f"The method is {self.method!r}, but a transunet has a new stem to train: choose 'full'.")
-        if self.loss != "cross-entropy" and self.method in ("linear probe", "knn"):
+        object.__setattr__(self, "budget", checked_budget(self.budget))
+        if self.features is not None and (self.method not in PROBES or self.crops != 1):
+            raise UserError(
+                f"features are given for {self.method!r} with {self.crops} crops; only {' and '.join(PROBES)} read "
+                "stored features, of whole pictures. Leave features out."
+            )
+        if self.loss != "cross-entropy" and self.method in PROBES:
             raise UserError(f"The loss is {self.loss!r}, but {self.method} has no choice of losses: leave it out.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds are {list(self.seeds)}; give at least one seed, and no seed twice.")

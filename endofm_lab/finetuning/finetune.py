@@ -15,8 +15,10 @@ import torch
 from endofm_lab.data.audit.audit import audit
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import ManifestError, UserError
+from endofm_lab.explain.embeddings import EmbeddingStore, load_store
 from endofm_lab.files import read_json, write_json
 from endofm_lab.finetuning.config import FinetuneConfig
+from endofm_lab.finetuning.features import stored_features
 from endofm_lab.finetuning.fitting import Choice, Fit, HeadTraining
 from endofm_lab.finetuning.start import Start
 from endofm_lab.folders.plain import to_plain
@@ -34,6 +36,7 @@ from endofm_lab.model.video_model import VideoModel
 from endofm_lab.outside import name_of
 from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, pooled_predictions, write_predictions, write_run
 from endofm_lab.tasks import Task
+from endofm_lab.tasks.budgets import ALL, head_within, within_budget
 from endofm_lab.tasks.classification import Classification
 from endofm_lab.tasks.examples import SPLITS, Example, read_split, refuse_shared_units, units_of
 from endofm_lab.training.loop import Record
@@ -133,12 +136,14 @@ class _Job:
     config: FinetuneConfig
     task: Task
     manifest: Manifest
+    within: Manifest
     head: HeadSpec
     examples: dict[str, list[Example]]
     verdict: str
     leaks: list[str]
     device: torch.device
     start: Checkpoint | None
+    features: EmbeddingStore | None
     measures: tuple[type[Measure], ...]
 
     @classmethod
@@ -163,7 +168,8 @@ class _Job:
             )
         if config.shared_patients == "refuse":
             refuse_shared_units(manifest)
-        head = task.head(manifest)
+        within = within_budget(manifest, config.budget, config.label)
+        head = head_within(task.head, manifest, within, config.budget)
         if own_head is not None:
             if config.method in ("attentive probe", "linear probe", "knn") or config.head != "light":
                 raise UserError(f"The head is {own_head.__name__}, but {config.method!r} has its own: choose 'full'.")
@@ -176,10 +182,14 @@ class _Job:
             raise UserError(
                 f"The strong augmentation does not work for masks and boxes. Choose 'light' for {task.name}."
             )
-        examples = {split: task.examples(manifest, split, head) for split in SPLITS}
+        examples = {split: task.examples(within, split, head) for split in SPLITS}
         leaks = [finding.message for finding in audit_result.findings if finding.severity == "leak"]
         checkpoint = None if start is None else in_memory(start)
-        return cls(config, task, manifest, head, examples, audit_result.verdict, leaks, device, checkpoint, measures)
+        features = None if config.features is None else load_store(config.features)
+        verdict = audit_result.verdict
+        return cls(
+            config, task, manifest, within, head, examples, verdict, leaks, device, checkpoint, features, measures
+        )
 
     @property
     def out(self) -> Path:
@@ -197,7 +207,7 @@ class _Job:
             settings["start"] |= {"source": str(self.start.path)}
         settings = _absolute(settings)
         return {
-            **{name: value for name, value in settings.items() if name not in ("manifest", "out", "workers", "device")},
+            **{name: value for name, value in settings.items() if name not in _NOT_COMPARED},
             "start_weights": self.config.start.content() if self.start is None else self.start.sha256,
             "manifest_fingerprint": self.manifest.fingerprint,
             **self.task.contents(),
@@ -243,6 +253,9 @@ class _Job:
         adapters = config.method == "ST-Adapter"
         model = config.start.build(self.task.head_name, self.head, seed, adapters, self.start).eval()
         model.to(self.device)
+        stored = None
+        if self.features is not None:
+            stored = stored_features(self.features, self.within, model, self.examples, config.clips)
         write_json(folder / "start.json", model.card.initialisation)
         yield {
             "seed": seed,
@@ -251,14 +264,13 @@ class _Job:
             "audit": self.verdict,
             "device": str(self.device),
         }
-        fit = Fit(config, seed, self.task, model, self.examples, folder, self.measures)
+        fit = Fit(config, seed, self.task, model, self.examples, folder, self.measures, stored)
         choice: Choice
         if config.method == "knn":
             choice, table = yield from fit.knn()
         else:
             choice = yield from fit.linear_probe() if config.method == "linear probe" else fit.train()
-            spec = self.task.calibrated(model, self.task.head_name, self.examples["val"])
-            model.card = replace(model.card, heads={self.task.head_name: spec})
+            model.card = replace(model.card, heads={self.task.head_name: fit.calibrated()})
             table = fit.table("test")
         metrics = fit.metrics(table)
         if config.method != "knn":  # nearest neighbours give no model to save
@@ -279,7 +291,7 @@ class _Job:
             "dataset": ", ".join(sorted(set(manifest.table["dataset"]))),
             "chosen_on": "validation",
             "classes": ", ".join(self.head.classes),
-            **{split: Manifest(manifest.rows(split), manifest.root).fingerprint for split in ("train", "val")},
+            **{split: Manifest(self.within.rows(split), manifest.root).fingerprint for split in ("train", "val")},
             **self.task.protocol(),
         }
         run = Run(
@@ -313,7 +325,7 @@ class _Job:
                 "description": names,
                 "fingerprint": self.manifest.fingerprint,
                 "generated": self.manifest.generated,
-                "split": f"{config.split_name}: trained on train, chosen on validation, tested once on test",
+                "split": f"{config.split_name}: trained on {_part(config)}, chosen on validation, tested once on test",
             },
             audit=self.verdict,
             metrics=tuple(
@@ -325,6 +337,7 @@ class _Job:
         save_model(model, self.folder(seed) / "model")
 
 
+_NOT_COMPARED = ("manifest", "out", "workers", "device", "features")  # settings that change no result
 _METHOD_NAMES = {
     "full": "full fine-tuning",
     "frozen": "head on frozen backbone",
@@ -334,3 +347,8 @@ _METHOD_NAMES = {
     "knn": "nearest neighbours",
 }
 _HEAD_NAMES = {"transunet": ", TransUNet head", "stft": ", FCOS head with STFT", "iou": ", scores of fit"}
+
+
+def _part(config: FinetuneConfig) -> str:
+    """The training rows in words."""
+    return "train" if config.budget == ALL else f"{config.budget} of train"

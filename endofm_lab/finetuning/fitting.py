@@ -1,7 +1,7 @@
 """Fitting of one model to a task, by gradient or by a probe on frozen features, with a choice on validation."""
 
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from timm.optim import AdaBelief
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.metrics.measure import Measure, with_measures
 from endofm_lab.metrics.probes import L2, NEIGHBOURS, fit_linear, knn_scores, linear_scores
 from endofm_lab.model.adapters import is_adapter
+from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.head import Batch
 from endofm_lab.model.heads import ClipClassifier
 from endofm_lab.model.precision import dtype_of
@@ -30,7 +32,7 @@ from endofm_lab.tasks import Task
 from endofm_lab.tasks.clips import ClipData
 from endofm_lab.tasks.examples import Example
 from endofm_lab.tasks.labels import balanced
-from endofm_lab.tasks.scoring import class_table, clip_features, targets_of
+from endofm_lab.tasks.scoring import class_table, clip_features, targets_of, with_temperature
 from endofm_lab.tasks.task import Loss
 from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.training.loop import CHECKPOINTS, LoopConfig, Record, Trainable, train
@@ -145,6 +147,7 @@ class Fit:
         examples: rows by split.
         folder: folder of this seed: log, checkpoints, validations, chosen weights.
         measures: metrics from outside the library, in addition to those of the task.
+        stored: split -> features (N, clips, D) of a probe that were computed before; None computes them.
     """
 
     config: FinetuneConfig
@@ -154,6 +157,7 @@ class Fit:
     examples: dict[str, list[Example]]
     folder: Path
     measures: tuple[type[Measure], ...] = ()
+    stored: Mapping[str, Tensor] | None = None
 
     @property
     def head(self) -> str:
@@ -162,7 +166,31 @@ class Fit:
 
     def table(self, split: str) -> pd.DataFrame:
         """Labels and predictions of the model on a split; see ``runs.run``."""
+        if self.stored is not None:
+            head = self.model.card.heads[self.head]
+            return class_table(self.examples[split], self._probe_scores(split).mean(1), head)
         return self.task.table(self.model, self.head, self.examples[split], self.examples["train"])
+
+    def calibrated(self) -> HeadSpec:
+        """The description of the head after its scores were calibrated on the validation rows."""
+        spec, rows = self.model.card.heads[self.head], self.examples["val"]
+        if self.stored is not None:
+            return with_temperature(spec, self._probe_scores("val"), rows)
+        return self.task.calibrated(self.model, self.head, rows)
+
+    def _features(self, split: str) -> Tensor:
+        """The features (N, clips, D) of a probe on the rows of a split."""
+        if self.stored is not None:
+            return self.stored[split]
+        return clip_features(self.model, self.examples[split], self.config.clips)
+
+    def _probe_scores(self, split: str) -> NDArray[np.float64]:
+        """Scores (N, clips, K) of the linear head on stored features."""
+        classifier = self.model.head(self.head)
+        assert isinstance(classifier, ClipClassifier)
+        with torch.inference_mode():
+            logits = classifier.linear(self._features(split).to(classifier.linear.weight.device))
+            return classifier.scores(logits, self.model.card.heads[self.head]).double().cpu().numpy()
 
     def metrics(self, table: pd.DataFrame) -> dict[str, float]:
         """The task's metrics on all rows of a table, and those from outside."""
@@ -244,9 +272,7 @@ class Fit:
     def linear_probe(self) -> Generator[Record, None, Choice]:
         """Logistic regression on CLS with the penalty that validation chooses; it is deterministic."""
         head = self.model.card.heads[self.head]
-        features = {
-            split: clip_features(self.model, self.examples[split], self.config.clips) for split in ("train", "val")
-        }
+        features = {split: self._features(split) for split in ("train", "val")}
         target = torch.from_numpy(targets_of(self.examples["train"])).repeat_interleave(self.config.clips, dim=0)
         best, solution = Choice({}, -math.inf), None
         for l2 in L2:
@@ -265,7 +291,7 @@ class Fit:
     def knn(self) -> Generator[Record, None, tuple[Choice, pd.DataFrame]]:
         """Nearest neighbours of CLS; validation chooses their number. Also returns the table of the test rows."""
         head = self.model.card.heads[self.head]
-        features = {split: clip_features(self.model, rows, self.config.clips) for split, rows in self.examples.items()}
+        features = {split: self._features(split) for split in self.examples}
         target = targets_of(self.examples["train"])
 
         def predictions(split: str, k: int) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from torch import nn
 
 from endofm_lab.errors import UserError
 from endofm_lab.files import fingerprint_of
-from endofm_lab.model.card import SCRATCH, HeadSpec, InitialisationRecord, ModelCard
+from endofm_lab.model.card import HANDED_OVER, SCRATCH, HeadSpec, InitialisationRecord, ModelCard
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.frame import HUB, FrameBackbone, frame_config, frame_input, load_frame_weights
 from endofm_lab.model.loading.formats import Checkpoint, sizes_of
@@ -155,7 +155,11 @@ class Start:
     def _fill(self, backbone: Encoder, part: BackbonePart, checkpoint: Checkpoint | None) -> InitialisationRecord:
         """Read the source into a fresh encoder."""
         if checkpoint is not None:
-            return initialise(backbone, checkpoint, part)
+            record = initialise(backbone, checkpoint, part)
+            origin = HANDED_OVER if checkpoint.card is None else checkpoint.card.initialisation
+            if origin["words"] != HANDED_OVER["words"]:
+                record["words"] = f"{record['words'].rstrip('.')}; which was initialised so: {origin['words']}"
+            return record
         if self._image_model is None:
             return initialise(backbone, self.source, part)
         if self.source == "scratch":

@@ -15,7 +15,18 @@ from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.start import Start
 
 ROWS = ("as prepared", "stretches")  # one row per file or clip, or one per stretch of frames with the same label
-_SET_BY_BUILD = ("manifest", "out", "task", "start", "seeds", "device", "workers", "split_name", "shared_patients")
+_SET_BY_BUILD = (
+    "manifest",
+    "out",
+    "task",
+    "start",
+    "seeds",
+    "device",
+    "workers",
+    "split_name",
+    "shared_patients",
+    "features",
+)
 _START = ("size", "image_px", "n_frames", "stride")
 _TOP = {"model", "version", "name", "about", "task", "data", "unit", "training", "starts", "intended_use", "limits"}
 _DATA = {"recipe", "layout", "rows", "where", "labelled", "near_duplicates", "split", "official"}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from endofm_lab.data.labels import read_mapping
 from endofm_lab.data.manifest import Manifest
 from endofm_lab.errors import UserError
-from endofm_lab.metrics.calibration import brier, ece, fit_temperature
+from endofm_lab.metrics.calibration import brier, ece
 from endofm_lab.metrics.classification import classification_metrics
 from endofm_lab.metrics.intervals import MetricSet
 from endofm_lab.model.card import HeadSpec
@@ -29,7 +29,7 @@ from endofm_lab.tasks.labels import (
     score_names,
 )
 from endofm_lab.tasks.losses import class_balanced_loss, coarse_cross_entropy, focal_loss, logit_adjusted_loss
-from endofm_lab.tasks.scoring import class_table, clip_scores, targets_of
+from endofm_lab.tasks.scoring import class_table, clip_scores, has_temperature, targets_of, with_temperature
 from endofm_lab.tasks.task import ClassMetrics, Loss, Task
 
 LossName = Literal["cross-entropy", "focal", "class-balanced", "logit-adjusted", "coarse"]
@@ -127,12 +127,9 @@ class Classification(Task):
     def calibrated(self, model: VideoModel, head: str, validation: Sequence[Example]) -> HeadSpec:
         """Temperature scaling of exclusive classes; it changes no ranking within a clip."""
         spec = model.card.heads[head]
-        if spec.kind != "multiclass" or "temperature" not in spec.head_class.options:
+        if not has_temperature(spec):
             return spec
-        scores = clip_scores(model, head, validation, self.clips, self.crops)  # (N, clips * crops, K)
-        target = targets_of(validation).repeat(self.clips * self.crops)
-        scaling = fit_temperature(target, np.log(np.clip(scores, 1e-12, 1)).reshape(len(target), -1))
-        return replace(spec, temperature=scaling.temperature)
+        return with_temperature(spec, clip_scores(model, head, validation, self.clips, self.crops), validation)
 
     def protocol(self) -> dict[str, Any]:
         """The column, the clips and the mapping."""

@@ -133,13 +133,17 @@ def spread_clips(
     for example in examples:
         with example.open() as reader:
             earliest, latest = example.starts(reader, clip)
-            shares = [0.5] if n == 1 else np.linspace(0, 1, n).tolist()
-            for share in shares:
+            for share in shares_of(n):
                 indices = example.clip_at(reader, clip, earliest + share * (latest - earliest))
                 frames = reader.read(indices)
                 for crop in squares(frames.shape[1], frames.shape[2], crops):
                     pixels = to_input(crop.frames(frames), spec)[0]
                     yield EvaluationClip(example, indices, pixels, (frames.shape[1], frames.shape[2]))
+
+
+def shares_of(n: int) -> list[float]:
+    """The places of ``n`` clips between the first and the last possible start; a single one is in the middle."""
+    return [0.5] if n == 1 else np.linspace(0, 1, n).tolist()
 
 
 def covering_clips(examples: Sequence[Example], clip: ClipSpec, spec: InputSpec) -> Iterator[EvaluationClip]:

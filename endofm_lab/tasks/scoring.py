@@ -1,6 +1,7 @@
 """Scores of a class head and features of a backbone on clips spread over rows, and the table of classes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from endofm_lab.metrics.calibration import fit_temperature
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.video_model import VideoModel, check_finite
 from endofm_lab.tasks.clips import EvaluationClip, in_batches, spread_clips
@@ -62,3 +64,20 @@ def class_table(examples: Sequence[Example], scores: NDArray[np.float64], head: 
         table[[f"target_{name}" for name in head.classes]] = targets
     table[[f"score_{name}" for name in head.classes]] = scores
     return table
+
+
+def has_temperature(spec: HeadSpec) -> bool:
+    """Whether a head answers with exclusive classes whose scores can be calibrated."""
+    return spec.kind == "multiclass" and "temperature" in spec.head_class.options
+
+
+def with_temperature(spec: HeadSpec, scores: NDArray[np.float64], examples: Sequence[Example]) -> HeadSpec:
+    """The description of a head with the temperature that fits its scores (N, clips, K) on validation rows best.
+
+    Heads for several labels stay as they are.
+    """
+    if not has_temperature(spec):
+        return spec
+    target = targets_of(examples).repeat(scores.shape[1])
+    scaling = fit_temperature(target, np.log(np.clip(scores, 1e-12, 1)).reshape(len(target), -1))
+    return replace(spec, temperature=scaling.temperature)

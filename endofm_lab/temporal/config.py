@@ -6,6 +6,7 @@ from typing import Literal
 
 from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
+from endofm_lab.tasks.budgets import checked_budget
 from endofm_lab.temporal.inputs import InputConfig
 from endofm_lab.temporal.networks import NetworkConfig
 
@@ -33,6 +34,7 @@ class TemporalConfig(Brief):
             of the last step are kept.
         seeds: one training for each of these seeds.
         split_name: column of the split, as in `endofm-lab finetune`.
+        budget: label budget, the training patients that are learned from: "all", a share as in "10 %", or "5 patients".
         shared_patients: "refuse" or "accept" patients in more than one split.
     """
 
@@ -53,11 +55,13 @@ class TemporalConfig(Brief):
     validate_every: int = 50
     seeds: tuple[int, ...] = (0,)
     split_name: str = "manifest"
+    budget: str = "all"
     shared_patients: Literal["refuse", "accept"] = "refuse"
 
     def __post_init__(self) -> None:
         for name in ("manifest", "features", "out"):
             object.__setattr__(self, name, Path(getattr(self, name)))
+        object.__setattr__(self, "budget", checked_budget(self.budget))
         for name in ("steps", "batch", "validate_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give a whole number above 0.")

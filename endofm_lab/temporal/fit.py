@@ -20,6 +20,7 @@ from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import claim
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.runs.run import PREDICTIONS, REPORT, Run, pooled_predictions, write_predictions, write_run
+from endofm_lab.tasks.budgets import ALL, head_within, within_budget
 from endofm_lab.tasks.classification import Classification
 from endofm_lab.tasks.examples import SPLITS, examples_of, read_split, refuse_shared_units, units_of
 from endofm_lab.tasks.labels import class_head, class_targets
@@ -61,13 +62,18 @@ def fit_temporal(config: TemporalConfig) -> Iterator[Record]:
     """
     job = _Job.open(config)
     manifest = {"manifest": str(config.manifest.absolute()), "features": str(config.features.absolute())}
-    with claim(config.out, job.request(), "a run", record=CONFIG, about=manifest):
+    with claim(config.out, job.request(), "a run", record=CONFIG, about=manifest, completed=_completed):
         if (config.out / REPORT).is_file():
             return
         for seed in config.seeds:
             if not (job.folder(seed) / PREDICTIONS).is_file():
                 yield from job.one_seed(seed)
         job.finish()
+
+
+def _completed(request: dict[str, Any]) -> dict[str, Any]:
+    """The settings in ``config.json``, with the defaults of settings that are newer than the file."""
+    return {"budget": ALL, **request}
 
 
 @dataclass
@@ -77,6 +83,7 @@ class _Job:
     config: TemporalConfig
     task: Task
     manifest: Manifest
+    within: Manifest
     head: HeadSpec
     store: EmbeddingStore
     recordings: dict[str, list[Recording]]
@@ -97,16 +104,17 @@ class _Job:
             refuse_shared_units(manifest)
         several = config.several_labels
         manifest = _labelled(manifest, config.label, several)
-        head = class_head(manifest, config.label, several)
+        within = within_budget(manifest, config.budget, config.label)
+        head = head_within(lambda part: class_head(part, config.label, several), manifest, within, config.budget)
         recordings: dict[str, list[Recording]] = {}
         for split in SPLITS:
             examples = []
             if (manifest.table["split"] == split).any():
-                examples = examples_of(manifest, split, class_targets(manifest, split, head, config.label))
-            recordings[split] = labelled_recordings(manifest, store, examples, len(head.classes) if several else None)
+                examples = examples_of(within, split, class_targets(within, split, head, config.label))
+            recordings[split] = labelled_recordings(within, store, examples, len(head.classes) if several else None)
         task = Classification(config.label, True) if several else Phases(config.label, store.about["step_s"])
         leaks = [finding.message for finding in audit_result.findings if finding.severity == "leak"]
-        return cls(config, task, manifest, head, store, recordings, audit_result.verdict, leaks)
+        return cls(config, task, manifest, within, head, store, recordings, audit_result.verdict, leaks)
 
     def request(self) -> dict[str, Any]:
         """Everything that the run's numbers depend on."""
@@ -184,7 +192,7 @@ class _Job:
         """Write the finished run."""
         config, manifest = self.config, self.manifest
         parts = {
-            split: Manifest(manifest.rows(split), manifest.root).fingerprint
+            split: Manifest(self.within.rows(split), manifest.root).fingerprint
             for split in SPLITS
             if (manifest.table["split"] == split).any()
         }

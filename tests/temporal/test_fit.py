@@ -143,6 +143,15 @@ def test_several_labels_and_gaps_between_rows(config, data, tmp_path):
     assert len(run.predictions) == 2 * 55, "instants without a label are not measured"
 
 
+def test_a_label_budget_leaves_whole_patients_of_the_training_rows(config, tmp_path):
+    records = list(fit_temporal(config(tmp_path / "run", "linear", budget="3 patients")))
+    assert "3 train, 2 val, 2 test" in records[0]["split"]
+    with pytest.raises(UserError, match='budget is "3 patients" there, "all" here'):
+        list(fit_temporal(config(tmp_path / "run", "linear")))
+    with pytest.raises(UserError, match="training has 8 patients"):
+        list(fit_temporal(config(tmp_path / "more", "linear", budget="9 patients")))
+
+
 def test_without_validation_rows_the_last_step_is_kept(config, data, tmp_path):
     table = read_manifest(data[0]).table
     manifest = write_manifest(table[table["split"] != "val"], data[0].parent / "two.csv")
