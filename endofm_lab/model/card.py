@@ -24,6 +24,7 @@ RESEARCH_USE = "For research and teaching only. Not a medical device; not for di
 WEIGHTS_FILE = "model.safetensors"  # the two files of a model folder
 CARD_FILE = "card.json"
 MOST_CLASSES = 100_000  # of a head
+_IN_BLOCK = re.compile(r"(.*?\b(?:blocks|layers?)\.)(\d+)(\..*)")  # a tensor's name: before, number, behind
 
 
 @dataclass(frozen=True, repr=False)
@@ -352,10 +353,8 @@ def collapse(names: Iterable[str]) -> list[str]:
     """Tensor names with block numbers merged into ranges: ``blocks.0-11.norm1.weight``, in order of appearance."""
     groups: dict[tuple[str, str], list[int]] = {}
     for name in names:
-        head, _, remainder = name.partition("blocks.")
-        number, _, tail = remainder.partition(".")
-        if number.isdigit():
-            groups.setdefault((f"{head}blocks.", f".{tail}"), []).append(int(number))
+        if parts := _IN_BLOCK.fullmatch(name):
+            groups.setdefault((parts[1], parts[3]), []).append(int(parts[2]))
         else:
             groups.setdefault((name, ""), [])
     return [f"{head}{_runs(numbers)}{tail}" for (head, tail), numbers in groups.items()]

@@ -11,6 +11,7 @@
 | image-training | DINO's full checkpoints                       | as video-training, without time                |
 | image          | DINO, DINOv2, MAE, timm's ViTs                | tensors, also in `model` or `state_dict`       |
 | own            | a model folder of ours                        | `model.safetensors` beside `card.json`         |
+| transformers   | VideoMAE, V-JEPA 2, TimeSformer, ViViT        | `model.safetensors` beside `config.json`       |
 
 The backbone is found by the tensor ``patch_embed.proj.weight`` (in the segmenter: ``transformer.encoder.cls_token``):
 the text before that name is its prefix.
@@ -32,8 +33,11 @@ from endofm_lab.files import sha256_of
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard, read_card
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.loading.seal import is_sealed
+from endofm_lab.model.others.hugging_face import FAMILIES, HuggingFaceVideo
+from endofm_lab.model.others.hugging_face_folder import is_folder_of_transformers, model_type, read_folder
 from endofm_lab.model.transformer import BackboneConfig
 from endofm_lab.model.weight_files import read_weights
+from endofm_lab.video.clips import ClipSpec
 
 LAYOUTS = {
     "video-training": "training checkpoint of a video transformer (Endo-FM, SVT)",
@@ -45,6 +49,7 @@ LAYOUTS = {
     "image-training": "training checkpoint of an image transformer (DINO)",
     "image": "image transformer (DINO, DINOv2, MAE, timm)",
     "own": "model folder of endofm_lab",
+    "transformers": "video model of Hugging Face transformers",
     "memory": "model of endofm_lab in memory",
 }
 
@@ -74,6 +79,7 @@ class Checkpoint(Brief):
         sealed: the weights file carries a copy of the card, and the card is still the same.
         digest: of a model in memory, which has no file.
         encoder: the backbone of a model in memory.
+        normalisation: of a folder of `transformers`, where its mean and std were read, in words.
     """
 
     path: Path
@@ -89,6 +95,7 @@ class Checkpoint(Brief):
     sealed: bool = False
     digest: str | None = None
     encoder: Encoder | None = None
+    normalisation: str = "from the card"
 
     @cached_property
     def sha256(self) -> str:
@@ -114,6 +121,9 @@ def load_state(path: str | Path) -> Checkpoint:
             weights are not those its card was written for, or its card was changed after it was saved.
     """
     path = Path(path)
+    folder = path.parent if path.name == WEIGHTS_FILE else path
+    if is_folder_of_transformers(folder) and (path.is_dir() or model_type(folder) in FAMILIES):
+        return _of_transformers(folder)
     card = None
     if path.is_dir() or (path.name == WEIGHTS_FILE and (path.parent / CARD_FILE).exists()):
         path = path / WEIGHTS_FILE if path.is_dir() else path
@@ -145,6 +155,36 @@ def load_state(path: str | Path) -> Checkpoint:
             f"says {str(card.weights_sha256)[:12]}...); copy both files again, from one place."
         )
     return replace(checkpoint, sealed=is_sealed(path)) if card else checkpoint
+
+
+def _of_transformers(folder: Path) -> Checkpoint:
+    """The video encoder in a folder of `transformers`, with a card that says what its files say."""
+    content = read_folder(folder)
+    card = ModelCard(
+        name=content.name,
+        backbone=HuggingFaceVideo.describe(content.config),
+        input=content.input,
+        clip=ClipSpec(n_frames=content.config.frames, stride=2),
+        heads={},
+        initialisation={"words": ""},
+        data={
+            "description": f"{content.config.family.words}, {LAYOUTS['transformers']}; the folder does not say on "
+            f"which data. Its mean and std are {content.normalisation}."
+        },
+    )
+    return Checkpoint(
+        path=folder / WEIGHTS_FILE,
+        layout="transformers",
+        network="model",
+        networks=("model",),
+        backbone=content.encoder,
+        rest=content.rest,
+        tensors=content.encoder | content.rest,
+        ignored=(),
+        settings={},
+        card=card,
+        normalisation=content.normalisation,
+    )
 
 
 def _choose_network(

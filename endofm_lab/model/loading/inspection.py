@@ -132,7 +132,7 @@ def inspect_checkpoint(path_or_name: str | Path) -> CheckpointReport:
         settings=checkpoint.settings,
         normalisation=_normalisation(checkpoint),
         initialisation=checkpoint.card.initialisation["words"] if checkpoint.card else None,
-        sealed=checkpoint.sealed if checkpoint.card else None,
+        sealed=checkpoint.sealed if checkpoint.card and checkpoint.layout == "own" else None,
         problems=tuple(problems),
     )
 
@@ -146,6 +146,8 @@ def _compared(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, list[str],
             module: nn.Module
             if checkpoint.card:
                 module, tensors = build_model(checkpoint.card), checkpoint.tensors
+                if checkpoint.layout == "transformers":  # its other tensors are no part of the model
+                    module, tensors = module.get_submodule("backbone"), checkpoint.backbone
                 sizes = {name: value for name, value in checkpoint.card.backbone.items() if name not in ("kind", CLASS)}
             else:
                 config = config_of(checkpoint)
@@ -180,4 +182,4 @@ def _normalisation(checkpoint: Checkpoint) -> str:
         return NETWORKS[checkpoint.layout].normalisation
     spec = checkpoint.card.input
     prefix = "every frame stretched to its own range, then " if spec.own_range else ""
-    return f"{prefix}mean {list(spec.mean)}, std {list(spec.std)} at {spec.size_px} px, from the card"
+    return f"{prefix}mean {list(spec.mean)}, std {list(spec.std)} at {spec.size_px} px, {checkpoint.normalisation}"

@@ -99,8 +99,9 @@ def load_model(path_or_name: str | Path, allow: Allowed = (), device: str = "cpu
     Args:
         path_or_name: "demo" (the weights in the package), a model folder as `save_model` writes it, a released
             checkpoint with a video transformer, image weights of a plain vision transformer (DINO, DINOv2 without
-            registers, timm's ViTs), a Hugging Face Hub id (``hf:owner/name``), or an image model of timm with its
-            weights from the Hub (``timm:eva02_base_patch14_224.mim_in22k``). Released checkpoints have no head, or
+            registers, timm's ViTs), a folder of `transformers` with VideoMAE, V-JEPA 2, TimeSformer or ViViT, a Hugging
+            Face Hub id of any of these (``hf:owner/name``), or an image model of timm with its weights from the Hub
+            (``timm:eva02_base_patch14_224.mim_in22k``). Released checkpoints have no head, or
             theirs: PolypDiag's classes, the CVC-12k segmenter's masks, the KUMC detector's boxes. Image weights become
             an encoder of single frames without a head.
         allow: code that a model folder may name besides the library's own encoders and heads: packages or modules
@@ -123,6 +124,11 @@ def _loaded(path_or_name: str | Path) -> VideoModel:
     if str(path_or_name).startswith("timm:"):
         return build_frame_model(str(path_or_name).removeprefix("timm:"), weights=frame.HUB).eval()
     checkpoint = load_state(locate(path_or_name))
+    if checkpoint.layout == "transformers" and checkpoint.card is not None:
+        keys = list(checkpoint.backbone)
+        record = record_of(checkpoint, checkpoint.card.name, keys, keys, resized=[], folded=[])
+        card = replace(checkpoint.card, initialisation=record, weights_sha256=checkpoint.sha256)
+        return _filled(card, {"backbone": checkpoint.backbone}, checkpoint.path)
     if checkpoint.card is not None:
         card = replace(checkpoint.card, weights_sha256=checkpoint.sha256)
         model = _filled(card, {"": checkpoint.tensors}, checkpoint.path)

@@ -7,6 +7,8 @@ from pathlib import Path
 from endofm_lab.errors import CheckpointError
 from endofm_lab.familiarity.statistics import FAMILIARITY_FILE
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE
+from endofm_lab.model.others.hugging_face import FAMILIES
+from endofm_lab.model.others.hugging_face_folder import FILES, is_folder_of_transformers, model_type
 
 PACKAGE_WEIGHTS = Path(__file__).parents[2] / "weights"  # endofm_lab/weights/<name>/
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -94,7 +96,7 @@ def _fetched(hub_id: str, reference: str) -> Path:
 
     try:
         local_only = reference.startswith("hf://")
-        patterns = [WEIGHTS_FILE, CARD_FILE, FAMILIARITY_FILE]
+        patterns = [WEIGHTS_FILE, CARD_FILE, FAMILIARITY_FILE, *FILES]
         folder = Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=local_only))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         if local_only:
@@ -118,4 +120,6 @@ def _weights_in(folder: Path, reference: str) -> Path:
             f"{reference}: The repository has no {WEIGHTS_FILE}; download its weights by hand and give their "
             "local path."
         )
+    if is_folder_of_transformers(folder) and model_type(folder) in FAMILIES:
+        return folder
     return folder if (folder / CARD_FILE).is_file() else folder / WEIGHTS_FILE

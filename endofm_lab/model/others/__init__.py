@@ -1,0 +1,1 @@
+"""Video encoders of other libraries behind the contract of `model.encoder`."""
