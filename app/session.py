@@ -106,6 +106,13 @@ def change(**values: Any) -> None:
     write_address(session)
 
 
+def fields_of_the_video() -> dict[str, str]:
+    """The fields that open the chosen video with the chosen model again."""
+    session = current()
+    name = {SAMPLE: "sample", FILE: "path", UPLOAD: "upload"}[session.source]
+    return {"source": session.source, name: getattr(session, name), "model": session.model}
+
+
 def typed_paths() -> list[str]:
     """The paths that were typed in this app, the latest path last."""
     file = cache_folder("app") / "typed.json"
@@ -149,9 +156,15 @@ def field(name: str, shown: Any = None) -> dict[str, Any]:
     return {"key": key, "on_change": lambda: change(**{name: st.session_state[key]})}
 
 
+def is_address_of_a_video() -> bool:
+    """Whether the address of the page Home was written for the page Prediction, whose address this was once."""
+    return bool(st.query_params) and "home" not in st.query_params
+
+
 def write_address(session: Session) -> None:
     """Show the session in the address: the source, and every other field that does not have its default value."""
-    address = {"source": next(name for name, source in SOURCES.items() if source == session.source)}
+    address = {"home": "yes"} if st.session_state.get("the page") == "" else {}
+    address["source"] = next(name for name, source in SOURCES.items() if source == session.source)
     for setting in fields(Session):
         value = getattr(session, setting.name)
         if setting.name != "source" and value != setting.default:

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, a
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["ENDOFM_LAB_CACHE"] = tempfile.mkdtemp(prefix="endofm_lab_tests_")
 os.environ["ENDOFM_LAB_MODELS"] = f"{os.environ['ENDOFM_LAB_CACHE']}/models"
+os.environ["ENDOFM_LAB_STUDIES"] = f"{os.environ['ENDOFM_LAB_CACHE']}/studies"
 os.environ["ENDOFM_LAB_REVIEWS"] = f"{os.environ['ENDOFM_LAB_CACHE']}/reviews"
 atexit.register(shutil.rmtree, os.environ["ENDOFM_LAB_CACHE"], ignore_errors=True)
 if "PYTEST_XDIST_WORKER" in os.environ:

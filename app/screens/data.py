@@ -9,8 +9,8 @@ import pandas as pd
 import session
 import streamlit as st
 from cache import content_of
-from screens import manifests
-from screens.manifests import Files
+from sections import manifests
+from sections.manifests import Files
 from sheets import show_sheet
 from texts import plain
 

@@ -9,9 +9,10 @@ import streamlit as st
 from cache import Content
 from choose import choose_model, choose_video
 from components.viewer import viewer
-from screens.findings import choose_thresholds, show_findings, show_report
-from screens.second import show_second
-from screens.study import show_study
+from machine.places import remember_video
+from sections.findings import choose_thresholds, show_findings, show_report
+from sections.second import show_second
+from sections.study import show_study
 from texts import plain
 
 from endofm_lab.figures.comparison import ribbons
@@ -229,6 +230,7 @@ try:
         generated = cache.video_info(video).generated
         prediction = cache.prediction(video, chosen, every_frame)
         heads = cache.model(chosen).card.heads
+    remember_video(session.fields_of_the_video())
     calibrated = prediction
     prediction, thresholds = choose_thresholds(calibrated, heads)
     findings = video_findings(prediction, thresholds, session.current().unfamiliar)

@@ -1,4 +1,6 @@
-"""Paths in the addresses of the app's pages."""
+"""Paths in the addresses of the app's pages, and the page where a video is looked at."""
+
+from streamlit.testing.v1 import AppTest
 
 from endofm_lab.files import cache_folder, read_json, write_json
 
@@ -8,3 +10,8 @@ def typed_before(path: object) -> str:
     file = cache_folder("app") / "typed.json"
     write_json(file, [*(read_json(file) if file.is_file() else []), str(path)])
     return str(path)
+
+
+def prediction(main: object, seconds: float = 250) -> AppTest:
+    """The app at its page Prediction, before the first run."""
+    return AppTest.from_file(str(main), default_timeout=seconds).switch_page("screens/prediction.py")

@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
-from tests.app.addresses import typed_before
+from tests.app.addresses import prediction, typed_before
 from tests.app.player import told
 from tests.builders import EVIL, frame_model
 
@@ -27,7 +27,7 @@ def opened(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("ENDOFM_LAB_REVIEWS", str(tmp_path / "reviews"))
 
     def open_page(**address) -> AppTest:
-        app = AppTest.from_file(str(APP), default_timeout=250)
+        app = prediction(APP)
         app.query_params |= address
         app.run()
         assert not app.exception and not app.error, [*app.exception, *app.error]

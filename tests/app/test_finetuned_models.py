@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from endofm_lab.finetuning.start import Start
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.heads import MaskHead
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.tasks import TASKS
+from tests.app.addresses import prediction
 from tests.app.player import facts_of, overlays_of, told
 
 APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
@@ -35,7 +35,7 @@ def opened(task, folder, cache, monkeypatch):
     if task == "detection":  # an untrained head finds nothing: let it find something everywhere
         model.heads["box"].out.bias.data[:2] = 1.0
     save_model(model, folder / "model")
-    app = AppTest.from_file(str(APP), default_timeout=280).run()
+    app = prediction(APP, 280).run()
     next(field for field in app.sidebar.text_input if field.label == "Model").set_value(str(folder / "model")).run()
     assert not app.exception and not app.error, [*app.exception, *app.error]
     return app
@@ -69,7 +69,7 @@ def test_masks_of_two_heads_are_shown_separately(tmp_path, cache, monkeypatch):
     heads = {"polyp": HeadSpec("mask", ("polyp",)), "tool": HeadSpec("mask", ("tool",))}
     model.card = replace(model.card, heads=heads)
     save_model(model, tmp_path / "model")
-    app = AppTest.from_file(str(APP), default_timeout=280).run()
+    app = prediction(APP, 280).run()
     next(field for field in app.sidebar.text_input if field.label == "Model").set_value(str(tmp_path / "model")).run()
     assert facts_of(app)["overlays"] == {"Mask: polyp": "polyp", "Mask: tool": "tool"}
     shown = overlays_of(app, *facts_of(app)["seen"][:1])

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from streamlit.testing.v1 import AppTest
 
 from endofm_lab.data.samples import SAMPLES, sample_video
-from tests.app.addresses import typed_before
+from tests.app.addresses import prediction, typed_before
 from tests.app.player import picture_of, told
 
 APP = Path(__file__).resolve().parents[2] / "app"
@@ -17,7 +16,7 @@ APP = Path(__file__).resolve().parents[2] / "app"
 @pytest.fixture
 def app(tmp_path, monkeypatch):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
-    return AppTest.from_file(str(APP / "main.py"), default_timeout=250)
+    return prediction(APP / "main.py")
 
 
 def captions(app):

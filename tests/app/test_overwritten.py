@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from streamlit.testing.v1 import AppTest
 
 from endofm_lab.model.loading.load import save_model
-from tests.app.addresses import typed_before
+from tests.app.addresses import prediction, typed_before
 from tests.explain.models import small_model
 
 APP = Path(__file__).resolve().parents[2] / "app"
@@ -39,7 +38,7 @@ def app(tmp_path, monkeypatch):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
     write_frames(tmp_path / "frames", 0)
     write_model(tmp_path / "model", 0)
-    app = AppTest.from_file(str(APP / "main.py"), default_timeout=250)
+    app = prediction(APP / "main.py")
     app.query_params |= {"source": "file", "path": typed_before(tmp_path / "frames")}
     app.query_params["model"] = typed_before(tmp_path / "model")
     return app.run()

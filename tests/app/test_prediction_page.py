@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from streamlit.testing.v1 import AppTest
 
 import endofm_lab as lab
+from tests.app.addresses import prediction
 from tests.app.player import move_to, told
 
 APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
@@ -16,7 +16,7 @@ APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
 @pytest.fixture
 def app(tmp_path, monkeypatch):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tmp_path / "cache"))
-    return AppTest.from_file(str(APP), default_timeout=120)
+    return prediction(APP, 120)
 
 
 def captions(app):
@@ -59,7 +59,7 @@ def test_every_session_has_viewer_addresses_of_its_own_and_another_video_or_mode
     second = told(app)["address"]
     app.sidebar.toggle[0].set_value(True).run()
     assert len({first, second, told(app)["address"]}) == 3
-    assert told(AppTest.from_file(str(APP), default_timeout=120).run())["address"] != first
+    assert told(prediction(APP, 120).run())["address"] != first
 
 
 def test_a_missing_file_is_a_red_box_that_names_it(app):

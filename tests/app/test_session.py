@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
-from tests.app.addresses import typed_before
+from tests.app.addresses import prediction, typed_before
 from tests.app.player import move_to, told
 from tests.explain.models import small_model
 
@@ -34,7 +34,9 @@ def opened(tree, monkeypatch):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(tree / "cache"))
 
     def open_app(**address: str) -> AppTest:
-        app = AppTest.from_file(str(APP / "main.py"), default_timeout=250)
+        if not address:
+            return prediction(APP / "main.py").run()
+        app = AppTest.from_file(str(APP / "main.py"), default_timeout=250)  # such addresses led to videos before Home
         app.query_params |= address
         return app.run()
 

@@ -15,7 +15,7 @@ from endofm_lab.study.review import read_review
 from endofm_lab.study.study import run_study, study_steps
 from endofm_lab.video.phantom import PhantomSpec, render
 from endofm_lab.video.reader import write_video
-from tests.app.addresses import typed_before
+from tests.app.addresses import prediction, typed_before
 from tests.builders import EVIL, frame_model
 
 APP = Path(__file__).resolve().parents[2] / "app" / "main.py"
@@ -55,7 +55,7 @@ def opened(cache, monkeypatch):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
 
     def open_study(folder, width: int = 1) -> AppTest:
-        app = AppTest.from_file(str(APP), default_timeout=250)
+        app = prediction(APP)
         app.query_params |= {"view": "Study", "study": typed_before(folder)}
         app.session_state["study width"] = width
         return app.run()
@@ -84,7 +84,7 @@ def press(app, label):
 
 def test_a_frame_model_predicts_every_frame_of_a_video_on_the_page(files, cache, monkeypatch):
     monkeypatch.setenv("ENDOFM_LAB_CACHE", str(cache))
-    app = AppTest.from_file(str(APP), default_timeout=250)
+    app = prediction(APP)
     app.query_params |= {"source": "file", "path": typed_before(files / "video.mp4"), "frame": "11"}
     app.query_params["model"] = typed_before(files / "model")
     app.run()

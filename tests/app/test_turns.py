@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import streamlit as st
-from streamlit.testing.v1 import AppTest
+
+from tests.app.addresses import prediction
 
 APP = Path(__file__).resolve().parents[2] / "app"
 
@@ -72,7 +73,7 @@ def test_a_prediction_waits_behind_two_jobs_of_other_sessions_and_says_so(turns,
     sentences = []
     true = turns.place_in_words
     monkeypatch.setattr(turns, "place_in_words", lambda before: sentences.append(true(before)) or sentences[-1])
-    app = AppTest.from_file(str(APP / "main.py"), default_timeout=250)
+    app = prediction(APP / "main.py")
     first, second = turns.ALL.turn(lambda before: None), threading.Event()
 
     def other():
@@ -98,7 +99,7 @@ def test_a_prediction_waits_behind_two_jobs_of_other_sessions_and_says_so(turns,
 
 
 def test_a_cancelled_prediction_does_not_begin_again_by_itself_and_goes_on_when_asked(turns, monkeypatch):
-    app = AppTest.from_file(str(APP / "main.py"), default_timeout=250)
+    app = prediction(APP / "main.py")
     import cache
 
     begun = []

@@ -29,6 +29,7 @@ def served_app(cache: Path, log: Path | None = None):
 
     port = free_port(8600)
     environment = {**os.environ, "ENDOFM_LAB_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
+    environment["ENDOFM_LAB_STUDIES"] = str(cache / "studies")
     with (log or Path(os.devnull)).open("wb") as file:
         errors = file if log else None
         server = subprocess.Popen(

@@ -8,7 +8,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
 
 def test_a_click_in_the_timeline_moves_the_viewer_to_that_clip(page, app_url):
-    page.goto(app_url)
+    page.goto(f"{app_url}/prediction")
     page.wait_for_selector("text=Click a marker", timeout=120_000)
     settled(page)
     page.wait_for_selector(".scatterlayer .trace .points path", state="attached", timeout=60_000)
@@ -23,7 +23,7 @@ def test_a_click_in_the_timeline_moves_the_viewer_to_that_clip(page, app_url):
 
 
 def test_the_viewer_shows_the_frame_with_its_generated_label(page, app_url):
-    page.goto(app_url)
+    page.goto(f"{app_url}/prediction")
     page.wait_for_selector("text=Generated picture", timeout=120_000)
     settled(page)
     page.wait_for_selector(".viewer[data-frame]", timeout=60_000)

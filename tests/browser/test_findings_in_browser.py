@@ -50,7 +50,7 @@ def test_findings_are_decided_on_and_the_threshold_redraws_them_at_once(page, ap
 
 
 def test_choosing_a_finding_in_the_list_moves_the_viewer(page, app_url):
-    page.goto(app_url)
+    page.goto(f"{app_url}/prediction")
     viewer = viewer_of(page)
     before = int(viewer.get_attribute("data-wanted"))
     page.get_by_role("combobox", name="Finding").click()

@@ -41,7 +41,7 @@ def go(page, name):
 
 
 def open_own_video(page, url, video):
-    page.goto(url)
+    page.goto(f"{url}/prediction")
     page.wait_for_selector("text=Generated picture", timeout=200_000)
     settled(page)
     page.get_by_text(LOCAL).click()
@@ -100,7 +100,7 @@ def test_after_a_corrected_path_and_a_corrected_model_the_prediction_is_shown(pa
 
 def test_an_upload_is_still_chosen_on_other_pages_and_after_a_reload(page, app_url, tmp_path):
     write_video(tmp_path / "mine.mp4", render(PhantomSpec(3, finding="ulcer", n_frames=30)).frames, Fraction(10))
-    page.goto(app_url)
+    page.goto(f"{app_url}/prediction")
     page.wait_for_selector("text=Generated picture", timeout=200_000)
     settled(page)
     page.locator("[data-testid=stSidebar] [role=radiogroup]").get_by_text("Upload", exact=True).click()

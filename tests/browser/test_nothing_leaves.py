@@ -76,7 +76,7 @@ def view(page, name):
 
 
 def test_predictions_studies_and_attention_contact_loopback_only(page, hostile_url, files, requests):
-    page.goto(hostile_url)
+    page.goto(f"{hostile_url}/prediction")
     done(page)
     icon = page.locator("link[rel*=icon]").first.get_attribute("href")
     assert "fonts" not in icon and page.locator("[data-testid=stSidebarNav]").count() == 1
@@ -88,7 +88,7 @@ def test_predictions_studies_and_attention_contact_loopback_only(page, hostile_u
     check(page, requests)
     view(page, "Attribution")
     check(page, requests)
-    page.goto(hostile_url)
+    page.goto(f"{hostile_url}/prediction")
     done(page)
     view(page, "Study")
     fill(page, "Study", files["study"])
@@ -137,7 +137,7 @@ def test_a_report_sends_no_request_and_offers_no_upload(page, requests, tmp_path
 
 
 def test_figures_of_the_app_offer_no_upload(page, hostile_url):
-    page.goto(hostile_url)
+    page.goto(f"{hostile_url}/prediction")
     page.wait_for_selector(".modebar-btn", state="attached", timeout=120_000)
     titles = page.locator(".modebar-btn").evaluate_all("nodes => nodes.map(node => node.dataset.title)")
     assert titles and not [title for title in titles if re.search("share|cloud|chart studio", title, re.I)]

@@ -58,7 +58,7 @@ class Person:
         self.actions["page changes"] += 1
 
     async def open(self):
-        await self.page.goto(self.url, timeout=PATIENCE_MS)
+        await self.page.goto(f"{self.url}/prediction", timeout=PATIENCE_MS)
         await self.page.get_by_text("Upload", exact=True).first.click(timeout=PATIENCE_MS)
         await self.page.wait_for_selector("[data-testid=stFileUploaderDropzoneInput]", state="attached")
 

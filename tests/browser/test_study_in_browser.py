@@ -31,7 +31,7 @@ def still_open(page) -> int:
 
 
 def test_a_study_is_drawn_and_a_selected_finding_is_confirmed(page, app_url, study, tmp_path):
-    page.goto(app_url, timeout=120_000)
+    page.goto(f"{app_url}/prediction", timeout=120_000)
     page.locator("[data-testid=stButtonGroup] button:has-text('Study')").click(timeout=120_000)
     field = page.get_by_label("Study", exact=True)
     field.fill(str(study), timeout=120_000)

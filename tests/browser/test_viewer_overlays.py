@@ -33,7 +33,7 @@ def cyan(viewer):
 
 @pytest.fixture
 def viewer(page, app_url):
-    page.goto(app_url)
+    page.goto(f"{app_url}/prediction")
     viewer = viewer_of(page)
     page.wait_for_timeout(500)
     return viewer

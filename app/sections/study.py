@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import session
 import streamlit as st
 from cache import Content, content_of
-from screens.review import REPORT_HELP, SCORE, TITLE, show_review
+from sections.review import REPORT_HELP, SCORE, TITLE, show_review
 from texts import plain
 
 import endofm_lab as lab

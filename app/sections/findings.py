@@ -7,7 +7,7 @@ import pandas as pd
 import session
 import streamlit as st
 from cache import Content
-from screens.review import REPORT_HELP, TITLE, show_review
+from sections.review import REPORT_HELP, TITLE, show_review
 
 from endofm_lab.figures.study import clock
 from endofm_lab.model.card import HeadSpec, ModelCard

@@ -7,7 +7,7 @@ import pandas as pd
 import session
 import streamlit as st
 from cache import Content
-from screens.review import SCORE
+from sections.review import SCORE
 from texts import plain
 
 from endofm_lab.figures.prediction import timeline
