@@ -124,8 +124,9 @@ def bootstrap_samples(metrics: MetricSet, groups: ArrayLike, n: int = 1000, seed
     values_on_all = {name: float(np.ravel(value)[0]) for name, value in metrics(np.ones((1, len(groups)))).items()}
     blocks: dict[str, list[NDArray[np.float64]]] = {name: [] for name in values_on_all}
     for weights in unit_weights(groups, n, seed):
-        for name, values in metrics(weights).items():
-            blocks[name].append(np.asarray(values))
+        different, places = _different_rows(weights)  # few units are often drawn alike
+        for name, values in metrics(different).items():
+            blocks[name].append(np.asarray(values)[places])
     samples = {name: np.concatenate(parts) for name, parts in blocks.items()}
     return Samples(values_on_all, samples, tuple(np.unique(groups).tolist()), seed)
 
@@ -185,6 +186,14 @@ def unit_weights(groups: ArrayLike, n: int, seed: int) -> Iterator[NDArray[np.fl
     for start in range(0, n, block):
         counts = draw.multinomial(len(units), np.full(len(units), 1 / len(units)), min(block, n - start))
         yield counts[:, rows].astype(np.float64)
+
+
+def _different_rows(weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The different rows of weights (R, N), and the place (R,) of every row among them."""
+    places: dict[bytes, int] = {}
+    row_places = np.array([places.setdefault(row.tobytes(), len(places)) for row in weights])
+    firsts = np.unique(row_places, return_index=True)[1]
+    return weights[firsts], row_places
 
 
 def defined_units(metrics: MetricSet, groups: ArrayLike) -> dict[str, int]:

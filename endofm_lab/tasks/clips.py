@@ -28,6 +28,7 @@ Augmentation = Literal["none", "light", "strong", "scale jitter"]
 # random view shows at least 71 % of a frame's side, so most views still have a pixel for each pixel of the model.
 MARGIN, MEMORY = 1.25, 2 * 2**30
 WIDE_MARGIN = SCALES[1] * 16 / 9  # for scale jitter, which cuts squares out of wide pictures
+ROW_BYTES = 2**28  # the frames of a row up to this size are decoded once for all clips that cover the row
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -154,13 +155,17 @@ def covering_clips(examples: Sequence[Example], clip: ClipSpec, spec: InputSpec)
     for example in examples:
         with example.open() as reader:
             first, end = example.frame_range(reader)
+            size_hw_px = reader.info.height_px, reader.info.width_px
+            is_small = (end - first) * math.prod(size_hw_px) * 3 <= ROW_BYTES
+            frames = reader.read(range(first, end)) if is_small else None
             step = max(1, round(float(reader.info.fps) * clip.span_s(reader.info) / clip.n_frames))
             for phase in range(min(step, end - first)):
                 numbers = np.arange(first + phase, end, step)
                 for start in range(0, len(numbers), clip.n_frames):
                     indices = numbers[start : start + clip.n_frames]
                     filled = np.pad(indices, (0, clip.n_frames - len(indices)), mode="edge")
-                    yield read_clip(example, reader, filled, spec)
+                    pixels = reader.read(filled) if frames is None else frames[filled - first]
+                    yield EvaluationClip(example, filled, to_input(pixels, spec)[0], size_hw_px)
 
 
 def in_batches(clips: Iterator[EvaluationClip], size: int) -> Iterator[list[EvaluationClip]]:

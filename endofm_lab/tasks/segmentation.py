@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from endofm_lab.tasks.examples import Example, named
 from endofm_lab.tasks.scoring import BATCH, answers
 from endofm_lab.tasks.task import Task
 from endofm_lab.video.masks import check_masks
-from endofm_lab.video.reader import open_video
+from endofm_lab.video.reader import VideoReader, open_video
 from endofm_lab.video.transforms import masks_to_frame
 
 MASK_THRESHOLD = 0.5
@@ -91,6 +92,7 @@ class Segmentation(Task):
     ) -> pd.DataFrame:
         """One row per frame of every example: overlap of the thresholded mask, in the frame's own size."""
         size = model.card.input.size_px
+        opened = cache(lambda masks: open_video(masks, check=False))  # the folder of a row is listed once
         tables = []
         for batch in in_batches(covering_clips(examples, model.card.clip, model.card.input), BATCH):
             probabilities = answers(model, head, batch)[:, 0]  # (B, T, 4h, 4w)
@@ -98,7 +100,7 @@ class Segmentation(Task):
             for clip, probability in zip(batch, probabilities, strict=True):
                 numbers, first = np.unique(clip.indices, return_index=True)
                 predicted = masks_to_frame(probability[first], clip.frame_hw, model.card.input) > MASK_THRESHOLD
-                table = mask_metrics(read_masks(clip.example.target, numbers), predicted)
+                table = mask_metrics(_foreground(opened(clip.example.target), numbers), predicted)
                 table.insert(0, "row", [f"{clip.example.row}:{number}" for number in numbers])
                 table.insert(1, "patient", clip.example.patient)
                 tables.append(table)
@@ -116,7 +118,11 @@ class Segmentation(Task):
 def read_masks(masks: Path, indices: Sequence[int] | np.ndarray) -> np.ndarray:
     """Bool (T, H, W) of the frames with these numbers."""
     with open_video(masks, check=False) as reader:
-        return reader.read(indices)[..., 0] > 127
+        return _foreground(reader, indices)
+
+
+def _foreground(masks: VideoReader, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    return masks.read(indices)[..., 0] > 127
 
 
 def _faults(manifest: Manifest, video: str, masks: str) -> tuple[list[str], list[str]]:

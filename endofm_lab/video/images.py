@@ -42,8 +42,9 @@ class ImageSequence:
                 raise VideoError(file, "This is a link to a missing file, or no file at all. Repair or remove it.")
         if not self.files:
             raise VideoError(path, f"The folder holds no image. Supported are {', '.join(sorted(IMAGE_SUFFIXES))}.")
-        for earlier, later in pairwise(self.files):
-            if _natural(earlier)[:-1] == _natural(later)[:-1]:
+        places = [_natural(file)[:-1] for file in self.files]
+        for (earlier, place), (later, next_place) in pairwise(zip(self.files, places, strict=True)):
+            if place == next_place:
                 raise VideoError(
                     path,
                     f"{earlier.name} and {later.name} claim the same place among the frames. Remove or rename one.",

@@ -57,6 +57,20 @@ def test_memory_blocks_do_not_change_the_draw(cohort, monkeypatch):
     assert bootstrap_interval(metrics.auc, groups, target, score, n=50) == whole
 
 
+def test_resamples_that_are_alike_are_measured_once():
+    groups, rows = list("aabbb"), np.array([0.1, 0.5, 0.7, 0.2, 0.4])
+    measured = []
+
+    def mean(weights):
+        measured.append(len(weights))
+        return {"mean": (weights * rows).sum(1) / weights.sum(1)}
+
+    samples = bootstrap_samples(mean, groups, n=100, seed=3)
+    assert measured == [1, 3], "two units are drawn as two of the one, two of the other, or one of each"
+    drawn = np.concatenate(list(intervals.unit_weights(groups, 100, 3)))
+    np.testing.assert_array_equal(samples.samples["mean"], mean(drawn)["mean"])
+
+
 def test_resamples_without_both_classes_are_left_out_and_counted():
     groups, target = np.arange(5), np.array([True, False, False, False, False])
     interval = bootstrap_interval(metrics.auc, groups, target, np.array([0.9, 0.1, 0.2, 0.1, 0.2]), n=2000)
