@@ -8,7 +8,6 @@ import time
 import urllib.error
 import urllib.request
 
-import nbformat
 import pytest
 from playwright.sync_api import TimeoutError as TimedOut
 
@@ -43,6 +42,8 @@ EmbeddingExplorer(lab.embed(manifest, small_model(), folder + "/store", progress
 
 @pytest.fixture(scope="module")
 def jupyter(tmp_path_factory):
+    import nbformat  # takes two seconds to load, at the start of every run of the tests
+
     from endofm_lab.cli.serve import free_port
 
     home = tmp_path_factory.mktemp("jupyter")

@@ -20,7 +20,11 @@ def kills(tmp_path_factory):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("job", list(JOBS))
+# The demo's training is tested in test_demo.py too, and takes longer than all the others.
+ORDINARY = [pytest.param(job, marks=pytest.mark.slow if job == "demo train" else ()) for job in JOBS]
+
+
+@pytest.mark.parametrize("job", ORDINARY)
 def test_a_job_that_is_killed_goes_on_to_the_same_result(kills, job):
     wrong = [(str(case), *ended) for case in cases(QUICK, 1, [job]) if (ended := kills.outcome(case))[0] != "same"]
     assert not wrong

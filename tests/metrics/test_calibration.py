@@ -5,7 +5,6 @@ import pytest
 import torch
 from scipy.special import softmax
 from sklearn.metrics import brier_score_loss, log_loss
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from endofm_lab.metrics import calibration
 from endofm_lab.metrics.calibration import (
@@ -47,6 +46,8 @@ def naive_ece(target, probabilities, n_bins=15):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_ece_equals_the_restatement_and_torchmetrics(seed):
+    from torchmetrics.functional.classification import multiclass_calibration_error  # takes more than a second to load
+
     target, logits = over_confident(300, seed=seed)
     probabilities = softmax(logits, axis=1)
     value = ece(target, probabilities)

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torchmetrics.segmentation import DiceScore, HausdorffDistance
 
 from endofm_lab.metrics import masks as metrics_masks
 from endofm_lab.metrics.classification import MetricError, weighted_mean
@@ -60,6 +59,8 @@ def test_hd95_equals_all_pairs_of_outline_pixels(seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_dice_equals_torchmetrics_and_its_hausdorff_bounds_ours(seed):
+    from torchmetrics.segmentation import DiceScore, HausdorffDistance  # takes more than a second to load
+
     truth, predicted = random_masks(seed)
     as_classes = [torch.from_numpy(m.astype(int))[None] for m in (predicted, truth)]
     library = DiceScore(2, include_background=False, input_format="index")(*as_classes)

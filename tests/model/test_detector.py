@@ -88,7 +88,7 @@ class Case:
         return assign(TRUE_BOXES, TRUE_LABELS, one_image(self.outputs["head"], 0), self.head.strides_px)
 
 
-@pytest.fixture(scope="module", params=["plain", "tuned"])
+@pytest.fixture(scope="module", params=[pytest.param("plain", marks=pytest.mark.slow), "tuned"])
 def case(request, released):
     return Case(request.param, released)
 

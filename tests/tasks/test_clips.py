@@ -20,7 +20,9 @@ def rows(phantom):
 def test_a_row_that_fits_in_memory_is_decoded_once_and_gives_the_clips_of_a_row_that_does_not(rows, monkeypatch):
     reads = []
     read = VideoReader.read
-    monkeypatch.setattr(VideoReader, "read", lambda reader, numbers: reads.append(len(numbers)) or read(reader, numbers))
+    monkeypatch.setattr(
+        VideoReader, "read", lambda reader, numbers: reads.append(len(numbers)) or read(reader, numbers)
+    )
     spec = ClipSpec(n_frames=3, stride=2), InputSpec(size_px=32)
     at_once = list(clips.covering_clips(rows, *spec))
     assert len(reads) == len(rows)
