@@ -138,7 +138,9 @@ def _predict(video: Content, network: VideoModel, every_frame: bool, folder: Pat
     """Fill the folder of a prediction, unless the reader has cancelled that."""
     if st.session_state.get("cancelled prediction") == folder.name:
         st.info("The prediction was cancelled. The clips that were finished are kept.")
-        st.button("Go on", on_click=lambda: st.session_state.pop("cancelled prediction"), icon=":material/play_arrow:")
+        st.button(
+            "Go on", on_click=lambda: st.session_state.pop("cancelled prediction", None), icon=":material/play_arrow:"
+        )
         st.stop()
     name = f"prediction {folder.name}"  # a page may show the predictions of two models
     with heavy(name, lambda: st.session_state.update({"cancelled prediction": folder.name})) as bar:

@@ -1,6 +1,7 @@
 """The widgets in the sidebar that choose a video and a model, the same on every page."""
 
 from pathlib import Path
+from typing import Any
 
 import cache
 import session
@@ -34,7 +35,8 @@ def choose_model() -> Content:
 
 def choose_upload() -> Content | None:
     """The uploaded video, which stays in the cache when the page changes or is reloaded."""
-    st.sidebar.file_uploader("Video or image", type=cache.VIDEO_ENDINGS, key="upload field", on_change=take_upload)
+    field = {"key": "upload field", "on_change": session.with_value("upload field", take_upload)}
+    st.sidebar.file_uploader("Video or image", type=cache.VIDEO_ENDINGS, **field)
     name = session.current().upload
     if not name:
         return None
@@ -47,8 +49,7 @@ def choose_upload() -> Content | None:
     return cache.video_content(path)
 
 
-def take_upload() -> None:
+def take_upload(upload: Any) -> None:
     """Store a new upload, or forget an upload that was removed."""
-    upload = st.session_state["upload field"]
     st.session_state["name of the upload"] = upload.name if upload else "The uploaded video"
     session.change(upload=Path(cache.keep_upload(upload.name, upload.getvalue())).name if upload else "")

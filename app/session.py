@@ -8,6 +8,7 @@ before; otherwise the page shows the path and asks the user.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -137,11 +138,11 @@ def ask_for_paths() -> None:
             )
             st.code(path, language=None)
             row = st.container(horizontal=True)
-            row.button("Leave it out", key=f"leave {name}", on_click=lambda name=name: untyped.pop(name))
+            row.button("Leave it out", key=f"leave {name}", on_click=lambda name=name: untyped.pop(name, None))
             row.button(
                 "Open this path",
                 key=f"open {name}",
-                on_click=lambda name=name: change(**{name: untyped.pop(name)}),
+                on_click=lambda name=name: name in untyped and change(**{name: untyped.pop(name)}),
                 help="The path is remembered on this machine, and you will not be asked again.",
             )
 
@@ -153,7 +154,21 @@ def field(name: str, shown: Any = None) -> dict[str, Any]:
     value = getattr(current(), name) if shown is None else shown
     if key not in st.session_state or st.session_state[key] != value:
         st.session_state[key] = value
-    return {"key": key, "on_change": lambda: change(**{name: st.session_state[key]})}
+    return {"key": key, "on_change": with_value(key, lambda value: change(**{name: value}))}
+
+
+def with_value(key: str, act: Callable[[Any], None]) -> Callable[[], None]:
+    """A callback of the widget ``key`` that calls ``act`` with its value.
+
+    A value can arrive after the user has gone to another page; Streamlit has forgotten the widget by then, and nothing
+    is done.
+    """
+
+    def callback() -> None:
+        if key in st.session_state:
+            act(st.session_state[key])
+
+    return callback
 
 
 def is_address_of_a_video() -> bool:

@@ -1,5 +1,7 @@
 """Page Attention: where a model looks in a clip, in space and in time, and what its answer is based on."""
 
+from typing import Any
+
 import cache
 import errors
 import pandas as pd
@@ -98,9 +100,9 @@ def choose_map(maps: AttentionMaps) -> tuple[int, HeadChoice]:
     return block, right.selectbox("Head", heads, key=f"head of {maps.heads}", persist_state="session")
 
 
-def take_patch() -> None:
+def take_patch(chart: Any) -> None:
     """Make the clicked patch the query."""
-    points = st.session_state["picker"]["selection"]["points"]
+    points = chart["selection"]["points"]
     if points:
         row, column = cache.clicked(points[0])[:2]
         st.session_state["patch"] = (int(row), int(column))
@@ -120,13 +122,13 @@ def show_space(clip, maps: AttentionMaps, generated: bool) -> None:
         marked(figure, generated),
         width="stretch",
         key="picker",
-        on_select=take_patch,
+        on_select=session.with_value("picker", take_patch),
         selection_mode="points",
         config=CONFIG,
     )
     st.caption(f"Where **{query}** looks in the frame at {clip.times_s[t]:.2f} s. Click a dot to choose another patch.")
     if patch is not None:
-        st.button("Back to CLS", on_click=lambda: st.session_state.pop("patch"))
+        st.button("Back to CLS", on_click=lambda: st.session_state.pop("patch", None))
 
 
 def show_time(clip, maps: AttentionMaps) -> None:

@@ -1,5 +1,7 @@
 """Page Prediction: a video in the viewer, timelines of scores, phases, masks and boxes; or a study."""
 
+from typing import Any
+
 import cache
 import errors
 import numpy as np
@@ -43,18 +45,18 @@ def move_to(frame: int) -> None:
     session.change(frame=frame)
 
 
-def follow_click(prediction: VideoPrediction) -> None:
+def follow_click(chart: Any, prediction: VideoPrediction) -> None:
     """Move the viewer to the clip that was clicked in the timeline."""
-    points = st.session_state["timeline"]["selection"]["points"]
+    points = chart["selection"]["points"]
     if points:
         start, end = prediction.times_s[int(cache.clicked(points[0])[0])]
         nearest = int(np.abs(prediction.frame_times_s - (start + end) / 2).argmin())
         move_to(int(prediction.frames[nearest]))
 
 
-def follow_frame() -> None:
+def follow_frame(chart: Any) -> None:
     """Move the viewer to the frame that was clicked in the timeline of masks and boxes."""
-    points = st.session_state["frames"]["selection"]["points"]
+    points = chart["selection"]["points"]
     if points:
         move_to(int(cache.clicked(points[0])[0]))
 
@@ -255,7 +257,7 @@ try:
             timeline(prediction, time_s, thresholds.score),
             width="stretch",
             key="timeline",
-            on_select=lambda: follow_click(prediction),
+            on_select=session.with_value("timeline", lambda chart: follow_click(chart, prediction)),
             selection_mode="points",
             config=CONFIG,
         )
@@ -270,7 +272,7 @@ try:
             frame_timeline(prediction, time_s, thresholds, session.current().unfamiliar),
             width="stretch",
             key="frames",
-            on_select=follow_frame,
+            on_select=session.with_value("frames", follow_frame),
             selection_mode="points",
             config=CONFIG,
         )

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
+import session
 import streamlit as st
 from texts import plain
 
@@ -65,8 +66,8 @@ def show_review(
 def show_table(table: pd.DataFrame, take: Callable[[int], None]) -> None:
     """Show the findings and their decisions; ``take`` is called with the position of a selected row."""
 
-    def follow_row() -> None:
-        selected = st.session_state["findings"]["selection"]["rows"]
+    def follow_row(shown: Any) -> None:
+        selected = shown["selection"]["rows"]
         if selected:
             take(selected[0])
 
@@ -81,7 +82,7 @@ def show_table(table: pd.DataFrame, take: Callable[[int], None]) -> None:
         shown[columns].rename(columns={"decided_by": "by"}),
         hide_index=True,
         key="findings",
-        on_select=follow_row,
+        on_select=session.with_value("findings", follow_row),
         selection_mode="single-row",
         column_config={"score": SCORE, "number": st.column_config.NumberColumn("no.", width=40)},
     )
@@ -98,7 +99,7 @@ def show_decision(folder: str, table: pd.DataFrame, take: Callable[[int], None])
         range(len(table)),
         format_func=lambda n: names[n],
         key="finding",
-        on_change=lambda: take(st.session_state["finding"]),
+        on_change=session.with_value("finding", take),
         width=300,
     )
     finding = table.iloc[at].to_dict()
@@ -107,7 +108,7 @@ def show_decision(folder: str, table: pd.DataFrame, take: Callable[[int], None])
     if "reviewer" not in st.session_state:
         st.session_state["reviewer"] = last_reviewer()
     help_ = "Stored with every decision and shown in the report."
-    name = {"key": "reviewer", "on_change": keep_reviewer, "placeholder": "your name"}
+    name = {"key": "reviewer", "on_change": session.with_value("reviewer", keep_reviewer), "placeholder": "your name"}
     fields.text_input("Reviewer", help=help_, width=160, **name)
     row = st.container(horizontal=True)
     following = next_open(table, at + 1, but=at)
@@ -150,6 +151,6 @@ def last_reviewer() -> str:
     return name if isinstance(name, str) else ""
 
 
-def keep_reviewer() -> None:
+def keep_reviewer(name: str) -> None:
     """Store the name of the reader for the next session."""
-    write_json(cache_folder("app") / "reviewer.json", st.session_state["reviewer"].strip())
+    write_json(cache_folder("app") / "reviewer.json", name.strip())

@@ -1,6 +1,7 @@
 """A second model beside the first on the page Prediction: its scores, and the findings that only one of the two has."""
 
 from collections.abc import Callable
+from typing import Any
 
 import cache
 import pandas as pd
@@ -45,8 +46,8 @@ def show_disagreements(table: pd.DataFrame, names: list[str], move_to: Callable[
         st.success("The two models have the same findings at this threshold.")
         return
 
-    def follow_row() -> None:
-        selected = st.session_state["disagreements"]["selection"]["rows"]
+    def follow_row(shown: Any) -> None:
+        selected = shown["selection"]["rows"]
         if selected:
             move_to(int(table["frame"].iloc[selected[0]]))
 
@@ -60,7 +61,7 @@ def show_disagreements(table: pd.DataFrame, names: list[str], move_to: Callable[
         shown[columns],
         hide_index=True,
         key="disagreements",
-        on_select=follow_row,
+        on_select=session.with_value("disagreements", follow_row),
         selection_mode="single-row",
         column_config={"score": SCORE, "number": st.column_config.NumberColumn("no.", width=40)},
     )

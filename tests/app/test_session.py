@@ -229,3 +229,17 @@ def test_clickable_markers_have_plain_numbers():
 
     figure = patch_picker(np.zeros((8, 8, 3), np.uint8), np.zeros((2, 2)))
     assert figure.to_dict()["data"][1]["customdata"] == [[0, 0], [0, 1], [1, 0], [1, 1]]
+
+
+def test_a_value_that_arrives_after_the_user_left_its_page_changes_nothing():
+    page = AppTest.from_string(
+        """
+import session
+import streamlit as st
+
+st.session_state["here"] = 3
+for key in ("here", "gone"):
+    session.with_value(key, lambda value: st.write(f"took {value}"))()
+"""
+    ).run()
+    assert not page.exception and [text.value for text in page.markdown] == ["took 3"]

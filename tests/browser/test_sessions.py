@@ -52,7 +52,7 @@ class Person:
 
     async def go(self, name):
         link = self.page.locator("[data-testid=stSidebarNavLink]").filter(has_text=re.compile(rf"{name}$"))
-        await link.click(timeout=PATIENCE_MS)
+        await link.click(delay=100, timeout=PATIENCE_MS)  # as long as a person holds the button
         await self.page.wait_for_selector(f"h1:has-text('{name}')", timeout=PATIENCE_MS)
         await self.settled()
         self.actions["page changes"] += 1

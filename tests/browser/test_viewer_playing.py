@@ -9,7 +9,7 @@ import pytest
 from tests.app.addresses import typed_before
 from tests.browser.playing import seek, viewer_of, wait_for
 from tests.browser.serving import served_app
-from tests.browser.waiting import settled
+from tests.browser.waiting import settled, shown_frame
 from tests.video.recordings import BITS, WIDTH_PX, encode
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(900)]
@@ -153,3 +153,29 @@ def test_frames_are_given_to_known_hosts_and_tokens_only(url):
         reply = connection.getresponse()
         assert reply.status == status and words in reply.read().decode()
         assert reply.headers["content-security-policy"] and reply.headers["cache-control"] == "no-store"
+
+
+# A server that answers the page late: what it sends arrives after ``window.late_ms``.
+LATE = """() => {
+  const listen = WebSocket.prototype.addEventListener;
+  WebSocket.prototype.addEventListener = function (kind, act, ...options) {
+    const late = (event) => setTimeout(() => act.call(this, event), window.late_ms || 0);
+    return listen.call(this, kind, kind === "message" ? late : act, ...options);
+  };
+}"""
+
+
+def test_a_page_that_is_chosen_right_after_a_step_opens_and_the_frame_is_kept(page, url, cache, videos, monkeypatch):
+    page.add_init_script(f"({LATE})()")
+    viewer = opened(page, url, cache, videos["steady"], monkeypatch)
+    frame = shown_frame(page)
+    page.evaluate("window.late_ms = 1500")
+    viewer.get_by_role("button", name="One frame forward").click()
+    page.get_by_role("link", name="Views").click(delay=100)  # as long as a person holds the button
+    page.locator("h1", has_text="Views").wait_for(timeout=60_000)
+    page.wait_for_timeout(2500)  # longer than the last answers need
+    settled(page)
+    assert page.locator("h1", has_text="Views").count() == 1, "no late message brings the old page back"
+    page.get_by_role("link", name="Prediction").click()
+    viewer_of(page)
+    assert shown_frame(page) == frame + 1

@@ -139,6 +139,8 @@ class Viewer {
       this.redraw();
     });
     this.on(root, "keydown", (event) => this.key(event));
+    this.on(root, "focusout", (event) => root.contains(event.relatedTarget) || this.reportNow());
+    this.on(document, "pointerdown", (event) => event.composedPath().includes(root) || this.reportNow(), { capture: true });
     this.on(canvas, "wheel", (event) => this.wheel(event), { passive: false });
     this.on(canvas, "pointerdown", (event) => this.grab(event));
     this.on(this.at(".strip"), "click", (event) => {
@@ -296,11 +298,21 @@ class Viewer {
   // Tell the page where the reader is.
   report(after) {
     clearTimeout(this.telling);
-    this.telling = setTimeout(() => {
-      this.message += 1;
-      this.known = this.playing ? this.shown : this.wanted;
-      this.tell({ frame: this.known, message: this.message });
-    }, after);
+    this.telling = setTimeout(() => this.send(), after);
+  }
+
+  // Before the reader does something else on the page: a message that is sent while Streamlit changes to another page
+  // would bring the old page back.
+  reportNow() {
+    if (this.telling || this.playing) this.send();
+  }
+
+  send() {
+    clearTimeout(this.telling);
+    this.telling = null;
+    this.message += 1;
+    this.known = this.playing ? this.shown : this.wanted;
+    this.tell({ frame: this.known, message: this.message });
   }
 
   // The page has moved the viewer, unless it has not heard the last message yet.

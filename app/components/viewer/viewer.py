@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import session
 import streamlit as st
 from cache import Content
 from components.viewer.frames import new_secret, open_for
@@ -60,5 +61,5 @@ def show(
             "message": at["message"] if at else 0,
         },
         default={"at": None},
-        on_at_change=lambda: move_to(int(st.session_state[KEY]["at"]["frame"])),
+        on_at_change=session.with_value(KEY, lambda value: move_to(int(value["at"]["frame"]))),
     )
