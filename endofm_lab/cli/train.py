@@ -322,7 +322,7 @@ def record_text(record: dict[str, Any], chosen_by: str = "") -> list[str]:
     ``chosen_by`` is the metric of the validation rows, if it is known.
     """
     if "initialisation" in record:
-        start = {name: record[name] for name in ("initialisation", "split", "audit", "device")}
+        start = {name: record[name] for name in ("initialisation", "trained", "split", "audit", "device")}
         return [f"{name.capitalize()}: {words}" for name, words in start.items()]
     if "validation" not in record and record["step"] % 10:
         return []

@@ -14,12 +14,14 @@ from endofm_lab.tasks.classification import Classification, LossName
 from endofm_lab.tasks.clips import Augmentation
 from endofm_lab.tasks.phases import Smoother
 
-Method = Literal["full", "frozen", "ST-Adapter", "attentive probe", "linear probe", "knn"]
+Method = Literal["full", "frozen", "ST-Adapter", "LoRA", "attentive probe", "linear probe", "knn"]
 Head = Literal["light", "transunet", "stft", "iou"]
 
 PROBES = ("linear probe", "knn")  # methods that read nothing but pooled features of a frozen encoder
 MOST_LR = 1000.0
-_BOUNDS = {"batch": (1, 65_536), "clips": (1, 10_000), "workers": (0, 1024)}
+MOST_ALPHA = 1e4
+RANK, ALPHA = 8, 16.0  # of low-rank adaptation
+_BOUNDS = {"rank": (1, 1024), "batch": (1, 65_536), "clips": (1, 10_000), "workers": (0, 1024)}
 
 
 @dataclass(frozen=True, repr=False)
@@ -32,12 +34,15 @@ class FinetuneConfig(Brief):
         task: the task of the head, a key of ``tasks.TASKS``. ``label``, ``several_labels``, ``clips``, ``step_s`` and
             ``smoother`` are options of those tasks that have them.
         method: "full" trains everything, "frozen" the head alone, "ST-Adapter" the head and small modules that mix
-            neighbouring frames in a frozen image transformer, "attentive probe" a head that attends to all frozen
-            tokens; "linear probe" (logistic regression) and "knn" (nearest neighbours) answer classes from frozen CLS
-            tokens, without any random choice.
+            neighbouring frames in a frozen image transformer, "LoRA" the head and low-rank changes of the attention in
+            any frozen transformer, which are merged into its weights in the end, "attentive probe" a head that attends
+            to all frozen tokens; "linear probe" (logistic regression) and "knn" (nearest neighbours) answer classes
+            from frozen CLS tokens, without any random choice.
         head: "light" reads patch tokens; "transunet" (segmentation) and "stft" (detection) are the heads of the paper;
             "iou" (detection) is the light one, whose scores learn how well a box fits.
         start: origin of the weights.
+        rank: rank of the changes of "LoRA".
+        alpha: factor of the changes of "LoRA", which are multiplied by alpha / rank.
         label: column of the manifest that holds the class.
         several_labels: cells of that column hold any number of labels, joined by ``|``.
         mapping: name or path of a label mapping, which turns the labels of all data sets into common classes; rows that
@@ -92,6 +97,8 @@ class FinetuneConfig(Brief):
     method: Method = "full"
     head: Head = "light"
     start: Start = field(default_factory=Start)
+    rank: int = RANK
+    alpha: float = ALPHA
     label: str = "label"
     several_labels: bool = False
     mapping: str | None = None
@@ -140,6 +147,10 @@ class FinetuneConfig(Brief):
             )
         if self.loss != "cross-entropy" and self.method in PROBES:
             raise UserError(f"The loss is {self.loss!r}, but {self.method} has no choice of losses: leave it out.")
+        if (self.rank, self.alpha) != (RANK, ALPHA) and self.method != "LoRA":
+            raise UserError(f"rank is {self.rank} and alpha {self.alpha}, but {self.method} has none: leave them out.")
+        if not 0 < self.alpha <= MOST_ALPHA:
+            raise UserError(f"alpha is {self.alpha}; give a number above 0 and at most {MOST_ALPHA:g}.")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds are {list(self.seeds)}; give at least one seed, and no seed twice.")
         if self.augmentation not in get_args(Augmentation):

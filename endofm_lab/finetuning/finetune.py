@@ -25,6 +25,7 @@ from endofm_lab.folders.plain import to_plain
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import agrees, claim
 from endofm_lab.metrics.measure import Measure
+from endofm_lab.model.adapters import add_low_rank, is_adapter, merge_low_rank
 from endofm_lab.model.card import HeadSpec, Metric
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.head import Head
@@ -100,7 +101,7 @@ def plan_of(
     """
     job = _Job.open(config, task or config.configured_task, None, start, ())
     method = config.method
-    model = config.start.build(job.task.head_name, job.head, config.seeds[0], method == "ST-Adapter", job.start)
+    model = job.model(config.seeds[0])
     training = HeadTraining(model, job.task.head_name, frozen=method != "full").train()
     px = model.card.input.size_px
     clips = [] if method in ("linear probe", "knn") else [[(config.batch, 3, model.card.clip.n_frames, px, px)]]
@@ -113,6 +114,16 @@ def plan_of(
         "device": str(job.device),
         "estimate": estimated(training, model.backbone, clips, half=half),
     }
+
+
+def trained_parameters(model: VideoModel, method: str) -> str:
+    """How many parameters of a model a method trains, in words."""
+    n_trained = sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if method != "knn" and (method == "full" or name.startswith("heads.") or is_adapter(name))
+    )
+    return f"{n_trained:,} of {sum(parameter.numel() for parameter in model.parameters()):,} parameters"
 
 
 def _completed(request: dict[str, Any]) -> dict[str, Any]:
@@ -233,6 +244,8 @@ class _Job:
     def method(self) -> str:
         """The method in words."""
         words = _METHOD_NAMES[self.config.method]
+        if self.config.method == "LoRA":
+            words += f" of rank {self.config.rank}"
         words += _HEAD_NAMES.get(self.config.head, "")
         if isinstance(self.head.by, type):
             words += f", {self.head.by.__name__}"
@@ -246,20 +259,29 @@ class _Job:
     def folder(self, seed: int) -> Path:
         return self.out / f"seed-{seed}"
 
+    def model(self, seed: int) -> VideoModel:
+        """The model before its training."""
+        config = self.config
+        adapters = config.method == "ST-Adapter"
+        model = config.start.build(self.task.head_name, self.head, seed, adapters, self.start)
+        if config.method == "LoRA":
+            add_low_rank(model.backbone, config.rank, config.alpha)
+        return model
+
     def one_seed(self, seed: int) -> Iterator[Record]:
         """Train, choose and test with one seed."""
         config, folder = self.config, self.folder(seed)
         torch.manual_seed(seed)
-        adapters = config.method == "ST-Adapter"
-        model = config.start.build(self.task.head_name, self.head, seed, adapters, self.start).eval()
-        model.to(self.device)
+        model = self.model(seed).eval().to(self.device)
         stored = None
         if self.features is not None:
             stored = stored_features(self.features, self.within, model, self.examples, config.clips)
-        write_json(folder / "start.json", model.card.initialisation)
+        trained = trained_parameters(model, config.method)
+        write_json(folder / "start.json", {**model.card.initialisation, "trained": trained})
         yield {
             "seed": seed,
             "initialisation": model.card.initialisation["words"],
+            "trained": trained,
             "split": f"{config.split_name}: {', '.join(f'{len(rows)} {name}' for name, rows in self.examples.items())}",
             "audit": self.verdict,
             "device": str(self.device),
@@ -270,6 +292,7 @@ class _Job:
             choice, table = yield from fit.knn()
         else:
             choice = yield from fit.linear_probe() if config.method == "linear probe" else fit.train()
+            merge_low_rank(model.backbone)
             model.card = replace(model.card, heads={self.task.head_name: fit.calibrated()})
             table = fit.table("test")
         metrics = fit.metrics(table)
@@ -287,6 +310,7 @@ class _Job:
     def finish(self) -> None:
         """Write the finished run."""
         config, manifest = self.config, self.manifest
+        start = read_json(self.folder(config.seeds[0]) / "start.json")
         protocol: dict[str, Any] = {
             "dataset": ", ".join(sorted(set(manifest.table["dataset"]))),
             "chosen_on": "validation",
@@ -298,7 +322,7 @@ class _Job:
             run=self.out.name,
             task=self.task.name,
             method=self.method,
-            initialisation=read_json(self.folder(config.seeds[0]) / "start.json")["words"],
+            initialisation=start["words"],
             seeds=config.seeds,
             protocol=protocol,
             test={
@@ -308,7 +332,11 @@ class _Job:
             audit={"findings": self.leaks, "verdict": self.verdict},
             predictions=pooled_predictions(self.out, config.seeds),
             unit=units_of(manifest, "test").described(),
-            provenance={**provenance(self.device), "chosen_by": f"validation {self.chosen_by}"},
+            provenance={
+                **provenance(self.device),
+                "chosen_by": f"validation {self.chosen_by}",
+                "trained": start.get("trained", "not recorded"),  # runs that older versions began
+            },
             outside_task=type(self.task) if name_of(type(self.task)) else None,
             measures=self.measures,
         )
@@ -342,6 +370,7 @@ _METHOD_NAMES = {
     "full": "full fine-tuning",
     "frozen": "head on frozen backbone",
     "ST-Adapter": "ST-Adapter",
+    "LoRA": "LoRA",
     "attentive probe": "attentive probe",
     "linear probe": "linear probe",
     "knn": "nearest neighbours",

@@ -60,7 +60,7 @@ class Classification(Task):
     name = "classification"
     head_name = "label"
     kinds = ("multiclass", "multilabel")
-    methods = ("full", "frozen", "ST-Adapter", "attentive probe", "linear probe", "knn")
+    methods = ("full", "frozen", "ST-Adapter", "LoRA", "attentive probe", "linear probe", "knn")
     columns = ()
     truth = ()
     primary = "f1"

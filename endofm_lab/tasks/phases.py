@@ -50,7 +50,7 @@ class Phases(Task):
     name = "phases"
     head_name = "phase"
     kinds = ("multiclass",)
-    methods = ("full", "frozen", "ST-Adapter", "attentive probe")
+    methods = ("full", "frozen", "ST-Adapter", "LoRA", "attentive probe")
     columns = ("video", "target", "predicted")
     truth = ("video", "target")
     primary = "jaccard"

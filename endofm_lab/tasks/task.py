@@ -45,7 +45,7 @@ class Task:
     head_name: ClassVar[str]
     kinds: ClassVar[tuple[str, ...]]
     forms: ClassVar[tuple[str, ...]] = ()
-    methods: ClassVar[tuple[str, ...]] = ("full", "frozen", "ST-Adapter")
+    methods: ClassVar[tuple[str, ...]] = ("full", "frozen", "ST-Adapter", "LoRA")
     files: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[tuple[str, ...]]
     truth: ClassVar[tuple[str, ...]]
