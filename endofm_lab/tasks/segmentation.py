@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class Segmentation(Task):
     ) -> pd.DataFrame:
         """One row per frame of every example: overlap of the thresholded mask, in the frame's own size."""
         size = model.card.input.size_px
-        opened = cache(lambda masks: open_video(masks, check=False))  # the folder of a row is listed once
+        opened = lru_cache(BATCH)(lambda masks: open_video(masks, check=False))  # a folder of masks is listed once
         tables = []
         for batch in in_batches(covering_clips(examples, model.card.clip, model.card.input), BATCH):
             probabilities = answers(model, head, batch)[:, 0]  # (B, T, 4h, 4w)
