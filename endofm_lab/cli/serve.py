@@ -47,6 +47,7 @@ def command_line(port: int, headless: bool, host: str = "127.0.0.1", names: Sequ
     """
     require("streamlit", "app", "The app")
     options = ["--server.address", host, "--server.port", str(port), "--server.headless", str(headless).lower()]
+    options += ["--runner.magicEnabled", "false"]  # no page shows bare expressions; rewriting every page takes a while
     for name in names:
         options += ["--server.allowedHosts", name]
     return [sys.executable, "-m", "streamlit", "run", str(APP), *options]
