@@ -57,6 +57,7 @@ _PUBLIC = {
     "attribute": "explain.attribution",
     "run_study": "study.study",
     "load_study": "study.study",
+    "benchmark": "benchmarking.run",
     "compare": "runs.compare",
     "read_run": "runs.run",
     "resume": "pretraining.trainer",

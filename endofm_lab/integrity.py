@@ -10,7 +10,7 @@ from endofm_lab.data.manifest import read_manifest
 from endofm_lab.data.phantom_set import RECORD
 from endofm_lab.errors import UserError
 from endofm_lab.explain.embeddings import STORE, load_store
-from endofm_lab.files import read_json, read_parquet
+from endofm_lab.files import read_json, read_object, read_parquet
 from endofm_lab.folders.hashes import HASHES, Changes, changes
 from endofm_lab.model.card import CARD_FILE
 from endofm_lab.model.loading.load import load_model
@@ -131,11 +131,22 @@ def _read_prepared(folder: Path) -> None:
     _read_manifest_of(folder)
 
 
+def _read_benchmark(folder: Path) -> None:
+    """Read the result and every run of a benchmark."""
+    result = read_object(folder / "benchmark.json", {"rows": list[dict[str, Any]]}, "Run the benchmark again.")
+    for row in result["rows"]:
+        if not row.get("source"):
+            run = check_folder(folder / str(row.get("folder", "")))
+            if not run.whole:
+                raise UserError(f"{run.folder}: {run.problems[0]}")
+
+
 _KINDS: tuple[tuple[str, str, Callable[[Path], Any]], ...] = (
     (CARD_FILE, "model", load_model),
     (CARD, "model of time", load_temporal),
     (MODEL, "pre-training run", lambda folder: load_model(folder / MODEL)),
     (REPORT, "run", read_run),
+    ("benchmark.json", "benchmark", _read_benchmark),
     (STORE, "store", load_store),
     ("study.json", "study", load_study),
     ("prediction.json", "prediction", load_prediction),

@@ -43,6 +43,7 @@ RANK = {
     "demo": 9,
     "figures": 10,
     "reports": 11,
+    "benchmarking": 12,
     "widgets": 12,
     "cli": 13,
 }

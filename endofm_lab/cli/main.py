@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "finetune": ("train", "finetune", "train a head or a whole model on a manifest, and test it once"),
     "evaluate": ("train", "evaluate", "test a model on the test rows of a manifest"),
     "compare": ("runs", "compare", "compare finished runs in one table, with intervals and a paired test"),
+    "benchmark": ("runs", "benchmark", "compare encoders on tasks with methods and label budgets, from one small file"),
     "paper-table": ("runs", "paper_table", "show the published results next to your own runs"),
     "score": ("runs", "SCORE", "score a submission by the rules of a challenge: capsule-vision"),
     "app": ("serve", "app", "open the app in the browser"),

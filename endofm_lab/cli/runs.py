@@ -1,10 +1,15 @@
-"""Commands for finished runs (`endofm-lab compare`, `paper-table`, `score`) and for models (`endofm-lab models`)."""
+"""Commands for runs (`endofm-lab compare`, `benchmark`, `paper-table`, `score`) and models (`endofm-lab models`)."""
 
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from endofm_lab.benchmarking.config import read_benchmark
+from endofm_lab.benchmarking.page import not_ranked, task_table
+from endofm_lab.benchmarking.plan import Plan
+from endofm_lab.benchmarking.run import benchmark as benchmarking
+from endofm_lab.benchmarking.run import plan_facts
 from endofm_lab.cli.command import Output, command
 from endofm_lab.cli.train import record_text
 from endofm_lab.figures.comparison import intervals
@@ -17,7 +22,7 @@ from endofm_lab.reports.comparison import rows, summary, write_comparison, write
 from endofm_lab.runs import paper_table as published
 from endofm_lab.runs.compare import compare as compare_runs
 from endofm_lab.runs.run import find_runs, read_run
-from endofm_lab.runs.tables import TableFormat, with_provenance
+from endofm_lab.runs.tables import TableFormat, markdown_table, with_provenance
 
 
 @command(positional=("runs",))
@@ -51,6 +56,65 @@ def compare(
     output.say(with_provenance(comparison.text(table_format), table_format))
     if paths:
         output.written(*paths)
+
+
+@command(positional=("file",))
+def benchmark(
+    file: Path,
+    out: Path,
+    output: Output,
+    add: tuple[Path, ...] = (),
+    dry_run: bool = False,
+    device: str = "auto",
+    workers: int = 0,
+) -> None:
+    """Compare encoders on tasks with methods and label budgets, all named in one YAML file (docs/benchmark.md).
+
+    The folder contains a run for every cell, benchmark.json, benchmark.csv and benchmark.html. The same command
+    continues a benchmark that was stopped; finished cells are not computed again.
+
+    Args:
+        file: the YAML file.
+        add: folders of finished runs or of other benchmarks, whose runs join the table if they were tested on the same
+            rows.
+        dry_run: read and check everything, print the audits and the cells, and write nothing.
+    """
+    if dry_run:
+        planned = plan_facts(Plan.of(read_benchmark(file)), out)
+        output.say(*_plan_lines(planned), *planned["cells"])
+        output.result(planned)
+        return
+    result: dict[str, Any] = {}
+    for record in benchmarking(file, out, add=add, device=device, workers=workers):
+        result = record.get("result", {})
+        output.say(*_benchmark_lines(record))
+    output.result({"out": out, **result})
+    for name, facts in result["tasks"].items():
+        table = task_table([row for row in result["rows"] if row["task"] == name])
+        cells = [[str(cell) for cell in row] for row in table.to_numpy().tolist()]
+        output.say(f"\n{name}", markdown_table(list(map(str, table)), cells), *not_ranked(facts))
+    output.written(out / "benchmark.html")
+
+
+def _plan_lines(plan: dict[str, Any]) -> list[str]:
+    """Tasks with their audits, and the number of cells, as lines for people."""
+    lines = []
+    for name, facts in plan["tasks"].items():
+        training = "; ".join(f"{budget}: {part['words']}" for budget, part in facts["training"].items())
+        lines += [f"Task {name}: tested on {facts['test']['words']}, trained on {training}. Audit: {facts['audit']}"]
+    return [*lines, f"{len(plan['cells'])} cells, of which {len(plan['done'])} are done"]
+
+
+def _benchmark_lines(record: dict[str, Any]) -> list[str]:
+    """A record of a benchmark as lines for people; nothing for single steps."""
+    if "plan" in record:
+        return _plan_lines(record["plan"])
+    if "features" in record and record["done"] == record["rows"]:
+        return [f"Features of {record['features']}: {record['rows']:,} clips"]
+    if "test" in record:
+        metric, value = next(iter(record["test"].items()))
+        return [f"{record['cell']}: seed {record['seed']}, {metric} {value:.3f}"]
+    return [f"Degraded: {record['degraded']}"] if "degraded" in record else []
 
 
 @command()

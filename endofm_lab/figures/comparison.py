@@ -139,6 +139,27 @@ def ribbons(times_s: ArrayLike, answers: Mapping[str, ArrayLike], names: Sequenc
     return tidy(figure)
 
 
+def learning_curves(table: pd.DataFrame, axis: str, title: str = "") -> go.Figure:
+    """Values over the number of training units, a line per name with its intervals.
+
+    Args:
+        table: columns ``name``, ``training`` (number of units), ``value``, ``low``, ``high``, ``units`` (of the test).
+        axis: the metric, with the units of its intervals.
+        title: title of the figure.
+    """
+    figure = go.Figure()
+    for k, (name, line) in enumerate(table.groupby("name", sort=False)):
+        line = line.sort_values("training")
+        dots = _dots(line.assign(value=line["value"].astype(float)), [], str(name), PALETTE[k % len(PALETTE)])
+        bars = dots.error_x.to_plotly_json()
+        dots.update(x=line["training"], y=line["value"], mode="lines+markers", error_x=None, error_y=bars)
+        figure.add_trace(dots.update(hovertemplate="%{fullData.name}<br>%{x}: %{y:.3f} %{customdata}<extra></extra>"))
+    figure.update_xaxes(title_text="training units (patients, where they are known)", type="log", dtick="D2")
+    figure.update_yaxes(title_text=axis)
+    figure.update_layout(title=title, height=380 + _top(title), margin_t=_top(title))
+    return tidy(figure)
+
+
 def _top(title: str) -> int:
     """The margin above the axes in pixels, which is smaller without a title."""
     return 80 if title else 30

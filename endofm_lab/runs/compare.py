@@ -212,6 +212,12 @@ def why_not_ranked(runs: Sequence[Run]) -> list[str]:
     return reasons
 
 
+def same_test_items(first: Run, second: Run) -> bool:
+    """Whether two runs of one task were tested on the same items, with the same units and truths."""
+    truths = first.truth(), second.truth()
+    return bool(truths[0].index.equals(truths[1].index)) and _same(*truths)
+
+
 def _differs(name: str, first: Run, first_value: Any, run: Run, value: Any) -> str:
     return f"{name} differs: {first.run} has {first_value}, {run.run} has {value}."
 

@@ -181,15 +181,16 @@ def in_memory(model: VideoModel | Encoder) -> Checkpoint:
     """A model or encoder as a checkpoint, so that `initialise` can start another backbone from it."""
     if isinstance(model, Encoder):
         model = model_on(model, {}, model.kind, HANDED_OVER)
+    backbone = model.backbone.state_dict()
     heads = {f"heads.{name}": tensor for name, tensor in model.heads.state_dict().items()}
     return Checkpoint(
         path=Path(model.card.name),
         layout="memory",
         network="model",
         networks=("model",),
-        backbone=model.backbone.state_dict(),
+        backbone=backbone,
         rest=heads,
-        tensors=dict(model.backbone.state_dict()) | heads,
+        tensors=dict(backbone) | heads,
         ignored=(),
         settings={},
         card=model.card,
