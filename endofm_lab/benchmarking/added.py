@@ -46,7 +46,7 @@ def add_folders(
             copy.mkdir()
             for name in (REPORT, PREDICTIONS):
                 shutil.copyfile(folder / name, copy / name)
-            write_json(copy / _ABOUT, {**about, "source": folder.name})
+            write_json(copy / _ABOUT, about)
             write_hashes(copy)
 
 
@@ -78,12 +78,13 @@ def _entries(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
                 facts = {name: row[name] for name in _COSTS if name in row}
                 path = folder / row["folder"]
                 _refuse_changes(path)
-                entries.append((path, {"encoder": row["encoder"], "method": row["method"], "facts": facts}))
+                about = {"encoder": row["encoder"], "method": row["method"], "facts": facts, "source": folder.name}
+                entries.append((path, about))
         return entries
     if not (folder / REPORT).is_file():
         raise UserError(f"{folder} holds neither a finished run nor a finished benchmark; give such a folder.")
     _refuse_changes(folder)
-    return [(folder, {})]
+    return [(folder, {"source": folder.name})]
 
 
 def _refuse_changes(folder: Path) -> None:

@@ -196,7 +196,9 @@ class _Reader:
         self.settings(training, "training", _TRAINING, FinetuneConfig)
         methods = self.methods(facts["methods"], training)
         names = [method.name for method in methods]
-        encoders = [self.encoder(k, v, names) for k, v in self.entries(facts.get("encoders") or {}, "encoders")]
+        encoders = []
+        if "encoders" in facts or not objects:
+            encoders = [self.encoder(k, v, names) for k, v in self.entries(facts["encoders"] or {}, "encoders")]
         for name, model in objects.items():
             if name in (entry.name for entry in encoders):
                 raise self.fail(

@@ -20,7 +20,7 @@ GOOD = {
     ("change", "sentence"),
     [
         ({"encoder": {}}, "the file: unknown key 'encoder'; did you mean 'encoders'?"),
-        ({"encoders": None}, r"encoders: expected at least one `name: value`, found \{\}"),
+        ({"encoders": None}, "encoders: expected at least one `name: value`, found {}"),
         ({"encoders": {"a": {"size": "micro"}}}, "encoders.a: 'start' is missing"),
         (
             {"encoders": {"a": {"start": "demo", "frames": 2}}},
@@ -32,14 +32,14 @@ GOOD = {
         ({"tasks": {}}, "tasks: expected at least one"),
         ({"tasks": {"a": {"task": "phases"}}}, "tasks.a: 'manifest' is missing"),
         ({"tasks": {"a": {"manifest": "m.csv", "task": "clasification"}}}, "did you mean 'classification'?"),
-        ({"tasks": {"a": {"manifest": "m.csv", "step_s": 1.0}}}, "tasks.a: unknown key 'step_s'; did you mean"),
+        ({"tasks": {"a": {"manifest": "m.csv", "step_s": 1.0}}}, "tasks.a: unknown key 'step_s'; choose one of clips"),
         ({"tasks": {"a": {"manifest": "m.csv", "clips": 0}}}, "tasks.a: clips is 0 and crops 1"),
         (
             {"tasks": {"a": {"manifest": "m.csv", "task": "segmentation"}}},
             "'knn' answers none of the tasks; leave it out",
         ),
         ({"methods": ["temporal"]}, "'temporal' answers none of the tasks"),
-        ({"methods": ["linear prob"]}, "there is no method 'linear prob'; did you mean 'linear-probe'?"),
+        ({"methods": ["linear prob"]}, "there is no method 'linear-prob'; did you mean 'linear-probe'?"),
         ({"methods": {"a": {"method": "full", "step": 3}}}, "methods.a: unknown key 'step'; did you mean 'steps'?"),
         (
             {"methods": {"a": {"method": "full", "steps": "3e2"}}},
@@ -57,8 +57,9 @@ GOOD = {
     ],
 )
 def test_a_file_with_a_mistake_is_refused_with_the_entry(change, sentence):
-    with pytest.raises(BenchmarkError, match=sentence):
+    with pytest.raises(BenchmarkError) as error:
         read_benchmark({**GOOD, **change})
+    assert sentence in str(error.value)
 
 
 def test_a_good_file_is_read_with_its_short_forms(tmp_path):
@@ -74,7 +75,7 @@ def test_a_good_file_is_read_with_its_short_forms(tmp_path):
     assert config.budgets == ("10 %",) and [m.name for m in config.methods] == ["knn", "ST-Adapter"]
     assert [m.settings for m in config.methods] == [{}, {"steps": 5}], "a probe has no steps"
     (tmp_path / "c.yaml").write_text("encoders: [1\n")
-    with pytest.raises(BenchmarkError, match="c.yaml is not readable YAML"):
+    with pytest.raises(BenchmarkError, match=r"c\.yaml is not readable YAML"):
         read_benchmark(tmp_path / "c.yaml")
     (tmp_path / "d.yaml").write_text("encoders: {a: demo}\nencoders: {b: demo}\n")
     with pytest.raises(BenchmarkError, match="stands twice"):
@@ -107,7 +108,7 @@ def test_what_the_data_or_the_encoder_lack_is_refused_before_anything_is_compute
     rare = table.assign(label=table["label"].mask(table["patient"] == table["patient"][0], "rare"))
     refused("without a training example: rare", table=rare, budgets=["1 patient", "all"])
     facts = {"a": {"start": "none.pth"}}
-    with pytest.raises(UserError, match="Encoder a: none.pth: There is no such file"):
+    with pytest.raises(UserError, match=r"Encoder a: none\.pth: There is no such file"):
         list(lab.benchmark({**GOOD, "tasks": {"f": str(phantom)}, "encoders": facts}, tmp_path / "out"))
     facts = {"a": {"start": "scratch", "size": "mikro"}}
     with pytest.raises(UserError, match="Encoder a: The size is 'mikro'"):
