@@ -254,21 +254,23 @@ class _Reader:
             name, Start(source, size, **options), value.get("seed", 0), None, self.chosen(value, place, methods)
         )
 
-    def task(self, name: str, value: Any, methods: Sequence[str], own: Task | None) -> TaskEntry:
+    def task(self, name: str, value: Any, methods: Sequence[str], outside_task: Task | None) -> TaskEntry:
         place = f"tasks.{name}"
         value = {"manifest": value} if isinstance(value, str) else value
         if not isinstance(value, dict):
             raise self.fail(place, f"expected a manifest, or a list of `key: value`, found {value!r}")
         word = value.get("task", next(iter(TASKS)))
-        kind: type[Task] = type(own) if own is not None else TASKS[self.known(word, TASKS, f"{place}.task", "task")]
-        options = set() if own is not None else {f.name for f in fields(kind)}
+        kind: type[Task] = (
+            type(outside_task) if outside_task is not None else TASKS[self.known(word, TASKS, f"{place}.task", "task")]
+        )
+        options = set() if outside_task is not None else {f.name for f in fields(kind)}
         over_time = {"several_labels"} if kind is Phases else set()
         self.keys(value, place, _TASK | options | over_time, {"manifest"})
         kinds = get_type_hints(kind) | {"manifest": str, "task": str, "split": str, "methods": list[str]}
         kinds |= {"shared_patients": SharedPatients, "several_labels": bool}
         self.kinds(value, place, kinds)
         try:
-            task = own or kind(**{key: value[key] for key in options if key in value})
+            task = outside_task or kind(**{key: value[key] for key in options if key in value})
         except UserError as error:
             raise self.fail(place, str(error)) from error
         return TaskEntry(
@@ -291,9 +293,9 @@ class _Reader:
         value = {"method": value} if isinstance(value, str) else value
         if not isinstance(value, dict) or not isinstance(value.get("method"), str):
             raise self.fail(place, f"expected a method, or `method: ...` with settings, found {value!r}")
-        typed = {word.lower().replace(" ", "-"): word for word in METHODS}
+        spellings = {word.lower().replace(" ", "-"): word for word in METHODS}
         word = value["method"].lower().replace(" ", "-")
-        method = typed[self.known(word, typed, place, "method")]
+        method = spellings[self.known(word, spellings, place, "method")]
         settings = {key: item for key, item in value.items() if key != "method"}
         if method == TEMPORAL:
             self.keys(settings, place, _OVER_TIME | _NETWORK | _INPUTS | {"tokens"}, ())

@@ -99,13 +99,13 @@ def degraded_table(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def curves_of(rows: Sequence[Mapping[str, Any]]) -> go.Figure | None:
     """Learning curves of one task; None with a single budget."""
-    own = [row for row in rows if row.get("training_units") and row["value"] is not None]
-    if len({row["training_units"] for row in own}) < 2:
+    points = [row for row in rows if row.get("training_units") and row["value"] is not None]
+    if len({row["training_units"] for row in points}) < 2:
         return None
-    table = pd.DataFrame(own)
+    table = pd.DataFrame(points)
     table = table.assign(name=table["encoder"] + ", " + table["method"], training=table["training_units"])
     table[["value", "low", "high"]] = table[["value", "low", "high"]].astype(float)
-    return learning_curves(table, f"{own[0]['metric']}, 95 % interval over {own[0]['unit']}")
+    return learning_curves(table, f"{points[0]['metric']}, 95 % interval over {points[0]['unit']}")
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:

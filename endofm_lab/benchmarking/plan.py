@@ -205,7 +205,7 @@ def rows_to_embed(plan: Plan, encoder: EncoderEntry) -> dict[int, Manifest]:
     for cell in plan.cells:
         if cell.encoder is encoder and cell.is_shared and isinstance(cell.task.task, Classification):
             entries.setdefault(cell.task.task.clips, {})[cell.task.name] = cell.task
-    return {clips: _joined([plan.tasks[name].manifest for name in named]) for clips, named in entries.items()}
+    return {clips: _joined([plan.tasks[name].manifest for name in of_clips]) for clips, of_clips in entries.items()}
 
 
 def _joined(manifests: list[Manifest]) -> Manifest:

@@ -128,7 +128,7 @@ class FinetuneConfig(Brief):
     shared_patients: Literal["refuse", "accept"] = "refuse"
     split_name: str = "manifest"
     budget: str = "all"
-    features: Path | None = None
+    features: str | Path | None = None
     precision: Precision = "float32"
     workers: int = 0
     device: str = "auto"
@@ -136,6 +136,8 @@ class FinetuneConfig(Brief):
     def __post_init__(self) -> None:
         for name in ("manifest", "out"):
             object.__setattr__(self, name, Path(getattr(self, name)))  # text is accepted too
+        if self.features is not None:
+            object.__setattr__(self, "features", Path(self.features))
         self.check_task(self.configured_task)
         if self.head == "transunet" and self.method != "full":
             raise UserError(f"The method is {self.method!r}, but a transunet has a new stem to train: choose 'full'.")

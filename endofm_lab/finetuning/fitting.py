@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from timm.optim import AdaBelief
 from torch import Tensor, nn
 
+from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.files import atomic_path, read_json, write_json
 from endofm_lab.finetuning.config import FinetuneConfig
@@ -135,8 +136,8 @@ def learning_rate(config: FinetuneConfig, step: int, steps_per_epoch: int) -> fl
     return config.lr * 0.5 ** sum(step >= milestone for milestone in config.milestones)
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, eq=False, repr=False)
+class Fit(Brief):
     """The fitting of one model with one seed.
 
     Attributes:
