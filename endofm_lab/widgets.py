@@ -107,7 +107,9 @@ class AttentionExplorer(Explorer):
         self.frame = w.IntSlider(0, 0, T - 1, description="Frame", layout=_WIDE)
         self.block = w.IntSlider(self.maps.blocks - 1, 0, self.maps.blocks - 1, description="Block", layout=_WIDE)
         self.head = w.Dropdown(options=["mean", "max", *range(self.maps.heads)], description="Head")
-        self.query = w.ToggleButtons(options=["CLS", "patch"], description="Query")
+        reader = "CLS" if self.maps.has_cls else "mean"
+        self.query = w.ToggleButtons(options=[(reader, "CLS"), ("patch", "patch")], description="Query")
+        self.step = len(frames) // T  # frames of a token
         self.row = w.BoundedIntText(h // 2, 0, h - 1, description="Row")
         self.column = w.BoundedIntText(wide // 2, 0, wide - 1, description="Column")
         self.sentence = w.HTML()
@@ -147,17 +149,18 @@ class AttentionExplorer(Explorer):
 
     def _draw(self, _: Any = None) -> None:
         t, values = self.frame.value, self._map()
-        fresh = patch_picker(self.frames[t], values[t], self.patch)
+        at = t * self.step
+        fresh = patch_picker(self.frames[at], values[t], self.patch)
         with self.picture.batch_update():
-            self.picture.data[0].source = data_uri(blend(self.frames, values)[t])
+            self.picture.data[0].source = data_uri(blend(self.frames, values)[at])
             self.picture.data[1].text = fresh.data[1].text
             self.picture.layout.shapes = fresh.layout.shapes
         if self.matrix is not None:
             self.matrix.data[0].z = self._matrix()
-        query = "CLS" if self.patch is None else f"the patch in row {self.patch[0]}, column {self.patch[1]}"
-        time = "" if self.times_s is None else f" ({np.asarray(self.times_s)[t]:.2f} s)"
+        query = self.maps.reader if self.patch is None else f"the patch in row {self.patch[0]}, column {self.patch[1]}"
+        time = "" if self.times_s is None else f" ({np.asarray(self.times_s)[at]:.2f} s)"
         self.sentence.value = (
-            f"Frame {t}{time}: where <b>{query}</b> looks in block {self.block.value}, head {self.head.value}."
+            f"Frame {at}{time}: where <b>{query}</b> looks in block {self.block.value}, head {self.head.value}."
         )
 
 

@@ -112,12 +112,13 @@ def show_space(clip, maps: AttentionMaps, generated: bool) -> None:
     """Show one frame covered by the map of CLS or of a chosen patch."""
     block, head = choose_map(maps)
     T, h, w = maps.grid
+    step = len(clip.frames) // T  # frames of a token
     t = st.slider("Frame of the clip", 0, T - 1, 0, key="clip_frame", persist_state="session") if T > 1 else 0
     patch = st.session_state.get("patch")
     if patch is not None and not (patch[0] < h and patch[1] < w):
         patch = None
-    query = "CLS" if patch is None else f"the patch in row {patch[0]}, column {patch[1]}"
-    figure = patch_picker(clip.frames[t], maps.in_space(block, head, patch)[t], patch)
+    query = maps.reader if patch is None else f"the patch in row {patch[0]}, column {patch[1]}"
+    figure = patch_picker(clip.frames[t * step], maps.in_space(block, head, patch)[t], patch)
     st.plotly_chart(
         marked(figure, generated),
         width="stretch",
@@ -126,9 +127,11 @@ def show_space(clip, maps: AttentionMaps, generated: bool) -> None:
         selection_mode="points",
         config=CONFIG,
     )
-    st.caption(f"Where **{query}** looks in the frame at {clip.times_s[t]:.2f} s. Click a dot to choose another patch.")
+    st.caption(
+        f"Where **{query}** looks in the frame at {clip.times_s[t * step]:.2f} s. Click a dot to choose another patch."
+    )
     if patch is not None:
-        st.button("Back to CLS", on_click=lambda: st.session_state.pop("patch", None))
+        st.button(f"Back to {maps.reader}", on_click=lambda: st.session_state.pop("patch", None))
 
 
 def show_time(clip, maps: AttentionMaps) -> None:
@@ -169,7 +172,7 @@ def show_heads(clip, maps: AttentionMaps, generated: bool) -> None:
     """Show the maps of all heads of a block, and statistics of the heads of all blocks."""
     block, _ = choose_map(maps)
     grids = {f"head {k}": maps.in_space(block, k)[0] for k in range(maps.heads)}
-    figure = head_grid(clip.frames[0], grids, f"CLS in the first frame, block {block}")
+    figure = head_grid(clip.frames[0], grids, f"{maps.reader} in the first frame, block {block}")
     st.plotly_chart(marked(figure, generated), width="stretch", config=CONFIG)
     st.plotly_chart(head_statistics(maps.statistics()), width="stretch", config=CONFIG)
 
@@ -253,8 +256,8 @@ try:
     T, h, w = maps.grid
     notice = "**Generated** video: it shows no patient. " if generated else ""
     st.caption(
-        f"{notice}{plain(network.card.name)} · {T} frames from {clip.times_s[0]:.2f} s to {clip.times_s[-1]:.2f} s · "
-        f"{h} x {w} patches · {maps.blocks} blocks of {maps.heads} heads"
+        f"{notice}{plain(network.card.name)} · {len(clip.frames)} frames from {clip.times_s[0]:.2f} s to "
+        f"{clip.times_s[-1]:.2f} s · {h} x {w} patches · {maps.blocks} blocks of {maps.heads} heads"
     )
     view = st.segmented_control(
         "View", session.VIEWS["look"], label_visibility="collapsed", required=True, **session.field("look")

@@ -9,6 +9,7 @@ from typing import Literal
 
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from endofm_lab.brief import Brief
@@ -27,9 +28,11 @@ class AttentionMaps(Brief):
 
     Attributes:
         space: per block (T, K, 1 + N, 1 + N), row = query, column = key, entry 0 is CLS; rows sum to one. For a joint
-            model T is 1 and N counts the patches of all frames, frame after frame.
+            model T is 1 and N counts the patches of all frames, frame after frame. In a model without CLS, whose
+            feature is the mean over all patches, entry 0 stands for that mean: its row is the mean of the rows of all
+            patches, and nothing attends to it.
         time: per block (h, w, K, T, T), between frames at one patch; rows sum to one. Empty without temporal attention.
-        grid: T, h and w.
+        grid: T, h and w of the tokens; for tubelets, T counts moments of several frames.
         kind: ``divided``, ``space_only`` or ``joint``.
         norms: the contributions of tokens in each step (`StepNorms`); None unless requested.
     """
@@ -39,6 +42,12 @@ class AttentionMaps(Brief):
     grid: tuple[int, int, int]
     kind: str
     norms: StepNorms | None = None
+    has_cls: bool = True
+
+    @property
+    def reader(self) -> str:
+        """The token that stands for the clip, in words."""
+        return "CLS" if self.has_cls else "the mean over all patches"
 
     @property
     def blocks(self) -> int:
@@ -116,6 +125,8 @@ class AttentionMaps(Brief):
     ) -> Tensor:
         """(T, h, w): how much of each input patch reaches CLS, or the patch (frame, row, column), through all blocks.
 
+        Without CLS, it starts at the mean over all patches.
+
         Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928) for space and time in turns. A residual step
         ``x + A x`` passes on ``M = (I + A) / 2`` of its input; a network passes on the product of its steps. Let the
         tokens be the patches x[t, n] and a copy c[t] of CLS per frame. A block of the divided model makes three steps:
@@ -138,7 +149,9 @@ class AttentionMaps(Brief):
         """
         T, h, w = self.grid
         row = torch.zeros(T, 1 + h * w)
-        if query is None:
+        if query is None and not self.has_cls:
+            row[:, 1:] = 1 / (T * h * w)
+        elif query is None:
             row[:, 0] = 1 / T
         else:
             self._frame(query[0])
@@ -257,7 +270,8 @@ def _residual(rows: Tensor, share: float) -> Tensor:
 def look(model: VideoModel | Encoder, clip: Tensor, norms: bool = False) -> AttentionMaps:
     """The attention of one clip (1, 3, T, H, W), normalised as the model's card says.
 
-    Image models (ViT, DINOv2, EVA-02 with its rotary positions) attend in space only.
+    Image models (ViT, DINOv2, EVA-02 with its rotary positions) attend in space only. Maps of tubelets (VideoMAE,
+    V-JEPA 2, ViViT) have one moment for the frames of a token.
 
     Args:
         model: the model or encoder.
@@ -266,20 +280,20 @@ def look(model: VideoModel | Encoder, clip: Tensor, norms: bool = False) -> Atte
             transformers only.
 
     Raises:
-        UserError: the clip has another shape or is not one clip, the model has no attention from a CLS token, or norms
-            were requested from an image model.
+        UserError: the clip has another shape or is not one clip, the model gives no attention maps, or norms were
+            requested from another model than a video transformer of this library.
     """
     backbone = model.backbone if isinstance(model, VideoModel) else model
     if clip.ndim != 5 or len(clip) != 1:
         raise UserError(f"The clip has shape {tuple(clip.shape)}; give one clip at a time, (1, 3, T, H, W).")
     kind = backbone.attention_kind
-    if kind is None or backbone.frames_per_token != 1:
+    if kind is None:
         raise UserError(
-            f"A backbone of kind {backbone.kind!r} has no attention from a CLS token to the patches of each frame, so "
+            f"A backbone of kind {backbone.kind!r} has no attention from a token to the patches of each frame, so "
             "there are no attention maps. Use attribution by gradients or occlusion, which works for every model."
         )
     if norms and not backbone.has_video_blocks:
-        raise UserError("Norms can be measured in video transformers only. For image models, use rollout by attention.")
+        raise UserError("Norms can be measured in video transformers only. For other models, use rollout by attention.")
     clip = clip.to(next(backbone.parameters()).device)
     if not norms:
         return maps_of(backbone(clip, attention=True), kind)
@@ -295,9 +309,17 @@ def maps_of(tokens: VideoTokens, kind: str) -> AttentionMaps:
         raise UserError("These tokens have no attention maps. Request them with backbone(clip, attention=True).")
     check_finite(tokens.patches, "The backbone", ["this clip"])
     rows = [m if kind == "joint" else m[0] for m in space]  # in a joint model, the clip is one long frame
+    if tokens.cls is None:
+        rows = [_with_mean(m) for m in rows]
     return AttentionMaps(
         space=tuple(m.detach().float().cpu() for m in rows),
         time=tuple(m[0].detach().float().cpu() for m in tokens.temporal or ()),
         grid=(T, h, w),
         kind=kind,
+        has_cls=tokens.cls is not None,
     )
+
+
+def _with_mean(rows: Tensor) -> Tensor:
+    """(1, K, N, N) -> (1, K, 1 + N, 1 + N): entry 0 is the mean over all patches, to which nothing attends."""
+    return F.pad(torch.cat([rows.mean(dim=-2, keepdim=True), rows], dim=-2), (1, 0))

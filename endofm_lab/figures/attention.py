@@ -28,9 +28,11 @@ _RGB = np.array(
 def blend(frames: np.ndarray, maps: ArrayLike, smooth: bool = True) -> np.ndarray:
     """Frames (T, H, W, 3) uint8 covered by their maps (T, h, w): the higher a value, the more colour.
 
-    ``smooth`` interpolates between patches; otherwise each patch keeps its own value.
+    ``smooth`` interpolates between patches; otherwise each patch keeps its own value. A map of a moment of several
+    frames covers each of them.
     """
     values = torch.as_tensor(np.asarray(maps), dtype=torch.float32).clamp(min=0)[:, None]
+    values = values.repeat_interleave(len(frames) // len(values), dim=0)
     size = frames.shape[1:3]
     values = F.interpolate(values, size=size, mode="bilinear") if smooth else F.interpolate(values, size=size)
     heat = (values[:, 0] / values.max().clamp(min=1e-12)).numpy()
@@ -113,10 +115,14 @@ def head_grid(frame: np.ndarray, maps: Mapping[str, ArrayLike], title: str = "",
 def temporal_matrices(
     matrices: Mapping[str, ArrayLike], times_s: ArrayLike | None = None, title: str = "", of: str = "attention"
 ) -> go.Figure:
-    """Matrices (T, T) side by side on one colour scale: the frame of a row reads from the frame of a column."""
+    """Matrices (T, T) side by side on one colour scale: the frame of a row reads from the frame of a column.
+
+    For moments of several frames, the time is that of the first of them.
+    """
     names = list(matrices)
     values = [np.asarray(matrices[name]) for name in names]
-    labels = frame_names(len(values[0]), times_s)
+    n = len(values[0])
+    labels = frame_names(n, None if times_s is None else np.asarray(times_s)[:: max(len(np.asarray(times_s)) // n, 1)])
     figure = make_subplots(1, len(names), subplot_titles=names, shared_yaxes=True, horizontal_spacing=0.04)
     side = min(400, (WIDEST_PX - 170) // len(names))  # px of each matrix
     for at, matrix in enumerate(values, start=1):

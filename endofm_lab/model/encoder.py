@@ -35,7 +35,8 @@ class VideoTokens(Brief):
         temporal: attention between frames at one patch, per block ``(B, h, w, heads, T, T)``. None unless asked for,
             and in models without temporal attention.
         joint: attention among all tokens of the joint model, per block ``(B, heads, 1 + T*h*w, 1 + T*h*w)``; entry 0
-            is CLS, then frame after frame. None unless asked for, and in the other models.
+            is CLS, then frame after frame, or moment after moment for tubelets; without CLS there is no such entry.
+            None unless asked for, and in the other models.
         skips: maps of a convolutional stem (see hybrid.py), coarsest first, each ``(B*T, C, H, W)`` at 1/8, 1/4, 1/2.
         frames_per_token: token t shows the frames t * n to t * n + n - 1 (a tubelet).
     """

@@ -190,7 +190,7 @@ class FrameBackbone(Encoder):
         B = clip.shape[0]
         frames = rearrange(clip, "b c t h w -> (b t) c h w")
         if attention:
-            with _ExplicitAttention() as explicit:
+            with ExplicitAttention() as explicit:
                 features = self.net.forward_features(frames)
         else:
             features = self.net.forward_features(frames)
@@ -204,7 +204,7 @@ class FrameBackbone(Encoder):
             cls, patches, spatial=tuple(self._map(m, B, n_tokens) for m in self._maps(explicit, n_tokens))
         )
 
-    def _maps(self, explicit: "_ExplicitAttention", n_tokens: int) -> list[Tensor]:
+    def _maps(self, explicit: "ExplicitAttention", n_tokens: int) -> list[Tensor]:
         prefix = getattr(self.net, "num_prefix_tokens", 0)
         square = (prefix + n_tokens, prefix + n_tokens)
         if getattr(self.net, "cls_token", None) is None or not explicit.maps:
@@ -224,7 +224,7 @@ class FrameBackbone(Encoder):
         return rearrange(softmax[..., keep, :][..., keep], "(b t) k i j -> b t k i j", b=B)
 
 
-class _ExplicitAttention(TorchFunctionMode):
+class ExplicitAttention(TorchFunctionMode):
     """Within this context, in this thread, fused attention is computed step by step, and its softmax is kept.
 
     Queries and keys arrive as the model computed them, including rotary positions. The model does not change.

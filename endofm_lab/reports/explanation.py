@@ -232,7 +232,7 @@ def _attention(explanation: Explanation, maps: AttentionMaps) -> list[Section]:
     strips = [film_strip(clip.frames, values, clip.times_s, words) for words, values in explanation.rollouts.values()]
     first = next(iter(explanation.rollouts.values()))[1]
     items: list[Item] = [_ROLLOUT, *strips, overlay(clip.frames, first, clip.times_s)]
-    sections: list[Section] = [("Rollout: what reaches CLS", items)]
+    sections: list[Section] = [(f"Rollout: what reaches {maps.reader}", items)]
     if maps.kind != "space_only":
         last = maps.blocks - 1
         matrices = {f"block {last}": maps.in_time(last), "all blocks": maps.rollout_in_time()}

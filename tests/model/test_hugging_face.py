@@ -17,7 +17,7 @@ from endofm_lab.errors import CheckpointError, UserError
 from endofm_lab.finetuning.fitting import layer_groups
 from endofm_lab.finetuning.start import Start
 from endofm_lab.model.card import HeadSpec
-from endofm_lab.model.others.hugging_face import HuggingFaceConfig, configured
+from endofm_lab.model.others.hugging_face_config import HuggingFaceConfig, configured
 from endofm_lab.runs.run import read_run
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

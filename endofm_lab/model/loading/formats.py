@@ -33,7 +33,8 @@ from endofm_lab.files import sha256_of
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard, read_card
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.loading.seal import is_sealed
-from endofm_lab.model.others.hugging_face import FAMILIES, HuggingFaceVideo
+from endofm_lab.model.others.hugging_face import HuggingFaceVideo
+from endofm_lab.model.others.hugging_face_config import FAMILIES
 from endofm_lab.model.others.hugging_face_folder import is_folder_of_transformers, model_type, read_folder
 from endofm_lab.model.transformer import BackboneConfig
 from endofm_lab.model.weight_files import read_weights

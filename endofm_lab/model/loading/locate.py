@@ -7,7 +7,7 @@ from pathlib import Path
 from endofm_lab.errors import CheckpointError
 from endofm_lab.familiarity.statistics import FAMILIARITY_FILE
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE
-from endofm_lab.model.others.hugging_face import FAMILIES
+from endofm_lab.model.others.hugging_face_config import FAMILIES
 from endofm_lab.model.others.hugging_face_folder import FILES, is_folder_of_transformers, model_type
 
 PACKAGE_WEIGHTS = Path(__file__).parents[2] / "weights"  # endofm_lab/weights/<name>/

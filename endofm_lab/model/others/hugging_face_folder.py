@@ -17,7 +17,8 @@ from torch import Tensor
 from endofm_lab.brief import Brief
 from endofm_lab.errors import CheckpointError, UserError, shortened
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, collapse
-from endofm_lab.model.others.hugging_face import FAMILIES, Family, HuggingFaceConfig, configured, drop_beside, library
+from endofm_lab.model.others.hugging_face import drop_beside
+from endofm_lab.model.others.hugging_face_config import FAMILIES, Family, HuggingFaceConfig, configured, library
 from endofm_lab.model.weight_files import read_weights
 from endofm_lab.video.transforms import InputSpec
 
