@@ -26,7 +26,7 @@ RECIPES = {
 }
 
 
-@kept(256)
+@kept(64)
 def drawn(video: Content, spec: ViewSpec, seed: int) -> Views:
     """The views of a random clip of a video; the same seed gives the same views."""
     with soon("Drawing the views ..."):
