@@ -28,6 +28,7 @@ page = st.navigation(
         st.Page("screens/embeddings.py", title="Embeddings", icon=":material/scatter_plot:"),
         st.Page("screens/data.py", title="Data", icon=":material/dataset:"),
         st.Page("screens/views.py", title="Views", icon=":material/crop:", url_path="views"),
+        st.Page("screens/models.py", title="Models", icon=":material/deployed_code:"),
         st.Page("screens/training.py", title="Training", icon=":material/model_training:"),
         st.Page("screens/comparison.py", title="Comparison", icon=":material/balance:"),
         st.Page("screens/jobs.py", title="Jobs", icon=":material/hourglass:"),

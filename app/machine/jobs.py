@@ -99,6 +99,7 @@ def _act(act: Callable[..., object], out: Path) -> None:
 RESULTS: dict[str, tuple[str, Callable[[Path], dict[str, str]]]] = {
     "study": ("screens/prediction.py", lambda out: {"view": "Study", "study": str(out)}),
     "embed": ("screens/embeddings.py", lambda out: {"store": str(out)}),
+    "models": ("screens/models.py", lambda out: {"model": out.name}),
     "finetune": ("screens/comparison.py", lambda out: {"runs": str(out.parent)}),
 }
 

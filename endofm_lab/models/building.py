@@ -27,7 +27,7 @@ from endofm_lab.finetuning.finetune import finetune
 from endofm_lab.folders.run_folder import claim
 from endofm_lab.model.card import WEIGHTS_FILE, Metric
 from endofm_lab.model.loading.load import load_model, save_model
-from endofm_lab.model.loading.locate import ORIGIN, fetched_folder, hub_id_in
+from endofm_lab.model.loading.locate import ORIGIN, built_model, fetched_folder, hub_id_in
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.models.recipe import DataChoice, ModelRecipe, StartChoice, load_model_recipe
 from endofm_lab.models.rows import (
@@ -133,7 +133,8 @@ def on_this_machine(source: str) -> bool:
     if (hub_id := hub_id_in(source)) is not None:
         cached = try_to_load_from_cache(hub_id, WEIGHTS_FILE)
         return (fetched_folder(hub_id) / ORIGIN).is_file() or isinstance(cached, str)
-    return source in ("scratch", "demo") or Path(source).expanduser().exists()
+    is_name = source in ("scratch", "demo") or built_model(source) is not None
+    return is_name or Path(source).expanduser().exists()
 
 
 class _Build:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from endofm_lab.files import write_json
+from endofm_lab.folders.background import job_folder
 from tests.app.addresses import typed_before
 from tests.hostile import FILE, HOSTILE, write_hostile_files, write_hostile_runs
 
@@ -100,7 +102,19 @@ def test_the_training_page_shows_foreign_text_as_text(opened, tmp_path, run):
     held(opened("training", {"Folder of another run": str(tmp_path / "cache" / "runs" / f"{run} {FILE}")}))
 
 
-@pytest.mark.parametrize("page", ["attention", "prediction", "embeddings", "data", "views", "training"])
+def test_the_models_page_shows_foreign_text_as_text(opened, files, tmp_path, monkeypatch):
+    monkeypatch.setenv("ENDOFM_LAB_MODELS", str(tmp_path / "models"))
+    out = tmp_path / "models" / FILE
+    out.mkdir(parents=True)
+    (out / "job.json").write_text("{}")
+    job_folder(out).mkdir(parents=True)
+    write_json(job_folder(out) / "job.json", {"out": str(out), "command": [], "title": HOSTILE, "entered_s": 0.0})
+    write_json(job_folder(out) / "end.json", {"time_s": 0.0, "code": 2})
+    (job_folder(out) / "output.txt").write_text(f"Error: {HOSTILE}")
+    held(opened("models", {}, {"model": str(files["model"])}), at_least=2)
+
+
+@pytest.mark.parametrize("page", ["attention", "prediction", "embeddings", "data", "views", "models", "training"])
 def test_errors_show_foreign_text_as_text(opened, page):
     path = f"/nowhere/{HOSTILE}"
     typed = {
@@ -109,6 +123,7 @@ def test_errors_show_foreign_text_as_text(opened, page):
         "embeddings": {"Embedding store": path},
         "data": {"Data": True, "Manifests": path},
         "views": {"Video": "File or folder on this machine", "Path": path},
+        "models": {"Recipe": "A recipe of your own", "File of the recipe": path},
         "training": {"Folder of another run": path},
     }[page]
     app = opened(page, typed)

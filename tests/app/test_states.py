@@ -15,6 +15,7 @@ EMPTY = {
     "embeddings": ({}, "Embed a manifest first"),
     "data": ({"own_manifests": "yes"}, "Give the path of a manifest"),
     "comparison": ({}, "no finished run in this folder yet"),
+    "models": ({}, "Missing: The folder of the unpacked data set"),
     "training": ({}, None),
 }
 PATHS = {
@@ -24,6 +25,7 @@ PATHS = {
     "embeddings": ({}, "store"),
     "data": ({"own_manifests": "yes"}, "manifests"),
     "study": ({"view": "Study"}, "study"),
+    "models": ({}, "model"),
 }
 
 

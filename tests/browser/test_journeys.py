@@ -17,7 +17,7 @@ from tests.browser.waiting import settled, shown_frame
 from tests.explain.models import small_model
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(600)]
-PAGES = ["Prediction", "Attention", "Embeddings", "Data", "Views", "Training", "Comparison"]
+PAGES = ["Prediction", "Attention", "Embeddings", "Data", "Views", "Models", "Training", "Comparison"]
 LOCAL = "File or folder on this machine"
 
 

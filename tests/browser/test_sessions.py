@@ -21,7 +21,7 @@ from tests.browser.serving import FLAGS, served_app
 
 SECONDS = float(os.environ.get("ENDOFM_LAB_SESSIONS_S", "60"))
 SESSIONS, PATIENCE_MS = 4, 240_000
-PAGES = ("Attention", "Embeddings", "Data", "Views", "Training", "Comparison")
+PAGES = ("Attention", "Embeddings", "Data", "Views", "Models", "Training", "Comparison")
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500 + 2 * SECONDS)]
 SETTLED = (
     "() => !document.querySelector('[data-testid=stStatusWidget]')"
