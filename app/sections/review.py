@@ -78,6 +78,8 @@ def show_table(table: pd.DataFrame, take: Callable[[int], None]) -> None:
             "" if row.lowest != row.lowest else f"{row.lowest:.2f} to {row.highest:.2f}" for row in table.itertuples()
         ]
         shown, columns = shown.assign(spread=spread), [*columns[:4], "spread", *columns[4:]]
+    if "familiar" in table:
+        shown, columns = shown.assign(familiar=table["familiar"].fillna("")), [*columns[:4], "familiar", *columns[4:]]
     st.dataframe(
         shown[columns].rename(columns={"decided_by": "by"}),
         hide_index=True,

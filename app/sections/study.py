@@ -18,6 +18,11 @@ from endofm_lab.study.findings import findings, segments, smoothing_table, top_f
 from endofm_lab.study.review import REVIEW, read_review, with_decisions
 from endofm_lab.study.study import Study, load_study
 
+UNFAMILIAR_HELP = (
+    "Frames that look unlike what the model learned are grey in the timeline. Their scores mean nothing, so findings "
+    "there are shown only if you ask for them."
+)
+
 
 def study_content(folder: str) -> Content:
     """The folder of a study, finished or not; decisions and reports do not change its stamp."""
@@ -33,21 +38,22 @@ def opened(folder: Content) -> Study:
 
 
 @st.cache_data(max_entries=20, show_spinner="Looking for findings ...")
-def tables(folder: Content, width: int) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], pd.DataFrame]:
+def tables(folder: Content, width: int, unfamiliar: bool) -> tuple[pd.DataFrame, dict[str, pd.DataFrame], pd.DataFrame]:
     """Findings to decide on, segments of every head, and the effect of smoothing over ``width`` frames."""
     study = opened(folder)
     return (
-        findings(study, width),
+        findings(study, width, unfamiliar=unfamiliar),
         {head: segments(study, head, width) for head in study.scores},
         smoothing_table(study, width),
     )
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def best_frames(folder: Content) -> tuple[go.Figure, pd.DataFrame]:
+def best_frames(folder: Content, unfamiliar: bool) -> tuple[go.Figure, pd.DataFrame]:
     """The timeline of a study, and the best frames of every finding of every head."""
     study = opened(folder)
-    return study_timeline(study), pd.concat([top_frames(study, head).assign(head=head) for head in study.scores])
+    best = [top_frames(study, head, unfamiliar=unfamiliar).assign(head=head) for head in study.scores]
+    return study_timeline(study), pd.concat(best)
 
 
 @st.cache_data(max_entries=40, show_spinner="Reading frames ...")
@@ -70,6 +76,8 @@ def show_study() -> None:
         persist_state="session",
         help="Width of the running median from which findings and segments are made; 1 does not smooth.",
     )
+    st.sidebar.toggle("Findings in unfamiliar frames", help=UNFAMILIAR_HELP, **session.field("unfamiliar"))
+    unfamiliar = session.current().unfamiliar
     if not text:
         st.info(
             "Give the folder of a study in the sidebar. `endofm-lab study VIDEO --model MODEL --out FOLDER` writes it."
@@ -79,8 +87,8 @@ def show_study() -> None:
     content = study_content(folder)
     study = opened(content)
     show_summary(study)
-    table, segments_of, smoothing = tables(content, width)
-    timeline, best = best_frames(content)
+    table, segments_of, smoothing = tables(content, width, unfamiliar)
+    timeline, best = best_frames(content, unfamiliar)
     st.plotly_chart(timeline, width="stretch", key="study timeline", config=STILL)
     st.caption(plain(calibration(study)))
     show_findings(content, width, table)
@@ -105,6 +113,8 @@ def show_summary(study: Study) -> None:
         )
     if study.provenance["training_data"].get("generated"):
         st.warning("This model was trained on generated video only. On a real video its scores mean nothing.")
+    if study.unfamiliar_frames().any():
+        st.warning(plain(study.familiarity_text()), icon=":material/help:")
     st.markdown(plain(summary(study)))
     if len(study.unreadable):
         with st.expander(f"{len(study.unreadable):,} frames could not be read", icon=":material/broken_image:"):
@@ -115,7 +125,9 @@ def show_findings(content: Content, width: int, rows: pd.DataFrame) -> None:
     """Show the findings with their decisions, and the pictures of the chosen finding."""
     st.subheader("To confirm or reject")
     if rows.empty and not (Path(content.path) / REVIEW).exists():
-        st.info("No finding scores at least 0.5.")
+        hidden = opened(content).unfamiliar_frames().any() and not session.current().unfamiliar
+        other = " in frames that look like what the model learned. A switch in the sidebar shows the others."
+        st.info(f"No finding scores at least 0.5{other if hidden else '.'}")
         return
     about = (
         "segments whose best frame scores at least 0.5, the highest score first. Select a row to see its frames. Every "
@@ -140,7 +152,11 @@ def show_best(content: Content, best: pd.DataFrame) -> None:
     """Show the best frames of the chosen finding."""
     st.subheader("Best frames")
     if best.empty:
-        st.info("The classes of this model contain no finding.")
+        hidden = opened(content).unfamiliar_frames().any() and not session.current().unfamiliar
+        if hidden:
+            st.info("No frame of a finding looks like what the model learned.")
+        else:
+            st.info("The classes of this model contain no finding.")
         return
     names = list(dict.fromkeys(zip(best["head"], best["finding"], strict=True)))
     name = st.selectbox("Class", names, format_func=lambda name: f"{name[1]} ({name[0]})", key="best")

@@ -175,6 +175,7 @@ def study(
         table.to_string(index=False, max_rows=24) if len(table) else "No finding scores at least 0.5.",
         f"\n{len(result.state):,} frames, of which {skipped:,} near-duplicates were not scored and {failed:,} could "
         "not be read.",
+        result.familiarity_text(),
         computed_on(result.provenance),
         "Confirm or reject the findings in the app (page Prediction, view Study), or in review.csv.",
     )
@@ -184,6 +185,7 @@ def study(
         "frames": len(result.state),
         "near_duplicates": skipped,
         "unreadable": failed,
+        "familiarity": result.familiarity_summary(),
     }
     output.result({**summary, "findings": table.to_dict("records"), "figures": exported})
     output.written(report, *exported)

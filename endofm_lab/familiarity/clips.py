@@ -38,32 +38,31 @@ def unfamiliar_frames(
     return means > 1 + 1e-9
 
 
-def text_of(distance: NDArray[np.float64] | None) -> str:
-    """A sentence on how many clips look unlike what the model learned; ``distance`` (N,) or None."""
-    if distance is None:
+def text_of(distance: NDArray[np.float64] | None, unit: str = "clip") -> str:
+    """A sentence on how many clips or frames look unlike what the model learned; ``distance`` (N,) or None."""
+    if distance is None or not len(distance):
         return UNKNOWN
     n, far = len(distance), int((distance > 1).sum())
     limit = f"distance {np.median(distance):.2f}; up to 1 is familiar"
+    answers = "scores, masks and boxes" if unit == "clip" else "scores"
     if n == 1:
         if far:
-            return (
-                f"The clip looks unlike what the model learned; do not believe its scores, masks and boxes ({limit})."
-            )
-        return f"The clip looks like what the model learned ({limit})."
+            return f"The {unit} looks unlike what the model learned; do not believe its {answers} ({limit})."
+        return f"The {unit} looks like what the model learned ({limit})."
     if not far:
-        return f"All {n} clips look like what the model learned (median {limit})."
+        return f"All {n} {unit}s look like what the model learned (median {limit})."
     verb = "looks" if far == 1 else "look"
     return (
-        f"{far} of {n} clips {verb} unlike what the model learned; do not believe their scores, masks and boxes "
-        f"(median {limit})."
+        f"{far} of {n} {unit}s {verb} unlike what the model learned; do not believe their {answers} (median {limit})."
     )
 
 
-def summary_of(distance: NDArray[np.float64] | None, n_clips: int) -> dict[str, Any]:
+def summary_of(distance: NDArray[np.float64] | None, n: int, unit: str = "clip") -> dict[str, Any]:
     """The counts of `text_of` as plain values; those that are unknown are None."""
+    values = None if distance is None or not len(distance) else distance
     return {
-        "clips": n_clips,
-        "unfamiliar_clips": None if distance is None else int((distance > 1).sum()),
-        "median_distance": None if distance is None else float(np.median(distance)),
-        "text": text_of(distance),
+        f"{unit}s": n,
+        f"unfamiliar_{unit}s": None if values is None else int((values > 1).sum()),
+        "median_distance": None if values is None else float(np.median(values)),
+        "text": text_of(values, unit),
     }

@@ -11,8 +11,9 @@ from plotly.subplots import make_subplots
 from endofm_lab.errors import VideoError
 from endofm_lab.figures.pictures import mark_generated
 from endofm_lab.figures.prediction import data_uri
-from endofm_lab.figures.style import tidy
-from endofm_lab.study.study import Study
+from endofm_lab.figures.style import UNFAMILIAR, tidy
+from endofm_lab.metrics.phases import true_runs
+from endofm_lab.study.study import UNREADABLE, Study
 from endofm_lab.video.reader import VideoReader, open_video
 
 _BINS = 600  # of the timeline
@@ -33,7 +34,8 @@ def clock(time_s: float) -> str:
 def study_timeline(study: Study) -> go.Figure:
     """One heat map per head: the highest score of each class in up to 600 time bins.
 
-    Bins without a readable frame are blank. The unit of time (seconds, minutes or hours) depends on the video's length.
+    Bins without a readable frame are blank, and bins in which most readable frames look unlike what the model learned
+    are covered in grey. The unit of time (seconds, minutes or hours) depends on the video's length.
     """
     heads = list(study.scores)
     n = len(study.times_s)
@@ -72,6 +74,7 @@ def study_timeline(study: Study) -> go.Figure:
         )
     figure.update_yaxes(autorange="reversed", type="category", ticksuffix=" ", automargin=True)
     figure.update_xaxes(title_text=f"time ({unit})", row=len(heads), col=1)
+    _shade_unfamiliar(figure, study, starts, unit_s)
     bar = {"title": "score", "lenmode": "pixels", "len": max(inner, 110), "yanchor": "middle", "y": 0.5}
     figure.update_layout(
         coloraxis={"cmin": 0, "cmax": 1, "colorscale": "Viridis", "colorbar": bar},
@@ -79,6 +82,24 @@ def study_timeline(study: Study) -> go.Figure:
         margin={"t": top, "b": bottom, "l": 20, "r": 20},
     )
     return tidy(figure)
+
+
+def _shade_unfamiliar(figure: go.Figure, study: Study, starts: np.ndarray, unit_s: int) -> None:
+    """Cover the bins that look unlike what the model learned in every row, with an entry in the legend."""
+    ends_s = np.append(study.times_s, study.times_s[-1] + 1 / float(study.video.fps))
+    strange = np.add.reduceat(study.unfamiliar_frames().astype(np.int64), starts)
+    n_read = np.add.reduceat((study.state != UNREADABLE).astype(np.int64), starts)
+    stops = np.append(starts[1:], len(study.times_s))
+    runs = true_runs(2 * strange > n_read)
+    for first, after in runs:
+        edges_s = ends_s[starts[first]], ends_s[stops[after - 1]]
+        figure.add_vrect(
+            x0=edges_s[0] / unit_s, x1=edges_s[1] / unit_s, fillcolor=UNFAMILIAR, opacity=0.75, line_width=0
+        )
+    if len(runs):
+        patch = {"size": 14, "symbol": "square", "color": UNFAMILIAR}
+        figure.add_scatter(x=[None], y=[None], mode="markers", marker=patch, name="unfamiliar", showlegend=True)
+        figure.update_layout(legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"})
 
 
 def frames_figure(study: Study, frames: pd.DataFrame, step_s: float = 0.5) -> go.Figure:

@@ -4,6 +4,7 @@ To write one, derive from `Encoder`: a frozen dataclass of JSON values as its co
 docs/extend.md and tests/model/test_foreign_encoder.py hold whole examples.
 """
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -213,13 +214,15 @@ def watching(encoder: Encoder) -> Iterator[Callable[[VideoTokens], Tensor]]:
 
     The feature is the mean token after the middle one of `Encoder.attention_blocks`, and for encoders without blocks
     the mean over their last patches. In the middle a feature still says how a picture looks; training for a task
-    removes that from the last blocks.
+    removes that from the last blocks. Other threads may compute with the same encoder meanwhile.
     """
     blocks = encoder.attention_blocks()
     outputs: list[Tensor] = []
+    watcher = threading.get_ident()
 
     def keep(_: nn.Module, __: Any, output: Any) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
+        if threading.get_ident() == watcher:
+            outputs.append(output[0] if isinstance(output, tuple) else output)
 
     def features(tokens: VideoTokens) -> Tensor:
         if not outputs:

@@ -7,13 +7,14 @@ import pandas as pd
 
 from endofm_lab.figures.study import clock, frames_figure, study_timeline
 from endofm_lab.files import atomic_path
-from endofm_lab.reports.html import Item, report_page
+from endofm_lab.reports.html import Item, report_page, verdict
 from endofm_lab.study.findings import findings, segments, smoothing_metrics, smoothing_table, top_frames
 from endofm_lab.study.review import CONFIRM, REJECT, REVIEW, list_findings, read_review, with_decisions
 from endofm_lab.study.study import DUPLICATE, UNREADABLE, Study
 
 _SHOWN = 200  # rows of long tables
 _SHOWN_UNREADABLE = 50
+_HIDDEN = "Findings of such frames are not listed, and the timeline is grey there."
 
 
 def write_study_report(
@@ -47,7 +48,7 @@ def study_report(
 
     See `write_study_report` for the other arguments and the errors.
     """
-    sections: list[tuple[str, list[Item]]] = [("Video and model", [summary(study)])]
+    sections: list[tuple[str, list[Item]]] = [("Video and model", [*_warnings(study), summary(study)])]
     if len(study.unreadable):
         items = _long(readable(study.unreadable), _SHOWN_UNREADABLE)
         sections.append((f"Frames that could not be read: {len(study.unreadable):,}", items))
@@ -71,11 +72,20 @@ def study_report(
     return report_page(title.strip() or "Study report", sections, origin)
 
 
+def _warnings(study: Study) -> list[Item]:
+    """What the reader must not miss: that the study looks unlike what the model learned."""
+    if not study.unfamiliar_frames().any():
+        return []
+    return [verdict(f"{study.familiarity_text()} {_HIDDEN}", "bad")]
+
+
 def decision_table(review: pd.DataFrame) -> pd.DataFrame:
     """Findings with their decisions, as `with_decisions` gives them, for readers: boxes to tick, times, and names."""
     ticked = {CONFIRM: "☒ confirm ☐ reject", REJECT: "☐ confirm ☒ reject"}
     table = readable(review)
     table["decision"] = review["decision"].map(ticked).fillna("☐ confirm ☐ reject")
+    if "familiar" in table:
+        table["familiar"] = review["familiar"].fillna("")  # empty for decisions on frames outside all findings
     table["decided_at"] = [time.replace("T", " ")[:16] for time in review["decided_at"]]
     return table.rename(columns={"decided_at": "decided at (UTC)", "decided_by": "by"})
 
@@ -108,7 +118,7 @@ def summary(study: Study) -> str:
     all_read = f"{n_lost:,} frames could not be read." if n_lost else "Every frame could be read."
     return (
         f"{frames[0].upper()}{frames[1:]} frames of {video.width_px} x {video.height_px} px, "
-        f"{clock(video.duration_s)} long. {skipped} {all_read} "
+        f"{clock(video.duration_s)} long. {skipped} {all_read} {study.familiarity_text()} "
         f"Model: {study.provenance['model_name']}.{generated} "
         f"Initialisation: {study.provenance['initialisation']['words']}"
     )

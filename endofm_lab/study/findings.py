@@ -48,14 +48,15 @@ def segments(study: Study, head: str, width: int = 9) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values(["start_s", "class"], ignore_index=True)
 
 
-def top_frames(study: Study, head: str, n: int = 4, apart_s: float = 2.0) -> pd.DataFrame:
+def top_frames(study: Study, head: str, n: int = 4, apart_s: float = 2.0, unfamiliar: bool = False) -> pd.DataFrame:
     """The ``n`` frames with the highest scores of every finding: finding, rank, frame, time_s, score.
 
     They are at least ``apart_s`` apart. Near-duplicates, unreadable frames and classes that are not findings
-    (`is_finding`) are left out.
+    (`is_finding`) are left out, and frames that look unlike what the model learned, unless ``unfamiliar`` is set.
     """
     rows = []
-    candidates = np.flatnonzero((study.state != DUPLICATE) & (study.state != UNREADABLE))
+    hidden = study.unfamiliar_frames() & (not unfamiliar)
+    candidates = np.flatnonzero((study.state != DUPLICATE) & (study.state != UNREADABLE) & ~hidden)
     for k, name in enumerate(study.classes[head]):
         if not is_finding(name):
             continue
@@ -70,19 +71,24 @@ def top_frames(study: Study, head: str, n: int = 4, apart_s: float = 2.0) -> pd.
     return pd.DataFrame(rows, columns=["finding", "rank", "frame", "time_s", "score"])
 
 
-def findings(study: Study, width: int = 9, min_score: float = 0.5) -> pd.DataFrame:
+def findings(study: Study, width: int = 9, min_score: float = 0.5, unfamiliar: bool = False) -> pd.DataFrame:
     """The findings that a reader should decide on: every segment whose best frame scores at least ``min_score``.
 
-    Columns: number, head, finding, start_s, end_s, frame (the best frame), time_s (of that frame) and score; sorted by
-    score, the highest first.
+    Findings whose best frame looks unlike what the model learned are left out, unless ``unfamiliar`` is set.
+
+    Columns: number, head, finding, start_s, end_s, frame (the best frame), time_s (of that frame), score, and familiar
+    ("yes", "no" or "unknown": whether the best frame looks like what the model learned); sorted by score, the highest
+    first.
     """
     rows = []
+    strange = study.unfamiliar_frames()
     for head in study.scores:
         for name, start_s, end_s, _, _, frame in segments(study, head, width).itertuples(index=False):
             score = study.scores[head][frame, study.classes[head].index(name)]
-            if is_finding(name) and score >= min_score:
-                rows.append((head, name, start_s, end_s, frame, study.times_s[frame], score))
-    columns = ["head", "finding", "start_s", "end_s", "frame", "time_s", "score"]
+            if is_finding(name) and score >= min_score and (unfamiliar or not strange[frame]):
+                familiar = "unknown" if study.distance is None else "no" if strange[frame] else "yes"
+                rows.append((head, name, start_s, end_s, frame, study.times_s[frame], score, familiar))
+    columns = ["head", "finding", "start_s", "end_s", "frame", "time_s", "score", "familiar"]
     table = pd.DataFrame(rows, columns=columns).sort_values("score", ascending=False, kind="stable", ignore_index=True)
     table.insert(0, "number", np.arange(1, len(table) + 1))
     return table

@@ -83,6 +83,12 @@ class Batch(Brief):
     next_frame: int
 
 
+def answers_of(model: VideoModel, clips: Tensor, names: list[str]) -> tuple[dict[str, Tensor], np.ndarray | None]:
+    """Scores of frames by head, and distances (n,) from the training features if the model has statistics of them."""
+    scores, features = model.answer(clips, names)
+    return scores, None if model.familiarity is None else model.familiarity.distances(features)
+
+
 class Batches:
     """Batches of the frames from ``first`` on.
 

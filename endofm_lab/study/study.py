@@ -22,7 +22,8 @@ import torch
 from endofm_lab import __version__
 from endofm_lab.brief import Brief, html_of
 from endofm_lab.errors import UserError, VideoError
-from endofm_lab.files import atomic_path, fingerprint_of, read_json, read_parquet, reading, write_json, write_parquet
+from endofm_lab.familiarity.clips import summary_of, text_of
+from endofm_lab.files import fingerprint_of, read_json, read_parquet, reading, write_json, write_parquet
 from endofm_lab.folders.hashes import refuse_changed
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import claim
@@ -30,7 +31,8 @@ from endofm_lab.model.loading.load import model_at
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
 from endofm_lab.predict import with_progress
-from endofm_lab.study.stream import THREADS, Batches, LastScored
+from endofm_lab.study.parts import joined, leading_parts, write_part
+from endofm_lab.study.stream import THREADS, Batches, LastScored, answers_of
 from endofm_lab.video.reader import VideoInfo, VideoReader, open_video
 
 PART_FRAMES = 4096
@@ -54,6 +56,8 @@ class Study(Brief):
         stands_for: (N,) int64, the frame that the scores were computed from; -1 for unreadable frames.
         unreadable: columns frame, time_s, reason; one row per unreadable frame.
         provenance: model, options, versions.
+        distance: (N,) float64 from the training features, up to 1 is familiar; NaN for unreadable frames, and that of
+            the repeated frame for near-duplicates. None if the model has no statistics of its training features.
     """
 
     video: VideoInfo
@@ -65,6 +69,7 @@ class Study(Brief):
     stands_for: np.ndarray
     unreadable: pd.DataFrame
     provenance: dict[str, Any]
+    distance: np.ndarray | None = None
 
     def _repr_html_(self) -> str:
         return html_of(self, self.table())
@@ -74,14 +79,34 @@ class Study(Brief):
         """Whether every frame of the video was processed."""
         return len(self.times_s) == self.video.n_frames
 
+    def unfamiliar_frames(self) -> np.ndarray:
+        """Bool (N,), frames that look unlike what the model learned; all False if the distances are unknown."""
+        return np.zeros(len(self.times_s), bool) if self.distance is None else self.distance > 1
+
+    def familiarity_text(self) -> str:
+        """A sentence on how many of the readable frames look unlike what the model learned."""
+        return text_of(self._readable_distance(), "frame")
+
+    def familiarity_summary(self) -> dict[str, Any]:
+        """The counts of `familiarity_text` as plain values; those that are unknown are None."""
+        return summary_of(self._readable_distance(), int((self.state != UNREADABLE).sum()), "frame")
+
+    def _readable_distance(self) -> np.ndarray | None:
+        return None if self.distance is None else self.distance[self.state != UNREADABLE]
+
     def table(self) -> pd.DataFrame:
-        """One row per frame: frame, time_s, state, stands_for, and one column ``head.class`` per score."""
+        """One row per frame: frame, time_s, state, stands_for, and one column ``head.class`` per score.
+
+        If familiarity is known, also the distance of the frame from what the model learned.
+        """
         columns: dict[str, Any] = {
             "frame": np.arange(len(self.times_s)),
             "time_s": self.times_s,
             "state": np.array(STATES)[self.state],
             "stands_for": self.stands_for,
         }
+        if self.distance is not None:
+            columns["distance"] = self.distance
         for head, values in self.scores.items():
             columns |= {f"{head}.{name}": values[:, k] for k, name in enumerate(self.classes[head])}
         return pd.DataFrame(columns)
@@ -162,7 +187,7 @@ def _score(
     """Write the missing parts, and yield (frames done, total number of frames)."""
     folder.mkdir(exist_ok=True)
     n_frames = reader.info.n_frames
-    parts = _leading_parts(folder, n_frames)
+    parts = leading_parts(folder, n_frames, PART_FRAMES)
     first = min(len(parts) * PART_FRAMES, n_frames)
     yield first, n_frames
     last_scored = LastScored.of_part(parts[-1]) if parts and skip_near_duplicates else LastScored()
@@ -181,16 +206,6 @@ def _score(
         scorers.shutdown(cancel_futures=True)
         stream.close()
         torch.set_num_threads(threads)  # the scorers also changed the default for threads that start later
-
-
-def _leading_parts(folder: Path, n_frames: int) -> list[Path]:
-    """The parts from the first frame up to the first missing part; all parts after the gap are removed."""
-    present = set(folder.glob("part_*.npz"))
-    paths = [folder / f"part_{start:09d}.npz" for start in range(0, n_frames, PART_FRAMES)]
-    first_missing = next((at for at, path in enumerate(paths) if path not in present), len(paths))
-    for path in present - set(paths[:first_missing]):
-        path.unlink()
-    return paths[:first_missing]
 
 
 def load_study(folder: str | Path, unfinished: bool = False) -> Study:
@@ -276,6 +291,7 @@ def _of_table(description: dict[str, Any], table: pd.DataFrame) -> Study:
         stands_for=table["stands_for"].to_numpy(),
         unreadable=pd.DataFrame(description["unreadable"], columns=["frame", "time_s", "reason"]),
         provenance=description["provenance"],
+        distance=table["distance"].to_numpy(np.float64) if "distance" in table else None,
     )
 
 
@@ -285,24 +301,12 @@ def _of_parts(description: dict[str, Any], parts: Sequence[Path]) -> Study:
     Raises:
         UserError: a part is missing.
     """
-    collected: dict[str, list[np.ndarray]] = {}
-    n_frames = 0
-    for path in parts:
-        if path.name != f"part_{n_frames:09d}.npz":
-            raise UserError(
-                f"{path.parent}: The part with frame {n_frames} is missing; the next part is {path.name}. Run the same "
-                "study again to score the missing frames."
-            )
-        remedy = "Delete it and run the same study again."
-        with reading(path, remedy), np.load(path, allow_pickle=False) as part:
-            for name in part.files:
-                collected.setdefault(name, []).append(part[name])
-            n_frames += len(part["state"])
-    arrays = {name: np.concatenate(values) for name, values in collected.items() if not name.startswith("kept")}
+    arrays = joined(parts)
     state, stands_for, times_s, rows = (arrays[name] for name in ("state", "stands_for", "times_s", "unreadable"))
     scores = {name: arrays[f"scores/{name}"] for name in description["classes"]}
     copies = state == DUPLICATE
-    for values in scores.values():
+    distance = arrays.get("distance")
+    for values in (*scores.values(), *([] if distance is None else [distance])):
         values[copies] = values[stands_for[copies]]
     return Study(
         video=_video(description["video"]),
@@ -314,6 +318,7 @@ def _of_parts(description: dict[str, Any], parts: Sequence[Path]) -> Study:
         stands_for=stands_for,
         unreadable=pd.DataFrame({"frame": rows, "time_s": times_s[rows], "reason": arrays["reasons"].astype(object)}),
         provenance=description["provenance"],
+        distance=distance,
     )
 
 
@@ -344,22 +349,25 @@ def _run_part(
     state = np.full(n, SCORED, np.uint8)
     stands_for = np.arange(start, stop)
     unreadable: list[tuple[int, str]] = []
-    scored: deque[tuple[np.ndarray, Future[dict[str, torch.Tensor]]]] = deque()
+    distance = None if model.familiarity is None else np.full(n, np.nan)
+    scored: deque[tuple[np.ndarray, Future[tuple[dict[str, torch.Tensor], np.ndarray | None]]]] = deque()
 
     def collect(waiting: int) -> None:
         """Fill in the scores of the oldest batches until only ``waiting`` batches are still being scored."""
         while len(scored) > waiting:
             rows, future = scored.popleft()
-            for name, values in future.result().items():
-                if name in scores:
-                    scores[name][rows] = values.numpy()
+            answers, distances = future.result()
+            for name in scores:
+                scores[name][rows] = answers[name].numpy()
+            if distance is not None:
+                distance[rows] = distances
 
     at, last_scored = start, LastScored()
     while at < stop:
         group = next(stream)
         if group.clips is not None:
             names = [f"frame {frame}" for frame in group.frames]
-            scored.append((np.array(group.frames) - start, scorers.submit(model.predict, group.clips, names)))
+            scored.append((np.array(group.frames) - start, scorers.submit(answers_of, model, group.clips, names)))
             collect(waiting=THREADS)
         for frame, original in group.duplicates:
             state[frame - start], stands_for[frame - start] = DUPLICATE, original
@@ -368,20 +376,7 @@ def _run_part(
         unreadable += group.unreadable
         at, last_scored = group.next_frame, group.last_scored
     collect(waiting=0)
-    arrays: dict[str, Any] = {f"scores/{name}": values for name, values in scores.items()}
-    with atomic_path(folder / f"part_{start:09d}.npz") as temporary, temporary.open("wb") as file:
-        np.savez(
-            file,
-            times_s=times_s,
-            state=state,
-            stands_for=stands_for,
-            unreadable=np.array([frame for frame, _ in unreadable], dtype=np.int64),
-            reasons=np.array([reason for _, reason in unreadable], dtype=np.str_),
-            kept_frame=np.int64(last_scored.frame),
-            kept_bits=np.zeros(2, np.uint64) if last_scored.bits is None else last_scored.bits,
-            kept_thumb=np.zeros((32, 32), np.uint8) if last_scored.thumb is None else last_scored.thumb,
-            **arrays,
-        )
+    write_part(folder, start, times_s, state, stands_for, unreadable, last_scored, scores, distance)
 
 
 def _assemble(folder: Path, description: dict[str, Any]) -> Study:
@@ -395,6 +390,7 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Study:
     if (study.state == UNREADABLE).all():
         raise VideoError(study.video.path, f"None of its {len(study.state)} frames can be read. Copy the video again.")
     write_parquet(folder / "frames.parquet", study.table())
-    write_json(folder / "study.json", {**description, "unreadable": study.unreadable.to_dict("records")})
+    results = {"familiarity": study.familiarity_summary(), "unreadable": study.unreadable.to_dict("records")}
+    write_json(folder / "study.json", {**description, **results})
     shutil.rmtree(folder / "parts")
     return study

@@ -1,7 +1,9 @@
 """Models that carry statistics of their training features: fitting, saving, loading, predicting and reading back."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -175,3 +177,19 @@ def test_a_card_names_its_statistics_by_a_whole_hash(digest):
     card = lab.load_model("demo").card.to_json()
     with pytest.raises(lab.CheckpointError, match="must be 64 hexadecimal digits"):
         ModelCard.from_json({**card, "familiarity_sha256": digest})
+
+
+def test_features_are_those_of_the_own_clips_when_several_threads_share_a_model(model):
+    size = model.card.input.size_px
+    clips = [torch.randn(1 + n % 3, 3, 1, size, size, generator=torch.Generator().manual_seed(n)) for n in range(24)]
+    alone = [model.answer(clip)[1] for clip in clips]
+    start = Barrier(4)
+
+    def answered(number):
+        if number < 4:
+            start.wait()
+        return model.answer(clips[number])[1]
+
+    with ThreadPoolExecutor(4) as pool:
+        for together, expected in zip(pool.map(answered, range(len(clips))), alone, strict=True):
+            torch.testing.assert_close(together, expected)

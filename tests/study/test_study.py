@@ -218,16 +218,16 @@ def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_num
         frames_read.extend(range(len(frames)))
         return convert(frames, spec)
 
-    predict, scored = model.predict, []
+    answer, scored = model.answer, []
 
     def slow(clips, shown=()):
         time.sleep(0.02)
         scored.extend(range(len(clips)))
         ahead.append(len(frames_read) - len(scored))
-        return predict(clips, shown)
+        return answer(clips, shown)
 
     monkeypatch.setattr(study_stream, "resize", counted)
-    monkeypatch.setattr(model, "predict", slow)
+    monkeypatch.setattr(model, "answer", slow)
     for name, value in {"THREADS": 2, "CHUNK_FRAMES": 3, "QUEUE_CHUNKS": 2, "SEGMENT_FRAMES": 16}.items():
         monkeypatch.setattr(study_stream, name, value)
     run_study(video, model, tmp_path / "out", batch=4, progress=False)
@@ -238,20 +238,20 @@ def test_a_study_decodes_each_frame_once_and_ahead_of_the_model_by_a_bounded_num
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_batches_share_the_cores_and_the_caller_gets_its_threads_back(video, model, tmp_path, monkeypatch, fails):
-    predict, normalise, scorers, collector = model.predict, study_stream.normalise, set(), set()
+    answer, normalise, scorers, collector = model.answer, study_stream.normalise, set(), set()
 
     def scored(clips, shown=()):
         scorers.add(torch.get_num_threads())
         if fails:
             raise RuntimeError("the model fails")
-        return predict(clips, shown)
+        return answer(clips, shown)
 
     def collected(*of):
         collector.add(torch.get_num_threads())
         return normalise(*of)
 
     monkeypatch.setattr(study_module, "THREADS", 2)
-    monkeypatch.setattr(model, "predict", scored)
+    monkeypatch.setattr(model, "answer", scored)
     monkeypatch.setattr(study_stream, "normalise", collected)
     before = torch.get_num_threads()
     torch.set_num_threads(6)
