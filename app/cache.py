@@ -13,12 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 import streamlit as st
+from machine.jobs import begin, watch
 from memory import kept
 from turns import heavy
 
 import endofm_lab as lab
 from endofm_lab.data.samples import sample_video
 from endofm_lab.files import atomic_path, cache_folder, fingerprint_of
+from endofm_lab.folders.background import FINISHED
 from endofm_lab.model.loading.locate import built_model
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.predict import prediction_steps
@@ -130,12 +132,14 @@ def prediction(video: Content, chosen: Content, every_frame: bool) -> VideoPredi
     key = hashlib.sha256(f"{video} {chosen} {network.card.fingerprint} {every_frame} {lab.__version__}".encode())
     folder = cache_folder("predictions") / key.hexdigest()[:24]
     if not (folder / "prediction.json").exists():
-        _predict(video, network, every_frame, folder)
+        _predict(video, chosen, every_frame, folder)
     return load_prediction(folder)
 
 
-def _predict(video: Content, network: VideoModel, every_frame: bool, folder: Path) -> None:
-    """Fill the folder of a prediction, unless the reader has cancelled that."""
+def _predict(video: Content, chosen: Content, every_frame: bool, folder: Path) -> None:
+    """Fill the folder of a prediction, unless the reader has cancelled that, or it is filled in the background."""
+    if (job := watch(folder)) is not None and job.state != FINISHED:
+        st.stop()
     if st.session_state.get("cancelled prediction") == folder.name:
         st.info("The prediction was cancelled. The clips that were finished are kept.")
         st.button(
@@ -143,12 +147,23 @@ def _predict(video: Content, network: VideoModel, every_frame: bool, folder: Pat
         )
         st.stop()
     name = f"prediction {folder.name}"  # a page may show the predictions of two models
-    with heavy(name, lambda: st.session_state.update({"cancelled prediction": folder.name})) as bar:
+
+    def behind() -> None:
+        command = ["predict", str(Path(video.path).absolute()), "--model", chosen.path, "--out", str(folder)]
+        begin([*command, *(["--every-frame"] if every_frame else [])], folder, f"Prediction of {name_of(video)}")
+
+    with heavy(name, lambda: st.session_state.update({"cancelled prediction": folder.name}), behind) as bar:
         if (folder / "prediction.json").exists():  # another session had asked for the same
             return
-        with closing(prediction_steps(video.path, network, every_frame=every_frame, out=folder)) as steps:
+        with closing(prediction_steps(video.path, model(chosen), every_frame=every_frame, out=folder)) as steps:
             for done, total in steps:
                 bar.progress(done / total, text=f"Predicting: {done} of {total} clips")
+
+
+def name_of(video: Content) -> str:
+    """The name of a video's file; the file of an upload is named by a hash."""
+    path = Path(video.path)
+    return "an uploaded video" if path.parent == cache_folder("uploads") else path.name
 
 
 def clicked(point: dict) -> list[int | float]:

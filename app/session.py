@@ -10,7 +10,7 @@ before; otherwise the page shows the path and asks the user.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
 
 import streamlit as st
 from texts import plain
@@ -178,15 +178,28 @@ def is_address_of_a_video() -> bool:
 
 def write_address(session: Session) -> None:
     """Show the session in the address: the source, and every other field that does not have its default value."""
-    address = {"home": "yes"} if st.session_state.get("the page") == "" else {}
-    address["source"] = next(name for name, source in SOURCES.items() if source == session.source)
+    address = address_of(session)
+    if st.session_state.get("the page") == "":
+        address["home"] = "yes"
+    st.session_state["the written address"] = address
+    if st.query_params.to_dict() != address:
+        st.query_params.from_dict(address)
+
+
+def open_page(page: str, **values: Any) -> NoReturn:
+    """Go on to another page with changed fields; one step back in the browser leads to the page left."""
+    change(**values)
+    st.switch_page(page, query_params=address_of(current()))
+
+
+def address_of(session: Session) -> dict[str, str]:
+    """The address of a page other than Home."""
+    address = {"source": next(name for name, source in SOURCES.items() if source == session.source)}
     for setting in fields(Session):
         value = getattr(session, setting.name)
         if setting.name != "source" and value != setting.default:
             address[setting.name] = "yes" if value is True else str(value)
-    st.session_state["the written address"] = address
-    if st.query_params.to_dict() != address:
-        st.query_params.from_dict(address)
+    return address
 
 
 def read_address(session: Session, address: dict[str, str]) -> None:

@@ -58,17 +58,20 @@ ALL = Turns(max(1, cores() // CORES_EACH))  # of this server
 
 
 @contextmanager
-def heavy(name: str, cancel: Callable[[], None]) -> Iterator[DeltaGenerator]:
+def heavy(name: str, cancel: Callable[[], None], behind: Callable[[], None] | None = None) -> Iterator[DeltaGenerator]:
     """A heavy computation of a page, when it is its turn: the block gets the bar to show its progress in.
 
     Args:
         name: of the computation, unique on its page.
         cancel: called when the reader clicks "Cancel", while the computation waits or runs; then the page runs anew.
+        behind: called in the same way by "Go on in the background"; None if the computation cannot.
     """
     place = st.empty()
     row = place.container(horizontal=True, vertical_alignment="center")
     bar = row.progress(0.0)
     row.button("Cancel", key=f"cancel {name}", on_click=cancel)
+    if behind is not None:
+        row.button("Go on in the background", key=f"behind {name}", on_click=behind)
     try:
         with ALL.turn(lambda before: bar.progress(0.0, text=place_in_words(before))):
             yield bar

@@ -108,8 +108,7 @@ def open_result(job: Job) -> None:
     """Offer to open the result of a job on the page that shows it."""
     page, fields = RESULTS.get(job.command[0], ("", None))
     if fields is not None and job.out.is_dir() and st.button("Open the result", key=f"open {job.out}"):
-        session.change(**fields(job.out))
-        st.switch_page(page)
+        session.open_page(page, **fields(job.out))
 
 
 def begin(command: Sequence[str], out: Path, title: str) -> None:

@@ -7,6 +7,9 @@ import pandas as pd
 import session
 import streamlit as st
 from cache import Content, content_of
+from machine.jobs import watch
+from machine.picking import offer
+from machine.starting import new_run
 from texts import plain
 
 import endofm_lab as lab
@@ -15,6 +18,7 @@ from endofm_lab.figures.style import STILL
 from endofm_lab.files import cache_folder
 from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.finetune import finetune
+from endofm_lab.folders.background import list_jobs
 from endofm_lab.reports.comparison import comparison_page
 from endofm_lab.runs.by_class import by_class
 from endofm_lab.runs.compare import Comparison, compare
@@ -150,8 +154,13 @@ st.markdown(
 )
 placeholder = "default: the runs of this app"
 folder_text = st.sidebar.text_input("Folder with runs", placeholder=placeholder, **session.field("runs")).strip()
+offer("runs", "run")
 root = Path(folder_text).expanduser() if folder_text else cache_folder("runs")
+new_run()
 try:
+    for job in list_jobs():
+        if job.command[0] == "finetune":
+            watch(job.out)
     available, chosen = choose_runs(root)
     if not available:
         offer_sample()

@@ -9,6 +9,7 @@ import pandas as pd
 import session
 import streamlit as st
 from cache import content_of
+from machine.picking import offer
 from sections import manifests
 from sections.manifests import Files
 from sheets import show_sheet
@@ -36,6 +37,7 @@ def choose_manifests() -> tuple[tuple[str, ...], bool]:
         return (manifests.sample_set(),), True
     placeholder = "paths of .csv or .parquet files, one per line"
     text = st.sidebar.text_area("Manifests", placeholder=placeholder, **session.field("manifests"))
+    offer("manifests", "manifest")
     return tuple(str(Path(line.strip()).expanduser()) for line in text.splitlines() if line.strip()), False
 
 

@@ -10,6 +10,9 @@ import pandas as pd
 import session
 import streamlit as st
 from cache import Content, content_of
+from machine.jobs import watch
+from machine.picking import offer
+from machine.starting import new_store
 from memory import kept
 from sheets import show_sheet
 from texts import plain
@@ -30,6 +33,7 @@ from endofm_lab.explain.embeddings import EmbeddingStore, load_store
 from endofm_lab.figures.embeddings import scatter
 from endofm_lab.figures.pictures import with_mark
 from endofm_lab.figures.style import CONFIG, UPLOADS
+from endofm_lab.folders.background import job_of
 
 SHOWN = 18  # largest number of pictures shown at a time
 MAPS = ["PCA", "t-SNE", *(["UMAP"] if find_spec("umap") else [])]  # umap-learn is an optional package
@@ -93,11 +97,13 @@ def sheet(store: EmbeddingStore, rows: pd.DataFrame, extra: list[str] | None = N
 st.title("Embeddings")
 placeholder = "a folder made by endofm-lab embed"
 folder = st.sidebar.text_input("Embedding store", placeholder=placeholder, **session.field("store")).strip()
+offer("store", "store")
+new_store()
 if not folder:
-    st.info(
-        "Embed a manifest first: `endofm-lab embed MANIFEST --model demo --out STORE`. "
-        "Then give the folder in the sidebar."
-    )
+    st.info("Embed a manifest first: make a store above. Or give the folder of a store in the sidebar.")
+    st.stop()
+watch(Path(folder).expanduser())
+if job_of(folder) is not None and not store_content(folder).stamp:
     st.stop()
 try:
     content = store_content(folder)

@@ -47,7 +47,7 @@ def show_doors() -> None:
     for title, icon, text, page in DOORS:
         with row.container(border=True, width=300, height="stretch"):
             if st.button(title, key=f"door {page}", icon=icon, type="primary", width="stretch"):
-                st.switch_page(page)
+                session.open_page(page)
             st.markdown(text)
 
 
@@ -89,10 +89,9 @@ def show_recent() -> None:
         row = st.container(horizontal=True, vertical_alignment="center")
         row.markdown(f"{kind} · **{plain(name)}** · {state} · {when(time_s)}", width="stretch")
         if row.button("Open", key=f"open recent {number}", help=f"Open {kind.lower()} {number + 1} of this list"):
-            session.change(**({"view": "Video"} | fields if kind == "Prediction" else fields))
             if kind == "Pre-training":
                 st.session_state["run"] = str(next(p.path for p in places("pre-training") if p.path.name == name))
-            st.switch_page(page)
+            session.open_page(page, **({"view": "Video"} | fields if kind == "Prediction" else fields))
 
 
 def show_glossary() -> None:

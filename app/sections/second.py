@@ -8,6 +8,7 @@ import pandas as pd
 import session
 import streamlit as st
 from cache import Content
+from machine.picking import offer
 from sections.review import SCORE
 from texts import plain
 
@@ -25,6 +26,7 @@ def show_second(
     st.subheader("Second model")
     placeholder = "a name, the folder of a model, or a released checkpoint"
     model = st.text_input("Second model", placeholder=placeholder, **session.field("second_model")).strip()
+    offer("second_model", "model", st.container())
     if not model:
         st.caption("Give a second model to see where the two disagree.")
         return

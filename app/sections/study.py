@@ -7,12 +7,17 @@ import plotly.graph_objects as go
 import session
 import streamlit as st
 from cache import Content, content_of
+from choose import choose_model, choose_video
+from machine.jobs import watch
+from machine.picking import offer
+from machine.starting import new_study
 from sections.review import REPORT_HELP, SCORE, TITLE, show_review
 from texts import plain
 
 import endofm_lab as lab
 from endofm_lab.figures.study import frames_figure, study_timeline
 from endofm_lab.figures.style import STILL
+from endofm_lab.folders.background import job_of
 from endofm_lab.reports.study import calibration, readable, smoothing_words, study_report, summary
 from endofm_lab.study.findings import findings, segments, smoothing_table, top_frames
 from endofm_lab.study.review import REVIEW, read_review, with_decisions
@@ -67,6 +72,7 @@ def show_study() -> None:
     """Show everything that is in the study's report, and the table of findings with the reader's decisions."""
     placeholder = "a folder written by endofm-lab study"
     text = st.sidebar.text_input("Study", placeholder=placeholder, **session.field("study")).strip()
+    offer("study", "study")
     widths = list(range(1, 52, 2))
     width = st.sidebar.select_slider(
         "Smoothing (frames)",
@@ -78,12 +84,19 @@ def show_study() -> None:
     )
     st.sidebar.toggle("Findings in unfamiliar frames", help=UNFAMILIAR_HELP, **session.field("unfamiliar"))
     unfamiliar = session.current().unfamiliar
+    with st.expander("New study", expanded=not text, icon=":material/add:"):
+        left, right = st.columns(2)
+        new_study(choose_video(left), choose_model(right))
     if not text:
         st.info(
-            "Give the folder of a study in the sidebar. `endofm-lab study VIDEO --model MODEL --out FOLDER` writes it."
+            "Start a study above, or give the folder of one in the sidebar. Another way to write one is "
+            "`endofm-lab study VIDEO --model MODEL --out FOLDER`."
         )
         return
     folder = str(Path(text).expanduser())
+    watch(Path(folder))
+    if job_of(folder) is not None and not (Path(folder) / "job.json").is_file():
+        return
     content = study_content(folder)
     study = opened(content)
     show_summary(study)
