@@ -9,8 +9,7 @@ from endofm_lab.folders import background
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.loading.load import save_model
 from endofm_lab.model.video_model import build_frame_model
-from tests.app.addresses import prediction, typed_before
-from tests.app.test_home_page import home, press, texts
+from tests.app.addresses import home, prediction, press, texts, typed_before
 from tests.folders.jobs import lost_job
 
 APP = Path(__file__).resolve().parents[2] / "app"

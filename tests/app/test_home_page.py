@@ -13,7 +13,7 @@ from endofm_lab.model.card import CARD_FILE
 from endofm_lab.pretraining.trainer import MODEL
 from endofm_lab.runs.run import PREDICTIONS
 from endofm_lab.training.loop import LOG
-from tests.app.addresses import typed_before
+from tests.app.addresses import home, press, texts, typed_before
 from tests.folders.jobs import lost_job
 
 APP = Path(__file__).resolve().parents[2] / "app"
@@ -27,23 +27,6 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.delenv("ENDOFM_LAB_PASSWORD", raising=False)
     monkeypatch.syspath_prepend(str(APP))
     return tmp_path / "cache"
-
-
-def home(**address: str) -> AppTest:
-    app = AppTest.from_file(str(APP / "main.py"), default_timeout=250)
-    app.query_params |= address
-    app.run()
-    assert not app.exception, app.exception
-    return app
-
-
-def press(app, label, number=0):
-    [button for button in app.button if button.label == label][number].click().run()
-    assert not app.exception, app.exception
-
-
-def texts(app):
-    return " ".join(element.value for element in (*app.markdown, *app.caption))
 
 
 def test_a_new_machine_has_no_recent_work_and_the_card_of_the_demo_says_what_it_was_trained_on(cache):

@@ -218,4 +218,4 @@ def test_a_folder_without_a_readable_study_gives_a_red_box(copied, opened, spoil
 
 
 def test_without_a_folder_the_page_says_how_to_make_a_study(opened):
-    assert "endofm-lab study" in opened("").info[0].value
+    assert "endofm-lab study" in opened("").info[-1].value
