@@ -44,6 +44,8 @@ def served_app(cache: Path, log: Path | None = None):
                 break
         except OSError:  # not there yet, or too busy to answer in time
             time.sleep(0.3)
-    yield url
-    server.terminate()
-    server.wait(timeout=20)
+    try:
+        yield url
+    finally:  # also when the generator is closed
+        server.terminate()
+        server.wait(timeout=20)
