@@ -88,7 +88,8 @@ class TaskEntry(Brief):
             return False
         if method.method == TEMPORAL:
             return self.over_time
-        return method.method in self.task.methods and not self.several_labels
+        has_head = method.settings.get("head", "light") in ("light", *self.task.forms)
+        return method.method in self.task.methods and has_head and not self.several_labels
 
 
 @dataclass(frozen=True, repr=False)
@@ -193,7 +194,7 @@ class _Reader:
     ) -> BenchmarkConfig:
         self.keys(facts, "the file", _TOP, {"tasks", "methods"} if objects else {"encoders", "tasks", "methods"})
         training = facts.get("training") or {}
-        self.settings(training, "training", _TRAINING, FinetuneConfig)
+        self.settings(training, "training")
         methods = self.methods(facts["methods"], training)
         names = [method.name for method in methods]
         encoders = []
@@ -307,17 +308,21 @@ class _Reader:
                 raise self.fail(place, str(error)) from error
         else:
             settings = {**training, **settings} if method not in ("linear probe", "knn") else settings
-            self.settings(settings, place, _TRAINING, FinetuneConfig)
+            self.settings(settings, place, method)
         return MethodEntry(name, method, settings)
 
-    def settings(self, value: Any, place: str, allowed: set[str], kind: type) -> None:
-        """Check settings of a dataclass by their types, and by its own rules."""
-        self.keys(value, place, allowed, ())
-        self.kinds(value, place, get_type_hints(kind))
-        try:
-            FinetuneConfig("manifest.csv", "run", **plain_settings(value))
-        except UserError as error:
-            raise self.fail(place, str(error)) from error
+    def settings(self, value: Any, place: str, method: Any = "full") -> None:
+        """Check settings of fine-tuning by their types and by its rules."""
+        self.keys(value, place, _TRAINING, ())
+        self.kinds(value, place, get_type_hints(FinetuneConfig))
+        error: UserError | None = None
+        for task in TASKS.values():  # the head of a method may be for one of them only
+            try:
+                FinetuneConfig("manifest.csv", "run", task=task.name, method=method, **plain_settings(value))
+                return
+            except UserError as reason:
+                error = error or reason
+        raise self.fail(place, str(error)) from error
 
     def budget(self, value: Any) -> str:
         try:

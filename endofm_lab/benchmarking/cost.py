@@ -1,5 +1,6 @@
 """The cost of a benchmark's parts: seconds, peak memory and parameters."""
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -9,11 +10,10 @@ from typing import Any
 
 import psutil
 import torch
-from safetensors import safe_open
 
 from endofm_lab.files import read_json, write_json
-from endofm_lab.model.adapters import is_adapter
-from endofm_lab.model.card import WEIGHTS_FILE
+from endofm_lab.runs.run import Run
+from endofm_lab.temporal.model import CARD, load_temporal
 
 COSTS = "costs.json"
 _PERIOD_S = 0.05
@@ -93,21 +93,12 @@ class _Peak:
             self._look()
 
 
-def trained_parameters(run: Path, seed: int, method: str) -> int:
-    """The number of values that a run has learned: all, the head's and the adapters', or those of a model of time.
+def trained_parameters(run: Run, folder: Path) -> int | None:
+    """The number of values that a run has learned: as the run says it, or those of its model of time; None if neither.
 
-    Nearest neighbours, which save no model, learn none.
+    Nearest neighbours learn none.
     """
-    path = run / f"seed-{seed}" / "model" / WEIGHTS_FILE
-    if not path.is_file():
-        return 0
-    total = 0
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118  (it is no mapping)
-            frozen = method not in ("full", "temporal") and name.startswith("backbone.") and not is_adapter(name)
-            if not frozen:
-                size = 1
-                for side in file.get_slice(name).get_shape():
-                    size *= side
-                total += size
-    return total
+    if trained := re.match(r"([\d,]+) of ", str(run.provenance.get("trained", ""))):
+        return int(trained[1].replace(",", ""))
+    model = folder / f"seed-{run.seeds[0]}" / "model"
+    return sum(p.numel() for p in load_temporal(model).parameters()) if (model / CARD).is_file() else None

@@ -3,24 +3,36 @@
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
-from endofm_lab.benchmarking.config import TEMPORAL, BenchmarkConfig, EncoderEntry, MethodEntry, TaskEntry, described
+from endofm_lab.benchmarking.config import (
+    TEMPORAL,
+    BenchmarkConfig,
+    EncoderEntry,
+    MethodEntry,
+    TaskEntry,
+    described,
+    plain_settings,
+    temporal_parts,
+)
 from endofm_lab.brief import Brief
 from endofm_lab.data.audit.audit import audit
 from endofm_lab.data.manifest import Manifest, join_manifests
 from endofm_lab.errors import ManifestError, UserError
 from endofm_lab.explain.instants import KEPT
-from endofm_lab.finetuning.config import PROBES
+from endofm_lab.finetuning.config import PROBES, FinetuneConfig
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.model.loading.load import without_heads
 from endofm_lab.model.video_model import VideoModel
 from endofm_lab.model.weight_files import state_fingerprint
+from endofm_lab.outside import name_of
 from endofm_lab.tasks.budgets import ALL, head_within, within_budget
 from endofm_lab.tasks.classification import Classification
 from endofm_lab.tasks.examples import SPLITS, read_split, refuse_shared_units, units_of
 from endofm_lab.tasks.labels import class_head
+from endofm_lab.temporal.config import TemporalConfig
 
 RUNS, FEATURES, DEGRADED, ADDED = "runs", "features", "degraded", "added"
 
@@ -112,11 +124,47 @@ class Plan(Brief):
                 _refuse_lacking(encoder, [cell for cell in cells if cell.encoder is encoder])
             except UserError as error:
                 raise UserError(f"Encoder {encoder.name}: {error}") from error
+        plan = cls(config, cells, tasks, request)
+        for cell in cells:
+            try:
+                plan.settings(cell, Path("run"))
+            except UserError as error:
+                raise UserError(f"Method {cell.method.name} for {cell.task.name}: {error}") from error
         for name, facts in tasks.items():
             task = next(entry.task for entry in config.tasks if entry.name == name)
             request["task"][name]["manifest_fingerprint"] = facts.manifest.fingerprint
             request["task"][name]["files"] = facts.manifest.contents("video", *task.files)
-        return cls(config, cells, tasks, request)
+        return plan
+
+    def settings(
+        self, cell: Cell, out: Path, features: Path | None = None, device: str = "auto", workers: int = 0
+    ) -> FinetuneConfig | TemporalConfig:
+        """The configuration of a cell's run.
+
+        Raises:
+            UserError: the settings of its method do not suit its task.
+        """
+        entry, method = cell.task, cell.method
+        common: dict[str, Any] = {
+            "manifest": entry.manifest,
+            "out": out,
+            "seeds": self.config.seeds[:1] if cell.is_deterministic else self.config.seeds,
+            "split_name": entry.split_name,
+            "shared_patients": entry.shared_patients,
+            "budget": cell.budget,
+        }
+        if method.method == TEMPORAL:
+            _, network, inputs, settings = temporal_parts(method.settings)
+            label: dict[str, Any] = {"label": getattr(entry.task, "label", "label")}
+            common |= {**label, "several_labels": entry.several_labels, "features": features or Path()}
+            return TemporalConfig(**common, network=network, inputs=inputs, **settings)
+        options: dict[str, Any] = {}
+        if name_of(type(entry.task)) is None:
+            names = {field.name for field in fields(FinetuneConfig)} - ({"loss"} if cell.is_probe else set())
+            options = {f.name: getattr(entry.task, f.name) for f in fields(entry.task) if f.name in names}
+            options["task"] = entry.task.name
+        options |= {**plain_settings(method.settings), "method": method.method}
+        return FinetuneConfig(**common, **options, features=features, device=device, workers=workers)
 
 
 def _cells(config: BenchmarkConfig) -> Iterator[Cell]:

@@ -5,12 +5,11 @@ The folder of a benchmark holds ``runs/<task>/<budget>/<encoder>-<method>/``, or
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from endofm_lab.benchmarking.added import RESULT, add_folders, added_rows
-from endofm_lab.benchmarking.config import TEMPORAL, plain_settings, read_benchmark, temporal_parts
+from endofm_lab.benchmarking.config import TEMPORAL, read_benchmark, temporal_parts
 from endofm_lab.benchmarking.cost import Costs, trained_parameters
 from endofm_lab.benchmarking.page import sections
 from endofm_lab.benchmarking.plan import (
@@ -31,7 +30,6 @@ from endofm_lab.benchmarking.table import Row, flat_table, table_of
 from endofm_lab.explain.embeddings import STORE, embedding_steps
 from endofm_lab.explain.instants import instants_of, spread_rows
 from endofm_lab.files import atomic_path, formulas_as_text, read_json, write_json
-from endofm_lab.finetuning.config import FinetuneConfig
 from endofm_lab.finetuning.finetune import finetune
 from endofm_lab.folders.provenance import provenance
 from endofm_lab.folders.run_folder import claim, unseal
@@ -171,39 +169,12 @@ class _Job:
 
     def training(self, cell: Cell, model: VideoModel, features: Path | None) -> Iterator[Record]:
         """The run of a cell by `finetune` or `fit_temporal`."""
-        config, entry = self.plan.config, cell.task
-        common: dict[str, Any] = {
-            "manifest": entry.manifest,
-            "out": self.folder(cell),
-            "seeds": config.seeds[:1] if cell.is_deterministic else config.seeds,
-            "split_name": entry.split_name,
-            "shared_patients": entry.shared_patients,
-            "budget": cell.budget,
-        }
-        if cell.method.method == TEMPORAL:
-            assert features is not None
-            _, network, inputs, others = temporal_parts(cell.method.settings)
-            over_time: dict[str, Any] = {
-                "label": getattr(entry.task, "label", "label"),
-                "several_labels": entry.several_labels,
-            }
-            yield from fit_temporal(
-                TemporalConfig(**common, features=features, network=network, inputs=inputs, **over_time, **others)
-            )
-            return
-        names = {field.name for field in fields(FinetuneConfig)}
-        is_own = name_of(type(entry.task)) is not None
-        options = {f.name: getattr(entry.task, f.name) for f in fields(entry.task) if f.name in names}
-        settings = FinetuneConfig(
-            **common,
-            method=cell.method.method,  # type: ignore[arg-type]
-            features=features,
-            device=self.device,
-            workers=self.workers,
-            **({} if is_own else {"task": entry.task.name, **options}),
-            **plain_settings(cell.method.settings),
-        )
-        yield from finetune(settings, task=entry.task if is_own else None, start=model)
+        settings = self.plan.settings(cell, self.folder(cell), features, self.device, self.workers)
+        if isinstance(settings, TemporalConfig):
+            yield from fit_temporal(settings)
+        else:
+            own_task = cell.task.task if name_of(type(cell.task.task)) else None
+            yield from finetune(settings, task=own_task, start=model)
 
     def degraded(self) -> Iterator[Record]:
         """Test the models of the largest budget under each degradation."""
@@ -230,7 +201,7 @@ class _Job:
             store = self.costs.parts.get(cell.key, {}).get("features", "")
             facts = {
                 "parameters": self.costs.parts.get(f"encoders/{cell.encoder.name}", {}).get("parameters"),
-                "trained": trained_parameters(folder, run.seeds[0], cell.method.method),
+                "trained": trained_parameters(run, folder),
                 **cost,
                 "features_s": self.costs.of(store)["seconds"] if store else None,
                 "training_units": self.plan.tasks[cell.task.name].training[cell.budget]["units"],

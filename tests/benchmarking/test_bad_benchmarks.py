@@ -4,6 +4,7 @@ import pytest
 
 import endofm_lab as lab
 from endofm_lab.benchmarking.config import BenchmarkError, read_benchmark
+from endofm_lab.benchmarking.plan import Plan
 from endofm_lab.cli.main import main
 from endofm_lab.data.manifest import absolute_paths, read_manifest, write_manifest
 from endofm_lab.errors import UserError
@@ -134,3 +135,19 @@ def test_the_command_answers_mistakes_with_exit_code_2(tmp_path, capsys):
     (tmp_path / "b.yaml").write_text("encoders: {demo: demo}\ntasks: {a: m.csv}\nmethods: [knn]\n")
     assert main(["benchmark", str(tmp_path / "b.yaml"), "--out", str(tmp_path / "out")]) == 2
     assert "Error: Task a: " in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_settings_are_held_against_the_method_and_the_task_before_anything_is_computed(phantom, tmp_path):
+    facts = {**GOOD, "tasks": {"f": {"manifest": str(phantom)}}}
+    with pytest.raises(BenchmarkError, match=r"methods\.a: rank is 4 and alpha 16\.0, but full has none"):
+        read_benchmark({**facts, "methods": {"a": {"method": "full", "rank": 4}}})
+    config = read_benchmark({**facts, "methods": {"a": {"method": "LoRA", "rank": 4}}})
+    assert config.methods[0].settings == {"rank": 4}
+    with pytest.raises(BenchmarkError, match=r"methods\.a: 'full' answers none of the tasks"):
+        read_benchmark({**facts, "methods": {"a": {"method": "full", "head": "iou"}}})
+    probes = {**facts, "tasks": {"f": {"manifest": str(phantom), "loss": "focal"}}, "methods": ["knn", "frozen"]}
+    plan = Plan.of(read_benchmark(probes))
+    assert [plan.settings(cell, tmp_path).loss for cell in plan.cells] == ["cross-entropy", "focal"]
+    bad = {"a": {"method": "frozen", "augmentation": "none", "head": "stft"}}
+    boxes = {"b": {"manifest": str(phantom), "task": "detection"}}
+    assert read_benchmark({**facts, "tasks": boxes, "methods": bad}).methods[0].settings["head"] == "stft"
