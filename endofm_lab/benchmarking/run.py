@@ -92,8 +92,9 @@ def benchmark(
         yield from job.cells()
         yield from job.degraded()
         if add or not (out / RESULT).is_file():
+            rows = job.rows(add)
             unseal(out, out)
-            job.write(add)
+            job.write(rows)
         yield {"result": job.result()}
 
 
@@ -192,7 +193,17 @@ class _Job:
                 tested_degraded(folder, task, facts.manifest, within, fault, out, self.device, self.allowed)
                 yield {"degraded": f"{cell.key}/{fault}"}
 
-    def rows(self) -> list[Row]:
+    def rows(self, add: Sequence[str | Path]) -> list[Row]:
+        """The rows of the table, task by task: those of this benchmark, those that were added before, and new ones."""
+        rows = self.own_rows()
+        tests: dict[str, dict[str, Run]] = {}
+        for row in rows:
+            tests.setdefault(row.task, {}).setdefault(row.budget, row.run)
+        add_folders(add, self.out, tests, self.allowed)
+        order = {name: number for number, name in enumerate(tests)}
+        return sorted([*rows, *added_rows(self.out, tests, self.allowed)], key=lambda row: order[row.task])
+
+    def own_rows(self) -> list[Row]:
         """The rows of the table that are runs of this benchmark."""
         rows = []
         for cell in self.plan.cells:
@@ -212,15 +223,8 @@ class _Job:
             rows.append(Row(cell.task.name, cell.budget, cell.encoder.name, cell.method.name, "", run, facts, degraded))
         return rows
 
-    def write(self, add: Sequence[str | Path]) -> None:
+    def write(self, rows: Sequence[Row]) -> None:
         """Write ``benchmark.json``, ``benchmark.csv`` and ``benchmark.html``."""
-        rows = self.rows()
-        tests: dict[str, dict[str, Run]] = {}
-        for row in rows:
-            tests.setdefault(row.task, {}).setdefault(row.budget, row.run)
-        add_folders(add, self.out, tests, self.allowed)
-        order = {name: number for number, name in enumerate(tests)}
-        rows = sorted([*rows, *added_rows(self.out, tests, self.allowed)], key=lambda row: order[row.task])
         table, reasons = table_of(rows)
         facts = plan_facts(self.plan)["tasks"]
         encoders = {e.name: self.costs.parts.get(f"encoders/{e.name}", {}) for e in self.plan.config.encoders}

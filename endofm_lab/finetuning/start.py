@@ -156,9 +156,10 @@ class Start:
         """Read the source into a fresh encoder."""
         if checkpoint is not None:
             record = initialise(backbone, checkpoint, part)
-            origin = HANDED_OVER if checkpoint.card is None else checkpoint.card.initialisation
-            if origin["words"] != HANDED_OVER["words"]:
-                record["words"] = f"{record['words'].rstrip('.')}; which was initialised so: {origin['words']}"
+            card = checkpoint.card
+            if card is not None and not card.data and card.initialisation["words"] != HANDED_OVER["words"]:
+                origin = card.initialisation["words"]  # of weights that were not trained since
+                record["words"] = f"{record['words'].rstrip('.')}; the origin of {card.name}: {origin}"
             return record
         if self._image_model is None:
             return initialise(backbone, self.source, part)

@@ -63,6 +63,10 @@ def test_a_benchmark_leaves_a_run_per_cell_and_one_table(finished, phantom):
     assert len(table) == 12 and {"encoder", "budget", "value", "low", "rank", "seconds", "darkness value"} <= set(table)
     row = next(row for row in result["rows"] if row["folder"] == "runs/findings/all/first-linear-probe")
     run = read_run(out / row["folder"])
+    assert run.initialisation.endswith(
+        "; the origin of first: Random: every tensor as it was built, nothing was read from a file."
+    )
+    assert "not taken" not in run.initialisation
     assert row["value"] == run.samples(n=1).values["f1"] and row["rank"] is None and row["low"] is None
     assert row["seconds"] > 0 and row["peak_mb"] > 100 and row["features_s"] > 0 and row["trained"] == 33 * 4
     assert row["parameters"] == sum(p.numel() for p in lively("micro", image_px=32, frames=2).parameters())
@@ -159,7 +163,7 @@ def test_added_rows_with_other_test_rows_or_damage_are_refused(finished, file, p
     def refused(folder, match):
         with pytest.raises(UserError, match=match):
             list(lab.benchmark(file, out, encoders={"second": second}, add=[folder]))
-        assert not (out / "added").exists()
+        assert not (out / "added").exists() and check_folder(out).whole and (out / "hashes.json").is_file()
 
     write_manifest(table[(table["split"] != "test") | (table["label"] != "ulcer")], tmp_path / "fewer.csv")
     list(finetune(FinetuneConfig(tmp_path / "fewer.csv", tmp_path / "fewer", method="knn", clips=1), start=second))

@@ -52,7 +52,7 @@ def encoders(phantom, folder):
     }
     weights = Path(os.environ.get("ENDOFM_LAB_WEIGHTS", "")) / VIT
     if weights.is_file():
-        entries["vit-s"] = f"{{start: {weights}, image_px: 56, n_frames: 2}}"
+        entries["vit-s"] = f"{{start: {weights}, image_px: 28, n_frames: 2}}"
     return "".join(f"  {name}: {value}\n" for name, value in entries.items())
 
 
