@@ -187,7 +187,7 @@ def write_address(session: Session) -> None:
 
 
 def open_page(page: str, **values: Any) -> NoReturn:
-    """Go on to another page with changed fields; one step back in the browser leads to the page left."""
+    """Go on to another page with changed fields, which the address of that page shows at once."""
     change(**values)
     st.switch_page(page, query_params=address_of(current()))
 

@@ -47,7 +47,7 @@ def test_a_door_leads_to_a_video_and_home_lists_it_afterwards(page, home_url):
     settled(page)
     page.get_by_role("button", name="Open").first.click()
     page.wait_for_selector("text=/frame \\d+ of/", timeout=200_000)
-    page.go_back()
+    go(page, "Home")
     page.get_by_text("Recent work on this machine").wait_for(timeout=120_000)
 
 
