@@ -9,6 +9,7 @@ import session
 import streamlit as st
 from cache import Content
 from choose import choose_model, choose_video
+from guide.glossary import meaning
 from memory import kept
 from texts import plain
 from turns import heavy, soon
@@ -243,7 +244,7 @@ def show_two(key: Key, name: str, maps: AttentionMaps, clip, generated: bool) ->
     st.dataframe(pd.concat(tables, axis=1, keys=["first", "second"]))
 
 
-st.title("Attention")
+st.title("Attention", help=meaning("Attention", "CLS", "Rollout", "Relevance", "Trust"))
 video, chosen, start_s = choose_clip()
 if video is None:
     st.info("Choose a video in the sidebar, or come here from a clip on the page Prediction.")

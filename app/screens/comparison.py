@@ -7,6 +7,7 @@ import pandas as pd
 import session
 import streamlit as st
 from cache import Content, content_of
+from guide.glossary import meaning
 from machine.jobs import watch
 from machine.picking import offer
 from machine.starting import new_run
@@ -146,7 +147,7 @@ def offer_sample() -> None:
         st.rerun()
 
 
-st.title("Comparison")
+st.title("Comparison", help=meaning("Run", "Interval", "AUC", "Dice", "AP50"))
 st.markdown(
     "Finished runs side by side: **metrics with intervals over patients** (over recordings if patients are unknown), "
     "and a paired test. Runs are ranked only if they were tested on the same items by the same protocol, with enough "

@@ -9,6 +9,7 @@ import pandas as pd
 import session
 import streamlit as st
 from cache import content_of
+from guide.glossary import meaning
 from machine.picking import offer
 from sections import manifests
 from sections.manifests import Files
@@ -211,7 +212,7 @@ def picture_of(path: str, start_s: float):
     return manifests.picture(cache.video_content(path), start_s)
 
 
-st.title("Data")
+st.title("Data", help=meaning("Manifest", "Split", "Generated"))
 view = st.segmented_control(
     "View", session.VIEWS["data_view"], label_visibility="collapsed", required=True, **session.field("data_view")
 )

@@ -10,6 +10,7 @@ import pandas as pd
 import session
 import streamlit as st
 from cache import Content, content_of
+from guide.glossary import meaning
 from machine.jobs import watch
 from machine.picking import offer
 from machine.starting import new_store
@@ -94,7 +95,7 @@ def sheet(store: EmbeddingStore, rows: pd.DataFrame, extra: list[str] | None = N
     show_sheet([picture(store, row) for _, row in rows.iterrows()], titles)
 
 
-st.title("Embeddings")
+st.title("Embeddings", help=meaning("Embedding", "Store"))
 placeholder = "a folder made by endofm-lab embed"
 folder = st.sidebar.text_input("Embedding store", placeholder=placeholder, **session.field("store")).strip()
 offer("store", "store")

@@ -11,6 +11,7 @@ import streamlit as st
 from cache import Content
 from choose import choose_model, choose_video
 from components.viewer import viewer
+from guide.glossary import meaning
 from machine.places import remember_video
 from sections.findings import choose_thresholds, show_findings, show_report
 from sections.second import show_second
@@ -207,7 +208,7 @@ def show_provenance(prediction: VideoPrediction) -> None:
         )
 
 
-st.title("Prediction")
+st.title("Prediction", help=meaning("Finding", "Calibration", "Familiarity", "Threshold"))
 view = st.segmented_control(
     "View", session.VIEWS["view"], label_visibility="collapsed", required=True, **session.field("view")
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import errors
 import streamlit as st
+from guide.glossary import meaning
 from texts import plain
 from turns import place_in_words
 
@@ -165,7 +166,7 @@ def show_run(run: Path) -> None:
         st.download_button("Report", (run / "report.html").read_bytes(), f"{run.name}.html", "text/html")
 
 
-st.title("Training")
+st.title("Training", help=meaning("Pre-training", "Probe"))
 st.markdown(
     "A small network learns from video **without labels**. The run continues in its own process when you close this "
     "page. This page is for teaching; start large runs on the command line (`endofm-lab pretrain --help`)."

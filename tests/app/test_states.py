@@ -61,3 +61,12 @@ def test_a_path_that_does_not_exist_is_answered_by_a_sentence(opened, page, path
     app = opened(page, address | {field: typed_before(path)})
     assert not app.exception and len(app.error) == 1
     assert "\n" not in app.error[0].value and not app.get("progress")
+
+
+@pytest.mark.parametrize(
+    ("page", "term"),
+    [("prediction", "Familiarity"), ("attention", "Rollout"), ("embeddings", "Store"), ("comparison", "Interval")],
+)
+def test_the_title_of_a_page_explains_the_terms_that_stand_there(opened, page, term):
+    app = opened(page, EMPTY[page][0])
+    assert f"**{term}**:" in app.title[0].proto.help
