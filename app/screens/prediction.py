@@ -25,7 +25,9 @@ from endofm_lab.files import formulas_as_text
 from endofm_lab.metrics.smoothing import hmm_filter, hmm_smooth, stay_transition
 from endofm_lab.model.card import HeadSpec
 from endofm_lab.prediction import VideoPrediction
+from endofm_lab.reports.study import readable
 from endofm_lab.study.stretches import Thresholds, video_findings
+from endofm_lab.study.tracks import track_table, tracked
 from endofm_lab.tasks.phases import Phases
 from endofm_lab.video.reader import VideoInfo
 
@@ -186,6 +188,16 @@ def show_phases(prediction: VideoPrediction) -> None:
     )
 
 
+def show_tracks(prediction: VideoPrediction, thresholds: Thresholds) -> None:
+    """Show one row per finding that was followed through the video by its boxes, if there is one."""
+    boxes = tracked(prediction, thresholds.box)
+    if not session.current().unfamiliar:
+        boxes = boxes[~boxes["frame"].isin(prediction.frames[prediction.unfamiliar_frames()])]
+    if len(boxes):
+        st.dataframe(readable(track_table(boxes)), hide_index=True, key="tracks")
+        st.caption("Tracks: boxes that follow each other through the video; gaps of up to a second are bridged.")
+
+
 def show_provenance(prediction: VideoPrediction) -> None:
     """Show where the video, the model and the numbers come from."""
     provenance = prediction.provenance
@@ -280,6 +292,7 @@ try:
         st.caption(
             "Masks and boxes of every frame that the model saw. Click a marker to move the viewer to that frame."
         )
+        show_tracks(prediction, thresholds)
     show_second(video, calibrated, thresholds, time_s, move_to)
     show_provenance(prediction)
 except errors.SHOWN as error:

@@ -28,6 +28,7 @@ from endofm_lab.reports.study import write_study_report
 from endofm_lab.reports.video import write_video_report
 from endofm_lab.study.findings import findings
 from endofm_lab.study.study import DUPLICATE, UNREADABLE, run_study
+from endofm_lab.study.tracks import track_table, tracked
 from endofm_lab.temporal.config import TemporalConfig
 from endofm_lab.temporal.fit import fit_temporal
 from endofm_lab.temporal.predict import predict_temporal
@@ -85,6 +86,7 @@ def predict(
                 "familiarity": summary_of(prediction.distance, len(prediction.times_s)),
                 "quality": fault_counts(prediction.quality),
                 "clips": prediction.table().to_dict("records"),
+                "tracks": track_table(tracked(prediction)).to_dict("records"),
             }
         )
         if report is not None and card is not None:

@@ -30,6 +30,8 @@ def test_the_first_page_shows_a_generated_sample_with_its_scores(app):
     tables = [table.value for table in app.dataframe]
     assert [table.columns.tolist() for table in tables[:2]] == [["class", "score"]] * 2
     assert tables[2]["finding"].tolist() == ["bleeding", "polyp"] and set(tables[2]["decision"]) == {"open"}
+    tracks = next(table for table in tables if "track" in table)
+    assert tracks["track"].tolist()[:1] == [1] and (tracks["score"] >= 0.5).all() and "bridged" in captions(app)
     assert "For research only" in captions(app)
 
 
