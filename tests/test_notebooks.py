@@ -121,6 +121,13 @@ MUTATIONS = [
         "    return 1.0\n",
         "assert loss_of(80, calibrated) < loss_of(2000, calibrated)",
     ),
+    Mutation(
+        "13",
+        "strange pictures that are ordinary ones",
+        "others = [strange(frame, number) for number, frame in enumerate(frames)]",
+        "others = [drawn(72_000 + number)[0] for number, frame in enumerate(frames)]",
+        "assert auc >= 0.95",
+    ),
 ]
 
 
