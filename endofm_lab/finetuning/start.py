@@ -16,6 +16,7 @@ from endofm_lab.model.loading.initialisation import BackbonePart
 from endofm_lab.model.loading.load import initialise, load_state
 from endofm_lab.model.loading.locate import locate
 from endofm_lab.model.loading.released import NETWORKS, card_of
+from endofm_lab.model.others.torchvision_video import ARCHITECTURES, TORCHVISION, TorchvisionConfig, TorchvisionVideo
 from endofm_lab.model.paper.hybrid import HybridTransformer
 from endofm_lab.model.transformer import PRESETS, BackboneConfig, VideoTransformer
 from endofm_lab.model.video_model import VideoModel, build_head, encoder_of
@@ -37,7 +38,8 @@ class Start:
         source: "scratch", or weights as `load_model` takes them: a file, a model folder, "demo", a hub id, an image
             model of timm (``timm:eva02_base_patch14_224.mim_in22k``). Other image weights (DINO, DINOv2, timm's ViTs)
             give the spatial part of a video transformer; the temporal part then has no effect at first.
-        size: backbone preset, or ``timm:NAME`` for an image model of timm, frame by frame. "scratch" needs one; a file
+        size: backbone preset, ``timm:NAME`` for an image model of timm, frame by frame, or ``torchvision:NAME`` for a
+            video model of torchvision with random weights (its files are sources). "scratch" needs one; a file
             of timm's weights may have ``timm:NAME`` to become that image model; other sources have their own.
         image_px: side of the pictures; None for that of the source or preset.
         n_frames: frames per clip; None for those of the source, 8 for images, the preset's for scratch, and 1 for image
@@ -125,9 +127,16 @@ class Start:
             config = frame_config(name, self.image_px)
             return FrameBackbone, config, frame_input(config), ClipSpec(n_frames=1, stride=1)
         if self.source == "scratch":
+            if (self.size or "").startswith(TORCHVISION):
+                video = TorchvisionConfig(
+                    str(self.size).removeprefix(TORCHVISION), self.image_px or 0, self.n_frames or 0
+                )
+                spec = replace(ARCHITECTURES[video.architecture].input, size_px=video.image_px)
+                return TorchvisionVideo, video, spec, ClipSpec(n_frames=video.frames, stride=2)
             if self.size not in PRESETS:
                 raise UserError(
-                    f"The size is {self.size!r}; for a start from scratch, choose {', '.join(PRESETS)}, or timm:NAME."
+                    f"The size is {self.size!r}; for a start from scratch, choose {', '.join(PRESETS)}, timm:NAME or "
+                    "torchvision:NAME."
                 )
             preset = PRESETS[self.size]
             if self.n_frames == 1:

@@ -18,13 +18,15 @@ from endofm_lab.model.encoder import Encoder, VideoTokens, watching
 from endofm_lab.model.frame import FrameBackbone
 from endofm_lab.model.head import Head
 from endofm_lab.model.others.hugging_face import HuggingFaceVideo
+from endofm_lab.model.others.torchvision_video import TorchvisionVideo
 from endofm_lab.model.paper.hybrid import HybridTransformer
 from endofm_lab.model.transformer import VideoTransformer
 from endofm_lab.outside import Allowed, class_named, name_of
 
 # The kinds of encoder that a card may name without permission of the reader; see `endofm_lab.outside` for others.
 ENCODERS: dict[str, type[Encoder]] = {
-    encoder.kind: encoder for encoder in (VideoTransformer, HybridTransformer, FrameBackbone, HuggingFaceVideo)
+    encoder.kind: encoder
+    for encoder in (VideoTransformer, HybridTransformer, FrameBackbone, HuggingFaceVideo, TorchvisionVideo)
 }
 CLASS = "class"  # in a card's description of the backbone: the importable name of a class from outside the library
 

@@ -12,6 +12,7 @@
 | image          | DINO, DINOv2, MAE, timm's ViTs                | tensors, also in `model` or `state_dict`       |
 | own            | a model folder of ours                        | `model.safetensors` beside `card.json`         |
 | transformers   | VideoMAE, V-JEPA 2, TimeSformer, ViViT        | `model.safetensors` beside `config.json`       |
+| torchvision    | MViT v2, Video Swin, 3-D ResNets              | tensors                                        |
 
 The backbone is found by the tensor ``patch_embed.proj.weight`` (in the segmenter: ``transformer.encoder.cls_token``):
 the text before that name is its prefix.
@@ -33,6 +34,7 @@ from endofm_lab.files import sha256_of
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE, ModelCard, read_card
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.loading.seal import is_sealed
+from endofm_lab.model.others import torchvision_video
 from endofm_lab.model.others.hugging_face import HuggingFaceVideo
 from endofm_lab.model.others.hugging_face_config import FAMILIES
 from endofm_lab.model.others.hugging_face_folder import is_folder_of_transformers, model_type, read_folder
@@ -51,11 +53,13 @@ LAYOUTS = {
     "image": "image transformer (DINO, DINOv2, MAE, timm)",
     "own": "model folder of endofm_lab",
     "transformers": "video model of Hugging Face transformers",
+    "torchvision": "video model of torchvision",
     "memory": "model of endofm_lab in memory",
 }
 
 LONGEST_NAME = 250  # letters of a tensor's name
 
+OF_OTHERS = ("transformers", "torchvision")  # encoders of other libraries, whose tensors are no whole model of ours
 _WRAPPERS = ("module", "_orig_mod", "model")  # DataParallel, torch.compile, TimeSformer
 _CONTAINERS = ("model_state", "state_dict", "model")  # where other trainers keep the tensors
 _BACKBONE = re.compile(r"(cls_token|pos_embed|time_embed|mask_token|patch_embed\.proj\.\w+|blocks\.\d+\..+|norm\.\w+)$")
@@ -136,6 +140,8 @@ def load_state(path: str | Path) -> Checkpoint:
             f"{path} has a tensor whose name has {len(long[0]):,} letters ({long[0][:40]}...); names have at most "
             f"{LONGEST_NAME}. The file is damaged, or no network."
         )
+    if card is None and (name := torchvision_video.architecture_of(tensors)) is not None:
+        return _of_torchvision(path, name, tensors)
     layout = "own" if card else _layout(content, tensors)
     names = _backbone_names(tensors, layout, path)
     checkpoint = Checkpoint(
@@ -161,30 +167,50 @@ def load_state(path: str | Path) -> Checkpoint:
 def _of_transformers(folder: Path) -> Checkpoint:
     """The video encoder in a folder of `transformers`, with a card that says what its files say."""
     content = read_folder(folder)
+    config, words = content.config, content.config.family.words
     card = ModelCard(
         name=content.name,
-        backbone=HuggingFaceVideo.describe(content.config),
+        backbone=HuggingFaceVideo.describe(config),
         input=content.input,
-        clip=ClipSpec(n_frames=content.config.frames, stride=2),
-        heads={},
-        initialisation={"words": ""},
-        data={
-            "description": f"{content.config.family.words}, {LAYOUTS['transformers']}; the folder does not say on "
-            f"which data. Its mean and std are {content.normalisation}."
-        },
+        clip=ClipSpec(n_frames=config.frames, stride=2),
+        data={"description": f"{words}. Its mean and std are {content.normalisation}."},
     )
+    return _of_others(folder / WEIGHTS_FILE, "transformers", card, content.encoder, content.rest, content.normalisation)
+
+
+def _of_torchvision(path: Path, name: str, tensors: dict[str, Tensor]) -> Checkpoint:
+    """The video encoder in a file of torchvision, with a card that says what its architecture says."""
+    config, known = torchvision_video.TorchvisionConfig(name), torchvision_video.ARCHITECTURES[name]
+    classifier, normalisation = f"{known.classifier}.", f"those of the published weights of {name}"
+    card = ModelCard(
+        name=path.stem,
+        backbone=torchvision_video.TorchvisionVideo.describe(config),
+        input=replace(known.input, size_px=config.image_px),
+        clip=ClipSpec(n_frames=config.frames, stride=2),
+        data={"description": f"{name}. Its mean and std are {normalisation}."},
+    )
+    encoder = {f"net.{key}": tensor for key, tensor in tensors.items() if not key.startswith(classifier)}
+    rest = {key: tensor for key, tensor in tensors.items() if key.startswith(classifier)}
+    return _of_others(path, "torchvision", card, encoder, rest, normalisation)
+
+
+def _of_others(
+    path: Path, layout: str, card: ModelCard, encoder: dict[str, Tensor], rest: dict[str, Tensor], normalisation: str
+) -> Checkpoint:
+    """The encoder of another library as a checkpoint."""
+    words = f"{LAYOUTS[layout]}; the file does not say on which data it was trained: {card.data['description']}"
     return Checkpoint(
-        path=folder / WEIGHTS_FILE,
-        layout="transformers",
+        path=path,
+        layout=layout,
         network="model",
         networks=("model",),
-        backbone=content.encoder,
-        rest=content.rest,
-        tensors=content.encoder | content.rest,
+        backbone=encoder,
+        rest=rest,
+        tensors=encoder | rest,
         ignored=(),
         settings={},
-        card=card,
-        normalisation=content.normalisation,
+        card=replace(card, data={"description": words}, initialisation={"words": ""}),
+        normalisation=normalisation,
     )
 
 

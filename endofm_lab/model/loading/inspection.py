@@ -10,7 +10,7 @@ from torch import nn
 from endofm_lab.brief import Brief
 from endofm_lab.errors import UserError
 from endofm_lab.model.card import collapse
-from endofm_lab.model.loading.formats import LAYOUTS, Checkpoint, config_of, load_state, sizes_of
+from endofm_lab.model.loading.formats import LAYOUTS, OF_OTHERS, Checkpoint, config_of, load_state, sizes_of
 from endofm_lab.model.loading.image_weights import spatial_part
 from endofm_lab.model.loading.locate import locate
 from endofm_lab.model.loading.released import NETWORKS
@@ -146,7 +146,7 @@ def _compared(checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, list[str],
             module: nn.Module
             if checkpoint.card:
                 module, tensors = build_model(checkpoint.card), checkpoint.tensors
-                if checkpoint.layout == "transformers":  # its other tensors are no part of the model
+                if checkpoint.layout in OF_OTHERS:  # its other tensors are no part of the model
                     module, tensors = module.get_submodule("backbone"), checkpoint.backbone
                 sizes = {name: value for name, value in checkpoint.card.backbone.items() if name not in ("kind", CLASS)}
             else:

@@ -18,7 +18,7 @@ from endofm_lab.model import frame
 from endofm_lab.model.card import CARD_FILE, HANDED_OVER, WEIGHTS_FILE, ModelCard
 from endofm_lab.model.encoder import Encoder
 from endofm_lab.model.loading import downstream
-from endofm_lab.model.loading.formats import Checkpoint, config_of, load_state
+from endofm_lab.model.loading.formats import OF_OTHERS, Checkpoint, config_of, load_state
 from endofm_lab.model.loading.image_weights import spatial_part
 from endofm_lab.model.loading.initialisation import initialise, public_name, record_of
 from endofm_lab.model.loading.inspection import CheckpointReport, inspect_checkpoint
@@ -100,10 +100,10 @@ def load_model(path_or_name: str | Path, allow: Allowed = (), device: str = "cpu
         path_or_name: "demo" (the weights in the package), a model folder as `save_model` writes it, a released
             checkpoint with a video transformer, image weights of a plain vision transformer (DINO, DINOv2 without
             registers, timm's ViTs), a folder of `transformers` with VideoMAE, V-JEPA 2, TimeSformer or ViViT, a Hugging
-            Face Hub id of any of these (``hf:owner/name``), or an image model of timm with its weights from the Hub
-            (``timm:eva02_base_patch14_224.mim_in22k``). Released checkpoints have no head, or
-            theirs: PolypDiag's classes, the CVC-12k segmenter's masks, the KUMC detector's boxes. Image weights become
-            an encoder of single frames without a head.
+            Face Hub id of any of these (``hf:owner/name``), a file of torchvision's video models, or an image model of
+            timm with its weights from the Hub (``timm:eva02_base_patch14_224.mim_in22k``). Released checkpoints have no
+            head, or theirs: PolypDiag's classes, the CVC-12k segmenter's masks, the KUMC detector's boxes. Image
+            weights become an encoder of single frames without a head.
         allow: code that a model folder may name besides the library's own encoders and heads: packages or modules
             ("my_package"), single classes ("my_package.encoders:Mine"), or classes themselves. A folder cannot make the
             library import anything that is not named here or in `endofm_lab.allow`.
@@ -124,7 +124,7 @@ def _loaded(path_or_name: str | Path) -> VideoModel:
     if str(path_or_name).startswith("timm:"):
         return build_frame_model(str(path_or_name).removeprefix("timm:"), weights=frame.HUB).eval()
     checkpoint = load_state(locate(path_or_name))
-    if checkpoint.layout == "transformers" and checkpoint.card is not None:
+    if checkpoint.layout in OF_OTHERS and checkpoint.card is not None:
         keys = list(checkpoint.backbone)
         record = record_of(checkpoint, checkpoint.card.name, keys, keys, resized=[], folded=[])
         card = replace(checkpoint.card, initialisation=record, weights_sha256=checkpoint.sha256)

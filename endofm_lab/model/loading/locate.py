@@ -9,6 +9,7 @@ from endofm_lab.familiarity.statistics import FAMILIARITY_FILE
 from endofm_lab.model.card import CARD_FILE, WEIGHTS_FILE
 from endofm_lab.model.others.hugging_face_config import FAMILIES
 from endofm_lab.model.others.hugging_face_folder import FILES, is_folder_of_transformers, model_type
+from endofm_lab.model.others.torchvision_video import TORCHVISION
 
 PACKAGE_WEIGHTS = Path(__file__).parents[2] / "weights"  # endofm_lab/weights/<name>/
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -65,6 +66,11 @@ def locate(path_or_name: str | Path) -> Path:
     looks_like_hub_id = HUB_ID.fullmatch(name) and not name.endswith(_FILE_ENDINGS) and not name.startswith(".")
     if looks_like_hub_id and not path.parent.exists():
         return _fetched(name, name)
+    if name.startswith(TORCHVISION):
+        raise CheckpointError(
+            f"{name}: Weights of torchvision are not fetched. Download the file whose address torchvision's "
+            "documentation gives, and give its path; for random weights, start from scratch with this name as size."
+        )
     raise CheckpointError(
         f"{name}: There is no such file or folder; give a weights file, a model folder, 'demo', or a Hugging Face Hub "
         "id as hf:owner/name."
