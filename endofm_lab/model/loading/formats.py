@@ -180,12 +180,12 @@ def _of_transformers(folder: Path) -> Checkpoint:
 
 def _of_torchvision(path: Path, name: str, tensors: dict[str, Tensor]) -> Checkpoint:
     """The video encoder in a file of torchvision, with a card that says what its architecture says."""
-    config, known = torchvision_video.TorchvisionConfig(name), torchvision_video.ARCHITECTURES[name]
-    classifier, normalisation = f"{known.classifier}.", f"those of the published weights of {name}"
+    config, architecture = torchvision_video.TorchvisionConfig(name), torchvision_video.ARCHITECTURES[name]
+    classifier, normalisation = f"{architecture.classifier}.", f"those of the published weights of {name}"
     card = ModelCard(
         name=path.stem,
         backbone=torchvision_video.TorchvisionVideo.describe(config),
-        input=replace(known.input, size_px=config.image_px),
+        input=replace(architecture.input, size_px=config.image_px),
         clip=ClipSpec(n_frames=config.frames, stride=2),
         data={"description": f"{name}. Its mean and std are {normalisation}."},
     )

@@ -107,9 +107,9 @@ class TorchvisionConfig:
                 f"The architecture is {self.architecture!r}; of torchvision's video models, this version knows "
                 f"{', '.join(ARCHITECTURES)}."
             )
-        known = ARCHITECTURES[self.architecture]
-        object.__setattr__(self, "image_px", self.image_px or known.image_px)
-        object.__setattr__(self, "frames", self.frames or known.frames)
+        architecture = ARCHITECTURES[self.architecture]
+        object.__setattr__(self, "image_px", self.image_px or architecture.image_px)
+        object.__setattr__(self, "frames", self.frames or architecture.frames)
         self.check(self.frames, self.image_px)
 
     def check(self, frames: int, px: int) -> None:
@@ -118,16 +118,16 @@ class TorchvisionConfig:
         Raises:
             UserError: the message names the possible sizes.
         """
-        known = ARCHITECTURES[self.architecture]
-        if known.fixed and (frames, px) != (known.frames, known.image_px):
+        architecture = ARCHITECTURES[self.architecture]
+        if architecture.fixed and (frames, px) != (architecture.frames, architecture.image_px):
             raise UserError(
-                f"Clips have {frames} frames of {px} px; {self.architecture} takes {known.frames} frames of "
-                f"{known.image_px} px only, as its positions belong to them."
+                f"Clips have {frames} frames of {px} px; {self.architecture} takes {architecture.frames} frames of "
+                f"{architecture.image_px} px only, as its positions belong to them."
             )
-        if not 1 <= px <= 4096 or not 1 <= frames <= 4096 or frames % known.n or px % known.patch_px:
+        if not 1 <= px <= 4096 or not 1 <= frames <= 4096 or frames % architecture.n or px % architecture.patch_px:
             raise UserError(
-                f"Clips have {frames} frames of {px} px; {self.architecture} takes multiples of {known.n} frames and "
-                f"of {known.patch_px} px."
+                f"Clips have {frames} frames of {px} px; {self.architecture} takes multiples of {architecture.n} frames "
+                f"and of {architecture.patch_px} px."
             )
 
     @property
@@ -149,11 +149,11 @@ class TorchvisionVideo(Encoder):
 
     def __init__(self, config: TorchvisionConfig) -> None:
         super().__init__(config)
-        known = ARCHITECTURES[config.architecture]
-        self.has_cls = known.has_cls  # type: ignore[misc]  # of the architecture, not of the class
-        self.frames_per_token = known.n
-        self.net: Any = known.build()
-        setattr(self.net, known.classifier, nn.Identity())
+        architecture = ARCHITECTURES[config.architecture]
+        self.has_cls = architecture.has_cls  # type: ignore[misc]  # of the architecture, not of the class
+        self.frames_per_token = architecture.n
+        self.net: Any = architecture.build()
+        setattr(self.net, architecture.classifier, nn.Identity())
 
     def layers(self) -> list[nn.Module]:
         """Embeddings, blocks or stages, and the last norm if there is one."""
@@ -204,10 +204,12 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> str | None:
     """The architecture whose tensors a file of torchvision has, by names and shapes; None if it is of no such model."""
     if not {"conv_proj.weight", "features.0.0.attn.qkv.weight", "stem.0.weight"} & tensors.keys():
         return None
-    for name, known in ARCHITECTURES.items():
+    for name, architecture in ARCHITECTURES.items():
         with torch.device("meta"):
-            state = known.build().state_dict()
-        expected = {key: t.shape for key, t in state.items() if not key.startswith(f"{known.classifier}.")}
-        if expected == {key: t.shape for key, t in tensors.items() if not key.startswith(f"{known.classifier}.")}:
+            state = architecture.build().state_dict()
+        expected = {key: t.shape for key, t in state.items() if not key.startswith(f"{architecture.classifier}.")}
+        if expected == {
+            key: t.shape for key, t in tensors.items() if not key.startswith(f"{architecture.classifier}.")
+        }:
             return name
     return None
