@@ -126,8 +126,8 @@ class TorchvisionConfig:
             )
         if not 1 <= px <= 4096 or not 1 <= frames <= 4096 or frames % architecture.n or px % architecture.patch_px:
             raise UserError(
-                f"Clips have {frames} frames of {px} px; {self.architecture} takes multiples of {architecture.n} frames "
-                f"and of {architecture.patch_px} px."
+                f"Clips have {frames} frames of {px} px; {self.architecture} takes multiples of {architecture.n} "
+                f"frames and of {architecture.patch_px} px."
             )
 
     @property
