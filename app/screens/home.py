@@ -109,7 +109,8 @@ show_doors()
 row = st.container(horizontal=True)
 row.button("Take the tour (one minute)", icon=":material/tour:", on_click=tour.start)
 try:
-    left, right = st.columns([3, 2], gap="large")
+    row = st.container(horizontal=True, gap="large")  # on narrow screens the columns are below each other
+    left, right = row.container(width="stretch"), row.container(width=360)
     with left:
         show_recent()
     with right:
