@@ -44,6 +44,7 @@ RANK = {
     "figures": 10,
     "reports": 11,
     "benchmarking": 12,
+    "course": 12,
     "widgets": 12,
     "cli": 13,
 }

@@ -32,7 +32,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "embed": ("infer", "embed", "compute a vector per row of a manifest, for neighbours, shortcuts and the app's map"),
     "temporal": ("infer", "TEMPORAL", "train models of time on stored vectors, and apply them"),
     "export": ("infer", "export", "write a model as one file for use without this library: ONNX or torch.export"),
-    "notebooks": ("serve", "notebooks", "copy the lessons into a folder of your own and open them"),
+    "notebooks": (
+        "serve",
+        "notebooks",
+        "copy the lessons and open them, or write them as a site",
+    ),
     "finetune": ("train", "finetune", "train a head or a whole model on a manifest, and test it once"),
     "evaluate": ("train", "evaluate", "test a model on the test rows of a manifest"),
     "compare": ("runs", "compare", "compare finished runs in one table, with intervals and a paired test"),

@@ -113,18 +113,32 @@ def notebooks(
     reset: bool = False,
     port: int = 8888,
     headless: bool = False,
+    site: Path | None = None,
+    only: tuple[str, ...] = (),
 ) -> None:
     """Copy the lessons into a folder of your own and open them in JupyterLab, which answers on 127.0.0.1 only.
 
-    Lessons that you changed are not overwritten.
+    Lessons that you changed are not overwritten. With --site the original lessons are executed and written as pages
+    with their results, and JupyterLab is not started.
 
     Args:
         into: folder for your copies of the lessons.
         reset: restore the original lessons; your changes in them are lost.
         port: port that the server listens on.
         headless: serve without opening a browser.
+        site: folder for a static site of the executed lessons, which needs no network; a stopped command continues.
+        only: numbers of the lessons to execute for the site, such as 01 05; by default all.
     """
     require("jupyterlab", "notebooks", "The lessons")
+    if only and site is None:
+        raise UserError("--only chooses lessons for the site. Give the folder of the site with --site.")
+    if site is not None:
+        from endofm_lab.course.site import write_site  # loads Plotly
+
+        pages = write_site(LESSONS, site, only)
+        output.written(pages[0])
+        output.result({"pages": pages})
+        return
     copied, changed = copy_lessons(into, reset)
     if copied:
         output.say(f"{len(copied)} lessons were copied to {into.absolute()}.")
