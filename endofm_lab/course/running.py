@@ -86,9 +86,11 @@ def execute(lesson: Path, site: Path) -> Any:
         )
         try:
             client.execute(env={**os.environ, "PLOTLY_RENDERER": "plotly_mimetype"}, stderr=subprocess.DEVNULL)
-        except (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError) as error:
+        except Exception as error:
             if getattr(client, "_async_cleanup_kernel_future", None) is not None:  # nbclient ended the kernel at Ctrl-C
                 raise KeyboardInterrupt from error
+            if not isinstance(error, CellExecutionError | CellTimeoutError | DeadKernelError):
+                raise
             number = places.index(reached[-1]) + 1 if reached[-1] in places else 1
             raise UserError(
                 f"Lesson {lesson.stem} stopped in code cell {number} of {len(places)}: {_reason(error)} "
@@ -110,10 +112,12 @@ def _state(lesson: Path) -> dict[str, str]:
 
 def _reason(error: Exception) -> str:
     """Name and message of the error in a cell, without the traceback and its colours."""
-    if not hasattr(error, "ename"):
-        kind = "it took too long." if "imed out" in str(error) else "its kernel died, perhaps for lack of memory."
-        return kind
-    text = re.sub(r"\x1b\[[0-9;]*m", "", f"{error.ename}: {error.evalue}".rstrip(": "))
+    name = getattr(error, "ename", None)  # of nbclient's CellExecutionError
+    if name is None:
+        return (
+            "It took too long." if isinstance(error, TimeoutError) else "Its kernel died, perhaps for lack of memory."
+        )
+    text = re.sub(r"\x1b\[[0-9;]*m", "", f"{name}: {getattr(error, 'evalue', '')}".rstrip(": "))
     return shortened(text, 150).rstrip(".") + "."
 
 

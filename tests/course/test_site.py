@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -137,6 +138,14 @@ def test_a_failing_cell_is_named_with_its_lesson_and_leaves_nothing_half_written
         site.write_site(tmp_path / "lessons", tmp_path / "site")
     assert str(error.value).endswith("to see why.")
     assert [path.name for path in (tmp_path / "site").rglob("*")] == ["executed"]
+
+
+def test_an_interrupted_lesson_ends_its_kernel_and_leaves_nothing(tmp_path):
+    lesson(tmp_path / "01_slow.ipynb", "import os, signal, time; os.kill(os.getppid(), signal.SIGINT); time.sleep(60)")
+    children = set(psutil.Process().children())
+    with pytest.raises(KeyboardInterrupt):
+        running.execute(tmp_path / "01_slow.ipynb", tmp_path / "site")
+    assert set(psutil.Process().children()) <= children and not (tmp_path / "site").exists()
 
 
 def picture(side: int) -> str:
