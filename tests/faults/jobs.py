@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 
 from endofm_lab import predict
+from endofm_lab.benchmarking.run import benchmark
 from endofm_lab.data import phantom_set
 from endofm_lab.data.manifest import read_manifest, write_manifest
 from endofm_lab.data.prepare.prepare import prepare
@@ -41,7 +42,8 @@ from endofm_lab.training.checkpoints import Checkpoints
 from endofm_lab.video.reader import write_video
 from tests.pretraining.runs import micro
 
-TIMED = ("time", "command")
+TIMED = ("time", "command", "seconds", "features_s", "peak_mb", "interrupted", "run_sha256")  # of a report with a time
+COSTS = ("costs.json", "benchmark.html")  # seconds and memory among the numbers
 LABELS = ("normal", "polyp")
 
 
@@ -118,6 +120,13 @@ def _finetune(start: Start, **settings: Any) -> Callable[[Inputs, Path], None]:
     return run
 
 
+def _benchmark(inputs: Inputs, out: Path) -> None:
+    tasks = {"pictures": {"manifest": str(inputs.pictures), "clips": 1}}
+    methods = ["knn", "linear probe"]
+    source = {"encoders": {"own": str(inputs.model)}, "tasks": tasks, "methods": methods, "degradations": ["darkness"]}
+    list(benchmark(source, out))
+
+
 def _pretrain(inputs: Inputs, out: Path) -> None:
     list(pretrain(micro(inputs.clips, out, steps=4, batch=2)))
 
@@ -151,6 +160,7 @@ JOBS: dict[str, Callable[[Inputs, Path], None]] = {
         Start("scratch", size="timm:vit_micro"), balanced=True, augmentation="strong", optimiser="adabelief"
     ),
     "linear probe": _finetune(Start("scratch", size="timm:vit_micro"), method="linear probe"),
+    "benchmark": _benchmark,
     "pretrain": _pretrain,
     "prepare": _prepare,
     "phantom": _phantom,
@@ -184,7 +194,7 @@ def digests(folder: Path) -> dict[str, str]:
     hashes = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if not path.is_file() or path.name in ("hashes.json", "journal.jsonl"):
+        if not path.is_file() or path.name in ("hashes.json", "journal.jsonl", *COSTS):
             continue
         content = path.read_bytes()
         if path.name == "log.jsonl":
@@ -192,6 +202,8 @@ def digests(folder: Path) -> dict[str, str]:
             content = json.dumps(
                 [{k: v for k, v in r.items() if k not in ("data_s", "step_s")} for r in records]
             ).encode()
+        if path.name == "benchmark.csv":
+            content = pd.read_csv(path).drop(columns=list(TIMED), errors="ignore").to_csv().encode()
         if path.suffix == ".json":
             content = json.dumps(_untimed(json.loads(content))).encode()
         if path.suffix == ".pt":  # its bytes number the tensors as they came; what counts is what they hold
