@@ -76,6 +76,8 @@ class DinoConfig(Objective):
         for name in ("centre_momentum", "momentum"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}; give a number from 0 to 1.")
+        if self.hidden < 1 or self.bottleneck < 1:
+            raise UserError(f"hidden is {self.hidden}, bottleneck {self.bottleneck}; give widths of at least 1.")
         if self.prototypes < 2:
             raise UserError(f"prototypes is {self.prototypes}; at least 2 are needed to tell anything apart.")
 

@@ -45,6 +45,8 @@ class ContrastConfig(Objective):
     momentum: float = 0.996
 
     def __post_init__(self) -> None:
+        if self.width < 1 or self.hidden < 1:
+            raise UserError(f"width is {self.width}, hidden {self.hidden}; give widths of at least 1.")
         if not (self.temperature > 0 and self.queue > 0 and 0 <= self.momentum <= 1):
             raise UserError(
                 f"temperature is {self.temperature}, queue {self.queue}, momentum {self.momentum}; give a temperature "

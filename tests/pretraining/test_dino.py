@@ -186,7 +186,15 @@ def test_the_temperature_of_the_teacher_warms_up():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"student_temperature": 0}, {"teacher_temperature": -1}, {"momentum": 1.5}, {"prototypes": 1}]
+    "wrong",
+    [
+        {"student_temperature": 0},
+        {"teacher_temperature": -1},
+        {"momentum": 1.5},
+        {"prototypes": 1},
+        {"hidden": 0},
+        {"bottleneck": -1},
+    ],
 )
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):

@@ -123,3 +123,9 @@ def test_impossible_masks_are_refused(wrong):
 def test_impossible_contrasts_are_refused():
     with pytest.raises(UserError, match="temperature"):
         ContrastConfig(temperature=0.0)
+
+
+@pytest.mark.parametrize("wrong", [{"width": -1}, {"hidden": 0}, {"temperature": 0}, {"queue": 0}, {"momentum": 2}])
+def test_impossible_settings_of_the_contrast_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        ContrastConfig(**wrong)
