@@ -19,8 +19,11 @@ def url(tmp_path_factory):
 
 
 def choose(page, label, option):
-    page.get_by_role("combobox", name=label, exact=True).click()
-    page.get_by_role("option", name=option).click()
+    field = page.get_by_role("combobox", name=label, exact=True)
+    field.scroll_into_view_if_needed()
+    field.click()
+    field.press_sequentially(option)
+    field.press("Enter")
     page.wait_for_timeout(700)
     settled(page)
 
