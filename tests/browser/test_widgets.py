@@ -99,7 +99,7 @@ def test_the_slider_moves_the_frame_and_a_click_on_a_patch_changes_the_map(page,
     assert page.get_by_role("slider", name="Block").count() == 1, "a screen reader says which slider it is"
     page.locator(".endofm-explorer select").first.focus()
     page.keyboard.press("ArrowDown")
-    page.wait_for_selector("text=/looks, block 1, head max/", timeout=60_000)
+    page.wait_for_selector("text=/looks in block 1, head max/", timeout=60_000)
     assert page.evaluate("document.activeElement.tagName") == "SELECT", "the arrow key stayed in the list"
     pictures = page.locator(".js-plotly-plot image").first
     before = pictures.get_attribute("href") or pictures.get_attribute("xlink:href")
