@@ -26,7 +26,7 @@ def export(figure: go.Figure, path: str | Path) -> Path:
         raise UserError(f"{path}: The ending of a figure's file must be one of {', '.join(get_args(FigureFormat))}.")
     with atomic_path(path) as temporary:
         if ending == "html":
-            figure.write_html(temporary, include_plotlyjs=True, config=CONFIG)
+            figure.write_html(temporary, include_plotlyjs=True, config=dict(CONFIG))
             return path
         try:
             figure.write_image(temporary, format=ending, scale=2)

@@ -151,7 +151,7 @@ def _item(item: Item) -> str:
     if isinstance(item, Markup):
         return item.html
     if isinstance(item, go.Figure):
-        return item.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)
+        return item.to_html(full_html=False, include_plotlyjs=False, config=dict(CONFIG))
     if isinstance(item, pd.DataFrame):
         with pd.option_context("display.max_colwidth", None):  # a long cell is shown whole
             table = item.to_html(index=False, border=0, escape=True, float_format=lambda value: f"{value:.4g}")

@@ -84,6 +84,7 @@ def test_no_display_of_a_figure_offers_to_upload_it(tmp_path):
     pages = [export(figure, tmp_path / "one.html"), write_report(tmp_path / "two.html", "t", [("s", [figure])])]
     for page in pages:
         assert '"showSendToCloud": false' in page.read_text()
+    assert CONFIG["plotlyServerURL"] == "", "Plotly changes what it is given"
     assert set(figure.layout.modebar.remove) == {"sendDataToCloud", "editInChartStudio"}, "whoever shows it"
 
 
