@@ -1,8 +1,8 @@
 """The largest difference between models and what `endofm_lab.export` writes: python -m docs.experiments.export_parity.
 
 Base and small are drawn at random (with a temporal part that is not zero), small-96px is small for 4 frames of 96 px,
-demo is the model in the package, and the segmenter is the paper's: a convolutional stem, a ViT-S and a TransUNet head,
-drawn at random.
+demo is the model in the package, the segmenter is the paper's: a convolutional stem, a ViT-S and a TransUNet head,
+drawn at random, and polyp-segmenter has the architecture that `endofm-lab models build polyp-segmenter` trains.
 """
 
 import argparse
@@ -38,12 +38,19 @@ def segmenter() -> VideoModel:
     return Start("scratch", size="small").build("mask", HeadSpec("mask", ("lesion",), form="transunet"), seed=0).eval()
 
 
+def polyp_segmenter() -> VideoModel:
+    """The network of the recipe polyp-segmenter: single frames of 252 px, a ViT-S/14 and a mask head."""
+    start = Start("scratch", size="timm:vit_small_patch14_dinov2.lvd142m", n_frames=1, stride=1, image_px=252)
+    return start.build("mask", HeadSpec("mask", ("polyp",)), seed=0).eval()
+
+
 MODELS = {
     "demo": lambda: lab.load_model("demo"),
     "small": lambda: of_preset("small"),
     "small-96px": lambda: of_preset("small", image_px=96, frames=4),
     "base": lambda: of_preset("base"),
     "segmenter": segmenter,
+    "polyp-segmenter": polyp_segmenter,
 }
 
 
